@@ -1,0 +1,1 @@
+"""Trunks that have already learned, and where their weights are."""

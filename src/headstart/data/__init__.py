@@ -1,0 +1,1 @@
+"""Examples: reading, decoding, checking, splitting and batching them."""

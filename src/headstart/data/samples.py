@@ -1,0 +1,163 @@
+"""What one example is, and what a data set is.
+
+Nothing here reads a file: readers make these values, everything else consumes them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.errors import DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["SPLITS", "Dataset", "Kind", "Sample", "SplitName", "Target"]
+
+
+Kind = Literal["multiclass", "multilabel"]
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+Target = str | tuple[str, ...] | None
+"""A class by name; for multilabel a tuple of names (may be empty); None when unlabelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One example: a picture, what it shows, and what it belongs to.
+
+    Parameters
+    ----------
+    image : Path, bytes, array of shape (H, W[, C]) or PIL image
+        The picture; a path is opened only when it is needed.
+    target : str, tuple of str or None
+        Class by name; a tuple of names when several may hold at once.
+    group : str or None
+        Pictures of one group (a patient, a video) never lie on both sides of a split.
+    split : {"train", "val", "test"} or None
+        The part that the data's author put it in, if any.
+    """
+
+    image: Path | bytes | NDArray[Any] | Image
+    target: Target = None
+    group: str | None = None
+    split: SplitName | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the picture in front of a person: its path, or its kind."""
+        if isinstance(self.image, Path):
+            return str(self.image)
+        return f"<{type(self.image).__name__}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Examples and the names of their classes.
+
+    Parameters
+    ----------
+    samples : tuple of Sample
+    classes : tuple of str
+        Class names in a fixed order; targets are mapped to it by name, so a class that is
+        missing from one split cannot shift the others.
+    kind : {"multiclass", "multilabel"}
+    name : str
+        What to call the data set, such as the folder's name.
+    notes : tuple of str
+        What the reader recognised and why, for the person.
+
+    Examples
+    --------
+    >>> data = Dataset(
+    ...     samples=(Sample(image=b"", target="dog"), Sample(image=b"", target="cat")),
+    ...     classes=("cat", "dog"),
+    ... )
+    >>> data.targets()
+    array([1, 0])
+    >>> data.counts()
+    {'cat': 1, 'dog': 1}
+    """
+
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...]
+    kind: Kind = "multiclass"
+    name: str = "data"
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def subset(self, indices: Iterable[int]) -> Dataset:
+        """The examples at ``indices``, in that order, with the same classes."""
+        return replace(self, samples=tuple(self.samples[int(i)] for i in indices))
+
+    def split_indices(self, split: SplitName | None) -> NDArray[np.intp]:
+        """Indices of the examples of one part; None selects those without a part."""
+        chosen = [i for i, sample in enumerate(self.samples) if sample.split == split]
+        return np.asarray(chosen, dtype=np.intp)
+
+    def split(self, split: SplitName | None) -> Dataset:
+        """The examples of one part."""
+        return self.subset(self.split_indices(split))
+
+    def groups(self) -> NDArray[np.object_] | None:
+        """Group of each example, shape (n,); None when no example has one."""
+        if all(sample.group is None for sample in self.samples):
+            return None
+        return np.asarray([sample.group for sample in self.samples], dtype=object)
+
+    def targets(self) -> NDArray[np.intp]:
+        """Targets as class indices.
+
+        Returns
+        -------
+        array
+            Shape (n,) of indices into ``classes`` for multiclass; shape (n, n_classes) of
+            0 and 1 for multilabel.
+
+        Raises
+        ------
+        DataError
+            If an example has no label.
+        UnknownNameError
+            If an example's class is not one of ``classes``.
+        """
+        position = {name: i for i, name in enumerate(self.classes)}
+        if self.kind == "multilabel":
+            table = np.zeros((len(self), len(self.classes)), dtype=np.intp)
+            for row, sample in enumerate(self.samples):
+                for label in _labels(sample):
+                    table[row, _position(label, position)] = 1
+            return table
+        return np.asarray(
+            [_position(_labels(sample)[0], position) for sample in self.samples], dtype=np.intp
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many examples carry each class, in the order of ``classes``; zero included."""
+        tally = Counter(label for s in self.samples for label in _labels(s, missing_ok=True))
+        return {name: tally[name] for name in self.classes}
+
+
+def _labels(sample: Sample, *, missing_ok: bool = False) -> tuple[str, ...]:
+    if sample.target is None:
+        if missing_ok:
+            return ()
+        raise DataError(f"Expected every example to have a label, got none for {sample.name}.")
+    return (sample.target,) if isinstance(sample.target, str) else sample.target
+
+
+def _position(label: str, position: dict[str, int]) -> int:
+    try:
+        return position[label]
+    except KeyError:
+        raise UnknownNameError("class", label, position) from None

@@ -1,0 +1,1 @@
+"""How a model learns; one module a method, one contract in method.py."""

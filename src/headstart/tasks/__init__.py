@@ -1,0 +1,1 @@
+"""What is asked of a picture; one module a task, one contract in task.py."""
