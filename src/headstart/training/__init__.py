@@ -1,0 +1,1 @@
+"""How parameters are moved: the convex solver of the linear probe."""

@@ -1,0 +1,235 @@
+"""Regularised logistic regression, solved to convergence along a path of penalties.
+
+Minimises, over weights W and an unpenalised bias b,
+
+    sum_i v_i * loss(y_i, x_i W + b) / sum_i v_i  +  penalty / 2 * ||W||^2
+
+with the softmax cross-entropy (multiclass) or the sum over labels of the sigmoid
+cross-entropy (binary and multilabel). With scikit-learn's ``C`` the same problem has
+``penalty = 1 / (C * sum_i v_i)``; the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.errors import HeadstartError
+
+__all__ = ["Basis", "Solution", "principal_basis", "solve_path"]
+
+Array = NDArray[np.floating[Any]]
+Loss = Literal["softmax", "sigmoid"]
+
+GRADIENT_TOLERANCE = 1e-6
+MAX_ITERATIONS = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """A shift, one scale for all features, and an orthonormal rotation.
+
+    The penalty is blind to rotations, so the problem in this basis is the same problem, but
+    small (at most n coordinates) and nearly diagonal (so that L-BFGS needs few steps).
+    """
+
+    mean: Array
+    scale: float
+    rotation: Array
+
+    def apply(self, features: Array) -> Array:
+        """Coordinates of shape (n, r) for features of shape (n, d)."""
+        return np.asarray((features - self.mean) @ self.rotation / self.scale)
+
+    def undo(self, weight: Array, bias: Array) -> tuple[Array, Array]:
+        """Weights (d, k) and bias (k,) that act on raw features as these act on coordinates."""
+        raw = self.rotation @ weight / self.scale
+        return raw, bias - self.mean @ raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """The minimiser for one penalty.
+
+    Parameters
+    ----------
+    penalty : float
+    weight : array, shape (r, k)
+    bias : array, shape (k,)
+    iterations : int
+    """
+
+    penalty: float
+    weight: Array
+    bias: Array
+    iterations: int
+
+    def logits(self, coordinates: Array) -> Array:
+        """Linear scores, shape (n, k)."""
+        return np.asarray(coordinates @ self.weight + self.bias)
+
+
+def principal_basis(features: Array) -> Basis:
+    """Basis of the features' span, scaled so that the mean squared norm is one.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+
+    Returns
+    -------
+    Basis
+        With r = min(n, d) coordinates.
+
+    Raises
+    ------
+    HeadstartError
+        If a feature is not a finite number.
+
+    Examples
+    --------
+    >>> basis = principal_basis(np.array([[0.0], [4.0]]))
+    >>> np.abs(basis.apply(np.array([[2.0], [4.0]])))
+    array([[0.],
+           [1.]])
+    """
+    x = np.asarray(features, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise HeadstartError(
+            "Expected every feature to be finite, got NaN or infinity; "
+            "do check the backbone's weights, or force the fp32 engine."
+        )
+    mean = x.mean(axis=0)
+    centred = x - mean
+    scale = float(np.sqrt(np.square(centred).sum() / len(x))) or 1.0
+    if len(x) < x.shape[1]:
+        rotation = np.linalg.svd(centred, full_matrices=False)[2].T
+    else:
+        # The eigenvectors are orthonormal to machine precision whatever the conditioning.
+        rotation = np.linalg.eigh(centred.T @ centred)[1]
+    return Basis(mean=mean, scale=scale, rotation=rotation)
+
+
+def solve_path(
+    coordinates: Array,
+    targets: NDArray[np.integer[Any]],
+    penalties: Sequence[float],
+    *,
+    loss: Loss,
+    weights: Array | None = None,
+) -> Iterator[Solution]:
+    """Yield the minimiser for each penalty, each started from the one before.
+
+    Parameters
+    ----------
+    coordinates : array, shape (n, r)
+    targets : array, shape (n, k)
+        One-hot rows for softmax, 0 and 1 for sigmoid.
+    penalties : sequence of float
+        Best given from strong to weak: a strongly penalised problem is quickly solved.
+    loss : {"softmax", "sigmoid"}
+    weights : array, shape (n,), optional
+        Importance of each example.
+
+    Yields
+    ------
+    Solution
+
+    Raises
+    ------
+    HeadstartError
+        If the solver does not reach a gradient of ``GRADIENT_TOLERANCE``.
+
+    Examples
+    --------
+    >>> x, y = np.array([[-1.0], [1.0]]), np.array([[0], [1]])
+    >>> [solution] = solve_path(x, y, [1.0], loss="sigmoid")
+    >>> w = solution.weight.item()  # stationary: w = sigmoid(-w)
+    >>> bool(abs(w - 1 / (1 + np.exp(w))) < 1e-6)
+    True
+    """
+    n, k = targets.shape
+    share = np.full(n, 1.0 / n) if weights is None else weights / weights.sum()
+    y = targets.astype(np.float64)
+    spread = share @ np.square(coordinates)
+    start = np.zeros((coordinates.shape[1] + 1, k))
+    for penalty in penalties:
+        # At zero weights the Hessian is diag(spread) * p(1-p) + penalty: scaling by its root
+        # makes all directions alike.
+        root = np.sqrt(np.append(spread / 4 + penalty, 0.25))[:, None]
+        objective = _objective(coordinates, y, share, penalty, root, _LOSSES[loss])
+        solved, iterations = _minimise(objective, start * root)
+        start = solved / root
+        yield Solution(
+            penalty=penalty, weight=start[:-1], bias=start[-1].copy(), iterations=iterations
+        )
+
+
+def _objective(
+    x: Array, y: Array, share: Array, penalty: float, root: Array, loss: Callable[..., Any]
+) -> Callable[[Array], tuple[float, Array]]:
+    def value_and_gradient(flat: Array) -> tuple[float, Array]:
+        params = flat.reshape(root.shape[0], -1) / root
+        weight, bias = params[:-1], params[-1]
+        losses, residual = loss(x @ weight + bias, y)
+        residual *= share[:, None]
+        gradient = np.vstack([x.T @ residual + penalty * weight, residual.sum(axis=0)])
+        value = share @ losses + penalty / 2 * np.square(weight).sum()
+        return float(value), (gradient / root).ravel()
+
+    return value_and_gradient
+
+
+def _minimise(objective: Callable[[Array], tuple[float, Array]], start: Array) -> tuple[Array, int]:
+    from scipy.optimize import minimize
+
+    result = minimize(
+        objective,
+        start.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={
+            "gtol": GRADIENT_TOLERANCE,
+            "ftol": 1e-15,
+            "maxiter": MAX_ITERATIONS,
+            "maxfun": 2 * MAX_ITERATIONS,
+            "maxcor": 20,
+        },
+    )
+    steepest = float(np.abs(result.jac).max())
+    # The line search also stops where float64 cannot tell two values apart; that is as good.
+    if not steepest <= 100 * GRADIENT_TOLERANCE:  # also true for NaN
+        raise HeadstartError(
+            f"Expected the probe's solver to reach a gradient of {GRADIENT_TOLERANCE:g}, got "
+            f"{steepest:g} after {result.nit} steps ({result.message}); "
+            "do check the features for extremely large values."
+        )
+    return result.x.reshape(start.shape), int(result.nit)
+
+
+def _softmax_loss(logits: Array, y: Array) -> tuple[Array, Array]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponential = np.exp(shifted)
+    total = exponential.sum(axis=1, keepdims=True)
+    losses = np.log(total[:, 0]) - (y * shifted).sum(axis=1)
+    exponential /= total
+    exponential -= y
+    return losses, exponential
+
+
+def _sigmoid_loss(logits: Array, y: Array) -> tuple[Array, Array]:
+    losses = (np.logaddexp(0.0, logits) - y * logits).sum(axis=1)
+    # exp of a non-positive number only: never overflows.
+    decay = np.exp(-np.abs(logits))
+    probability = np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
+    return losses, probability - y
+
+
+_LOSSES: dict[Loss, Callable[[Array, Array], tuple[Array, Array]]] = {
+    "softmax": _softmax_loss,
+    "sigmoid": _sigmoid_loss,
+}
