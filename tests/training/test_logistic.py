@@ -51,6 +51,16 @@ def test_multilabel_is_one_binary_problem_for_each_label():
         np.testing.assert_allclose(joint.weight[:, column], reference.coef_[0], atol=2e-4)
 
 
+def test_labels_can_be_weighted_one_by_one():
+    x, labels = problem(100, 5, 4)
+    table = np.stack([labels % 2, labels // 2], axis=1)
+    weights = np.random.default_rng(2).uniform(0.2, 3.0, table.shape)
+    [joint] = solve_path(x, table, [1e-2], loss="sigmoid", weights=weights)
+    for column in range(2):
+        reference = scikit(x, table[:, column], 1e-2, weights[:, column])
+        np.testing.assert_allclose(joint.weight[:, column], reference.coef_[0], atol=2e-4)
+
+
 def test_path_does_not_depend_on_where_it_starts():
     x, labels = problem(80, 6, 3)
     one_hot = np.eye(3)[labels]

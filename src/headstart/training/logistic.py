@@ -132,8 +132,8 @@ def solve_path(
     penalties : sequence of float
         Best given from strong to weak: a strongly penalised problem is quickly solved.
     loss : {"softmax", "sigmoid"}
-    weights : array, shape (n,), optional
-        Importance of each example.
+    weights : array, shape (n,) or (n, k), optional
+        Importance of each example, or with the sigmoid loss of each label of each example.
 
     Yields
     ------
@@ -153,14 +153,16 @@ def solve_path(
     True
     """
     n, k = targets.shape
-    share = np.full(n, 1.0 / n) if weights is None else weights / weights.sum()
+    share = np.ones((n, 1)) if weights is None else np.asarray(weights).reshape(n, -1)
+    share = share / share.sum(axis=0)
     y = targets.astype(np.float64)
-    spread = share @ np.square(coordinates)
+    spread = np.square(coordinates).T @ share
     start = np.zeros((coordinates.shape[1] + 1, k))
     for penalty in penalties:
         # At zero weights the Hessian is diag(spread) * p(1-p) + penalty: scaling by its root
         # makes all directions alike.
-        root = np.sqrt(np.append(spread / 4 + penalty, 0.25))[:, None]
+        bias_row = np.full((1, spread.shape[1]), 0.25)
+        root = np.sqrt(np.vstack([spread / 4 + penalty, bias_row]))
         objective = _objective(coordinates, y, share, penalty, root, _LOSSES[loss])
         solved, iterations = _minimise(objective, start * root)
         start = solved / root
@@ -176,9 +178,9 @@ def _objective(
         params = flat.reshape(root.shape[0], -1) / root
         weight, bias = params[:-1], params[-1]
         losses, residual = loss(x @ weight + bias, y)
-        residual *= share[:, None]
+        residual *= share
         gradient = np.vstack([x.T @ residual + penalty * weight, residual.sum(axis=0)])
-        value = share @ losses + penalty / 2 * np.square(weight).sum()
+        value = (share * losses).sum() + penalty / 2 * np.square(weight).sum()
         return float(value), (gradient / root).ravel()
 
     return value_and_gradient
@@ -215,14 +217,14 @@ def _softmax_loss(logits: Array, y: Array) -> tuple[Array, Array]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponential = np.exp(shifted)
     total = exponential.sum(axis=1, keepdims=True)
-    losses = np.log(total[:, 0]) - (y * shifted).sum(axis=1)
+    losses = np.log(total) - (y * shifted).sum(axis=1, keepdims=True)
     exponential /= total
     exponential -= y
     return losses, exponential
 
 
 def _sigmoid_loss(logits: Array, y: Array) -> tuple[Array, Array]:
-    losses = (np.logaddexp(0.0, logits) - y * logits).sum(axis=1)
+    losses = np.logaddexp(0.0, logits) - y * logits
     # exp of a non-positive number only: never overflows.
     decay = np.exp(-np.abs(logits))
     probability = np.where(logits >= 0, 1.0, decay) / (1.0 + decay)

@@ -1,0 +1,71 @@
+"""Heads on pooled features: one vector a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.errors import ModelFileError
+
+__all__ = ["LinearHead"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearHead:
+    """One linear layer: logits = features @ weight.T + bias.
+
+    Parameters
+    ----------
+    weight : array, shape (n_outputs, width)
+    bias : array, shape (n_outputs,)
+
+    Examples
+    --------
+    >>> head = LinearHead(weight=np.array([[1.0, 2.0]]), bias=np.array([0.5]))
+    >>> head.logits(np.array([[1.0, 1.0]]))
+    array([[3.5]])
+    """
+
+    weight: NDArray[np.floating[Any]]
+    bias: NDArray[np.floating[Any]]
+
+    @property
+    def width(self) -> int:
+        """Number of features that the head reads."""
+        return int(self.weight.shape[1])
+
+    def logits(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Scores of shape (n, n_outputs) for features of shape (n, width), in float64."""
+        exact = np.asarray(features, dtype=np.float64) @ self.weight.T.astype(np.float64)
+        return exact + self.bias
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """Return the parameters by name, in float32, as they are stored with a model."""
+        return {
+            "weight": np.ascontiguousarray(self.weight, dtype=np.float32),
+            "bias": np.ascontiguousarray(self.bias, dtype=np.float32),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, NDArray[Any]], *, n_outputs: int) -> LinearHead:
+        """Build the head from stored parameters.
+
+        Raises
+        ------
+        ModelFileError
+            If a parameter is missing or has another shape than the classes need.
+        """
+        missing = sorted({"weight", "bias"} - set(state))
+        if missing:
+            raise ModelFileError(f"Expected the head to have weight and bias, got no {missing}.")
+        weight, bias = state["weight"], state["bias"]
+        if weight.ndim != 2 or bias.shape != (n_outputs,) or weight.shape[0] != n_outputs:
+            raise ModelFileError(
+                f"Expected a head with {n_outputs} outputs, got weight {weight.shape} and bias "
+                f"{bias.shape}; do fetch the model again."
+            )
+        return cls(weight=weight, bias=bias)

@@ -1,0 +1,165 @@
+"""Classification: one class a picture, or any number of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.samples import Kind
+from headstart.errors import ModelFileError
+
+__all__ = ["Classification"]
+
+Array = NDArray[np.floating[Any]]
+
+MIN_POSITIVES_FOR_A_THRESHOLD = 10
+"""With fewer positive pictures the best F1 threshold is mostly luck; 0.5 is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Which class a picture shows (multiclass), or which labels hold (multilabel).
+
+    Parameters
+    ----------
+    classes : tuple of str
+        In the order of the head's outputs.
+    kind : {"multiclass", "multilabel"}
+    temperature : float
+        Logits are divided by it before they become probabilities.
+    thresholds : tuple of float
+        Multilabel only: a label is given from this probability on; empty means 0.5.
+
+    Examples
+    --------
+    >>> task = Classification(classes=("cat", "dog"))
+    >>> task.labels(task.probabilities(np.array([[0.0, 2.0]])))
+    ['dog']
+    """
+
+    classes: tuple[str, ...]
+    kind: Kind = "multiclass"
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The task's name in files and on the command line."""
+        return "classification"
+
+    def probabilities(self, logits: Array) -> NDArray[np.float64]:
+        """Probabilities of shape (n, n_classes): softmax, or a sigmoid for each label."""
+        scaled = np.asarray(logits, dtype=np.float64) / self.temperature
+        if self.kind == "multilabel":
+            return np.exp(-np.logaddexp(0.0, -scaled))
+        scaled -= scaled.max(axis=1, keepdims=True)
+        exponential = np.exp(scaled)
+        return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
+
+    def predicted(self, probabilities: Array) -> NDArray[np.intp]:
+        """Class indices (n,), or for multilabel a 0/1 table (n, n_classes)."""
+        if self.kind == "multilabel":
+            return (probabilities >= np.asarray(self.thresholds or 0.5)).astype(np.intp)
+        return np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
+
+    def labels(self, probabilities: Array) -> list[str] | list[tuple[str, ...]]:
+        """Predictions by name: a string for each picture, or for multilabel a tuple."""
+        predicted = self.predicted(probabilities)
+        if self.kind == "multilabel":
+            names = np.asarray(self.classes, dtype=object)
+            return [tuple(names[row.astype(bool)]) for row in predicted]
+        return [self.classes[index] for index in predicted]
+
+    def calibrated(self, logits: Array, targets: NDArray[np.integer[Any]]) -> Classification:
+        """Return the same task with temperature (and thresholds) fitted on held-out logits.
+
+        Parameters
+        ----------
+        logits : array, shape (n, n_classes)
+            Of pictures that the head was not trained on, such as out-of-fold logits; never of
+            the test part.
+        targets : array, shape (n,) or (n, n_classes)
+
+        Returns
+        -------
+        Classification
+
+        Reference
+        ---------
+        Guo et al., On calibration of modern neural networks, ICML 2017, section 4.2: the
+        temperature minimises the log-loss.
+        """
+        fitted = replace(self, temperature=_best_temperature(self, logits, targets))
+        if self.kind == "multiclass":
+            return fitted
+        probabilities = fitted.probabilities(logits)
+        columns = zip(targets.T, probabilities.T, strict=True)
+        return replace(fitted, thresholds=tuple(_best_threshold(*pair) for pair in columns))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The task as plain values, for model.json."""
+        return {"name": self.name, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Classification:
+        """Build the task from the plain values of ``as_dict``.
+
+        Raises
+        ------
+        ModelFileError
+            If a value is missing or makes no sense.
+        """
+        try:
+            task = cls(
+                classes=tuple(str(name) for name in values["classes"]),
+                kind=values["kind"],
+                temperature=float(values["temperature"]),
+                thresholds=tuple(float(t) for t in values["thresholds"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"Expected a classification task, got {error!r}.") from error
+        if (
+            task.kind not in {"multiclass", "multilabel"}
+            or not task.classes
+            or not (np.isfinite(task.temperature) and task.temperature > 0)
+            or len(task.thresholds) not in {0, len(task.classes)}
+        ):
+            raise ModelFileError(f"Expected a classification task that makes sense, got {values}.")
+        return task
+
+
+def _best_temperature(
+    task: Classification, logits: Array, targets: NDArray[np.integer[Any]]
+) -> float:
+    from scipy.optimize import minimize_scalar
+
+    from headstart.metrics import log_loss
+
+    def loss(log_temperature: float) -> float:
+        scaled = replace(task, temperature=float(np.exp(log_temperature)))
+        return float(log_loss(targets, scaled.probabilities(logits)))
+
+    # The log-loss is convex in 1/T, so one bounded search finds the minimum; the bounds keep
+    # perfectly separated folds from asking for infinite confidence.
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def _best_threshold(target: NDArray[np.integer[Any]], probability: Array) -> float:
+    """Probability from which on a label is given, with the largest F1; 0.5 if data are few."""
+    positives = int(target.sum())
+    if min(positives, len(target) - positives) < MIN_POSITIVES_FOR_A_THRESHOLD:
+        return 0.5
+    order = np.argsort(-probability, kind="stable")
+    ranked = probability[order]
+    hits = np.cumsum(target[order])
+    f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + positives)
+    # A cut lies between two different probabilities only.
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1.0
+    best = int(f1.argmax())
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return float((ranked[best] + below) / 2)

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from sklearn.metrics import f1_score
+
+from headstart.errors import ModelFileError
+from headstart.metrics import log_loss
+from headstart.tasks.classification import Classification
+
+ANIMALS = Classification(classes=("ant", "bee", "cat"))
+LABELS = Classification(classes=("red", "round"), kind="multilabel")
+
+
+def test_probabilities_equal_scipy():
+    logits = np.random.default_rng(0).normal(scale=40, size=(50, 3))
+    np.testing.assert_allclose(ANIMALS.probabilities(logits), softmax(logits, axis=1), atol=1e-15)
+    np.testing.assert_allclose(
+        LABELS.probabilities(logits[:, :2]), expit(logits[:, :2]), rtol=1e-12, atol=1e-300
+    )
+
+
+def test_labels_are_names():
+    assert ANIMALS.labels(np.array([[0.1, 0.2, 0.7]])) == ["cat"]
+    assert LABELS.labels(np.array([[0.9, 0.6], [0.1, 0.2]])) == [("red", "round"), ()]
+
+
+def drawn(temperature, n=4000):
+    """Logits that are too confident by a known factor."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(scale=2, size=(n, 3))
+    targets = np.array([rng.choice(3, p=p) for p in softmax(logits, axis=1)])
+    return logits * temperature, targets
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_temperature_finds_the_factor(temperature):
+    logits, targets = drawn(temperature)
+    assert ANIMALS.calibrated(logits, targets).temperature == pytest.approx(temperature, rel=0.1)
+
+
+def test_temperature_is_the_minimum_of_the_log_loss():
+    logits, targets = drawn(2.0, n=300)
+    found = ANIMALS.calibrated(logits, targets)
+    best = log_loss(targets, found.probabilities(logits))
+    for other in found.temperature * np.array([0.5, 0.9, 0.99, 1.01, 1.1, 2.0]):
+        task = Classification(classes=ANIMALS.classes, temperature=float(other))
+        assert best <= log_loss(targets, task.probabilities(logits))
+
+
+def test_perfectly_separated_folds_do_not_ask_for_infinite_confidence():
+    logits = 5.0 * np.eye(3)[[0, 1, 2]]
+    assert ANIMALS.calibrated(logits, np.array([0, 1, 2])).temperature >= 0.05
+
+
+def test_thresholds_have_the_best_f1():
+    rng = np.random.default_rng(3)
+    targets = (rng.random((200, 2)) < [0.5, 0.15]).astype(int)
+    logits = 1.5 * targets - 2.5 + rng.normal(size=targets.shape)
+    task = LABELS.calibrated(logits, targets)
+    probabilities = task.probabilities(logits)
+    ours = f1_score(targets, task.predicted(probabilities), average=None)
+    for column in range(2):
+        cuts = np.unique(probabilities[:, column])
+        best = max(f1_score(targets[:, column], probabilities[:, column] >= cut) for cut in cuts)
+        assert ours[column] == pytest.approx(best)
+
+
+def test_few_positives_keep_one_half():
+    targets = np.zeros((40, 2), dtype=int)
+    targets[:9] = 1
+    logits = np.random.default_rng(0).normal(size=targets.shape)
+    assert LABELS.calibrated(logits, targets).thresholds == (0.5, 0.5)
+
+
+def test_plain_values_come_back():
+    task = Classification(
+        classes=("a", "b"), kind="multilabel", temperature=2.5, thresholds=(0.5, 0.25)
+    )
+    assert Classification.from_dict(task.as_dict()) == task
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ()},
+        {"kind": "regression"},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"temperature": "warm"},
+        {"thresholds": (0.5,)},
+        {"classes": None},
+    ],
+)
+def test_values_that_make_no_sense_are_refused(change):
+    with pytest.raises(ModelFileError, match="task"):
+        Classification.from_dict(ANIMALS.as_dict() | change)
