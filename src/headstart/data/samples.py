@@ -44,12 +44,15 @@ class Sample:
         Pictures of one group (a patient, a video) never lie on both sides of a split.
     split : {"train", "val", "test"} or None
         The part that the data's author put it in, if any.
+    digest : str or None
+        Content identity of the picture, known once it has been scanned.
     """
 
     image: Path | bytes | NDArray[Any] | Image
     target: Target = None
     group: str | None = None
     split: SplitName | None = None
+    digest: str | None = None
 
     @property
     def name(self) -> str:
@@ -109,11 +112,20 @@ class Dataset:
         """The examples of one part."""
         return self.subset(self.split_indices(split))
 
-    def groups(self) -> NDArray[np.object_] | None:
-        """Group of each example, shape (n,); None when no example has one."""
+    def groups(self) -> NDArray[np.intp] | None:
+        """Group of each example as a number, shape (n,); None when no example has a group.
+
+        An example without a group is a group of its own.
+
+        >>> parts = [Sample(image=b"", group=name) for name in ("ann", None, "ann")]
+        >>> Dataset(samples=tuple(parts), classes=()).groups()
+        array([0, 1, 0])
+        """
         if all(sample.group is None for sample in self.samples):
             return None
-        return np.asarray([sample.group for sample in self.samples], dtype=object)
+        codes: dict[str | int, int] = {}
+        wanted = (s.group if s.group is not None else i for i, s in enumerate(self.samples))
+        return np.asarray([codes.setdefault(name, len(codes)) for name in wanted], dtype=np.intp)
 
     def targets(self) -> NDArray[np.intp]:
         """Targets as class indices.
