@@ -229,6 +229,21 @@ def test_undefined_resamples_are_left_out_until_they_are_most() -> None:
     assert math.isnan(mostly.low)
 
 
+def test_a_number_that_resampling_shifts_still_lies_in_its_interval() -> None:
+    """Calibration error of a calibrated model: every resample looks worse than the set."""
+    shifted = 0
+    for number in range(60):
+        y, p = two_classes(np.random.default_rng([14, number]), 100)
+
+        def error(weights: Any, y: Any = y, p: Any = p) -> Any:
+            return metrics.expected_calibration_error(y, p, sample_weight=weights)
+
+        (found,) = bootstrap_intervals(error, 100, n_resamples=200, seed=number, vectorized=True)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        shifted += found.low == 0
+    assert shifted > 20  # the truth is 0
+
+
 def test_differences_use_the_same_resamples() -> None:
     """A constant gap is seen however noisy the pictures are: only pairing can do that."""
     rng = np.random.default_rng(0)

@@ -194,7 +194,9 @@ def bootstrap_intervals(
     """Intervals of a number or of a vector of numbers, all from the same resamples.
 
     Bias-corrected and accelerated (BCa), with the level widened for small samples by
-    Hesterberg's rule. Resamples on which a number is NaN are left out for that number.
+    Hesterberg's rule. Resamples on which a number is NaN are left out for that number. Where
+    resampling itself shifts a number by more than its spread (calibration error does that),
+    the reflected interval is joined, and coverage is below the level; see docs/intervals.md.
 
     Parameters
     ----------

@@ -127,6 +127,24 @@ def bca_bounds(
         shifted = bias + side
         at.append(_NORMAL.cdf(bias + shifted / max(1 - skew * shifted, 1e-9)))
     low, high = np.quantile(kept, at)
+    if 0.16 < below < 0.84:
+        return float(low), float(high)
+    return _with_reflection(value, kept, (float(low), float(high)), level)
+
+
+def _with_reflection(
+    value: float, draws: Floats, bounds: tuple[float, float], level: float
+) -> tuple[float, float]:
+    """Bounds where resampling shifts a number by more than its spread, as with calibration error.
+
+    BCa then looks in the far tail of the draws and can miss even the value itself; the basic
+    interval, which reflects the draws at the value, is joined to it and held to [0, 1] if the
+    draws are.
+    """
+    first, last = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = min(bounds[0], value, 2 * value - last), max(bounds[1], value, 2 * value - first)
+    if draws.min() >= 0 and draws.max() <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
     return float(low), float(high)
 
 
