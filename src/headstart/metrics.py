@@ -114,10 +114,8 @@ def confusion_matrix(
     truth, guess = multiclass_pair(target, predicted)
     check_width(truth, guess, n_classes)
     weights = weights_of(sample_weight, len(truth))
-    rows = weights.reshape(-1, len(truth))
-    cell = truth * n_classes + guess + np.arange(len(rows))[:, None] * n_classes**2
-    table = np.bincount(cell.ravel(), weights=rows.ravel(), minlength=len(rows) * n_classes**2)
-    return table.reshape(*weights.shape[:-1], n_classes, n_classes).astype(np.float64)
+    cells = _per_cell(weights, truth * n_classes + guess, n_classes**2)
+    return cells.reshape(*weights.shape[:-1], n_classes, n_classes)
 
 
 def precision_scores(
@@ -263,11 +261,7 @@ class Reliability:
 
 
 def reliability_curve(
-    target: Array,
-    probabilities: Array,
-    n_bins: int = 15,
-    *,
-    sample_weight: Weights = None,
+    target: Array, probabilities: Array, n_bins: int = 15, *, sample_weight: Weights = None
 ) -> Reliability:
     """How often the model is right when it says how sure it is, in equal-width bins.
 
@@ -286,11 +280,7 @@ def reliability_curve(
 
 
 def expected_calibration_error(
-    target: Array,
-    probabilities: Array,
-    n_bins: int = 15,
-    *,
-    sample_weight: Weights = None,
+    target: Array, probabilities: Array, n_bins: int = 15, *, sample_weight: Weights = None
 ) -> Floats:
     """Mean distance between confidence and accuracy over the bins of `reliability_curve`, 0 to 1.
 
@@ -333,9 +323,18 @@ def _tallies(
     """Weight per class that is right, that is in the target, that is predicted; each (..., K)."""
     truth, guess = pair(target, predicted)
     check_width(truth, guess, n_classes)
-    held, named = _one_hot(truth, n_classes), _one_hot(guess, n_classes)
     weights = weights_of(sample_weight, len(truth))
-    return weights @ (held * named), weights @ held, weights @ named
+    if truth.ndim == 2:
+        return weights @ (truth * guess), weights @ truth, weights @ guess
+    right = _per_cell(weights * (truth == guess), truth, n_classes)
+    return right, _per_cell(weights, truth, n_classes), _per_cell(weights, guess, n_classes)
+
+
+def _per_cell(weights: Floats, cell: Ints, n_cells: int) -> Floats:
+    rows = weights.reshape(-1, len(cell))  # counting beats a product with a wide one-hot table
+    at = cell + np.arange(len(rows))[:, None] * n_cells
+    total = np.bincount(at.ravel(), weights=rows.ravel(), minlength=len(rows) * n_cells)
+    return total.reshape(*weights.shape[:-1], n_cells).astype(np.float64, copy=False)
 
 
 def _per_class(
