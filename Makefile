@@ -1,0 +1,57 @@
+# Needs Python >= 3.11, make and a package index, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+# The example set and the folder of `make demo`.
+DEMO ?= textures
+OUT ?= .demo/$(DEMO)
+# One process per two cores is quicker than one per core: importing torch is most of a short test.
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: help install demo test lint bench docs clean
+.DEFAULT_GOAL := help
+
+help: ## List the verbs.
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed-dev ## Create the environment with everything a developer needs.
+
+demo: $(VENV)/.installed ## Run the main job on an embedded example set; downloads no pictures, no weights.
+	$(BIN)/headstart fit demo:$(DEMO) --offline --out $(OUT)
+
+test: install ## Run the tests and the examples in the docstrings.
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: install ## Check style, types, the direction of imports, the house rules and the pins.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_house.py
+
+bench: install ## Measure speed; needs pictures of your own, see benchmarks/.
+	@set -e; for script in $(wildcard benchmarks/bench_*.py); do \
+	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m pytest -m bench || test $$? -eq 5  # 5: no test carries the mark
+
+docs: install ## Build the API reference into site/.
+	$(BIN)/pdoc --docformat numpy --output-directory site headstart
+
+clean: ## Remove what the verbs made; runs/ and the environment stay.
+	rm -rf site build dist .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Expected Python >= 3.11, got " + sys.version.split()[0] + "; do: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(INPUTS) | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(INPUTS) | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.installed
