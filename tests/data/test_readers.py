@@ -174,6 +174,10 @@ class TestClassFolders:
         with pytest.raises(DataError, match=r"did you mean '.*photos', which holds 'cat', 'dog'"):
             read_dataset(tmp_path)
 
+    def test_classes_that_hold_the_same_folders_are_noted(self, tmp_path: Path) -> None:
+        make(tmp_path, *(f"{site}/{kind}/1.jpg" for site in "xy" for kind in ("cat", "dog")))
+        assert "'cat', 'dog'; if these" in note(read_dataset(tmp_path), "one step deeper")
+
     def test_unreadable_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make(tmp_path, "a/1.jpg")
 
@@ -413,8 +417,9 @@ class TestRefusals:
         assert "'1.jpg', '2.jpg'" in text
         assert len(read_dataset(tmp_path, labels_required=False)) == 2
 
-    def test_splits_without_classes(self, tmp_path: Path) -> None:
-        make(tmp_path, "train/1.jpg", "test/2.jpg")
+    @pytest.mark.parametrize("others", [(), ("trainannot/1.jpg", "testannot/2.jpg")])
+    def test_splits_without_classes(self, tmp_path: Path, others: tuple[str, ...]) -> None:
+        make(tmp_path, "train/1.jpg", "test/2.jpg", *others)
         with pytest.raises(LayoutError, match="folders that are not classes"):
             read_dataset(tmp_path)
 

@@ -41,7 +41,7 @@ def _split_folders(listing: Listing) -> dict[str, SplitName]:
     if holders <= named.keys() and (deep or len(holders) > 1):
         return named
     # One folder of that name among others may well be a class: train, car, bus.
-    return named if len(named) > 1 and deep & named.keys() else {}
+    return named if len(set(named.values())) > 1 else {}
 
 
 def by_class(listing: Listing) -> ByClass:
@@ -135,7 +135,11 @@ def read_folders(
     data = Dataset(
         samples=samples, classes=tuple(sorted(found.classes, key=natural_key)), kind=kind
     )
-    notes = (*_recognised(data, found), *_left_out(listing, found, labels_required))
+    notes = (
+        *_recognised(data, found),
+        *_deeper(found),
+        *_left_out(listing, found, labels_required),
+    )
     return Dataset(samples=samples, classes=data.classes, kind=kind, notes=notes), keys
 
 
@@ -158,6 +162,23 @@ def _recognised(data: Dataset, found: ByClass) -> tuple[str, ...]:
         if absent:
             notes.append(f"{split} has no pictures of {len(absent)} classes: {listed(absent)}")
     return tuple(notes)
+
+
+def _deeper(found: ByClass) -> tuple[str, ...]:
+    """Folders of the same names in every class may be the classes that were meant."""
+    at = 2 if found.splits else 1
+    inner = [
+        {name.split("/")[at] for name in names if name.count("/") > at}
+        for names in found.classes.values()
+        if names
+    ]
+    common = sorted(set.intersection(*inner), key=natural_key) if len(inner) > 1 else []
+    if len(common) < 2:
+        return ()
+    return (
+        f"every class holds the folders {listed(common)}; if these are the classes, "
+        "name a folder one step deeper",
+    )
 
 
 def _label(sample: Sample) -> str | None:
