@@ -373,7 +373,7 @@ def _on_white(pixels: Pixels) -> Pixels:
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = "not enough memory" if isinstance(error, MemoryError) else " ".join(str(error).split())
     return f" ({text})" if text else ""
 
 
