@@ -176,8 +176,10 @@ def _deeper(found: ByClass) -> tuple[str, ...]:
     if len(common) < 2:
         return ()
     return (
-        f"every class holds the folders {listed(common)}; if these are the classes, "
-        "name a folder one step deeper",
+        (
+            f"every class holds the folders {listed(common)}; if these are the classes, "
+            "name a folder one step deeper"
+        ),
     )
 
 
