@@ -1,0 +1,125 @@
+"""The machine: its device, cores, memory, and what it computes quickly."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import SetupError, UnknownNameError
+
+__all__ = ["Machine", "cores", "device", "machine", "peak_memory", "prepare", "versions"]
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a measured choice holds for: another machine measures anew."""
+
+    processor: str
+    cores: int
+    device: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The machine as plain values."""
+        return asdict(self)
+
+
+def prepare() -> None:
+    """Make threads that wait sleep instead of spin; call before torch is imported.
+
+    Spinning OpenMP threads take the cores from the threads that decode pictures. A value that
+    the user has set wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def cores() -> int:
+    """Count the cores that this process may use: fewer than the machine has, in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def device(name: str = "auto") -> str:
+    """Resolve a device name; ``auto`` takes a GPU where there is one.
+
+    Parameters
+    ----------
+    name : {"auto", "cpu", "cuda", "mps"}
+
+    Raises
+    ------
+    UnknownNameError
+        If the name is none of these.
+    SetupError
+        If the device is not there.
+
+    Examples
+    --------
+    >>> device("cpu")
+    'cpu'
+    """
+    if name not in DEVICES:
+        raise UnknownNameError("device", name, DEVICES)
+    if name == "cpu":
+        return name
+    prepare()
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((kind for kind, there in present.items() if there), "cpu")
+    if not present[name]:
+        raise SetupError(f"Expected the device {name!r} to be present, got none; do use 'cpu'.")
+    return name
+
+
+@cache
+def machine(device_name: str = "cpu") -> Machine:
+    """Describe the machine with the device that work runs on."""
+    return Machine(processor=_processor(device_name), cores=cores(), device=device_name)
+
+
+def _processor(device_name: str) -> str:
+    if device_name == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name())
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        wanted = ("model name", "flags")
+        lines = info.read_text(errors="replace").splitlines()
+        found = {line.split(":")[0].strip(): line for line in reversed(lines) if ":" in line}
+        names = [found[key].split(":", 1)[1].strip() for key in wanted if key in found]
+        # Virtual processors of one name differ in what they can: AMX decides what is quick.
+        return names[0] + (" amx" if "amx_bf16" in names[-1] else "") if names else "unknown"
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes; 0 where it is not known."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on, without importing any of it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "openvino"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
