@@ -1,0 +1,275 @@
+"""What a frozen backbone runs in: precision and library, chosen by measuring.
+
+An engine may be any arithmetic that keeps the features right. Each candidate is held against
+float32 on real pictures, timed, and the quickest that agrees is remembered for this machine
+and architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.cache import Cache, key
+from headstart.errors import MissingExtraError, SetupError, UnknownNameError
+from headstart.runtime import cores, machine, versions
+from headstart.runtime import device as resolve_device
+
+if TYPE_CHECKING:
+    from headstart.backbones.backbone import Backbone
+
+__all__ = [
+    "ENGINES",
+    "PROBE_PICTURES",
+    "Choice",
+    "available",
+    "choose",
+    "compile_engine",
+    "recall",
+    "runnable",
+]
+
+Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Pixels (n, H, W, 3) to pooled features (n, width); may be called from several threads."""
+
+ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
+
+TOLERANCE = 0.05
+"""Largest relative L2 distance from float32 features, on the worst picture, that is accepted."""
+
+PROBE_PICTURES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The engine chosen, and what was measured.
+
+    Parameters
+    ----------
+    engine : str
+    rates : mapping of str to float
+        Pictures per second on one core (or on the GPU), for each engine tried.
+    distances : mapping of str to float
+        Relative L2 distance from the float32 features, the worst picture.
+    remembered : bool
+        Whether an earlier run measured it.
+    """
+
+    engine: str
+    rates: Mapping[str, float] = field(default_factory=dict)
+    distances: Mapping[str, float] = field(default_factory=dict)
+    remembered: bool = False
+
+    def describe(self) -> str:
+        """One line for a person."""
+        if not self.rates:
+            return self.engine
+        rates = ", ".join(f"{name} {rate:.0f}/s" for name, rate in self.rates.items())
+        unit = "remembered" if self.remembered else "measured"
+        return f"{self.engine} ({unit}: {rates}; off fp32 by {self.distances[self.engine]:.2%})"
+
+
+def available(device: str) -> tuple[str, ...]:
+    """Engines that this machine can run, float32 first."""
+    import torch
+
+    # Elsewhere bf16 is emulated, and slower than float32.
+    has_bf16 = device == "cuda" or (
+        device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    has_openvino = device == "cpu" and _has_openvino()
+    there = {
+        "fp32": True,
+        "bf16": has_bf16,
+        "openvino": has_openvino,
+        "openvino-bf16": has_openvino and has_bf16,
+    }
+    return tuple(name for name in ENGINES if there[name])
+
+
+def compile_engine(backbone: Backbone, engine: str, *, device: str) -> Forward:
+    """Make the function from pixels to pooled features.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Constant (see ``freezing.constant``); it is not modified.
+    engine : {"fp32", "bf16", "openvino", "openvino-bf16"}
+    device : str
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such engine.
+    SetupError
+        If this machine cannot run it.
+    """
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
+    if engine.startswith("openvino") and not _has_openvino():
+        raise MissingExtraError("openvino", extra="openvino")
+    if engine not in available(device):
+        raise SetupError(
+            f"Expected an engine that {device} can run, got {engine!r}; "
+            f"do use one of {', '.join(available(device))}."
+        )
+    if engine.startswith("openvino"):
+        return _openvino(backbone, "bf16" if engine.endswith("bf16") else "f32")
+    return _torch(backbone, engine, device)
+
+
+def runnable(engine: str, *, device: str) -> str:
+    """Return the engine if this machine has it, else float32, which every machine has."""
+    if engine == "auto":
+        return engine
+    return engine if engine in available(resolve_device(device)) else "fp32"
+
+
+def choose(backbone: Backbone, pixels: NDArray[np.uint8], *, device: str, cache: Cache) -> Choice:
+    """Measure the engines on real pictures and remember the quickest that is right.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    pixels : array, uint8, shape (n, H, W, 3)
+        A few pictures of the data at hand.
+    device : str
+    cache : Cache
+        Where the choice is remembered.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in extraction, where every core has its own pictures
+    try:
+        choice = _measure(backbone, pixels[:PROBE_PICTURES], device)
+    finally:
+        torch.set_num_threads(before)
+    measured = {"engine": choice.engine, "rates": choice.rates, "distances": choice.distances}
+    value = json.dumps(measured).encode()
+    cache.put_many({_choice_key(backbone.spec.name, device): value}, kind="choice")
+    return choice
+
+
+def recall(backbone_name: str, *, device: str, cache: Cache) -> Choice | None:
+    """Return the choice that an earlier run measured on this machine, if any."""
+    wanted = _choice_key(backbone_name, device)
+    found = cache.get_many([wanted]).get(wanted)
+    return Choice(**json.loads(found), remembered=True) if found else None
+
+
+def _choice_key(backbone_name: str, device: str) -> bytes:
+    return key(
+        "engine", backbone_name, json.dumps(machine(device).as_dict()), json.dumps(versions())
+    )
+
+
+def _measure(backbone: Backbone, pixels: NDArray[np.uint8], device: str) -> Choice:
+    rates: dict[str, float] = {}
+    distances: dict[str, float] = {}
+    reference: NDArray[np.float32] | None = None
+    for engine in available(device):
+        forward = compile_engine(backbone, engine, device=device)
+        features = forward(pixels)
+        reference = features if reference is None else reference
+        distances[engine] = _distance(features, reference)
+        rates[engine] = len(pixels) / min(_seconds(forward, pixels) for _ in range(2))
+    right = [name for name in rates if distances[name] <= TOLERANCE]
+    best = max(right, key=lambda name: rates[name])
+    return Choice(engine=best, rates=rates, distances=distances)
+
+
+def _distance(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Worst relative L2 distance; infinite when a feature is not finite."""
+    if not np.isfinite(features).all():
+        return float("inf")
+    size = np.maximum(np.linalg.norm(reference, axis=1), np.finfo(np.float32).tiny)
+    return float((np.linalg.norm(features - reference, axis=1) / size).max())
+
+
+def _seconds(forward: Forward, pixels: NDArray[np.uint8]) -> float:
+    begin = time.perf_counter()
+    forward(pixels)
+    return time.perf_counter() - begin
+
+
+def _torch(backbone: Backbone, engine: str, device: str) -> Forward:
+    import copy
+
+    import torch
+
+    dtype = torch.bfloat16 if engine == "bf16" else torch.float32
+    preprocess = backbone.spec.preprocess
+    module = copy.deepcopy(backbone).to(device=device, dtype=dtype)
+    module.to(memory_format=torch.channels_last)
+    for layer, exact in zip(module.modules(), backbone.modules(), strict=True):
+        # BatchNorm's statistics in bf16 would shift every feature; in float32 they cost nothing.
+        if isinstance(exact, torch.nn.modules.batchnorm._BatchNorm):
+            layer.float().load_state_dict(exact.state_dict())
+    # A GPU runs one batch at a time; on a CPU every core runs its own.
+    turn = threading.Lock() if device != "cpu" else None
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            # (n, H, W, 3) seen as (n, 3, H, W) is already channels_last.
+            batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+            features = module.pooled(preprocess.normalise(batch).to(dtype))
+            return np.asarray(features.float().cpu().numpy())
+
+    def run_in_turn(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if turn is None:
+            return run(pixels)
+        with turn:
+            return run(pixels)
+
+    return run_in_turn
+
+
+def _has_openvino() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("openvino") is not None
+
+
+def _openvino(backbone: Backbone, precision: str) -> Forward:
+    # OpenVINO calls an analytics host at import; Headstart opens no socket that was not asked for.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+    import torch
+
+    crop = backbone.spec.preprocess.crop
+    example = torch.zeros(2, 3, crop, crop)
+    with torch.no_grad():
+        exported = torch.export.export(backbone, (example,), dynamic_shapes=(_any_batch(),))
+    graph = openvino.convert_model(exported)
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "NUM_STREAMS": cores(),
+        "INFERENCE_NUM_THREADS": cores(),
+        "PERFORMANCE_HINT": "THROUGHPUT",
+    }
+    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    requests = threading.local()
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        normalised = backbone.spec.preprocess.normalise(batch).contiguous().numpy()
+        return np.array(requests.own.infer([normalised])[0], dtype=np.float32)
+
+    return run
+
+
+def _any_batch() -> dict[int, Any]:
+    from torch.export import Dim
+
+    return {0: Dim("pictures", min=1)}
