@@ -77,7 +77,7 @@ def test_basis_leaves_the_solution_as_it_was(shape):
     one_hot = np.eye(3)[labels]
     [rotated] = solve_path(basis.apply(x), one_hot, [1e-2], loss="softmax")
     weight, bias = basis.undo(rotated.weight, rotated.bias)
-    np.testing.assert_allclose(x @ weight + bias, rotated.logits(basis.apply(x)), atol=1e-8)
+    np.testing.assert_allclose(x @ weight + bias, rotated.scores(basis.apply(x)), atol=1e-8)
     reference = scikit((x - basis.mean) / basis.scale, labels, 1e-2)
     np.testing.assert_allclose(weight.T * basis.scale, reference.coef_, atol=2e-4)
 
@@ -90,7 +90,7 @@ def test_basis_of_one_repeated_picture_is_finite():
 def test_separable_classes_are_no_trouble():
     x = np.array([[-1.0], [-2.0], [1.0], [2.0]])
     *_, weak = solve_path(x, np.array([[0], [0], [1], [1]]), [1.0, 1e-3, 1e-6], loss="sigmoid")
-    assert (weak.logits(x)[:, 0] > 0).tolist() == [False, False, True, True]
+    assert (weak.scores(x)[:, 0] > 0).tolist() == [False, False, True, True]
 
 
 def test_infinite_features_are_refused():

@@ -66,7 +66,7 @@ class Classification:
             return (probabilities >= np.asarray(self.thresholds or 0.5)).astype(np.intp)
         return np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
 
-    def labels(self, probabilities: Array) -> list[str] | list[tuple[str, ...]]:
+    def labels(self, probabilities: Array) -> list[str | tuple[str, ...]]:
         """Predictions by name: a string for each picture, or for multilabel a tuple."""
         predicted = self.predicted(probabilities)
         if self.kind == "multilabel":

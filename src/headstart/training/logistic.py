@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from headstart.errors import HeadstartError
 
-__all__ = ["Basis", "Solution", "principal_basis", "solve_path"]
+__all__ = ["Basis", "Loss", "Solution", "mean_loss", "principal_basis", "solve_path"]
 
 Array = NDArray[np.floating[Any]]
 Loss = Literal["softmax", "sigmoid"]
@@ -68,7 +68,7 @@ class Solution:
     bias: Array
     iterations: int
 
-    def logits(self, coordinates: Array) -> Array:
+    def scores(self, coordinates: Array) -> Array:
         """Linear scores, shape (n, k)."""
         return np.asarray(coordinates @ self.weight + self.bias)
 
@@ -153,8 +153,7 @@ def solve_path(
     True
     """
     n, k = targets.shape
-    share = np.ones((n, 1)) if weights is None else np.asarray(weights).reshape(n, -1)
-    share = share / share.sum(axis=0)
+    share = _share(n, weights)
     y = targets.astype(np.float64)
     spread = np.square(coordinates).T @ share
     start = np.zeros((coordinates.shape[1] + 1, k))
@@ -169,6 +168,23 @@ def solve_path(
         yield Solution(
             penalty=penalty, weight=start[:-1], bias=start[-1].copy(), iterations=iterations
         )
+
+
+def mean_loss(
+    scores: Array, targets: NDArray[np.integer[Any]], *, loss: Loss, weights: Array | None = None
+) -> float:
+    """Mean loss of linear scores, weighted as in ``solve_path`` and without a penalty.
+
+    >>> mean_loss(np.zeros((2, 1)), np.array([[0], [1]]), loss="sigmoid") == np.log(2)
+    True
+    """
+    share = _share(len(targets), weights)
+    return float((share * _LOSSES[loss](scores, targets.astype(np.float64))[0]).sum())
+
+
+def _share(n: int, weights: Array | None) -> Array:
+    share = np.ones((n, 1)) if weights is None else np.asarray(weights).reshape(n, -1)
+    return np.asarray(share / share.sum(axis=0))
 
 
 def _objective(

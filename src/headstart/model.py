@@ -1,0 +1,162 @@
+"""A model that works anywhere: backbone, head, task, and where they came from."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.cache import Cache
+from headstart.data.prepare import BadFiles, gather, select
+from headstart.data.samples import Dataset, Sample
+from headstart.engines import runnable
+from headstart.errors import UsageError
+from headstart.features import Extractor, Trunk
+from headstart.heads.pooled import LinearHead
+from headstart.tasks.classification import Classification
+
+__all__ = ["Prediction", "TransferModel", "predictions_csv", "predictions_json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the model says of one picture.
+
+    Parameters
+    ----------
+    name : str
+        The picture's path, or its kind when it came from memory.
+    label : str or tuple of str
+        The class by name; for multilabel every label that holds.
+    probability : float
+        Calibrated probability of ``label``; for multilabel of the likeliest label.
+    probabilities : dict of str to float
+        Of every class, by name.
+    """
+
+    name: str
+    label: str | tuple[str, ...]
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransferModel:
+    """A backbone with a head for a task, and the record of how it was made.
+
+    Parameters
+    ----------
+    trunk : Trunk
+        The backbone with its weights and preprocessing.
+    task : Classification
+    head : LinearHead or None
+        None before a method has fitted one.
+    engine : str
+        Arithmetic that the head learned from; predictions use it where the machine can.
+    record : mapping
+        Method, data, versions: plain values, stored with the model.
+    """
+
+    trunk: Trunk
+    task: Classification
+    head: LinearHead | None = None
+    engine: str = "auto"
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def require_head(self) -> LinearHead:
+        """Return the head.
+
+        Raises
+        ------
+        UsageError
+            If the model has not been fitted.
+        """
+        if self.head is None:
+            raise UsageError("Expected a fitted model, got one without a head; do fit it first.")
+        return self.head
+
+    def aligned(self, data: Dataset) -> Dataset:
+        """Return the same pictures with this model's classes, so that indices mean the same."""
+        return replace(data, classes=self.task.classes, kind=self.task.kind)
+
+    def predict_probabilities(
+        self, samples: Sequence[Sample], *, extractor: Extractor
+    ) -> NDArray[np.float64]:
+        """Calibrated probabilities, shape (n, n_classes), in the order of ``task.classes``."""
+        head = self.require_head()
+        values = extractor.features(self.trunk, samples).values
+        if not len(samples):
+            return np.zeros((0, len(self.task.classes)))
+        return self.task.probabilities(head.logits(values))
+
+    def predict(
+        self,
+        pictures: object,
+        *,
+        bad_files: BadFiles = "error",
+        engine: str | None = None,
+        device: str = "auto",
+        cache: Cache | None = None,
+    ) -> list[Prediction]:
+        """Predict the class of every picture, in order.
+
+        Parameters
+        ----------
+        pictures : path, bytes, PIL image, array, or a sequence of these
+            A folder stands for all pictures below it.
+        bad_files : {"error", "skip"}
+            Refuse pictures that cannot be decoded, or leave them out of the answer.
+        engine : str, optional
+            By default the arithmetic that the model learned from, where the machine has it.
+        device : str
+        cache : Cache, optional
+            By default the user's.
+
+        Raises
+        ------
+        DataError
+            If a picture cannot be decoded and is not to be skipped; it is named.
+        """
+        cache = cache or Cache()
+        samples = select(gather(pictures), cache=cache, bad_files=bad_files)
+        wanted = engine or runnable(self.engine, device=device)
+        extractor = Extractor(cache=cache, engine=wanted, device=device)
+        chances = self.predict_probabilities(samples, extractor=extractor)
+        rows = zip(samples, self.task.labels(chances), chances, strict=True)
+        return [
+            Prediction(
+                name=sample.name,
+                label=label,
+                probability=float(chance.max()),
+                probabilities=dict(zip(self.task.classes, map(float, chance), strict=True)),
+            )
+            for sample, label, chance in rows
+        ]
+
+
+def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions as plain values."""
+    return [asdict(prediction) for prediction in predictions]
+
+
+def predictions_csv(predictions: Sequence[Prediction]) -> str:
+    """Predictions as the text of a CSV file: picture, label, probability, every class.
+
+    >>> one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
+    >>> predictions_csv([one]).splitlines()
+    ['picture,label,probability,cat', 'a.jpg,cat,0.900000,0.900000']
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    classes = list(predictions[0].probabilities) if predictions else []
+    writer.writerow(["picture", "label", "probability", *classes])
+    for one in predictions:
+        label = one.label if isinstance(one.label, str) else "|".join(one.label)
+        numbers = [one.probability, *one.probabilities.values()]
+        writer.writerow([one.name, label, *(f"{number:.6f}" for number in numbers)])
+    return table.getvalue()
