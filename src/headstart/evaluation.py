@@ -1,0 +1,355 @@
+"""How good a model is on pictures it was not trained on: numbers, intervals, baselines."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart import metrics
+from headstart.baselines import (
+    Baseline,
+    correctness,
+    majority_baseline,
+    nearest_neighbour_baseline,
+)
+from headstart.data.samples import Dataset
+from headstart.errors import DataError
+from headstart.features import Extractor
+from headstart.intervals import Interval, bootstrap_intervals, proportion_interval
+from headstart.metrics import Reliability
+from headstart.model import TransferModel
+from headstart.tasks.classification import Classification
+
+__all__ = [
+    "TITLES",
+    "ClassRow",
+    "Evaluation",
+    "evaluate",
+    "evaluate_probabilities",
+    "predictions_csv",
+    "verdict",
+]
+
+Array = NDArray[np.floating[Any]]
+Targets = NDArray[np.integer[Any]]
+Groups = NDArray[np.intp] | None
+
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "mean_average_precision": "mean average precision",
+    "log_loss": "log-loss (nats)",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+}
+"""What each metric is called in front of a person; losses and errors are better when lower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class: its pictures in the evaluated part, and how often it is found and right."""
+
+    name: str
+    count: int
+    precision: Interval
+    recall: Interval
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """A model's answers to labelled pictures, and every number that follows from them.
+
+    Parameters
+    ----------
+    task : Classification
+    names : tuple of str
+        The pictures.
+    targets : array, shape (n,) or (n, n_classes)
+    probabilities : array, shape (n, n_classes)
+    metrics : dict of str to Interval
+    per_class : tuple of ClassRow
+    reliability : Reliability
+        Points of the calibration curve.
+    baselines : tuple of Baseline
+    n_groups : int or None
+        Groups that were resampled whole, if the pictures have groups.
+    """
+
+    task: Classification
+    names: tuple[str, ...]
+    targets: Targets
+    probabilities: NDArray[np.float64]
+    metrics: dict[str, Interval]
+    per_class: tuple[ClassRow, ...]
+    reliability: Reliability
+    baselines: tuple[Baseline, ...] = ()
+    n_groups: int | None = None
+
+    @property
+    def predicted(self) -> Targets:
+        """Class indices (n,), or for multilabel a 0/1 table."""
+        return self.task.predicted(self.probabilities)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each picture's answer is right (for multilabel: in every label)."""
+        return correctness(self.targets, self.predicted)
+
+    @property
+    def confusion(self) -> NDArray[np.intp]:
+        """Pictures by true class (rows) and predicted class (columns); multiclass only."""
+        counts = metrics.confusion_matrix(self.targets, self.predicted, len(self.task.classes))
+        return np.asarray(counts, dtype=np.intp)
+
+    def mistakes(self, limit: int) -> list[int]:
+        """Rows of the wrong answers, the most confident first; multiclass only."""
+        wrong = np.flatnonzero(~self.correct)
+        certainty = self.probabilities.max(axis=1)[wrong]
+        return [int(row) for row in wrong[np.argsort(-certainty, kind="stable")][:limit]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every number as plain values, for report.json."""
+        return {
+            "pictures": len(self.names),
+            "groups": self.n_groups,
+            "metrics": {name: interval.as_dict() for name, interval in self.metrics.items()},
+            "per_class": [
+                {
+                    "class": row.name,
+                    "pictures": row.count,
+                    "precision": row.precision.as_dict(),
+                    "recall": row.recall.as_dict(),
+                }
+                for row in self.per_class
+            ],
+            "confusion": None if self.task.kind == "multilabel" else self.confusion.tolist(),
+            "baselines": [
+                {
+                    "name": baseline.name,
+                    "accuracy": baseline.accuracy.as_dict(),
+                    "lead": baseline.lead.interval.as_dict(),
+                    "distinguishable": baseline.lead.distinguishable,
+                }
+                for baseline in self.baselines
+            ],
+        }
+
+
+def evaluate(
+    model: TransferModel,
+    data: Dataset,
+    *,
+    extractor: Extractor,
+    train: Dataset | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate a model on labelled pictures.
+
+    Classes are matched by name: the data may lack some of the model's classes and list them in
+    any order.
+
+    Parameters
+    ----------
+    model : TransferModel
+    data : Dataset
+    extractor : Extractor
+    train : Dataset, optional
+        What the model learned from, for the nearest-neighbour and majority baselines.
+    seed : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    DataError
+        If there is no picture, or a picture has a class that the model does not know.
+    """
+    if not len(data):
+        raise DataError("Expected at least one picture to evaluate on, got none.")
+    foreign = sorted(set(data.classes) - set(model.task.classes))
+    if any(data.counts()[name] for name in foreign):
+        raise DataError(
+            f"Expected pictures of the model's classes {list(model.task.classes)}, got also "
+            f"{foreign}; do rename the folders or leave these pictures out."
+        )
+    aligned = model.aligned(data)
+    values = extractor.features(model.trunk, data.samples).values
+    probabilities = model.task.probabilities(model.require_head().logits(values))
+    targets, groups = aligned.targets(), data.groups()
+    baselines: tuple[Baseline, ...] = ()
+    if train is not None:
+        known = extractor.features(model.trunk, train.samples).values
+        correct = correctness(targets, model.task.predicted(probabilities))
+        learned = model.aligned(train).targets()
+        baselines = (
+            majority_baseline(learned, targets, correct, groups=groups),
+            nearest_neighbour_baseline((known, learned), (values, targets), correct, groups=groups),
+        )
+    return evaluate_probabilities(
+        model.task,
+        probabilities,
+        targets,
+        names=tuple(sample.name for sample in data.samples),
+        groups=groups,
+        baselines=baselines,
+        seed=seed,
+    )
+
+
+def evaluate_probabilities(
+    task: Classification,
+    probabilities: NDArray[np.float64],
+    targets: Targets,
+    *,
+    names: tuple[str, ...],
+    groups: Groups = None,
+    baselines: tuple[Baseline, ...] = (),
+    seed: int = 0,
+) -> Evaluation:
+    """Every number that follows from probabilities and targets.
+
+    Parameters
+    ----------
+    task : Classification
+    probabilities : array, shape (n, n_classes)
+    targets : array, shape (n,) or (n, n_classes)
+    names : tuple of str
+    groups : array of int, shape (n,), optional
+        Whole groups are resampled.
+    baselines : tuple of Baseline
+    seed : int
+
+    Returns
+    -------
+    Evaluation
+    """
+    predicted = task.predicted(probabilities)
+    statistics = _statistics(task, probabilities, predicted, targets)
+    intervals = bootstrap_intervals(
+        lambda weights: np.stack([f(weights) for f in statistics.values()], axis=-1),
+        len(targets),
+        groups=groups,
+        seed=seed,
+        vectorized=True,
+    )
+    correct = correctness(targets, predicted)
+    return Evaluation(
+        task=task,
+        names=names,
+        targets=targets,
+        probabilities=probabilities,
+        metrics={
+            "accuracy": proportion_interval(correct, groups),
+            **dict(zip(statistics, intervals, strict=True)),
+        },
+        per_class=_class_rows(task, targets, predicted, groups),
+        reliability=metrics.reliability_curve(targets, probabilities, 10),
+        baselines=baselines,
+        n_groups=None if groups is None else len(np.unique(groups)),
+    )
+
+
+def _statistics(
+    task: Classification, probabilities: Array, predicted: Targets, targets: Targets
+) -> dict[str, Callable[[Array], Any]]:
+    """Metrics as functions of the pictures' weights, (n,) or (B, n)."""
+
+    def of_labels(score: Callable[..., Any]) -> Callable[[Array], Any]:
+        return lambda weights: score(targets, predicted, sample_weight=weights)
+
+    def of_chances(score: Callable[..., Any]) -> Callable[[Array], Any]:
+        return lambda weights: score(targets, probabilities, sample_weight=weights)
+
+    found = {"macro_f1": of_labels(metrics.macro_f1_score)}
+    if task.kind == "multilabel":
+        found["mean_average_precision"] = of_chances(metrics.mean_average_precision_score)
+    else:
+        found["balanced_accuracy"] = of_labels(metrics.balanced_accuracy_score)
+    return found | {
+        "auroc": of_chances(metrics.macro_auroc_score),
+        "log_loss": of_chances(metrics.log_loss),
+        "brier": of_chances(metrics.brier_loss),
+        "ece": of_chances(metrics.expected_calibration_error),
+    }
+
+
+def _class_rows(
+    task: Classification, targets: Targets, predicted: Targets, groups: Groups
+) -> tuple[ClassRow, ...]:
+    def share(rows: NDArray[np.bool_], right: NDArray[np.bool_]) -> Interval:
+        return proportion_interval(right[rows], None if groups is None else groups[rows])
+
+    rows = []
+    for index, name in enumerate(task.classes):
+        is_it = targets[:, index] == 1 if targets.ndim == 2 else targets == index
+        said = predicted[:, index] == 1 if predicted.ndim == 2 else predicted == index
+        rows.append(
+            ClassRow(
+                name=name,
+                count=int(is_it.sum()),
+                precision=share(said, is_it),
+                recall=share(is_it, said),
+            )
+        )
+    return tuple(rows)
+
+
+def verdict(evaluation: Evaluation) -> tuple[str, ...]:
+    """Say in words how good the model is and what can be told apart.
+
+    Returns
+    -------
+    tuple of str
+        Sentences for a person, the most important first.
+    """
+    accuracy, n = evaluation.metrics["accuracy"], len(evaluation.names)
+    what = "All labels right" if evaluation.task.kind == "multilabel" else "Accuracy"
+    groups = "" if evaluation.n_groups is None else f" in {evaluation.n_groups} groups"
+    sentences = [f"{what} {accuracy} on {n} held-out pictures{groups} (95 % interval)."]
+    for baseline in evaluation.baselines:
+        lead = baseline.lead.interval
+        told = f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]"
+        if not baseline.lead.distinguishable:
+            judged = "cannot be distinguished from it on this many pictures"
+        elif lead.value > 0:
+            judged = "is better"
+        else:
+            judged = "IS WORSE: look at the data and the labels before using it"
+        sentences.append(
+            f"{baseline.name.capitalize()}: {baseline.accuracy}; "
+            f"the model's lead is {told}, it {judged}."
+        )
+    width = accuracy.high - accuracy.low
+    if width > 0.1:
+        sentences.append(
+            f"The interval is {100 * width:.0f} points wide: two models that differ by less "
+            "cannot be ranked with this test part."
+        )
+    return tuple(sentences)
+
+
+def predictions_csv(evaluation: Evaluation) -> str:
+    """Every picture with its truth, answer and probabilities, as the text of a CSV file."""
+    task = evaluation.task
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["picture", "truth", "answer", "correct", *task.classes])
+    truth = _by_name(task, evaluation.targets)
+    answer = _by_name(task, evaluation.predicted)
+    rows = zip(evaluation.names, truth, answer, evaluation.correct, strict=True)
+    for (name, true, said, right), chances in zip(rows, evaluation.probabilities, strict=True):
+        writer.writerow([name, true, said, int(right), *(f"{chance:.6f}" for chance in chances)])
+    return table.getvalue()
+
+
+def _by_name(task: Classification, targets: Targets) -> list[str]:
+    if targets.ndim == 1:
+        return [task.classes[index] for index in targets]
+    return ["|".join(np.asarray(task.classes)[row.astype(bool)]) for row in targets]
