@@ -30,7 +30,7 @@ lint: install ## Check style, types, the direction of imports, the house rules a
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_house.py
+	$(BIN)/python -m pytest tests/test_house.py tests/test_project.py
 
 bench: install ## Measure speed; needs pictures of your own, see benchmarks/.
 	@set -e; for script in $(wildcard benchmarks/bench_*.py); do \

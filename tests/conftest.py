@@ -1,0 +1,35 @@
+"""Keep every test away from the machine it runs on: its caches, its switches, its network."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Set before anything is imported: huggingface_hub and torch read their folders at import, and
+# the examples in src/, which take no fixture, are run in the same process.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="headstart-tests-"))
+for _name in [name for name in os.environ if name.startswith("HEADSTART_")]:
+    if not _name.startswith("HEADSTART_BENCH"):
+        del os.environ[_name]
+os.environ.update(
+    HEADSTART_CACHE=str(_SCRATCH / "cache"),
+    HEADSTART_OFFLINE="1",
+    HF_HOME=str(_SCRATCH / "hf"),
+    HF_HUB_OFFLINE="1",
+    TORCH_HOME=str(_SCRATCH / "torch"),
+    XDG_CACHE_HOME=str(_SCRATCH / "xdg"),
+)
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: one thread each, or they fight
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test a cache of its own and the machine's switches as they are by default."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SCRATCH, ignore_errors=True)

@@ -1,0 +1,521 @@
+"""The rules of the house (ARCHITECTURE.md, section 2), read off the syntax tree of src/.
+
+Every rule comes with small sources that break it and sources that keep it, so that each is seen
+to be able to fail and to let through what it should.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ROOT / "src" / "headstart"
+
+LONGEST_FUNCTION = 60  # lines, docstring aside
+LONGEST_FILE = 400
+DEEPEST_INHERITANCE = 2  # abstract -> final
+DRAWN_TREES = {"errors.py"}  # a tree of exceptions is deeper, and drawn at the top of its file
+DRAWERS = {"utils", "util", "helpers", "common", "core", "base", "misc", "manager", "managers"}
+
+# Tests that stand for no single source file.
+TESTS_OF_THE_WHOLE = {"test_house.py", "test_project.py", "test_public_names.py"}
+
+Found = Iterator[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the package: its path inside src/headstart and its text."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What is looked for, where alone it may stand, and sources that show that it works."""
+
+    name: str
+    find: Callable[[Source], Found]
+    only_in: tuple[str, ...] = ()
+    breaks: tuple[tuple[str, str], ...] = field(repr=False)
+    keeps: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def broken(self, source: Source) -> list[str]:
+        if any(source.path == place or self._inside(source.path, place) for place in self.only_in):
+            return []
+        return [f"{source.path}:{line}: {what}" for line, what in sorted(set(self.find(source)))]
+
+    @staticmethod
+    def _inside(path: str, place: str) -> bool:
+        return place.endswith("/") and path.startswith(place)
+
+
+# ------------------------------------------------------------------------- reading the tree
+
+
+def imports(tree: ast.AST) -> dict[str, str]:
+    """What each imported name stands for: `from torch import distributed as d` -> d: torch.d..."""
+    known = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                known[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                known[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return known
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` as text; empty when it is not a plain chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        start = dotted(node.value)
+        return f"{start}.{node.attr}" if start else ""
+    return ""
+
+
+def full_names(tree: ast.AST) -> Found:
+    """Every name that is imported or used, in full: `Image.open` -> PIL.Image.open."""
+    known = imports(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Attribute | ast.Name):
+            head, dot, rest = dotted(node).partition(".")
+            if head in known:
+                yield node.lineno, known[head] + dot + rest
+        elif isinstance(node, ast.Call) and dotted(node.func).endswith(IMPORTERS):
+            yield from (
+                (node.lineno, str(a.value)) for a in node.args if isinstance(a, ast.Constant)
+            )
+
+
+IMPORTERS = ("import_module", "__import__")
+
+
+def uses(*wanted: str) -> Callable[[Source], Found]:
+    """Find names that are one of `wanted`, or inside it."""
+
+    def find(source: Source) -> Found:
+        for line, name in full_names(source.tree):
+            for one in wanted:
+                if name == one or name.startswith(f"{one}."):
+                    yield line, one
+
+    return find
+
+
+def calls_method(*wanted: str) -> Callable[[Source], Found]:
+    """Find calls `anything.<wanted>(...)`."""
+
+    def find(source: Source) -> Found:
+        for node in ast.walk(source.tree):
+            method = node.func if isinstance(node, ast.Call) else None
+            if isinstance(method, ast.Attribute) and method.attr in wanted:
+                yield method.lineno, f".{method.attr}("
+
+    return find
+
+
+def mentions_gradients(source: Source) -> Found:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Attribute) and node.attr in {"requires_grad", "requires_grad_"}:
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.keyword) and node.arg == "requires_grad":
+            yield node.value.lineno, "requires_grad="
+
+
+def talks(source: Source) -> Found:
+    yield from uses("typer", "rich", "click", "tqdm", "sys.stdout")(source)
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and dotted(node.func) in {"print", "input"}:
+            yield node.lineno, f"{dotted(node.func)}("
+
+
+def unpickles(source: Source) -> Found:
+    yield from uses("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")(source)
+    known = imports(source.tree)
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.Call):
+            continue
+        head, dot, rest = dotted(node.func).partition(".")
+        given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+        if (
+            known.get(head, head) + dot + rest == "torch.load"
+            and given.get("weights_only") is not True
+        ):
+            yield node.lineno, "torch.load without weights_only=True"
+        if given.get("allow_pickle"):
+            yield node.lineno, "allow_pickle=True"
+
+
+def asserts(source: Source) -> Found:
+    yield from ((n.lineno, "assert") for n in ast.walk(source.tree) if isinstance(n, ast.Assert))
+
+
+def long_functions(source: Source) -> Found:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = _lines(node) - (_lines(node.body[0]) if ast.get_docstring(node) else 0)
+            if lines > LONGEST_FUNCTION:
+                yield node.lineno, f"{node.name} has {lines} lines"
+
+
+def _lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def long_files(source: Source) -> Found:
+    lines = len(source.text.splitlines())
+    if lines > LONGEST_FILE:
+        yield 1, f"{lines} lines"
+
+
+def drawer_names(source: Source) -> Found:
+    for part in Path(source.path).with_suffix("").parts:
+        if part.lstrip("_") in DRAWERS:
+            yield 1, f"{part} says nothing about what is inside"
+
+
+def undeclared_names(source: Source) -> Found:
+    """Public definitions without __all__, names of __all__ without definition or docstring."""
+    if source.path == "__init__.py":  # lazy: held by test_public_names.py
+        return
+    defined = {n.name: n for n in source.tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    declared = None
+    assigned = set(imports(source.tree))
+    for node in source.tree.body:
+        for target in _targets(node):
+            assigned.add(target)
+            if target == "__all__":
+                declared = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+    if declared is None:
+        if public := [name for name in defined if not name.startswith("_")]:
+            yield 1, f"no __all__ for {', '.join(public)}"
+        return
+    for name in declared:
+        if name in defined and not ast.get_docstring(defined[name]):
+            yield defined[name].lineno, f"{name} has no docstring"
+        elif name not in defined and name not in assigned:
+            yield 1, f"{name} of __all__ is nowhere"
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Assign):
+        return [dotted(target) for target in node.targets]
+    return [dotted(node.target)] if isinstance(node, ast.AnnAssign) else []
+
+
+# -------------------------------------------------------------------------------- the rules
+
+NETWORK = ("socket", "urllib.request", "urllib3", "http.client", "ftplib", "requests", "httpx")
+NETWORK += ("aiohttp", "huggingface_hub", "torch.hub")
+DECODERS = (
+    "PIL.Image.open",
+    "PIL.ImageFile.Parser",
+    "torchvision.io",
+    "cv2",
+    "imageio",
+    "skimage.io",
+)
+LONG = "def f():\n" + "    x = 1\n" * LONGEST_FUNCTION
+RULES = [
+    Rule(
+        name="one loop",
+        find=lambda s: (*calls_method("backward", "step")(s), *uses("torch.autograd.backward")(s)),
+        only_in=("training/engine.py",),
+        breaks=(
+            ("methods/finetune.py", "loss.backward()"),
+            ("training/logistic.py", "optimizer.step()"),
+            ("model.py", "from torch.autograd import backward\nbackward(loss)"),
+        ),
+        keeps=(
+            ("training/engine.py", "loss.backward()\noptimizer.step()"),
+            ("run.py", "step = 1\nstep(2)"),
+        ),
+    ),
+    Rule(
+        name="one place says what trains",
+        find=lambda s: (*mentions_gradients(s), *calls_method("train", "eval")(s)),
+        only_in=("freezing.py",),
+        breaks=(
+            ("features.py", "p.requires_grad = False"),
+            ("heads/pooled.py", "torch.zeros(3, requires_grad=True)"),
+            ("model.py", "net.requires_grad_(False)"),
+            ("engines.py", "net.eval()"),
+            ("training/engine.py", "net.trunk.train(False)"),
+        ),
+        keeps=(("freezing.py", "net.eval()"), ("data/splits.py", "train = data.split('train')")),
+    ),
+    Rule(
+        name="model zoos",
+        find=uses("timm", "torchvision.models"),
+        only_in=("backbones/", "heads/"),
+        breaks=(
+            ("model.py", "import timm"),
+            ("features.py", "from timm.data import resolve_data_config"),
+            ("features.py", "import torchvision\ntorchvision.models.resnet18()"),
+            ("engines.py", "from torchvision import models"),
+            ("engines.py", "from importlib import import_module\nimport_module('timm')"),
+        ),
+        keeps=(
+            ("backbones/backbone.py", "import timm"),
+            ("data/transforms.py", "import torchvision\ntorchvision.transforms"),
+        ),
+    ),
+    Rule(
+        name="processes",
+        find=uses("torch.distributed"),
+        only_in=("distributed.py",),
+        breaks=(
+            ("training/engine.py", "import torch.distributed as dist"),
+            ("metrics.py", "from torch import distributed"),
+            ("metrics.py", "import torch\ntorch.distributed.get_rank()"),
+        ),
+        keeps=(("distributed.py", "import torch.distributed"),),
+    ),
+    Rule(
+        name="network",
+        find=uses(*NETWORK),
+        only_in=("backbones/weights.py", "backbones/download.py"),
+        breaks=(
+            ("data/readers.py", "from urllib.request import urlopen"),
+            ("report.py", "import requests"),
+            ("backbones/backbone.py", "import torch\ntorch.hub.load_state_dict_from_url(u)"),
+        ),
+        keeps=(
+            ("backbones/weights.py", "import huggingface_hub"),
+            ("backbones/catalog.py", "from urllib.parse import parse_qsl"),
+            ("engines.py", "import threading\nrequests = threading.local()\nrequests.own = 1"),
+        ),
+    ),
+    Rule(
+        name="decoding",
+        find=uses(*DECODERS),
+        only_in=("data/",),
+        breaks=(
+            ("report.py", "from PIL import Image\nImage.open(path)"),
+            ("model.py", "import PIL.Image\nPIL.Image.open(path)"),
+            ("model.py", "from PIL.Image import open as read\nread(path)"),
+            ("explain.py", "from torchvision.io import decode_jpeg"),
+        ),
+        keeps=(
+            ("data/images.py", "from PIL import Image\nImage.open(path)"),
+            ("report.py", "from PIL import Image\nImage.fromarray(pixels).save(file)"),
+        ),
+    ),
+    Rule(
+        name="batches",
+        find=uses("torch.utils.data.DataLoader"),
+        only_in=("data/loading.py",),
+        breaks=(
+            ("features.py", "from torch.utils.data import DataLoader\nDataLoader(d)"),
+            ("features.py", "import torch.utils.data as td\ntd.DataLoader(d)"),
+        ),
+        keeps=(("data/loading.py", "from torch.utils.data import DataLoader"),),
+    ),
+    Rule(
+        name="the terminal",
+        find=talks,
+        only_in=("cli.py", "console.py"),
+        breaks=(
+            ("run.py", "print('done')"),
+            ("features.py", "from rich.progress import track"),
+            ("events.py", "import sys\nsys.stdout.write('x')"),
+        ),
+        keeps=(
+            ("cli.py", "import typer\ntyper.echo('x')"),
+            ("report.py", "import sys\nsys.modules"),
+        ),
+    ),
+    Rule(
+        name="no pickle",
+        find=unpickles,
+        breaks=(
+            ("cache.py", "import pickle"),
+            ("backbones/weights.py", "import torch\ntorch.load(path)"),
+            ("backbones/weights.py", "from torch import load\nload(path, weights_only=False)"),
+            ("features.py", "import numpy as np\nnp.load(path, allow_pickle=True)"),
+        ),
+        keeps=(
+            ("backbones/weights.py", "import torch\ntorch.load(path, weights_only=True)"),
+            ("run.py", "from headstart.model_folder import load\nload(path)"),
+        ),
+    ),
+    Rule(name="no assert", find=asserts, breaks=(("model.py", "assert x > 0"),)),
+    Rule(
+        name="short functions",
+        find=long_functions,
+        breaks=(("run.py", LONG), ("run.py", "class A:\n    " + LONG.replace("\n", "\n    "))),
+        keeps=(("run.py", LONG.replace("    x = 1\n", '    """\n' + "\n" * 9 + '    """\n', 1)),),
+    ),
+    Rule(
+        name="short files",
+        find=long_files,
+        breaks=(("run.py", "x = 1\n" * (LONGEST_FILE + 1)),),
+        keeps=(("run.py", "x = 1\n" * LONGEST_FILE),),
+    ),
+    Rule(
+        name="no drawers",
+        find=drawer_names,
+        breaks=(("utils.py", ""), ("data/_helpers.py", ""), ("core/model.py", "")),
+        keeps=(("baselines.py", ""), ("data/loading.py", "")),
+    ),
+    Rule(
+        name="declared names",
+        find=undeclared_names,
+        breaks=(
+            ("run.py", "def fit(): ..."),
+            ("run.py", "__all__ = ['fit']\ndef fit(): ..."),
+            ("run.py", "__all__ = ['fit', 'gone']\ndef fit():\n    'Learn.'"),
+        ),
+        keeps=(
+            ("run.py", "__all__ = ['LIMIT', 'fit']\nLIMIT: int = 3\ndef fit():\n    'Learn.'"),
+            ("run.py", "def _inside(): ..."),
+        ),
+    ),
+]
+SOURCES = [
+    Source(path.relative_to(HOUSE).as_posix(), path.read_text(encoding="utf-8"))
+    for path in sorted(HOUSE.rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_the_house_keeps_the_rule(rule: Rule) -> None:
+    assert [line for source in SOURCES for line in rule.broken(source)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "planted"),
+    [(r, p) for r in RULES for p in r.breaks],
+    ids=lambda v: getattr(v, "name", ""),
+)
+def test_the_rule_can_fail(rule: Rule, planted: tuple[str, str]) -> None:
+    assert rule.broken(Source(*planted))
+
+
+@pytest.mark.parametrize(
+    ("rule", "planted"),
+    [(r, p) for r in RULES for p in r.keeps],
+    ids=lambda v: getattr(v, "name", ""),
+)
+def test_the_rule_lets_through(rule: Rule, planted: tuple[str, str]) -> None:
+    assert rule.broken(Source(*planted)) == []
+
+
+# ------------------------------------------------------------- rules about all files together
+
+
+def deep_classes(sources: Iterable[Source]) -> list[str]:
+    """Classes that stand more than two deep in the package's own inheritance."""
+    parents: dict[str, list[str]] = {}
+    homes: dict[str, str] = {}
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                parents[node.name] = [_class_name(base) for base in node.bases]
+                homes[node.name] = source.path
+
+    def depth(name: str) -> int:
+        return 1 + max(map(depth, parents[name]), default=0) if name in parents else 0
+
+    return [n for n in parents if depth(n) > DEEPEST_INHERITANCE and homes[n] not in DRAWN_TREES]
+
+
+def _class_name(base: ast.expr) -> str:
+    base = base.value if isinstance(base, ast.Subscript) else base  # Task[T] -> Task
+    return dotted(base).rpartition(".")[2]
+
+
+def test_inheritance_is_abstract_to_final() -> None:
+    assert deep_classes(SOURCES) == []
+
+
+def test_deep_inheritance_is_found() -> None:
+    first = Source("tasks/task.py", "class Task(Protocol): ...\nclass Dense(Task[int]): ...")
+    second = Source("tasks/masks.py", "import x\nclass Masks(x.Dense): ...")
+    assert deep_classes([first]) == []
+    assert deep_classes([first, second]) == ["Masks"]
+    assert deep_classes([first, Source("errors.py", second.text)]) == []
+
+
+def import_contracts(work: Path, path: str, text: str) -> subprocess.CompletedProcess[str]:
+    """Hold a copy of the package, with one file changed, against the contracts."""
+    shutil.copy(ROOT / "pyproject.toml", work)
+    shutil.copytree(HOUSE, work / "src" / "headstart", ignore=shutil.ignore_patterns("__pycache__"))
+    with (work / "src" / "headstart" / path).open("a", encoding="utf-8") as file:
+        file.write(text)
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": str(work / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_import_contracts_hold(tmp_path: Path) -> None:
+    done = import_contracts(tmp_path, "errors.py", "")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "complaint"),
+    [
+        ("stray.py", "", "headstart.stray"),
+        ("errors.py", "import headstart.cache\n", "headstart.errors -> headstart.cache"),
+        ("data/images.py", "import headstart.backbones\n", "headstart.data is not allowed"),
+        ("metrics.py", "import headstart.intervals\n", "headstart.metrics -> headstart.intervals"),
+        ("methods/stray.py", "", "headstart.methods.stray"),
+        ("data/samples.py", "import headstart.data.splits\n", ".splits -> .samples"),
+    ],
+)
+def test_the_import_contracts_can_fail(
+    tmp_path: Path, path: str, text: str, complaint: str
+) -> None:
+    done = import_contracts(tmp_path, path, text)
+    assert done.returncode == 1
+    assert complaint in done.stdout
+
+
+def homeless(tests: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Test files whose path is not the path of a source file."""
+    expected = {f"{p.parent / f'test_{p.name}'}" for p in map(Path, sources)}
+    return [test for test in tests if test not in expected | TESTS_OF_THE_WHOLE]
+
+
+def test_every_test_file_mirrors_a_source_file() -> None:
+    folder = ROOT / "tests"
+    tests = [str(path.relative_to(folder)) for path in sorted(folder.rglob("test_*.py"))]
+    assert homeless(tests, [source.path for source in SOURCES]) == []
+    names = [Path(test).name for test in tests]
+    assert sorted(names) == sorted(set(names)), "pytest needs unique names of test files"
+
+
+def test_a_homeless_test_is_found() -> None:
+    sources = ["cache.py", "data/readers.py"]
+    assert homeless(["data/test_readers.py", "test_cache.py", "test_house.py"], sources) == []
+    assert homeless(["test_readers.py", "data/test_cache.py"], sources) == [
+        "test_readers.py",
+        "data/test_cache.py",
+    ]

@@ -1,0 +1,119 @@
+"""What the project's files may contain: no package index, no path of a machine, plain pins."""
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+INDEX = re.compile(
+    r"pypi[.]org|pythonhosted[.]org|pytorch[.]org/whl"
+    r"|(?:--index-url|--extra-index-url|--default-index|--find-links)[= ]+\S*[/:]"
+    r"|(?:PIP|UV)_[A-Z_]*(?:INDEX|LINKS)[A-Z_]*\s*[=:]"
+)
+MACHINE = re.compile(
+    r"(?<![\w./~<>{}$)*-])/(?:work|tmp|home|root|Users|opt|mnt|srv)/[\w.]|\b[A-Z]:\\+Users"
+)
+ROOMS = {".ci", "src", "tests", "docs", "benchmarks", "examples"}
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """The project's own text files: those at the top and those in its rooms."""
+    files = [path for path in ROOT.iterdir() if path.is_file()]
+    for room in ROOMS:
+        files += [
+            p for p in (ROOT / room).rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        ]
+    for path in sorted(files):
+        try:
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+
+
+def tell_tales(text: str) -> list[str]:
+    """A package index's host or options, and absolute paths of a machine."""
+    return [match.group() for pattern in (INDEX, MACHINE) for match in pattern.finditer(text)]
+
+
+def test_no_text_names_a_package_index_or_a_machine() -> None:
+    read = dict(texts())
+    assert {"pyproject.toml", "Makefile", ".ci/run", "src/headstart/errors.py"} <= set(read)
+    assert {name: found for name, text in read.items() if (found := tell_tales(text))} == {}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("https://", "pypi", ".org/simple"),
+        ("--index", "-url https://mirror.example/simple"),
+        ("PIP_", "EXTRA_INDEX_URL=https://mirror.example"),
+        ("torch @ https://download.pytorch", ".org/whl/x.whl"),
+        ("see ", "/home", "/ann/photos"),
+        ("open('", "/tmp", "/x.png')"),
+        ("C:", "\\Users\\ann"),
+    ],
+)
+def test_a_tell_tale_is_found(parts: tuple[str, ...]) -> None:
+    assert tell_tales("".join(parts))
+
+
+def test_ordinary_texts_are_no_tell_tales() -> None:
+    plain = "see https://example.org/home/x, ~/tmp/x, a/tmp/b, --no-emit-index-url and /dev/null"
+    assert tell_tales(plain) == []
+
+
+# ------------------------------------------------------------------------------------- pins
+
+PIN = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^\s;@/:]+)(?: ; [^/:@]+)?")
+
+
+def bad_pins(constraints: str, requirements: Iterable[str]) -> list[str]:
+    """Lines that are no plain pin, and requirements that no pin, or a wrong one, answers."""
+    lines = constraints.splitlines()
+    pins = [match for match in map(PIN.fullmatch, lines) if match]
+    found = [f"not a pin: {line}" for line in lines if not PIN.fullmatch(line)]
+    for requirement in map(Requirement, requirements):
+        name = canonicalize_name(requirement.name)
+        versions = [pin["version"] for pin in pins if pin["name"] == name]
+        if not versions:
+            found.append(f"not pinned: {name}")
+        found += [f"{name} {v}" for v in versions if v not in requirement.specifier]
+    return found
+
+
+def direct_requirements() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    every = [*project["dependencies"], *(one for extra in extras for one in extra)]
+    return [one for one in every if not one.startswith("headstart[")]
+
+
+def test_every_requirement_is_pinned_without_a_host() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert bad_pins(constraints, direct_requirements()) == []
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        "numpy==2.4.0\ntorch @ https://mirror.example/torch.whl",
+        "--pre\nnumpy==2.4.0",
+        "numpy>=2",
+        "numpy==1.26.4",
+        "scipy==1.17.1",
+    ],
+)
+def test_a_bad_pin_is_found(constraints: str) -> None:
+    assert bad_pins("numpy==2.4.0 ; python_full_version < '3.12'", ["Numpy>=2.0"]) == []
+    assert bad_pins(constraints, ["numpy>=2.0"])
+
+
+def test_the_pins_are_the_only_lock() -> None:
+    locks = ["uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "pylock.toml"]
+    assert [name for name in locks if (ROOT / name).exists()] == []
