@@ -151,7 +151,7 @@ def test_embedded_weights_know_what_a_photograph_shows():
     weights = locate(spec, offline=True)
     backbone = load(spec, weights=weights).eval()
     head = original_head(spec, weights)
-    assert backbone.head_keys == ("classifier.weight", "classifier.bias")
+    assert backbone.head_keys == ("classifier.bias", "classifier.weight")
     for name, right in {"china.jpg": 698, "flower.jpg": 985}.items():  # palace, daisy
         pixels = spec.preprocess.resize_and_crop(sklearn_datasets.load_sample_image(name))
         batch = spec.preprocess.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])

@@ -223,7 +223,7 @@ def assemble(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbone:
         If other tensors are missing, not expected, or of another shape; all are listed.
     """
     trunk, how = _empty(spec)
-    heads = tuple(key for key in state if any(_within(key, path) for path in how.heads))
+    heads = tuple(sorted(k for k in state if any(_within(k, path) for path in how.heads)))
     mine = {key: tensor for key, tensor in state.items() if key not in heads}
     for name, buffer in trunk.named_buffers():  # files of old versions do not have these
         if name.endswith("num_batches_tracked"):

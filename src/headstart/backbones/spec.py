@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from headstart.data.transforms import Preprocess
 from headstart.errors import UsageError
 
-__all__ = ["BackboneSpec", "Option", "Source", "Stage"]
+__all__ = ["BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]
 
 Source = Literal["embedded", "torchvision", "timm", "hf", "file"]
+Origin = Literal["path", "cache", "mirror", "hub", "package"]
 Option = str | int | float | bool
 
 
@@ -138,3 +140,20 @@ class BackboneSpec:
             raise UsageError(
                 f"Expected a backbone's description, got one that is damaged ({error})."
             ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A file of weights that is on this machine.
+
+    Parameters
+    ----------
+    path : Path
+    sha256 : str
+        Of the whole file, computed when it was found.
+    origin : {"path", "cache", "mirror", "hub", "package"}
+    """
+
+    path: Path
+    sha256: str
+    origin: Origin
