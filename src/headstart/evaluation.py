@@ -46,9 +46,9 @@ TITLES = {
     "macro_f1": "macro F1",
     "auroc": "AUROC",
     "mean_average_precision": "mean average precision",
-    "log_loss": "log-loss (nats)",
+    "log_loss": "log-loss",
     "brier": "Brier score",
-    "ece": "calibration error (ECE)",
+    "ece": "calibration error",
 }
 """What each metric is called in front of a person; losses and errors are better when lower."""
 

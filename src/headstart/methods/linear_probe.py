@@ -223,8 +223,6 @@ def search_penalty(
     """
     from threadpoolctl import threadpool_limits
 
-    basis = principal_basis(features)
-    coordinates = basis.apply(features)
     ordered = sorted(penalties, reverse=True)
     best_loss, best_scores = np.inf, np.zeros(problem.columns.shape)
     candidates: list[tuple[float, float]] = []
@@ -242,6 +240,8 @@ def search_penalty(
     # every number of cores.
     workers = min(len(folds), cores())
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as executor:
+        basis = principal_basis(features)
+        coordinates = basis.apply(features)
         paths = [path(rows, ordered) for rows, _ in folds]
         for penalty in ordered:
             scores = np.zeros(problem.columns.shape)
