@@ -1,3 +1,77 @@
 """Headstart: transfer learning for CNNs, from a folder of pictures to an honest model."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.cache import Cache
+    from headstart.data.readers import read_dataset
+    from headstart.data.samples import Dataset, Sample
+    from headstart.errors import DataError, HeadstartError, SetupError, UsageError
+    from headstart.estimators import ImageClassifier
+    from headstart.evaluation import Evaluation, evaluate
+    from headstart.methods.linear_probe import LinearProbe
+    from headstart.model import Prediction, TransferModel
+    from headstart.model_folder import load, save
+    from headstart.recipe import Recipe
+    from headstart.run import Run, fit
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Cache": "headstart.cache",
+    "DataError": "headstart.errors",
+    "Dataset": "headstart.data.samples",
+    "Evaluation": "headstart.evaluation",
+    "HeadstartError": "headstart.errors",
+    "ImageClassifier": "headstart.estimators",
+    "LinearProbe": "headstart.methods.linear_probe",
+    "Prediction": "headstart.model",
+    "Recipe": "headstart.recipe",
+    "Run": "headstart.run",
+    "Sample": "headstart.data.samples",
+    "SetupError": "headstart.errors",
+    "TransferModel": "headstart.model",
+    "UsageError": "headstart.errors",
+    "evaluate": "headstart.evaluation",
+    "fit": "headstart.run",
+    "load": "headstart.model_folder",
+    "read_dataset": "headstart.data.readers",
+    "save": "headstart.model_folder",
+}
+"""Where each public name lives; it is imported when first asked for, so this import is light."""
+
+__all__ = [
+    "Cache",
+    "DataError",
+    "Dataset",
+    "Evaluation",
+    "HeadstartError",
+    "ImageClassifier",
+    "LinearProbe",
+    "Prediction",
+    "Recipe",
+    "Run",
+    "Sample",
+    "SetupError",
+    "TransferModel",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "fit",
+    "load",
+    "read_dataset",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

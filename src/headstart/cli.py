@@ -1,0 +1,370 @@
+"""The command line: arguments only; every verb calls the public API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headstart.errors import HeadstartError, SetupError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from headstart.cache import Cache
+    from headstart.console import Terminal
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="headstart",
+    help="From a folder of pictures to an honest, reusable classifier.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(
+    help="Look at the pictures before anything is trained.", no_args_is_help=True
+)
+cache_app = typer.Typer(help="Show or clear what is kept between runs.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
+
+# Whatever the parser refuses; typer keeps the class itself private.
+_BadCommand: type[Exception] = typer.BadParameter.__bases__[0]
+
+Source = Annotated[
+    str, typer.Argument(help="Class folders, a CSV or Parquet manifest, or demo:<name>.")
+]
+ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/photos.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(help="Column or regular expression that names each picture's group (a patient)."),
+]
+BadFiles = Annotated[
+    str, typer.Option(help="Files that cannot be decoded: error refuses, skip leaves them out.")
+]
+AllowOverlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="Go on although a picture is on both sides.")
+]
+Engine = Annotated[
+    str, typer.Option(help="Arithmetic of the frozen backbone: auto, fp32, bf16, openvino.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Compute everything anew and keep nothing.")
+]
+Seed = Annotated[int, typer.Option(help="Decides the split, the folds and the bootstrap.")]
+TestFraction = Annotated[
+    float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
+]
+Offline = Annotated[
+    bool | None, typer.Option("--offline", help="Open no socket (or set HEADSTART_OFFLINE=1).")
+]
+
+
+@app.command()
+def fit(  # noqa: PLR0913 - one argument a flag
+    source: Source,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="What the pictures are seen with; see `headstart backbones`.")
+    ] = "embedded/efficientnet_lite0",
+    imbalance: Annotated[
+        str, typer.Option(help="auto, none, or balanced: weight every class alike.")
+    ] = "auto",
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
+    group_by: GroupBy = None,
+    bad_files: BadFiles = "error",
+    allow_overlap: AllowOverlap = False,
+    test_fraction: TestFraction = 0.2,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    offline: Offline = None,
+    seed: Seed = 0,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+    require_lead: Annotated[
+        bool, typer.Option("--require-lead", help="Exit with 4 unless every baseline is beaten.")
+    ] = False,
+) -> None:
+    """Learn from pictures, judge the result, and write a run's folder."""
+    from headstart.methods.linear_probe import LinearProbe
+    from headstart.recipe import Recipe
+    from headstart.run import fit as run_fit
+
+    recipe = Recipe(
+        backbone=backbone,
+        method=LinearProbe(folds=folds, imbalance=imbalance, seed=seed),  # type: ignore[arg-type]
+        group_by=group_by,
+        bad_files=_policy(bad_files),
+        allow_overlap=allow_overlap,
+        test_fraction=test_fraction,
+        engine=engine,
+        device=device,
+        offline=offline,
+        seed=seed,
+    )
+    with _cache(no_cache) as cache, _terminal(as_json) as terminal:
+        run = run_fit(
+            source, recipe, out=out, cache=cache, observer=terminal, command=_command_line()
+        )
+    if as_json:
+        _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
+    behind = [b.name for b in run.evaluation.baselines if b.lead.interval.low <= 0]
+    if require_lead and behind:
+        typer.echo(f"Not better than: {', '.join(behind)}.", err=True)
+        raise typer.Exit(4)
+
+
+@app.command()
+def predict(
+    model: ModelFolder,
+    pictures: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    output: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    bad_files: BadFiles = "error",
+    engine: Annotated[str | None, typer.Option(help="Default: as the model learned.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what pictures show, with calibrated probabilities."""
+    from headstart.console import show_predictions
+    from headstart.errors import UnknownNameError
+    from headstart.model import predictions_csv, predictions_json
+    from headstart.model_folder import load
+
+    output = "json" if as_json else output
+    if output not in {"table", "json", "csv"}:
+        raise UnknownNameError("format", output, ["table", "json", "csv"])
+    fitted = load(model)
+    found = fitted.predict(pictures, bad_files=_policy(bad_files), engine=engine, device=device)
+    if output == "json":
+        _emit(predictions_json(found))
+    elif output == "csv":
+        typer.echo(predictions_csv(found), nl=False)
+    else:
+        show_predictions(_console(), found)
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    source: Source,
+    group_by: GroupBy = None,
+    bad_files: BadFiles = "error",
+    device: Device = "auto",
+    no_cache: NoCache = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a model on labelled pictures that it has not seen."""
+    from headstart.console import show_evaluation
+    from headstart.evaluation import verdict
+    from headstart.run import evaluate_source
+
+    with _cache(no_cache) as cache:
+        evaluation = evaluate_source(
+            model,
+            source,
+            group_by=group_by,
+            bad_files=_policy(bad_files),
+            device=device,
+            cache=cache,
+            seed=seed,
+        )
+    if as_json:
+        _emit({"verdict": verdict(evaluation), **evaluation.as_dict()})
+    else:
+        show_evaluation(_console(), evaluation, verdict(evaluation))
+
+
+@data_app.command("check")
+def data_check(
+    source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
+) -> None:
+    """Decode every picture and report what is wrong: exit 2 on errors."""
+    from headstart.console import show_findings
+    from headstart.data.prepare import inspect
+
+    with _cache(no_cache) as cache, _terminal(as_json) as terminal:
+        data, findings = inspect(source, cache=cache, group_by=group_by, progress=terminal.progress)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        listed = [
+            {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
+            for f in findings
+        ]
+        _emit({"pictures": len(data), "classes": data.counts(), "findings": listed})
+    else:
+        console = _console()
+        console.print(f"{len(data)} pictures, {data.counts()}", markup=False, highlight=False)
+        show_findings(console, findings, limit=200)
+    if errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def backbones(as_json: AsJson = False) -> None:
+    """List the backbones of the catalogue; timm/<any> and hf/<org>/<model> work too."""
+    from headstart.backbones.catalog import names, resolve
+
+    rows = [resolve(name) for name in names()]
+    if as_json:
+        _emit([{"name": r.name, "trained_on": r.data, "licence": r.licence} for r in rows])
+        return
+    for row in rows:
+        typer.echo(f"{row.name:<38} {row.data:<24} {row.licence}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to write the pictures.")],
+    name: Annotated[str, typer.Option(help="Which set.")] = "symbols",
+) -> None:
+    """Write an embedded example set as class folders, to look at and to try things on."""
+    from headstart.data.demo import write
+
+    write(name, folder)
+    typer.echo(f"Wrote {folder}; next: headstart fit {folder}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has: versions, device, arithmetic, cache, network policy."""
+    from headstart.cache import Cache
+    from headstart.engines import available
+    from headstart.runtime import device, machine, versions
+
+    target = device()
+    stats = Cache().stats()
+    facts: dict[str, Any] = {
+        **versions(),
+        **machine(target).as_dict(),
+        "engines": ", ".join(available(target)),
+        "cache": f"{stats.folder} ({stats.bytes / 1e6:.0f} of {stats.budget / 1e6:.0f} MB)",
+        "offline": os.environ.get("HEADSTART_OFFLINE") == "1",
+    }
+    if as_json:
+        _emit(facts)
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:<12} {value}")
+
+
+@cache_app.command("show")
+def cache_show(as_json: AsJson = False) -> None:
+    """Show where the cache is and what it holds."""
+    from headstart.cache import Cache
+
+    stats = Cache().stats()
+    if as_json:
+        kinds = {k: {"entries": n, "bytes": size} for k, (n, size) in stats.kinds.items()}
+        _emit(
+            {
+                "folder": str(stats.folder),
+                "bytes": stats.bytes,
+                "budget": stats.budget,
+                "kinds": kinds,
+            }
+        )
+        return
+    typer.echo(f"{stats.folder}: {stats.bytes / 1e6:.1f} of {stats.budget / 1e6:.0f} MB")
+    for kind, (entries, size) in sorted(stats.kinds.items()):
+        typer.echo(f"  {kind:<10} {entries:>8} entries {size / 1e6:>10.1f} MB")
+
+
+@cache_app.command("clear")
+def cache_clear(
+    kind: Annotated[str | None, typer.Option(help="Only this kind, such as features.")] = None,
+) -> None:
+    """Forget what was kept; the next run computes it again."""
+    from headstart.cache import Cache
+
+    store = Cache()
+    before = store.stats().bytes
+    store.clear(kind)
+    typer.echo(f"Freed {(before - store.stats().bytes) / 1e6:.1f} MB in {store.stats().folder}.")
+
+
+def main() -> None:
+    """Run the command line; errors become one sentence and an exit code."""
+    from headstart.runtime import prepare
+
+    prepare()
+    try:
+        code = app(standalone_mode=False)
+    except HeadstartError as error:
+        code = _complain(str(error), error.exit_code)
+    except _BadCommand as error:
+        error.show()  # type: ignore[attr-defined]
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("Stopped. Features computed so far are kept; run again to go on.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        wrapped = SetupError(f"Expected the disk and the files to work, got {error}.")
+        code = _complain(str(wrapped), wrapped.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"headstart: {message}", err=True)
+    return code
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+@contextmanager
+def _terminal(quiet: bool) -> Iterator[Terminal]:
+    """A terminal on standard output; with --json the bars go to standard error instead."""
+    from rich.console import Console
+
+    from headstart.console import Terminal
+
+    with Terminal(Console(stderr=True, quiet=quiet)) if quiet else Terminal(_console()) as shown:
+        yield shown
+
+
+@contextmanager
+def _cache(throwaway: bool) -> Iterator[Cache]:
+    """The user's cache, or one that is gone afterwards."""
+    from headstart.cache import Cache
+
+    if not throwaway:
+        yield Cache()
+        return
+    with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as cache:
+        yield cache
+
+
+def _policy(name: str) -> Literal["error", "skip"]:
+    from headstart.errors import UnknownNameError
+
+    match name:
+        case "error" | "skip":
+            return name
+    raise UnknownNameError("bad-files", name, ["error", "skip"])
+
+
+def _emit(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
+
+
+def _command_line() -> str:
+    return shlex.join(["headstart", *sys.argv[1:]])

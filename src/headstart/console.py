@@ -1,0 +1,223 @@
+"""What a person sees in a terminal: tables, bars and sentences, at most about 45 lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from headstart.data.checks import Finding
+    from headstart.data.prepare import Prepared
+    from headstart.evaluation import Evaluation
+    from headstart.events import Event, Finished, Planned
+    from headstart.model import Prediction
+
+__all__ = ["Terminal", "show_evaluation", "show_findings", "show_predictions"]
+
+CLASS_LINES = 10
+FINDING_LINES = 5
+WORST_CLASSES = 5
+
+
+class Terminal:
+    """Shows a run's events; bars only where a person watches.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        from headstart.events import DataReady, Finished, Planned, Progressed
+
+        match event:
+            case Progressed(step=step, done=done, total=total):
+                self.progress(step, done, total)
+            case DataReady(prepared=prepared):
+                self._stop()
+                self._data(prepared)
+            case Planned():
+                self._stop()
+                self._plan(event)
+            case Finished():
+                self._stop()
+                self._verdict(event)
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """Move the bar of a step; on anything but a terminal nothing is shown."""
+        if not self.console.is_terminal:
+            return
+        if self._bars is None:
+            self._bars = _bars(self.console)
+            self._bars.start()
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=total)
+        self._bars.update(self._tasks[step], completed=done)
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks = None, {}
+
+    def _data(self, prepared: Prepared) -> None:
+        data, say = prepared.data, self.console.print
+        say(f"[bold]Data[/]  {escape(data.name)}: {len(data)} pictures, {data.kind}")
+        for note in data.notes:
+            say(f"  {escape(note)}", style="dim", highlight=False)
+        say(_class_table(prepared))
+        show_findings(self.console, prepared.findings)
+
+    def _plan(self, plan: Planned) -> None:
+        spec, weights = plan.trunk.spec, plan.trunk.origin
+        kept = plan.pictures - plan.to_compute
+        say = self.console.print
+        say(f"[bold]Plan[/]  linear probe on {escape(spec.name)}")
+        for title, text in {
+            "weights": f"{spec.data or 'unknown data'}, {spec.licence or 'licence not stated'}, "
+            f"sha256 {weights['sha256'][:12]}… ({weights['from']})",
+            "frozen": f"{plan.parameters:,} parameters; BatchNorm in inference mode, statistics "
+            "constant (checked by hash)",
+            "trains": f"one linear layer, {plan.trunk.width:,} inputs, solved to convergence",
+            "engine": plan.engine.describe(),
+            "features": f"{plan.to_compute} pictures to compute, {kept} kept"
+            + _estimate(plan.seconds, plan.cache_bytes),
+        }.items():
+            say(f"  {title:<9} {escape(text)}", highlight=False, soft_wrap=True)
+
+    def _verdict(self, event: Finished) -> None:
+        show_evaluation(self.console, event.evaluation, event.verdict)
+        total = sum(event.seconds.values())
+        slowest = ", ".join(f"{step} {seconds:.1f}" for step, seconds in event.seconds.items())
+        say = self.console.print
+        say(f"[bold]Time[/]  {total:.1f} s ({slowest})", highlight=False)
+        say(
+            f"[bold]Files[/] {escape(str(event.folder))}/: model.safetensors, model.json, "
+            "report.html, predictions.csv, card.md, …",
+            highlight=False,
+            soft_wrap=True,
+        )
+        say(
+            f"[bold]Next[/]  headstart predict {escape(str(event.folder))} PICTURE", highlight=False
+        )
+
+
+def show_findings(
+    console: Console, findings: Sequence[Finding], *, limit: int = FINDING_LINES
+) -> None:
+    """Show what a check found, the first few of it; the report has all."""
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    for finding in findings[:limit]:
+        where = f" ({', '.join(finding.paths[:2])})" if finding.paths else ""
+        line = f"  {finding.severity}: {finding.message}{where}"
+        console.print(escape(line), style=colours[finding.severity], highlight=False)
+    if len(findings) > limit:
+        console.print(f"  … and {len(findings) - limit} more findings", style="dim")
+    if not findings:
+        console.print("  no unreadable files, no duplicates, no leaks", style="dim")
+
+
+def show_evaluation(console: Console, evaluation: Evaluation, verdict: Sequence[str]) -> None:
+    """Show the verdict in words and the metrics with their intervals."""
+    from headstart.evaluation import TITLES
+
+    console.print("[bold]Verdict[/]")
+    for sentence in verdict:
+        console.print(f"  {escape(sentence)}", highlight=False)
+    table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=True)
+    cells = [(TITLES[name], str(interval)) for name, interval in evaluation.metrics.items()]
+    for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=("", "")):
+        table.add_row(*left, *right)
+    console.print(table, highlight=False)
+    worst = sorted(evaluation.per_class, key=lambda row: row.recall.value)[:WORST_CLASSES]
+    for row in worst:
+        console.print(
+            f"  {escape(row.name)} ({row.count}): precision {row.precision}, recall {row.recall}",
+            style="dim",
+            highlight=False,
+        )
+
+
+def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
+    """Show predictions as a table: picture, label, probability."""
+    table = Table(box=None, padding=(0, 2))
+    for title in ("picture", "label", "probability"):
+        table.add_column(title, justify="right" if title == "probability" else "left")
+    for item in predictions:
+        label = item.label if isinstance(item.label, str) else ", ".join(item.label) or "(none)"
+        table.add_row(escape(item.name), escape(label), f"{item.probability:.3f}")
+    console.print(table, highlight=False)
+
+
+def _class_table(prepared: Prepared) -> Table:
+    train, test = prepared.train.counts(), prepared.test.counts()
+    val = prepared.val.counts() if prepared.val is not None else None
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("class")
+    titles = ["train", *(["val"] if val is not None else []), "held out"]
+    for title in titles:
+        table.add_column(title, justify="right")
+    for name in list(train)[:CLASS_LINES]:
+        counts = [train[name], *([val[name]] if val is not None else []), test[name]]
+        table.add_row(escape(name), *map(str, counts))
+    if len(train) > CLASS_LINES:
+        table.add_row(f"… {len(train) - CLASS_LINES} more", *[""] * len(titles))
+    return table
+
+
+def _estimate(seconds: float | None, size: int) -> str:
+    if not size:
+        return ""
+    about = "" if seconds is None else f", about {max(1, math.ceil(seconds))} s"
+    return f"{about}, {size / 1e6:.1f} MB of cache"
+
+
+def _bars(console: Console) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+    return Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

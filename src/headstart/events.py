@@ -1,0 +1,135 @@
+"""What a run tells while it goes: values that a terminal, a log or a notebook may show."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from headstart.data.prepare import Prepared
+from headstart.engines import Choice
+from headstart.evaluation import Evaluation
+from headstart.features import Trunk
+
+__all__ = ["DataReady", "Event", "Finished", "JsonLog", "Observer", "Planned", "Progressed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """So many pictures of a step are done."""
+
+    step: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReady:
+    """The pictures have been read, checked and split."""
+
+    prepared: Prepared
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What is about to happen, before it costs anything.
+
+    Parameters
+    ----------
+    trunk : Trunk
+    engine : Choice
+    parameters : int
+        Of the backbone; all are frozen.
+    to_compute, pictures : int
+        Pictures whose features are not kept yet, of all.
+    seconds : float or None
+        Estimate for the features; None when the engine was not measured.
+    cache_bytes : int
+        That the new features will take.
+    """
+
+    trunk: Trunk
+    engine: Choice
+    parameters: int
+    to_compute: int
+    pictures: int
+    seconds: float | None
+    cache_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """The run's folder is complete.
+
+    Parameters
+    ----------
+    folder : Path
+    evaluation : Evaluation
+    verdict : tuple of str
+    seconds : mapping of str to float
+        By step.
+    """
+
+    folder: Path
+    evaluation: Evaluation
+    verdict: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+Event = Progressed | DataReady | Planned | Finished
+Observer = Callable[[Event], None]
+
+
+class JsonLog:
+    """One line of JSON for every step of a run, written at once: a kill loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._begin = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; closing twice does no harm."""
+        self._file.close()
+
+    def __call__(self, event: Event) -> None:
+        """Write what the event says; of progress only the last line of a step."""
+        match event:
+            case Progressed(done=done, total=total) if done < total:
+                return
+            case Progressed(step=step, total=total):
+                line: dict[str, Any] = {"event": "step", "step": step, "pictures": total}
+            case DataReady(prepared=prepared):
+                line = {
+                    "event": "data",
+                    "name": prepared.data.name,
+                    "train": prepared.train.counts(),
+                    "held_out": prepared.test.counts(),
+                    "findings": [finding.message for finding in prepared.findings],
+                }
+            case Planned():
+                line = {
+                    "event": "plan",
+                    "backbone": event.trunk.spec.name,
+                    "engine": event.engine.engine,
+                    "to_compute": event.to_compute,
+                    "pictures": event.pictures,
+                }
+            case Finished():
+                line = {
+                    "event": "finished",
+                    "verdict": event.verdict,
+                    "seconds": dict(event.seconds),
+                }
+        line = {"seconds_since_start": round(time.perf_counter() - self._begin, 3), **line}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()

@@ -1,0 +1,59 @@
+"""Everything that decides a run, as a value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from headstart.data.prepare import BadFiles
+from headstart.methods.linear_probe import LinearProbe
+from headstart.methods.method import Method
+
+__all__ = ["DEFAULT_BACKBONE", "Recipe"]
+
+DEFAULT_BACKBONE = "embedded/efficientnet_lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run, the pictures aside.
+
+    Parameters
+    ----------
+    backbone : str
+        A name of the backbone grammar, such as ``torchvision/resnet18``.
+    method : Method
+        How the model learns.
+    group_by : str, optional
+        Column or regular expression that names each picture's group.
+    bad_files : {"error", "skip"}
+        What to do with files that cannot be decoded.
+    allow_overlap : bool
+        Go on although the same picture lies on both sides of a split.
+    test_fraction : float
+        Share of the pictures to test on, where the data bring no split.
+    engine : {"auto", "fp32", "bf16", "openvino"}
+        Arithmetic of the frozen backbone; ``auto`` measures.
+    device : {"auto", "cpu", "cuda", "mps"}
+    offline : bool, optional
+        Open no socket; None asks the environment.
+    seed : int
+        Decides the split, the folds and the bootstrap.
+    """
+
+    backbone: str = DEFAULT_BACKBONE
+    method: Method = field(default_factory=LinearProbe)
+    group_by: str | None = None
+    bad_files: BadFiles = "error"
+    allow_overlap: bool = False
+    test_fraction: float = 0.2
+    engine: str = "auto"
+    device: str = "auto"
+    offline: bool | None = None
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values, for resolved.yaml."""
+        method = {"name": self.method.name, **asdict(self.method)}  # type: ignore[call-overload]
+        return json.loads(json.dumps({**asdict(self), "method": method}))  # type: ignore[no-any-return]

@@ -1,0 +1,315 @@
+"""The main job, from pictures to a run's folder; every step lives in the room of its noun."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from headstart.cache import Cache
+from headstart.data.prepare import BadFiles, Prepared, prepare, select
+from headstart.data.readers import read_dataset
+from headstart.data.samples import Dataset
+from headstart.engines import runnable
+from headstart.errors import SetupError
+from headstart.evaluation import Evaluation, evaluate, predictions_csv, verdict
+from headstart.events import (
+    DataReady,
+    Event,
+    Finished,
+    JsonLog,
+    Observer,
+    Planned,
+    Progressed,
+)
+from headstart.features import Extractor, Trunk
+from headstart.model import TransferModel
+from headstart.model_folder import load, save
+from headstart.recipe import Recipe
+from headstart.report import Facts, render_card, render_html, render_json
+from headstart.runtime import cores, versions
+from headstart.tasks.classification import Classification
+
+__all__ = ["Run", "evaluate_source", "fit", "slug"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a run leaves.
+
+    Parameters
+    ----------
+    folder : Path
+    model : TransferModel
+    evaluation : Evaluation
+    prepared : Prepared
+    verdict : tuple of str
+    seconds : dict of str to float
+        By step.
+    """
+
+    folder: Path
+    model: TransferModel
+    evaluation: Evaluation
+    prepared: Prepared
+    verdict: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def fit(
+    source: str | Path | Dataset,
+    recipe: Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    cache: Cache | None = None,
+    observer: Observer | None = None,
+    command: str = "",
+) -> Run:
+    """Learn from a folder of pictures, judge the result, and write a run's folder.
+
+    Parameters
+    ----------
+    source : str, Path or Dataset
+        Class folders, a manifest, ``demo:<name>``, or examples that are read already.
+    recipe : Recipe, optional
+    out : str or Path, optional
+        The folder to write; by default ``runs/<name>``. An existing folder is never touched:
+        a number is added to the name.
+    cache : Cache, optional
+        Where features are kept; by default the user's cache.
+    observer : callable, optional
+        Told of every event.
+    command : str
+        How the run was started, for the report.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    DataError
+        If the pictures or labels cannot be used as they are.
+    SetupError
+        If weights are missing, or the folder cannot be written.
+
+    Examples
+    --------
+    >>> run = fit("photos/")  # doctest: +SKIP
+    >>> print(run.evaluation.metrics["accuracy"])  # doctest: +SKIP
+    0.975 [0.955, 0.986]
+    """
+    recipe = recipe or Recipe()
+    wanted = Path(out) if out else Path("runs") / slug(source)
+    with _partial_folder(wanted) as folder, JsonLog(folder / "log.jsonl") as log:
+        watched = _both(log, observer)
+        run = _run(source, recipe, cache or Cache(), watched)
+        begin = time.perf_counter()
+        _write(folder, run, recipe, command)
+        run.seconds["files"] = time.perf_counter() - begin
+        log(_finished(run))
+        log.close()
+        run = replace(run, folder=_claim(folder, wanted))
+    if observer is not None:
+        observer(_finished(run))
+    return run
+
+
+def _finished(run: Run) -> Finished:
+    return Finished(
+        folder=run.folder, evaluation=run.evaluation, verdict=run.verdict, seconds=run.seconds
+    )
+
+
+def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Observer) -> Run:
+    clock: dict[str, float] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        notify(Progressed(step=step, done=done, total=total))
+
+    with _timed(clock, "scan and checks"):
+        prepared = prepare(
+            source,
+            cache=cache,
+            group_by=recipe.group_by,
+            bad_files=recipe.bad_files,
+            allow_overlap=recipe.allow_overlap,
+            test_fraction=recipe.test_fraction,
+            seed=recipe.seed,
+            progress=progress,
+        )
+    notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
+    extractor = Extractor(
+        cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
+    )
+    with _timed(clock, "backbone and engine"):
+        trunk = Trunk.open(recipe.backbone, offline=recipe.offline)
+        plan = _plan(trunk, prepared.data, extractor)
+    notify(plan)
+    with _timed(clock, "features"):
+        extractor.features(trunk, prepared.data.samples)
+    with _timed(clock, "head"):
+        model = _learn(recipe, prepared, trunk, extractor)
+    with _timed(clock, "evaluation"):
+        evaluation = evaluate(
+            model, prepared.test, extractor=extractor, train=prepared.train, seed=recipe.seed
+        )
+    return Run(
+        folder=Path(),
+        model=model,
+        evaluation=evaluation,
+        prepared=prepared,
+        verdict=verdict(evaluation),
+        seconds=clock,
+    )
+
+
+def _plan(trunk: Trunk, data: Dataset, extractor: Extractor) -> Planned:
+    engine, missing = extractor.outlook(trunk, data.samples)
+    rate = engine.rates.get(engine.engine)
+    return Planned(
+        trunk=trunk,
+        engine=engine,
+        parameters=trunk.parameters,
+        to_compute=missing,
+        pictures=len(data),
+        seconds=missing / (rate * cores()) if rate else None,
+        cache_bytes=missing * trunk.width * 4,
+    )
+
+
+def _learn(recipe: Recipe, prepared: Prepared, trunk: Trunk, extractor: Extractor) -> TransferModel:
+    train = prepared.train
+    blank = TransferModel(
+        trunk=trunk,
+        task=Classification(classes=train.classes, kind=train.kind),
+        record={
+            "data": {
+                "name": prepared.data.name,
+                "train": train.counts(),
+                "held_out": prepared.test.counts(),
+                "notes": list(prepared.data.notes),
+            },
+            "seed": recipe.seed,
+            "versions": versions(),
+        },
+    )
+    return recipe.method.fit(blank, train, prepared.val, extractor=extractor)
+
+
+def _write(folder: Path, run: Run, recipe: Recipe, command: str) -> None:
+    save(run.model, folder)
+    facts = Facts(
+        name=run.prepared.data.name,
+        prepared=run.prepared,
+        model=run.model,
+        evaluation=run.evaluation,
+        verdict=run.verdict,
+        seconds=run.seconds,
+        command=command,
+    )
+    resolved = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
+    numbers = json.dumps(render_json(facts), indent=1, allow_nan=False)
+    for name, text in {
+        "report.html": render_html(facts),
+        "report.json": numbers,
+        "card.md": render_card(facts),
+        "resolved.yaml": resolved,
+        "predictions.csv": predictions_csv(run.evaluation),
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def slug(source: str | Path | Dataset) -> str:
+    """Name a run's folder after what it learned from.
+
+    >>> slug("my photos/"), slug("demo:textures")
+    ('my-photos', 'demo-textures')
+    """
+    name = source.name if isinstance(source, Dataset) else Path(source).resolve().stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+
+
+@contextmanager
+def _timed(clock: dict[str, float], step: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    clock[step] = time.perf_counter() - begin
+
+
+@contextmanager
+def _partial_folder(wanted: Path) -> Iterator[Path]:
+    """Make a hidden folder beside the wanted one; a run that fails leaves nothing behind."""
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-", dir=wanted.parent))
+    except OSError as error:
+        raise SetupError(
+            f"Expected to write a run's folder at {wanted}, got {error}; do choose another --out."
+        ) from error
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _claim(folder: Path, wanted: Path) -> Path:
+    """Give a finished folder its name, or the next free one: an older run is never touched."""
+    for number in itertools.count(1):
+        final = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        if final.exists():
+            continue
+        folder.chmod(0o755)  # mkdtemp's folders are private
+        folder.rename(final)
+        return final
+    raise AssertionError("itertools.count ends never")
+
+
+def _both(first: Observer, second: Observer | None) -> Observer:
+    def notify(event: Event) -> None:
+        first(event)
+        if second is not None:
+            second(event)
+
+    return notify
+
+
+def evaluate_source(
+    model_folder: str | Path,
+    source: str | Path | Dataset,
+    *,
+    cache: Cache,
+    group_by: str | None = None,
+    bad_files: BadFiles = "error",
+    device: str = "auto",
+    seed: int = 0,
+) -> Evaluation:
+    """Judge a saved model on labelled pictures; of data with a test part, on that part.
+
+    Raises
+    ------
+    ModelFileError
+        If the model's folder is damaged.
+    DataError
+        If the pictures cannot be used, or show classes that the model does not know.
+    """
+    model = load(model_folder)
+    data = source
+    if not isinstance(data, Dataset):
+        data = read_dataset(data, group_by=group_by, min_classes=1)
+    test = data.split("test")
+    samples = (test if len(test) else data).samples
+    kept = select(samples, cache=cache, bad_files=bad_files)
+    engine = runnable(model.engine, device=device)
+    extractor = Extractor(cache=cache, engine=engine, device=device)
+    return evaluate(model, replace(data, samples=kept), extractor=extractor, seed=seed)
