@@ -117,3 +117,33 @@ def test_a_bad_pin_is_found(constraints: str) -> None:
 def test_the_pins_are_the_only_lock() -> None:
     locks = ["uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "pylock.toml"]
     assert [name for name in locks if (ROOT / name).exists()] == []
+
+
+# ---------------------------------------------------------------------------- pages in step
+
+
+def missing_from(page: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name not in page]
+
+
+def test_the_architecture_shows_every_module() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "src").rglob("*.py")}
+    assert missing_from(page, sorted(modules)) == []
+    assert missing_from(page, ["no_such_room.py"])
+
+
+def test_the_architecture_shows_the_floors_of_the_contract() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {one["id"]: one for one in config["tool"]["importlinter"]["contracts"]}
+    page = " ".join((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split())
+    assert " -> ".join(contracts["floors"]["layers"]) in page
+
+
+def test_the_index_of_the_docs_links_every_page_and_only_those() -> None:
+    docs = ROOT / "docs"
+    index = (docs / "README.md").read_text(encoding="utf-8")
+    pages = [str(path.relative_to(docs)) for path in sorted(docs.rglob("*.md"))]
+    assert missing_from(index, [f"({page})" for page in pages if page != "README.md"]) == []
+    links = re.findall(r"\]\(([^):]+)\)", index)
+    assert [link for link in links if not (docs / link).exists()] == []
