@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.weights import locate, read_state
+from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.cache import Cache, key
 from headstart.data.loading import digest_of, load_batch, map_bounded
 from headstart.data.samples import Sample
@@ -72,9 +72,13 @@ class Trunk:
             If they are damaged or of another network.
         """
         spec = resolve(name, offline=offline)
-        found = locate(spec, offline=offline)
-        origin = {"sha256": found.sha256, "from": found.origin, "file": found.path.name}
-        return cls(spec=spec, state=read_state(found, spec), origin=origin)
+        return cls.read(spec, locate(spec, offline=offline))
+
+    @classmethod
+    def read(cls, spec: BackboneSpec, weights: WeightsFile) -> Trunk:
+        """Read weights that have been located, so that a run can fail early without them."""
+        origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
+        return cls(spec=spec, state=read_state(weights, spec), origin=origin)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from headstart.backbones.catalog import resolve
+from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.prepare import BadFiles, Prepared, prepare, select
 from headstart.data.readers import read_dataset
@@ -136,6 +138,9 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
     def progress(step: str, done: int, total: int) -> None:
         notify(Progressed(step=step, done=done, total=total))
 
+    # A wrong name or missing weights are said before anything is scanned.
+    spec = resolve(recipe.backbone, offline=recipe.offline)
+    weights = locate(spec, offline=recipe.offline)
     with _timed(clock, "scan and checks"):
         prepared = prepare(
             source,
@@ -152,7 +157,7 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
         cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
     )
     with _timed(clock, "backbone and engine"):
-        trunk = Trunk.open(recipe.backbone, offline=recipe.offline)
+        trunk = Trunk.read(spec, weights)
         plan = _plan(trunk, prepared.data, extractor)
     notify(plan)
     with _timed(clock, "features"):
