@@ -1,6 +1,8 @@
 """The contract of all backbones, held against the libraries' own networks."""
 
+import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from headstart.backbones.backbone import Backbone, assemble, load, original_head
 from headstart.backbones.catalog import names, resolve
 from headstart.backbones.weights import locate
+from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
 ARCHITECTURES = {spec.architecture: spec.name for spec in map(resolve, names())}
 SIDES = {"torchvision/inception_v3": 160, "torchvision/vit_b_16": 224}
@@ -17,8 +20,12 @@ SMALL = {"timm/vit_tiny_patch16_224": 64, "timm/vit_small_patch16_224": 64}
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
+    """One thread: layers this small only lose by waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
         yield
+    torch.set_num_threads(threads)
 
 
 def library_model(architecture: str, **options) -> nn.Module:
@@ -72,7 +79,7 @@ def cheap_values(model: nn.Module) -> dict[str, torch.Tensor]:
 def built(architecture: str) -> tuple[Backbone, nn.Module, int]:
     """Backbone, the library's network with the same values, and the side of the pictures."""
     spec = resolve(ARCHITECTURES[architecture])
-    side = {**SIDES, **SMALL}.get(architecture, 96)
+    side = {**SIDES, **SMALL}.get(architecture, 64)
     options = {}
     if architecture in SMALL:
         options = {"img_size": side}
@@ -157,3 +164,207 @@ def test_embedded_weights_know_what_a_photograph_shows():
         batch = spec.preprocess.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         logits = backbone.pooled(batch) @ head["classifier.weight"].T + head["classifier.bias"]
         assert right in logits.topk(5).indices
+
+
+# ------------------------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_table_is_what_the_network_does_at_its_own_size(architecture):
+    """Without values (on ``meta``), which costs milliseconds at any size."""
+    spec = resolve(ARCHITECTURES[architecture])
+    with torch.random.fork_rng(devices=[]):
+        measured = assemble(replace(spec, stages=(), width=0), meta_values(architecture))
+    assert measured.stages == spec.stages
+    assert measured.width == spec.width
+    assert measured.stages[-1].stride == (16 if "vit_" in architecture else 32)
+
+
+def meta_values(architecture):
+    try:
+        with torch.device("meta"):
+            return library_model(architecture).state_dict()
+    except NotImplementedError:
+        return library_model(architecture).state_dict()
+
+
+# ------------------------------------------------------------------- timm beyond the table
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("test_resnet", ["stem", "layer1", "layer2", "layer3", "layer4"]),
+        ("test_efficientnet", ["stem", *(f"stage{i}" for i in range(1, 6)), "conv_head"]),
+        ("mobilenetv3_small_050", ["stem", *(f"stage{i}" for i in range(1, 7))]),
+        ("test_convnext", ["stem", "stage1", "stage2", "stage3", "stage4"]),
+        ("regnetx_002", ["stem", "block1", "block2", "block3", "block4"]),
+        ("test_vit", ["patches", "blocks1", "blocks2", "blocks3", "blocks4"]),
+        ("test_vit4", ["patches", "blocks1", "blocks2", "blocks3", "blocks4"]),
+        ("test_nfnet", ["trunk"]),
+        ("test_byobnet", ["trunk"]),
+        ("swin_tiny_patch4_window7_224", ["trunk"]),
+    ],
+)
+def test_models_of_timm_that_no_table_describes(name, stages):
+    backbone = load(f"timm/{name}", pretrained=False, seed=1).eval()
+    assert [stage.name for stage in backbone.stages] == stages
+    side = backbone.spec.preprocess.crop
+    x = value = pictures(side, 1)
+    for stage in backbone.stages:
+        value = backbone.run(value, start=stage.name, stop=stage.name)
+        assert stage.channels in value.shape
+        assert stage.stride in {2, 4, 8, 16, 32}
+    reference = library_model(f"timm/{name}").eval()
+    reference.load_state_dict(backbone.trunk.state_dict(), strict=False)
+    assert torch.equal(value, reference.forward_features(x))
+    pooled = reference.forward_head(value, pre_logits=True)
+    assert torch.equal(backbone.pooled(x), pooled)
+    assert pooled.shape[1] == backbone.width
+    for key in backbone.state_dict():
+        assert backbone.stage_of(key) in {stage.name for stage in backbone.stages}
+
+
+# ------------------------------------------------------------------------------- behaviour
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return load("resnet18", pretrained=False).eval()
+
+
+def test_copies_are_independent(small):
+    """A copy in another precision must run on its own values."""
+    x = pictures(64)
+    before = small.pooled(x)
+    other = copy.deepcopy(small).to(torch.bfloat16)
+    for tensor in other.parameters():
+        tensor.zero_()
+    assert other.pooled(x.to(torch.bfloat16)).dtype == torch.bfloat16
+    assert torch.equal(small.pooled(x), before)
+
+
+def test_random_weights_come_from_the_seed_and_leave_torchs_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one = load("resnet18", pretrained=False, seed=1).state_hash()
+    assert torch.equal(torch.rand(1), expected)
+    assert load("resnet18", pretrained=False, seed=1).state_hash() == one
+    assert load("resnet18", pretrained=False, seed=2).state_hash() != one
+
+
+def test_the_hash_sees_every_tensor(small):
+    before = small.state_hash()
+    for name in ("trunk.conv1.weight", "trunk.bn1.running_mean", "trunk.layer4.1.bn2.bias"):
+        changed = copy.deepcopy(small)
+        changed.state_dict()[name].flatten()[0].add_(1)
+        assert changed.state_hash() != before
+    assert copy.deepcopy(small).state_hash() == before
+
+
+def test_building_decides_nothing_about_training():
+    """Gradients and modes are freezing.py's: a network comes as its library makes it."""
+    with torch.inference_mode(False):
+        for name in ("resnet18", "timm/test_resnet"):
+            backbone = load(name, pretrained=False)
+            rebuilt = assemble(backbone.spec, backbone.trunk.state_dict())
+            for one in (backbone, rebuilt):
+                assert one.training
+                assert all(tensor.requires_grad for tensor in one.parameters())
+
+
+def test_measuring_leaves_running_statistics_alone():
+    spec = resolve("timm/test_resnet")
+    backbone = load(spec, pretrained=False, seed=3)
+    assert backbone.training
+    for name, tensor in backbone.trunk.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert tensor == 0
+        elif name.endswith("running_mean"):
+            assert not tensor.any()
+
+
+def test_inception_takes_imagenet_pictures_to_its_own_scale():
+    backbone = built("torchvision/inception_v3")[0]
+    assert backbone.trunk.transform_input
+    assert backbone.trunk.AuxLogits is None or not list(backbone.trunk.AuxLogits.parameters())
+    assert {key.partition(".")[0] for key in backbone.head_keys} == {"fc", "AuxLogits"}
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "error"),
+    [
+        ("layer5", None, UnknownNameError),
+        (None, "fc", UnknownNameError),
+        ("layer3", "layer2", UsageError),
+    ],
+)
+def test_stages_that_cannot_be_run(small, start, stop, error):
+    with pytest.raises(error, match="Expected"):
+        small.run(pictures(64), start=start, stop=stop)
+    with pytest.raises(UnknownNameError, match="parameter"):
+        small.stage_of("trunk.fc.weight")
+
+
+# --------------------------------------------------------------------- weights that differ
+
+
+def stored(state, folder) -> str:
+    torch.save(state, folder / "w.pth")
+    return f"file:{folder / 'w.pth'}@torchvision/resnet18"
+
+
+def test_a_file_gives_its_values_and_its_head(tmp_path):
+    model = library_model("torchvision/resnet18").eval()
+    for tensor in model.state_dict().values():
+        if tensor.ndim == 4:
+            tensor.copy_(tensor.half())
+    half = {k: v.half() if v.ndim == 4 else v for k, v in model.state_dict().items()}
+    name = stored(half, tmp_path)
+    backbone, x = load(name).eval(), pictures(64)
+    assert {tensor.dtype for tensor in backbone.parameters()} == {torch.float32}
+    head = original_head(backbone.spec, locate(backbone.spec))
+    logits = backbone.pooled(x) @ head["fc.weight"].T + head["fc.bias"]
+    torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_files_without_a_classifier_or_batch_counts_are_whole(tmp_path):
+    state = library_model("torchvision/resnet18").state_dict()
+    trunk = {k: v for k, v in state.items() if "num_batches" not in k and "fc." not in k}
+    backbone = load(stored(trunk, tmp_path))
+    assert backbone.head_keys == ()
+    assert not any(t.is_meta for t in backbone.state_dict().values())
+    assert original_head(backbone.spec, locate(backbone.spec)) == {}
+
+
+def test_every_difference_is_listed(tmp_path):
+    state = library_model("torchvision/resnet18").state_dict()
+    state["extra.weight"] = state.pop("layer1.0.conv1.weight")
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    with pytest.raises(WeightsMismatchError) as caught:
+        load(stored(state, tmp_path))
+    for part in (
+        "3 differences",
+        "missing layer1.0.conv1.weight",
+        "not expected extra.weight",
+        "conv1.weight of shape (64, 1, 7, 7) and not (64, 3, 7, 7)",
+    ):
+        assert part in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    name = stored(library_model("torchvision/resnet18").state_dict(), tmp_path)
+    with pytest.raises(WeightsMismatchError, match="name the architecture"):
+        load(name.replace("resnet18", "resnet50"))
+
+
+def test_padding_travels_with_the_name(tmp_path):
+    """TensorFlow's padding changes features, so losing it must not go unseen."""
+    model = library_model("timm/mobilenetv2_100", pad_type="same").eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    name = f"file:{tmp_path / 'w.pth'}@timm/mobilenetv2_100"
+    x = pictures(64)
+    expected = model.forward_head(model.forward_features(x), pre_logits=True)
+    assert torch.equal(load(f"{name}?pad_type=same").eval().pooled(x), expected)
+    assert not torch.allclose(load(name).eval().pooled(x), expected, atol=1e-4)
