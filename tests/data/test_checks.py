@@ -275,6 +275,17 @@ def test_equal_hashes_with_different_looks_are_not_duplicates():
     assert find_duplicates(records) == []
 
 
+def test_a_film_of_equal_frames_does_not_cost_its_square():
+    frame = fake(1)[0]
+    film = [
+        ImageRecord(digest=str(i), perceptual_hash=frame.perceptual_hash, thumbnail=frame.thumbnail)
+        for i in range(3000)
+    ]
+    start = time.perf_counter()
+    assert find_duplicates(film) == [tuple(range(3000))]
+    assert time.perf_counter() - start < 5, "0.1 s where it was written"
+
+
 def test_groups_join_chains_and_exact_copies():
     a, b = fake(2)
     near = ImageRecord(

@@ -27,6 +27,8 @@ Kind = Literal[
     "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
 ]  # fmt: skip
 
+Indices = NDArray[np.intp]
+
 MAX_DISTANCE = 6  # of 64 bits; measured in docs/checks.md
 MIN_CORRELATION = 0.985
 MIN_TEXTURE = 4.0  # standard deviation of grey levels under which all pictures look alike
@@ -78,7 +80,7 @@ def find_duplicates(
         if record.problem is None:
             parent[i] = first.setdefault(record.digest, i)
     if max_distance is not None:
-        for i, j in _near_pairs(records, list(first.values()), max_distance):
+        for i, j in _near_links(records, list(first.values()), max_distance):
             one, other = sorted((_root(parent, i), _root(parent, j)))
             parent[other] = one
     groups: dict[int, list[int]] = defaultdict(list)
@@ -94,46 +96,55 @@ def _root(parent: list[int], i: int) -> int:
     return i
 
 
-def _near_pairs(
+def _near_links(
     records: Sequence[ImageRecord], candidates: list[int], max_distance: int
-) -> Iterator[tuple[int, int]]:
+) -> list[tuple[int, int]]:
+    """Pairs that hold the groups of near duplicates together, at most one for each picture."""
     drawn = [i for i in candidates if len(records[i].thumbnail) == 256]
     small = np.frombuffer(b"".join(records[i].thumbnail for i in drawn), np.uint8)
     looks = small.reshape(-1, 256).astype(np.float32)
     textured = looks.std(axis=1) >= MIN_TEXTURE
     looks = looks[textured] - looks[textured].mean(axis=1, keepdims=True)
     looks /= np.linalg.norm(looks, axis=1, keepdims=True)
-    index = np.asarray(drawn, dtype=np.intp)[textured]
+    index = [i for i, good in zip(drawn, textured, strict=True) if good]
     hashes = np.asarray([records[i].perceptual_hash for i in index], dtype=np.uint64)
-    for one, other in _close_hashes(hashes, max_distance):
-        for start in range(0, len(one), 50_000):  # 50 MB of thumbnails on each side
-            a, b = one[start : start + 50_000], other[start : start + 50_000]
-            same = np.einsum("ij,ij->i", looks[a], looks[b]) >= MIN_CORRELATION
-            yield from zip(index[a[same]].tolist(), index[b[same]].tolist(), strict=True)
+    labels = np.arange(len(index))
+    members = {i: [i] for i in range(len(index))}
+    links: list[tuple[int, int]] = []
+    for rows, rest in _blocks(hashes, max_distance):
+        close = np.bitwise_count(hashes[rows, None] ^ hashes[rest]) <= max_distance
+        close &= labels[rows, None] != labels[rest]  # or a film would cost its square
+        if close.any():
+            close &= looks[rows] @ looks[rest].T >= MIN_CORRELATION
+        for i, j in zip(*np.nonzero(close), strict=True):
+            one, other = int(labels[rows[i]]), int(labels[rest[j]])
+            if one != other:
+                _merge(labels, members, one, other)
+                links.append((index[rows[i]], index[rest[j]]))
+    return links
 
 
-def _close_hashes(
-    hashes: NDArray[np.uint64], max_distance: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs within a distance; some come twice.
+def _merge(labels: Indices, members: dict[int, list[int]], one: int, other: int) -> None:
+    if len(members[one]) < len(members[other]):  # relabel the smaller: n log n in all
+        one, other = other, one
+    moved = members.pop(other)
+    labels[moved] = one
+    members[one] += moved
 
-    Of max_distance + 1 bands of bits at least one is equal in such a pair, so only
-    pictures that share a band are compared.
+
+def _blocks(hashes: NDArray[np.uint64], max_distance: int) -> Iterator[tuple[Indices, Indices]]:
+    """Indices to compare with each other: every pair within the distance is in some block.
+
+    Of max_distance + 1 bands of bits at least one is equal in such a pair, so only pictures
+    that share a band meet. Blocks are 64 rows, so that what was joined is soon left out.
     """
     edges = np.linspace(0, 64, max_distance + 2).astype(np.uint64)
     for low, high in pairwise(edges):
         band = (hashes >> low) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
-        borders = np.flatnonzero(np.diff(band[order])) + 1
-        for members in np.split(order, borders) if len(order) else ():
-            step = max(1, 4_000_000 // len(members))
-            for start in range(0, len(members) - 1, step):
-                rows = members[start : start + step]
-                differ = np.bitwise_count(hashes[rows, None] ^ hashes[members[start:]])
-                one, other = np.nonzero(differ <= max_distance)
-                later = other > one
-                if later.any():
-                    yield rows[one[later]], members[start:][other[later]]
+        for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
+            for start in range(0, len(bucket) - 1, 64):
+                yield bucket[start : start + 64], bucket[start:]
 
 
 def check(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ...]:
