@@ -295,7 +295,7 @@ class _Asked:
     folder: Path
 
     def missing(self, reasons: list[str]) -> WeightsNotFoundError:
-        sha256 = _shown(self.sha256) if self.sha256 else "as published there"
+        sha256 = _shown(self.sha256) if self.sha256 else "not known before it is fetched"
         return WeightsNotFoundError(
             f"Expected {self.file} (sha256 {sha256}) of {self.what} in {self.folder}, got none "
             f"({'; '.join(reasons)}); do put the file there, or set HEADSTART_MIRROR to a server "
