@@ -4,7 +4,7 @@ VENV ?= .venv
 # The example set and the folder of `make demo`.
 DEMO ?= textures
 OUT ?= .demo/$(DEMO)
-# One process per two cores is quicker than one per core: importing torch is most of a short test.
+# Processes that run the tests: 2 take three quarters of the time of 1; each has to import torch.
 JOBS ?= 2
 
 BIN := $(VENV)/bin

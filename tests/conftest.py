@@ -17,7 +17,6 @@ os.environ.update(
     HEADSTART_CACHE=str(_SCRATCH / "cache"),
     HEADSTART_OFFLINE="1",
     HF_HOME=str(_SCRATCH / "hf"),
-    HF_HUB_OFFLINE="1",
     TORCH_HOME=str(_SCRATCH / "torch"),
     XDG_CACHE_HOME=str(_SCRATCH / "xdg"),
 )
