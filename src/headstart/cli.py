@@ -309,13 +309,15 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         code = 1
     except (KeyboardInterrupt, typer.Abort):
-        code = _complain("Stopped. Features computed so far are kept; run again to go on.", 130)
+        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
         wrapped = SetupError(f"Expected the disk and the files to work, got {error}.")
         code = _complain(str(wrapped), wrapped.exit_code)
+    if code == 130:  # the parser turns Ctrl-C into this code as well
+        _complain("Stopped. Features computed so far are kept; run again to go on.", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -19,7 +19,16 @@ from headstart.cache import Cache, key
 from headstart.data.loading import digest_of, load_batch, map_bounded
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
-from headstart.engines import PROBE_PICTURES, Choice, Forward, choose, compile_engine, recall
+from headstart.engines import (
+    ENGINES,
+    PROBE_PICTURES,
+    Choice,
+    Forward,
+    choose,
+    compile_engine,
+    recall,
+)
+from headstart.errors import UnknownNameError
 from headstart.freezing import constant, fingerprint, require_constant
 from headstart.runtime import cores, device
 
@@ -152,6 +161,11 @@ class Extractor:
     workers : int, optional
         Threads; on a CPU each decodes and computes on a core of its own.
     progress : callable, optional
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such engine.
     """
 
     cache: Cache
@@ -159,6 +173,10 @@ class Extractor:
     device: str = "auto"
     workers: int | None = None
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in {"auto", *ENGINES}:
+            raise UnknownNameError("engine", self.engine, ["auto", *ENGINES])
 
     def features(self, trunk: Trunk, samples: Sequence[Sample]) -> Features:
         """Pooled features of the pictures, each different picture computed at most once, ever.

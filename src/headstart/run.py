@@ -141,6 +141,9 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
     # A wrong name or missing weights are said before anything is scanned.
     spec = resolve(recipe.backbone, offline=recipe.offline)
     weights = locate(spec, offline=recipe.offline)
+    extractor = Extractor(
+        cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
+    )
     with _timed(clock, "scan and checks"):
         prepared = prepare(
             source,
@@ -153,9 +156,6 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
             progress=progress,
         )
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
-    extractor = Extractor(
-        cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
-    )
     with _timed(clock, "backbone and engine"):
         trunk = Trunk.read(spec, weights)
         plan = _plan(trunk, prepared.data, extractor)

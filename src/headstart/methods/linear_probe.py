@@ -58,6 +58,11 @@ class LinearProbe:
     seed : int
         Decides the folds; nothing else is random.
 
+    Raises
+    ------
+    UsageError
+        If a value cannot be meant.
+
     Reference
     ---------
     Kornblith et al., Do better ImageNet models transfer better?, CVPR 2019, section 3.2.
@@ -69,6 +74,14 @@ class LinearProbe:
     imbalance: Imbalance = "auto"
     penalties: tuple[float, ...] = PENALTIES
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.imbalance not in {"auto", "none", "balanced"}:
+            raise UnknownNameError("imbalance", self.imbalance, ["auto", "none", "balanced"])
+        if self.folds < 2:
+            raise UsageError(f"Expected `folds` to be at least 2, got {self.folds}.")
+        if not self.penalties or min(self.penalties) <= 0:
+            raise UsageError(f"Expected positive `penalties`, got {self.penalties}.")
 
     def fit(
         self,
@@ -85,7 +98,6 @@ class LinearProbe:
         DataError
             If a class has too few pictures or groups for two folds.
         """
-        self._check()
         targets = train.targets()
         _require_two_classes(train)
         extracted = extractor.features(model.trunk, train.samples)
@@ -113,14 +125,6 @@ class LinearProbe:
                 "iterations": search.iterations,
             },
         )
-
-    def _check(self) -> None:
-        if self.imbalance not in {"auto", "none", "balanced"}:
-            raise UnknownNameError("imbalance", self.imbalance, ["auto", "none", "balanced"])
-        if self.folds < 2:
-            raise UsageError(f"Expected `folds` to be at least 2, got {self.folds}.")
-        if not self.penalties or min(self.penalties) <= 0:
-            raise UsageError(f"Expected positive `penalties`, got {self.penalties}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
