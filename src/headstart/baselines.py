@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.errors import UsageError
+from headstart.errors import DataError, UsageError
 from headstart.intervals import (
     Difference,
     Interval,
@@ -49,6 +49,7 @@ def majority_baseline(
     >>> print(majority_baseline(np.array([0, 0, 1]), np.array([0, 1, 0]), right).accuracy)
     0.667 [0.208, 0.939]
     """
+    _require_pictures(train)
     if train.ndim == 2:
         answer = (2 * train.sum(axis=0) > len(train)).astype(np.intp)
     else:
@@ -74,22 +75,47 @@ def nearest_neighbour_baseline(
         Which of the model's answers are right.
     groups : array of int, shape (n_test,), optional
     k : int
-        At least 1; ties of the vote go to the class with the most similar picture.
+        At least 1; ties of the vote go to the class with the most similar picture, and of
+        equally similar pictures the first of the training part is taken.
+
+    Raises
+    ------
+    UsageError
+        If ``k`` is less than 1.
+    DataError
+        If there is no training picture.
+
+    Examples
+    --------
+    >>> known = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), np.array([0, 0, 1])
+    >>> asked = np.array([[5.0, 1.0], [0.0, 2.0]]), np.array([0, 1])
+    >>> right = np.array([True, True])
+    >>> nearest_neighbour_baseline(known, asked, right, k=1).accuracy.value
+    1.0
     """
     if k < 1:
         raise UsageError(f"Expected `k` to be at least 1, got {k}.")
     (known, learned), (asked, targets) = train, test
+    _require_pictures(learned)
     nearest = _nearest(_unit(known), _unit(asked), min(k, len(known)))
     votes = learned[nearest]
     if learned.ndim == 2:
         guess = (2 * votes.sum(axis=1) > votes.shape[1]).astype(np.intp)
     else:
-        table = np.eye(int(learned.max()) + 1)[votes]
-        closeness = np.linspace(1.0, 0.9, votes.shape[1]) / votes.shape[1]
-        guess = (table.sum(axis=1) + (table * closeness[:, None]).max(axis=1)).argmax(axis=1)
+        # How often each vote is shared; argmax takes the first, which is the most similar.
+        shared = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
+        guess = votes[np.arange(len(votes)), shared.argmax(axis=1)]
     return _baseline(
         f"{nearest.shape[1]}-nearest neighbours", correctness(targets, guess), correct, groups
     )
+
+
+def _require_pictures(train: Targets) -> None:
+    if not len(train):
+        raise DataError(
+            "Expected at least one training picture for a baseline, got none; do pass the "
+            "pictures that the model learned from."
+        )
 
 
 def _baseline(
@@ -113,8 +139,12 @@ def _nearest(known: Array, asked: Array, k: int) -> NDArray[np.intp]:
     for start in range(0, len(asked), 512):  # bounds the table of similarities
         similarity = asked[start : start + 512] @ known.T
         some = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        order = np.argsort(-np.take_along_axis(similarity, some, axis=1), axis=1, kind="stable")
-        found.append(np.take_along_axis(some, order, axis=1))
+        close = np.take_along_axis(similarity, some, axis=1)
+        # Which of equals is taken must not depend on the machine: the first.
+        tied = np.flatnonzero((similarity >= close.min(axis=1)[:, None]).sum(axis=1) > k)
+        some[tied] = np.argsort(-similarity[tied], axis=1, kind="stable")[:, :k]
+        close[tied] = np.take_along_axis(similarity[tied], some[tied], axis=1)
+        found.append(np.take_along_axis(some, np.lexsort((some, -close)), axis=1))
     return np.concatenate(found)
 
 
