@@ -41,9 +41,26 @@ def prepare() -> None:
 
 def cores() -> int:
     """Count the cores that this process may use: fewer than the machine has, in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(mine or 1, _quota(Path("/sys/fs/cgroup"))))
+
+
+def _quota(cgroup: Path) -> int:
+    """Cores that a container's share of time amounts to; very many where it is not limited.
+
+    `docker run --cpus` and Kubernetes limit time and leave all cores visible: as many threads
+    as cores would then wait for each other.
+    """
+    places = [("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")]
+    for place in places:
+        try:
+            words = " ".join((cgroup / name).read_text() for name in place).split()
+            quota, period = int(words[0]), int(words[1])
+        except (OSError, ValueError, IndexError):  # not there, or "max"
+            continue
+        if quota > 0 and period > 0:  # -1: no limit
+            return -(-quota // period)
+    return sys.maxsize
 
 
 def device(name: str = "auto") -> str:
@@ -96,9 +113,10 @@ def _processor(device_name: str) -> str:
         wanted = ("model name", "flags")
         lines = info.read_text(errors="replace").splitlines()
         found = {line.split(":")[0].strip(): line for line in reversed(lines) if ":" in line}
-        names = [found[key].split(":", 1)[1].strip() for key in wanted if key in found]
+        told = {key: found[key].split(":", 1)[1].strip() for key in wanted if key in found}
         # Virtual processors of one name differ in what they can: AMX decides what is quick.
-        return names[0] + (" amx" if "amx_bf16" in names[-1] else "") if names else "unknown"
+        amx = " amx" if "amx_bf16" in told.get("flags", "") else ""
+        return told.get("model name", platform.machine()) + amx  # ARM tells no name
     return platform.processor() or platform.machine()
 
 
