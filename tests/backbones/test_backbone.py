@@ -12,6 +12,7 @@ from headstart.backbones.backbone import Backbone, assemble, load, original_head
 from headstart.backbones.catalog import names, resolve
 from headstart.backbones.weights import locate
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
+from headstart.freezing import fingerprint
 
 ARCHITECTURES = {spec.architecture: spec.name for spec in map(resolve, names())}
 SIDES = {"torchvision/inception_v3": 160, "torchvision/vit_b_16": 224}
@@ -248,19 +249,10 @@ def test_random_weights_come_from_the_seed_and_leave_torchs_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one = load("resnet18", pretrained=False, seed=1).state_hash()
+    one = fingerprint(load("resnet18", pretrained=False, seed=1).state_dict())
     assert torch.equal(torch.rand(1), expected)
-    assert load("resnet18", pretrained=False, seed=1).state_hash() == one
-    assert load("resnet18", pretrained=False, seed=2).state_hash() != one
-
-
-def test_the_hash_sees_every_tensor(small):
-    before = small.state_hash()
-    for name in ("trunk.conv1.weight", "trunk.bn1.running_mean", "trunk.layer4.1.bn2.bias"):
-        changed = copy.deepcopy(small)
-        changed.state_dict()[name].flatten()[0].add_(1)
-        assert changed.state_hash() != before
-    assert copy.deepcopy(small).state_hash() == before
+    assert fingerprint(load("resnet18", pretrained=False, seed=1).state_dict()) == one
+    assert fingerprint(load("resnet18", pretrained=False, seed=2).state_dict()) != one
 
 
 def test_building_decides_nothing_about_training():

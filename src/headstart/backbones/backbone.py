@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from itertools import chain
@@ -139,15 +138,6 @@ class Backbone(nn.Module):
             if any(name == path or name.startswith(f"{path}.") for path in cut.paths):
                 return cut.name
         raise UnknownNameError("parameter", parameter, self.state_dict())
-
-    def state_hash(self) -> str:
-        """SHA-256 over all parameters and buffers, running statistics included."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.trunk.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            flat = tensor.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy())
-        return digest.hexdigest()
 
     def _place(self, stage: str) -> int:
         known = [cut.name for cut in self._plan.cuts]
