@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # The example set and the folder of `make demo`.
-DEMO ?= textures
+DEMO ?= symbols
 OUT ?= .demo/$(DEMO)
 # Processes that run the tests: 2 take three quarters of the time of 1; each has to import torch.
 JOBS ?= 2
@@ -38,7 +38,7 @@ bench: install ## Measure speed; needs pictures of your own, see benchmarks/.
 	$(BIN)/python -m pytest -m bench || test $$? -eq 5  # 5: no test carries the mark
 
 docs: install ## Build the API reference into site/.
-	$(BIN)/pdoc --docformat numpy --output-directory site headstart
+	$(BIN)/python docs/build_reference.py site
 
 clean: ## Remove what the verbs made; runs/ and the environment stay.
 	rm -rf site build dist .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
