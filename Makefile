@@ -33,7 +33,7 @@ lint: install ## Check style, types, the direction of imports, the house rules a
 	$(BIN)/python -m pytest tests/test_house.py tests/test_project.py
 
 bench: install ## Measure speed; needs pictures of your own, see benchmarks/.
-	@set -e; for script in $(wildcard benchmarks/bench_*.py); do \
+	@set -e; for script in $(wildcard benchmarks/*.py); do \
 	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 	$(BIN)/python -m pytest -m bench || test $$? -eq 5  # 5: no test carries the mark
 
