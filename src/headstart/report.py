@@ -284,6 +284,7 @@ def _mistakes(facts: Facts, limit: int) -> list[dict[str, Any]]:
     evaluation, task = facts.evaluation, facts.model.task
     if task.kind == "multilabel":
         return []
+    predicted = evaluation.predicted
     samples: Sequence[Sample] = facts.prepared.test.samples
     if tuple(sample.name for sample in samples) != evaluation.names:
         samples = ()
@@ -291,7 +292,7 @@ def _mistakes(facts: Facts, limit: int) -> list[dict[str, Any]]:
         {
             "picture": evaluation.names[row],
             "truth": task.classes[evaluation.targets[row]],
-            "answer": task.classes[evaluation.predicted[row]],
+            "answer": task.classes[predicted[row]],
             "probability": float(evaluation.probabilities[row].max()),
             "probability_of_truth": float(evaluation.probabilities[row, evaluation.targets[row]]),
             "sample": samples[row] if samples else None,

@@ -1,0 +1,112 @@
+"""Places on a page, held against arithmetic done another way."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix
+
+from headstart import charts
+from headstart.intervals import Interval, wilson_interval
+from headstart.metrics import Reliability, reliability_curve
+
+finite = st.floats(0, 1e6, allow_nan=False)
+
+
+@given(st.tuples(finite, finite, finite).map(sorted))
+def test_an_axis_holds_its_interval_and_wastes_less_than_three_fifths(ends: list[float]) -> None:
+    low, value, high = ends
+    interval = Interval(value=value, low=low, high=high, method="")
+    end = charts.axis_end(interval)
+    assert end >= high
+    assert high == 0 or end <= 2.5 * high * (1 + 1e-9)
+    bar = charts.interval_bar(interval, end)
+    assert bar.left is not None
+    assert bar.width is not None
+    assert 0 <= bar.left <= bar.left + bar.width <= 100 + 1e-9
+    assert bar.point == pytest.approx(100 * value / end, abs=0.01)
+
+
+def test_an_interval_beyond_the_axis_is_cut_at_its_ends() -> None:
+    wide = Interval(value=3.0, low=-1.0, high=2.0, method="")
+    assert charts.interval_bar(wide) == charts.Bar(point=100.0, left=0.0, width=100.0)
+
+
+def test_a_number_without_an_interval_keeps_its_point() -> None:
+    half = Interval(value=0.5, low=math.nan, high=math.nan, method="")
+    assert charts.interval_bar(half) == charts.Bar(point=50.0, left=None, width=None)
+
+
+@given(st.integers(0, 200), st.integers(1, 50))
+def test_evenly_spread_places_are_distinct_and_in_range(count: int, limit: int) -> None:
+    places = charts.evenly(count, limit)
+    assert len(places) == len(set(places)) == min(count, limit)
+    assert all(0 <= place < count for place in places)
+    gaps = np.diff([*places, count])
+    assert len(places) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_confused_pairs_are_all_wrong_answers_most_frequent_first() -> None:
+    rng = np.random.default_rng(0)
+    truth, said = rng.integers(0, 6, 300), rng.integers(0, 6, 300)
+    table = confusion_matrix(truth, said)
+    pairs = charts.confused_pairs(table)
+    assert sum(pair.count for pair in pairs) == (truth != said).sum()
+    assert [pair.count for pair in pairs] == sorted((p.count for p in pairs), reverse=True)
+    shares = confusion_matrix(truth, said, normalize="true")
+    assert all(pair.share == pytest.approx(shares[pair.truth, pair.answer]) for pair in pairs)
+    np.testing.assert_allclose(charts.row_shares(table), shares)
+    assert charts.confused_pairs(table, 4) == pairs[:4]
+
+
+def test_reliability_points_lie_at_confidence_and_accuracy() -> None:
+    rng = np.random.default_rng(1)
+    chances = rng.dirichlet((1.0, 1.0, 1.0), 200)
+    found = reliability_curve(rng.integers(0, 3, 200), chances, 10)
+    plot = charts.reliability_plot(found)
+    filled = np.flatnonzero(found.weight)
+    assert len(plot.bins) == len(filled) < 10
+    assert sum(one.share for one in plot.bins) == pytest.approx(1)
+    assert max(one.height for one in plot.bins) == charts.STRIP
+    for i, one in zip(filled, plot.bins, strict=True):
+        assert one.x == pytest.approx(charts.SIDE * found.confidence[i], abs=0.01)
+        assert one.y == pytest.approx(charts.SIDE * (1 - found.accuracy[i]), abs=0.01)
+        ends = wilson_interval(found.accuracy[i] * found.weight[i], found.weight[i])
+        assert one.low == pytest.approx(charts.SIDE * (1 - ends.low), abs=0.01)
+        assert one.high == pytest.approx(charts.SIDE * (1 - ends.high), abs=0.01)
+        assert one.left <= one.x <= one.left + plot.step
+    bare = charts.reliability_plot(found, independent=False)
+    assert {(one.low, one.high) for one in bare.bins} == {(None, None)}
+
+
+def test_a_reliability_diagram_of_nothing_is_empty() -> None:
+    nothing = np.full(10, np.nan)
+    found = Reliability(confidence=nothing, accuracy=nothing, weight=np.zeros(10))
+    assert charts.reliability_plot(found).bins == ()
+
+
+def test_the_curve_marks_its_lowest_point_and_every_decade() -> None:
+    xs = [10.0**e for e in (-1, -1.5, -2, -2.5, -3)]
+    ys = [0.9, 0.5, 0.4, 0.45, 0.6]
+    drawn = charts.curve(list(zip(xs, ys, strict=True)))
+    assert drawn.chosen == 2
+    assert drawn.points[2] == (charts.CURVE_WIDTH / 2, charts.CURVE_HEIGHT)
+    assert drawn.points[0] == (charts.CURVE_WIDTH, 0)
+    assert [tick.text for tick in drawn.x_ticks] == ["10⁻³", "10⁻²", "10⁻¹"]
+    assert [tick.text for tick in drawn.y_ticks] == ["0.4", "0.65", "0.9"]
+
+
+def test_a_flat_curve_and_a_single_point_have_a_place() -> None:
+    assert charts.curve([(0.1, 1.0)]).points == ((150.0, 75.0),)
+    assert {y for _, y in charts.curve([(0.1, 1.0), (0.01, 1.0)]).points} == {75.0}
+
+
+@pytest.mark.parametrize("text", ["a|b", "<b>", "[x](y)", "*a* _b_", "`c`", "# d", "two\nlines"])
+def test_markdown_text_keeps_its_characters_and_loses_their_meaning(text: str) -> None:
+    written = charts.markdown(text)
+    assert "\n" not in written
+    assert written.replace("\\", "") == " ".join(text.split())
+    unescaped = [c for i, c in enumerate(written) if c in "|<>[]*_`#" and written[i - 1] != "\\"]
+    assert unescaped == []
