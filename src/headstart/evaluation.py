@@ -169,25 +169,19 @@ def evaluate(
     Raises
     ------
     DataError
-        If there is no picture, or a picture has a class that the model does not know.
+        If there is no picture, or a picture has no label, several labels where the model gives
+        one, or a class that the model does not know.
     """
     if not len(data):
         raise DataError("Expected at least one picture to evaluate on, got none.")
-    foreign = sorted(set(data.classes) - set(model.task.classes))
-    if any(data.counts()[name] for name in foreign):
-        raise DataError(
-            f"Expected pictures of the model's classes {list(model.task.classes)}, got also "
-            f"{foreign}; do rename the folders or leave these pictures out."
-        )
-    aligned = model.aligned(data)
+    targets, groups = _targets(model, data), data.groups()
+    learned = None if train is None else _targets(model, train)
     values = extractor.features(model.trunk, data.samples).values
     probabilities = model.task.probabilities(model.require_head().logits(values))
-    targets, groups = aligned.targets(), data.groups()
     baselines: tuple[Baseline, ...] = ()
-    if train is not None:
+    if train is not None and learned is not None:
         known = extractor.features(model.trunk, train.samples).values
         correct = correctness(targets, model.task.predicted(probabilities))
-        learned = model.aligned(train).targets()
         baselines = (
             majority_baseline(learned, targets, correct, groups=groups),
             nearest_neighbour_baseline((known, learned), (values, targets), correct, groups=groups),
@@ -201,6 +195,24 @@ def evaluate(
         baselines=baselines,
         seed=seed,
     )
+
+
+def _targets(model: TransferModel, data: Dataset) -> Targets:
+    """Targets by the model's classes; nothing is computed for pictures that do not fit."""
+    foreign = [n for n, count in data.counts().items() if count and n not in model.task.classes]
+    if foreign:
+        raise DataError(
+            f"Expected pictures of the model's classes {list(model.task.classes)}, got also "
+            f"{foreign}; do rename the folders or leave these pictures out."
+        )
+    for sample in data.samples:
+        several = isinstance(sample.target, tuple) and len(sample.target) != 1
+        if several and model.task.kind == "multiclass":
+            raise DataError(
+                f"Expected one class a picture, as the model gives, got {sample.target} for "
+                f"{sample.name}; do give each picture one class."
+            )
+    return model.aligned(data).targets()
 
 
 def evaluate_probabilities(
@@ -229,6 +241,16 @@ def evaluate_probabilities(
     Returns
     -------
     Evaluation
+
+    Examples
+    --------
+    >>> task = Classification(classes=("cat", "dog"))
+    >>> chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> found = evaluate_probabilities(
+    ...     task, chances, np.array([0, 1, 1]), names=("a.png", "b.png", "c.png")
+    ... )
+    >>> print(found.metrics["accuracy"])
+    0.667 [0.208, 0.939]
     """
     predicted = task.predicted(probabilities)
     statistics = _statistics(task, probabilities, predicted, targets)
@@ -308,6 +330,13 @@ def verdict(evaluation: Evaluation) -> tuple[str, ...]:
     -------
     tuple of str
         Sentences for a person, the most important first.
+
+    Examples
+    --------
+    >>> task = Classification(classes=("cat", "dog"))
+    >>> chances, targets = np.full((20, 2), 0.5), np.zeros(20, dtype=int)
+    >>> verdict(evaluate_probabilities(task, chances, targets, names=("a.png",) * 20))[0]
+    'Accuracy 1.000 [0.839, 1.000] on 20 held-out pictures (95 % interval).'
     """
     accuracy, n = evaluation.metrics["accuracy"], len(evaluation.names)
     what = "All labels right" if evaluation.task.kind == "multilabel" else "Accuracy"
@@ -329,17 +358,25 @@ def verdict(evaluation: Evaluation) -> tuple[str, ...]:
     width = accuracy.high - accuracy.low
     if width > 0.1:
         sentences.append(
-            f"The interval is {100 * width:.0f} points wide: two models that differ by less "
-            "cannot be ranked with this test part."
+            f"The interval is {100 * width:.0f} points wide: do not rank models by smaller "
+            "differences unless they are compared on the same pictures, paired."
         )
     return tuple(sentences)
 
 
 def predictions_csv(evaluation: Evaluation) -> str:
-    """Every picture with its truth, answer and probabilities, as the text of a CSV file."""
+    """Every picture with its truth, answer and probabilities, as the text of a CSV file.
+
+    >>> task = Classification(classes=("cat", "dog"))
+    >>> one = evaluate_probabilities(
+    ...     task, np.array([[0.9, 0.1]]), np.array([1]), names=("a.png",)
+    ... )
+    >>> predictions_csv(one).splitlines()
+    ['picture,truth,answer,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
+    """
     task = evaluation.task
     table = io.StringIO()
-    writer = csv.writer(table)
+    writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["picture", "truth", "answer", "correct", *task.classes])
     truth = _by_name(task, evaluation.targets)
     answer = _by_name(task, evaluation.predicted)
