@@ -100,7 +100,7 @@ def load(name: str, *, folder: str | Path | None = None) -> Dataset:
     if folder is None:
         return data
     root = write(name, folder)
-    samples = tuple(replace(s, image=root / path) for s, path in _paths(data))
+    samples = tuple(replace(s, image=root / s.name, title=None) for s in data.samples)
     return replace(data, samples=samples)
 
 
@@ -137,21 +137,20 @@ def write(name: str, folder: str | Path) -> Path:
             f"Expected {str(root)!r} to be a new or empty folder, got something in it; "
             "do: name another one."
         )
-    for sample, path in _paths(data):
+    for sample in data.samples:
+        path = sample.name
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(sample.image)).save(root / path, compress_level=1)
     if data.kind == "multilabel":
         with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = [(path, "|".join(sample.target or ())) for sample, path in _paths(data)]
+            rows = [(sample.name, "|".join(sample.target or ())) for sample in data.samples]
             csv.writer(file).writerows([("path", "labels"), *rows])
     return root
 
 
-def _paths(data: Dataset) -> list[tuple[Sample, str]]:
-    return [
-        (s, f"{s.target if isinstance(s.target, str) else 'images'}/{s.group or 'n'}_{i:04d}.png")
-        for i, s in enumerate(data.samples)
-    ]
+def _path(number: int, sample: Sample) -> str:
+    folder = sample.target if isinstance(sample.target, str) else "images"
+    return f"{folder}/{sample.group or 'n'}_{number:04d}.png"
 
 
 def _makers() -> dict[str, Callable[[np.random.Generator], list[_Drawn]]]:
@@ -183,7 +182,7 @@ def _make(name: str) -> Dataset:
     if groups:
         notes.append(f"groups: {groups}; one is one place in a photograph")
     return Dataset(
-        samples=tuple(samples),
+        samples=tuple(replace(s, title=_path(i, s)) for i, s in enumerate(samples)),
         classes=tuple(sorted(labels)),
         kind="multilabel" if several else "multiclass",
         name=f"demo:{name}",

@@ -46,6 +46,8 @@ class Sample:
         The part that the data's author put it in, if any.
     digest : str or None
         Content identity of the picture, known once it has been scanned.
+    title : str or None
+        What to call a picture that has no path.
     """
 
     image: Path | bytes | NDArray[Any] | Image
@@ -53,10 +55,13 @@ class Sample:
     group: str | None = None
     split: SplitName | None = None
     digest: str | None = None
+    title: str | None = None
 
     @property
     def name(self) -> str:
-        """What to call the picture in front of a person: its path, or its kind."""
+        """What to call the picture in front of a person: its title, its path, or its kind."""
+        if self.title is not None:
+            return self.title
         if isinstance(self.image, Path):
             return str(self.image)
         return f"<{type(self.image).__name__}>"
