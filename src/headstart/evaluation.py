@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ __all__ = [
 Array = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]]
 Groups = NDArray[np.intp] | None
+
+CALIBRATION_BINS = 10
+"""Of the calibration error and of the curve that is drawn beside it."""
 
 TITLES = {
     "accuracy": "accuracy",
@@ -272,7 +276,7 @@ def evaluate_probabilities(
             **dict(zip(statistics, intervals, strict=True)),
         },
         per_class=_class_rows(task, targets, predicted, groups),
-        reliability=metrics.reliability_curve(targets, probabilities, 10),
+        reliability=metrics.reliability_curve(targets, probabilities, CALIBRATION_BINS),
         baselines=baselines,
         n_groups=None if groups is None else len(np.unique(groups)),
     )
@@ -298,7 +302,7 @@ def _statistics(
         "auroc": of_chances(metrics.macro_auroc_score),
         "log_loss": of_chances(metrics.log_loss),
         "brier": of_chances(metrics.brier_loss),
-        "ece": of_chances(metrics.expected_calibration_error),
+        "ece": of_chances(partial(metrics.expected_calibration_error, n_bins=CALIBRATION_BINS)),
     }
 
 
