@@ -116,6 +116,7 @@ class LinearProbe:
             record={
                 **model.record,
                 "method": {"name": self.name, **asdict(self)},
+                "engine": extracted.engine.describe(),
                 "weighted_classes": weighted,
                 "penalty": search.penalty,
                 "candidates": [
