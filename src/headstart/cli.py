@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -301,6 +302,9 @@ def main() -> None:
     from headstart.runtime import prepare
 
     prepare()
+    for name in ("SIGTERM", "SIGHUP"):  # being stopped kindly cleans up, as Ctrl-C does
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except HeadstartError as error:
