@@ -2,21 +2,26 @@
 
 ``model.json`` describes the model and states the SHA-256 of ``model.safetensors``, which holds
 all parameters. Loading needs no code of the user's, no network and no pickle; whatever does not
-fit together is refused before a tensor is made.
+fit together is refused when it is loaded, not when it is first used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from headstart.backbones.catalog import names
 from headstart.backbones.spec import BackboneSpec
+from headstart.engines import ENGINES
 from headstart.errors import ModelFileError, SetupError, UsageError
 from headstart.features import Trunk
 from headstart.heads.pooled import LinearHead
@@ -24,28 +29,38 @@ from headstart.model import TransferModel
 from headstart.runtime import versions
 from headstart.tasks.classification import Classification
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["load", "save"]
 
 FORMAT = "headstart-model"
 VERSION = 1
 DESCRIPTION = "model.json"
 TENSORS = "model.safetensors"
-MOST_BYTES = {"description": 64_000_000, "header": 16_000_000}
+HEAD = {"kind": "linear"}
+MOST_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
+MOST_PIXELS = 4096
+"""Side of a picture that a description may ask for: a larger one is a way to take memory."""
+MOST_OPTION = 8192
+"""Largest number among a network's options, for the same reason."""
+READS_FILES = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
 
 
 def save(model: TransferModel, folder: str | Path) -> None:
-    """Write a fitted model's two files into a folder, each whole or not at all.
+    """Write a fitted model's two files into a folder, both whole or none.
 
     Parameters
     ----------
     model : TransferModel
     folder : str or Path
-        Made if need be; a model that is there already is replaced.
+        Made if need be; a model that is there already is replaced, or stays if this one cannot
+        be written.
 
     Raises
     ------
     UsageError
-        If the model has no head.
+        If the model has no head, or its record holds more than plain values.
     SetupError
         If the folder cannot be written.
     """
@@ -55,28 +70,38 @@ def save(model: TransferModel, folder: str | Path) -> None:
     head = model.require_head()
     tensors = {f"backbone.{name}": value for name, value in model.trunk.state.items()}
     tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.state().items()}
-    content = to_bytes({name: value.contiguous() for name, value in tensors.items()})
+    # Cloned: tensors that share memory, as in some checkpoints, are refused by the format.
+    content = to_bytes({name: value.detach().clone() for name, value in tensors.items()})
+    text = _described(model, {TENSORS: hashlib.sha256(content).hexdigest()})
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _put(Path(folder), {TENSORS: content, DESCRIPTION: text.encode()})
+    except OSError as error:
+        raise SetupError(
+            f"Expected to write the model to {folder}, got {error}; do free space or choose "
+            "another folder."
+        ) from error
+
+
+def _described(model: TransferModel, files: Mapping[str, str]) -> str:
     description = {
         "format": FORMAT,
         "version": VERSION,
         "task": model.task.as_dict(),
         "backbone": model.trunk.spec.as_dict(),
-        "weights": model.trunk.origin,
-        "head": {"kind": "linear"},
+        "weights": dict(model.trunk.origin),
+        "head": HEAD,
         "engine": model.engine,
-        "files": {TENSORS: hashlib.sha256(content).hexdigest()},
+        "files": files,
         "saved_with": versions(),
         "record": dict(model.record),
     }
-    text = json.dumps(description, indent=1, allow_nan=False)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        _replace(Path(folder) / TENSORS, content)
-        _replace(Path(folder) / DESCRIPTION, text.encode())
-    except OSError as error:
-        raise SetupError(
-            f"Expected to write the model to {folder}, got {error}; do free space or choose "
-            "another folder."
+        return json.dumps(description, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"Expected the model's record to hold plain, finite values, got {error}; do store "
+            "numbers, texts, lists and dicts only."
         ) from error
 
 
@@ -95,55 +120,123 @@ def load(folder: str | Path) -> TransferModel:
     """
     folder = Path(folder)
     description = _description(folder)
-    path = folder / TENSORS
-    _check_header(path)
-    content = _read(path, None)
-    if hashlib.sha256(content).hexdigest() != description["files"][TENSORS]:
+    content = _content(folder / TENSORS, str(description["files"][TENSORS]))
+    try:
+        return _assemble(description, content)
+    except ModelFileError:
+        raise
+    # Values that make no sense can make the libraries fail in any way they have.
+    except Exception as error:
         raise ModelFileError(
-            f"Expected {path} to have the SHA-256 that {DESCRIPTION} states, got another; "
-            "do fetch or train the model again."
-        )
-    return _assemble(description, content, path)
+            f"Expected {folder} to hold a model, got parts that do not fit together "
+            f"({_short(error)}); do fetch or train the model again."
+        ) from error
 
 
-def _assemble(description: dict[str, Any], content: bytes, path: Path) -> TransferModel:
-    from safetensors import SafetensorError
+def _assemble(description: dict[str, Any], content: bytes) -> TransferModel:
     from safetensors.torch import load as from_bytes
 
-    try:
-        tensors = from_bytes(content)
-        spec = BackboneSpec.from_dict(description["backbone"])
-    except (SafetensorError, UsageError) as error:
-        raise ModelFileError(f"Expected {path.parent} to hold a model, got {error}") from error
+    task = _task(description["task"])
+    spec = BackboneSpec.from_dict(description["backbone"])
     _require_plain(spec)
-    parts: dict[str, dict[str, Any]] = {"backbone": {}, "head": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part not in parts:
-            raise ModelFileError(f"Expected tensors of a backbone and a head, got {name!r}.")
-        parts[part][rest] = tensor
-    task = Classification.from_dict(description["task"])
-    head = {name: tensor.numpy() for name, tensor in parts["head"].items()}
+    state, head_state = _parts(from_bytes(content))
+    trunk = Trunk(spec=spec, state=state, origin=description["weights"])
+    head = LinearHead.from_state(
+        {name: tensor.numpy() for name, tensor in head_state.items()}, n_outputs=len(task.classes)
+    )
+    _require_fit(trunk, head)
     return TransferModel(
-        trunk=Trunk(spec=spec, state=parts["backbone"], origin=description["weights"]),
+        trunk=trunk,
         task=task,
-        head=LinearHead.from_state(head, n_outputs=len(task.classes)),
-        engine=str(description["engine"]),
+        head=head,
+        engine=description["engine"],
         record=description["record"],
     )
 
 
+def _task(values: Mapping[str, Any]) -> Classification:
+    classes, name = values.get("classes"), values.get("name")
+    if name != "classification":
+        raise ModelFileError(
+            f"Expected a classifier, got the task {_short(name)}; do use the release of Headstart "
+            "that wrote it."
+        )
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise ModelFileError("Expected the model's classes to be a list of names, got another.")
+    if len(set(classes)) != len(classes):
+        raise ModelFileError("Expected every class of the model to have its own name, got doubles.")
+    task = Classification.from_dict(values)
+    if not all(0 <= threshold <= 1 for threshold in task.thresholds):
+        raise ModelFileError("Expected thresholds from 0 to 1, got others.")
+    return task
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the backbone and of the head, all in the one precision that is written."""
+    import torch
+
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts or (part == "head" and rest not in {"weight", "bias"}):
+            raise ModelFileError(f"Expected tensors of a backbone and a head, got {_short(name)}.")
+        # Counters and tables of places are whole numbers; statistics never are.
+        may_count = part == "backbone" and ".running_" not in name
+        if tensor.dtype != torch.float32 and not (may_count and tensor.dtype == torch.int64):
+            raise ModelFileError(
+                f"Expected {_short(name)} to be in float32, got {tensor.dtype}; do fetch the "
+                "model again."
+            )
+        parts[part][rest] = tensor
+    if not all(torch.isfinite(tensor).all() for tensor in parts["head"].values()):
+        raise ModelFileError("Expected a head of finite numbers, got others.")
+    return parts["backbone"], parts["head"]
+
+
+def _require_fit(trunk: Trunk, head: LinearHead) -> None:
+    """Build the network around the tensors, without trusting what is said of its width."""
+    from headstart.backbones.backbone import assemble
+
+    width = assemble(replace(trunk.spec, stages=(), width=0), trunk.state).width
+    if not width == head.width == (trunk.spec.width or width):
+        raise ModelFileError(
+            f"Expected a head for the {width} features of {trunk.spec.architecture}, got one for "
+            f"{head.width}; do fetch the model again."
+        )
+
+
 def _require_plain(spec: BackboneSpec) -> None:
-    """Refuse a network whose name or options would make a library read files or the network."""
-    names = [spec.architecture, *(name for name, _ in spec.model_options)]
-    plain = re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
-    if not plain or any(
-        word in name for name in names[1:] for word in ("pretrained", "path", "dir", "weights")
+    """Refuse a network whose name or options make a library read files, fetch, or take memory."""
+    library, _, name = spec.architecture.partition("/")
+    # Of torchvision's other networks some fetch weights unless they are told not to.
+    known = library == "timm" or f"{library}/{name}" in names()
+    options = dict(spec.model_options)
+    if (
+        not known
+        or not re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
+        or any(READS_FILES.search(option) for option in options)
+        or not all(_is_plain(value) for value in options.values())
     ):
         raise ModelFileError(
-            f"Expected the name of a timm or torchvision network and options of its layers, got "
-            f"{names}; do not use a model from a source you do not trust."
+            "Expected the name of a timm or torchvision network and options of its layers, got "
+            f"{_short([spec.architecture, options])}; do not use a model from a source you do "
+            "not trust."
         )
+    expects = spec.preprocess
+    sizes = (expects.resize, expects.crop)
+    if not all(type(size) is int and size <= MOST_PIXELS for size in sizes) or not all(
+        math.isfinite(number) for number in (*expects.mean, *expects.std)
+    ):
+        raise ModelFileError(
+            f"Expected pictures of at most {MOST_PIXELS} pixels a side and finite colours, got "
+            f"{_short(expects)}."
+        )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, int | float):
+        return abs(value) <= MOST_OPTION
+    return isinstance(value, str) and len(value) <= 64
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -156,37 +249,43 @@ def _description(folder: Path) -> dict[str, Any]:
             "do give the folder that `headstart fit` wrote."
         )
     try:
-        found = json.loads(_read(path, MOST_BYTES["description"]))
-    except ValueError as error:
-        raise ModelFileError(f"Expected {path} to be JSON, got {error}.") from error
-    wanted: dict[str, type] = {
-        "task": dict,
-        "backbone": dict,
-        "weights": dict,
-        "files": dict,
-        "record": dict,
-        "engine": str,
-    }
+        found = json.loads(_read(path, MOST_BYTES[DESCRIPTION]))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"Expected {path} to be JSON, got another file ({_short(error)})."
+        ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ModelFileError(f"Expected {path} to describe a Headstart model, got another file.")
     if found.get("version") != VERSION:
         raise ModelFileError(
-            f"Expected version {VERSION} of the model's format, got {found.get('version')!r}; "
-            "do use the release of Headstart that wrote it."
+            f"Expected version {VERSION} of the model's format, got "
+            f"{_short(found.get('version'))}; do use the release of Headstart that wrote it."
         )
-    wrong = sorted(name for name, kind in wanted.items() if not isinstance(found.get(name), kind))
-    if wrong or set(found["files"]) != {TENSORS}:
-        # The file's name is fixed: a description cannot point outside its folder.
-        raise ModelFileError(
-            f"Expected {path} to have {sorted(wanted)} and to name {TENSORS} only, got trouble "
-            f"with {wrong or list(found['files'])[:5]}; do fetch the model again."
-        )
+    _require_parts(found, path)
     return found
 
 
-def _check_header(path: Path) -> None:
-    """Refuse a safetensors header that claims more than the file has, before it is parsed."""
-    start = _read(path, None, first=8)
+def _require_parts(found: Mapping[str, Any], path: Path) -> None:
+    names = ("task", "backbone", "weights", "head", "files", "record")
+    wrong = [name for name in names if not isinstance(found.get(name), dict)]
+    if found.get("engine") not in ("auto", *ENGINES):
+        wrong.append("engine")
+    # The file's name is fixed: a description cannot point outside its folder.
+    if not wrong and set(found["files"]) != {TENSORS}:
+        wrong.append("files")
+    if not wrong and found["head"] != HEAD:
+        wrong.append("head")
+    if wrong:
+        raise ModelFileError(
+            f"Expected {path} to describe {', '.join(names)} and engine, and to name {TENSORS} "
+            f"only, got trouble with {', '.join(wrong)}; do fetch the model again, or use the "
+            "release of Headstart that wrote it."
+        )
+
+
+def _content(path: Path, stated: str) -> bytes:
+    """Bytes of the tensors' file: its size and header judged before it is read, then its hash."""
+    start = _read(path, MOST_BYTES[TENSORS], first=8)
     claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
     room = path.stat().st_size - 8
     if not 0 < claimed <= min(room, MOST_BYTES["header"]):
@@ -195,11 +294,21 @@ def _check_header(path: Path) -> None:
             f"{MOST_BYTES['header']:,} bytes, got one that claims {claimed:,} in {room:,}; "
             "do fetch the model again."
         )
+    content = _read(path, MOST_BYTES[TENSORS])
+    if hashlib.sha256(content).hexdigest() != stated:
+        raise ModelFileError(
+            f"Expected {path} to have the SHA-256 that {DESCRIPTION} states, got another; "
+            "do fetch or train the model again."
+        )
+    return content
 
 
-def _read(path: Path, most: int | None, *, first: int = -1) -> bytes:
+def _read(path: Path, most: int, *, first: int = -1) -> bytes:
+    """Read a plain file that is not too large: a pipe or a device would never end."""
     try:
-        if most is not None and path.stat().st_size > most:
+        if not path.is_file():
+            raise ModelFileError(f"Expected {path} to be a file, got none; do fetch it again.")
+        if path.stat().st_size > most:
             raise ModelFileError(f"Expected {path} to be at most {most:,} bytes, got more.")
         with path.open("rb") as file:
             return file.read(first)
@@ -207,13 +316,32 @@ def _read(path: Path, most: int | None, *, first: int = -1) -> bytes:
         raise ModelFileError(f"Expected to read {path}, got {error}.") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _put(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Put files into a folder, all of them or none: whatever goes wrong, the old ones are back."""
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        old.mkdir()
+        for name, content in contents.items():
+            with (new / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        try:
+            for name in contents:
+                if (folder / name).is_file() or (folder / name).is_symlink():
+                    (folder / name).rename(old / name)
+                (new / name).rename(folder / name)
+        except BaseException:
+            for name in contents:
+                if not (new / name).exists():
+                    (folder / name).unlink(missing_ok=True)
+                if (old / name).exists() or (old / name).is_symlink():
+                    (old / name).rename(folder / name)
+            raise
+
+
+def _short(value: object) -> str:
+    """The beginning of what was found, on one line: it may be anything."""
+    text = repr(value) if not isinstance(value, Exception) else str(value)
+    return " ".join(text.split())[:200]
