@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -20,8 +22,9 @@ from headstart.data.checks import (
     usable,
 )
 from headstart.data.readers import list_images, read_dataset
-from headstart.data.samples import Dataset, Sample
+from headstart.data.samples import SPLITS, Dataset, Sample
 from headstart.data.splits import assign, blocks
+from headstart.errors import DataError, UnknownNameError, UsageError
 
 __all__ = ["BadFiles", "Prepared", "gather", "inspect", "keep_together", "prepare", "select"]
 
@@ -89,7 +92,7 @@ def prepare(
     bad_files : {"error", "skip"}
         What to do when a file cannot be decoded: refuse, or leave it out and say so.
     allow_overlap : bool
-        Go on although the same picture lies on both sides of a split.
+        Go on although the same picture, or the same group, lies on both sides of a split.
     test_fraction : float
         Share of the pictures to test on, where the data bring no split.
     seed : int
@@ -99,19 +102,19 @@ def prepare(
     Raises
     ------
     DataError
-        If files cannot be decoded (and are not to be skipped), labels contradict each other,
-        classes or parts are missing.
+        If files cannot be decoded (and are not to be skipped), or if there is nothing to learn
+        a class from, or a part is empty.
     LeakError
-        If the same picture is on both sides of a split that the data bring.
+        If the same picture or group is on both sides of a split that the data bring.
+    UnknownNameError
+        If ``bad_files`` is no known policy.
     """
+    _require_policy(bad_files)
     data, seen, findings = _inspect(source, cache, group_by, progress)
     data, records = usable(data, seen, bad_files=bad_files)
     require_no_leak(findings, allow_overlap=allow_overlap)
-    samples = tuple(
-        replace(sample, digest=record.digest)
-        for sample, record in zip(data.samples, records, strict=True)
-    )
-    data = keep_together(replace(data, samples=samples), find_duplicates(records))
+    _require_learnable(findings)
+    data = keep_together(data, find_duplicates(records))
     data = assign(data, test_fraction=test_fraction, seed=seed)
     return Prepared(data=data, records=tuple(records), findings=tuple(findings))
 
@@ -134,7 +137,38 @@ def _inspect(
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
     report = None if progress is None else (lambda done, total: progress("scan", done, total))
     records = scan(data.samples, cache=cache, progress=report)
-    return data, records, check(data, records)
+    findings = (*_shared_groups(data), *check(data, records))
+    return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error"))
+
+
+def _shared_groups(data: Dataset) -> Iterator[Finding]:
+    """Groups that the data's author put on both sides: as much a leak as a shared picture."""
+    members: dict[str, list[Sample]] = defaultdict(list)
+    for sample in data.samples:
+        if sample.group is not None and sample.split is not None:
+            members[sample.group].append(sample)
+    for group, samples in members.items():
+        firsts = {sample.split: sample.name for sample in reversed(samples)}
+        if len(firsts) > 1:
+            splits = [split for split in SPLITS if split in firsts]
+            paths = tuple(firsts[split] for split in splits)
+            text = f"group {group!r} in {' and '.join(splits)}: {', '.join(paths)}"
+            yield Finding(kind="leak", severity="error", message=text, paths=paths)
+
+
+def _require_policy(bad_files: str) -> None:
+    if bad_files not in get_args(BadFiles):
+        raise UnknownNameError("bad_files", bad_files, get_args(BadFiles))
+
+
+def _require_learnable(findings: Iterable[Finding]) -> None:
+    kinds = {"empty-class", "missing-class", "empty-split"}
+    wrong = [f.message for f in findings if f.kind in kinds and f.severity == "error"]
+    if wrong:
+        raise DataError(
+            "Expected pictures of every class to learn from, got none; do add some, or leave the "
+            "class or part out:\n  " + "\n  ".join(wrong[:20])
+        )
 
 
 def gather(pictures: object) -> tuple[Sample, ...]:
@@ -145,28 +179,57 @@ def gather(pictures: object) -> tuple[Sample, ...]:
     pictures : path, bytes, PIL image, array, or a sequence of these
         A folder stands for all pictures below it; an array of shape (n, H, W, C) for n.
 
+    Raises
+    ------
+    LayoutError
+        If nothing is at a path; the nearest name is named.
+    UsageError
+        If it is none of these.
+
     Examples
     --------
     >>> import numpy as np
     >>> len(gather(np.zeros((4, 8, 8, 3), dtype=np.uint8)))
     4
     """
-    if isinstance(pictures, str | Path):
-        return tuple(Sample(image=path) for path in list_images(pictures))
-    if isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OUS":
+    if isinstance(pictures, Sample):
+        return (pictures,)
+    if isinstance(pictures, str | os.PathLike):
+        return tuple(Sample(image=path) for path in list_images(Path(pictures)))
+    if isinstance(pictures, bytes | bytearray | memoryview):
+        return (Sample(image=bytes(pictures)),)
+    if isinstance(pictures, np.ndarray):
+        if pictures.dtype.kind in "OUS":  # names, or pictures of different sizes
+            return tuple(sample for one in pictures.ravel() for sample in gather(one))
         stack = pictures if pictures.ndim == 4 else pictures[None]
         return tuple(Sample(image=picture) for picture in stack)
-    if isinstance(pictures, Iterable) and not isinstance(pictures, bytes):
+    if _is_pil(pictures):
+        return (Sample(image=pictures),)  # type: ignore[arg-type]  # just looked at
+    if isinstance(pictures, Iterable) and not _is_unordered(pictures):
         return tuple(sample for one in pictures for sample in gather(one))
-    return (Sample(image=pictures),)  # type: ignore[arg-type]  # decode() judges the type
+    raise UsageError(
+        "Expected pictures as paths, bytes, PIL images or NumPy arrays, or a list of these, got "
+        f"{type(pictures).__name__}; do convert them first."
+    )
+
+
+def _is_pil(picture: object) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(picture, Image)
+
+
+def _is_unordered(pictures: Iterable[object]) -> bool:
+    """What can be gone through but is no sequence of pictures: tensors, open files, dicts, sets."""
+    is_tensor_or_file = hasattr(pictures, "detach") or hasattr(pictures, "read")
+    return is_tensor_or_file or isinstance(pictures, Mapping | set | frozenset)
 
 
 def select(samples: Sequence[Sample], *, cache: Cache, bad_files: BadFiles) -> tuple[Sample, ...]:
     """Decode every picture once and refuse or leave out those that cannot be read."""
+    _require_policy(bad_files)
     data = Dataset(samples=tuple(samples), classes=())
-    data, records = usable(data, scan(samples, cache=cache), bad_files=bad_files)
-    pairs = zip(data.samples, records, strict=True)
-    return tuple(replace(sample, digest=record.digest) for sample, record in pairs)
+    return usable(data, scan(samples, cache=cache), bad_files=bad_files)[0].samples
 
 
 def keep_together(data: Dataset, duplicates: Iterable[Iterable[int]]) -> Dataset:
