@@ -71,7 +71,12 @@ def save(model: TransferModel, folder: str | Path) -> None:
     tensors = {f"backbone.{name}": value for name, value in model.trunk.state.items()}
     tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.state().items()}
     # Cloned: tensors that share memory, as in some checkpoints, are refused by the format.
-    content = to_bytes({name: value.detach().clone() for name, value in tensors.items()})
+    content = to_bytes(
+        {
+            name: value.detach().clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+    )
     text = _described(model, {TENSORS: hashlib.sha256(content).hexdigest()})
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
