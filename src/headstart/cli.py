@@ -194,7 +194,7 @@ def data_check(
     source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
 ) -> None:
     """Decode every picture and report what is wrong: exit 2 on errors."""
-    from headstart.console import show_findings
+    from headstart.console import show_data, show_findings
     from headstart.data.prepare import inspect
 
     with _cache(no_cache) as cache, _terminal(as_json) as terminal:
@@ -208,7 +208,7 @@ def data_check(
         _emit({"pictures": len(data), "classes": data.counts(), "findings": listed})
     else:
         console = _console()
-        console.print(f"{len(data)} pictures, {data.counts()}", markup=False, highlight=False)
+        show_data(console, data, {"pictures": data})
         show_findings(console, findings, limit=200)
     if errors:
         raise typer.Exit(2)
@@ -267,7 +267,8 @@ def cache_show(as_json: AsJson = False) -> None:
     """Show where the cache is and what it holds."""
     from headstart.cache import Cache
 
-    stats = Cache().stats()
+    store = Cache()
+    stats = store.stats()
     if as_json:
         kinds = {k: {"entries": n, "bytes": size} for k, (n, size) in stats.kinds.items()}
         _emit(
@@ -282,6 +283,8 @@ def cache_show(as_json: AsJson = False) -> None:
     typer.echo(f"{stats.folder}: {stats.bytes / 1e6:.1f} of {stats.budget / 1e6:.0f} MB")
     for kind, (entries, size) in sorted(stats.kinds.items()):
         typer.echo(f"  {kind:<10} {entries:>8} entries {size / 1e6:>10.1f} MB")
+    for note in store.notes:
+        typer.echo(f"  {note}")
 
 
 @cache_app.command("clear")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
 
     from headstart.data.checks import Finding
     from headstart.data.prepare import Prepared
+    from headstart.data.samples import Dataset
     from headstart.evaluation import Evaluation
     from headstart.events import Event, Finished, Planned
     from headstart.model import Prediction
 
-__all__ = ["Terminal", "show_evaluation", "show_findings", "show_predictions"]
+__all__ = ["Terminal", "show_data", "show_evaluation", "show_findings", "show_predictions"]
 
 CLASS_LINES = 10
 FINDING_LINES = 5
@@ -86,11 +89,10 @@ class Terminal:
         self._bars, self._tasks = None, {}
 
     def _data(self, prepared: Prepared) -> None:
-        data, say = prepared.data, self.console.print
-        say(f"[bold]Data[/]  {escape(data.name)}: {len(data)} pictures, {data.kind}")
-        for note in data.notes:
-            say(f"  {escape(note)}", style="dim", highlight=False)
-        say(_class_table(prepared))
+        parts = {"train": prepared.train, "held out": prepared.test}
+        if prepared.val is not None:
+            parts = {"train": prepared.train, "val": prepared.val, "held out": prepared.test}
+        show_data(self.console, prepared.data, parts)
         show_findings(self.console, prepared.findings)
 
     def _plan(self, plan: Planned) -> None:
@@ -127,19 +129,37 @@ class Terminal:
         )
 
 
+def show_data(console: Console, data: Dataset, parts: Mapping[str, Dataset]) -> None:
+    """Show what was read: the kind of task, notes, and the classes' counts in each part."""
+    console.print(
+        f"[bold]Data[/]  {escape(data.name)}: {len(data)} pictures, {data.kind}", highlight=False
+    )
+    for note in data.notes:
+        console.print(f"  {escape(note)}", style="dim", highlight=False)
+    console.print(_class_table(parts))
+
+
 def show_findings(
     console: Console, findings: Sequence[Finding], *, limit: int = FINDING_LINES
 ) -> None:
-    """Show what a check found, the first few of it; the report has all."""
+    """Show what a check found, the gravest first, the first few of it; the report has all."""
     colours = {"error": "red", "warning": "yellow", "note": "dim"}
-    for finding in findings[:limit]:
-        where = f" ({', '.join(finding.paths[:2])})" if finding.paths else ""
-        line = f"  {finding.severity}: {finding.message}{where}"
-        console.print(escape(line), style=colours[finding.severity], highlight=False)
+    order = list(colours)
+    for finding in sorted(findings, key=lambda f: order.index(f.severity))[:limit]:
+        text = f"  {finding.severity}: {_shortened(finding)}"
+        colour = colours[finding.severity]
+        console.print(escape(text), style=colour, highlight=False, soft_wrap=True)
     if len(findings) > limit:
         console.print(f"  … and {len(findings) - limit} more findings", style="dim")
     if not findings:
         console.print("  no unreadable files, no duplicates, no leaks", style="dim")
+
+
+def _shortened(finding: Finding) -> str:
+    """The finding in words, without the folders that all its paths share."""
+    folders = [str(Path(path).parent) for path in finding.paths]
+    shared = os.path.commonpath(folders) if len(folders) > 1 else ""
+    return finding.message.replace(f"{shared}{os.sep}", "") if shared else finding.message
 
 
 def show_evaluation(console: Console, evaluation: Evaluation, verdict: Sequence[str]) -> None:
@@ -174,19 +194,17 @@ def show_predictions(console: Console, predictions: Sequence[Prediction]) -> Non
     console.print(table, highlight=False)
 
 
-def _class_table(prepared: Prepared) -> Table:
-    train, test = prepared.train.counts(), prepared.test.counts()
-    val = prepared.val.counts() if prepared.val is not None else None
+def _class_table(parts: Mapping[str, Dataset]) -> Table:
     table = Table(box=None, padding=(0, 2))
     table.add_column("class")
-    titles = ["train", *(["val"] if val is not None else []), "held out"]
-    for title in titles:
+    for title in parts:
         table.add_column(title, justify="right")
-    for name in list(train)[:CLASS_LINES]:
-        counts = [train[name], *([val[name]] if val is not None else []), test[name]]
-        table.add_row(escape(name), *map(str, counts))
-    if len(train) > CLASS_LINES:
-        table.add_row(f"… {len(train) - CLASS_LINES} more", *[""] * len(titles))
+    counts = [part.counts() for part in parts.values()]
+    classes = list(counts[0])
+    for name in classes[:CLASS_LINES]:
+        table.add_row(escape(name), *(str(count[name]) for count in counts))
+    if len(classes) > CLASS_LINES:
+        table.add_row(f"… {len(classes) - CLASS_LINES} more", *[""] * len(parts))
     return table
 
 

@@ -72,9 +72,13 @@ class Choice:
         """One line for a person."""
         if not self.rates:
             return self.engine
-        rates = ", ".join(f"{name} {rate:.0f}/s" for name, rate in self.rates.items())
-        unit = "remembered" if self.remembered else "measured"
-        return f"{self.engine} ({unit}: {rates}; off fp32 by {self.distances[self.engine]:.2%})"
+        tried = ", ".join(
+            f"{name} {rate:.0f}/s"
+            + (f" but off by {self.distances[name]:.0%}" * (self.distances[name] > TOLERANCE))
+            for name, rate in self.rates.items()
+        )
+        when = "remembered" if self.remembered else "measured"
+        return f"{self.engine} ({when} on one core: {tried})"
 
 
 def available(device: str) -> tuple[str, ...]:

@@ -270,14 +270,10 @@ def _partial_folder(wanted: Path) -> Iterator[Path]:
 
 def _claim(folder: Path, wanted: Path) -> Path:
     """Give a finished folder its name, or the next free one: an older run is never touched."""
-    for number in itertools.count(1):
-        final = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        if final.exists():
-            continue
-        folder.chmod(0o755)  # mkdtemp's folders are private
-        folder.rename(final)
-        return final
-    raise AssertionError("itertools.count ends never")
+    names = itertools.chain([wanted.name], (f"{wanted.name}-{n}" for n in itertools.count(2)))
+    final = next(path for path in map(wanted.with_name, names) if not path.exists())
+    folder.chmod(0o755)  # mkdtemp's folders are private
+    return folder.rename(final)
 
 
 def _both(first: Observer, second: Observer | None) -> Observer:
