@@ -1,0 +1,151 @@
+"""How near feature extraction comes to the bare forward pass of the same trunk.
+
+Bare: pixels ready in memory, normalised, in the engine's precision and channels_last; the
+better of one stream with all threads and one single-threaded stream a core. Extraction: JPEG
+files in the page cache, an empty cache of features, everything that a run does per picture;
+told with and without building the engine, which costs the same for few and many pictures. Both
+sides take turns.
+
+    python benchmarks/extraction.py [FOLDER] [--backbone NAME] [--engine auto] [--pictures 512]
+
+FOLDER holds pictures at any depth; by default HEADSTART_BENCH_DATA.
+"""
+
+import argparse
+import copy
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+from headstart.runtime import cores, device, prepare
+
+prepare()  # as the command line does, before torch is imported
+
+import torch  # noqa: E402
+
+from headstart.cache import Cache  # noqa: E402
+from headstart.data.images import digest  # noqa: E402
+from headstart.data.loading import load_batch  # noqa: E402
+from headstart.data.readers import list_images  # noqa: E402
+from headstart.data.samples import Sample  # noqa: E402
+from headstart.engines import compile_engine  # noqa: E402
+from headstart.features import Extractor, Trunk  # noqa: E402
+
+BATCH = 16
+KEPT = 16
+"""Different batches in memory: more than the processor's caches hold, less than its memory."""
+
+
+def bare_forward(trunk, engine, pixels):
+    """A function of a batch's number that runs the trunk on it, and nothing else."""
+    # Elsewhere the call itself, which normalises and hands over pixels, is the least there is.
+    if engine.startswith("openvino") or device() != "cpu":
+        forward = compile_engine(trunk.backbone, engine, device=device())
+        return lambda i: forward(pixels[i % len(pixels)])
+    dtype = torch.bfloat16 if engine == "bf16" else torch.float32
+    module = copy.deepcopy(trunk.backbone).to(dtype=dtype, memory_format=torch.channels_last)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.float()
+    batches = [
+        trunk.spec.preprocess.normalise(torch.from_numpy(batch).permute(0, 3, 1, 2))
+        .to(dtype)
+        .contiguous(memory_format=torch.channels_last)
+        for batch in pixels
+    ]
+
+    def forward(i):
+        with torch.inference_mode():
+            return module.pooled(batches[i % len(batches)])
+
+    return forward
+
+
+def all_threads(forward, n):
+    torch.set_num_threads(cores())
+    begin = time.perf_counter()
+    for i in range(n):
+        forward(i)
+    return n * BATCH / (time.perf_counter() - begin)
+
+
+def stream_per_core(forward, n):
+    with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(forward, range(2 * cores())))  # threads and their first call
+        begin = time.perf_counter()
+        list(pool.map(forward, range(n)))
+        return n * BATCH / (time.perf_counter() - begin)
+
+
+def extraction(trunk, engine, samples):
+    """Pictures per second with everything, and from the first batch on (no compilation)."""
+    times = []
+    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
+        extractor = Extractor(
+            cache=cache,
+            engine=engine,
+            progress=lambda step, done, total: times.append((time.perf_counter(), done)),
+        )
+        found = extractor.features(trunk, samples)
+    (begin, first), (end, last) = times[0], times[-1]
+    return found.computed / found.seconds, (last - first) / (end - begin)
+
+
+BARE = {"bare, all threads": all_threads, "bare, a stream a core": stream_per_core}
+STEADY, WHOLE = "extraction, from its first batch on", "extraction, building the engine included"
+
+
+def chosen(trunk, samples):
+    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
+        choice, _ = Extractor(cache=cache).outlook(trunk, samples)
+    print(f"Engine: {choice.describe()}")
+    return choice.engine
+
+
+def measure(arguments):
+    paths = list_images(arguments.folder)[: arguments.pictures // BATCH * BATCH]
+    samples = [Sample(image=path, digest=digest(path.read_bytes())) for path in paths]
+    trunk = Trunk.open(arguments.backbone, offline=True)
+    engine = chosen(trunk, samples) if arguments.engine == "auto" else arguments.engine
+    starts = range(0, min(len(samples), KEPT * BATCH), BATCH)
+    pixels = [load_batch(samples[at : at + BATCH], trunk.spec.preprocess) for at in starts]
+    forward = bare_forward(trunk, engine, pixels)
+    n = len(samples) // BATCH
+    all_threads(forward, 2)
+    rates = {name: [] for name in (*BARE, STEADY, WHOLE)}
+    for _ in range(arguments.rounds):
+        for name, side in BARE.items():
+            rates[name].append(side(forward, n))
+        whole, steady = extraction(trunk, engine, samples)
+        rates[STEADY].append(steady)
+        rates[WHOLE].append(whole)
+    return engine, len(samples), rates
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default=os.environ.get("HEADSTART_BENCH_DATA"))
+    parser.add_argument("--backbone", default="embedded/efficientnet_lite0")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if not arguments.folder:
+        print("Skipped: set HEADSTART_BENCH_DATA.")
+        return
+    engine, n, rates = measure(arguments)
+    print(f"{arguments.backbone}, {engine}, {n} pictures, {cores()} cores\n")
+    print("| | pictures/s | median |\n|---|---|---:|")
+    for name, each in rates.items():
+        print(f"| {name} | {', '.join(f'{rate:.1f}' for rate in each)} | {median(each):.1f} |")
+    middle = {name: median(each) for name, each in rates.items()}
+    bare = max(middle[name] for name in BARE)
+    shares = f"{middle[STEADY] / bare:.1%} ({middle[WHOLE] / bare:.1%} with building the engine)"
+    print(f"\nExtraction reaches {shares} of the better bare forward.")
+
+
+if __name__ == "__main__":
+    main()
