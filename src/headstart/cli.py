@@ -231,12 +231,16 @@ def backbones(as_json: AsJson = False) -> None:
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where to write the pictures.")],
     name: Annotated[str, typer.Option(help="Which set.")] = "symbols",
+    as_json: AsJson = False,
 ) -> None:
     """Write an embedded example set as class folders, to look at and to try things on."""
     from headstart.data.demo import write
 
     write(name, folder)
-    typer.echo(f"Wrote {folder}; next: headstart fit {folder}")
+    if as_json:
+        _emit({"folder": str(folder), "name": name})
+    else:
+        typer.echo(f"Wrote {folder}; next: headstart fit {folder}")
 
 
 @app.command()
@@ -290,6 +294,7 @@ def cache_show(as_json: AsJson = False) -> None:
 @cache_app.command("clear")
 def cache_clear(
     kind: Annotated[str | None, typer.Option(help="Only this kind, such as features.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Forget what was kept; the next run computes it again."""
     from headstart.cache import Cache
@@ -297,7 +302,11 @@ def cache_clear(
     store = Cache()
     before = store.stats().bytes
     store.clear(kind)
-    typer.echo(f"Freed {(before - store.stats().bytes) / 1e6:.1f} MB in {store.stats().folder}.")
+    freed, folder = before - store.stats().bytes, store.stats().folder
+    if as_json:
+        _emit({"folder": str(folder), "freed_bytes": freed})
+    else:
+        typer.echo(f"Freed {freed / 1e6:.1f} MB in {folder}.")
 
 
 def main() -> None:
