@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from headstart.cache import Cache
 from headstart.data.prepare import gather, select
 from headstart.data.readers import read_dataset
-from headstart.data.samples import Dataset, Sample
-from headstart.errors import UsageError
+from headstart.data.samples import Dataset
+from headstart.engines import runnable
+from headstart.errors import DataError, UsageError
 from headstart.features import Extractor, Trunk
-from headstart.methods.linear_probe import Imbalance, LinearProbe
+from headstart.methods.linear_probe import LinearProbe
 from headstart.model import TransferModel
 from headstart.recipe import DEFAULT_BACKBONE
 from headstart.tasks.classification import Classification
+from headstart.training.probe import Imbalance
 
 __all__ = ["ImageClassifier"]
 
@@ -28,7 +32,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A linear probe on a frozen backbone, as a scikit-learn classifier.
 
     Works in ``cross_val_score`` and ``GridSearchCV``: pictures are paths or arrays, and each is
-    seen by the backbone once, however many folds and candidates there are.
+    seen by the backbone once, however many folds and candidates there are. Duplicates are not
+    looked for: ``headstart data check`` finds them.
 
     Parameters
     ----------
@@ -84,29 +89,30 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequence of paths, bytes, PIL images or arrays; array (n, H, W, C); or a folder
-            A folder of class folders (or a manifest) brings its own labels.
+            A folder of class folders (or a manifest) brings its own labels, and maybe groups;
+            of one with splits only the train part is learned from.
         y : sequence of length n, optional
-            Class of each picture; left out when ``X`` is a folder.
+            Class of each picture; left out when ``X`` brings its own labels.
         groups : sequence of length n, optional
             Pictures of one group stay in one fold of the inner cross-validation.
 
         Raises
         ------
         UsageError
-            If the lengths differ, or labels are missing.
+            If the lengths differ, or labels are missing or no classes.
         DataError
-            If a picture cannot be decoded.
+            If a picture cannot be decoded, or there are too few of a class.
         """
         data, names = _labelled(X, y, groups)
         store = self._cache()
         samples = select(data.samples, cache=store, bad_files="error")
-        trunk = Trunk.open(self.backbone)
-        blank = TransferModel(trunk=trunk, task=Classification(classes=data.classes))
         method = LinearProbe(
             folds=self.folds, imbalance=self.imbalance, seed=int(self.random_state)
         )
-        whole = Dataset(samples=samples, classes=data.classes, name=data.name)
-        self.model_ = method.fit(blank, whole, extractor=self._extractor(store))
+        trunk = Trunk.open(self.backbone)
+        blank = TransferModel(trunk=trunk, task=Classification(classes=data.classes))
+        extractor = Extractor(cache=store, engine=self.engine, device=self.device)
+        self.model_ = method.fit(blank, replace(data, samples=samples), extractor=extractor)
         self.classes_ = names
         return self
 
@@ -119,13 +125,38 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         store = self._cache()
         samples = select(gather(X), cache=store, bad_files="error")
-        return self.model_.predict_probabilities(samples, extractor=self._extractor(store))
+        # The arithmetic that the head learned from, where this machine has it.
+        engine = runnable(self.model_.engine, device=self.device)
+        extractor = Extractor(cache=store, engine=engine, device=self.device)
+        return self.model_.predict_probabilities(samples, extractor=extractor)
+
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Accuracy, in 0..1.
+
+        Parameters
+        ----------
+        X : as for ``fit``
+            A folder of class folders (or a manifest) brings its own labels; of one with a test
+            part that part counts.
+        y : sequence of length n, optional
+        sample_weight : array, shape (n,), optional
+
+        Raises
+        ------
+        UnknownNameError
+            If the folder has pictures of a class that is not among ``classes_``.
+        """
+        if y is None:
+            check_is_fitted(self, "model_")
+            data = _read(X, min_classes=1)
+            data = data.split("test") if len(data.split_indices("test")) else data
+            X, y = data.samples, self.classes_[self.model_.aligned(data).targets()]
+        return float(super().score(X, y, sample_weight))
 
     def _cache(self) -> Cache:
         return Cache(None if self.cache_dir is None else Path(self.cache_dir))
-
-    def _extractor(self, store: Cache) -> Extractor:
-        return Extractor(cache=store, engine=self.engine, device=self.device)
 
 
 def _labelled(
@@ -133,24 +164,61 @@ def _labelled(
 ) -> tuple[Dataset, NDArray[Any]]:
     """Examples with labels, and the classes as the user wrote them, in the same order."""
     if y is None:
-        if not isinstance(X, str | Path):
-            raise UsageError("Expected labels `y` for these pictures, got none; do pass them.")
-        data = read_dataset(X)
+        if groups is not None:
+            raise UsageError("Expected no `groups` without `y`, got some; do pass both.")
+        data = _train_part(_read(X, min_classes=2))
         return data, np.asarray(data.classes)
-    samples, labels = gather(X), np.asarray(y)
-    if labels.shape != (len(samples),):
-        raise UsageError(
-            f"Expected one label for each of {len(samples)} pictures, got {labels.shape}; "
-            "do pass `y` of the same length."
-        )
-    names, codes = np.unique(labels, return_inverse=True)
+    samples = gather(X)
+    names, codes = _classes(y, len(samples))
     classes = tuple(str(name) for name in names)
     together = _group_names(groups, len(samples))
     labelled = tuple(
-        Sample(image=sample.image, target=classes[code], group=group)
+        replace(sample, target=classes[code], group=group)
         for sample, code, group in zip(samples, codes, together, strict=True)
     )
     return Dataset(samples=labelled, classes=classes), names
+
+
+def _read(X: Any, *, min_classes: int) -> Dataset:
+    """What a folder or manifest brings."""
+    if not isinstance(X, str | Path):
+        raise UsageError("Expected labels `y` for these pictures, got none; do pass them.")
+    data = read_dataset(X, min_classes=min_classes)
+    if data.kind != "multiclass":
+        raise UsageError(
+            f"Expected one class for each picture of {data.name!r}, got several labels; do use "
+            "`headstart.fit`, which learns them."
+        )
+    return data
+
+
+def _train_part(data: Dataset) -> Dataset:
+    """Leave out what the data's author has set aside for judging."""
+    if len(data.split_indices(None)) != len(data):
+        data = data.split("train")
+    missing = [name for name, count in data.counts().items() if not count]
+    if missing:
+        raise DataError(
+            f"Expected pictures of every class to learn from in {data.name!r}, got none of "
+            f"{missing}; do add some, or leave the class out."
+        )
+    return data
+
+
+def _classes(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Different labels in their own type and np.unique's order, and each picture's place."""
+    labels = np.asarray(y)
+    if labels.shape != (n,):
+        raise UsageError(
+            f"Expected one label for each of {n} pictures, got {labels.shape}; "
+            "do pass `y` of the same length."
+        )
+    try:
+        check_classification_targets(labels)
+        names, codes = np.unique(labels, return_inverse=True)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Expected `y` to hold classes, got {error}; do name them.") from error
+    return names, codes
 
 
 def _group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
