@@ -15,7 +15,7 @@ from headstart.cache import Cache
 from headstart.data.prepare import BadFiles, gather, select
 from headstart.data.samples import Dataset, Sample
 from headstart.engines import runnable
-from headstart.errors import UsageError
+from headstart.errors import DataError, UsageError
 from headstart.features import Extractor, Trunk
 from headstart.heads.pooled import LinearHead
 from headstart.tasks.classification import Classification
@@ -81,7 +81,20 @@ class TransferModel:
         return self.head
 
     def aligned(self, data: Dataset) -> Dataset:
-        """Return the same pictures with this model's classes, so that indices mean the same."""
+        """Return the same pictures with this model's classes, so that indices mean the same.
+
+        Raises
+        ------
+        DataError
+            If the model gives one class a picture, and a picture has several labels or none.
+        """
+        if self.task.kind == "multiclass":
+            for sample in data.samples:
+                if isinstance(sample.target, tuple) and len(sample.target) != 1:
+                    raise DataError(
+                        f"Expected one class for each picture, got {list(sample.target)} for "
+                        f"{sample.name}; do use a model that was trained on several labels."
+                    )
         return replace(data, classes=self.task.classes, kind=self.task.kind)
 
     def predict_probabilities(
