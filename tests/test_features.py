@@ -126,7 +126,8 @@ def test_a_network_that_moves_is_found_out(extractor):
             moving.backbone.trunk.bn1.running_mean += 1
 
     with pytest.raises(HeadstartError, match="frozen"):
-        replace(extractor, progress=progress).features(moving, make_pictures(2))
+        replace(extractor, progress=progress).features(moving, make_pictures(20))
+    assert extractor.cache.stats().kinds == {}  # nothing of it is believed
 
 
 def test_extraction_leaves_the_network_as_it_was(trunk, extractor):
@@ -150,6 +151,14 @@ def test_an_unreadable_picture_is_named_and_the_others_are_kept(trunk, extractor
     with pytest.raises(UnreadableImageError, match=r"bad\.jpg"):
         extractor.features(trunk, [*make_pictures(300), Sample(image=bad)])
     assert extractor.features(trunk, make_pictures(256)).reused == 256
+
+
+def test_what_was_computed_before_an_error_is_kept(trunk, extractor, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(UnreadableImageError):
+        extractor.features(trunk, [*make_pictures(32), Sample(image=bad)])
+    assert extractor.features(trunk, make_pictures(32)).reused == 32
 
 
 def test_an_interrupted_run_goes_on_where_it_was(trunk, extractor):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,10 +143,6 @@ class Features:
     reused: int
     seconds: float
 
-    def subset(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Rows of ``values``."""
-        return np.asarray(self.values[indices])
-
 
 @dataclass(kw_only=True)
 class Extractor:
@@ -244,17 +240,20 @@ class Extractor:
         batches = [missing[at : at + BATCH] for at in range(0, len(missing), BATCH)]
         unsaved: dict[bytes, bytes] = {}
         done = 0
-        for batch, rows in zip(batches, self._run(trunk, forward, unique, batches), strict=True):
-            for i, row in zip(batch, rows, strict=True):
-                unsaved[_key(trunk, engine, unique[i])] = row.tobytes()
-                yield i, row
-            done += len(batch)
-            if len(unsaved) >= COMMIT_EVERY * BATCH or done == len(missing):
-                self._keep(unsaved)
-                unsaved = {}
-            if self.progress is not None:
-                self.progress("features", done, len(missing))
-        require_constant(trunk.backbone.state_dict(), before)
+        try:
+            for batch, rows in zip(
+                batches, self._run(trunk, forward, unique, batches), strict=True
+            ):
+                for i, row in zip(batch, rows, strict=True):
+                    unsaved[_key(trunk, engine, unique[i])] = row.tobytes()
+                    yield i, row
+                done += len(batch)
+                if len(unsaved) >= COMMIT_EVERY * BATCH:
+                    self._keep(trunk, before, unsaved)
+                if self.progress is not None:
+                    self.progress("features", done, len(missing))
+        finally:  # a picture that cannot be read, or Ctrl-C, costs only itself
+            self._keep(trunk, before, unsaved)
 
     def _run(
         self, trunk: Trunk, forward: Forward, unique: list[Sample], batches: list[list[int]]
@@ -264,9 +263,12 @@ class Extractor:
         with ThreadPoolExecutor(workers, initializer=_one_thread_each) as executor:
             yield from map_bounded(task, batches, executor, 2 * workers)
 
-    def _keep(self, values: dict[bytes, bytes]) -> None:
-        if values:
-            self.cache.put_many(values, kind="features")
+    def _keep(self, trunk: Trunk, before: str, unsaved: dict[bytes, bytes]) -> None:
+        """Commit what was computed, if the trunk is still what its identity says."""
+        if unsaved:
+            require_constant(trunk.backbone.state_dict(), before)
+            self.cache.put_many(unsaved, kind="features")
+            unsaved.clear()
 
 
 def _load_and_run(
