@@ -65,11 +65,14 @@ def test_ties_of_the_vote_go_to_the_most_similar(labels, k, expected):
     assert answers_equal((known, np.array(labels)), directions(0), np.array([expected]), k=k)
 
 
-def test_of_equally_similar_pictures_the_first_is_taken():
-    known = np.tile(directions(10), (40, 1))
+@pytest.mark.parametrize("n", [40, 999])
+def test_of_equally_similar_pictures_the_first_are_taken(n):
+    far, near = directions(*range(60, 60 + n % 7)), np.tile(directions(10), (n, 1))
+    known = np.concatenate([far, near])
     for first in (0, 1):
-        labels = np.array([first] + 39 * [1 - first])
-        assert answers_equal((known, labels), directions(0), np.array([first]), k=1)
+        labels = np.full(len(known), 1 - first)
+        labels[len(far) : len(far) + 3] = first
+        assert answers_equal((known, labels), directions(0), np.array([first]), k=3)
 
 
 def test_blocks_do_not_change_answers():
