@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,12 @@ def test_groups_are_numbers_and_the_ungrouped_stand_alone():
     assert codes[0] == codes[3]
     assert len(set(codes.tolist())) == 4
     assert dataset("ant").groups() is None
+
+
+def test_a_file_name_that_is_no_text_can_be_written_down():
+    broken = Path(b"caf\xe9.jpg".decode("utf-8", "surrogateescape"))
+    assert Sample(image=broken).name == r"caf\udce9.jpg"
+    assert Sample(image=Path("cafe\u0301.jpg")).name == "cafe\u0301.jpg"
 
 
 def test_splits_are_selected_by_name():

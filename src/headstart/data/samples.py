@@ -63,7 +63,8 @@ class Sample:
         if self.title is not None:
             return self.title
         if isinstance(self.image, Path):
-            return str(self.image)
+            # A file name need not be valid text; what is written down has to be.
+            return str(self.image).encode("utf-8", "backslashreplace").decode()
         return f"<{type(self.image).__name__}>"
 
 
