@@ -262,6 +262,7 @@ def evaluate_probabilities(
         lambda weights: np.stack([f(weights) for f in statistics.values()], axis=-1),
         len(targets),
         groups=groups,
+        n_resamples=_resamples(*probabilities.shape),
         seed=seed,
         vectorized=True,
     )
@@ -280,6 +281,15 @@ def evaluate_probabilities(
         baselines=baselines,
         n_groups=None if groups is None else len(np.unique(groups)),
     )
+
+
+def _resamples(n: int, n_classes: int) -> int:
+    """1000 resamples; fewer, but at least 200, where many pictures of many classes take minutes.
+
+    >>> _resamples(400, 2), _resamples(5000, 100), _resamples(50_000, 1000)
+    (1000, 400, 200)
+    """
+    return max(200, min(1000, 200_000_000 // max(1, n * n_classes)))
 
 
 def _statistics(
