@@ -59,7 +59,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
     >>> pictures[::2, :, :16] = 0
     >>> labels = ["half", "full"] * 4
-    >>> classifier = ImageClassifier(folds=2).fit(pictures, labels)
+    >>> classifier = ImageClassifier(folds=2, engine="fp32").fit(pictures, labels)
     >>> classifier.predict(pictures[:2])
     array(['half', 'full'], dtype='<U4')
     """
@@ -118,7 +118,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of each picture, as it was given to ``fit``, shape (n,)."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+        chances = self.predict_proba(X)
+        return np.asarray(self.classes_[chances.argmax(axis=1)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n, n_classes), columns as in ``classes_``."""
@@ -213,6 +214,8 @@ def _classes(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
             f"Expected one label for each of {n} pictures, got {labels.shape}; "
             "do pass `y` of the same length."
         )
+    if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
+        raise UsageError("Expected `y` to hold classes, got NaN or infinity; do name them.")
     try:
         check_classification_targets(labels)
         names, codes = np.unique(labels, return_inverse=True)
