@@ -65,6 +65,12 @@ def chances(predictions):
     return np.array([list(one.probabilities.values()) for one in predictions])
 
 
+@pytest.fixture(autouse=True)
+def shared_cache(isolated, tmp_path_factory, monkeypatch):
+    """Keep features between the tests: what is asked of them does not depend on it."""
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path_factory.getbasetemp() / "test_model"))
+
+
 def ask(model, pictures, **options):
     return model.predict(pictures, engine="fp32", device="cpu", **options)
 
