@@ -408,3 +408,23 @@ def test_quick_enough_for_100_000() -> None:
     kfold(targets, 5)
     # About a second; quadratic work would take hours.
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ((None, None), "got 1 of 'cat', 1 of 'dog'; do: add pictures."),
+        (("p1", "p2"), "got 1 of 'cat', 1 of 'dog'; do: add pictures."),
+        (("p1", "p1", "p2", "p2"), "2 of 'cat', 2 of 'dog', of each class all in one group"),
+    ],
+)
+def test_too_little_to_test_on_is_said_by_name(groups, said):
+    half = len(groups) // 2
+    labels = ("cat",) * half + ("dog",) * half
+    samples = tuple(
+        Sample(image=b"", target=label, group=group)
+        for label, group in zip(labels, groups, strict=True)
+    )
+    with pytest.raises(DataError) as caught:
+        assign(Dataset(samples=samples, classes=("cat", "dog")))
+    assert said in str(caught.value)

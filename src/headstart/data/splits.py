@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headstart.data.samples import Dataset, SplitName
-from headstart.data.stratify import Units, deal, make_units, spread_out, train_all
+from headstart.data.stratify import (
+    Units,
+    deal,
+    make_units,
+    require_testable,
+    spread_out,
+    train_all,
+)
 from headstart.errors import DataError, UsageError
 
 __all__ = ["assign", "blocks", "holdout", "kfold", "per_class"]
@@ -376,6 +383,8 @@ def assign(
             f"{' and '.join(sorted(map(str, parts))) or 'no pictures'} only; do: add it."
         )
     together = blocks(len(dataset), dataset.groups(), duplicates)
+    if dataset.kind == "multiclass":
+        require_testable(dataset.targets(), together, dataset.classes)
     _, test = holdout(dataset.targets(), fraction=test_fraction, blocks=together, seed=seed)
     tested = set(test.tolist())
     names: tuple[SplitName, SplitName] = ("train", "test")

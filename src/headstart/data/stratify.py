@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headstart.errors import UsageError
+from headstart.errors import DataError, UsageError
 
-__all__ = ["Units", "deal", "make_units", "spread_out", "train_all"]
+__all__ = ["Units", "deal", "make_units", "require_testable", "spread_out", "train_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,3 +181,31 @@ def train_all(units: Units, part: list[int]) -> None:
         if part[b] != 0 and not units.held[b].keys() <= trained:
             part[b] = 0
             trained |= units.held[b].keys()
+
+
+def require_testable(
+    targets: NDArray[np.intp], blocks: NDArray[np.intp], classes: Sequence[str]
+) -> None:
+    """Say it by the classes' names, where no class can be both trained on and tested.
+
+    Raises
+    ------
+    DataError
+        If every class lies in one block.
+
+    Examples
+    --------
+    >>> require_testable(np.array([0, 0, 1]), np.array([0, 1, 2]), ("cat", "dog"))
+    """
+    if len(np.unique(np.stack([targets, blocks]), axis=1)[0]) > len(np.unique(targets)):
+        return
+    counts = np.bincount(targets, minlength=len(classes)).tolist()
+    got = ", ".join(f"{n} of {c!r}" for n, c in zip(counts[:5], classes[:5], strict=True))
+    got, way = got + (", ..." if len(counts) > 5 else ""), "add pictures"
+    if max(counts, default=0) > 1:
+        got += ", of each class all in one group or all the same picture"
+        way = "add other pictures, or group them less coarsely"
+    raise DataError(
+        "Expected at least 2 different pictures of a class, in two groups, so that one can be "
+        f"tested on, got {got}; do: {way}."
+    )
