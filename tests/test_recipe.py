@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 
+from headstart.errors import UsageError
 from headstart.methods.linear_probe import LinearProbe
 from headstart.recipe import DEFAULT_BACKBONE, Recipe
 
@@ -46,3 +47,8 @@ def test_a_recipe_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         Recipe().seed = 1
     assert Recipe().backbone == DEFAULT_BACKBONE
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(UsageError, match="`seed` to be 0 or more, got -1"):
+        Recipe(seed=-1)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headstart.data.prepare import BadFiles
+from headstart.errors import UsageError
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Method
 
@@ -39,7 +40,12 @@ class Recipe:
     offline : bool, optional
         Open no socket; None asks the environment.
     seed : int
-        Decides the split, the folds and the bootstrap.
+        Decides the split, the folds and the bootstrap; 0 or more.
+
+    Raises
+    ------
+    UsageError
+        If the seed is negative.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -52,6 +58,10 @@ class Recipe:
     device: str = "auto"
     offline: bool | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"Expected `seed` to be 0 or more, got {self.seed}.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
