@@ -12,7 +12,7 @@ from PIL import Image
 
 from headstart.cache import Cache
 from headstart.data.samples import Dataset
-from headstart.errors import DataError, UnknownNameError
+from headstart.errors import DataError, SetupError, UnknownNameError, UsageError
 from headstart.methods.linear_probe import LinearProbe
 from headstart.model_folder import load
 from headstart.recipe import Recipe
@@ -195,3 +195,26 @@ def test_a_model_is_judged_on_other_pictures_by_name(run, store, tmp_path):
 )
 def test_a_run_is_named_after_its_data(source, name):
     assert slug(source) == name
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", ""])
+def test_an_out_that_is_no_name_is_said_before_anything_is_done(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="to name a new folder"):
+        fit("photos", FP32, out=out, cache=Cache(tmp_path / "cache"))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+def test_a_wrong_device_is_said_before_the_pictures_are_read(tmp_path):
+    with pytest.raises(UnknownNameError, match="device"):
+        fit(tmp_path / "nothing", Recipe(device="tpu"), out=tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_is_said_with_the_folder(photos, tmp_path, monkeypatch):
+    def full(model, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("headstart.run.save", full)
+    with pytest.raises(SetupError, match=r"elsewhere.*No space left.*--out"):
+        fit(photos, FP32, out=tmp_path / "elsewhere", cache=Cache(tmp_path / "cache"))
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]

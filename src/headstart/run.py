@@ -22,7 +22,7 @@ from headstart.data.prepare import BadFiles, Prepared, prepare, select
 from headstart.data.readers import read_dataset
 from headstart.data.samples import Dataset
 from headstart.engines import runnable
-from headstart.errors import SetupError
+from headstart.errors import SetupError, UsageError
 from headstart.evaluation import Evaluation, evaluate, predictions_csv, verdict
 from headstart.events import (
     DataReady,
@@ -38,7 +38,7 @@ from headstart.model import TransferModel
 from headstart.model_folder import load, save
 from headstart.recipe import Recipe
 from headstart.report import Facts, render_card, render_html, render_json
-from headstart.runtime import cores, versions
+from headstart.runtime import cores, device, versions
 from headstart.tasks.classification import Classification
 
 __all__ = ["Run", "evaluate_source", "fit", "slug"]
@@ -103,6 +103,8 @@ def fit(
         If the pictures or labels cannot be used as they are.
     SetupError
         If weights are missing, or the folder cannot be written.
+    UsageError
+        If an argument cannot be meant, such as an ``out`` that names no folder of its own.
 
     Examples
     --------
@@ -111,12 +113,13 @@ def fit(
     0.975 [0.955, 0.986]
     """
     recipe = recipe or Recipe()
-    wanted = Path(out) if out else Path("runs") / slug(source)
+    wanted = _wanted(out, source)
     with _partial_folder(wanted) as folder, JsonLog(folder / "log.jsonl") as log:
         watched = _both(log, observer)
         run = _run(source, recipe, cache or Cache(), watched)
         begin = time.perf_counter()
-        _write(folder, run, recipe, command)
+        with _told_where(wanted):
+            _write(folder, run, recipe, command)
         run.seconds["files"] = time.perf_counter() - begin
         log(_finished(run))
         log.close()
@@ -124,6 +127,19 @@ def fit(
     if observer is not None:
         observer(_finished(run))
     return run
+
+
+def _wanted(out: str | Path | None, source: str | Path | Dataset) -> Path:
+    """Where the run's folder shall be; "." and ".." are no names that one could be given."""
+    if out is None:
+        return Path("runs") / slug(source)
+    wanted = Path(out)
+    if wanted.name in {"", ".."}:
+        raise UsageError(
+            f"Expected `out` to name a new folder, got {str(out)!r}; do give it a name, such as "
+            f"{str(wanted / slug(source))!r}."
+        )
+    return wanted
 
 
 def _finished(run: Run) -> Finished:
@@ -139,6 +155,7 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
         notify(Progressed(step=step, done=done, total=total))
 
     # A wrong name or missing weights are said before anything is scanned.
+    device(recipe.device)
     spec = resolve(recipe.backbone, offline=recipe.offline)
     weights = locate(spec, offline=recipe.offline)
     extractor = Extractor(
@@ -254,18 +271,26 @@ def _timed(clock: dict[str, float], step: str) -> Iterator[None]:
 @contextmanager
 def _partial_folder(wanted: Path) -> Iterator[Path]:
     """Make a hidden folder beside the wanted one; a run that fails leaves nothing behind."""
-    try:
+    with _told_where(wanted):
         wanted.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-", dir=wanted.parent))
-    except OSError as error:
-        raise SetupError(
-            f"Expected to write a run's folder at {wanted}, got {error}; do choose another --out."
-        ) from error
     try:
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _told_where(wanted: Path) -> Iterator[None]:
+    """A full disk, or a folder that nobody may write to, with the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"Expected to write a run's folder at {wanted}, got {error}; do make room there, or "
+            "choose another --out."
+        ) from error
 
 
 def _claim(folder: Path, wanted: Path) -> Path:
