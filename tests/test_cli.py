@@ -76,6 +76,23 @@ def test_require_lead_exits_with_four(photos, capsys, tmp_path):
     assert "nearest" in err
 
 
+def test_require_lead_judges_as_the_verdict_does(photos, capsys, tmp_path):
+    """An interval above zero is no lead where the verdict's test finds none."""
+    flags = ("--engine", "fp32", "--require-lead", "--test-fraction", "0.4")
+    code, out, err = run(capsys, "fit", photos, "--out", tmp_path / "r", *flags)
+    said = out.replace("\n", " ")
+    for name in ("Majority class", "5-nearest neighbours"):
+        sentence = said[said.index(f"{name}:") :].split("  ")[0]
+        assert (name.lower() in err.lower()) == ("is better" not in sentence)
+    assert code == 4
+
+
+@pytest.mark.parametrize("verb", ["fit", "evaluate"])
+def test_a_negative_seed_is_a_usage_error(photos, capsys, verb):
+    arguments = ("model",) if verb == "evaluate" else ()
+    assert run(capsys, verb, *arguments, photos, "--seed", "-1")[0] == 1
+
+
 def test_predict_prints_a_table_json_and_csv(model, photos, capsys):
     picture = photos / "dark" / "0.png"
     code, table, _ = run(capsys, "predict", model, picture)

@@ -65,7 +65,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Compute everything anew and keep nothing.")
 ]
-Seed = Annotated[int, typer.Option(help="Decides the split, the folds and the bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
 TestFraction = Annotated[
     float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
 ]
@@ -122,7 +122,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
         )
     if as_json:
         _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
-    behind = [b.name for b in run.evaluation.baselines if b.lead.interval.low <= 0]
+    leads = {b.name: b.lead for b in run.evaluation.baselines}  # judged as the verdict judges
+    behind = [n for n, lead in leads.items() if not lead.distinguishable or lead.interval.value < 0]
     if require_lead and behind:
         typer.echo(f"Not better than: {', '.join(behind)}.", err=True)
         raise typer.Exit(4)
