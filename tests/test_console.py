@@ -1,6 +1,8 @@
 """What a person sees stays short, plain and safe, whatever the data are called."""
 
 import io
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ from headstart.data.checks import Finding
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
 from headstart.evaluation import evaluate_probabilities, verdict
-from headstart.events import DataReady, Progressed
+from headstart.events import DataReady, Finished, Progressed
 from headstart.model import Prediction
 from headstart.tasks.classification import Classification
 
@@ -94,3 +96,16 @@ def test_findings_can_be_shown_in_full(console):
 def test_an_unknown_event_is_no_crash(console):
     Terminal(console)(SimpleNamespace())
     assert text(console) == ""
+
+
+def test_the_next_command_can_be_copied_into_a_shell(console):
+    task = Classification(classes=("cat", "dog"))
+    evaluation = evaluate_probabilities(
+        task, np.eye(2).repeat(4, axis=0), np.arange(2).repeat(4), names=("a.png",) * 8
+    )
+    with Terminal(console) as terminal:
+        terminal(
+            Finished(folder=Path("my runs/it's"), evaluation=evaluation, verdict=(), seconds={})
+        )
+    next_line = next(line for line in text(console).splitlines() if line.startswith("Next"))
+    assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "PICTURE"]

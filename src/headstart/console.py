@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -124,8 +125,11 @@ class Terminal:
             highlight=False,
             soft_wrap=True,
         )
+        folder = shlex.quote(str(event.folder))  # to be copied into a shell
         say(
-            f"[bold]Next[/]  headstart predict {escape(str(event.folder))} PICTURE", highlight=False
+            f"[bold]Next[/]  headstart predict {escape(folder)} PICTURE",
+            highlight=False,
+            soft_wrap=True,
         )
 
 
