@@ -44,6 +44,18 @@ def test_every_engine_gives_the_networks_features(backbone, engine):
     assert relative(found, expected) < (0.05 if engine.endswith("bf16") else 1e-4)
 
 
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_a_pictures_bits_do_not_depend_on_the_pictures_beside_it(backbone, engine):
+    if engine not in available("cpu"):
+        pytest.skip("this machine has no such engine")
+    run, several = compile_engine(backbone, engine, device="cpu"), pixels(11)
+    together = run(several)
+    assert together.shape == (11, backbone.width)
+    np.testing.assert_array_equal(run(several[:1]), together[:1])
+    np.testing.assert_array_equal(run(several[5:8]), together[5:8])
+    np.testing.assert_array_equal(run(several[::-1]), together[::-1])
+
+
 def test_compiling_leaves_the_backbone_in_float32(backbone):
     if "bf16" not in available("cpu"):
         pytest.skip("this processor has no bf16 instructions")
@@ -64,15 +76,16 @@ def test_a_quick_engine_that_is_wrong_is_not_chosen(backbone, tmp_path, monkeypa
             time.sleep(delays[engine])
             return answers[engine]
 
-        return forward
+        return engines.Running(forward=forward)
 
     monkeypatch.setattr(engines, "available", lambda device: tuple(answers))
     monkeypatch.setattr(engines, "compile_engine", fake)
     cache = Cache(tmp_path)
-    choice = choose(backbone, pixels(), device="cpu", cache=cache)
+    known = {"device": "cpu", "cache": cache, "engines": tuple(answers)}
+    choice = choose(backbone, pixels(), **known)
     assert choice.engine == "openvino"
     assert choice.distances["bf16"] == pytest.approx(0.5)
-    remembered = recall(backbone.spec.name, device="cpu", cache=cache)
+    remembered = recall(backbone.spec.name, **known)
     assert remembered.engine == "openvino"
     assert remembered.remembered
     assert "remembered" in remembered.describe()
@@ -84,7 +97,14 @@ def test_features_that_are_not_finite_are_wrong():
 
 
 def test_nothing_is_remembered_for_another_backbone(tmp_path):
-    assert recall("torchvision/resnet18", device="cpu", cache=Cache(tmp_path)) is None
+    known = {"device": "cpu", "cache": Cache(tmp_path), "engines": ("fp32",)}
+    assert recall("torchvision/resnet18", **known) is None
+
+
+def test_few_pictures_do_not_wait_for_a_compiler(monkeypatch):
+    monkeypatch.setattr(engines, "available", lambda device: ("fp32", "bf16", "openvino"))
+    assert engines.candidates("cpu", 499) == ("fp32", "bf16")
+    assert engines.candidates("cpu", 500) == ("fp32", "bf16", "openvino")
 
 
 def test_an_unknown_engine_gets_the_nearest_name(backbone):

@@ -12,6 +12,7 @@ from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
+from headstart.engines import compile_engine
 from headstart.errors import DataError, HeadstartError, UnreadableImageError
 from headstart.features import Extractor, Trunk
 from headstart.freezing import fingerprint
@@ -118,15 +119,21 @@ def test_a_running_statistic_changes_the_identity(trunk):
     assert replace(trunk, state=state).identity != trunk.identity
 
 
-def test_a_network_that_moves_is_found_out(extractor):
-    moving = make_trunk()
+def test_a_network_that_moves_is_found_out(trunk, extractor, monkeypatch):
+    """What computes is watched, not only the network that it was copied from."""
+    started = []
+
+    def remember(*arguments, **options):
+        started.append(compile_engine(*arguments, **options))
+        return started[-1]
 
     def progress(step, done, total):
         with torch.no_grad():
-            moving.backbone.trunk.bn1.running_mean += 1
+            started[-1].module.trunk.bn1.running_mean += 1
 
+    monkeypatch.setattr("headstart.features.compile_engine", remember)
     with pytest.raises(HeadstartError, match="frozen"):
-        replace(extractor, progress=progress).features(moving, make_pictures(20))
+        replace(extractor, progress=progress).features(trunk, make_pictures(20))
     assert extractor.cache.stats().kinds == {}  # nothing of it is believed
 
 

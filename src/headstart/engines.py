@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,22 @@ from numpy.typing import NDArray
 
 from headstart.cache import Cache, key
 from headstart.errors import MissingExtraError, SetupError, UnknownNameError
+from headstart.freezing import fingerprint, require_constant
 from headstart.runtime import cores, machine, versions
 from headstart.runtime import device as resolve_device
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from headstart.backbones.backbone import Backbone
 
 __all__ = [
     "ENGINES",
     "PROBE_PICTURES",
     "Choice",
+    "Running",
     "available",
+    "candidates",
     "choose",
     "compile_engine",
     "recall",
@@ -38,7 +43,55 @@ __all__ = [
 ]
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pixels (n, H, W, 3) to pooled features (n, width); may be called from several threads."""
+"""Pixels (n, H, W, 3) to pooled features (n, width)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Running:
+    """A frozen backbone at work.
+
+    Parameters
+    ----------
+    forward : callable
+        Pixels, uint8, (batch, H, W, 3) to pooled features (batch, width), from several threads.
+    batch : int
+        Pictures at a time.
+    module : torch.nn.Module or None
+        What computes them: a copy in the engine's arithmetic; None for a compiled graph, in
+        which nothing can move.
+    """
+
+    forward: Forward
+    batch: int = 4
+    module: nn.Module | None = None
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pooled features (n, width) of pixels (n, H, W, 3).
+
+        Always in batches of one size, the last one filled up: libraries choose their kernels by
+        the batch's size, so that a picture's bits would depend on the pictures beside it.
+        """
+        short = -len(pixels) % self.batch
+        filled = np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), dtype=np.uint8)])
+        starts = range(0, len(filled), self.batch)
+        parts = [self.forward(filled[start : start + self.batch]) for start in starts]
+        return np.concatenate(parts)[: len(pixels)]
+
+    def fingerprint(self) -> str:
+        """Hash of what computes the features: a constant part keeps it."""
+        return "" if self.module is None else fingerprint(self.module.state_dict())
+
+    def require_constant(self, before: str) -> None:
+        """Hold what computes the features against its earlier fingerprint.
+
+        Raises
+        ------
+        HeadstartError
+            If any parameter or running statistic has moved.
+        """
+        if self.module is not None:
+            require_constant(self.module.state_dict(), before)
+
 
 ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
 
@@ -46,6 +99,14 @@ TOLERANCE = 0.05
 """Largest relative L2 distance from float32 features, on the worst picture, that is accepted."""
 
 PROBE_PICTURES = 8
+
+CPU_BATCH = 4
+"""Small enough for a core's cache: 20 to 35 % quicker than 16 (docs/results.md)."""
+
+GPU_BATCH = 64
+
+OPENVINO_FROM = 500
+"""Pictures from which on OpenVINO is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +160,7 @@ def available(device: str) -> tuple[str, ...]:
     return tuple(name for name in ENGINES if there[name])
 
 
-def compile_engine(backbone: Backbone, engine: str, *, device: str) -> Forward:
+def compile_engine(backbone: Backbone, engine: str, *, device: str) -> Running:
     """Make the function from pixels to pooled features.
 
     Parameters
@@ -137,7 +198,20 @@ def runnable(engine: str, *, device: str) -> str:
     return engine if engine in available(resolve_device(device)) else "fp32"
 
 
-def choose(backbone: Backbone, pixels: NDArray[np.uint8], *, device: str, cache: Cache) -> Choice:
+def candidates(device: str, pictures: int) -> tuple[str, ...]:
+    """Engines worth trying: OpenVINO takes seconds to compile, which few pictures do not repay."""
+    few = pictures < OPENVINO_FROM
+    return tuple(name for name in available(device) if not (few and name.startswith("openvino")))
+
+
+def choose(
+    backbone: Backbone,
+    pixels: NDArray[np.uint8],
+    *,
+    device: str,
+    cache: Cache,
+    engines: Sequence[str],
+) -> Choice:
     """Measure the engines on real pictures and remember the quickest that is right.
 
     Parameters
@@ -148,39 +222,45 @@ def choose(backbone: Backbone, pixels: NDArray[np.uint8], *, device: str, cache:
     device : str
     cache : Cache
         Where the choice is remembered.
+    engines : sequence of str
+        The candidates, see ``candidates``.
     """
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in extraction, where every core has its own pictures
     try:
-        choice = _measure(backbone, pixels[:PROBE_PICTURES], device)
+        choice = _measure(backbone, pixels[:PROBE_PICTURES], device, engines)
     finally:
         torch.set_num_threads(before)
     measured = {"engine": choice.engine, "rates": choice.rates, "distances": choice.distances}
     value = json.dumps(measured).encode()
-    cache.put_many({_choice_key(backbone.spec.name, device): value}, kind="choice")
+    wanted = _choice_key(backbone.spec.name, device, engines)
+    cache.put_many({wanted: value}, kind="choice")
     return choice
 
 
-def recall(backbone_name: str, *, device: str, cache: Cache) -> Choice | None:
+def recall(
+    backbone_name: str, *, device: str, cache: Cache, engines: Sequence[str]
+) -> Choice | None:
     """Return the choice that an earlier run measured on this machine, if any."""
-    wanted = _choice_key(backbone_name, device)
+    wanted = _choice_key(backbone_name, device, engines)
     found = cache.get_many([wanted]).get(wanted)
     return Choice(**json.loads(found), remembered=True) if found else None
 
 
-def _choice_key(backbone_name: str, device: str) -> bytes:
-    return key(
-        "engine", backbone_name, json.dumps(machine(device).as_dict()), json.dumps(versions())
-    )
+def _choice_key(backbone_name: str, device: str, engines: Sequence[str]) -> bytes:
+    here = json.dumps([machine(device).as_dict(), versions(), list(engines)])
+    return key("engine", backbone_name, here)
 
 
-def _measure(backbone: Backbone, pixels: NDArray[np.uint8], device: str) -> Choice:
+def _measure(
+    backbone: Backbone, pixels: NDArray[np.uint8], device: str, engines: Sequence[str]
+) -> Choice:
     rates: dict[str, float] = {}
     distances: dict[str, float] = {}
     reference: NDArray[np.float32] | None = None
-    for engine in available(device):
+    for engine in engines:
         forward = compile_engine(backbone, engine, device=device)
         features = forward(pixels)
         reference = features if reference is None else reference
@@ -205,7 +285,7 @@ def _seconds(forward: Forward, pixels: NDArray[np.uint8]) -> float:
     return time.perf_counter() - begin
 
 
-def _torch(backbone: Backbone, engine: str, device: str) -> Forward:
+def _torch(backbone: Backbone, engine: str, device: str) -> Running:
     import copy
 
     import torch
@@ -234,7 +314,8 @@ def _torch(backbone: Backbone, engine: str, device: str) -> Forward:
         with turn:
             return run(pixels)
 
-    return run_in_turn
+    batch = CPU_BATCH if device == "cpu" else GPU_BATCH
+    return Running(forward=run_in_turn, batch=batch, module=module)
 
 
 def _has_openvino() -> bool:
@@ -243,7 +324,7 @@ def _has_openvino() -> bool:
     return find_spec("openvino") is not None
 
 
-def _openvino(backbone: Backbone, precision: str) -> Forward:
+def _openvino(backbone: Backbone, precision: str) -> Running:
     # OpenVINO calls an analytics host at import; Headstart opens no socket that was not asked for.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
@@ -270,7 +351,7 @@ def _openvino(backbone: Backbone, precision: str) -> Forward:
         normalised = backbone.spec.preprocess.normalise(batch).contiguous().numpy()
         return np.array(requests.own.infer([normalised])[0], dtype=np.float32)
 
-    return run
+    return Running(forward=run, batch=CPU_BATCH)
 
 
 def _any_batch() -> dict[int, Any]:

@@ -23,13 +23,14 @@ from headstart.engines import (
     ENGINES,
     PROBE_PICTURES,
     Choice,
-    Forward,
+    Running,
+    candidates,
     choose,
     compile_engine,
     recall,
 )
 from headstart.errors import UnknownNameError
-from headstart.freezing import constant, fingerprint, require_constant
+from headstart.freezing import constant, fingerprint
 from headstart.runtime import cores, device
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ __all__ = ["Extractor", "Features", "Trunk"]
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how many pictures are done, and how many there are."""
 
-BATCH = 16
-COMMIT_EVERY = 16
-"""Batches between two commits to the cache: what a kill can cost."""
+COMMIT_EVERY = 1024
+"""Pictures between two commits to the cache: what a kill can cost. Each commit is preceded by a
+hash over the weights, so that no feature of a backbone that has moved is ever kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,11 +214,12 @@ class Extractor:
         if self.engine != "auto" or not unique:
             return Choice(engine=self.engine)
         target = device(self.device)
-        remembered = recall(trunk.spec.name, device=target, cache=self.cache)
+        engines = candidates(target, len(unique))
+        remembered = recall(trunk.spec.name, device=target, cache=self.cache, engines=engines)
         if remembered is not None:
             return remembered
         pixels = load_batch(unique[:PROBE_PICTURES], trunk.spec.preprocess)
-        return choose(trunk.backbone, pixels, device=target, cache=self.cache)
+        return choose(trunk.backbone, pixels, device=target, cache=self.cache, engines=engines)
 
     def _reusable(
         self, trunk: Trunk, engine: str, unique: list[Sample]
@@ -235,46 +237,47 @@ class Extractor:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         if not missing:
             return
-        before = fingerprint(trunk.backbone.state_dict())
-        forward = compile_engine(trunk.backbone, engine, device=device(self.device))
-        batches = [missing[at : at + BATCH] for at in range(0, len(missing), BATCH)]
+        running = compile_engine(trunk.backbone, engine, device=device(self.device))
+        before = running.fingerprint()
+        size = running.batch
+        batches = [missing[at : at + size] for at in range(0, len(missing), size)]
         unsaved: dict[bytes, bytes] = {}
         done = 0
         try:
             for batch, rows in zip(
-                batches, self._run(trunk, forward, unique, batches), strict=True
+                batches, self._run(trunk, running, unique, batches), strict=True
             ):
                 for i, row in zip(batch, rows, strict=True):
                     unsaved[_key(trunk, engine, unique[i])] = row.tobytes()
                     yield i, row
                 done += len(batch)
-                if len(unsaved) >= COMMIT_EVERY * BATCH:
-                    self._keep(trunk, before, unsaved)
+                if len(unsaved) >= COMMIT_EVERY:
+                    self._keep(running, before, unsaved)
                 if self.progress is not None:
                     self.progress("features", done, len(missing))
         finally:  # a picture that cannot be read, or Ctrl-C, costs only itself
-            self._keep(trunk, before, unsaved)
+            self._keep(running, before, unsaved)
 
     def _run(
-        self, trunk: Trunk, forward: Forward, unique: list[Sample], batches: list[list[int]]
+        self, trunk: Trunk, running: Running, unique: list[Sample], batches: list[list[int]]
     ) -> Iterator[NDArray[np.float32]]:
         workers = self.workers or cores()
-        task = partial(_load_and_run, forward, trunk.spec.preprocess, unique)
+        task = partial(_load_and_run, running, trunk.spec.preprocess, unique)
         with ThreadPoolExecutor(workers, initializer=_one_thread_each) as executor:
-            yield from map_bounded(task, batches, executor, 2 * workers)
+            yield from map_bounded(task, batches, executor, 4 * workers)
 
-    def _keep(self, trunk: Trunk, before: str, unsaved: dict[bytes, bytes]) -> None:
-        """Commit what was computed, if the trunk is still what its identity says."""
+    def _keep(self, running: Running, before: str, unsaved: dict[bytes, bytes]) -> None:
+        """Commit what was computed, if what computed it is still what it was."""
         if unsaved:
-            require_constant(trunk.backbone.state_dict(), before)
+            running.require_constant(before)
             self.cache.put_many(unsaved, kind="features")
             unsaved.clear()
 
 
 def _load_and_run(
-    forward: Forward, preprocess: Preprocess, unique: list[Sample], batch: list[int]
+    running: Running, preprocess: Preprocess, unique: list[Sample], batch: list[int]
 ) -> NDArray[np.float32]:
-    return forward(load_batch([unique[i] for i in batch], preprocess))
+    return running(load_batch([unique[i] for i in batch], preprocess))
 
 
 def _one_thread_each() -> None:
