@@ -107,10 +107,13 @@ def test_predict_prints_a_table_json_and_csv(model, photos, capsys):
 
 
 def test_evaluate_prints_the_verdict(model, photos, capsys):
-    code, out, _ = run(capsys, "evaluate", model, photos)
+    code, _, err = run(capsys, "evaluate", model, photos)
+    assert code == 2
+    assert "16 of 20" in err  # it has learned from these
+    code, out, _ = run(capsys, "evaluate", model, photos, "--allow-overlap")
     assert code == 0
     assert "Accuracy" in out
-    _, out, _ = run(capsys, "evaluate", model, photos, "--json")
+    _, out, _ = run(capsys, "evaluate", model, photos, "--allow-overlap", "--json")
     assert json.loads(out)["pictures"] == 20
 
 
@@ -127,6 +130,7 @@ def test_evaluate_prints_the_verdict(model, photos, capsys):
         (["fit", "{photos}", "--engine", "fp23"], 1, "did you mean 'fp32'"),
         (["fit", "{photos}", "--imbalance", "balance"], 1, "did you mean 'balanced'"),
         (["fit", "{photos}", "--bad-files", "skipp"], 1, "did you mean 'skip'"),
+        (["fit", "{photos}", "--test-fraction", "1.5"], 1, "test_fraction"),
         (["predict", "{model}", "no.jpg"], 2, "no.jpg"),
         (["predict", "{photos}", "{photos}"], 2, "model.json"),
         (["predict", "{model}", "{photos}", "--format", "jsn"], 1, "json"),

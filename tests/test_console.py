@@ -13,10 +13,11 @@ from headstart.console import Terminal, show_evaluation, show_findings, show_pre
 from headstart.data.checks import Finding
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
-from headstart.evaluation import evaluate_probabilities, verdict
+from headstart.evaluation import evaluate_probabilities
 from headstart.events import DataReady, Finished, Progressed
 from headstart.model import Prediction
 from headstart.tasks.classification import Classification
+from headstart.verdict import verdict
 
 MANY = tuple(f"class [bold]{i}[/]" for i in range(200))
 

@@ -25,13 +25,14 @@ from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.data.transforms import Preprocess
-from headstart.evaluation import ClassRow, Evaluation, evaluate_probabilities, verdict
+from headstart.evaluation import ClassRow, Evaluation, evaluate_probabilities
 from headstart.features import Trunk
 from headstart.heads.pooled import LinearHead
 from headstart.intervals import Interval
 from headstart.model import TransferModel
 from headstart.report import Facts, render_card, render_html, render_json
 from headstart.tasks.classification import Classification
+from headstart.verdict import verdict
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 DRAWN = {"line", "circle", "rect", "polyline", "path"}

@@ -12,7 +12,8 @@ from PIL import Image
 
 from headstart.cache import Cache
 from headstart.data.samples import Dataset
-from headstart.errors import DataError, SetupError, UnknownNameError, UsageError
+from headstart.errors import DataError, LeakError, SetupError, UnknownNameError, UsageError
+from headstart.events import Planned
 from headstart.methods.linear_probe import LinearProbe
 from headstart.model_folder import load
 from headstart.recipe import Recipe
@@ -183,6 +184,23 @@ def test_a_model_is_judged_on_other_pictures_by_name(run, store, tmp_path):
     found = evaluate_source(run.folder, tmp_path / "more", cache=store)
     assert set(found.targets) == {run.model.task.classes.index("stripes")}
     assert found.metrics["accuracy"].value == np.mean(found.correct)
+
+
+def test_pictures_that_were_learned_from_cannot_judge(run, photos, store):
+    with pytest.raises(LeakError, match=f"got {len(run.prepared.train)} of 24"):
+        evaluate_source(run.folder, photos, cache=store)
+    found = evaluate_source(run.folder, photos, cache=store, allow_overlap=True)
+    assert len(found.names) == 24
+
+
+def test_too_few_pictures_are_said_before_the_backbone_runs(tmp_path, store):
+    for i in range(2):
+        draw(tmp_path / "few" / "stripes" / f"{i}.png", "stripes", i)
+        draw(tmp_path / "few" / "blocks" / f"{i}.png", "blocks", 100 + i)
+    told = []
+    with pytest.raises(DataError, match="'blocks', 'stripes'"):
+        fit(tmp_path / "few", FP32, out=tmp_path / "x", cache=store, observer=told.append)
+    assert not any(isinstance(event, Planned) for event in told)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ BadFiles = Annotated[
     str, typer.Option(help="Files that cannot be decoded: error refuses, skip leaves them out.")
 ]
 AllowOverlap = Annotated[
-    bool, typer.Option("--allow-overlap", help="Go on although a picture is on both sides.")
+    bool,
+    typer.Option("--allow-overlap", help="Go on although a picture is learned from and tested on."),
 ]
 Engine = Annotated[
     str, typer.Option(help="Arithmetic of the frozen backbone: auto, fp32, bf16, openvino.")
@@ -159,11 +160,12 @@ def predict(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one argument a flag
     model: ModelFolder,
     source: Source,
     group_by: GroupBy = None,
     bad_files: BadFiles = "error",
+    allow_overlap: AllowOverlap = False,
     device: Device = "auto",
     no_cache: NoCache = False,
     seed: Seed = 0,
@@ -171,8 +173,8 @@ def evaluate(
 ) -> None:
     """Judge a model on labelled pictures that it has not seen."""
     from headstart.console import show_evaluation
-    from headstart.evaluation import verdict
     from headstart.run import evaluate_source
+    from headstart.verdict import verdict
 
     with _cache(no_cache) as cache:
         evaluation = evaluate_source(
@@ -180,6 +182,7 @@ def evaluate(
             source,
             group_by=group_by,
             bad_files=_policy(bad_files),
+            allow_overlap=allow_overlap,
             device=device,
             cache=cache,
             seed=seed,

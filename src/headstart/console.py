@@ -176,15 +176,13 @@ def show_evaluation(console: Console, evaluation: Evaluation, verdict: Sequence[
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=True)
     cells = [(TITLES[name], str(interval)) for name, interval in evaluation.metrics.items()]
     for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=("", "")):
-        table.add_row(*left, *right)
+        table.add_row(*map(escape, (*left, *right)))
     console.print(table, highlight=False)
     worst = sorted(evaluation.per_class, key=lambda row: row.recall.value)[:WORST_CLASSES]
     for row in worst:
-        console.print(
-            f"  {escape(row.name)} ({row.count}): precision {row.precision}, recall {row.recall}",
-            style="dim",
-            highlight=False,
-        )
+        numbers = f"precision {row.precision}, recall {row.recall}"
+        line = escape(f"  {row.name} ({row.count}): {numbers}")
+        console.print(line, style="dim", highlight=False)
 
 
 def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:

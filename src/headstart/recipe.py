@@ -45,7 +45,7 @@ class Recipe:
     Raises
     ------
     UsageError
-        If the seed is negative.
+        If the seed is negative, or the share to test on is none.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -62,6 +62,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UsageError(f"Expected `seed` to be 0 or more, got {self.seed}.")
+        if not 0 < self.test_fraction < 1:
+            raise UsageError(
+                "Expected `test_fraction` to lie between 0 and 1, got "
+                f"{self.test_fraction}; do give a share such as 0.2."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""

@@ -145,7 +145,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "task": task.as_dict(),
             "backbone": {**spec.as_dict(), "origin": dict(model.trunk.origin)},
             "engine": model.engine,
-            "record": model.record,
+            "record": {k: v for k, v in model.record.items() if k != "learned_from"},
         },
         "evaluation": numbers,
         "reliability": asdict(evaluation.reliability),

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,13 @@ import yaml
 from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
+from headstart.data.loading import digest_of
 from headstart.data.prepare import BadFiles, Prepared, prepare, select
 from headstart.data.readers import read_dataset
-from headstart.data.samples import Dataset
+from headstart.data.samples import Dataset, Sample
 from headstart.engines import runnable
-from headstart.errors import SetupError, UsageError
-from headstart.evaluation import Evaluation, evaluate, predictions_csv, verdict
+from headstart.errors import LeakError, SetupError, UsageError
+from headstart.evaluation import Evaluation, evaluate, predictions_csv
 from headstart.events import (
     DataReady,
     Event,
@@ -40,6 +41,7 @@ from headstart.recipe import Recipe
 from headstart.report import Facts, render_card, render_html, render_json
 from headstart.runtime import cores, device, versions
 from headstart.tasks.classification import Classification
+from headstart.verdict import verdict
 
 __all__ = ["Run", "evaluate_source", "fit", "slug"]
 
@@ -173,6 +175,7 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
             progress=progress,
         )
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
+    recipe.method.check(prepared.train)
     with _timed(clock, "backbone and engine"):
         trunk = Trunk.read(spec, weights)
         plan = _plan(trunk, prepared.data, extractor)
@@ -215,6 +218,7 @@ def _learn(recipe: Recipe, prepared: Prepared, trunk: Trunk, extractor: Extracto
         trunk=trunk,
         task=Classification(classes=train.classes, kind=train.kind),
         record={
+            "learned_from": [short(sample) for sample in train.samples],
             "data": {
                 "name": prepared.data.name,
                 "train": train.counts(),
@@ -317,6 +321,7 @@ def evaluate_source(
     cache: Cache,
     group_by: str | None = None,
     bad_files: BadFiles = "error",
+    allow_overlap: bool = False,
     device: str = "auto",
     seed: int = 0,
 ) -> Evaluation:
@@ -328,6 +333,8 @@ def evaluate_source(
         If the model's folder is damaged.
     DataError
         If the pictures cannot be used, or show classes that the model does not know.
+    LeakError
+        If the model has learned from some of these pictures.
     """
     model = load(model_folder)
     data = source
@@ -336,6 +343,28 @@ def evaluate_source(
     test = data.split("test")
     samples = (test if len(test) else data).samples
     kept = select(samples, cache=cache, bad_files=bad_files)
+    if not allow_overlap:
+        _require_unseen(model, kept)
     engine = runnable(model.engine, device=device)
     extractor = Extractor(cache=cache, engine=engine, device=device)
     return evaluate(model, replace(data, samples=kept), extractor=extractor, seed=seed)
+
+
+def short(sample: Sample) -> str:
+    """Enough of a picture's digest to recognise it: 64 bits.
+
+    >>> short(Sample(image=b"", digest="0123456789abcdef" * 4))
+    '0123456789abcdef'
+    """
+    return digest_of(sample)[:16]
+
+
+def _require_unseen(model: TransferModel, samples: Sequence[Sample]) -> None:
+    learned = set(model.record.get("learned_from", ()))
+    seen = [sample.name for sample in samples if short(sample) in learned]
+    if seen:
+        raise LeakError(
+            f"Expected pictures that the model has not learned from, got {len(seen)} of "
+            f"{len(samples)} that it has, such as {', '.join(seen[:3])}; do leave them out, or "
+            "pass --allow-overlap if it is meant."
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from headstart.data.samples import Dataset
 from headstart.data.splits import kfold
 from headstart.errors import DataError, UnknownNameError, UsageError
@@ -60,6 +62,33 @@ class LinearProbe:
         if not self.penalties or min(self.penalties) <= 0:
             raise UsageError(f"Expected positive `penalties`, got {self.penalties}.")
 
+    def check(self, train: Dataset) -> None:
+        """Refuse data that two folds cannot be made of, by the classes' names.
+
+        Raises
+        ------
+        DataError
+            If fewer than two classes have pictures, or a class has them in one group only.
+        """
+        if train.kind == "multilabel":
+            return
+        targets, groups = train.targets(), train.groups()
+        groups = np.arange(len(train)) if groups is None else groups
+        spread = [len(np.unique(groups[targets == k])) for k in range(len(train.classes))]
+        if sum(count > 0 for count in spread) < 2:
+            raise DataError(
+                "Expected at least 2 classes with pictures in the training part, got "
+                f"{[c for c, n in zip(train.classes, spread, strict=True) if n]}; "
+                "do add pictures of another class."
+            )
+        alone = [c for c, n in zip(train.classes, spread, strict=True) if n == 1]
+        if alone:
+            shown = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
+            raise DataError(
+                "Expected at least 2 pictures of each class to learn from (in two groups, where "
+                f"there are groups), got 1 of {shown}; do add pictures or leave these classes out."
+            )
+
     def fit(
         self,
         model: TransferModel,
@@ -75,8 +104,8 @@ class LinearProbe:
         DataError
             If a class has too few pictures or groups for two folds.
         """
+        self.check(train)
         targets = train.targets()
-        _require_two_classes(train)
         extracted = extractor.features(model.trunk, train.samples)
         problem = Problem.of(targets, n_classes=len(train.classes), kind=train.kind)
         weighted = problem.is_weighted(self.imbalance)
@@ -102,13 +131,4 @@ class LinearProbe:
                 "folds": search.folds,
                 "iterations": search.iterations,
             },
-        )
-
-
-def _require_two_classes(train: Dataset) -> None:
-    present = [name for name, count in train.counts().items() if count]
-    if train.kind == "multiclass" and len(present) < 2:
-        raise DataError(
-            f"Expected at least 2 classes with pictures in the training part, got {present}; "
-            "do add pictures of another class."
         )

@@ -20,6 +20,16 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
+    def check(self, train: Dataset) -> None:
+        """Refuse data that this method cannot learn from, before anything is computed.
+
+        Raises
+        ------
+        DataError
+            By the classes' names.
+        """
+        ...
+
     def fit(
         self,
         model: TransferModel,
