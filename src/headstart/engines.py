@@ -72,7 +72,8 @@ class Running:
         the batch's size, so that a picture's bits would depend on the pictures beside it.
         """
         short = -len(pixels) % self.batch
-        filled = np.concatenate([pixels, np.zeros((short, *pixels.shape[1:]), dtype=np.uint8)])
+        gap = np.zeros((short, *pixels.shape[1:]), dtype=np.uint8)
+        filled = np.concatenate([pixels, gap]) if short else pixels
         starts = range(0, len(filled), self.batch)
         parts = [self.forward(filled[start : start + self.batch]) for start in starts]
         return np.concatenate(parts)[: len(pixels)]
@@ -95,8 +96,11 @@ class Running:
 
 ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
 
-TOLERANCE = 0.05
-"""Largest relative L2 distance from float32 features, on the worst picture, that is accepted."""
+TOLERANCE = 0.03
+"""Largest relative L2 distance from float32 features, on the worst picture, that is accepted.
+
+A choice is remembered for a backbone, not for its data, so there is room: ResNet-18 in bf16 is off
+by 1 to 2 % whatever the pictures, networks of depthwise layers by 4 to 20 %, depending on them."""
 
 PROBE_PICTURES = 8
 
@@ -305,7 +309,7 @@ def _torch(backbone: Backbone, engine: str, device: str) -> Running:
         with torch.inference_mode():
             # (n, H, W, 3) seen as (n, 3, H, W) is already channels_last.
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-            features = module.pooled(preprocess.normalise(batch).to(dtype))
+            features = module.pooled(preprocess.normalise(batch, dtype))
             return np.asarray(features.float().cpu().numpy())
 
     def run_in_turn(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -40,7 +40,8 @@ class Recipe:
     offline : bool, optional
         Open no socket; None asks the environment.
     seed : int
-        Decides the split, the folds and the bootstrap; 0 or more.
+        Decides the split and the bootstrap, 0 or more; a method has a seed of its own, and the
+        command line gives both the same.
 
     Raises
     ------

@@ -236,7 +236,8 @@ def _class_counts(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[
                 severity: Literal["error", "warning"] = "error" if split == "train" else "warning"
                 yield Finding(kind="missing-class", severity=severity, message=text)
         if 0 < train[name] < RARE:
-            text = f"class {name!r} has only {train[name]} pictures to learn from"
+            several = "pictures" if train[name] > 1 else "picture"
+            text = f"class {name!r} has only {train[name]} {several} to learn from"
             yield Finding(kind="rare-class", severity="warning", message=text)
 
 

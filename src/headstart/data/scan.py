@@ -6,7 +6,6 @@ The records are what `headstart.data.checks` and the splits work with.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from headstart.cache import Cache, key
 from headstart.data.images import ImageHeader, Pixels, decode, decode_file, digest, reason
 from headstart.data.samples import Sample
 from headstart.errors import UnreadableImageError
+from headstart.runtime import cores
 
 __all__ = ["ImageRecord", "scan"]
 
@@ -91,17 +91,12 @@ def scan(
     'an HTML page'
     """
     records: list[ImageRecord] = []
-    with ThreadPoolExecutor(workers or _processors()) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         for start in range(0, len(samples), BATCH):
             records += _scan_batch(samples[start : start + BATCH], cache, pool)
             if progress is not None:
                 progress(len(records), len(samples))
     return tuple(records)
-
-
-def _processors() -> int:
-    count = getattr(os, "sched_getaffinity", None)
-    return len(count(0)) if count else os.cpu_count() or 1
 
 
 def _scan_batch(
