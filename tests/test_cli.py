@@ -58,6 +58,11 @@ def test_fit_tells_the_story_in_order_and_writes_the_folder(photos, capsys, tmp_
     assert (tmp_path / "run" / "model.json").exists()
 
 
+def test_names_are_text_and_no_pictograms(capsys):
+    _, out, _ = run(capsys, "data", "check", "demo:symbols", "--no-cache")
+    assert out.startswith("Data  demo:symbols: 480 pictures")
+
+
 def test_fit_prints_one_json_document(photos, capsys, tmp_path):
     code, out, _ = run(
         capsys, "fit", photos, "--out", tmp_path / "run", "--engine", "fp32", "--json"

@@ -349,7 +349,7 @@ def _complain(message: str, code: int) -> int:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(emoji=False)  # ":symbols:" in a name is text
 
 
 @contextmanager
@@ -359,7 +359,7 @@ def _terminal(quiet: bool) -> Iterator[Terminal]:
 
     from headstart.console import Terminal
 
-    with Terminal(Console(stderr=True, quiet=quiet)) if quiet else Terminal(_console()) as shown:
+    with Terminal(Console(stderr=True, quiet=quiet, emoji=False)) if quiet else Terminal(_console()) as shown:
         yield shown
 
 
