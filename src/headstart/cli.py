@@ -359,7 +359,8 @@ def _terminal(quiet: bool) -> Iterator[Terminal]:
 
     from headstart.console import Terminal
 
-    with Terminal(Console(stderr=True, quiet=quiet, emoji=False)) if quiet else Terminal(_console()) as shown:
+    console = Console(stderr=True, quiet=True, emoji=False) if quiet else _console()
+    with Terminal(console) as shown:
         yield shown
 
 
