@@ -43,7 +43,10 @@ class Basis:
 
     def apply(self, features: Array) -> Array:
         """Coordinates of shape (n, r) for features of shape (n, d)."""
-        return np.asarray((features - self.mean) @ self.rotation / self.scale)
+        found = np.empty((len(features), self.rotation.shape[1]))
+        for rows in _blocks(len(features)):
+            found[rows] = (features[rows] - self.mean) @ self.rotation / self.scale
+        return found
 
     def undo(self, weight: Array, bias: Array) -> tuple[Array, Array]:
         """Weights (d, k) and bias (k,) that act on raw features as these act on coordinates."""
@@ -97,21 +100,23 @@ def principal_basis(features: Array) -> Basis:
     array([[0.],
            [1.]])
     """
-    x = np.asarray(features, dtype=np.float64)
-    if not np.isfinite(x).all():
+    x = np.asarray(features)
+    mean = x.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
         raise HeadstartError(
             "Expected every feature to be finite, got NaN or infinity; "
             "do check the backbone's weights, or force the fp32 engine."
         )
-    mean = x.mean(axis=0)
-    centred = x - mean
-    scale = float(np.sqrt(np.square(centred).sum() / len(x))) or 1.0
-    rotation = np.eye(x.shape[1])
+    span = np.eye(x.shape[1])
     if len(x) < x.shape[1]:
-        rotation = np.linalg.qr(centred.T)[0]  # the span of few pictures, orthonormal
-    inside = centred @ rotation
+        span = np.linalg.qr((x - mean).T)[0]  # the span of few pictures, orthonormal
+    scatter = np.zeros((span.shape[1], span.shape[1]))
+    for rows in _blocks(len(x)):
+        inside = (x[rows] - mean) @ span if len(x) < x.shape[1] else x[rows] - mean
+        scatter += inside.T @ inside
+    scale = float(np.sqrt(np.trace(scatter) / len(x))) or 1.0
     # Eigenvectors are orthonormal to machine precision, whatever the conditioning.
-    rotation = rotation @ np.linalg.eigh(inside.T @ inside)[1]
+    rotation = span @ np.linalg.eigh(scatter)[1]
     return Basis(mean=mean, scale=scale, rotation=rotation)
 
 
@@ -134,7 +139,8 @@ def solve_path(
         Best given from strong to weak: a strongly penalised problem is quickly solved.
     loss : {"softmax", "sigmoid"}
     weights : array, shape (n,) or (n, k), optional
-        Importance of each example, or with the sigmoid loss of each label of each example.
+        Importance of each example, or with the sigmoid loss of each label of each example; an
+        example of weight 0 is left out.
 
     Yields
     ------
@@ -156,7 +162,9 @@ def solve_path(
     n, k = targets.shape
     share = _share(n, weights)
     y = targets.astype(np.float64)
-    spread = np.square(coordinates).T @ share
+    spread = np.zeros((coordinates.shape[1], share.shape[1]))
+    for rows in _blocks(n):
+        spread += np.square(coordinates[rows]).T @ share[rows]
     start = np.zeros((coordinates.shape[1] + 1, k))
     for penalty in penalties:
         # At zero weights the Hessian is diag(spread) * p(1-p) + penalty: scaling by its root
@@ -181,6 +189,11 @@ def mean_loss(
     """
     share = _share(len(targets), weights)
     return float((share * _LOSSES[loss](scores, targets.astype(np.float64))[0]).sum())
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """Rows in blocks: a pass over them needs no second copy of all features."""
+    return (slice(start, start + 4096) for start in range(0, n, 4096))
 
 
 def _share(n: int, weights: Array | None) -> Array:

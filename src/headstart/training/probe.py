@@ -139,12 +139,12 @@ def search_penalty(
     candidates: list[tuple[float, float]] = []
 
     def path(rows: Any, penalties: Sequence[float]) -> Iterator[Solution]:
+        # Held-out rows weigh nothing: a copy of the others would be as large as all features.
+        share = problem.weights(rows) if weighted else np.ones(len(problem.columns))[rows]
+        weights = np.zeros((len(problem.columns), *share.shape[1:]))
+        weights[rows] = share
         return solve_path(
-            coordinates[rows],
-            problem.columns[rows],
-            penalties,
-            loss=problem.loss,
-            weights=problem.weights(rows) if weighted else None,
+            coordinates, problem.columns, penalties, loss=problem.loss, weights=weights
         )
 
     # One thread a fold: quicker than many threads on one small product, and the same bits on
