@@ -60,7 +60,10 @@ AllowOverlap = Annotated[
     typer.Option("--allow-overlap", help="Go on although a picture is learned from and tested on."),
 ]
 Engine = Annotated[
-    str, typer.Option(help="Arithmetic of the frozen backbone: auto, fp32, bf16, openvino.")
+    str,
+    typer.Option(
+        help="Arithmetic of the frozen backbone: auto, fp32, bf16, openvino, openvino-bf16."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 NoCache = Annotated[
@@ -354,7 +357,7 @@ def _console() -> Console:
 
 @contextmanager
 def _terminal(quiet: bool) -> Iterator[Terminal]:
-    """A terminal on standard output; with --json the bars go to standard error instead."""
+    """A terminal on standard output; with --json a silent one, for the document stands alone."""
     from rich.console import Console
 
     from headstart.console import Terminal

@@ -105,7 +105,7 @@ by 1 to 2 % whatever the pictures, networks of depthwise layers by 4 to 20 %, de
 PROBE_PICTURES = 8
 
 CPU_BATCH = 4
-"""Small enough for a core's cache: 20 to 35 % quicker than 16 (docs/results.md)."""
+"""Small enough for a core's cache: 8 to 35 % quicker than 16 (docs/results.md)."""
 
 GPU_BATCH = 64
 

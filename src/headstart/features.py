@@ -152,7 +152,7 @@ class Extractor:
     Parameters
     ----------
     cache : Cache
-    engine : {"auto", "fp32", "bf16", "openvino"}
+    engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
         ``auto`` measures once for each machine and backbone.
     device : {"auto", "cpu", "cuda", "mps"}
     workers : int, optional

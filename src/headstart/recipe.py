@@ -34,7 +34,7 @@ class Recipe:
         Go on although the same picture lies on both sides of a split.
     test_fraction : float
         Share of the pictures to test on, where the data bring no split.
-    engine : {"auto", "fp32", "bf16", "openvino"}
+    engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
         Arithmetic of the frozen backbone; ``auto`` measures.
     device : {"auto", "cpu", "cuda", "mps"}
     offline : bool, optional
