@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.transforms import Preprocess
+from headstart.data.transforms import Preprocess, central_square
 from headstart.errors import UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,6 +69,16 @@ def test_squash_is_pillow_resize_of_both_sides():
     ours = expects(96, 96, fit="squash").resize_and_crop(pixels)
     reference = Image.fromarray(pixels).resize((96, 96), Image.Resampling.BILINEAR)
     assert np.abs(ours.astype(int) - np.asarray(reference)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 60_001)], ids=str)
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_resizing_and_cutting_is_resizing_then_cutting(shape, fit):
+    pixels, ours = picture(*shape), expects(72, 64, fit=fit)
+    canvas = ours.resize_only(pixels)
+    assert min(canvas.shape[:2]) == 72
+    assert max(canvas.shape[:2]) == 72 if fit == "squash" else max(canvas.shape[:2]) <= 9 * 72
+    np.testing.assert_array_equal(ours.resize_and_crop(pixels), central_square(canvas, 64))
 
 
 def test_a_strip_costs_little_and_keeps_its_centre():

@@ -16,7 +16,7 @@ from headstart.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Preprocess"]
+__all__ = ["Interpolation", "Preprocess", "central_square"]
 
 Interpolation = Literal["bilinear", "bicubic"]
 Fit = Literal["crop", "squash"]
@@ -146,6 +146,33 @@ class Preprocess:
         array([[7, 7],
                [7, 7]], dtype=uint8)
         """
+        return central_square(self.resize_only(pixels), self.crop).copy()
+
+    def resize_only(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize a whole picture as ``resize_and_crop`` does before it cuts.
+
+        Parameters
+        ----------
+        pixels : array, uint8, shape (H, W, 3)
+
+        Returns
+        -------
+        array, uint8, shape (height, width, 3)
+            Shorter side ``resize``, longer side at most 9 times that; both sides ``resize``
+            with ``fit="squash"``. May be a view of ``pixels``.
+
+        Raises
+        ------
+        UsageError
+            If the array is not of that type and shape, or is empty.
+
+        Examples
+        --------
+        >>> rgb = (0.5, 0.5, 0.5)
+        >>> expects = Preprocess(resize=4, crop=2, interpolation="bilinear", mean=rgb, std=rgb)
+        >>> expects.resize_only(np.zeros((8, 12, 3), dtype=np.uint8)).shape
+        (4, 6, 3)
+        """
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise UsageError(
                 "Expected `pixels` to be uint8 of shape (H, W, 3), "
@@ -156,9 +183,7 @@ class Preprocess:
         height, width = self._size(pixels.shape[0], pixels.shape[1])
         if pixels.shape[:2] != (height, width):
             pixels = _resized(pixels, height, width, self.interpolation)
-        # Rounded to even, as the pretraining recipes do it.
-        top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
-        return pixels[top : top + self.crop, left : left + self.crop].copy()
+        return pixels
 
     def normalise(self, batch: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Turn pixels into what the first layer reads.
@@ -201,6 +226,25 @@ class Preprocess:
         if height <= width:
             return self.resize, int(self.resize * width / height)
         return int(self.resize * height / width), self.resize
+
+
+def central_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the central square of a picture, as a view.
+
+    Parameters
+    ----------
+    pixels : array, uint8, shape (H, W, 3)
+    side : int
+        In pixels, at most H and W.
+
+    Examples
+    --------
+    >>> central_square(np.arange(36, dtype=np.uint8).reshape(3, 4, 3), 1)[0, 0].tolist()
+    [18, 19, 20]
+    """
+    # Rounded to even, as the pretraining recipes do it.
+    top, left = (round((length - side) / 2) for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]
 
 
 def _without_far_ends(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
