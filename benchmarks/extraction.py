@@ -32,7 +32,8 @@ from headstart.data.loading import load_batch  # noqa: E402
 from headstart.data.readers import list_images  # noqa: E402
 from headstart.data.samples import Sample  # noqa: E402
 from headstart.engines import compile_engine  # noqa: E402
-from headstart.features import Extractor, Trunk  # noqa: E402
+from headstart.features import Extractor  # noqa: E402
+from headstart.trunk import Trunk  # noqa: E402
 
 BATCHES = (4, 16)
 """Pictures at a time of the bare forward; the best counts."""

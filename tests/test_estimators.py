@@ -136,9 +136,10 @@ def test_booleans_come_back_as_booleans(classifier):
 def test_it_is_the_linear_probe(classifier, backbone):
     """No logic of its own: the same model as the method gives."""
     from headstart.data.samples import Sample
-    from headstart.features import Extractor, Trunk
+    from headstart.features import Extractor
     from headstart.model import TransferModel
     from headstart.tasks.classification import Classification
+    from headstart.trunk import Trunk
 
     pixels, names = coloured()
     classifier.fit(pixels, names)

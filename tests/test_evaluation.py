@@ -24,7 +24,7 @@ from headstart.evaluation import (
     evaluate_probabilities,
     predictions_csv,
 )
-from headstart.features import Extractor, Trunk
+from headstart.features import Extractor
 from headstart.heads.pooled import LinearHead
 from headstart.intervals import (
     paired_proportion_difference,
@@ -32,6 +32,7 @@ from headstart.intervals import (
 )
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
 ANIMALS = Classification(classes=("ant", "bee", "cat"))

@@ -14,8 +14,8 @@ from headstart.data.samples import Dataset, Sample
 from headstart.engines import Choice
 from headstart.evaluation import evaluate_probabilities
 from headstart.events import DataReady, Finished, JsonLog, Planned, Progressed
-from headstart.features import Trunk
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 
 
 def data_ready():

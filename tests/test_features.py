@@ -13,9 +13,10 @@ from headstart.cache import Cache
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
 from headstart.engines import compile_engine
-from headstart.errors import DataError, HeadstartError, UnreadableImageError
-from headstart.features import Extractor, Trunk
+from headstart.errors import DataError, HeadstartError, SetupError, UnreadableImageError
+from headstart.features import Cut, Extractor
 from headstart.freezing import fingerprint
+from headstart.trunk import Trunk
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -180,3 +181,40 @@ def test_an_interrupted_run_goes_on_where_it_was(trunk, extractor):
 
 def test_no_pictures_give_no_features(trunk, extractor):
     assert extractor.features(trunk, []).values.shape[0] == 0
+
+
+@pytest.mark.parametrize("stop", ["layer2", "layer4"])
+def test_what_crosses_a_stage_is_what_the_stage_gives(trunk, extractor, stop, monkeypatch):
+    pictures = make_pictures(6)
+    cut = Cut(engine="fp32", stop=stop)
+    kept = extractor.activations(trunk, pictures, cut)
+    pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in pictures])
+    batch = SMALL.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        expected = trunk.backbone.run(batch, stop=stop).permute(0, 2, 3, 1).numpy()
+    order = [4, 0, 4]
+    np.testing.assert_allclose(kept.read(order), expected[order], rtol=1e-4, atol=1e-5)
+    assert kept.shape == expected.shape[1:]
+    run = extractor.runner(trunk, cut)
+    np.testing.assert_array_equal(run(pictures, None), kept.read(range(6)))
+    monkeypatch.setattr("headstart.features.compile_engine", lambda *a, **k: pytest.fail("ran"))
+    extractor.activations(trunk, pictures[::-1], cut)
+
+
+def test_cuts_of_one_picture_have_keys_of_their_own(trunk):
+    picture = make_pictures(1)[0]
+    cuts = [
+        Cut(engine="fp32"),
+        Cut(engine="bf16"),
+        Cut(engine="fp32", stop="layer1"),
+        Cut(engine="fp32", stop="layer2"),
+    ]
+    assert len({cut.key(trunk, picture) for cut in cuts}) == 4
+
+
+def test_what_was_evicted_is_an_error_and_not_another_pictures(trunk, extractor):
+    pictures = make_pictures(4)
+    kept = extractor.activations(trunk, pictures, Cut(engine="fp32", stop="layer3"))
+    extractor.cache.clear()
+    with pytest.raises(SetupError, match="2 of 2 pictures evicted"):
+        kept.read([0, 3, 0])

@@ -17,10 +17,11 @@ from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
 from headstart.evaluation import evaluate
-from headstart.features import Extractor, Trunk
+from headstart.features import Extractor
 from headstart.heads.pooled import LinearHead
 from headstart.model import Prediction, TransferModel, predictions_csv, predictions_json
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)

@@ -22,11 +22,11 @@ from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
 from headstart.data.transforms import Preprocess
 from headstart.errors import ModelFileError, SetupError, UsageError
-from headstart.features import Trunk
 from headstart.heads.pooled import LinearHead
 from headstart.model import TransferModel
 from headstart.model_folder import load, save
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)

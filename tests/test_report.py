@@ -26,12 +26,12 @@ from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.data.transforms import Preprocess
 from headstart.evaluation import ClassRow, Evaluation, evaluate_probabilities
-from headstart.features import Trunk
 from headstart.heads.pooled import LinearHead
 from headstart.intervals import Interval
 from headstart.model import TransferModel
 from headstart.report import Facts, render_card, render_html, render_json
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

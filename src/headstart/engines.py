@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pixels (n, H, W, 3) to pooled features (n, width)."""
+"""Pixels (n, H, W, 3) to pooled features (n, width), or to what an inner stage gives: maps
+(n, h, w, channels), tokens (n, tokens, channels)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,8 +165,10 @@ def available(device: str) -> tuple[str, ...]:
     return tuple(name for name in ENGINES if there[name])
 
 
-def compile_engine(backbone: Backbone, engine: str, *, device: str) -> Running:
-    """Make the function from pixels to pooled features.
+def compile_engine(
+    backbone: Backbone, engine: str, *, device: str, stop: str | None = None
+) -> Running:
+    """Make the function from pixels to pooled features, or to what an inner stage gives.
 
     Parameters
     ----------
@@ -173,6 +176,8 @@ def compile_engine(backbone: Backbone, engine: str, *, device: str) -> Running:
         Constant (see ``freezing.constant``); it is not modified.
     engine : {"fp32", "bf16", "openvino", "openvino-bf16"}
     device : str
+    stop : str, optional
+        The last stage that runs, in torch's engines; by default all run and are pooled.
 
     Raises
     ------
@@ -192,7 +197,7 @@ def compile_engine(backbone: Backbone, engine: str, *, device: str) -> Running:
         )
     if engine.startswith("openvino"):
         return _openvino(backbone, "bf16" if engine.endswith("bf16") else "f32")
-    return _torch(backbone, engine, device)
+    return _torch(backbone, engine, device, stop)
 
 
 def runnable(engine: str, *, device: str) -> str:
@@ -289,7 +294,7 @@ def _seconds(forward: Forward, pixels: NDArray[np.uint8]) -> float:
     return time.perf_counter() - begin
 
 
-def _torch(backbone: Backbone, engine: str, device: str) -> Running:
+def _torch(backbone: Backbone, engine: str, device: str, stop: str | None) -> Running:
     import copy
 
     import torch
@@ -309,8 +314,11 @@ def _torch(backbone: Backbone, engine: str, device: str) -> Running:
         with torch.inference_mode():
             # (n, H, W, 3) seen as (n, 3, H, W) is already channels_last.
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-            features = module.pooled(preprocess.normalise(batch, dtype))
-            return np.asarray(features.float().cpu().numpy())
+            x = preprocess.normalise(batch, dtype)
+            found = module.pooled(x) if stop is None else module.run(x, stop=stop)
+            # Channels last as the next stage wants them: seen, not copied, where they are so.
+            found = found.permute(0, 2, 3, 1) if found.ndim == 4 else found
+            return np.ascontiguousarray(found.float().cpu().numpy())
 
     def run_in_turn(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         if turn is None:

@@ -18,12 +18,13 @@ from headstart.data.readers import read_dataset
 from headstart.data.samples import Dataset
 from headstart.engines import runnable
 from headstart.errors import DataError, UsageError
-from headstart.features import Extractor, Trunk
+from headstart.features import Extractor
 from headstart.methods.linear_probe import LinearProbe
 from headstart.model import TransferModel
 from headstart.recipe import DEFAULT_BACKBONE
 from headstart.tasks.classification import Classification
 from headstart.training.probe import Imbalance
+from headstart.trunk import Trunk
 
 __all__ = ["ImageClassifier"]
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from headstart.data.prepare import Prepared
 from headstart.engines import Choice
 from headstart.evaluation import Evaluation
-from headstart.features import Trunk
+from headstart.trunk import Trunk
 
 __all__ = ["DataReady", "Event", "Finished", "JsonLog", "Observer", "Planned", "Progressed"]
 

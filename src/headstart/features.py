@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.catalog import resolve
-from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.cache import Cache, key
 from headstart.data.loading import digest_of, load_batch, map_bounded
 from headstart.data.samples import Sample
@@ -29,99 +26,77 @@ from headstart.engines import (
     compile_engine,
     recall,
 )
-from headstart.errors import UnknownNameError
-from headstart.freezing import constant, fingerprint
+from headstart.errors import SetupError, UnknownNameError
 from headstart.runtime import cores, device
+from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from headstart.data.augment import Augmentation
 
-    from headstart.backbones.backbone import Backbone
-
-__all__ = ["Extractor", "Features", "Trunk"]
+__all__ = ["Activations", "Cut", "Extractor", "Features", "View"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how many pictures are done, and how many there are."""
 
 COMMIT_EVERY = 1024
-"""Pictures between two commits to the cache: what a kill can cost. Each commit is preceded by a
-hash over the weights, so that no feature of a backbone that has moved is ever kept."""
+COMMIT_BYTES = 128_000_000
+"""Pictures, or bytes, between two commits to the cache: what a kill can cost. Each commit is
+preceded by a hash over the weights, so that no feature of a backbone that has moved is kept."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trunk:
-    """A frozen backbone: what it is, its parameters, and, once needed, the module.
-
-    A run whose features are all kept never builds the network: the identity follows from the
-    parameters alone.
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One of a picture's augmented looks.
 
     Parameters
     ----------
-    spec : BackboneSpec
-    state : mapping of str to torch.Tensor
-        Parameters and running statistics, by their names in the backbone.
-    origin : mapping of str to str
-        Where the weights came from and the file's SHA-256, for the record.
+    augmentation : Augmentation
+    seed, number : int
+        Together with the picture's content they decide its pixels.
     """
 
-    spec: BackboneSpec
-    state: Mapping[str, Tensor]
-    origin: Mapping[str, str]
+    augmentation: Augmentation
+    seed: int
+    number: int
 
-    @classmethod
-    def open(cls, name: str, *, offline: bool | None = None) -> Trunk:
-        """Find and read the weights of a backbone by name; nothing is built yet.
-
-        Raises
-        ------
-        UnknownNameError
-            If there is no such backbone.
-        WeightsNotFoundError
-            If its weights are nowhere to be had.
-        WeightsMismatchError
-            If they are damaged or of another network.
-        """
-        spec = resolve(name, offline=offline)
-        return cls.read(spec, locate(spec, offline=offline))
-
-    @classmethod
-    def read(cls, spec: BackboneSpec, weights: WeightsFile) -> Trunk:
-        """Read weights that have been located, so that a run can fail early without them."""
-        origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
-        return cls(spec=spec, state=read_state(weights, spec), origin=origin)
-
-    @cached_property
     def fingerprint(self) -> str:
-        """Hash of all parameters and running statistics."""
-        return fingerprint(self.state)
+        """Everything that the pixels depend on, picture and preprocessing aside."""
+        if self.augmentation.is_off:
+            return ""
+        return f"{self.augmentation.fingerprint()}:{self.seed}:{self.number}"
 
-    @cached_property
-    def identity(self) -> bytes:
-        """Everything that the pooled features depend on, engine and pictures aside."""
-        return key(
-            "pooled",
-            self.spec.architecture,
-            repr(sorted(self.spec.model_options)),
-            self.fingerprint,
-            self.spec.preprocess.fingerprint(),
-        )
 
-    @cached_property
-    def backbone(self) -> Backbone:
-        """The module, constant; built at the first use."""
-        from headstart.backbones.backbone import assemble
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What is computed of a picture.
 
-        return constant(assemble(self.spec, self.state))
+    Parameters
+    ----------
+    engine : str
+    stop : str, optional
+        The last stage that runs; by default all run and are pooled.
+    view : View, optional
+        By default the picture as it is.
+    """
 
-    @property
-    def parameters(self) -> int:
-        """Number of values in the weights' file, the original classifier included."""
-        return sum(tensor.numel() for tensor in self.state.values())
+    engine: str
+    stop: str | None = None
+    view: View | None = None
 
-    @property
-    def width(self) -> int:
-        """Number of pooled features."""
-        return self.spec.width or self.backbone.width
+    def key(self, trunk: Trunk, sample: Sample) -> bytes:
+        """Digest of everything that the values depend on."""
+        parts = [self.stop or "", self.view.fingerprint() if self.view else ""]
+        inner = parts if any(parts) else []  # pooled features of plain pictures: as ever
+        return key("features", trunk.identity, self.engine, *inner, digest_of(sample))
+
+    def pixels(self, samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
+        """Decode pictures as this view shows them: (n, crop, crop, 3)."""
+        if self.view is None or self.view.augmentation.is_off:
+            return load_batch(samples, preprocess)
+        from headstart.data.loading import load_views
+
+        view = self.view
+        return load_views(samples, preprocess, view.augmentation, seed=view.seed, view=view.number)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,6 +118,47 @@ class Features:
     computed: int
     reused: int
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Activations:
+    """What crosses a boundary inside the trunk, picture by picture, in the cache.
+
+    Nothing is held in memory: a batch is read when it is needed.
+
+    Parameters
+    ----------
+    cache : Cache
+    keys : tuple of bytes
+        One for each picture.
+    shape : tuple of int
+        Of one picture's values: (h, w, channels), (tokens, channels) or (width,).
+    """
+
+    cache: Cache
+    keys: tuple[bytes, ...]
+    shape: tuple[int, ...]
+
+    def read(self, rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
+        """Values of some pictures, shape (len(rows), *shape), own memory.
+
+        Raises
+        ------
+        SetupError
+            If the cache has lost some, because its budget is smaller than an epoch's need.
+        """
+        wanted = [self.keys[row] for row in rows]
+        found = self.cache.get_many(wanted)
+        if lost := len(set(wanted)) - len(found):
+            raise SetupError(
+                "Expected what the frozen part gives to stay in the cache, got "
+                f"{lost} of {len(set(wanted))} pictures evicted; do raise HEADSTART_CACHE_BUDGET, "
+                "or train with the boundary cache off."
+            )
+        values = np.empty((len(wanted), *self.shape), dtype=np.float32)
+        for row, name in zip(values, wanted, strict=True):
+            row[...] = np.frombuffer(found[name], dtype=np.float32).reshape(self.shape)
+        return values
 
 
 @dataclass(kw_only=True)
@@ -189,10 +205,11 @@ class Extractor:
         unique = [samples[row] for row in rows]
         choice = self._choose(trunk, unique)
         begin = time.perf_counter()
-        found = self._reusable(trunk, choice.engine, unique)
+        cut = Cut(engine=choice.engine)
+        found = self._reusable(trunk, cut, unique)
         missing = [i for i in range(len(unique)) if i not in found]
         reused = len(found)
-        found.update(self._compute(trunk, choice.engine, unique, missing))
+        found.update(self._compute(trunk, cut, unique, missing))
         values = _stack([found[i] for i in range(len(unique))])[distinct]
         return Features(
             values=values,
@@ -207,8 +224,46 @@ class Extractor:
         rows, _ = _distinct([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
         choice = self._choose(trunk, unique)
-        wanted = [_key(trunk, choice.engine, sample) for sample in unique]
-        return choice, len(self.cache.missing(wanted))
+        return choice, len(self.missing(trunk, unique, Cut(engine=choice.engine)))
+
+    def missing(self, trunk: Trunk, samples: Sequence[Sample], cut: Cut) -> list[bytes]:
+        """Keys of what would have to be computed, each once."""
+        return self.cache.missing([cut.key(trunk, sample) for sample in samples])
+
+    def activations(self, trunk: Trunk, samples: Sequence[Sample], cut: Cut) -> Activations:
+        """Run the constant stages once per picture and keep what they give.
+
+        Raises
+        ------
+        UnreadableImageError
+            If a picture cannot be decoded. What was computed before it is kept.
+        HeadstartError
+            If the frozen trunk is not what it was before.
+        """
+        rows, _ = _distinct([digest_of(sample) for sample in samples])
+        unique = [samples[row] for row in rows]
+        absent = set(self.missing(trunk, unique, cut))
+        missing = [i for i, sample in enumerate(unique) if cut.key(trunk, sample) in absent]
+        for _ in self._compute(trunk, cut, unique, missing):
+            pass  # it is in the cache: holding all of it would fill the memory
+        return Activations(
+            cache=self.cache,
+            keys=tuple(cut.key(trunk, sample) for sample in samples),
+            shape=trunk.shape_at(cut.stop),
+        )
+
+    def runner(
+        self, trunk: Trunk, cut: Cut
+    ) -> Callable[[Sequence[Sample], View | None], NDArray[np.float32]]:
+        """Make the function from pictures to what crosses the cut, which keeps nothing."""
+        running = compile_engine(
+            trunk.backbone, cut.engine, device=device(self.device), stop=cut.stop
+        )
+
+        def run(samples: Sequence[Sample], view: View | None) -> NDArray[np.float32]:
+            return running(replace(cut, view=view).pixels(samples, trunk.spec.preprocess))
+
+        return run
 
     def _choose(self, trunk: Trunk, unique: list[Sample]) -> Choice:
         if self.engine != "auto" or not unique:
@@ -222,9 +277,9 @@ class Extractor:
         return choose(trunk.backbone, pixels, device=target, cache=self.cache, engines=engines)
 
     def _reusable(
-        self, trunk: Trunk, engine: str, unique: list[Sample]
+        self, trunk: Trunk, cut: Cut, unique: list[Sample]
     ) -> dict[int, NDArray[np.float32]]:
-        keys = [_key(trunk, engine, sample) for sample in unique]
+        keys = [cut.key(trunk, sample) for sample in unique]
         found = self.cache.get_many(keys)
         return {
             i: np.frombuffer(found[wanted], dtype=np.float32)
@@ -233,36 +288,36 @@ class Extractor:
         }
 
     def _compute(
-        self, trunk: Trunk, engine: str, unique: list[Sample], missing: list[int]
+        self, trunk: Trunk, cut: Cut, unique: list[Sample], missing: list[int]
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         if not missing:
             return
-        running = compile_engine(trunk.backbone, engine, device=device(self.device))
+        running = compile_engine(
+            trunk.backbone, cut.engine, device=device(self.device), stop=cut.stop
+        )
         before = running.fingerprint()
         size = running.batch
         batches = [missing[at : at + size] for at in range(0, len(missing), size)]
         unsaved: dict[bytes, bytes] = {}
         done = 0
+        task = partial(_load_and_run, running, trunk.spec.preprocess, cut, unique)
         try:
-            for batch, rows in zip(
-                batches, self._run(trunk, running, unique, batches), strict=True
-            ):
+            for batch, rows in zip(batches, self._run(task, batches), strict=True):
                 for i, row in zip(batch, rows, strict=True):
-                    unsaved[_key(trunk, engine, unique[i])] = row.tobytes()
+                    unsaved[cut.key(trunk, unique[i])] = row.tobytes()
                     yield i, row
                 done += len(batch)
-                if len(unsaved) >= COMMIT_EVERY:
+                if len(unsaved) >= min(COMMIT_EVERY, COMMIT_BYTES // rows[0].nbytes):
                     self._keep(running, before, unsaved)
                 if self.progress is not None:
-                    self.progress("features", done, len(missing))
+                    self.progress(cut.stop or "features", done, len(missing))
         finally:  # a picture that cannot be read, or Ctrl-C, costs only itself
             self._keep(running, before, unsaved)
 
     def _run(
-        self, trunk: Trunk, running: Running, unique: list[Sample], batches: list[list[int]]
+        self, task: Callable[[list[int]], NDArray[np.float32]], batches: list[list[int]]
     ) -> Iterator[NDArray[np.float32]]:
         workers = self.workers or cores()
-        task = partial(_load_and_run, running, trunk.spec.preprocess, unique)
         with ThreadPoolExecutor(workers, initializer=_one_thread_each) as executor:
             yield from map_bounded(task, batches, executor, 4 * workers)
 
@@ -275,9 +330,9 @@ class Extractor:
 
 
 def _load_and_run(
-    running: Running, preprocess: Preprocess, unique: list[Sample], batch: list[int]
+    running: Running, preprocess: Preprocess, cut: Cut, unique: list[Sample], batch: list[int]
 ) -> NDArray[np.float32]:
-    return running(load_batch([unique[i] for i in batch], preprocess))
+    return running(cut.pixels([unique[i] for i in batch], preprocess))
 
 
 def _one_thread_each() -> None:
@@ -285,10 +340,6 @@ def _one_thread_each() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _key(trunk: Trunk, engine: str, sample: Sample) -> bytes:
-    return key("features", trunk.identity, engine, digest_of(sample))
 
 
 def _distinct(digests: list[str]) -> tuple[list[int], list[int]]:

@@ -16,9 +16,10 @@ from headstart.data.prepare import BadFiles, gather, select
 from headstart.data.samples import Dataset, Sample
 from headstart.engines import runnable
 from headstart.errors import DataError, UsageError
-from headstart.features import Extractor, Trunk
+from headstart.features import Extractor
 from headstart.heads.pooled import LinearHead
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 
 __all__ = ["Prediction", "TransferModel", "predictions_csv", "predictions_json"]
 

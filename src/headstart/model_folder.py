@@ -23,11 +23,11 @@ from headstart.backbones.catalog import names
 from headstart.backbones.spec import BackboneSpec
 from headstart.engines import ENGINES
 from headstart.errors import ModelFileError, SetupError, UsageError
-from headstart.features import Trunk
 from headstart.heads.pooled import LinearHead
 from headstart.model import TransferModel
 from headstart.runtime import versions
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
     from torch import Tensor

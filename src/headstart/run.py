@@ -34,13 +34,14 @@ from headstart.events import (
     Planned,
     Progressed,
 )
-from headstart.features import Extractor, Trunk
+from headstart.features import Extractor
 from headstart.model import TransferModel
 from headstart.model_folder import load, save
 from headstart.recipe import Recipe
 from headstart.report import Facts, render_card, render_html, render_json
 from headstart.runtime import cores, device, versions
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
 __all__ = ["Run", "evaluate_source", "fit", "slug"]

@@ -1,0 +1,108 @@
+"""A backbone as parameters: what it is, its weights, and, once needed, the module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from headstart.backbones.catalog import resolve
+from headstart.backbones.spec import BackboneSpec
+from headstart.backbones.weights import WeightsFile, locate, read_state
+from headstart.cache import key
+from headstart.freezing import constant, fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headstart.backbones.backbone import Backbone
+
+__all__ = ["Trunk"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trunk:
+    """A frozen backbone: what it is, its parameters, and, once needed, the module.
+
+    A run whose features are all kept never builds the network: the identity follows from the
+    parameters alone.
+
+    Parameters
+    ----------
+    spec : BackboneSpec
+    state : mapping of str to torch.Tensor
+        Parameters and running statistics, by their names in the backbone.
+    origin : mapping of str to str
+        Where the weights came from and the file's SHA-256, for the record.
+    """
+
+    spec: BackboneSpec
+    state: Mapping[str, Tensor]
+    origin: Mapping[str, str]
+
+    @classmethod
+    def open(cls, name: str, *, offline: bool | None = None) -> Trunk:
+        """Find and read the weights of a backbone by name; nothing is built yet.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such backbone.
+        WeightsNotFoundError
+            If its weights are nowhere to be had.
+        WeightsMismatchError
+            If they are damaged or of another network.
+        """
+        spec = resolve(name, offline=offline)
+        return cls.read(spec, locate(spec, offline=offline))
+
+    @classmethod
+    def read(cls, spec: BackboneSpec, weights: WeightsFile) -> Trunk:
+        """Read weights that have been located, so that a run can fail early without them."""
+        origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
+        return cls(spec=spec, state=read_state(weights, spec), origin=origin)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all parameters and running statistics."""
+        return fingerprint(self.state)
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Everything that the pooled features depend on, engine and pictures aside."""
+        return key(
+            "pooled",
+            self.spec.architecture,
+            repr(sorted(self.spec.model_options)),
+            self.fingerprint,
+            self.spec.preprocess.fingerprint(),
+        )
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The module, constant; built at the first use."""
+        from headstart.backbones.backbone import assemble
+
+        return constant(assemble(self.spec, self.state))
+
+    def shape_at(self, stop: str | None) -> tuple[int, ...]:
+        """Shape of one picture's values behind a stage, channels last; pooled for None."""
+        import torch
+
+        if stop is None:
+            return (self.width,)
+        crop = self.spec.preprocess.crop
+        with torch.inference_mode():
+            shape = tuple(self.backbone.run(torch.zeros(1, 3, crop, crop), stop=stop).shape[1:])
+        return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in the weights' file, the original classifier included."""
+        return sum(tensor.numel() for tensor in self.state.values())
+
+    @property
+    def width(self) -> int:
+        """Number of pooled features."""
+        return self.spec.width or self.backbone.width
