@@ -103,6 +103,40 @@ def test_a_flat_curve_and_a_single_point_have_a_place() -> None:
     assert {y for _, y in charts.curve([(0.1, 1.0), (0.01, 1.0)]).points} == {75.0}
 
 
+def test_epochs_lie_evenly_and_the_one_kept_is_chosen() -> None:
+    losses = [2.0, 1.5, 1.0, 1.25, 1.75, 1.5]
+    drawn = charts.epoch_curve(list(enumerate(losses, 1)), best=3)
+    assert drawn is not None
+    assert drawn.chosen == 2
+    for (x, y), epoch, loss in zip(drawn.points, range(6), losses, strict=True):
+        assert x == pytest.approx(charts.CURVE_WIDTH * epoch / 5)
+        assert y == pytest.approx(charts.CURVE_HEIGHT * (2 - loss))
+    assert [tick.text for tick in drawn.y_ticks] == ["1", "1.5", "2"]
+    assert drawn.line.split() == [f"{x:g},{y:g}" for x, y in drawn.points]
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 7, 40, 1000])
+def test_epoch_ticks_are_few_distinct_and_hold_the_first_and_the_last(count: int) -> None:
+    drawn = charts.epoch_curve([(i, float(i)) for i in range(1, count + 1)])
+    assert drawn is not None
+    numbers = [int(tick.text) for tick in drawn.x_ticks]
+    assert numbers == sorted(set(numbers))
+    assert (numbers[0], numbers[-1]) == (1, count)
+    assert len(numbers) <= 6
+    for tick in drawn.x_ticks:
+        assert tick.at == drawn.points[int(tick.text) - 1][0]
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, math.inf])
+def test_epochs_without_a_number_leave_a_gap_not_an_error(nothing: float | None) -> None:
+    drawn = charts.epoch_curve([(1, 1.0), (2, nothing), (3, 2.0)], best=2)
+    assert drawn is not None
+    assert len(drawn.points) == 2
+    assert drawn.chosen == -1
+    assert charts.epoch_curve([(1, 1.0), (2, nothing)]) is None
+    assert charts.epoch_curve([]) is None
+
+
 @pytest.mark.parametrize("text", ["a|b", "<b>", "[x](y)", "*a* _b_", "`c`", "# d", "two\nlines"])
 def test_markdown_text_keeps_its_characters_and_loses_their_meaning(text: str) -> None:
     written = charts.markdown(text)

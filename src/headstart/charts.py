@@ -22,6 +22,7 @@ __all__ = [
     "axis_end",
     "confused_pairs",
     "curve",
+    "epoch_curve",
     "evenly",
     "interval_bar",
     "markdown",
@@ -101,7 +102,7 @@ class ReliabilityPlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A line over a logarithmic axis: its points as SVG text, ticks, and the chosen point."""
+    """A line over an axis: its points as SVG text, ticks, and the chosen point, -1 for none."""
 
     line: str
     points: tuple[tuple[float, float], ...]
@@ -278,24 +279,65 @@ def curve(points: Sequence[tuple[float, float]]) -> Curve:
     """
     exponents = [math.log10(x) for x, _ in points]
     heights = [y for _, y in points]
-    first, last = min(exponents), max(exponents)
-    low, high = min(heights), max(heights)
+    decades = range(math.ceil(min(exponents) - 1e-9), math.floor(max(exponents) + 1e-9) + 1)
+    ticks = [(float(e), "10" + _superscript(e)) for e in decades]
+    return _curve(exponents, heights, heights.index(min(heights)), ticks)
 
-    def across(exponent: float) -> float:
-        share = (exponent - first) / (last - first) if last > first else 0.5
+
+def epoch_curve(
+    points: Sequence[tuple[int, float | None]], best: int | None = None
+) -> Curve | None:
+    """Place one number of every epoch; the epoch that was kept is the chosen one.
+
+    Parameters
+    ----------
+    points : sequence of (epoch, number)
+        Epochs whose number is None or not finite are left out.
+    best : int, optional
+        The epoch that was kept.
+
+    Returns
+    -------
+    Curve or None
+        None where fewer than two epochs have a number.
+
+    Examples
+    --------
+    >>> placed = epoch_curve([(1, 0.5), (2, 0.75), (3, math.nan), (4, 0.6)], best=2)
+    >>> placed.line, placed.chosen, [tick.text for tick in placed.x_ticks]
+    ('0,150 100,0 300,90', 1, ['1', '2', '4'])
+    """
+    known = [(epoch, y) for epoch, y in points if y is not None and math.isfinite(y)]
+    if len(known) < 2:
+        return None
+    epochs = [epoch for epoch, _ in known]
+    chosen = epochs.index(best) if best in epochs else -1
+    marked = [epochs[i] for i in evenly(len(epochs) - 1, 5)] + epochs[-1:]
+    ticks = [(float(epoch), str(epoch)) for epoch in marked]
+    return _curve([float(epoch) for epoch in epochs], [y for _, y in known], chosen, ticks)
+
+
+def _curve(
+    xs: Sequence[float], ys: Sequence[float], chosen: int, ticks: Sequence[tuple[float, str]]
+) -> Curve:
+    """Place points in the box of ``CURVE_WIDTH`` by ``CURVE_HEIGHT``."""
+    first, last = min(xs), max(xs)
+    low, high = min(ys), max(ys)
+
+    def across(x: float) -> float:
+        share = (x - first) / (last - first) if last > first else 0.5
         return round(CURVE_WIDTH * share, 2)
 
     def down(y: float) -> float:
         return round(CURVE_HEIGHT * ((high - y) / (high - low) if high > low else 0.5), 2)
 
-    placed = tuple((across(e), down(y)) for e, y in zip(exponents, heights, strict=True))
-    decades = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
+    placed = tuple((across(x), down(y)) for x, y in zip(xs, ys, strict=True))
     marks = [low, (low + high) / 2, high] if high > low else [low]
     return Curve(
         line=" ".join(f"{x:g},{y:g}" for x, y in placed),
         points=placed,
-        chosen=heights.index(low),
-        x_ticks=tuple(Tick(at=across(e), text="10" + _superscript(e)) for e in decades),
+        chosen=chosen,
+        x_ticks=tuple(Tick(at=across(x), text=text) for x, text in ticks),
         y_ticks=tuple(Tick(at=down(y), text=f"{y:.3g}") for y in marks),
     )
 
