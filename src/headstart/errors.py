@@ -8,6 +8,7 @@ HeadstartError                      exit code
 │   ├── UnreadableImageError        2   a picture that cannot be decoded
 │   ├── LeakError                   2   the same picture on both sides of a split
 │   └── ModelFileError              2   a model folder that is damaged, foreign or hostile
+├── TrainingError                   1   a training that went wrong, such as a loss of NaN
 └── SetupError                      3   this machine: weights, extras, disk
     ├── WeightsNotFoundError        3   no weights in any place looked at
     ├── WeightsMismatchError        3   weights whose hash or shapes are not the expected ones
@@ -27,6 +28,7 @@ __all__ = [
     "MissingExtraError",
     "ModelFileError",
     "SetupError",
+    "TrainingError",
     "UnknownNameError",
     "UnreadableImageError",
     "UsageError",
@@ -96,6 +98,10 @@ class LeakError(DataError):
 
 class ModelFileError(DataError):
     """A model folder that is damaged, foreign or hostile."""
+
+
+class TrainingError(HeadstartError):
+    """A training that went wrong: its loss is no longer a number."""
 
 
 class SetupError(HeadstartError):

@@ -27,7 +27,7 @@ from headstart.engines import (
     recall,
 )
 from headstart.errors import SetupError, UnknownNameError
-from headstart.runtime import cores, device
+from headstart.runtime import cores, device, one_thread_each
 from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class Extractor:
         self, task: Callable[[list[int]], NDArray[np.float32]], batches: list[list[int]]
     ) -> Iterator[NDArray[np.float32]]:
         workers = self.workers or cores()
-        with ThreadPoolExecutor(workers, initializer=_one_thread_each) as executor:
+        with ThreadPoolExecutor(workers, initializer=one_thread_each) as executor:
             yield from map_bounded(task, batches, executor, 4 * workers)
 
     def _keep(self, running: Running, before: str, unsaved: dict[bytes, bytes]) -> None:
@@ -333,13 +333,6 @@ def _load_and_run(
     running: Running, preprocess: Preprocess, cut: Cut, unique: list[Sample], batch: list[int]
 ) -> NDArray[np.float32]:
     return running(cut.pixels([unique[i] for i in batch], preprocess))
-
-
-def _one_thread_each() -> None:
-    """Let a worker compute on its own core only: no core waits for another inside a layer."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _distinct(digests: list[str]) -> tuple[list[int], list[int]]:

@@ -12,7 +12,16 @@ from typing import Any
 
 from headstart.errors import SetupError, UnknownNameError
 
-__all__ = ["Machine", "cores", "device", "machine", "peak_memory", "prepare", "versions"]
+__all__ = [
+    "Machine",
+    "cores",
+    "device",
+    "machine",
+    "one_thread_each",
+    "peak_memory",
+    "prepare",
+    "versions",
+]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -118,6 +127,13 @@ def _processor(device_name: str) -> str:
         amx = " amx" if "amx_bf16" in told.get("flags", "") else ""
         return told.get("model name", platform.machine()) + amx  # ARM tells no name
     return platform.processor() or platform.machine()
+
+
+def one_thread_each() -> None:
+    """Let a worker thread compute on its own core only: none waits for another inside a layer."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def peak_memory() -> int:

@@ -1,0 +1,295 @@
+"""The loop against a plain one, what it keeps, and what it survives."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from headstart.errors import SetupError, TrainingError, UsageError
+from headstart.training.engine import train
+from headstart.training.job import Job, Score, Session
+from headstart.training.optim import Training, rate_at
+
+
+def problem(n=50, d=6):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=generator)
+    return x, (x[:, 0] > 0).long()
+
+
+def linear(d=6):
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Dropout(0.2), torch.nn.Linear(d, 2))
+
+
+def rising():
+    """Every epoch is better than the one before, so that the last is kept."""
+    count = itertools.count()
+    return lambda: Score(float(next(count)), 0.0)
+
+
+def make_job(module, x, y, **changes):
+    def loss(rows, batch, step):
+        logits = module(torch.from_numpy(batch))
+        return torch.nn.functional.cross_entropy(logits, y[torch.from_numpy(rows)])
+
+    given = {
+        "module": module,
+        "groups": [{"params": [*module.parameters()], "lr": 0.05}],
+        "n": len(x),
+        "order": lambda epoch: np.random.default_rng([0, epoch]).permutation(len(x)),
+        "fetch": lambda epoch, rows: x[rows].numpy(),
+        "loss": loss,
+        "score": rising(),
+        "enter": lambda epoch: module.train(),
+        "identity": {"method": "test"},
+    }
+    return Job(**{**given, **changes})
+
+
+def weights(module):
+    return module[1].weight.detach().clone()
+
+
+SGD = {"optimiser": "sgd", "weight_decay": 0.01, "batch_size": 16}
+
+
+def test_the_steps_are_those_of_a_plain_loop():
+    x, y = problem()
+    settings = Training(**SGD, epochs=3)
+    ours, scores = linear(), iter([0.0, 1.0, 2.0, 3.0])
+    ours[0].p = 0.0
+    history = train(make_job(ours, x, y, score=lambda: Score(next(scores), 0)), settings)
+
+    plain = linear()[1]
+    groups = [
+        {"params": [plain.weight], "weight_decay": 0.01},
+        {"params": [plain.bias], "weight_decay": 0},
+    ]
+    optimiser = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    step = 0
+    for epoch in (1, 2, 3):
+        order = np.random.default_rng([0, epoch]).permutation(50)
+        for rows in np.array_split(order, 4):
+            for group in optimiser.param_groups:
+                group["lr"] = 0.05 * rate_at(settings, step, 4)
+            optimiser.zero_grad()
+            loss = torch.nn.functional.cross_entropy(plain(x[rows]), y[rows])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            optimiser.step()
+            step += 1
+    assert history.steps == step == 12
+    torch.testing.assert_close(ours[1].weight, plain.weight, rtol=0, atol=1e-7)
+
+
+def test_accumulation_takes_the_same_steps():
+    x, y = problem()
+    found = []
+    for parts in (1, 3):
+        module = linear()
+        module[0].p = 0.0
+        train(make_job(module, x, y), Training(**SGD, epochs=2, accumulate=parts))
+        found.append(weights(module))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def test_the_best_epoch_is_kept_and_the_start_is_a_candidate():
+    x, y = problem()
+    for scores, best in [([0.1, 0.5, 0.9, 0.7, 0.8], 2), ([0.9, 0.5, 0.6, 0.7, 0.8], 0)]:
+        states, module, values = [], linear(), iter(scores)
+
+        def score(module=module, states=states, values=values):
+            states.append(weights(module))
+            return Score(next(values), 0.0)
+
+        history = train(make_job(module, x, y, score=score), Training(**SGD, epochs=4, patience=9))
+        assert history.best == best
+        assert torch.equal(weights(module), states[best])
+        assert [epoch.score for epoch in history.epochs] == scores
+
+
+def test_of_equal_scores_the_smaller_loss_wins():
+    x, y = problem()
+    values = iter([Score(1.0, -0.5), Score(1.0, -0.2), Score(1.0, -0.3)])
+    history = train(make_job(linear(), x, y, score=lambda: next(values)), Training(**SGD, epochs=2))
+    assert history.best == 1
+
+
+def test_training_stops_when_nothing_gets_better_but_not_after_a_few_steps():
+    x, y = problem()
+    told = []
+    session = Session(told=lambda epoch, most: told.append((epoch, most)))
+    settings = Training(optimiser="sgd", epochs=50, batch_size=5, patience=3)
+    level = make_job(linear(), x, y, score=lambda: Score(0.5, 0.0))
+    history = train(level, settings, session=session)
+    assert history.steps == 100  # ten epochs of ten: the first from which on it may stop
+    assert told == [(epoch, 50) for epoch in history.epochs[1:]]
+    level = make_job(linear(), x, y, score=lambda: Score(0.5, 0.0))
+    assert len(train(level, Training(**SGD, epochs=9, patience=1)).epochs) == 10
+
+
+def test_a_loss_that_is_not_finite_leaves_the_batch_in_a_file(tmp_path):
+    x, y = problem()
+    x[3] = float("nan")
+    with pytest.raises(TrainingError, match="epoch 1") as raised:
+        train(make_job(linear(), x, y), Training(**SGD, epochs=2), session=Session(folder=tmp_path))
+    captured = load_file(tmp_path / "batch-not-finite.safetensors")
+    assert str(tmp_path) in str(raised.value)
+    assert 3 in captured["rows"]
+    replayed = linear()
+    replayed.load_state_dict(
+        {k.removeprefix("weights."): v for k, v in captured.items() if "weights" in k}
+    )
+    assert torch.isnan(replayed(captured["inputs"])).any()
+
+
+def test_a_seed_gives_the_same_bits():
+    x, y = problem()
+    found = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        module = linear()
+        torch.manual_seed(noise)  # nothing outside the training matters
+        before = torch.get_rng_state()
+        train(make_job(module, x, y), Training(**SGD, epochs=2), seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(weights(module))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])  # other dropout
+
+
+class Killed(BaseException):
+    """As a kill -9 would end it: nothing is cleaned up."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Training(**SGD, epochs=5),
+        Training(epochs=5, batch_size=16, ema=0.9, soup=3),
+    ],
+    ids=["sgd", "adamw-ema-soup"],
+)
+@pytest.mark.parametrize("at", [1, 4, 5, 11, 17])
+def test_a_killed_training_ends_with_the_same_bits(tmp_path, settings, at, monkeypatch):
+    x, y = problem()
+    monkeypatch.setattr("headstart.training.engine.CHECKPOINT_SECONDS", -1)  # after every step
+
+    def job(module, die_at=None):
+        def loss(rows, batch, step):
+            if step == die_at:
+                raise Killed
+            return make_job(module, x, y).loss(rows, batch, step)
+
+        def score():
+            with torch.no_grad():
+                module.train(mode=False)
+                return Score(float((module(x).argmax(1) == y).float().mean()), 0.0)
+
+        return make_job(module, x, y, loss=loss, score=score)
+
+    straight, resumed = linear(), linear()
+    expected = train(job(straight), settings)
+    with pytest.raises(Killed):
+        train(job(resumed, die_at=at), settings, session=Session(folder=tmp_path))
+    resumed = linear()
+    told = []
+    session = Session(folder=tmp_path, resume=True, told=lambda e, _: told.append(e.number))
+    found = train(job(resumed), settings, session=session)
+    assert torch.equal(weights(straight), weights(resumed))
+    assert [e.score for e in found.epochs] == [e.score for e in expected.epochs]
+    assert (found.best, found.steps, found.soup) == (expected.best, expected.steps, expected.soup)
+    assert told[0] == 1 + at // 4  # what was done is not done again
+
+
+def test_another_run_is_not_taken_up(tmp_path):
+    x, y = problem()
+    settings = Training(**SGD, epochs=1)
+    train(make_job(linear(), x, y), settings, session=Session(folder=tmp_path))
+    other = make_job(linear(), x, y, identity={"method": "another"})
+    with pytest.raises(UsageError, match="method"):
+        train(other, settings, session=Session(folder=tmp_path, resume=True))
+
+
+def test_ctrl_c_ends_with_the_best_so_far():
+    x, y = problem()
+    module, states, values = linear(), [], iter([0.1, 0.5, 0.3, 0.0])
+
+    def score():
+        states.append(weights(module))
+        return Score(next(values), 0.0)
+
+    def loss(rows, batch, step):
+        if step == 9:
+            raise KeyboardInterrupt
+        return make_job(module, x, y).loss(rows, batch, step)
+
+    history = train(make_job(module, x, y, loss=loss, score=score), Training(**SGD, epochs=9))
+    assert history.interrupted
+    assert "Stopped by hand after 9 steps" in history.notes[0]
+    assert torch.equal(weights(module), states[1])
+
+
+def test_running_out_of_memory_halves_the_batch_and_takes_the_same_steps():
+    x, y = problem()
+    found = []
+    for most in (99, 5):
+        module = linear()
+        module[0].p = 0.0
+
+        def loss(rows, batch, step, module=module, most=most):
+            if len(rows) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return make_job(module, x, y).loss(rows, batch, step)
+
+        history = train(make_job(module, x, y, loss=loss), Training(**SGD, epochs=2))
+        found.append(weights(module))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+    assert [note.split(": ")[0] for note in history.notes] == ["Out of memory at step 1"] * 2
+    assert "in 4 parts" in history.notes[1]
+
+
+def test_one_picture_that_is_too_large_is_an_error():
+    x, y = problem()
+
+    def loss(rows, batch, step):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    with pytest.raises(SetupError, match="smaller backbone"):
+        train(make_job(linear(), x, y, loss=loss), Training(**SGD, epochs=1))
+
+
+def test_what_goes_wrong_in_a_worker_is_said_by_its_own_error():
+    x, y = problem()
+
+    def fetch(epoch, rows):
+        raise SetupError("Expected a picture, got none.")
+
+    with pytest.raises(SetupError, match="Expected a picture"):
+        train(make_job(linear(), x, y, fetch=fetch), Training(**SGD, epochs=1))
+
+
+def test_an_average_is_judged_and_kept():
+    x, y = problem()
+    module = linear()
+    module[0].p = 0.0
+    values = iter([0.0, 1.0])
+    job = make_job(module, x, y, score=lambda: Score(next(values), 0))
+    train(job, Training(**SGD, epochs=1, ema=0.5))
+    plain = linear()
+    plain[0].p = 0.0
+    average, states = weights(plain), []
+
+    def loss(rows, batch, step):
+        states.append(weights(plain))
+        return make_job(plain, x, y).loss(rows, batch, step)
+
+    values = iter([0.0, 1.0])
+    job = make_job(plain, x, y, loss=loss, score=lambda: Score(next(values), 0))
+    train(job, Training(**SGD, epochs=1))
+    for step, state in enumerate([*states[1:], weights(plain)], 1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * state
+    torch.testing.assert_close(weights(module), average, rtol=0, atol=1e-6)
