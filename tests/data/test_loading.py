@@ -1,5 +1,7 @@
 """Pictures to pixels, in threads: in order, bounded, stopped when nobody listens any more."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +11,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.loading import digest_of, load_batch, load_pixels, map_bounded
+from headstart.data.augment import Augmentation, augment
+from headstart.data.loading import (
+    digest_of,
+    load_batch,
+    load_canvas,
+    load_pixels,
+    load_view,
+    load_views,
+    map_bounded,
+    view_of,
+)
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
-from headstart.errors import DataError, UnreadableImageError
+from headstart.errors import DataError, UnreadableImageError, UsageError
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
+)
+
+
+STRONG = Augmentation(
+    flip=True, rotation=20, brightness=0.3, contrast=0.3, crop=0.4, policy="randaugment"
 )
 
 
@@ -80,6 +97,91 @@ def test_an_unreadable_file_is_named(tmp_path, content):
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"gone\.jpg.*no such file"):
         load_pixels(Sample(image=tmp_path / "gone.jpg"), SMALL)
+
+
+def test_without_augmentation_a_view_is_the_batch_of_prediction(picture):
+    path, pixels = picture
+    samples = [Sample(image=path), Sample(image=np.tile(pixels, (2, 3, 1)))]
+    for view in (0, 5):
+        views = load_views(samples, SMALL, Augmentation(views=3), seed=1, view=view)
+        np.testing.assert_array_equal(views, load_batch(samples, SMALL))
+
+
+def test_a_view_is_cut_from_the_whole_picture_resized(picture):
+    sample = Sample(image=np.tile(picture[1], (2, 3, 1)))
+    canvas = load_canvas(sample, SMALL)
+    assert canvas.shape == (40, 60, 3)
+    identity = digest_of(sample)
+    expected = augment(
+        canvas,
+        to=32,
+        interpolation="bilinear",
+        augmentation=STRONG,
+        rng=np.random.default_rng([3, 7, int(identity, 16)]),
+    )
+    ours = load_view(sample, SMALL, STRONG, seed=3, view=7)
+    np.testing.assert_array_equal(ours, expected)
+    again = view_of(canvas, SMALL, STRONG, seed=3, view=7, picture=identity)
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_views_are_the_same_in_any_order_and_thread(picture):
+    pictures = [np.roll(picture[1], shift, axis=0) for shift in range(6)]
+    jobs = [(Sample(image=p), seed, view) for p in pictures for seed in (0, 1) for view in (0, 1)]
+
+    def draw(job):
+        return load_view(job[0], SMALL, STRONG, seed=job[1], view=job[2])
+
+    forwards = [draw(job) for job in jobs]
+    assert len({view.tobytes() for view in forwards}) == len(jobs)
+    backwards = [draw(job) for job in reversed(jobs)][::-1]
+    with ThreadPoolExecutor(4) as executor:
+        threaded = list(executor.map(draw, jobs))
+    np.testing.assert_array_equal(forwards, backwards)
+    np.testing.assert_array_equal(forwards, threaded)
+
+
+def test_views_are_the_same_in_another_process(picture):
+    path, _ = picture
+    code = (
+        "import sys; from pathlib import Path; from headstart.data.augment import Augmentation\n"
+        "from headstart.data.loading import load_view; from headstart.data.samples import Sample\n"
+        "from headstart.data.transforms import Preprocess\n"
+        "sample = Sample(image=Path(sys.argv[1]))\n"
+        f"view = load_view(sample, {SMALL!r}, {STRONG!r}, seed=2, view=4)\n"
+        "sys.stdout.buffer.write(view.tobytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True)
+    ours = load_view(Sample(image=path), SMALL, STRONG, seed=2, view=4)
+    assert done.stdout == ours.tobytes()
+
+
+def test_a_picture_has_the_same_views_wherever_it_lies_and_in_any_company(picture, tmp_path):
+    path, pixels = picture
+    copy = tmp_path / "another name.png"
+    copy.write_bytes(path.read_bytes())
+    scanned = Sample(image=path, digest=digest_of(Sample(image=path)))
+    samples = [Sample(image=255 - pixels), Sample(image=copy), scanned]
+    views = load_views(samples, SMALL, STRONG, seed=0, view=0)
+    alone = load_view(Sample(image=path), SMALL, STRONG, seed=0, view=0)
+    np.testing.assert_array_equal(views[1], alone)
+    np.testing.assert_array_equal(views[2], alone)
+
+
+def test_views_name_unreadable_and_changed_files(picture, tmp_path):
+    path, pixels = picture
+    with pytest.raises(UnreadableImageError, match=r"gone\.jpg"):
+        load_view(Sample(image=tmp_path / "gone.jpg"), SMALL, STRONG, seed=0, view=0)
+    scanned = Sample(image=path, digest=digest_of(Sample(image=path)))
+    Image.fromarray(255 - pixels).save(path)
+    with pytest.raises(DataError, match=r"a\.png to stay as it was"):
+        load_view(scanned, SMALL, STRONG, seed=0, view=0)
+
+
+@pytest.mark.parametrize(("seed", "view"), [(-1, 0), (0, -1)])
+def test_negative_seeds_and_views_are_refused(picture, seed, view):
+    with pytest.raises(UsageError, match="`seed` and `view` to be 0 or more"):
+        load_view(Sample(image=picture[1]), SMALL, STRONG, seed=seed, view=view)
 
 
 def test_results_come_in_order_whatever_finishes_first():

@@ -11,12 +11,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.augment import Augmentation, augment
 from headstart.data.images import decode, digest, read_bytes
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
-from headstart.errors import DataError, UnreadableImageError
+from headstart.errors import DataError, UnreadableImageError, UsageError
 
-__all__ = ["digest_of", "load_batch", "load_pixels", "map_bounded"]
+__all__ = [
+    "digest_of", "load_batch", "load_canvas", "load_pixels", "load_view", "load_views",
+    "map_bounded", "view_of",
+]  # fmt: skip
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -42,6 +46,26 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
         If the file is no longer the one that was scanned: its features would be kept under
         another picture's name.
     """
+    return preprocess.resize_and_crop(_decoded(sample, preprocess))
+
+
+def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Decode one picture and resize it whole: what all its views are cut from.
+
+    Returns
+    -------
+    array, uint8, shape (height, width, 3)
+        Shorter side ``preprocess.resize``; see ``Preprocess.resize_only``.
+
+    Raises
+    ------
+    UnreadableImageError, DataError
+        As ``load_pixels``.
+    """
+    return preprocess.resize_only(_decoded(sample, preprocess))
+
+
+def _decoded(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     try:
         source = read_bytes(sample.image) if isinstance(sample.image, Path) else sample.image
         if sample.digest is not None and digest(source) != sample.digest:
@@ -49,7 +73,7 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
                 f"Expected {sample.name} to stay as it was when it was scanned, got another "
                 "content; do run again when the files are complete."
             )
-        return preprocess.resize_and_crop(decode(source, at_least=preprocess.resize))
+        return decode(source, at_least=preprocess.resize)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{sample.name}: {error}") from error
 
@@ -57,6 +81,113 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
 def load_batch(samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
     """Pixels of several pictures, uint8, shape (n, crop, crop, 3)."""
     return np.stack([load_pixels(sample, preprocess) for sample in samples])
+
+
+def load_view(
+    sample: Sample,
+    preprocess: Preprocess,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    view: int,
+) -> NDArray[np.uint8]:
+    """Decode one picture and draw one of its augmented views.
+
+    Parameters
+    ----------
+    sample : Sample
+    preprocess : Preprocess
+    augmentation : Augmentation
+        Where it is off, the view is what ``load_pixels`` gives.
+    seed : int
+        Of the run, 0 or more.
+    view : int
+        Number of the view, 0 or more. Picture, seed and number decide every pixel, whatever
+        was drawn before and wherever this runs.
+
+    Returns
+    -------
+    array, uint8, shape (crop, crop, 3)
+
+    Raises
+    ------
+    UsageError
+        If ``seed`` or ``view`` is negative.
+    UnreadableImageError, DataError
+        As ``load_pixels``.
+
+    Examples
+    --------
+    >>> rgb = (0.5, 0.5, 0.5)
+    >>> expects = Preprocess(resize=40, crop=32, interpolation="bilinear", mean=rgb, std=rgb)
+    >>> sample = Sample(image=np.eye(48))
+    >>> how = Augmentation(flip=True, crop=0.5)
+    >>> one, other, again = (load_view(sample, expects, how, seed=0, view=v) for v in (0, 1, 0))
+    >>> bool((one == other).all()), bool((one == again).all())
+    (False, True)
+    """
+    canvas = load_canvas(sample, preprocess)
+    return view_of(
+        canvas, preprocess, augmentation, seed=seed, view=view, picture=digest_of(sample)
+    )
+
+
+def load_views(
+    samples: Sequence[Sample],
+    preprocess: Preprocess,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    view: int,
+) -> NDArray[np.uint8]:
+    """View number ``view`` of several pictures, uint8, shape (n, crop, crop, 3)."""
+    return np.stack(
+        [load_view(sample, preprocess, augmentation, seed=seed, view=view) for sample in samples]
+    )
+
+
+def view_of(
+    canvas: NDArray[np.uint8],
+    preprocess: Preprocess,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    view: int,
+    picture: str,
+) -> NDArray[np.uint8]:
+    """Draw a view from a picture that is decoded already; ``load_view`` without the file.
+
+    Parameters
+    ----------
+    canvas : array, uint8, shape (height, width, 3)
+        What ``load_canvas`` gave.
+    preprocess : Preprocess
+    augmentation : Augmentation
+    seed, view : int
+        As in ``load_view``.
+    picture : str
+        The picture's digest, hexadecimal.
+
+    Returns
+    -------
+    array, uint8, shape (crop, crop, 3)
+
+    Raises
+    ------
+    UsageError
+        If ``seed`` or ``view`` is negative.
+    """
+    if seed < 0 or view < 0:
+        raise UsageError(
+            f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}; do count from 0."
+        )
+    return augment(
+        canvas,
+        to=preprocess.crop,
+        interpolation=preprocess.interpolation,
+        augmentation=augmentation,
+        rng=np.random.default_rng([seed, view, int(picture, 16)]),
+    )
 
 
 def map_bounded(
