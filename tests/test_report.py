@@ -20,14 +20,16 @@ from PIL import Image
 from headstart import metrics
 from headstart.backbones.spec import BackboneSpec
 from headstart.baselines import majority_baseline
+from headstart.charts import markdown
 from headstart.data.checks import Finding
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.data.transforms import Preprocess
 from headstart.evaluation import ClassRow, Evaluation, evaluate_probabilities
+from headstart.forgetting import Forgetting, SourceChange, StageDrift
 from headstart.heads.pooled import LinearHead
-from headstart.intervals import Interval
+from headstart.intervals import Difference, Interval
 from headstart.model import TransferModel
 from headstart.report import Facts, render_card, render_html, render_json
 from headstart.tasks.classification import Classification
@@ -490,3 +492,158 @@ def test_json_has_no_number_that_is_not_one() -> None:
     record = {"loss": math.nan, "best": math.inf, "at": Path("a"), "n": np.int64(3), "ok": True}
     told = render_json(replace(given, model=replace(given.model, record=record)))
     assert told["model"]["record"] == {"loss": None, "best": None, "at": "a", "n": 3, "ok": True}
+
+
+def tuned(**change: Any) -> Facts:
+    """A run that moved the backbone, with the record that a method of training leaves."""
+    stages = [
+        {"stage": "stem", "parameters": 1234, "trainable": 0, "batch_norm": "frozen",
+         "learning_rate": 0.0, "from_epoch": 1, "trains": False},
+        {"stage": "layer1", "parameters": 56789, "trainable": 20, "batch_norm": "adapt",
+         "learning_rate": 1e-4, "from_epoch": 3, "trains": True},
+        {"stage": "layer2", "parameters": 7, "trainable": 7, "batch_norm": "train",
+         "learning_rate": 2.5e-4, "from_epoch": 1, "trains": True},
+    ]  # fmt: skip
+    share = Interval(value=0.93, low=0.886, high=0.958, method="wilson")
+    lost = Interval(value=-0.125, low=-0.25, high=-0.0625, method="newcombe-paired")
+    source = SourceChange(
+        name="PictureNet",
+        pictures=200,
+        agreement=share,
+        before=replace(share, value=0.875),
+        after=replace(share, value=0.75),
+        change=Difference(interval=lost, distinguishable=True),
+    )
+    drifts = (
+        StageDrift(stage="stem", cka=1.0, cosine=1.0, relative_weight_change=0.0),
+        StageDrift(stage="layer1", cka=math.nan, cosine=0.8125, relative_weight_change=0.0123),
+        StageDrift(stage="layer2", cka=0.4375, cosine=0.5625, relative_weight_change=math.nan),
+    )
+    epochs = [
+        {"number": i, "loss": 1 / i, "score": 0.5 + i / 16, "seconds": 1.25 * i}
+        for i in range(1, 5)
+    ]
+    record = {
+        "method": {"name": "finetune"},
+        "plan": {"stages": stages, "only": "norm", "boundary": "stem"},
+        "epochs": epochs,
+        "best_epoch": 3,
+        "forgetting": Forgetting(stages=drifts, source=source, pictures=200).as_dict(),
+        "target_gain": Interval(value=0.021, low=0.001, high=0.041, method="").as_dict(),
+    } | change
+    record = {key: value for key, value in record.items() if value is not None}
+    given = facts()
+    return replace(given, model=replace(given.model, record=record))
+
+
+def test_a_linear_probe_says_nothing_of_training_or_keeping(variant: Facts) -> None:
+    page = Page(render_html(variant))
+    assert not {"training", "kept"} & {attrs["id"] for attrs in page.all("section")}
+    assert "fine-tuned" not in render_card(variant)
+
+
+def test_page_says_what_trained() -> None:
+    shown = Page(render_html(tuned())).section("training")
+    assert "Up to stem nothing moves" in shown
+    assert "only these parameters do: norm" in shown
+    for row in (
+        "stem1,234nofrozen–",
+        "layer156,789yes, 20 of them, from epoch 3adapt0.0001",
+        "layer27yestrain0.00025",
+    ):
+        assert row in shown
+    made = Page(render_html(tuned())).section("made")
+    assert "Frozenstem " in made
+    assert "Trainedlayer1, layer2, and one linear layer" in made
+    assert "The whole backbone" not in made
+
+
+def test_nothing_frozen_and_nothing_trained_are_said() -> None:
+    rows = tuned().model.record["plan"]["stages"]
+    all_of_it = {"stages": rows[1:], "only": "all", "boundary": None}
+    page = Page(render_html(tuned(plan=all_of_it)))
+    assert "FrozenNo stage" in page.section("made")
+    assert "nothing moves" not in page.section("training")
+    assert "only these" not in page.section("training")
+    adapted = {"stages": [rows[0] | {"batch_norm": "adapt"}, *rows[1:]]}
+    assert "Frozenstem (but BatchNorm: adapt)" in Page(render_html(tuned(plan=adapted))).section(
+        "made"
+    )
+    page = Page(render_html(tuned(plan={"stages": rows[:1], "boundary": "stem"})))
+    assert "TrainedOne linear layer" in page.section("made")
+    assert "on the frozen backbone" in render_card(tuned(plan={"stages": rows[:1]}))
+
+
+def test_page_draws_the_epochs_and_has_them_as_a_table() -> None:
+    page = Page(render_html(tuned()))
+    shown = page.section("training")
+    assert "4 epochs; the model is that of epoch 3." in shown
+    assert "3 (kept)0.33330.68753.8" in shown
+    drawn = [attrs["aria-labelledby"] for attrs in page.all("svg")]
+    assert drawn[-2:] == ["loss-title loss-desc", "score-title score-desc"]
+    assert sum(attrs.get("class") == "hollow" for attrs in page.all("circle")) == 2 * 3
+
+
+def test_epochs_without_a_score_have_no_curve_of_it() -> None:
+    epochs = [{"number": i, "loss": 1.0, "score": None, "seconds": 1.0} for i in (1, 2)]
+    page = Page(render_html(tuned(epochs=epochs, best_epoch=None, plan=None)))
+    assert [a["aria-labelledby"] for a in page.all("svg")][-1] == "loss-title loss-desc"
+    assert "2 epochs. The loss" in page.section("training")
+    assert "11.0000–1.0" in page.section("training")
+    one = Page(render_html(tuned(epochs=epochs[:1])))
+    assert len(one.all("svg")) == 1
+    assert "1 epoch;" in one.section("training")
+
+
+def test_very_many_epochs_are_thinned_and_the_best_is_among_them() -> None:
+    epochs = [{"number": i, "loss": 1.0, "score": 0.5, "seconds": 1.0} for i in range(1, 3001)]
+    page = Page(render_html(tuned(epochs=epochs, best_epoch=2998)))
+    shown = page.section("training")
+    assert "2998 (kept)" in shown
+    assert "3,000 epochs" in shown
+    assert "2,798 more are in report.json" in shown
+    assert len(render_json(tuned(epochs=epochs))["model"]["record"]["epochs"]) == 3000
+
+
+def test_page_and_card_say_what_the_backbone_has_kept() -> None:
+    given = tuned()
+    page, card = Page(render_html(given)), render_card(given)
+    shown = page.section("kept")
+    for row in ("stem1.0001.0000.00 %", "layer1–0.8121.23 %", "layer20.4380.562–"):
+        assert row in shown
+    assert "same 200 pictures" in shown
+    for said in (
+        "Target +0.021 [+0.001, +0.041].",
+        "the old head answers 0.930 [0.886, 0.958] of 200 pictures as before",
+        "Source accuracy -0.125 [-0.250, -0.062]",
+        "Unmoved: stem; most moved: layer2, CKA 0.438",
+    ):
+        assert said in shown
+        assert markdown(said) in card
+    told = render_json(given)["model"]["record"]
+    assert told["forgetting"] == given.model.record["forgetting"]
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert "one linear layer on the fine-tuned backbone" in card
+    assert "layer1 (20 parameters), layer2 (7 parameters), the layer" in card
+    assert "The backbone is frozen" not in card
+    bare = Page(render_html(tuned(target_gain=None))).section("kept")
+    assert "Target" not in bare
+
+
+def test_where_the_temperature_comes_from_is_said() -> None:
+    given = tuned(temperature_from="the validation part")
+    assert "fitted on the validation part, never" in Page(render_html(given)).section("calibration")
+    assert "fitted on the validation part." in render_card(given)
+
+
+def test_a_tuned_page_is_whole_and_its_names_are_text() -> None:
+    plan = json.loads(json.dumps(tuned().model.record["plan"]).replace("layer", HOSTILE))
+    kept = json.loads(json.dumps(tuned().model.record["forgetting"]).replace("layer", HOSTILE))
+    plan["only"] = HOSTILE
+    given = tuned(plan=plan, forgetting=kept)
+    test_page_is_balanced_self_contained_and_described(given)
+    test_card_has_tables_that_hold(given)
+    page = Page(render_html(given))
+    assert page.section("training").count(HOSTILE) == 3
+    assert page.section("kept").count(HOSTILE) == 3
+    assert page.all("script") == []

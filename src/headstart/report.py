@@ -28,6 +28,8 @@ from headstart.data.prepare import Prepared
 from headstart.data.samples import SPLITS, Dataset, Sample, SplitName
 from headstart.errors import UnreadableImageError
 from headstart.evaluation import TITLES, Evaluation
+from headstart.forgetting import Forgetting, sentences
+from headstart.intervals import Interval
 from headstart.model import TransferModel
 from headstart.runtime import cores
 
@@ -45,6 +47,7 @@ LIMITS = {
     "classes_at_all": 1000,
     "examples": 40,
     "examples_each": 8,
+    "epochs": 200,
     "mistakes": 24,
     "mistakes_in_json": 200,
     "findings_each": 20,
@@ -111,6 +114,7 @@ def render_html(facts: Facts) -> str:
         per_class=_per_class(evaluation),
         plot=charts.reliability_plot(evaluation.reliability, independent=independent),
         penalties=charts.curve(candidates) if len(candidates) > 1 else None,
+        epochs=_epochs(facts.model.record),
         root=_root(facts.prepared),
         formats=Counter(record.format for record in seen).most_common(4),
         sizes=[(record.width, record.height) for record in seen],
@@ -182,7 +186,54 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "classes": _class_counts(facts.prepared),
         "splits": _splits(facts.prepared),
         "limits": LIMITS,
+        "plan": _plan(facts.model.record),
+        "kept": _kept(facts.model.record),
     }
+
+
+def _plan(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What trained, as ``FreezePlan.as_dict`` wrote it; None where the method had no plan."""
+    if "plan" not in record:
+        return None
+    stages = record["plan"]["stages"]
+    return {
+        "stages": stages,
+        "trained": [row["stage"] for row in stages if row["trains"]],
+        "still": [_still(row) for row in stages if not row["trains"]],
+        "boundary": record["plan"].get("boundary"),
+        "only": record["plan"].get("only", "all"),
+    }
+
+
+def _still(row: Mapping[str, Any]) -> str:
+    """A stage without training, and what moves in it all the same."""
+    moving = row["batch_norm"] != "frozen"
+    return f"{row['stage']} (but BatchNorm: {row['batch_norm']})" if moving else str(row["stage"])
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Drift of the stages and what it means in words; None where nothing was measured."""
+    if "forgetting" not in record:
+        return None
+    found, gain = Forgetting.from_dict(record["forgetting"]), record.get("target_gain")
+    if gain is not None:
+        plain: dict[str, Any] = {k: math.nan if v is None else v for k, v in gain.items()}
+        gain = Interval(**plain)
+    return {"found": found, "sentences": sentences(found, gain)}
+
+
+def _epochs(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Loss and score by epoch, drawn and as rows; of very many epochs some, the best included."""
+    every, best = record.get("epochs") or (), record.get("best_epoch")
+    if not every:
+        return None
+    shown = {every[i]["number"] for i in charts.evenly(len(every), LIMITS["epochs"])}
+    rows = [one for one in every if one["number"] in {*shown, best, every[-1]["number"]}]
+    curves = {
+        name: charts.epoch_curve([(one["number"], one[name]) for one in rows], best)
+        for name in ("loss", "score")
+    }
+    return {"rows": rows, "curves": curves, "best": best, "count": len(every)}
 
 
 def _splits(prepared: Prepared) -> dict[SplitName, str]:
