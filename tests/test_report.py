@@ -547,9 +547,9 @@ def test_page_says_what_trained() -> None:
     assert "Up to stem nothing moves" in shown
     assert "only these parameters do: norm" in shown
     for row in (
-        "stem1,234nofrozen–",
-        "layer156,789yes, 20 of them, from epoch 3adapt0.0001",
-        "layer27yestrain0.00025",
+        "stem1,234nonefrozen–",
+        "layer156,78920 from epoch 3adapt0.0001",
+        "layer27alltrain0.00025",
     ):
         assert row in shown
     made = Page(render_html(tuned())).section("made")
