@@ -43,11 +43,11 @@ def test_an_average_of_equals_is_bit_for_bit_the_same(average, weights):
 
 @pytest.mark.parametrize(("average", "weights"), PAIRS)
 def test_an_average_neither_changes_nor_shares_what_was_given(average, weights):
-    first, last = state(0), state(1)
+    first, last = state(0, count=5), state(1, count=7)
     found = average(first, last)
     for tensor in found.values():
         tensor.zero_()
-    for given, untouched in ((first, state(0)), (last, state(1))):
+    for given, untouched in ((first, state(0, count=5)), (last, state(1, count=7))):
         assert all(torch.equal(given[name], untouched[name]) for name in given)
 
 
