@@ -5,8 +5,10 @@ import copy
 import errno
 import math
 import os
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -238,23 +240,56 @@ def test_what_is_no_file_cannot_be_read_nor_deleted(tmp_path):
         remove(tmp_path)
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, call):
-    def full(*args, **kwargs):
+@contextmanager
+def room_for(size):
+    """Files end there: the nearest to a full disk that every test machine has."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def broken(where, name):
+    def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os if call == "fsync" else Path, call, full)
-        with pytest.raises(SetupError, match=r"No space left on device; there is none\. Do free"):
-            write(tmp_path, make(epoch=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, fail)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("full", "word"),
+    [
+        (lambda: room_for(100_000), "File too large"),
+        (lambda: broken(os, "fsync"), "No space left on device"),
+        (lambda: broken(Path, "replace"), "No space left on device"),
+    ],
+    ids=["write", "fsync", "replace"],
+)
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, full, word):
+    large = {"large": torch.zeros(100_000)}
+    with full(), pytest.raises(SetupError, match=f"{word}.*; there is none. Do free space"):
+        write(tmp_path, make(tensors=large))
+    assert list(tmp_path.iterdir()) == []
     write(tmp_path, make(epoch=1))
-    with monkeypatch.context() as patch:
-        patch.setattr(os if call == "fsync" else Path, call, full)
-        with pytest.raises(SetupError, match="an earlier checkpoint is whole"):
-            write(tmp_path, make(epoch=2))
+    with full(), pytest.raises(SetupError, match=f"{word}.*; an earlier checkpoint is whole"):
+        write(tmp_path, make(epoch=2, tensors=large))
     assert_same(make(epoch=1), read(tmp_path, identity=IDENTITY))
     write(tmp_path, make(epoch=2))
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_what_a_kill_left_is_cleared_away(tmp_path):
+    left = tmp_path / f"{FILE}.unfinished"
+    for clear in (lambda: write(tmp_path, make()), lambda: remove(tmp_path)):
+        left.mkdir()
+        (left / ".tmp123").write_bytes(b"half")
+        clear()
+        assert not left.exists()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

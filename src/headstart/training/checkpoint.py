@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ __all__ = ["Checkpoint", "flatten_optimiser", "read", "remove", "restore_optimis
 
 NAME = "checkpoint.safetensors"
 UNFINISHED = f"{NAME}.unfinished"
-"""One name for all: what a kill leaves behind is overwritten by the next one."""
+"""A folder, of one name for all: what a kill leaves behind goes with the next write."""
 FORMAT = {"format": "headstart-checkpoint", "version": "1"}
 DOCUMENT = "checkpoint.json"
 """JSON as a tensor of bytes: the format limits the length of its header, and no tensor's."""
@@ -83,23 +84,29 @@ def write(folder: str | Path, checkpoint: Checkpoint) -> None:
     ...     read(folder, identity={"seed": "0"}).tensors["w"]
     tensor([1., 1.])
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     folder = Path(folder)
-    content = _pack(checkpoint)
+    tensors = _packed(checkpoint)
     unfinished = folder / UNFINISHED
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        save_file(tensors, unfinished / NAME, {**FORMAT, "sha256": fingerprint(tensors)})
+        with (unfinished / NAME).open("rb+") as file:
             os.fsync(file.fileno())
-        unfinished.replace(folder / NAME)
+        (unfinished / NAME).replace(folder / NAME)
         _settle(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         left = "an earlier checkpoint is whole" if (folder / NAME).is_file() else "there is none"
+        size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise SetupError(
-            f"Expected to keep a checkpoint of {len(content) / 1e6:.0f} MB in {folder}, got "
-            f"{error}; {left}. Do free space, or make the folder writable, and resume the run."
+            f"Expected to keep a checkpoint of {size:.1f} MB in {folder}, got {error}; {left}. "
+            "Do free space, or make the folder writable, and resume the run."
         ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read(folder: str | Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
@@ -157,8 +164,8 @@ def remove(folder: str | Path) -> None:
         If a file is there and cannot be deleted.
     """
     try:
-        for name in (UNFINISHED, NAME):
-            Path(folder, name).unlink(missing_ok=True)
+        shutil.rmtree(Path(folder, UNFINISHED), ignore_errors=True)
+        Path(folder, NAME).unlink(missing_ok=True)
     except OSError as error:
         raise SetupError(
             f"Expected to delete the checkpoint in {folder}, got {error}; do delete it by hand."
@@ -248,9 +255,6 @@ def restore_optimiser(
         ) from error
 
 
-# ---------------------------------------------------------------------------- tensors in values
-
-
 def _take(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Replace every tensor by its name."""
     import torch
@@ -281,12 +285,8 @@ def _put_back(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------- the file
-
-
-def _pack(checkpoint: Checkpoint) -> bytes:
+def _packed(checkpoint: Checkpoint) -> dict[str, Tensor]:
     import torch
-    from safetensors.torch import save as to_bytes
 
     if DOCUMENT in checkpoint.tensors:
         raise UsageError(f"Expected tensors of other names than {DOCUMENT!r}; do rename that one.")
@@ -298,13 +298,16 @@ def _pack(checkpoint: Checkpoint) -> bytes:
         "strides": {n: s for n, t in checkpoint.tensors.items() if (s := _strides(t))},
     }
     text = json.dumps(document, allow_nan=False).encode()
-    # Cloned: tensors that share memory are refused by the format.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in checkpoint.tensors.items()
-    }
-    tensors[DOCUMENT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return to_bytes(tensors, {**FORMAT, "sha256": fingerprint(tensors)})
+    tensors: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in checkpoint.tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        memory = flat.untyped_storage()
+        # The format refuses tensors that share memory.
+        shared = memory.nbytes() != flat.nbytes or memory.data_ptr() in taken
+        taken.add(memory.data_ptr())
+        tensors[name] = flat.clone() if shared else flat
+    return {**tensors, DOCUMENT: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
 
 
 def _unpack(path: Path) -> Checkpoint:
@@ -362,9 +365,6 @@ def _laid(tensor: Tensor, strides: list[int] | None) -> Tensor:
     if strides is None:
         return tensor.clone()
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
-
-
-# --------------------------------------------------------------------------------- exact values
 
 
 def _plain(value: Any) -> Any:
