@@ -34,6 +34,7 @@ __all__ = [
     "require_constant",
     "start_adapting",
     "start_training",
+    "trained",
 ]
 
 BatchNormPolicy = Literal["frozen", "train", "adapt"]
@@ -63,11 +64,6 @@ def constant(module: ModuleT) -> ModuleT:
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """Hash every parameter and buffer, running statistics included.
 
-    Parameters
-    ----------
-    state : mapping of str to torch.Tensor
-        As ``module.state_dict()`` gives it.
-
     Returns
     -------
     str
@@ -84,7 +80,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def require_constant(state: Mapping[str, Tensor], before: str) -> None:
-    """Hold a frozen module's state against the fingerprint taken before the run.
+    """Hold a frozen module's state against its earlier fingerprint.
 
     Raises
     ------
@@ -189,7 +185,6 @@ def plan(
 
     Parameters
     ----------
-    backbone : Backbone
     train_from : str
         The first stage that trains, by name; ``head`` for none, ``all`` for every stage,
         ``last:N`` for the last N.
@@ -236,21 +231,21 @@ def plan(
         )
     names = [stage.name for stage in backbone.stages]
     first = _first_trained(train_from, names)
-    trained = names[first:]
-    policies = _by_stage("batch_norm", batch_norm, names, trained)
+    training = names[first:]
+    policies = _by_stage("batch_norm", batch_norm, names, training)
     for policy in policies.values():
         if policy not in BATCH_NORM_POLICIES:
             raise UnknownNameError("batch_norm", policy, BATCH_NORM_POLICIES)
-    rates = _rates(learning_rate, names, trained, layer_decay)
+    rates = _rates(learning_rate, names, training, layer_decay)
     sizes, counts = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     chosen = _chosen(backbone, only)
     for name, parameter in backbone.named_parameters():
         stage = backbone.stage_of(name)
         sizes[stage] += parameter.numel()
-        counts[stage] += parameter.numel() * (stage in trained and name in chosen)
-    if trained and not any(counts.values()):
+        counts[stage] += parameter.numel() * (stage in training and name in chosen)
+    if training and not any(counts.values()):
         raise UsageError(
-            f"Expected `only` to choose parameters of {', '.join(trained)}, got {only!r}, which "
+            f"Expected `only` to choose parameters of {', '.join(training)}, got {only!r}, which "
             "matches none; do look at the names with `backbone.named_parameters()`."
         )
     rows = [
@@ -268,14 +263,10 @@ def plan(
 
 
 def start_training(backbone: Backbone, what: FreezePlan, *, epoch: int | None = None) -> None:
-    """Put a backbone into the state that a plan asks for; call again after any ``.train()``.
+    """Put a backbone, in place, into a plan's state; call again after any ``.train()``.
 
     Parameters
     ----------
-    backbone : Backbone
-        Changed in place.
-    what : FreezePlan
-        Made for this backbone.
     epoch : int, optional
         From 1; stages whose turn comes later are constant. By default all turns have come.
     """
@@ -283,10 +274,9 @@ def start_training(backbone: Backbone, what: FreezePlan, *, epoch: int | None = 
 
     rows = {row.stage: row for row in what.rows}
     now = {s: r.trains and (epoch is None or r.from_epoch <= epoch) for s, r in rows.items()}
-    chosen = _chosen(backbone, what.only)
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name in chosen and now[backbone.stage_of(name)])
-    backbone.eval()
+    constant(backbone)
+    for name, parameter in trained(backbone, what).items():
+        parameter.requires_grad_(now[backbone.stage_of(name)])
     for module, stage in _modules_by_stage(backbone):
         # One by one: a BatchNorm may hold layers of its own, and a parent decides nothing.
         if isinstance(module, _BatchNorm):
@@ -295,6 +285,13 @@ def start_training(backbone: Backbone, what: FreezePlan, *, epoch: int | None = 
             )
         else:
             module.training = now[stage]
+
+
+def trained(backbone: Backbone, what: FreezePlan) -> dict[str, nn.Parameter]:
+    """Parameters that a plan lets train, sooner or later, by name; live, not copies."""
+    stages, chosen = {row.stage for row in what.rows if row.trains}, _chosen(backbone, what.only)
+    named = backbone.named_parameters()
+    return {n: p for n, p in named if n in chosen and backbone.stage_of(n) in stages}
 
 
 def start_adapting(backbone: Backbone, what: FreezePlan) -> bool:

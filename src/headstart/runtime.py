@@ -14,6 +14,7 @@ from headstart.errors import SetupError, UnknownNameError
 
 __all__ = [
     "Machine",
+    "available_memory",
     "cores",
     "device",
     "machine",
@@ -134,6 +135,13 @@ def one_thread_each() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def available_memory() -> int:
+    """Memory that programs may still take without swapping, in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def peak_memory() -> int:

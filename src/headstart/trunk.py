@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,22 @@ class Trunk:
         from headstart.backbones.backbone import assemble
 
         return constant(assemble(self.spec, self.state))
+
+    def copy(self) -> Backbone:
+        """Build a module with tensors of its own, to be trained."""
+        from headstart.backbones.backbone import assemble
+
+        return assemble(self.spec, {name: t.clone() for name, t in self.state.items()})
+
+    def tuned(self, state: Mapping[str, Tensor]) -> Trunk:
+        """Return this backbone with other values; the original classifier stays as it was.
+
+        Parameters
+        ----------
+        state : mapping of str to torch.Tensor
+            By the same names; what is absent stays.
+        """
+        return replace(self, state={**self.state, **state})
 
     def shape_at(self, stop: str | None) -> tuple[int, ...]:
         """Shape of one picture's values behind a stage, channels last; pooled for None."""

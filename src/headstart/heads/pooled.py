@@ -51,6 +51,13 @@ class LinearHead:
         }
 
     @classmethod
+    def random(cls, width: int, n_outputs: int, *, seed: int) -> LinearHead:
+        """Draw a head: weights uniform within 1 / sqrt(width), as torch does it, no bias."""
+        most = width**-0.5
+        weight = np.random.default_rng(seed).uniform(-most, most, (n_outputs, width))
+        return cls(weight=weight.astype(np.float32), bias=np.zeros(n_outputs, dtype=np.float32))
+
+    @classmethod
     def from_state(cls, state: Mapping[str, NDArray[Any]], *, n_outputs: int) -> LinearHead:
         """Build the head from stored parameters.
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
 from headstart.data.samples import Dataset
 from headstart.data.splits import kfold
-from headstart.errors import DataError, UnknownNameError, UsageError
+from headstart.errors import UnknownNameError, UsageError
 from headstart.features import Extractor
+from headstart.methods.method import Outline, require_two_of_each
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
+from headstart.training.job import Session
 from headstart.training.probe import PENALTIES, Imbalance, Problem, search_penalty
+from headstart.trunk import Trunk
 
 __all__ = ["LinearProbe"]
 
@@ -70,24 +71,14 @@ class LinearProbe:
         DataError
             If fewer than two classes have pictures, or a class has them in one group only.
         """
-        if train.kind == "multilabel":
-            return
-        targets, groups = train.targets(), train.groups()
-        groups = np.arange(len(train)) if groups is None else groups
-        spread = [len(np.unique(groups[targets == k])) for k in range(len(train.classes))]
-        if sum(count > 0 for count in spread) < 2:
-            raise DataError(
-                "Expected at least 2 classes with pictures in the training part, got "
-                f"{[c for c, n in zip(train.classes, spread, strict=True) if n]}; "
-                "do add pictures of another class."
-            )
-        alone = [c for c, n in zip(train.classes, spread, strict=True) if n == 1]
-        if alone:
-            shown = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
-            raise DataError(
-                "Expected at least 2 pictures of each class to learn from (in two groups, where "
-                f"there are groups), got 1 of {shown}; do add pictures or leave these classes out."
-            )
+        require_two_of_each(train)
+
+    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+        """Say what would be trained, before anything is."""
+        return Outline(
+            title="linear probe",
+            trains=f"one linear layer, {trunk.width:,} inputs, solved to convergence",
+        )
 
     def fit(
         self,
@@ -96,6 +87,7 @@ class LinearProbe:
         val: Dataset | None = None,
         *,
         extractor: Extractor,
+        session: Session | None = None,
     ) -> TransferModel:
         """Solve the head on ``train`` and return a new model with it.
 

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from headstart.data.samples import Dataset
-from headstart.features import Extractor
-from headstart.model import TransferModel
+import numpy as np
 
-__all__ = ["Method"]
+from headstart.data.samples import Dataset
+from headstart.errors import DataError
+from headstart.features import Extractor
+from headstart.freezing import FreezePlan
+from headstart.model import TransferModel
+from headstart.training.job import Session
+from headstart.trunk import Trunk
+
+__all__ = ["Method", "Outline", "require_two_of_each"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a method is about to do, for people.
+
+    Parameters
+    ----------
+    title : str
+        Such as ``linear probe``.
+    trains : str
+        What learns, and how.
+    plan : FreezePlan or None
+        Stage by stage; None where the backbone stays as it is.
+    kept : str
+        What of the backbone runs once and is kept, and what that is expected to bring.
+    """
+
+    title: str
+    trains: str
+    plan: FreezePlan | None = None
+    kept: str = ""
 
 
 class Method(Protocol):
@@ -30,6 +59,10 @@ class Method(Protocol):
         """
         ...
 
+    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+        """Say what would be trained, before anything is."""
+        ...
+
     def fit(
         self,
         model: TransferModel,
@@ -37,6 +70,7 @@ class Method(Protocol):
         val: Dataset | None = None,
         *,
         extractor: Extractor,
+        session: Session | None = None,
     ) -> TransferModel:
         """Learn from ``train`` (and select on ``val``) and return a new model.
 
@@ -49,5 +83,35 @@ class Method(Protocol):
             For methods that stop or select on held-out examples; never the test part.
         extractor : Extractor
             Makes the features of what is frozen.
+        session : Session, optional
+            Who is told of epochs, and where a training can be taken up again.
         """
         ...
+
+
+def require_two_of_each(train: Dataset) -> None:
+    """Refuse data that cannot be parted into pictures to learn from and pictures to select on.
+
+    Raises
+    ------
+    DataError
+        If fewer than two classes have pictures, or a class has them in one group only.
+    """
+    if train.kind == "multilabel":
+        return
+    targets, groups = train.targets(), train.groups()
+    groups = np.arange(len(train)) if groups is None else groups
+    spread = [len(np.unique(groups[targets == k])) for k in range(len(train.classes))]
+    if sum(count > 0 for count in spread) < 2:
+        raise DataError(
+            "Expected at least 2 classes with pictures in the training part, got "
+            f"{[c for c, n in zip(train.classes, spread, strict=True) if n]}; "
+            "do add pictures of another class."
+        )
+    alone = [c for c, n in zip(train.classes, spread, strict=True) if n == 1]
+    if alone:
+        shown = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
+        raise DataError(
+            "Expected at least 2 pictures of each class to learn from (in two groups, where "
+            f"there are groups), got 1 of {shown}; do add pictures or leave these classes out."
+        )

@@ -85,9 +85,12 @@ class _Run:
 
     def __init__(self, job: Job, settings: Training, seed: int, session: Session) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
         self.job, self.settings, self.seed, self.session = job, settings, seed, session
         precision = {"fp32": "no"}.get(settings.precision, settings.precision)
+        # One process may train twice, in another precision: Accelerate would refuse.
+        AcceleratorState._reset_state(reset_partial_state=False)
         on_cpu = job.groups[0]["params"][0].device.type == "cpu"
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
         self.plain = make_optimiser(settings, job.groups)
@@ -177,9 +180,10 @@ class _Run:
         rate = rate_at(self.settings, self.history.steps, self.per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
+        whole = int(sum_scalar(len(rows)))  # once: whoever tries again asks nobody
         while True:
             try:
-                loss = self._gradients(rows, batch)
+                local = self._gradients(rows, batch, whole)
                 break
             except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU's is plain
                 if not _is_out_of_memory(error):
@@ -191,16 +195,16 @@ class _Run:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.history.steps += 1
-        self.loss_sum += loss
+        self.loss_sum += sum_scalar(local)
         if self.settings.ema:
             decay = ema_decay(self.history.steps, self.settings.ema)
             self.average = ema(self.average, self._state(copies=False), decay)
 
-    def _gradients(self, rows: Rows, batch: NDArray[Any]) -> float:
-        """Gradients of the global batch's mean loss; the sum of this process's losses."""
+    def _gradients(self, rows: Rows, batch: NDArray[Any], whole: int) -> float:
+        """Gradients of this process's share of the global batch's mean loss; their sum."""
         import torch
 
-        total, whole = 0.0, int(sum_scalar(len(rows)))
+        total = 0.0
         places = np.array_split(np.arange(len(rows)), min(self.parts, max(1, len(rows))))
         for part, place in enumerate(places):
             if not len(place):
@@ -213,7 +217,7 @@ class _Run:
                 raise self._not_finite(value, rows[place], batch[place])
             self.accelerator.backward(loss * (len(place) * world() / whole))
             total += value * len(place)
-        return sum_scalar(total)
+        return total
 
     def _halve(self, size: int, error: RuntimeError) -> None:
         """After running out of memory: the same step in twice as many parts."""

@@ -1,0 +1,296 @@
+"""Fine-tuning: as many stages as the data deserve learn with the head; the rest runs once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.augment import Augmentation
+from headstart.data.samples import Dataset
+from headstart.data.splits import kfold
+from headstart.errors import UnknownNameError, UsageError
+from headstart.features import Cut, Extractor
+from headstart.freezing import FreezePlan, plan
+from headstart.heads.pooled import LinearHead
+from headstart.methods.method import Outline, require_two_of_each
+from headstart.model import TransferModel
+from headstart.training.adapters import add_lora, add_stoch_norm, merge_lora, remove_stoch_norm
+from headstart.training.inputs import Reading
+from headstart.training.job import Session
+from headstart.training.losses import Loss
+from headstart.training.network import Network
+from headstart.training.optim import Training
+from headstart.training.penalties import Regularisation
+from headstart.training.probe import Problem, search_penalty
+from headstart.training.tuning import Settings, Tuned, held_out, record_of, tune
+from headstart.trunk import Trunk
+
+if TYPE_CHECKING:
+    from headstart.backbones.backbone import Backbone
+
+__all__ = ["Finetune"]
+
+Start = Literal["probe", "random"]
+BoundaryCache = Literal["auto", "on", "off"]
+FOLDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Train stages of the backbone together with a head that was solved first (LP-FT).
+
+    The stages before the first one that moves are constant, so what they give is computed once a
+    picture (and augmented view) and kept; every epoch runs only the rest. Training stops when the
+    macro F1 of held-out pictures no longer rises, and its best epoch is kept, the start included.
+
+    Parameters
+    ----------
+    train_from : str
+        The first stage that trains, by name; ``all``, ``head``, or ``last:N``.
+    only : str
+        Which parameters of these stages: all, norm, bias, lora, or a regular expression.
+    lora_rank : int
+        Of the low-rank updates with ``only="lora"``; they are merged at the end.
+    batch_norm : str
+        frozen, train or adapt for the stages that train, or stage=policy pairs.
+    stoch_norm : float
+        Probability that a channel in training BatchNorm uses the moving statistics; 0 for none.
+    learning_rate : float or str
+        Of the backbone's last stage, or stage=rate pairs.
+    head_learning_rate : float, optional
+        By default the backbone's for a head that was solved, ten times it for a random one.
+    layer_decay : float
+        Each earlier stage learns at this share of the rate of the one behind it.
+    unfreeze_every : int
+        Epochs after which one more stage begins to train; 0 for all at once.
+    start : {"probe", "random"}
+        Solve the head on the frozen features first, or draw it.
+    dropout : float
+        Before the head.
+    boundary_cache : {"auto", "on", "off"}
+        Keep what crosses the boundary. ``auto`` does where it pays; the result is the same.
+    training : Training
+        Optimiser, epochs, schedule and the rest.
+    augmentation : Augmentation
+    loss : Loss
+    mixup, cutmix : float
+        Beta's parameter of MixUp or CutMix; 0 for none.
+    regularisation : Regularisation
+        What holds the network near its start.
+    wise_ft : float
+        Share of the fine-tuned network in the final weights (WiSE-FT); 1 for all.
+    seed : int
+        Decides held-out pictures, order, views, dropout.
+
+    Raises
+    ------
+    UsageError
+        If a value cannot be meant.
+
+    Reference
+    ---------
+    Kumar et al., Fine-tuning can distort pretrained features and underperform
+    out-of-distribution, ICLR 2022 (LP-FT).
+
+    Examples
+    --------
+    >>> Finetune(train_from="layer4", learning_rate=1e-4, head_learning_rate=1e-3).start
+    'probe'
+    """
+
+    name: ClassVar[str] = "finetune"
+
+    train_from: str = "last:1"
+    only: str = "all"
+    lora_rank: int = 8
+    batch_norm: str = "frozen"
+    stoch_norm: float = 0.0
+    learning_rate: float | str = 1e-4
+    head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    unfreeze_every: int = 0
+    start: Start = "probe"
+    dropout: float = 0.0
+    boundary_cache: BoundaryCache = "auto"
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: Loss = field(default_factory=Loss)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    regularisation: Regularisation = field(default_factory=Regularisation)
+    wise_ft: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("start", self.start, ("probe", "random")),
+            ("boundary_cache", self.boundary_cache, ("auto", "on", "off")),
+        ):
+            if value not in known:
+                raise UnknownNameError(name, value, known)
+        for name in ("dropout", "stoch_norm"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}.")
+        if self.lora_rank < 1:
+            raise UsageError(f"Expected `lora_rank` to be 1 or more, got {self.lora_rank}.")
+        if not self.regularisation.is_off:
+            raise UsageError("Expected no `regularisation` yet, got one.")
+        self._settings()  # checks the rest
+
+    def check(self, train: Dataset) -> None:
+        """Refuse data that no held-out part can be made of, by the classes' names.
+
+        Raises
+        ------
+        DataError
+            If fewer than two classes have pictures, or a class has them in one group only.
+        """
+        require_two_of_each(train)
+
+    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+        """Say what would train, before anything does.
+
+        Raises
+        ------
+        UnknownNameError
+            If the backbone has no such stage.
+        """
+        what = self._plan(trunk.backbone)
+        first = what.first_moving
+        names = "the head" if first is None else f"{first} and what follows, with the head"
+        return Outline(
+            title=f"fine-tuning, from {self.train_from}",
+            trains=f"{names}: {what.trainable:,} parameters of the backbone",
+            plan=what,
+            kept=f"up to {what.boundary}" if what.boundary else "nothing: every stage moves",
+        )
+
+    def fit(
+        self,
+        model: TransferModel,
+        train: Dataset,
+        val: Dataset | None = None,
+        *,
+        extractor: Extractor,
+        session: Session | None = None,
+    ) -> TransferModel:
+        """Train on ``train``, stop on ``val`` (or a held-out share of it), return a new model.
+
+        Raises
+        ------
+        DataError
+            If a class has too few pictures or groups.
+        TrainingError
+            If the loss is not a finite number.
+        """
+        self.check(train)
+        if val is None:
+            train, val = held_out(train, self.seed)
+        backbone = model.trunk.copy()
+        what = self._plan(backbone)
+        if self.stoch_norm:
+            add_stoch_norm(backbone, self.stoch_norm)
+        cut, cached = self._cut(what)
+        network = Network(
+            backbone,
+            LinearHead.random(backbone.width, len(train.classes), seed=self.seed),
+            what,
+            stop=None if cut is None else (cut.stop or "pooled"),
+            dropout=self.dropout,
+        )
+        tuned = tune(
+            network,
+            (train, val),
+            self._settings(),
+            reading=Reading(
+                trunk=model.trunk, extractor=extractor, cut=cut, cached=cached, seed=self.seed
+            ),
+            session=session,
+            identity={"method": {"name": self.name, **asdict(self)}},
+            start=self._solver(train) if self.start == "probe" else None,
+        )
+        return self._model(model, (train, val), what, _merged(network, tuned, self))
+
+    def _settings(self) -> Settings:
+        rate = self.head_learning_rate
+        if rate is None:
+            rate = 1e-4 if isinstance(self.learning_rate, str) else self.learning_rate
+            rate *= 10 if self.start == "random" else 1
+        return Settings(
+            training=self.training,
+            augmentation=self.augmentation,
+            loss=self.loss,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            head_learning_rate=rate,
+            wise_ft=self.wise_ft,
+            seed=self.seed,
+        )
+
+    def _plan(self, backbone: Backbone) -> FreezePlan:
+        if self.only == "lora":
+            add_lora(backbone, rank=self.lora_rank, seed=self.seed)
+        return plan(
+            backbone,
+            train_from=self.train_from,
+            only=self.only,
+            batch_norm=self.batch_norm,
+            learning_rate=self.learning_rate,
+            layer_decay=self.layer_decay,
+            unfreeze_every=self.unfreeze_every,
+        )
+
+    def _cut(self, what: FreezePlan) -> tuple[Cut | None, bool]:
+        """Where the network's inputs are taken, and whether they are kept."""
+        if what.boundary is None:
+            return None, False
+        stop = None if what.first_moving is None else what.boundary
+        endless = not self.augmentation.is_off and not self.augmentation.views
+        cached = self.boundary_cache != "off" and not endless
+        return Cut(engine="fp32", stop=stop), cached
+
+    def _solver(self, train: Dataset) -> Any:
+        """From pooled features to the head of a linear probe."""
+        problem = Problem.of(train.targets(), n_classes=len(train.classes), kind=train.kind)
+        imbalance = "balanced" if self.loss.imbalance == "sampling" else self.loss.imbalance
+        folds = kfold(train.targets(), FOLDS, blocks=train.groups(), seed=self.seed)
+
+        def solve(pooled: NDArray[np.float32]) -> LinearHead:
+            return search_penalty(
+                pooled, problem, folds, weighted=problem.is_weighted(imbalance)
+            ).head
+
+        return solve
+
+    def _model(
+        self, model: TransferModel, parts: tuple[Dataset, Dataset], what: FreezePlan, tuned: Tuned
+    ) -> TransferModel:
+        _, val = parts
+        task = replace(model.task, temperature=1.0, thresholds=())
+        history = tuned.history
+        return replace(
+            model,
+            trunk=model.trunk.tuned(tuned.state),
+            head=tuned.head,
+            task=task.calibrated(tuned.logits, val.targets()),
+            engine="fp32",
+            record={
+                **model.record,
+                "method": {"name": self.name, **asdict(self)},
+                "plan": what.as_dict(),
+                **record_of(history),
+            },
+        )
+
+
+def _merged(network: Network, tuned: Tuned, how: Finetune) -> Tuned:
+    """Leave a plain network: low-rank updates merged, BatchNorm without coins."""
+    if how.stoch_norm:
+        remove_stoch_norm(network.backbone)
+    if how.only != "lora":
+        return tuned
+    merge_lora(network.backbone)
+    return replace(tuned, state=network.state())

@@ -1,0 +1,160 @@
+"""Training from scratch: what the same budget reaches without a head start."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar
+
+from headstart.data.augment import Augmentation
+from headstart.data.samples import Dataset
+from headstart.errors import UsageError
+from headstart.features import Extractor
+from headstart.freezing import FreezePlan, plan
+from headstart.heads.pooled import LinearHead
+from headstart.methods.method import Outline, require_two_of_each
+from headstart.model import TransferModel
+from headstart.training.inputs import Reading
+from headstart.training.job import Session
+from headstart.training.losses import Loss
+from headstart.training.network import Network
+from headstart.training.optim import Training
+from headstart.training.tuning import Settings, held_out, record_of, tune
+from headstart.trunk import Trunk
+
+__all__ = ["Scratch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """Train the same network from random weights, for comparison.
+
+    Everything learns, BatchNorm from the batches; pictures, budget, early stopping and judging
+    are those of fine-tuning.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Of all parameters.
+    dropout : float
+        Before the head.
+    training : Training
+    augmentation : Augmentation
+    loss : Loss
+    mixup, cutmix : float
+        Beta's parameter of MixUp or CutMix; 0 for none.
+    seed : int
+        Decides the weights, held-out pictures, order, views, dropout.
+
+    Raises
+    ------
+    UsageError
+        If a value cannot be meant.
+
+    Reference
+    ---------
+    He et al., Rethinking ImageNet pre-training, ICCV 2019.
+    """
+
+    name: ClassVar[str] = "scratch"
+
+    learning_rate: float = 1e-3
+    dropout: float = 0.0
+    training: Training = field(default_factory=Training)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: Loss = field(default_factory=Loss)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"Expected `dropout` from 0 to below 1, got {self.dropout}.")
+        self._settings()  # checks the rest
+
+    def check(self, train: Dataset) -> None:
+        """Refuse data that no held-out part can be made of, by the classes' names.
+
+        Raises
+        ------
+        DataError
+            If fewer than two classes have pictures, or a class has them in one group only.
+        """
+        require_two_of_each(train)
+
+    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+        """Say what would be trained, before anything is."""
+        return Outline(
+            title="from scratch",
+            trains="every parameter, from random values: the pretrained ones are not used",
+            plan=self._plan(trunk),
+            kept="nothing: every stage moves",
+        )
+
+    def fit(
+        self,
+        model: TransferModel,
+        train: Dataset,
+        val: Dataset | None = None,
+        *,
+        extractor: Extractor,
+        session: Session | None = None,
+    ) -> TransferModel:
+        """Train on ``train``, stop on ``val`` (or a held-out share of it), return a new model.
+
+        Raises
+        ------
+        DataError
+            If a class has too few pictures or groups.
+        TrainingError
+            If the loss is not a finite number.
+        """
+        from headstart.backbones.backbone import load
+
+        self.check(train)
+        if val is None:
+            train, val = held_out(train, self.seed)
+        backbone = load(model.trunk.spec, pretrained=False, seed=self.seed)
+        head = LinearHead.random(backbone.width, len(train.classes), seed=self.seed)
+        what = self._plan(model.trunk)
+        tuned = tune(
+            Network(backbone, head, what, dropout=self.dropout),
+            (train, val),
+            self._settings(),
+            reading=Reading(trunk=model.trunk, extractor=extractor, seed=self.seed),
+            session=session,
+            identity={"method": {"name": self.name, **asdict(self)}},
+        )
+        task = replace(model.task, temperature=1.0, thresholds=())
+        origin = {"sha256": "", "from": "random weights", "file": ""}
+        return replace(
+            model,
+            trunk=Trunk(spec=model.trunk.spec, state=tuned.state, origin=origin),
+            head=tuned.head,
+            task=task.calibrated(tuned.logits, val.targets()),
+            engine="fp32",
+            record={
+                **model.record,
+                "method": {"name": self.name, **asdict(self)},
+                "plan": what.as_dict(),
+                **record_of(tuned.history),
+            },
+        )
+
+    def _plan(self, trunk: Trunk) -> FreezePlan:
+        return plan(
+            trunk.backbone,
+            train_from="all",
+            batch_norm="train",
+            learning_rate=self.learning_rate,
+        )
+
+    def _settings(self) -> Settings:
+        return Settings(
+            training=self.training,
+            augmentation=self.augmentation,
+            loss=self.loss,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+            head_learning_rate=self.learning_rate,
+            seed=self.seed,
+        )
