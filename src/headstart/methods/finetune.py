@@ -17,6 +17,7 @@ from headstart.freezing import FreezePlan, plan
 from headstart.heads.pooled import LinearHead
 from headstart.methods.method import Outline, require_two_of_each
 from headstart.model import TransferModel
+from headstart.runtime import device
 from headstart.training.adapters import add_lora, add_stoch_norm, merge_lora, remove_stoch_norm
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
@@ -200,6 +201,7 @@ class Finetune:
             what,
             stop=None if cut is None else (cut.stop or "pooled"),
             dropout=self.dropout,
+            device=device(extractor.device),
         )
         tuned = tune(
             network,

@@ -13,6 +13,7 @@ from headstart.freezing import FreezePlan, plan
 from headstart.heads.pooled import LinearHead
 from headstart.methods.method import Outline, require_two_of_each
 from headstart.model import TransferModel
+from headstart.runtime import device
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
 from headstart.training.losses import Loss
@@ -117,7 +118,7 @@ class Scratch:
         head = LinearHead.random(backbone.width, len(train.classes), seed=self.seed)
         what = self._plan(model.trunk)
         tuned = tune(
-            Network(backbone, head, what, dropout=self.dropout),
+            Network(backbone, head, what, dropout=self.dropout, device=device(extractor.device)),
             (train, val),
             self._settings(),
             reading=Reading(trunk=model.trunk, extractor=extractor, seed=self.seed),
