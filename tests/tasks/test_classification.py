@@ -94,3 +94,19 @@ def test_plain_values_come_back():
 def test_values_that_make_no_sense_are_refused(change):
     with pytest.raises(ModelFileError, match="task"):
         Classification.from_dict(ANIMALS.as_dict() | change)
+
+
+def test_few_pictures_answered_right_do_not_ask_for_any_confidence():
+    task = Classification(classes=("a", "b"))
+    targets = np.arange(30) % 2
+    logits = np.where(np.eye(2)[targets] == 1, 1.5, -1.5)
+    sure = task.calibrated(logits, targets).temperature
+    careful = task.calibrated(logits, targets, spread=0.25).temperature
+    assert sure < 0.1
+    assert 0.6 < careful < 1
+    # The value minimises n * loss(T) + log(T)^2 / (2 * spread^2).
+    grid = np.exp(np.linspace(-2, 2, 20_001))
+    cost = 30 * np.log1p(np.exp(-3 / grid)) + np.log(grid) ** 2 / (2 * 0.25**2)
+    assert careful == pytest.approx(grid[cost.argmin()], rel=1e-3)
+    many = task.calibrated(np.tile(logits, (400, 1)), np.tile(targets, 400), spread=0.25)
+    assert many.temperature < 0.45

@@ -26,7 +26,14 @@ from headstart.training.network import Network
 from headstart.training.optim import Training
 from headstart.training.penalties import Regularisation
 from headstart.training.probe import Problem, search_penalty
-from headstart.training.tuning import Settings, Tuned, held_out, record_of, tune
+from headstart.training.tuning import (
+    TEMPERATURE_SPREAD,
+    Settings,
+    Tuned,
+    held_out,
+    record_of,
+    tune,
+)
 from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -277,7 +284,7 @@ class Finetune:
             model,
             trunk=model.trunk.tuned(tuned.state),
             head=tuned.head,
-            task=task.calibrated(tuned.logits, val.targets()),
+            task=task.calibrated(tuned.logits, val.targets(), spread=TEMPERATURE_SPREAD),
             engine="fp32",
             record={
                 **model.record,

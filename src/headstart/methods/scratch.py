@@ -19,7 +19,13 @@ from headstart.training.job import Session
 from headstart.training.losses import Loss
 from headstart.training.network import Network
 from headstart.training.optim import Training
-from headstart.training.tuning import Settings, held_out, record_of, tune
+from headstart.training.tuning import (
+    TEMPERATURE_SPREAD,
+    Settings,
+    held_out,
+    record_of,
+    tune,
+)
 from headstart.trunk import Trunk
 
 __all__ = ["Scratch"]
@@ -131,7 +137,7 @@ class Scratch:
             model,
             trunk=Trunk(spec=model.trunk.spec, state=tuned.state, origin=origin),
             head=tuned.head,
-            task=task.calibrated(tuned.logits, val.targets()),
+            task=task.calibrated(tuned.logits, val.targets(), spread=TEMPERATURE_SPREAD),
             engine="fp32",
             record={
                 **model.record,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -74,7 +75,9 @@ class Classification:
             return [tuple(names[row.astype(bool)]) for row in predicted]
         return [self.classes[index] for index in predicted]
 
-    def calibrated(self, logits: Array, targets: NDArray[np.integer[Any]]) -> Classification:
+    def calibrated(
+        self, logits: Array, targets: NDArray[np.integer[Any]], *, spread: float = math.inf
+    ) -> Classification:
         """Return the same task with temperature (and thresholds) fitted on held-out logits.
 
         Parameters
@@ -83,6 +86,10 @@ class Classification:
             Of pictures that the head was not trained on, such as out-of-fold logits; never of
             the test part.
         targets : array, shape (n,) or (n, n_classes)
+        spread : float
+            How far the logarithm of the temperature is likely to be from 0 (the standard
+            deviation of a normal prior). A few dozen pictures that are all answered right would
+            otherwise ask for any confidence; many pictures outweigh it.
 
         Returns
         -------
@@ -93,7 +100,7 @@ class Classification:
         Guo et al., On calibration of modern neural networks, ICML 2017, section 4.2: the
         temperature minimises the log-loss.
         """
-        fitted = replace(self, temperature=_best_temperature(self, logits, targets))
+        fitted = replace(self, temperature=_best_temperature(self, logits, targets, spread))
         if self.kind == "multiclass":
             return fitted
         probabilities = fitted.probabilities(logits)
@@ -133,7 +140,7 @@ class Classification:
 
 
 def _best_temperature(
-    task: Classification, logits: Array, targets: NDArray[np.integer[Any]]
+    task: Classification, logits: Array, targets: NDArray[np.integer[Any]], spread: float
 ) -> float:
     from scipy.optimize import minimize_scalar
 
@@ -141,7 +148,8 @@ def _best_temperature(
 
     def loss(log_temperature: float) -> float:
         scaled = replace(task, temperature=float(np.exp(log_temperature)))
-        return float(log_loss(targets, scaled.probabilities(logits)))
+        prior = (log_temperature / spread) ** 2 / 2 / len(targets)
+        return float(log_loss(targets, scaled.probabilities(logits))) + prior
 
     # The log-loss is convex in 1/T, so one bounded search finds the minimum; the bounds keep
     # perfectly separated folds from asking for infinite confidence.

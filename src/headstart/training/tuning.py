@@ -34,10 +34,13 @@ from headstart.trunk import Trunk
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Settings", "Tuned", "held_out", "record_of", "tune"]
+__all__ = ["TEMPERATURE_SPREAD", "Settings", "Tuned", "held_out", "record_of", "tune"]
 
 SELECTION_SHARE = 0.15
 """Of the training part, held out for early stopping where the data bring no ``val`` part."""
+
+TEMPERATURE_SPREAD = 0.25
+"""Of the logarithm of the temperature around 0: the held-out part is often a few dozen pictures."""
 
 Penalty = Callable[["Tensor", Outputs, Rows], "Tensor"]
 Whole = tuple[dict[str, "Tensor"], LinearHead]
