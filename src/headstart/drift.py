@@ -170,7 +170,8 @@ def measure(
     _check_arguments(before, after, samples, labels, batch, limit)
     rows = _drawn(len(samples), limit, seed)
     chosen = [samples[row] for row in rows]
-    head, note = _linear_head(before, old_head)
+    head, reason = before.classifier(old_head)
+    note = f"{reason}, so its answers cannot be compared." if reason else ""
     truth = None if labels is None or head is None else np.asarray(labels)[rows]
     same, changes = _compared(before.backbone, after.backbone)
     pairs: list[_Pair] = []
@@ -288,29 +289,6 @@ def _mean_over_places(x: Tensor, stage: Stage) -> Tensor:
 
 
 # ------------------------------------------------------------------------- the original head
-
-
-def _linear_head(
-    before: Trunk, given: Mapping[str, Tensor] | None
-) -> tuple[tuple[Array, Array] | None, str]:
-    """Weight and bias of the original classifier, or None and the reason in words."""
-    backbone = before.backbone
-    tensors = {k: before.state[k] for k in backbone.head_keys} if given is None else dict(given)
-    # A second classifier half-way up helps training only.
-    tensors = {k: v for k, v in tensors.items() if not k.lower().startswith("aux")}
-    if not tensors:
-        return None, "The weights hold no original classifier, so its answers cannot be compared."
-    weights = [v for k, v in tensors.items() if k.endswith("weight")]
-    biases = [v for k, v in tensors.items() if k.endswith("bias")]
-    plain = len(weights) == 1 and len(biases) <= 1 and len(tensors) == len(weights) + len(biases)
-    if not plain or weights[0].ndim != 2 or weights[0].shape[1] != backbone.width:
-        return None, (
-            "The original classifier is more than one linear layer on the pooled features, so its "
-            "answers cannot be compared."
-        )
-    weight = np.asarray(weights[0].detach().float().cpu().numpy())
-    bias = biases[0].detach().float().cpu().numpy() if biases else np.zeros(len(weight))
-    return (weight, np.asarray(bias, dtype=np.float32)), ""
 
 
 def _asked(

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec
 from headstart.backbones.weights import WeightsFile, locate, read_state
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
 
 __all__ = ["Trunk"]
+
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,6 +106,52 @@ class Trunk:
             By the same names; what is absent stays.
         """
         return replace(self, state={**self.state, **state})
+
+    def classifier(
+        self, given: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[Array, Array] | None, str]:
+        """Read the linear classifier that the backbone was published with.
+
+        Parameters
+        ----------
+        given : mapping of str to torch.Tensor, optional
+            Its tensors by the library's names; by default those among the weights.
+
+        Returns
+        -------
+        pair of array or None, str
+            Weight, shape (n_classes, width), and bias, shape (n_classes,), with an empty
+            string; or None, with the reason in words, as a sentence without its full stop.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from headstart.backbones.backbone import load
+        >>> from headstart.backbones.catalog import resolve
+        >>> spec = resolve("timm/test_resnet")
+        >>> state = load(spec, pretrained=False).trunk.state_dict()
+        >>> trunk = Trunk(spec=spec, state=state, origin={})
+        >>> trunk.classifier()
+        (None, 'The weights hold no original classifier')
+        >>> found, _ = trunk.classifier({"fc.weight": torch.ones(10, 96)})
+        >>> [one.shape for one in found]
+        [(10, 96), (10,)]
+        """
+        backbone = self.backbone
+        tensors = {k: self.state[k] for k in backbone.head_keys} if given is None else dict(given)
+        # A second classifier half-way up helps training only.
+        tensors = {k: v for k, v in tensors.items() if not k.lower().startswith("aux")}
+        if not tensors:
+            return None, "The weights hold no original classifier"
+        weights = [v for k, v in tensors.items() if k.endswith("weight")]
+        biases = [v for k, v in tensors.items() if k.endswith("bias")]
+        named = len(tensors) == len(weights) + len(biases)
+        plain = named and len(weights) == 1 and len(biases) <= 1
+        if not plain or weights[0].ndim != 2 or weights[0].shape[1] != backbone.width:
+            reason = "The original classifier is more than one linear layer on the pooled features"
+            return None, reason
+        weight, *bias = (t.detach().float().cpu().numpy() for t in (*weights, *biases))
+        return (weight, bias[0] if bias else np.zeros(len(weight), dtype=np.float32)), ""
 
     def shape_at(self, stop: str | None) -> tuple[int, ...]:
         """Shape of one picture's values behind a stage, channels last; pooled for None."""
