@@ -57,7 +57,7 @@ def make_trunk(name="timm/test_resnet", head=True):
     for key, tensor in state.items():
         # timm starts the last normalisation of a block at 0: nothing behind it would matter.
         if tensor.ndim == 1 and key.endswith(("weight", "bias")):
-            tensor += 0.5 * torch.rand(tensor.shape, generator=made)
+            state[key] = tensor + 0.5 * torch.rand(tensor.shape, generator=made)
     return Trunk(spec=spec, state=state | (classifier if head else {}), origin={})
 
 
