@@ -12,8 +12,13 @@ import pytest
 from PIL import Image
 
 from headstart import cli
-from headstart.methods.linear_probe import LinearProbe
+from headstart.data.augment import Augmentation
+from headstart.flags import flags
+from headstart.methods import METHODS
+from headstart.methods.finetune import Finetune
 from headstart.recipe import Recipe
+from headstart.training.losses import Loss
+from headstart.training.optim import Training
 
 
 def run(capsys, *arguments):
@@ -134,6 +139,10 @@ def test_evaluate_prints_the_verdict(model, photos, capsys):
         (["fit", "{photos}", "--backbone", "resnet50", "--offline"], 3, "resnet50-11ad3fa6.pth"),
         (["fit", "{photos}", "--engine", "fp23"], 1, "did you mean 'fp32'"),
         (["fit", "{photos}", "--imbalance", "balance"], 1, "did you mean 'balanced'"),
+        (["fit", "{photos}", "--method", "finetun"], 1, "did you mean 'finetune'"),
+        (["fit", "{photos}", "--layer-decay", "0.7"], 1, "with method finetune, got linear-probe"),
+        (["fit", "{photos}", "--method", "scratch", "--epochs", "1.5"], 1, "--epochs"),
+        (["fit", "{photos}", "--method", "scratch", "--augment", "lite"], 1, "light"),
         (["fit", "{photos}", "--bad-files", "skipp"], 1, "did you mean 'skip'"),
         (["fit", "{photos}", "--test-fraction", "1.5"], 1, "test_fraction"),
         (["predict", "{model}", "no.jpg"], 2, "no.jpg"),
@@ -241,13 +250,78 @@ def test_demo_writes_class_folders(capsys, tmp_path):
 
 
 def test_flags_agree_with_the_dataclasses():
-    """One definition: a field of the recipe or the method is a flag of the same default."""
+    """One definition: a field of the recipe is a flag of the same default."""
     flags = {name: p.default for name, p in inspect.signature(cli.fit).parameters.items()}
-    internal = {"penalties", "method"}
-    for value in (Recipe(), LinearProbe()):
-        for field in dataclasses.fields(value):
-            if field.name not in internal:
-                assert flags[field.name] == getattr(value, field.name), field.name
+    for field in dataclasses.fields(Recipe()):
+        if field.name != "method":
+            assert flags[field.name] == getattr(Recipe(), field.name), field.name
+    assert flags["method"] == Recipe().method.name
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the command line asks of the Python API, without doing it."""
+    recipes = []
+
+    def stop(source, recipe, **options):
+        recipes.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headstart.run.fit", stop)
+    return recipes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_flag_of_a_method_arrives_in_it(method, asked, capsys):
+    """Given its default as text, each flag leaves the method as it is; and none is unknown."""
+    plain = METHODS[method](seed=3)
+    given = []
+    for flag in flags():
+        if method in flag.methods and flag.name != "penalties":
+            value = flag.default.split(" ")[0]
+            if flag.kind == "switch":
+                given.append(f"--no-{flag.option[2:]}")
+            elif value:
+                given += [flag.option, "1e-3" if flag.name == "learning_rate" else value]
+    wanted = plain
+    if hasattr(plain, "learning_rate"):
+        wanted = dataclasses.replace(plain, learning_rate=1e-3)
+    run(capsys, "fit", "photos", "--method", method, "--seed", 3, *given)
+    assert asked[0].method == wanted
+
+
+def test_the_command_of_the_page_is_understood(asked, capsys):
+    words = (
+        "--train-from layer4 --learning-rate 1e-4 --head-learning-rate 1e-3 --epochs 10 "
+        "--batch-size 32 --augment light --views 3 --batch-norm train --layer-decay 0.7 "
+        "--boundary-cache off --wise-ft 0.7 --label-smoothing 0.1 --mixup 0.2 "
+        "--precision bf16 --optimiser sgd --ema 0.99 --soup 3 --flip-vertical"
+    )
+    run(capsys, "fit", "photos", "--method", "finetune", *words.split())
+    assert asked[0].method == Finetune(
+        train_from="layer4",
+        learning_rate=1e-4,
+        head_learning_rate=1e-3,
+        batch_norm="train",
+        layer_decay=0.7,
+        boundary_cache="off",
+        wise_ft=0.7,
+        mixup=0.2,
+        loss=Loss(label_smoothing=0.1),
+        augmentation=Augmentation(flip=True, crop=0.6, views=3, flip_vertical=True),
+        training=Training(
+            epochs=10, batch_size=32, precision="bf16", optimiser="sgd", ema=0.99, soup=3
+        ),
+    )
+
+
+def test_help_shows_every_flag_under_its_methods(capsys):
+    code, out, err = run(capsys, "fit", "--help")
+    assert (code, err) == (0, "")
+    places = [out.index(f"\n  {flag.option} ") for flag in flags()]
+    assert len(set(places)) == len(flags())
+    for heading in ("Options:", "Method finetune:", "Training (finetune, scratch):"):
+        assert f"\n{heading}\n" in out
 
 
 def test_help_imports_nothing_heavy():

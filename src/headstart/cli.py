@@ -16,12 +16,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headstart.errors import HeadstartError, SetupError
+from headstart.options import (
+    AllowOverlap,
+    AsJson,
+    BadFiles,
+    Device,
+    Engine,
+    FitCommand,
+    GroupBy,
+    ModelFolder,
+    NoCache,
+    Offline,
+    Seed,
+    Source,
+    TestFraction,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from headstart.cache import Cache
-    from headstart.console import Terminal
 
 __all__ = ["app", "main"]
 
@@ -43,52 +55,18 @@ app.add_typer(cache_app, name="cache")
 # Whatever the parser refuses; typer keeps the class itself private.
 _BadCommand: type[Exception] = typer.BadParameter.__bases__[0]
 
-Source = Annotated[
-    str, typer.Argument(help="Class folders, a CSV or Parquet manifest, or demo:<name>.")
-]
-ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/photos.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
-GroupBy = Annotated[
-    str | None,
-    typer.Option(help="Column or regular expression that names each picture's group (a patient)."),
-]
-BadFiles = Annotated[
-    str, typer.Option(help="Files that cannot be decoded: error refuses, skip leaves them out.")
-]
-AllowOverlap = Annotated[
-    bool,
-    typer.Option("--allow-overlap", help="Go on although a picture is learned from and tested on."),
-]
-Engine = Annotated[
-    str,
-    typer.Option(
-        help="Arithmetic of the frozen backbone: auto, fp32, bf16, openvino, openvino-bf16."
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Compute everything anew and keep nothing.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
-TestFraction = Annotated[
-    float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
-]
-Offline = Annotated[
-    bool | None, typer.Option("--offline", help="Open no socket (or set HEADSTART_OFFLINE=1).")
-]
 
-
-@app.command()
+@app.command(cls=FitCommand)
 def fit(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     source: Source,
+    method: Annotated[
+        str, typer.Option(help="How to learn: linear-probe, finetune or scratch.")
+    ] = "linear-probe",
     out: Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")] = None,
     backbone: Annotated[
         str, typer.Option(help="What the pictures are seen with; see `headstart backbones`.")
     ] = "embedded/efficientnet_lite0",
-    imbalance: Annotated[
-        str, typer.Option(help="auto, none, or balanced: weight every class alike.")
-    ] = "auto",
-    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
     group_by: GroupBy = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
@@ -104,13 +82,14 @@ def fit(  # noqa: PLR0913 - one argument a flag
     ] = False,
 ) -> None:
     """Learn from pictures, judge the result, and write a run's folder."""
-    from headstart.methods.linear_probe import LinearProbe
+    from headstart.console import terminal
+    from headstart.flags import make_method
     from headstart.recipe import Recipe
     from headstart.run import fit as run_fit
 
     recipe = Recipe(
         backbone=backbone,
-        method=LinearProbe(folds=folds, imbalance=imbalance, seed=seed),  # type: ignore[arg-type]
+        method=make_method(method, ctx.obj, seed=seed),
         group_by=group_by,
         bad_files=_policy(bad_files),
         allow_overlap=allow_overlap,
@@ -120,10 +99,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    with _cache(no_cache) as cache, _terminal(as_json) as terminal:
-        run = run_fit(
-            source, recipe, out=out, cache=cache, observer=terminal, command=_command_line()
-        )
+    with _cache(no_cache) as cache, terminal(as_json) as shown:
+        run = run_fit(source, recipe, out=out, cache=cache, observer=shown, command=_command_line())
     if as_json:
         _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
     leads = {b.name: b.lead for b in run.evaluation.baselines}  # judged as the verdict judges
@@ -144,7 +121,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what pictures show, with calibrated probabilities."""
-    from headstart.console import show_predictions
+    from headstart.console import plain_console, show_predictions
     from headstart.errors import UnknownNameError
     from headstart.model import predictions_csv, predictions_json
     from headstart.model_folder import load
@@ -159,7 +136,7 @@ def predict(
     elif output == "csv":
         typer.echo(predictions_csv(found), nl=False)
     else:
-        show_predictions(_console(), found)
+        show_predictions(plain_console(), found)
 
 
 @app.command()
@@ -175,7 +152,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on labelled pictures that it has not seen."""
-    from headstart.console import show_evaluation
+    from headstart.console import plain_console, show_evaluation
     from headstart.run import evaluate_source
     from headstart.verdict import verdict
 
@@ -193,7 +170,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     if as_json:
         _emit({"verdict": verdict(evaluation), **evaluation.as_dict()})
     else:
-        show_evaluation(_console(), evaluation, verdict(evaluation))
+        show_evaluation(plain_console(), evaluation, verdict(evaluation))
 
 
 @data_app.command("check")
@@ -201,11 +178,11 @@ def data_check(
     source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
 ) -> None:
     """Decode every picture and report what is wrong: exit 2 on errors."""
-    from headstart.console import show_data, show_findings
+    from headstart.console import plain_console, show_data, show_findings, terminal
     from headstart.data.prepare import inspect
 
-    with _cache(no_cache) as cache, _terminal(as_json) as terminal:
-        data, findings = inspect(source, cache=cache, group_by=group_by, progress=terminal.progress)
+    with _cache(no_cache) as cache, terminal(as_json) as shown:
+        data, findings = inspect(source, cache=cache, group_by=group_by, progress=shown.progress)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         listed = [
@@ -214,7 +191,7 @@ def data_check(
         ]
         _emit({"pictures": len(data), "classes": data.counts(), "findings": listed})
     else:
-        console = _console()
+        console = plain_console()
         show_data(console, data, {"pictures": data})
         show_findings(console, findings, limit=200)
     if errors:
@@ -347,24 +324,6 @@ def main() -> None:
 def _complain(message: str, code: int) -> int:
     typer.echo(f"headstart: {message}", err=True)
     return code
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(emoji=False)  # ":symbols:" in a name is text
-
-
-@contextmanager
-def _terminal(quiet: bool) -> Iterator[Terminal]:
-    """A terminal on standard output; with --json a silent one, for the document stands alone."""
-    from rich.console import Console
-
-    from headstart.console import Terminal
-
-    console = Console(stderr=True, quiet=True, emoji=False) if quiet else _console()
-    with Terminal(console) as shown:
-        yield shown
 
 
 @contextmanager

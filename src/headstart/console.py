@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from headstart.events import Event, Finished, Planned
     from headstart.model import Prediction
 
-__all__ = ["Terminal", "show_data", "show_evaluation", "show_findings", "show_predictions"]
+__all__ = [
+    "Terminal",
+    "plain_console",
+    "show_data",
+    "show_evaluation",
+    "show_findings",
+    "show_predictions",
+    "terminal",
+]
 
 CLASS_LINES = 10
 FINDING_LINES = 5
@@ -241,3 +250,16 @@ def _bars(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+def plain_console() -> Console:
+    """Standard output for people."""
+    return Console(emoji=False)  # ":symbols:" in a name is text
+
+
+@contextmanager
+def terminal(quiet: bool) -> Iterator[Terminal]:
+    """Show events on standard output; with ``quiet`` nowhere, as where a document stands alone."""
+    console = Console(stderr=True, quiet=True, emoji=False) if quiet else plain_console()
+    with Terminal(console) as shown:
+        yield shown

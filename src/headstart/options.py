@@ -1,0 +1,115 @@
+"""What the commands take: arguments and flags; those of the methods are read off the methods."""
+
+from __future__ import annotations
+
+from functools import cache
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+__all__ = [
+    "AllowOverlap",
+    "AsJson",
+    "BadFiles",
+    "Device",
+    "Engine",
+    "FitCommand",
+    "GroupBy",
+    "ModelFolder",
+    "NoCache",
+    "Offline",
+    "Seed",
+    "Source",
+    "TestFraction",
+]
+
+Source = Annotated[
+    str, typer.Argument(help="Class folders, a CSV or Parquet manifest, or demo:<name>.")
+]
+ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/photos.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(help="Column or regular expression that names each picture's group (a patient)."),
+]
+BadFiles = Annotated[
+    str, typer.Option(help="Files that cannot be decoded: error refuses, skip leaves them out.")
+]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option("--allow-overlap", help="Go on although a picture is learned from and tested on."),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Arithmetic of the frozen backbone: auto, fp32, bf16, openvino, openvino-bf16."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Compute everything anew and keep nothing.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
+TestFraction = Annotated[
+    float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
+]
+Offline = Annotated[
+    bool | None, typer.Option("--offline", help="Open no socket (or set HEADSTART_OFFLINE=1).")
+]
+
+
+class FitCommand(TyperCommand):
+    """``fit`` with the flags of all methods, which are read when the command is chosen."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Put the methods' flags behind those of the run."""
+        *own, last = super().get_params(ctx)  # the last one is --help
+        return [*own, last, *_method_options()]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Hand the methods' flags over as one mapping: the context's object."""
+        names = {option.name for option in _method_options()}
+        ctx.obj = {name: value for name, value in ctx.params.items() if name in names}
+        ctx.params = {name: value for name, value in ctx.params.items() if name not in names}
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Show the flags under headings."""
+        groups: dict[str, list[Any]] = {}
+        for param in self.get_params(ctx):
+            is_option = param.param_type_name == "option"
+            title = (param.rich_help_panel or "Options") if is_option else "Arguments"
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+@cache
+def _method_options() -> tuple[Any, ...]:
+    """Options for the parser, through typer's own door: a function with a signature."""
+    from headstart.flags import flags
+
+    found = []
+    for flag in flags():
+        is_switch = flag.kind == "switch"
+        option = typer.Option(
+            f"{flag.option}/--no-{flag.option[2:]}" if is_switch else flag.option,
+            help=" ".join(filter(None, (flag.help, flag.default and f"[{flag.default}]"))),
+            metavar=None if is_switch else "|".join(flag.choices) or f"<{flag.kind}>",
+            rich_help_panel=flag.group,
+        )
+        kind: Any = Annotated[(bool if is_switch else str) | None, option]
+        found.append(Parameter(flag.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+
+    def takes(**_: Any) -> None: ...
+
+    takes.__signature__ = Signature(found)  # type: ignore[attr-defined]
+    takes.__annotations__ = {one.name: one.annotation for one in found}
+    made = typer.Typer(rich_markup_mode=None, add_completion=False)
+    made.command()(takes)
+    return tuple(typer.main.get_command(made).params)
