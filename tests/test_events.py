@@ -14,6 +14,7 @@ from headstart.data.samples import Dataset, Sample
 from headstart.engines import Choice
 from headstart.evaluation import evaluate_probabilities
 from headstart.events import DataReady, Finished, JsonLog, Planned, Progressed
+from headstart.methods.method import Outline
 from headstart.tasks.classification import Classification
 from headstart.trunk import Trunk
 
@@ -32,6 +33,7 @@ def data_ready():
 
 def planned():
     return Planned(
+        outline=Outline(title="linear probe", trains="a layer"),
         trunk=Trunk(spec=resolve("torchvision/resnet18"), state={}, origin={}),
         engine=Choice(engine="bf16"),
         parameters=11,
@@ -88,6 +90,7 @@ def test_every_step_is_one_valid_line_readable_at_once(tmp_path):
         },
         {
             "event": "plan",
+            "method": "linear probe",
             "backbone": "torchvision/resnet18",
             "engine": "bf16",
             "to_compute": 2,

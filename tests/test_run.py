@@ -4,20 +4,25 @@ import csv
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from headstart.baselines import PROBE
 from headstart.cache import Cache
 from headstart.data.samples import Dataset
 from headstart.errors import DataError, LeakError, SetupError, UnknownNameError, UsageError
-from headstart.events import Planned
+from headstart.events import EpochDone, Noted, Planned
+from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
+from headstart.methods.scratch import Scratch
 from headstart.model_folder import load
 from headstart.recipe import Recipe
 from headstart.run import evaluate_source, fit, slug
+from headstart.training.optim import Training
 
 FILES = {
     "model.safetensors",
@@ -232,7 +237,135 @@ def test_a_disk_that_fills_up_is_said_with_the_folder(photos, tmp_path, monkeypa
     def full(model, folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headstart.run.save", full)
+    monkeypatch.setattr("headstart.run_folder.save", full)
     with pytest.raises(SetupError, match=r"elsewhere.*No space left.*--out"):
         fit(photos, FP32, out=tmp_path / "elsewhere", cache=Cache(tmp_path / "cache"))
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+# ------------------------------------------------------------------- training the backbone
+
+TINY = "timm/test_resnet"
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path_factory):
+    """A small backbone with weights made here, as a file that is found."""
+    from safetensors.torch import save_file
+
+    from headstart.backbones.backbone import load as load_backbone
+    from headstart.backbones.catalog import resolve
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    backbone = load_backbone(resolve(TINY), pretrained=False, seed=1)
+    save_file({k: v.contiguous() for k, v in backbone.trunk.state_dict().items()}, path)
+    return f"file:{path}@{TINY}"
+
+
+def tuning(backbone, **options):
+    training = Training(epochs=3, batch_size=8, patience=9)
+    method = Finetune(train_from="layer4", batch_norm="train", training=training, **options)
+    return Recipe(engine="fp32", device="cpu", backbone=backbone, method=method)
+
+
+class Interrupted(Exception):  # noqa: N818 - what a kill is to this process
+    pass
+
+
+def after_epoch(number, error):
+    def told(event):
+        if isinstance(event, EpochDone) and event.epoch.number == number:
+            raise error
+
+    return told
+
+
+def test_a_tuned_model_is_told_epoch_by_epoch_and_compared(tiny, photos, store, tmp_path):
+    told = []
+    run = fit(photos, tuning(tiny), out=tmp_path / "run", cache=store, observer=told.append)
+    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [1, 2, 3]
+    [plan] = [event for event in told if isinstance(event, Planned)]
+    assert plan.outline.plan.boundary == "layer3"
+    names = [baseline.name for baseline in run.evaluation.baselines]
+    assert names == ["majority class", "5-nearest neighbours", PROBE]
+    gain = run.evaluation.baselines[-1].lead.interval
+    assert run.model.record["target_gain"] == gain.as_dict()
+    drifts = run.model.record["forgetting"]["stages"]
+    assert drifts[0]["cka"] == 1
+    assert drifts[-1]["relative_weight_change"] > 0
+    assert any("Target" in sentence for sentence in told[-1].kept)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_probe_of_the_comparison_is_the_probe(tiny, photos, store, tmp_path):
+    """Neighbours and probe see the backbone as it was, not as it is."""
+    tuned = fit(photos, tuning(tiny), out=tmp_path / "run", cache=store)
+    plain = Recipe(engine="fp32", device="cpu", backbone=tiny)
+    probe = fit(photos, plain, out=tmp_path / "probe", cache=store)
+    majority, neighbours, compared = tuned.evaluation.baselines
+    assert compared.accuracy == probe.evaluation.metrics["accuracy"]
+    assert (majority.accuracy, neighbours.accuracy) == tuple(
+        baseline.accuracy for baseline in probe.evaluation.baselines
+    )
+
+
+def test_scratch_has_nothing_to_forget(tiny, photos, store, tmp_path):
+    method = Scratch(training=Training(epochs=1, batch_size=8))
+    recipe = replace(tuning(tiny), method=method)
+    run = fit(photos, recipe, out=tmp_path / "run", cache=store)
+    assert "forgetting" not in run.model.record
+    assert run.evaluation.baselines[-1].name == PROBE
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_bits(tiny, photos, store, tmp_path):
+    recipe = tuning(tiny, dropout=0.1)
+    whole = fit(photos, recipe, out=tmp_path / "whole", cache=store)
+    wanted = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        fit(photos, recipe, out=wanted, cache=store, observer=after_epoch(2, Interrupted()))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "whole"] == ["run.partial"]
+    told = []
+    run = fit(photos, recipe, out=wanted, cache=store, observer=told.append, resume=True)
+    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [2, 3]
+    assert digest(run.folder) == digest(whole.folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "run"}
+
+
+def test_a_training_is_begun_anew_unless_it_is_asked_to_go_on(tiny, photos, store, tmp_path):
+    wanted = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        fit(photos, tuning(tiny), out=wanted, cache=store, observer=after_epoch(2, Interrupted()))
+    (tmp_path / "run.partial" / "mine.txt").write_text("not ours")
+    told = []
+    fit(photos, tuning(tiny), out=wanted, cache=store, observer=told.append)
+    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [1, 2, 3]
+    assert [e.text for e in told if isinstance(e, Noted) and "--resume" in e.text]
+    assert [path.name for path in (tmp_path / "run.partial").iterdir()] == ["mine.txt"]
+
+
+def test_another_method_cannot_take_a_training_up(tiny, photos, store, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(
+            photos,
+            tuning(tiny),
+            out=tmp_path / "run",
+            cache=store,
+            observer=after_epoch(2, Interrupted()),
+        )
+    with pytest.raises(UsageError, match="method"):
+        fit(photos, tuning(tiny, dropout=0.5), out=tmp_path / "run", cache=store, resume=True)
+    assert (tmp_path / "run.partial" / "checkpoint.safetensors").exists()
+
+
+def test_ctrl_c_saves_the_best_model_so_far_and_keeps_the_checkpoint(tiny, photos, store, tmp_path):
+    recipe, stopped = tuning(tiny), after_epoch(2, KeyboardInterrupt())
+    run = fit(photos, recipe, out=tmp_path / "run", cache=store, observer=stopped)
+    assert run.interrupted
+    assert "STOPPED BY HAND" in run.verdict[0]
+    assert {path.name for path in run.folder.iterdir()} == FILES
+    assert load(run.folder).record["interrupted"] is True
+    whole = fit(photos, recipe, out=tmp_path / "whole", cache=store)
+    again = fit(photos, recipe, out=tmp_path / "run", cache=store, resume=True)
+    assert not again.interrupted
+    assert digest(again.folder) == digest(whole.folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run-2", "whole"}

@@ -16,7 +16,10 @@ from headstart.intervals import (
     proportion_interval,
 )
 
-__all__ = ["Baseline", "correctness", "majority_baseline", "nearest_neighbour_baseline"]
+__all__ = ["PROBE", "Baseline", "correctness", "majority_baseline", "nearest_neighbour_baseline"]
+
+PROBE = "linear probe on the frozen backbone"
+"""What a model has to beat whose backbone was trained."""
 
 Array = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]]

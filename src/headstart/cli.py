@@ -34,6 +34,7 @@ from headstart.options import (
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
+    from headstart.run import Run
 
 __all__ = ["app", "main"]
 
@@ -76,6 +77,9 @@ def fit(  # noqa: PLR0913 - one argument a flag
     offline: Offline = None,
     seed: Seed = 0,
     no_cache: NoCache = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up a training of this command that was stopped.")
+    ] = False,
     as_json: AsJson = False,
     require_lead: Annotated[
         bool, typer.Option("--require-lead", help="Exit with 4 unless every baseline is beaten.")
@@ -83,9 +87,11 @@ def fit(  # noqa: PLR0913 - one argument a flag
 ) -> None:
     """Learn from pictures, judge the result, and write a run's folder."""
     from headstart.console import terminal
+    from headstart.distributed import is_main
     from headstart.flags import make_method
     from headstart.recipe import Recipe
     from headstart.run import fit as run_fit
+    from headstart.run import processes
 
     recipe = Recipe(
         backbone=backbone,
@@ -99,13 +105,27 @@ def fit(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    with _cache(no_cache) as cache, terminal(as_json) as shown:
-        run = run_fit(source, recipe, out=out, cache=cache, observer=shown, command=_command_line())
-    if as_json:
-        _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
+    with processes(device), _cache(no_cache) as cache, terminal(as_json) as shown:
+        run = run_fit(
+            source,
+            recipe,
+            out=out,
+            cache=cache,
+            observer=shown,
+            command=_command_line(),
+            resume=resume,
+        )
+        if as_json and is_main():
+            _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
+    if run.interrupted:
+        sys.exit(130)
+    _require_leads(run, require_lead)
+
+
+def _require_leads(run: Run, wanted: bool) -> None:
     leads = {b.name: b.lead for b in run.evaluation.baselines}  # judged as the verdict judges
     behind = [n for n, lead in leads.items() if not lead.distinguishable or lead.interval.value < 0]
-    if require_lead and behind:
+    if wanted and behind:
         typer.echo(f"Not better than: {', '.join(behind)}.", err=True)
         raise typer.Exit(4)
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from headstart.data.samples import Dataset
     from headstart.evaluation import Evaluation
     from headstart.events import Event, Finished, Planned
+    from headstart.freezing import FreezePlan
     from headstart.model import Prediction
+    from headstart.training.job import Epoch
 
 __all__ = [
     "Terminal",
@@ -39,6 +41,8 @@ __all__ = [
 CLASS_LINES = 10
 FINDING_LINES = 5
 WORST_CLASSES = 5
+EPOCH_LINES = 20
+NOTE_LINES = 5
 
 
 class Terminal:
@@ -53,6 +57,7 @@ class Terminal:
         self.console = console
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
+        self._best: Epoch | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +72,7 @@ class Terminal:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        from headstart.events import DataReady, Finished, Planned, Progressed
+        from headstart.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
 
         match event:
             case Progressed(step=step, done=done, total=total):
@@ -78,6 +83,10 @@ class Terminal:
             case Planned():
                 self._stop()
                 self._plan(event)
+            case EpochDone(epoch=epoch, most=most):
+                self._epoch(epoch, most)
+            case Noted(text=text):
+                self._say("[bold]Note[/]  ", text)
             case Finished():
                 self._stop()
                 self._verdict(event)
@@ -107,23 +116,57 @@ class Terminal:
 
     def _plan(self, plan: Planned) -> None:
         spec, weights = plan.trunk.spec, plan.trunk.origin
-        kept = plan.pictures - plan.to_compute
-        say = self.console.print
-        say(f"[bold]Plan[/]  linear probe on {escape(spec.name)}")
-        for title, text in {
+        kept, outline = plan.pictures - plan.to_compute, plan.outline
+        self._say("[bold]Plan[/]  ", f"{outline.title} on {spec.name}")
+        lines = {
             "weights": f"{spec.data or 'unknown data'}, {spec.licence or 'licence not stated'}, "
             f"sha256 {weights['sha256'][:12]}… ({weights['from']})",
             "frozen": f"{plan.parameters:,} parameters; BatchNorm in inference mode, statistics "
             "constant (checked by hash)",
-            "trains": f"one linear layer, {plan.trunk.width:,} inputs, solved to convergence",
+            "trains": outline.trains,
+            "kept": outline.kept,
             "engine": plan.engine.describe(),
             "features": f"{plan.to_compute} pictures to compute, {kept} kept"
             + _estimate(plan.seconds, plan.cache_bytes),
-        }.items():
-            say(f"  {title:<9} {escape(text)}", highlight=False, soft_wrap=True)
+        }
+        if outline.plan is None:
+            del lines["kept"]
+        else:
+            del lines["frozen"]
+            lines["features"] += ", to compare with a probe"
+        for title, text in lines.items():
+            self._say(f"  {title:<9} ", text)
+        if outline.plan is not None:
+            self.console.print(_stage_table(outline.plan), highlight=False)
+
+    def _say(self, title: str, text: str) -> None:
+        """Print a title as it is, and text without any markup."""
+        self.console.print(f"{title}{escape(text)}", highlight=False, soft_wrap=True)
+
+    def _epoch(self, epoch: Epoch, most: int) -> None:
+        """Show one line an epoch; of a long training every n-th, with the best until then."""
+        best = self._best
+        judged = epoch.score, -epoch.held_out_loss
+        if best is None or judged > (best.score, -best.held_out_loss):
+            self._best = epoch
+        if epoch.number % max(1, math.ceil(most / EPOCH_LINES)) and epoch.number < most:
+            return
+        is_best = self._best is epoch
+        mark = "* best" if is_best or self._best is None else f"(best: {self._best.number})"
+        loss = "" if epoch.loss is None else f"loss {epoch.loss:.3f}  "
+        self._say(
+            f"  epoch {epoch.number:>{len(str(most))}}/{most}  ",
+            f"{loss}held-out macro F1 {epoch.score:.3f}, loss {epoch.held_out_loss:.3f}  "
+            f"{epoch.seconds:.1f} s  {mark}",
+        )
 
     def _verdict(self, event: Finished) -> None:
         show_evaluation(self.console, event.evaluation, event.verdict)
+        for title, found in (("Kept", event.kept), ("Notes", event.notes)):
+            if found:
+                self.console.print(f"[bold]{title}[/]")
+            for sentence in found[:NOTE_LINES]:
+                self._say("  ", sentence)
         total = sum(event.seconds.values())
         slowest = ", ".join(f"{step} {seconds:.1f}" for step, seconds in event.seconds.items())
         say = self.console.print
@@ -216,6 +259,27 @@ def _class_table(parts: Mapping[str, Dataset]) -> Table:
         table.add_row(escape(name), *(str(count[name]) for count in counts))
     if len(classes) > CLASS_LINES:
         table.add_row(f"… {len(classes) - CLASS_LINES} more", *[""] * len(parts))
+    return table
+
+
+def _stage_table(plan: FreezePlan) -> Table:
+    """What happens to each stage, in the order in which they run."""
+    table = Table(box=None, padding=(0, 2), pad_edge=True)
+    for title in ("stage", "parameters", "trainable", "learning rate", "BatchNorm", "constant"):
+        table.add_column(title, justify="left" if title in {"stage", "BatchNorm"} else "right")
+    is_behind = False
+    for row in plan.rows:
+        rate = f"{row.learning_rate:.1e}" if row.trains else "–"
+        since = f" from epoch {row.from_epoch}" if row.trains and row.from_epoch > 1 else ""
+        table.add_row(
+            escape(row.stage),
+            f"{row.parameters:,}",
+            f"{row.trainable:,}",
+            rate + since,
+            row.batch_norm,
+            "no" if is_behind or not row.is_constant else "yes",
+        )
+        is_behind = is_behind or not row.is_constant
     return table
 
 

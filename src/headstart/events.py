@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from headstart.data.prepare import Prepared
 from headstart.engines import Choice
 from headstart.evaluation import Evaluation
+from headstart.methods.method import Outline
+from headstart.training.job import Epoch
 from headstart.trunk import Trunk
 
-__all__ = ["DataReady", "Event", "Finished", "JsonLog", "Observer", "Planned", "Progressed"]
+__all__ = [
+    "DataReady",
+    "EpochDone",
+    "Event",
+    "Finished",
+    "JsonLog",
+    "Noted",
+    "Observer",
+    "Planned",
+    "Progressed",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +36,21 @@ class Progressed:
     step: str
     done: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """Something that a person has to know."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """An epoch of a training has been judged on held-out pictures; there are ``most`` at most."""
+
+    epoch: Epoch
+    most: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +67,12 @@ class Planned:
 
     Parameters
     ----------
+    outline : Outline
+        What the method is about to do.
     trunk : Trunk
     engine : Choice
     parameters : int
-        Of the backbone; all are frozen.
+        Of the backbone.
     to_compute, pictures : int
         Pictures whose features are not kept yet, of all.
     seconds : float or None
@@ -52,6 +81,7 @@ class Planned:
         That the new features will take.
     """
 
+    outline: Outline
     trunk: Trunk
     engine: Choice
     parameters: int
@@ -72,15 +102,21 @@ class Finished:
     verdict : tuple of str
     seconds : mapping of str to float
         By step.
+    notes : tuple of str
+        What happened in training, such as batches that were halved.
+    kept : tuple of str
+        What a backbone that was trained has gained and forgotten.
     """
 
     folder: Path
     evaluation: Evaluation
     verdict: tuple[str, ...]
     seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
-Event = Progressed | DataReady | Planned | Finished
+Event = Progressed | Noted | DataReady | Planned | EpochDone | Finished
 Observer = Callable[[Event], None]
 
 
@@ -119,11 +155,16 @@ class JsonLog:
             case Planned():
                 line = {
                     "event": "plan",
+                    "method": event.outline.title,
                     "backbone": event.trunk.spec.name,
                     "engine": event.engine.engine,
                     "to_compute": event.to_compute,
                     "pictures": event.pictures,
                 }
+            case EpochDone(epoch=epoch, most=most):
+                line = {"event": "epoch", "most": most, **asdict(epoch)}
+            case Noted(text=text):
+                line = {"event": "note", "text": text}
             case Finished():
                 line = {
                     "event": "finished",

@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
+from headstart.baselines import PROBE
 from headstart.cache import Cache
 from headstart.data.loading import digest_of
 from headstart.data.prepare import BadFiles, Prepared, prepare, select
 from headstart.data.readers import read_dataset
 from headstart.data.samples import Dataset, Sample
+from headstart.distributed import is_main, main_first, start, stop
 from headstart.engines import runnable
-from headstart.errors import LeakError, SetupError, UsageError
-from headstart.evaluation import Evaluation, evaluate, predictions_csv
+from headstart.errors import LeakError
+from headstart.evaluation import Evaluation, evaluate
 from headstart.events import (
     DataReady,
+    EpochDone,
     Event,
     Finished,
     JsonLog,
+    Noted,
     Observer,
     Planned,
     Progressed,
 )
 from headstart.features import Extractor
+from headstart.forgetting import Forgetting, sentences
+from headstart.gains import rivals, with_gains
 from headstart.model import TransferModel
-from headstart.model_folder import load, save
+from headstart.model_folder import load
 from headstart.recipe import Recipe
-from headstart.report import Facts, render_card, render_html, render_json
+from headstart.report import Facts
+from headstart.run_folder import (
+    claim,
+    forget,
+    hidden_folder,
+    resumable,
+    slug,
+    told_where,
+    wanted_folder,
+    write_files,
+)
 from headstart.runtime import cores, device, versions
 from headstart.tasks.classification import Classification
+from headstart.training.job import Session
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
-__all__ = ["Run", "evaluate_source", "fit", "slug"]
+__all__ = ["Run", "evaluate_source", "fit", "processes", "slug"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +79,11 @@ class Run:
     verdict: tuple[str, ...]
     seconds: dict[str, float]
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the training; the model is the best one until then."""
+        return bool(self.model.record.get("interrupted"))
+
 
 def fit(
     source: str | Path | Dataset,
@@ -78,6 +93,7 @@ def fit(
     cache: Cache | None = None,
     observer: Observer | None = None,
     command: str = "",
+    resume: bool = False,
 ) -> Run:
     """Learn from a folder of pictures, judge the result, and write a run's folder.
 
@@ -87,14 +103,16 @@ def fit(
         Class folders, a manifest, ``demo:<name>``, or examples that are read already.
     recipe : Recipe, optional
     out : str or Path, optional
-        The folder to write; by default ``runs/<name>``. An existing folder is never touched:
-        a number is added to the name.
+        The folder to write; by default ``runs/<name>``; an older one is never touched.
     cache : Cache, optional
         Where features are kept; by default the user's cache.
     observer : callable, optional
         Told of every event.
     command : str
         How the run was started, for the report.
+    resume : bool
+        Take up the training that the same call has begun and not completed: its checkpoints
+        are in ``<out>.partial/``. Where there is none, begin.
 
     Returns
     -------
@@ -116,42 +134,62 @@ def fit(
     0.987 [0.971, 0.995]
     """
     recipe = recipe or Recipe()
-    wanted = _wanted(out, source)
-    with _partial_folder(wanted) as folder, JsonLog(folder / "log.jsonl") as log:
-        watched = _both(log, observer)
-        run = _run(source, recipe, cache or Cache(), watched)
-        begin = time.perf_counter()
-        with _told_where(wanted):
-            _write(folder, run, recipe, command)
-        run.seconds["files"] = time.perf_counter() - begin
-        log(_finished(run))
-        log.close()
-        run = replace(run, folder=_claim(folder, wanted))
+    wanted, cache = wanted_folder(out, source), cache or Cache()
+    with processes(recipe.device):
+        if not is_main():  # it computes its share, and leaves files and words to the first
+            run = _run(source, recipe, cache, lambda _: None, resumable(wanted), resume)
+            return replace(run, folder=wanted)
+        with hidden_folder(wanted) as folder, JsonLog(folder / "log.jsonl") as log:
+            run = _run(source, recipe, cache, _both(log, observer), resumable(wanted), resume)
+            begin = time.perf_counter()
+            with told_where(wanted):
+                write_files(folder, _facts(run, command), recipe)
+            run.seconds["files"] = time.perf_counter() - begin
+            log(_finished(run))
+            log.close()
+            run = replace(run, folder=claim(folder, wanted))
+    if not run.interrupted:
+        forget(resumable(wanted))
     if observer is not None:
         observer(_finished(run))
     return run
 
 
-def _wanted(out: str | Path | None, source: str | Path | Dataset) -> Path:
-    """Where the run's folder shall be; "." and ".." are no names that one could be given."""
-    if out is None:
-        return Path("runs") / slug(source)
-    wanted = Path(out)
-    if wanted.name in {"", ".."}:
-        raise UsageError(
-            f"Expected `out` to name a new folder, got {str(out)!r}; do give it a name, such as "
-            f"{str(wanted / slug(source))!r}."
-        )
-    return wanted
+@contextmanager
+def processes(device: str) -> Iterator[None]:
+    """Join the processes of a launcher, if there is one, and leave them behind the block."""
+    joined = start("cpu" if device == "mps" else device)
+    try:
+        yield
+    finally:
+        if joined:
+            stop()
 
 
 def _finished(run: Run) -> Finished:
+    record = run.model.record
+    kept: tuple[str, ...] = ()
+    if "forgetting" in record:
+        gain = next((b.lead.interval for b in run.evaluation.baselines if b.name == PROBE), None)
+        kept = sentences(Forgetting.from_dict(record["forgetting"]), gain)
     return Finished(
-        folder=run.folder, evaluation=run.evaluation, verdict=run.verdict, seconds=run.seconds
+        folder=run.folder,
+        evaluation=run.evaluation,
+        verdict=run.verdict,
+        seconds=run.seconds,
+        notes=tuple(record.get("notes", ())),
+        kept=kept,
     )
 
 
-def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Observer) -> Run:
+def _run(
+    source: str | Path | Dataset,
+    recipe: Recipe,
+    cache: Cache,
+    notify: Observer,
+    checkpoints: Path,
+    resume: bool,
+) -> Run:
     clock: dict[str, float] = {}
 
     def progress(step: str, done: int, total: int) -> None:
@@ -165,7 +203,7 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
     extractor = Extractor(
         cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
     )
-    with _timed(clock, "scan and checks"):
+    with _timed(clock, "scan and checks"), main_first():
         prepared = prepare(
             source,
             cache=cache,
@@ -178,32 +216,75 @@ def _run(source: str | Path | Dataset, recipe: Recipe, cache: Cache, notify: Obs
         )
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
     recipe.method.check(prepared.train)
+    if is_main() and not resume and forget(checkpoints):
+        notify(
+            Noted(
+                text=f"Begun anew: the checkpoint in {checkpoints} was not asked for "
+                "(--resume takes it up), and is deleted."
+            )
+        )
     with _timed(clock, "backbone and engine"):
         trunk = Trunk.read(spec, weights)
-        plan = _plan(trunk, prepared.data, extractor)
+        plan = _plan(recipe, trunk, prepared, extractor)
     notify(plan)
-    with _timed(clock, "features"):
+    with _timed(clock, "features"), main_first():
         extractor.features(trunk, prepared.data.samples)
-    with _timed(clock, "head"):
-        model = _learn(recipe, prepared, trunk, extractor)
-    with _timed(clock, "evaluation"):
-        evaluation = evaluate(
-            model, prepared.test, extractor=extractor, train=prepared.train, seed=recipe.seed
+    blank = _blank(recipe, prepared, trunk)
+    session = Session(
+        told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most)),
+        progress=progress,
+        folder=checkpoints,
+        resume=resume,
+    )
+    with _timed(clock, "head" if plan.outline.plan is None else "training"):
+        model = recipe.method.fit(
+            blank, prepared.train, prepared.val, extractor=extractor, session=session
         )
+    with _timed(clock, "evaluation"), main_first():
+        model, evaluation = _judge(recipe, blank, model, prepared, extractor)
     return Run(
         folder=Path(),
         model=model,
         evaluation=evaluation,
         prepared=prepared,
-        verdict=verdict(evaluation),
+        verdict=(*_stopped(model), *verdict(evaluation)),
         seconds=clock,
     )
 
 
-def _plan(trunk: Trunk, data: Dataset, extractor: Extractor) -> Planned:
-    engine, missing = extractor.outlook(trunk, data.samples)
+def _judge(
+    recipe: Recipe,
+    blank: TransferModel,
+    model: TransferModel,
+    prepared: Prepared,
+    extractor: Extractor,
+) -> tuple[TransferModel, Evaluation]:
+    """Judge the model; one whose backbone was trained also against the backbone as it was."""
+    train, test, seed = prepared.train, prepared.test, recipe.seed
+    if model.trunk is blank.trunk:
+        return model, evaluate(model, test, extractor=extractor, train=train, seed=seed)
+    exact = replace(extractor, engine=model.engine)  # the arithmetic that it learned in
+    evaluation = evaluate(model, test, extractor=exact, seed=seed)
+    others = rivals(blank, evaluation, (train, test), extractor=extractor, seed=seed)
+    evaluation = replace(evaluation, baselines=others)
+    return with_gains(blank, model, evaluation, test, seed=seed), evaluation
+
+
+def _stopped(model: TransferModel) -> tuple[str, ...]:
+    if not model.record.get("interrupted"):
+        return ()
+    done = len(model.record["epochs"]) - 1
+    told = f"STOPPED BY HAND after {done} whole epochs: this is the best model until then"
+    return (f"{told}; --resume goes on.",)
+
+
+def _plan(recipe: Recipe, trunk: Trunk, prepared: Prepared, extractor: Extractor) -> Planned:
+    data = prepared.data
+    with main_first():  # what is measured is measured once
+        engine, missing = extractor.outlook(trunk, data.samples)
     rate = engine.rates.get(engine.engine)
     return Planned(
+        outline=recipe.method.outline(trunk, prepared.train, extractor=extractor),
         trunk=trunk,
         engine=engine,
         parameters=trunk.parameters,
@@ -214,9 +295,9 @@ def _plan(trunk: Trunk, data: Dataset, extractor: Extractor) -> Planned:
     )
 
 
-def _learn(recipe: Recipe, prepared: Prepared, trunk: Trunk, extractor: Extractor) -> TransferModel:
+def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
     train = prepared.train
-    blank = TransferModel(
+    return TransferModel(
         trunk=trunk,
         task=Classification(classes=train.classes, kind=train.kind),
         record={
@@ -231,12 +312,10 @@ def _learn(recipe: Recipe, prepared: Prepared, trunk: Trunk, extractor: Extracto
             "versions": versions(),
         },
     )
-    return recipe.method.fit(blank, train, prepared.val, extractor=extractor)
 
 
-def _write(folder: Path, run: Run, recipe: Recipe, command: str) -> None:
-    save(run.model, folder)
-    facts = Facts(
+def _facts(run: Run, command: str) -> Facts:
+    return Facts(
         name=run.prepared.data.name,
         prepared=run.prepared,
         model=run.model,
@@ -245,26 +324,6 @@ def _write(folder: Path, run: Run, recipe: Recipe, command: str) -> None:
         seconds=run.seconds,
         command=command,
     )
-    resolved = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
-    numbers = json.dumps(render_json(facts), indent=1, allow_nan=False)
-    for name, text in {
-        "report.html": render_html(facts),
-        "report.json": numbers,
-        "card.md": render_card(facts),
-        "resolved.yaml": resolved,
-        "predictions.csv": predictions_csv(run.evaluation),
-    }.items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def slug(source: str | Path | Dataset) -> str:
-    """Name a run's folder after what it learned from.
-
-    >>> slug("my photos/"), slug("demo:textures")
-    ('my-photos', 'demo-textures')
-    """
-    name = source.name if isinstance(source, Dataset) else Path(source).resolve().stem
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
 @contextmanager
@@ -272,39 +331,6 @@ def _timed(clock: dict[str, float], step: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     clock[step] = time.perf_counter() - begin
-
-
-@contextmanager
-def _partial_folder(wanted: Path) -> Iterator[Path]:
-    """Make a hidden folder beside the wanted one; a run that fails leaves nothing behind."""
-    with _told_where(wanted):
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-", dir=wanted.parent))
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _told_where(wanted: Path) -> Iterator[None]:
-    """A full disk, or a folder that nobody may write to, with the path and the way out."""
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(
-            f"Expected to write a run's folder at {wanted}, got {error}; do make room there, or "
-            "choose another --out."
-        ) from error
-
-
-def _claim(folder: Path, wanted: Path) -> Path:
-    """Give a finished folder its name, or the next free one: an older run is never touched."""
-    names = itertools.chain([wanted.name], (f"{wanted.name}-{n}" for n in itertools.count(2)))
-    final = next(path for path in map(wanted.with_name, names) if not path.exists())
-    folder.chmod(0o755)  # mkdtemp's folders are private
-    return folder.rename(final)
 
 
 def _both(first: Observer, second: Observer | None) -> Observer:

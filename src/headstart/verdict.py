@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headstart.baselines import PROBE
 from headstart.evaluation import Evaluation
 
 __all__ = ["verdict"]
@@ -38,6 +39,8 @@ def verdict(evaluation: Evaluation) -> tuple[str, ...]:
                 judged += " (their answers differ on too few of them)"
         elif lead.value > 0:
             judged = "is better"
+        elif baseline.name == PROBE:
+            judged = "IS WORSE: the probe wins, do use --method linear-probe"
         else:
             judged = "IS WORSE: look at the data and the labels before using it"
         sentences.append(

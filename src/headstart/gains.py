@@ -1,0 +1,94 @@
+"""Whether training the backbone was worth it: what it gained over a probe, what it forgot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from headstart.baselines import (
+    PROBE,
+    Baseline,
+    correctness,
+    majority_baseline,
+    nearest_neighbour_baseline,
+)
+from headstart.data.samples import Dataset
+from headstart.drift import measure
+from headstart.evaluation import Evaluation
+from headstart.features import Extractor
+from headstart.intervals import paired_proportion_difference, proportion_interval
+from headstart.methods.linear_probe import LinearProbe
+from headstart.model import TransferModel
+
+__all__ = ["rivals", "with_gains"]
+
+
+def rivals(
+    source: TransferModel,
+    evaluation: Evaluation,
+    parts: tuple[Dataset, Dataset],
+    *,
+    extractor: Extractor,
+    seed: int = 0,
+) -> tuple[Baseline, ...]:
+    """Judge what the backbone as it was reaches on the same pictures, paired with the model.
+
+    Parameters
+    ----------
+    source : TransferModel
+        With the backbone as it was.
+    evaluation : Evaluation
+        Of the model whose backbone was trained, on the second part.
+    parts : pair of Dataset
+        What was learned from, and what was judged on.
+    extractor : Extractor
+    seed : int
+        Of the probe's folds.
+
+    Returns
+    -------
+    tuple of Baseline
+        Majority class, nearest neighbours, and a linear probe on the frozen backbone.
+    """
+    train, test = parts
+    learned, targets = source.aligned(train).targets(), evaluation.targets
+    correct, groups = evaluation.correct, test.groups()
+    known = extractor.features(source.trunk, train.samples).values
+    asked = extractor.features(source.trunk, test.samples).values
+    probe = LinearProbe(seed=seed).fit(source, train, extractor=extractor)
+    chances = probe.task.probabilities(probe.require_head().logits(asked))
+    reached = correctness(targets, probe.task.predicted(chances))
+    return (
+        majority_baseline(learned, targets, correct, groups=groups),
+        nearest_neighbour_baseline((known, learned), (asked, targets), correct, groups=groups),
+        Baseline(
+            name=PROBE,
+            accuracy=proportion_interval(reached, groups),
+            lead=paired_proportion_difference(correct, reached, groups),
+        ),
+    )
+
+
+def with_gains(
+    source: TransferModel, model: TransferModel, evaluation: Evaluation, test: Dataset, *, seed: int
+) -> TransferModel:
+    """Write into the model's record what it gained on the target and what it forgot.
+
+    Parameters
+    ----------
+    source, model : TransferModel
+        With the backbone as it was, and as it is.
+    evaluation : Evaluation
+        With the baselines of ``rivals``.
+    test : Dataset
+        Pictures that neither has learned from.
+    seed : int
+        Which pictures are looked at, where there are more than 200.
+    """
+    record = dict(model.record)
+    for baseline in evaluation.baselines:
+        if baseline.name == PROBE:
+            record["target_gain"] = baseline.lead.interval.as_dict()
+    if model.trunk.origin["from"] == source.trunk.origin["from"]:  # else it has nothing to forget
+        forgotten = measure(source.trunk, model.trunk, test.samples, seed=seed)
+        record["forgetting"] = forgotten.as_dict()
+    return replace(model, record=record)

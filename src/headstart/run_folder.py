@@ -1,0 +1,133 @@
+"""A run's folder: its name, how it comes into being whole, and where a training is taken up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from headstart.data.samples import Dataset
+from headstart.errors import SetupError, UsageError
+from headstart.evaluation import predictions_csv
+from headstart.model_folder import save
+from headstart.recipe import Recipe
+from headstart.report import Facts, render_card, render_html, render_json
+from headstart.training import checkpoint
+
+__all__ = [
+    "claim",
+    "forget",
+    "hidden_folder",
+    "resumable",
+    "slug",
+    "told_where",
+    "wanted_folder",
+    "write_files",
+]
+
+
+def slug(source: str | Path | Dataset) -> str:
+    """Name a run's folder after what it learned from.
+
+    >>> slug("my photos/"), slug("demo:textures")
+    ('my-photos', 'demo-textures')
+    """
+    name = source.name if isinstance(source, Dataset) else Path(source).resolve().stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+
+
+def wanted_folder(out: str | Path | None, source: str | Path | Dataset) -> Path:
+    """Say where the run's folder shall be; "." and ".." are no names that one could be given.
+
+    Raises
+    ------
+    UsageError
+        If ``out`` names no folder of its own.
+    """
+    if out is None:
+        return Path("runs") / slug(source)
+    wanted = Path(out)
+    if wanted.name in {"", ".."}:
+        raise UsageError(
+            f"Expected `out` to name a new folder, got {str(out)!r}; do give it a name, such as "
+            f"{str(wanted / slug(source))!r}."
+        )
+    return wanted
+
+
+@contextmanager
+def hidden_folder(wanted: Path) -> Iterator[Path]:
+    """Make a hidden folder beside the wanted one; a run that fails leaves nothing behind."""
+    with told_where(wanted):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-", dir=wanted.parent))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def told_where(wanted: Path) -> Iterator[None]:
+    """A full disk, or a folder that nobody may write to, with the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"Expected to write a run's folder at {wanted}, got {error}; do make room there, or "
+            "choose another --out."
+        ) from error
+
+
+def claim(folder: Path, wanted: Path) -> Path:
+    """Give a finished folder its name, or the next free one: an older run is never touched."""
+    names = itertools.chain([wanted.name], (f"{wanted.name}-{n}" for n in itertools.count(2)))
+    final = next(path for path in map(wanted.with_name, names) if not path.exists())
+    folder.chmod(0o755)  # mkdtemp's folders are private
+    return folder.rename(final)
+
+
+def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
+    """Write the model, and everything that is said of it."""
+    save(facts.model, folder)
+    for name, text in {
+        "report.html": render_html(facts),
+        "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
+        "card.md": render_card(facts),
+        "resolved.yaml": yaml.safe_dump(recipe.as_dict(), sort_keys=False),
+        "predictions.csv": predictions_csv(facts.evaluation),
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def resumable(wanted: Path) -> Path:
+    """Folder of the checkpoints of a training whose run is not complete, beside the run's.
+
+    >>> resumable(Path("runs/photos")).name
+    'photos.partial'
+    """
+    return wanted.with_name(f"{wanted.name}.partial")
+
+
+def forget(folder: Path) -> bool:
+    """Delete a checkpoint, and its folder if nothing else is in it.
+
+    Returns
+    -------
+    bool
+        Whether there was a checkpoint.
+    """
+    there = (folder / checkpoint.NAME).exists()
+    if folder.is_dir():
+        checkpoint.remove(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return there
