@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from headstart.backbones.catalog import resolve
 from headstart.console import Terminal, show_evaluation, show_findings, show_predictions
 from headstart.data.checks import Finding
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
+from headstart.engines import Choice
 from headstart.evaluation import evaluate_probabilities
-from headstart.events import DataReady, Finished, Progressed
+from headstart.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
+from headstart.freezing import FreezePlan, StageRow
+from headstart.methods.method import Outline
 from headstart.model import Prediction
 from headstart.tasks.classification import Classification
+from headstart.training.job import Epoch
+from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
 MANY = tuple(f"class [bold]{i}[/]" for i in range(200))
@@ -110,3 +116,79 @@ def test_the_next_command_can_be_copied_into_a_shell(console):
         )
     next_line = next(line for line in text(console).splitlines() if line.startswith("Next"))
     assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "PICTURE"]
+
+
+def epochs(scores):
+    for number, score in enumerate(scores, start=1):
+        epoch = Epoch(number=number, loss=0.5, score=score, held_out_loss=0.25, seconds=2.0)
+        yield EpochDone(epoch=epoch, most=len(scores))
+
+
+def test_a_short_training_is_one_line_an_epoch(console):
+    terminal = Terminal(console)
+    for event in epochs([0.5, 0.75, 0.625]):
+        terminal(event)
+    assert text(console).splitlines() == [
+        "  epoch 1/3  loss 0.500  held-out macro F1 0.500, loss 0.250  2.0 s  * best",
+        "  epoch 2/3  loss 0.500  held-out macro F1 0.750, loss 0.250  2.0 s  * best",
+        "  epoch 3/3  loss 0.500  held-out macro F1 0.625, loss 0.250  2.0 s  (best: 2)",
+    ]
+
+
+def test_a_long_training_stays_short_and_names_the_best(console):
+    terminal = Terminal(console)
+    for event in epochs([0.1 + 0.5 * (number == 333) for number in range(1, 501)]):
+        terminal(event)
+    shown = text(console).splitlines()
+    assert len(shown) <= 21
+    assert shown[-1].endswith("(best: 333)")
+    assert "epoch 500/500" in shown[-1]
+
+
+def stage(name, trainable=0, **options):
+    return StageRow(stage=name, parameters=1200, trainable=trainable, **options)
+
+
+def test_a_plan_is_a_table_of_stages(console):
+    rows = (stage("stem"), stage("[b]", 1200, learning_rate=1e-4, from_epoch=3), stage("last"))
+    outline = Outline(
+        title="fine-tuning", trains="[i] and the head", plan=FreezePlan(rows=rows), kept="to stem"
+    )
+    spec = resolve("torchvision/resnet18")
+    Terminal(console)(
+        Planned(
+            outline=outline,
+            trunk=Trunk(spec=spec, state={}, origin={"sha256": "0" * 64, "from": "here"}),
+            engine=Choice(engine="fp32"),
+            parameters=3600,
+            to_compute=1,
+            pictures=2,
+            seconds=None,
+            cache_bytes=10,
+        )
+    )
+    shown = [line.split() for line in text(console).splitlines()]
+    assert ["stem", "1,200", "0", "–", "frozen", "yes"] in shown
+    assert ["[b]", "1,200", "1,200", "1.0e-04", "from", "epoch", "3", "frozen", "no"] in shown
+    assert ["last", "1,200", "0", "–", "frozen", "no"] in shown  # what it sees moves
+    assert ["kept", "to", "stem"] in shown
+    assert "checked by hash" not in text(console)
+
+
+def test_notes_and_what_was_kept_are_shown(console):
+    evaluation = evaluate_probabilities(
+        Classification(classes=("a", "b")), np.eye(2), np.arange(2), names=("x", "y")
+    )
+    Terminal(console)(Noted(text="Begun anew: [x]"))
+    Terminal(console)(
+        Finished(
+            folder=Path("r"),
+            evaluation=evaluation,
+            verdict=(),
+            seconds={},
+            notes=("Out of memory at step 3.",),
+            kept=("Target +0.010.", "Source -0.020."),
+        )
+    )
+    for words in ("Begun anew: [x]", "Out of memory", "Target +0.010", "Source -0.020"):
+        assert words in text(console)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,15 +107,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
         seed=seed,
     )
     with processes(device), _cache(no_cache) as cache, terminal(as_json) as shown:
-        run = run_fit(
-            source,
-            recipe,
-            out=out,
-            cache=cache,
-            observer=shown,
-            command=_command_line(),
-            resume=resume,
-        )
+        go = partial(run_fit, source, recipe, out=out, cache=cache, resume=resume)
+        run = go(observer=shown, command=_command_line())
         if as_json and is_main():
             _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
     if run.interrupted:

@@ -13,13 +13,48 @@ from headstart.baselines import (
 )
 from headstart.data.samples import Dataset
 from headstart.drift import measure
-from headstart.evaluation import Evaluation
+from headstart.evaluation import Evaluation, evaluate
 from headstart.features import Extractor
 from headstart.intervals import paired_proportion_difference, proportion_interval
 from headstart.methods.linear_probe import LinearProbe
 from headstart.model import TransferModel
 
-__all__ = ["rivals", "with_gains"]
+__all__ = ["judge", "rivals", "with_gains"]
+
+
+def judge(
+    source: TransferModel,
+    model: TransferModel,
+    parts: tuple[Dataset, Dataset],
+    *,
+    extractor: Extractor,
+    seed: int = 0,
+) -> tuple[TransferModel, Evaluation]:
+    """Evaluate a model; one whose backbone was trained also against the backbone as it was.
+
+    Parameters
+    ----------
+    source, model : TransferModel
+        Before and after learning.
+    parts : pair of Dataset
+        What was learned from, and what to judge on.
+    extractor : Extractor
+    seed : int
+
+    Returns
+    -------
+    TransferModel
+        With gains in its record, if its backbone was trained.
+    Evaluation
+    """
+    train, test = parts
+    if model.trunk is source.trunk:
+        return model, evaluate(model, test, extractor=extractor, train=train, seed=seed)
+    exact = replace(extractor, engine=model.engine)  # the arithmetic that it learned in
+    alone = evaluate(model, test, extractor=exact, seed=seed)
+    others = rivals(source, alone, parts, extractor=extractor, seed=seed)
+    evaluation = replace(alone, baselines=others)
+    return with_gains(source, model, evaluation, test, seed=seed), evaluation
 
 
 def rivals(

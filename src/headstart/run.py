@@ -31,9 +31,9 @@ from headstart.events import (
     Planned,
     Progressed,
 )
-from headstart.features import Extractor
+from headstart.features import Extractor, Progress
 from headstart.forgetting import Forgetting, sentences
-from headstart.gains import rivals, with_gains
+from headstart.gains import judge
 from headstart.model import TransferModel
 from headstart.model_folder import load
 from headstart.recipe import Recipe
@@ -204,16 +204,7 @@ def _run(
         cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
     )
     with _timed(clock, "scan and checks"), main_first():
-        prepared = prepare(
-            source,
-            cache=cache,
-            group_by=recipe.group_by,
-            bad_files=recipe.bad_files,
-            allow_overlap=recipe.allow_overlap,
-            test_fraction=recipe.test_fraction,
-            seed=recipe.seed,
-            progress=progress,
-        )
+        prepared = _prepared(source, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
     recipe.method.check(prepared.train)
     if is_main() and not resume and forget(checkpoints):
@@ -230,18 +221,14 @@ def _run(
     with _timed(clock, "features"), main_first():
         extractor.features(trunk, prepared.data.samples)
     blank = _blank(recipe, prepared, trunk)
-    session = Session(
-        told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most)),
-        progress=progress,
-        folder=checkpoints,
-        resume=resume,
-    )
+    session = _session(notify, checkpoints, resume)
     with _timed(clock, "head" if plan.outline.plan is None else "training"):
         model = recipe.method.fit(
             blank, prepared.train, prepared.val, extractor=extractor, session=session
         )
     with _timed(clock, "evaluation"), main_first():
-        model, evaluation = _judge(recipe, blank, model, prepared, extractor)
+        parts = prepared.train, prepared.test
+        model, evaluation = judge(blank, model, parts, extractor=extractor, seed=recipe.seed)
     return Run(
         folder=Path(),
         model=model,
@@ -252,22 +239,28 @@ def _run(
     )
 
 
-def _judge(
-    recipe: Recipe,
-    blank: TransferModel,
-    model: TransferModel,
-    prepared: Prepared,
-    extractor: Extractor,
-) -> tuple[TransferModel, Evaluation]:
-    """Judge the model; one whose backbone was trained also against the backbone as it was."""
-    train, test, seed = prepared.train, prepared.test, recipe.seed
-    if model.trunk is blank.trunk:
-        return model, evaluate(model, test, extractor=extractor, train=train, seed=seed)
-    exact = replace(extractor, engine=model.engine)  # the arithmetic that it learned in
-    evaluation = evaluate(model, test, extractor=exact, seed=seed)
-    others = rivals(blank, evaluation, (train, test), extractor=extractor, seed=seed)
-    evaluation = replace(evaluation, baselines=others)
-    return with_gains(blank, model, evaluation, test, seed=seed), evaluation
+def _prepared(
+    source: str | Path | Dataset, recipe: Recipe, cache: Cache, progress: Progress
+) -> Prepared:
+    return prepare(
+        source,
+        cache=cache,
+        group_by=recipe.group_by,
+        bad_files=recipe.bad_files,
+        allow_overlap=recipe.allow_overlap,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+
+def _session(notify: Observer, checkpoints: Path, resume: bool) -> Session:
+    return Session(
+        told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most)),
+        progress=lambda step, done, total: notify(Progressed(step=step, done=done, total=total)),
+        folder=checkpoints,
+        resume=resume,
+    )
 
 
 def _stopped(model: TransferModel) -> tuple[str, ...]:
