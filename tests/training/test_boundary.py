@@ -1,13 +1,38 @@
 """What is kept is what a count of the work says is quickest, of what fits."""
 
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from headstart.backbones.backbone import load
+from headstart.backbones.catalog import resolve
+from headstart.cache import Cache
+from headstart.data.augment import Augmentation
+from headstart.data.samples import Dataset, Sample
 from headstart.errors import SetupError
-from headstart.freezing import FreezePlan, StageRow
-from headstart.training.boundary import MEMORY_SHARE, Demand, Room, decide, options
+from headstart.features import Cut, Extractor, View
+from headstart.freezing import FreezePlan, StageRow, plan
+from headstart.methods import finetune
+from headstart.methods.finetune import Finetune
+from headstart.model import TransferModel
+from headstart.tasks.classification import Classification
+from headstart.training import boundary, tuning
+from headstart.training.boundary import (
+    MEMORY_SHARE,
+    BoundaryPlan,
+    Demand,
+    Room,
+    agreed,
+    decide,
+    foresee,
+    options,
+)
 from headstart.training.costs import Measured, StageCost
+from headstart.training.job import Score
+from headstart.training.optim import Training
+from headstart.trunk import Trunk
 
 MB = 1_000_000
 ROOMY = Room(memory=10**15, disk=10**15, budget=10**15)
@@ -161,3 +186,124 @@ def test_a_person_can_overrule_it():
     assert off.sentence() == "nothing: switched off"
     with pytest.raises(SetupError, match="HEADSTART_CACHE_BUDGET"):
         decide(LAST, make_measured(), often, replace(ROOMY, budget=MB), wanted="on")
+
+
+def make_model(name, crop):
+    spec = resolve(name)
+    side = {"resize": crop + 8, "crop": crop}
+    spec = replace(spec, preprocess=replace(spec.preprocess, **side))
+    state = load(spec, pretrained=False).trunk.state_dict()
+    return TransferModel(
+        trunk=Trunk(spec=spec, state=state, origin={}),
+        task=Classification(classes=("dark", "light")),
+        engine="fp32",
+    )
+
+
+def make_data(n):
+    rng = np.random.default_rng(0)
+    samples = []
+    for row in range(n):
+        pixels = rng.integers(0, 160, (48, 64, 3)) + 90 * (row % 2)
+        samples.append(Sample(image=pixels.astype(np.uint8), target=("dark", "light")[row % 2]))
+    return Dataset(samples=tuple(samples), classes=("dark", "light"))
+
+
+def weights(model, how, cache, parts):
+    extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
+    return how.fit(model, *parts, extractor=extractor).trunk.state
+
+
+def largest_difference(a, b):
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+
+
+FAMILIES = [
+    ("timm/test_resnet", 64, "last:2"),
+    ("timm/test_efficientnet", 64, "last:2"),
+    ("timm/test_vit", 160, "last:1"),
+    ("torchvision/resnet18", 64, "last:1"),
+]
+AUGMENTATIONS = [Augmentation(), Augmentation(flip=True, crop=0.7, views=2)]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=["plain", "views"])
+@pytest.mark.parametrize(("name", "crop", "train_from"), FAMILIES)
+def test_weights_are_the_same_whatever_is_kept(
+    name, crop, train_from, augmentation, tmp_path, monkeypatch
+):
+    model, parts = make_model(name, crop), (make_data(9), make_data(4))
+    how = Finetune(
+        train_from=train_from,
+        learning_rate=1e-3,
+        augmentation=augmentation,
+        mixup=0.4,
+        training=Training(epochs=3, batch_size=4),
+    )
+    count = itertools.count()  # every epoch is better, so that the last one is kept
+    monkeypatch.setattr(tuning, "_score", lambda *_: Score(float(next(count)), 0.0))
+    off = weights(model, replace(how, boundary_cache="off"), Cache(tmp_path / "off"), parts)
+    assert largest_difference(off, model.trunk.state) > 1e-4
+    constant = plan(model.trunk.backbone, train_from=train_from).boundary
+    names = [stage.name for stage in model.trunk.backbone.stages]
+    cuts = names[: names.index(constant) + 1]
+    for stop, where in zip(cuts[-1::-2], ("disk", "memory"), strict=False):
+        forced = BoundaryPlan(cached=True, stop=stop, where=where)
+        monkeypatch.setattr(finetune, "foresee", lambda *_, forced=forced, **__: forced)
+        on = weights(model, how, Cache(tmp_path / stop), parts)
+        assert largest_difference(off, on) <= 1e-6
+        assert not Cache(tmp_path / "off").stats().kinds.get("features")
+        assert Cache(tmp_path / stop).stats().kinds["features"][0] > 0
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """Times that no busy machine can shift: a stage takes 20 ms, learning 1 ms."""
+    names = ["stem", "layer1", "layer2", "layer3", "layer4"]
+    stages = tuple(StageCost(name=name, seconds=0.02, bytes=1000) for name in names)
+    measured = Measured(stages=stages, learn=0.001, width=16)
+    monkeypatch.setattr(boundary, "measure", lambda *_, **__: measured)
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("switch", ["on", "off", "auto"])
+def test_the_outline_says_what_fit_does(switch, tmp_path):
+    model, data, cache = make_model("timm/test_resnet", 64), make_data(40), Cache(tmp_path)
+    extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
+    how = Finetune(boundary_cache=switch, training=Training(epochs=12))
+    said = how.outline(model.trunk, data, extractor=extractor).kept
+    if switch == "off":
+        assert said == "nothing: switched off"
+    else:
+        assert said.startswith("up to ")
+    how = replace(how, training=Training(epochs=2))
+    how.fit(model, data, extractor=extractor)
+    assert ("features" in cache.stats().kinds) == (switch != "off")
+
+
+def test_processes_keep_what_the_main_one_keeps(monkeypatch):
+    mine = BoundaryPlan(cached=True, stop="b", where="memory")
+    assert agreed(mine, ["a", "b"]) is mine
+    monkeypatch.setattr(boundary, "is_main", lambda: False)
+    for told, cached, stop in ((0, False, None), (1, True, None), (2, True, "a")):
+        monkeypatch.setattr(boundary, "sum_scalar", lambda own, told=told: told + own)
+        found = agreed(mine, ["a", "b"])
+        assert (found.cached, found.stop) == (cached, stop)
+
+
+@pytest.mark.usefixtures("steady")
+def test_what_is_kept_already_is_found(tmp_path):
+    model, data = make_model("timm/test_resnet", 64), make_data(8)
+    extractor = Extractor(cache=Cache(tmp_path), engine="fp32", device="cpu", workers=2)
+    backbone = model.trunk.copy()
+    what = plan(backbone, train_from="last:1")
+    given = {
+        "samples": data.samples,
+        "view": View(augmentation=Augmentation(), seed=0, number=0),
+        "extractor": extractor,
+    }
+    once = Demand(pictures=8, epochs=1)
+    assert not foresee(model.trunk, (backbone, what), once, **given).cached
+    extractor.activations(model.trunk, data.samples, Cut(engine="fp32", stop="layer2"))
+    found = foresee(model.trunk, (backbone, what), once, **given)
+    assert (found.cached, found.stop) == (True, "layer2")

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Dataset
 from headstart.data.splits import kfold
+from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
-from headstart.features import Cut, Extractor
+from headstart.features import Cut, Extractor, View
 from headstart.freezing import FreezePlan, plan
 from headstart.heads.pooled import LinearHead
 from headstart.methods.method import Outline, require_two_of_each
 from headstart.model import TransferModel
 from headstart.runtime import device
 from headstart.training.adapters import add_lora, add_stoch_norm, merge_lora, remove_stoch_norm
+from headstart.training.boundary import BoundaryPlan, Demand, agreed, foresee
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
 from headstart.training.losses import Loss
@@ -27,6 +29,7 @@ from headstart.training.optim import Training
 from headstart.training.penalties import Regularisation
 from headstart.training.probe import Problem, search_penalty
 from headstart.training.tuning import (
+    SELECTION_SHARE,
     TEMPERATURE_SPREAD,
     Settings,
     Tuned,
@@ -166,14 +169,17 @@ class Finetune:
         UnknownNameError
             If the backbone has no such stage.
         """
-        what = self._plan(trunk.backbone)
+        backbone = trunk.copy()  # low-rank updates are added in place
+        what = self._plan(backbone)
         first = what.first_moving
+        judged = round(SELECTION_SHARE * len(train))
+        sizes = len(train) - judged, judged
         names = "the head" if first is None else f"{first} and what follows, with the head"
         return Outline(
             title=f"fine-tuning, from {self.train_from}",
             trains=f"{names}: {what.trainable:,} parameters of the backbone",
             plan=what,
-            kept=f"up to {what.boundary}" if what.boundary else "nothing: every stage moves",
+            kept=self._foresee(trunk, backbone, what, train, sizes, extractor).sentence(),
         )
 
     def fit(
@@ -201,7 +207,12 @@ class Finetune:
         what = self._plan(backbone)
         if self.stoch_norm:
             add_stoch_norm(backbone, self.stoch_norm)
-        cut, cached = self._cut(what)
+        cut = self._cut(what)
+        with main_first():  # who comes later finds the times remembered
+            kept = self._foresee(
+                model.trunk, backbone, what, train, (len(train), len(val)), extractor
+            )
+        kept = agreed(kept, [stage.name for stage in backbone.stages])
         network = Network(
             backbone,
             LinearHead.random(backbone.width, len(train.classes), seed=self.seed),
@@ -215,7 +226,13 @@ class Finetune:
             (train, val),
             self._settings(),
             reading=Reading(
-                trunk=model.trunk, extractor=extractor, cut=cut, cached=cached, seed=self.seed
+                trunk=model.trunk,
+                extractor=extractor,
+                cut=cut,
+                cached=kept.cached,
+                kept=kept.stop,
+                where=kept.where,
+                seed=self.seed,
             ),
             session=session,
             identity={"method": {"name": self.name, **asdict(self)}},
@@ -252,14 +269,32 @@ class Finetune:
             unfreeze_every=self.unfreeze_every,
         )
 
-    def _cut(self, what: FreezePlan) -> tuple[Cut | None, bool]:
-        """Where the network's inputs are taken, and whether they are kept."""
+    def _cut(self, what: FreezePlan) -> Cut | None:
+        """Where the network's inputs are taken; None for pixels."""
         if what.boundary is None:
-            return None, False
-        stop = None if what.first_moving is None else what.boundary
-        endless = not self.augmentation.is_off and not self.augmentation.views
-        cached = self.boundary_cache != "off" and not endless
-        return Cut(engine="fp32", stop=stop), cached
+            return None
+        return Cut(engine="fp32", stop=None if what.first_moving is None else what.boundary)
+
+    def _foresee(
+        self,
+        trunk: Trunk,
+        backbone: Backbone,
+        what: FreezePlan,
+        train: Dataset,
+        sizes: tuple[int, int],
+        extractor: Extractor,
+    ) -> BoundaryPlan:
+        """Decide what is kept; sizes: pictures to learn from, and to be judged on."""
+        demand = Demand.of(sizes, self.training, self.augmentation, solves=self.start == "probe")
+        return foresee(
+            trunk,
+            (backbone, what),
+            demand,
+            samples=train.samples,
+            view=View(augmentation=self.augmentation, seed=self.seed, number=0),
+            extractor=extractor,
+            wanted=self.boundary_cache,
+        )
 
     def _solver(self, train: Dataset) -> Any:
         """From pooled features to the head of a linear probe."""

@@ -7,17 +7,36 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from headstart.cache import Cache
+from headstart.data.augment import Augmentation
+from headstart.data.samples import Sample
+from headstart.distributed import is_main, sum_scalar
 from headstart.errors import SetupError
+from headstart.features import Cut, Extractor, View
 from headstart.freezing import FreezePlan
-from headstart.runtime import available_memory
-from headstart.training.costs import Measured
+from headstart.runtime import available_memory, device
+from headstart.training.costs import Measured, measure, measure_pixels
+from headstart.training.optim import Training
+from headstart.trunk import Trunk
 
-__all__ = ["MEMORY_SHARE", "BoundaryPlan", "Demand", "Room", "Where", "decide", "options"]
+if TYPE_CHECKING:
+    from headstart.backbones.backbone import Backbone
+
+__all__ = [
+    "MEMORY_SHARE",
+    "BoundaryPlan",
+    "Demand",
+    "Room",
+    "Where",
+    "agreed",
+    "decide",
+    "foresee",
+    "options",
+]
 
 Wanted = Literal["auto", "on", "off"]
 Where = Literal["", "memory", "disk"]
@@ -30,6 +49,9 @@ DISK_SHARE = 0.8
 
 PAYS_FROM = 1.05
 """Smallest expected speed-up that is worth the disk: less is within the noise of measuring."""
+
+SOUGHT = 256
+"""Pictures that are looked for in the cache, to know what share of all is kept already."""
 
 WRITES, READS, COPIES = 300e6, 600e6, 5e9
 """Bytes a second into the cache, out of it, and out of memory: SQLite with its checksums, a
@@ -61,6 +83,21 @@ class Demand:
     solves: bool = False
     missing: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, sizes: tuple[int, int], training: Training, augmentation: Augmentation, *, solves: bool
+    ) -> Self:
+        """Read it off the settings; sizes: pictures to learn from, and to be judged on."""
+        settled = training.for_pictures(sizes[0])
+        return cls(
+            pictures=sizes[0],
+            judged=sizes[1],
+            epochs=settled.epochs,
+            batch_size=settled.batch_size,
+            views=None if augmentation.is_off else augmentation.views,
+            solves=solves,
+        )
+
     @property
     def kept(self) -> int:
         """Values that are kept, views counted one by one."""
@@ -90,7 +127,7 @@ class Room:
     budget: int
 
     @classmethod
-    def now(cls, cache: Cache) -> Room:
+    def now(cls, cache: Cache) -> Self:
         """Look at the machine."""
         cache.folder.mkdir(parents=True, exist_ok=True)
         disk = shutil.disk_usage(cache.folder).free
@@ -227,15 +264,11 @@ def decide(
     ... ).sentence()
     'up to body: 1.3x, 0.1 MB in memory (31 s, not 40 s)'
     """
+    if reason := _settled(plan, demand, wanted):
+        return BoundaryPlan(cached=False, reason=reason)
     found = options(plan, measured, demand, room)
-    if not found:
-        return BoundaryPlan(cached=False, reason="every stage moves")
     fitting = [option for option in found if not option.reason]
     best = min(fitting or found, key=lambda option: option.seconds_cached)
-    if wanted == "off":
-        return _declined(best, "switched off")
-    if demand.views == 0:
-        return _declined(best, "every epoch sees new views; views=4 would repeat four")
     if not fitting:
         if wanted == "on":
             raise SetupError(
@@ -248,6 +281,77 @@ def decide(
         why = f"{best.speedup:.2f}x would not pay {_size(best.bytes)}"
         return _declined(best, why + (", there is one epoch" if demand.epochs == 1 else ""))
     return best
+
+
+def foresee(
+    trunk: Trunk,
+    network: tuple[Backbone, FreezePlan],
+    demand: Demand,
+    *,
+    samples: Sequence[Sample],
+    view: View,
+    extractor: Extractor,
+    wanted: Wanted = "auto",
+) -> BoundaryPlan:
+    """Measure what is not known yet, look at what is kept already, and decide.
+
+    Parameters
+    ----------
+    trunk : Trunk
+        Its constant stages give what is kept.
+    network : pair of Backbone and FreezePlan
+        What will train; not changed.
+    demand : Demand
+        What is missing is looked up here.
+    samples : sequence of Sample
+    view : View
+        The first of the looks that training sees.
+    extractor : Extractor
+    wanted : {"auto", "on", "off"}
+    """
+    backbone, plan = network
+    if reason := _settled(plan, demand, wanted):
+        return BoundaryPlan(cached=False, reason=reason)
+    measured = measure(backbone, plan, cache=extractor.cache, device=device(extractor.device))
+    seen = Cut(engine="fp32", view=view)
+    pixels = measure_pixels(trunk, samples, seen, cache=extractor.cache)
+    few = samples[:: max(1, len(samples) // SOUGHT)]
+    looks = dict.fromkeys([None, None if demand.views is None else view])
+    missing = {}
+    names = [stage.name for stage in backbone.stages]
+    constant = names[: names.index(plan.boundary or "") + 1]
+    for stop in constant if plan.first_moving else [None]:
+        cuts = [Cut(engine="fp32", stop=stop, view=look) for look in looks]
+        absent = [len(extractor.missing(trunk, few, cut)) for cut in cuts]
+        missing[stop or ""] = min(1.0, sum(absent) / max(1, len(few) * len(looks)))
+    return decide(
+        plan,
+        replace(measured, pixels=pixels),
+        replace(demand, missing=missing),
+        Room.now(extractor.cache),
+        wanted=wanted,
+    )
+
+
+def agreed(mine: BoundaryPlan, stages: Sequence[str]) -> BoundaryPlan:
+    """Return what the main process keeps: several must wait for each other at the same places."""
+    own = (2 + stages.index(mine.stop) if mine.stop else 1) if mine.cached else 0
+    code = int(sum_scalar(own if is_main() else 0))
+    if code == own:
+        return mine
+    stop = stages[code - 2] if code > 1 else None
+    return replace(mine, cached=code > 0, stop=stop, where="", reason="as the main process decided")
+
+
+def _settled(plan: FreezePlan, demand: Demand, wanted: Wanted) -> str:
+    """Why nothing is kept, where no measuring is needed to know; else empty."""
+    if plan.boundary is None:
+        return "every stage moves"
+    if wanted == "off":
+        return "switched off"
+    if demand.views == 0:
+        return "every epoch sees new views; views=4 would repeat four"
+    return ""
 
 
 def _declined(best: BoundaryPlan, reason: str) -> BoundaryPlan:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +15,19 @@ from numpy.typing import NDArray
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Sample
 from headstart.distributed import main_first
+from headstart.engines import CPU_BATCH, GPU_BATCH, Running
 from headstart.features import Activations, Cut, Extractor, View
-from headstart.runtime import available_memory
+from headstart.freezing import constant
+from headstart.runtime import available_memory, cores, device, one_thread_each
+from headstart.training.boundary import MEMORY_SHARE, Where
 from headstart.trunk import Trunk
 
-__all__ = ["Inputs", "Reading"]
+if TYPE_CHECKING:
+    from headstart.backbones.backbone import Backbone
+
+__all__ = ["Inputs", "Reading", "continuation"]
 
 Batch = NDArray[np.float32] | NDArray[np.uint8]
-
-MEMORY_SHARE = 0.25
-"""Of the memory that is free: what kept activations may take; larger ones stay on disk."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +44,10 @@ class Reading:
     cached : bool
         Run the constant stages once for every picture and view, and keep what they give; or run
         them whenever it is asked for. The values are the same.
+    kept : str, optional
+        The stage whose output is kept, at most the cut's; by default the cut's.
+    where : {"", "memory", "disk"}
+        Where what is kept is read from; by default as much as fits easily is held in memory.
     seed : int
         Of the augmented views.
     """
@@ -45,6 +56,8 @@ class Reading:
     extractor: Extractor
     cut: Cut | None = None
     cached: bool = True
+    kept: str | None = None
+    where: Where = ""
     seed: int = 0
 
     def of(self, samples: Sequence[Sample], augmentation: Augmentation, *, epochs: int) -> Inputs:
@@ -91,23 +104,97 @@ class Inputs:
         view = self.view(epoch)
         if view in self._kept:
             return self._kept[view](rows)
-        samples = [self.samples[row] for row in rows]
         if self._run is not None:
-            return self._run(samples, view)
+            run = self._run
+            return _on_cores(lambda part: run([self.samples[row] for row in part], view), rows)
+        samples = [self.samples[row] for row in rows]
         preprocess = self.reading.trunk.spec.preprocess
         return Cut(engine="fp32", view=view).pixels(samples, preprocess)
 
     def _keep(self, cut: Cut, epochs: int) -> None:
         views = dict.fromkeys(self.view(epoch) for epoch in range(1, epochs + 1))
-        extractor, trunk = self.reading.extractor, self.reading.trunk
+        extractor, trunk, kept_at = self.reading.extractor, self.reading.trunk, self.reading.kept
+        inner = cut if kept_at is None else replace(cut, stop=kept_at)
+        onward = None
+        if inner.stop is not None and cut.stop is not None and inner.stop != cut.stop:
+            target = device(extractor.device)
+            onward = continuation(trunk.backbone, inner.stop, cut.stop, device=target)
         for view in views:
             with main_first():
-                kept = extractor.activations(trunk, self.samples, replace(cut, view=view))
-            self._kept[view] = self._reader(kept, len(views))
+                kept = extractor.activations(trunk, self.samples, replace(inner, view=view))
+            read = self._reader(kept, len(views))
+            self._kept[view] = read if onward is None else _chained(read, onward)
 
     def _reader(self, kept: Activations, views: int) -> Callable[[NDArray[np.intp]], Batch]:
         size = len(self.samples) * int(np.prod(kept.shape)) * 4
-        if size * views > MEMORY_SHARE * available_memory():
+        fits = size * views <= MEMORY_SHARE * available_memory()
+        if self.reading.where == "disk" or (not self.reading.where and not fits):
             return kept.read
         values = kept.read(range(len(self.samples)))
         return lambda rows: values[rows]
+
+
+def continuation(
+    backbone: Backbone, start: str, stop: str, *, device: str
+) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Make the function from what a stage gave to what a later one gives, in inference.
+
+    In the batches that extraction runs, so that a training does not depend, to the bit, on which
+    of the constant stages' outputs are kept.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Constant; it is not modified.
+    start : str
+        The stage whose output is given, channels last.
+    stop : str
+        The last stage that runs, behind ``start``.
+    device : str
+    """
+    import torch
+
+    names = [stage.name for stage in backbone.stages]
+    first = names[names.index(start) + 1]
+    module = constant(copy.deepcopy(backbone)).to(device)
+    module.to(memory_format=torch.channels_last)
+    turn = threading.Lock()  # of a GPU, which runs one batch at a time
+
+    def forward(values: NDArray[Any]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            x = torch.from_numpy(values).to(device)
+            x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x
+            x = module.run(x, start=first, stop=stop)
+            x = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
+            return np.ascontiguousarray(x.float().cpu().numpy())
+
+    def in_turn(values: NDArray[Any]) -> NDArray[np.float32]:
+        with turn:
+            return forward(values)
+
+    if device == "cpu":
+        return Running(forward=forward, batch=CPU_BATCH)
+    return Running(forward=in_turn, batch=GPU_BATCH)
+
+
+def _chained(
+    read: Callable[[NDArray[np.intp]], Batch],
+    onward: Callable[[NDArray[Any]], NDArray[np.float32]],
+) -> Callable[[NDArray[np.intp]], Batch]:
+    return lambda rows: _on_cores(lambda part: onward(read(part)), rows)
+
+
+def _on_cores(work: Callable[[NDArray[np.intp]], Batch], rows: NDArray[np.intp]) -> Batch:
+    """Run constant stages as extraction does: every thread on a core of its own.
+
+    Sums in a layer that is shared between threads are rounded otherwise, and Adam's first steps
+    make much of little: where a gradient is next to nothing, rounding decides its sign.
+    """
+    import torch
+
+    if torch.get_num_threads() == 1 or len(rows) == 0:
+        return work(rows)
+    size = max(CPU_BATCH, -(-len(rows) // cores() // CPU_BATCH) * CPU_BATCH)
+    parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+    with ThreadPoolExecutor(cores(), initializer=one_thread_each) as executor:
+        return np.concatenate(list(executor.map(work, parts)))
