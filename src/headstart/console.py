@@ -265,7 +265,7 @@ def _class_table(parts: Mapping[str, Dataset]) -> Table:
 def _stage_table(plan: FreezePlan) -> Table:
     """What happens to each stage, in the order in which they run."""
     table = Table(box=None, padding=(0, 2), pad_edge=True)
-    for title in ("stage", "parameters", "trainable", "learning rate", "BatchNorm", "constant"):
+    for title in ("stage", "parameters", "trainable", "rate", "BatchNorm", "constant"):
         table.add_column(title, justify="left" if title in {"stage", "BatchNorm"} else "right")
     is_behind = False
     for row in plan.rows:
