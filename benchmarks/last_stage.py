@@ -29,8 +29,10 @@ from headstart.runtime import cores, prepare
 
 prepare()  # as the command line does, before torch is imported
 
+import accelerate  # noqa: E402, F401 - imports of many seconds are not part of a training
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401 - as above: the first optimiser would
 from PIL import Image  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import transforms  # noqa: E402

@@ -27,7 +27,9 @@ from headstart.runtime import prepare
 
 prepare()  # as the command line does, before torch is imported
 
+import accelerate  # noqa: E402, F401 - imports of many seconds are not part of a training
 import numpy as np  # noqa: E402
+import torch._dynamo  # noqa: E402, F401 - as above: the first optimiser would
 
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
@@ -171,6 +173,9 @@ def run_all(arguments):
     done = read(arguments.out)
     if done and done[0]["settings"] != settings_of(arguments):
         raise SystemExit(f"Expected {arguments.out} to have these settings, got others.")
+    if arguments.out.exists() and not arguments.out.read_bytes().endswith(b"\n"):
+        with arguments.out.open("a") as file:  # what a kill has cut stays a line of its own
+            file.write("\n")
     had = {tuple(row[a] for a in AXES) for row in done}
     todo = [cell for cell in cells(arguments) if tuple(cell[a] for a in AXES) not in had]
     parts, trunks = {}, {}
