@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.loading import map_bounded
-from headstart.distributed import is_main, mean_gradients, share, sum_scalar, world
+from headstart.distributed import (
+    broadcast_tensors,
+    is_main,
+    mean_gradients,
+    rank,
+    share,
+    sum_scalar,
+    world,
+)
 from headstart.errors import SetupError, TrainingError
 from headstart.runtime import cores, one_thread_each
 from headstart.training import checkpoint
@@ -119,6 +127,7 @@ class _Run:
         if found is not None:
             self._restore(found)
             return
+        broadcast_tensors(self._state(copies=False).values())  # solved in each, they may round
         if self.settings.ema:
             self.average = self._state()
         self._judge(Epoch(number=0, loss=None, score=0, held_out_loss=0, seconds=0))
@@ -209,7 +218,7 @@ class _Run:
         for part, place in enumerate(places):
             if not len(place):
                 continue
-            torch.manual_seed(_number(self.seed, self.history.steps, part))
+            torch.manual_seed(_number(self.seed, self.history.steps, part, rank()))
             with self.accelerator.autocast():
                 loss = self.job.loss(rows[place], batch[place], self.history.steps)
             value = float(loss.detach())
@@ -253,10 +262,13 @@ class _Run:
     # ------------------------------------------------------------------------------ judging
 
     def _judge(self, epoch: Epoch) -> None:
+        # Every process has seen other pictures: the main one's running statistics hold for all.
+        broadcast_tensors(self.job.module.buffers())
+        broadcast_tensors(self.average.values())
         live = self._state()
         if self.settings.ema:
             self._load(self.average)
-        score = self.job.score()
+        score = _agreed(self.job.score())
         judged = {**asdict(epoch), "score": score.value, "held_out_loss": -score.gain}
         self.history.epochs.append(Epoch(**judged))
         state = self._state() if self.settings.ema else live
@@ -272,7 +284,9 @@ class _Run:
 
     def _score_of(self, state: Mapping[str, Tensor]) -> float:
         self._load(state)
-        return self.job.score().value
+        score = self.job.score()
+        # After Ctrl-C the others may be anywhere: nobody is asked.
+        return score.value if self.history.interrupted else _agreed(score).value
 
     def _progress(self) -> None:
         if self.session.progress is not None:
@@ -341,6 +355,17 @@ class _Run:
 def _number(*parts: int) -> int:
     """A number for torch's generators that follows from others."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def _agreed(score: Score) -> Score:
+    """Give all processes the main one's score: if they disagreed, one would stop alone."""
+    if world() == 1:
+        return score
+    import torch
+
+    told = torch.tensor(score, dtype=torch.float64)
+    broadcast_tensors([told])
+    return Score(*told.tolist())
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
