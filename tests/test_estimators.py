@@ -1,6 +1,7 @@
 """scikit-learn's contract, held by scikit-learn's own tools."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -429,3 +430,25 @@ def test_what_it_learned_can_be_saved_as_a_model(classifier, photos, tmp_path):
     save(classifier.model_, tmp_path / "run")
     found = load(tmp_path / "run").predict(photos, device="cpu", cache=Cache(tmp_path / "c"))
     assert [one.label for one in found] == classifier.predict(photos).tolist()
+
+
+@pytest.mark.parametrize("method", ["finetune", "scratch"])
+def test_methods_that_train_are_named_or_given(method, backbone, tmp_path):
+    from headstart.methods import METHODS
+    from headstart.training.optim import Training
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 128, (16, 32, 32, 3), dtype=np.uint8)
+    pictures[::2] += 100
+    labels = np.arange(16) % 2
+    settings = METHODS[method](training=Training(epochs=1), seed=3)
+    options = {"backbone": backbone, "engine": "fp32", "cache_dir": str(tmp_path)}
+    given = ImageClassifier(method=settings, **options).fit(pictures, labels)
+    assert given.model_.record["method"]["name"] == method
+    assert given.model_.record["method"]["seed"] == 3
+    assert given.predict_proba(pictures).shape == (16, 2)
+    assert clone(given).method == settings
+    by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._method()
+    assert by_name == METHODS[method](seed=5, loss=replace(settings.loss, imbalance="none"))
+    with pytest.raises(UnknownNameError, match=method):
+        ImageClassifier(method=method[:-1], **options).fit(pictures, labels)

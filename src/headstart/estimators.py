@@ -17,12 +17,15 @@ from headstart.data.prepare import gather, select
 from headstart.data.readers import read_dataset
 from headstart.data.samples import Dataset
 from headstart.engines import runnable
-from headstart.errors import DataError, UsageError
+from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features import Extractor
+from headstart.methods import METHODS
 from headstart.methods.linear_probe import LinearProbe
+from headstart.methods.method import Method
 from headstart.model import TransferModel
 from headstart.recipe import DEFAULT_BACKBONE
 from headstart.tasks.classification import Classification
+from headstart.training.losses import Loss
 from headstart.training.probe import Imbalance
 from headstart.trunk import Trunk
 
@@ -30,7 +33,7 @@ __all__ = ["ImageClassifier"]
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A linear probe on a frozen backbone, as a scikit-learn classifier.
+    """A method of learning on a pretrained backbone, as a scikit-learn classifier.
 
     Works in ``cross_val_score`` and ``GridSearchCV``: pictures are paths or arrays, and each is
     seen by the backbone once, however many folds and candidates there are. Duplicates are not
@@ -39,6 +42,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     backbone : str
+    method : str or Method
+        ``linear-probe``, ``finetune``, ``scratch``, or one with settings of its own, such as
+        ``Finetune(train_from="layer4")``; given by name, it takes ``folds``, ``imbalance`` and
+        ``random_state`` from here, as far as it has them.
     folds : int
         Of the cross-validation that chooses the penalty.
     imbalance : {"auto", "none", "balanced"}
@@ -69,6 +76,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         backbone: str = DEFAULT_BACKBONE,
         *,
+        method: str | Method = "linear-probe",
         folds: int = 5,
         imbalance: Imbalance = "auto",
         engine: str = "auto",
@@ -77,6 +85,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: int = 0,
     ) -> None:
         self.backbone = backbone
+        self.method = method
         self.folds = folds
         self.imbalance = imbalance
         self.engine = engine
@@ -107,9 +116,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         data, names = _labelled(X, y, groups)
         store = self._cache()
         samples = select(data.samples, cache=store, bad_files="error")
-        method = LinearProbe(
-            folds=self.folds, imbalance=self.imbalance, seed=int(self.random_state)
-        )
+        method = self._method()
         trunk = Trunk.open(self.backbone)
         blank = TransferModel(trunk=trunk, task=Classification(classes=data.classes))
         extractor = Extractor(cache=store, engine=self.engine, device=self.device)
@@ -156,6 +163,17 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             data = data.split("test") if len(data.split_indices("test")) else data
             X, y = data.samples, self.classes_[self.model_.aligned(data).targets()]
         return float(super().score(X, y, sample_weight))
+
+    def _method(self) -> Method:
+        if not isinstance(self.method, str):
+            return self.method
+        if self.method not in METHODS:
+            raise UnknownNameError("method", self.method, METHODS)
+        seed = int(self.random_state)
+        if self.method == LinearProbe.name:
+            return LinearProbe(folds=self.folds, imbalance=self.imbalance, seed=seed)
+        kind: Any = METHODS[self.method]
+        return kind(seed=seed, loss=Loss(imbalance=self.imbalance))  # type: ignore[no-any-return]
 
     def _cache(self) -> Cache:
         return Cache(None if self.cache_dir is None else Path(self.cache_dir))
