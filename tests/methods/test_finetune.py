@@ -258,6 +258,9 @@ def fit(how, root, session=None):
 ENDS = """
 root, seed = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
+# Once, not in each child.
+import accelerate, safetensors.torch, scipy.optimize, sklearn.metrics, timm
+load("timm/test_resnet", pretrained=False)
 rng = random.Random(seed)
 engine.CHECKPOINT_SECONDS = -1  # after every step
 
