@@ -138,7 +138,8 @@ class _Run:
             begin = time.perf_counter()
             self.job.enter(self.epoch)
             for rows, batch in self._batches():
-                self._step(rows, batch)
+                if self._step(rows, batch):
+                    return
                 self.skip += 1
                 self._progress()
                 if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
@@ -185,8 +186,10 @@ class _Run:
         with ThreadPoolExecutor(workers, initializer=one_thread_each) as executor:
             yield from map_bounded(fetch, left, executor, 2 * workers)
 
-    def _step(self, rows: Rows, batch: NDArray[Any]) -> None:
-        rate = rate_at(self.settings, self.history.steps, self.per_epoch)
+    def _step(self, rows: Rows, batch: NDArray[Any]) -> bool:
+        """Take a step; whether whoever watches has seen enough."""
+        step, job = self.history.steps, self.job
+        rate = job.rate(step) if job.rate else rate_at(self.settings, step, self.per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
         whole = int(sum_scalar(len(rows)))  # once: whoever tries again asks nobody
@@ -204,10 +207,12 @@ class _Run:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.history.steps += 1
-        self.loss_sum += sum_scalar(local)
+        total = sum_scalar(local)
+        self.loss_sum += total
         if self.settings.ema:
             decay = ema_decay(self.history.steps, self.settings.ema)
             self.average = ema(self.average, self._state(copies=False), decay)
+        return job.watch is not None and job.watch(step, total / whole)
 
     def _gradients(self, rows: Rows, batch: NDArray[Any], whole: int) -> float:
         """Gradients of this process's share of the global batch's mean loss; their sum."""
@@ -222,7 +227,7 @@ class _Run:
             with self.accelerator.autocast():
                 loss = self.job.loss(rows[place], batch[place], self.history.steps)
             value = float(loss.detach())
-            if not np.isfinite(value):
+            if not np.isfinite(value) and self.job.watch is None:
                 raise self._not_finite(value, rows[place], batch[place])
             self.accelerator.backward(loss * (len(place) * world() / whole))
             total += value * len(place)

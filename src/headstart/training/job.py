@@ -122,6 +122,11 @@ class Job:
         Puts the module into training as its plan says for an epoch.
     identity : mapping of str to str
         Everything that decides the training, by name, for checkpoints.
+    rate : callable, optional
+        From the global step to the factor of the groups' rates; by default the schedule's.
+    watch : callable, optional
+        Told every step's number, from 0, and mean loss, finite or not; True ends the training
+        there and then. Whoever watches decides what a loss that is not finite means.
     """
 
     module: nn.Module
@@ -133,3 +138,5 @@ class Job:
     score: Callable[[], Score]
     enter: Callable[[int], None]
     identity: Mapping[str, str] = field(default_factory=dict)
+    rate: Callable[[int], float] | None = None
+    watch: Callable[[int, float], bool] | None = None
