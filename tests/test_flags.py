@@ -7,7 +7,6 @@ import pytest
 from headstart.errors import UnknownNameError, UsageError
 from headstart.flags import PRESET, RENAMED, flags, make_method
 from headstart.methods import METHODS
-from headstart.training.penalties import Regularisation
 
 FLAGS = {flag.name: flag for flag in flags()}
 
@@ -47,9 +46,7 @@ CASES = [(name, path) for name, kind in METHODS.items() for path, _ in leaves(ki
 @pytest.mark.parametrize(
     ("method", "path"), CASES, ids=lambda v: v if isinstance(v, str) else v[-1]
 )
-def test_every_field_has_a_flag_that_arrives_in_it(method, path, monkeypatch):
-    # A method may refuse what does not fit the rest of it: here only the way counts.
-    monkeypatch.setattr(Regularisation, "is_off", True)
+def test_every_field_has_a_flag_that_arrives_in_it(method, path):
     plain = dict(leaves(METHODS[method]()))
     flag = FLAGS[RENAMED.get(path, path[-1])]
     assert method in flag.methods

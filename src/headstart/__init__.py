@@ -7,32 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
+    from headstart.data.augment import Augmentation
     from headstart.data.readers import read_dataset
     from headstart.data.samples import Dataset, Sample
-    from headstart.errors import DataError, HeadstartError, SetupError, UsageError
+    from headstart.errors import DataError, HeadstartError, SetupError, TrainingError, UsageError
     from headstart.estimators import ImageClassifier
     from headstart.evaluation import Evaluation, evaluate
+    from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
+    from headstart.methods.scratch import Scratch
     from headstart.model import Prediction, TransferModel
     from headstart.model_folder import load, save
     from headstart.recipe import Recipe
     from headstart.run import Run, fit
+    from headstart.training.losses import Loss
+    from headstart.training.optim import Training
+    from headstart.training.penalties import Regularisation
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Augmentation": "headstart.data.augment",
     "Cache": "headstart.cache",
     "DataError": "headstart.errors",
     "Dataset": "headstart.data.samples",
     "Evaluation": "headstart.evaluation",
+    "Finetune": "headstart.methods.finetune",
     "HeadstartError": "headstart.errors",
     "ImageClassifier": "headstart.estimators",
     "LinearProbe": "headstart.methods.linear_probe",
+    "Loss": "headstart.training.losses",
     "Prediction": "headstart.model",
     "Recipe": "headstart.recipe",
+    "Regularisation": "headstart.training.penalties",
     "Run": "headstart.run",
     "Sample": "headstart.data.samples",
+    "Scratch": "headstart.methods.scratch",
     "SetupError": "headstart.errors",
+    "Training": "headstart.training.optim",
+    "TrainingError": "headstart.errors",
     "TransferModel": "headstart.model",
     "UsageError": "headstart.errors",
     "evaluate": "headstart.evaluation",
@@ -44,18 +57,25 @@ _HOMES = {
 """Where each public name lives; it is imported when first asked for, so this import is light."""
 
 __all__ = [
+    "Augmentation",
     "Cache",
     "DataError",
     "Dataset",
     "Evaluation",
+    "Finetune",
     "HeadstartError",
     "ImageClassifier",
     "LinearProbe",
+    "Loss",
     "Prediction",
     "Recipe",
+    "Regularisation",
     "Run",
     "Sample",
+    "Scratch",
     "SetupError",
+    "Training",
+    "TrainingError",
     "TransferModel",
     "UsageError",
     "__version__",

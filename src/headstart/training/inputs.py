@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.augment import Augmentation
+from headstart.data.loading import digest_of, load_canvas, load_pixels, view_of
 from headstart.data.samples import Sample
 from headstart.distributed import main_first
 from headstart.engines import CPU_BATCH, GPU_BATCH, Running
@@ -87,6 +88,8 @@ class Inputs:
         self.reading, self.samples, self.augmentation = reading, samples, augmentation
         self._kept: dict[View | None, Callable[[NDArray[np.intp]], Batch]] = {}
         self._run: Callable[[Sequence[Sample], View | None], Batch] | None = None
+        self._decoded: dict[int, NDArray[np.uint8]] = {}
+        self._room = int(MEMORY_SHARE * available_memory())
         if reading.cut is not None and reading.cached:
             self._keep(reading.cut, epochs)
         elif reading.cut is not None:
@@ -107,9 +110,27 @@ class Inputs:
         if self._run is not None:
             run = self._run
             return _on_cores(lambda part: run([self.samples[row] for row in part], view), rows)
-        samples = [self.samples[row] for row in rows]
-        preprocess = self.reading.trunk.spec.preprocess
-        return Cut(engine="fp32", view=view).pixels(samples, preprocess)
+        return np.stack([self._pixels(int(row), view) for row in rows])
+
+    def _pixels(self, row: int, view: View | None) -> NDArray[np.uint8]:
+        """One picture as a view shows it; decoded once, as long as there is room."""
+        sample, preprocess = self.samples[row], self.reading.trunk.spec.preprocess
+        found = self._decoded.get(row)
+        if found is None:
+            found = (load_pixels if view is None else load_canvas)(sample, preprocess)
+            if found.nbytes <= self._room:
+                self._room -= found.nbytes
+                self._decoded[row] = found
+        if view is None:
+            return found
+        return view_of(
+            found,
+            preprocess,
+            view.augmentation,
+            seed=view.seed,
+            view=view.number,
+            picture=digest_of(sample),
+        )
 
     def _keep(self, cut: Cut, epochs: int) -> None:
         views = dict.fromkeys(self.view(epoch) for epoch in range(1, epochs + 1))
