@@ -440,6 +440,7 @@ def test_two_processes_are_as_one(tmp_path):
         ({"stoch_norm": -0.1}, UsageError),
         ({"lora_rank": 0}, UsageError),
         ({"wise_ft": 1.5}, UsageError),
+        ({"wise_ft": 0.5, "only": "lora"}, UsageError),
         ({"mixup": 0.2, "cutmix": 1.0}, UsageError),
         ({"head_learning_rate": 0.0}, UsageError),
     ],
@@ -447,3 +448,14 @@ def test_two_processes_are_as_one(tmp_path):
 def test_arguments_that_cannot_be_meant_are_refused(change, error):
     with pytest.raises(error, match=next(iter(change))):
         Finetune(**change)
+
+
+def test_a_rate_that_is_looked_for_is_the_one_that_is_used(extractor):
+    train, val = striped(16, 0), striped(8, 1)
+    how = Finetune(learning_rate="auto", start="random", training=Training(epochs=2, batch_size=8))
+    found = how.fit(make_model(train.classes), train, val, extractor=extractor)
+    swept = found.record["learning_rate_found"]
+    rates = [row["learning_rate"] for row in found.record["plan"]["stages"] if row["trains"]]
+    assert rates == pytest.approx([swept["suggested"] / 10])  # the random head's is ten times it
+    assert len(swept["rates"]) == len(swept["losses"])
+    json.dumps(found.record, allow_nan=False)

@@ -119,7 +119,7 @@ METHODS = {
     "cutmix": Finetune(cutmix=1.0, train_from="all", training=SHORT),
     "average": Finetune(training=replace(SHORT, ema=0.5, soup=2)),
     "between": Finetune(wise_ft=0.5, training=SHORT),
-    "between, lora": Finetune(wise_ft=0.5, only="lora", training=SHORT),
+    "auto": Finetune(learning_rate="auto", training=SHORT),
     "sampling": Finetune(loss=Loss(imbalance="sampling"), training=SHORT),
     "focal": Finetune(loss=Loss(focal=2.0, label_smoothing=0.1), training=SHORT),
     "adjusted": Finetune(loss=Loss(logit_adjustment=1.0), training=SHORT),

@@ -73,7 +73,7 @@ class Finetune:
     stoch_norm : float
         Probability that a channel in training BatchNorm uses the moving statistics; 0 for none.
     learning_rate : float or str
-        Of the backbone's last stage, or stage=rate pairs.
+        Of the backbone's last stage, or stage=rate pairs, or auto: found by raising it first.
     head_learning_rate : float, optional
         By default the backbone's (3e-5 where stages have their own) for a head that was solved,
         ten times it for a random one.
@@ -151,6 +151,12 @@ class Finetune:
                 raise UsageError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}.")
         if self.lora_rank < 1:
             raise UsageError(f"Expected `lora_rank` to be 1 or more, got {self.lora_rank}.")
+        if self.only == "lora" and self.wise_ft < 1:
+            raise UsageError(
+                "Expected `wise_ft` of 1 with `only` lora, got "
+                f"{self.wise_ft}: a mean of low-rank factors is no mean of weights; do lower "
+                "`lora_rank` or the learning rate to stay nearer to the start."
+            )
         self._settings()  # checks the rest
 
     def check(self, train: Dataset) -> None:
@@ -258,6 +264,7 @@ class Finetune:
             cutmix=self.cutmix,
             head_learning_rate=rate,
             wise_ft=self.wise_ft,
+            finds_rate=self.learning_rate == "auto",
             seed=self.seed,
         )
 
@@ -271,7 +278,7 @@ class Finetune:
             train_from=self.train_from,
             only=self.only,
             batch_norm=self.batch_norm,
-            learning_rate=self.learning_rate,
+            learning_rate=DEFAULT_RATE if self.learning_rate == "auto" else self.learning_rate,
             layer_decay=self.layer_decay,
             unfreeze_every=self.unfreeze_every,
         )
@@ -321,7 +328,10 @@ class Finetune:
     ) -> TransferModel:
         _, val = parts
         task = replace(model.task, temperature=1.0, thresholds=())
-        history = tuned.history
+        found = tuned.found
+        if found is not None:
+            rows = [replace(r, learning_rate=r.learning_rate * found.scale) for r in what.rows]
+            what = replace(what, rows=tuple(rows))
         return replace(
             model,
             trunk=model.trunk.tuned(tuned.state),
@@ -332,7 +342,8 @@ class Finetune:
                 **model.record,
                 "method": {"name": self.name, **asdict(self)},
                 "plan": what.as_dict(),
-                **record_of(history),
+                **record_of(tuned.history),
+                **({} if found is None else {"learning_rate_found": found.as_dict()}),
             },
         )
 

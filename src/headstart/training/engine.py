@@ -216,14 +216,12 @@ class _Run:
 
     def _gradients(self, rows: Rows, batch: NDArray[Any], whole: int) -> float:
         """Gradients of this process's share of the global batch's mean loss; their sum."""
-        import torch
-
         total = 0.0
         places = np.array_split(np.arange(len(rows)), min(self.parts, max(1, len(rows))))
         for part, place in enumerate(places):
             if not len(place):
                 continue
-            torch.manual_seed(_number(self.seed, self.history.steps, part, rank()))
+            self._seed(_number(self.seed, self.history.steps, part, rank()))
             with self.accelerator.autocast():
                 loss = self.job.loss(rows[place], batch[place], self.history.steps)
             value = float(loss.detach())
@@ -232,6 +230,16 @@ class _Run:
             self.accelerator.backward(loss * (len(place) * world() / whole))
             total += value * len(place)
         return total
+
+    def _seed(self, number: int) -> None:
+        """Seed the one generator that is drawn from; all of them would take as long as a step."""
+        import torch
+
+        device = self.parameters[0].device
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
 
     def _halve(self, size: int, error: RuntimeError) -> None:
         """After running out of memory: the same step in twice as many parts."""

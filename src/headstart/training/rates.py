@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,11 @@ class Found:
     losses: tuple[float, ...]
     suggested: float
     scale: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: a loss that is not finite is None."""
+        losses = [loss if math.isfinite(loss) else None for loss in self.losses]
+        return {**asdict(self), "losses": losses}
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:

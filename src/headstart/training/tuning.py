@@ -28,6 +28,7 @@ from headstart.training.losses import Loss, classification_loss
 from headstart.training.mixing import cutmix, mixup
 from headstart.training.network import Network, Outputs
 from headstart.training.optim import Training
+from headstart.training.rates import Found, find_rate
 from headstart.training.sampling import epoch_order
 from headstart.trunk import Trunk
 
@@ -61,6 +62,8 @@ class Settings:
     head_learning_rate : float
     wise_ft : float
         Share of the fine-tuned network in the final weights; the rest is the start. 1 for all.
+    finds_rate : bool
+        Raise the rates first to find good ones; they keep their ratios.
     seed : int
 
     Raises
@@ -76,6 +79,7 @@ class Settings:
     cutmix: float = 0.0
     head_learning_rate: float = 1e-3
     wise_ft: float = 1.0
+    finds_rate: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,12 +107,15 @@ class Tuned:
     history : History
     logits : array, shape (n_val, n_classes)
         Of the held-out pictures, by the final network.
+    found : Found or None
+        How the rates were found, if they were.
     """
 
     state: dict[str, Tensor]
     head: LinearHead
     history: History
     logits: NDArray[np.float64]
+    found: Found | None = None
 
 
 def held_out(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
@@ -177,12 +184,16 @@ def tune(
         enter=network.enter,
         identity=_identity(reading.trunk, parts, settings, identity or {}),
     )
+    found = find_rate(job, training, seed=settings.seed) if settings.finds_rate else None
+    if found is not None:
+        for group in job.groups:
+            group["lr"] *= found.scale
     history = run_loop(job, training, seed=settings.seed, session=session)
     if settings.wise_ft < 1:
         network.load(*_between(begin, (network.state(), network.linear_head()), settings.wise_ft))
     network.require_constant()
     state, head = network.state(), network.linear_head()
-    return Tuned(state=state, head=head, history=history, logits=logits())
+    return Tuned(state=state, head=head, history=history, logits=logits(), found=found)
 
 
 def record_of(history: History) -> dict[str, Any]:
