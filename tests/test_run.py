@@ -283,7 +283,7 @@ def after_epoch(number, error):
 def test_a_tuned_model_is_told_epoch_by_epoch_and_compared(tiny, photos, store, tmp_path):
     told = []
     run = fit(photos, tuning(tiny), out=tmp_path / "run", cache=store, observer=told.append)
-    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [1, 2, 3]
+    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [0, 1, 2, 3]
     [plan] = [event for event in told if isinstance(event, Planned)]
     assert plan.outline.plan.boundary == "layer3"
     names = [baseline.name for baseline in run.evaluation.baselines]
@@ -338,7 +338,7 @@ def test_a_training_is_begun_anew_unless_it_is_asked_to_go_on(tiny, photos, stor
     (tmp_path / "run.partial" / "mine.txt").write_text("not ours")
     told = []
     fit(photos, tuning(tiny), out=wanted, cache=store, observer=told.append)
-    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [1, 2, 3]
+    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [0, 1, 2, 3]
     assert [e.text for e in told if isinstance(e, Noted) and "--resume" in e.text]
     assert [path.name for path in (tmp_path / "run.partial").iterdir()] == ["mine.txt"]
 

@@ -18,7 +18,7 @@ from headstart.data.readers import read_dataset
 from headstart.data.samples import Dataset, Sample
 from headstart.distributed import is_main, main_first, start, stop
 from headstart.engines import runnable
-from headstart.errors import LeakError
+from headstart.errors import LeakError, UsageError
 from headstart.evaluation import Evaluation, evaluate
 from headstart.events import (
     DataReady,
@@ -148,7 +148,7 @@ def fit(
             log(_finished(run))
             log.close()
             run = replace(run, folder=claim(folder, wanted))
-    if not run.interrupted:
+    if recipe.method.resumes and not run.interrupted:
         forget(resumable(wanted))
     if observer is not None:
         observer(_finished(run))
@@ -207,7 +207,12 @@ def _run(
         prepared = _prepared(source, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
     recipe.method.check(prepared.train)
-    if is_main() and not resume and forget(checkpoints):
+    if resume and not recipe.method.resumes:
+        raise UsageError(
+            f"Expected a method that can be resumed, got {recipe.method.name}; do name the method "
+            "of the run that was stopped, such as --method finetune."
+        )
+    if recipe.method.resumes and is_main() and not resume and forget(checkpoints):
         notify(
             Noted(
                 text=f"Begun anew: the checkpoint in {checkpoints} was not asked for "
@@ -289,12 +294,14 @@ def _plan(recipe: Recipe, trunk: Trunk, prepared: Prepared, extractor: Extractor
 
 
 def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
-    train = prepared.train
+    train, selected = prepared.train, prepared.train.samples[:0]
+    if recipe.method.resumes and prepared.val is not None:  # the epoch was chosen on these
+        selected = prepared.val.samples
     return TransferModel(
         trunk=trunk,
         task=Classification(classes=train.classes, kind=train.kind),
         record={
-            "learned_from": [short(sample) for sample in train.samples],
+            "learned_from": [short(sample) for sample in (*train.samples, *selected)],
             "data": {
                 "name": prepared.data.name,
                 "train": train.counts(),

@@ -84,5 +84,5 @@ def test_arguments_that_cannot_be_meant_are_refused(change):
 
 def test_a_class_with_one_picture_is_refused_by_name(extractor):
     train = tinted(9, 0).subset([0, 2, 4, 1])
-    with pytest.raises(DataError, match="got 1 of 'b'"):
+    with pytest.raises(DataError, match="fewer of 'b'"):
         Scratch().fit(make_model(5), train, extractor=extractor)

@@ -41,7 +41,9 @@ def test_multiclass_is_torchs_cross_entropy(smoothing, weights):
     ours = classification_loss(
         logits, targets, kind="multiclass", label_smoothing=smoothing, class_weights=weights
     )
-    expected = cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
+    expected = cross_entropy(
+        logits, targets, weight=weights, label_smoothing=smoothing, reduction="sum"
+    ) / len(logits)
     torch.testing.assert_close(ours, expected)
     rows = one_hot(targets, K).double()
     soft = classification_loss(
@@ -57,11 +59,11 @@ def test_soft_targets_are_torchs(smoothing):
     torch.testing.assert_close(ours, cross_entropy(logits, soft_rows(), label_smoothing=smoothing))
 
 
-def test_weighted_soft_targets_are_the_weighted_mean_of_their_parts():
+def test_weighted_soft_targets_are_the_weighted_sum_of_their_parts():
     logits, _ = batch()
     log_p, rows = logits.log_softmax(dim=1), soft_rows()
     parts = [(WEIGHTS[c] * rows[i, c], -log_p[i, c]) for i in range(N) for c in range(K)]
-    expected = sum(w * loss for w, loss in parts) / sum(w for w, _ in parts)
+    expected = sum(w * loss for w, loss in parts) / N
     ours = classification_loss(logits, rows, kind="multiclass", class_weights=WEIGHTS)
     torch.testing.assert_close(ours, expected)
 
@@ -301,3 +303,14 @@ def test_names_and_double_remedies_are_refused():
     for imbalance, tau in itertools.product(("balanced", "sampling"), (0.5, 1.0)):
         with pytest.raises(UsageError, match="one remedy"):
             Loss(imbalance=imbalance, logit_adjustment=tau)
+
+
+def test_a_weighted_batch_in_parts_is_the_same_batch():
+    logits, targets = batch()
+    whole = classification_loss(logits, targets, kind="multiclass", class_weights=WEIGHTS)
+    parts = [
+        classification_loss(logits[at], targets[at], kind="multiclass", class_weights=WEIGHTS)
+        * (len(logits[at]) / N)
+        for at in (slice(0, 3), slice(3, None))
+    ]
+    torch.testing.assert_close(sum(parts), whole)

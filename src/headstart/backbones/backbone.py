@@ -134,6 +134,8 @@ class Backbone(nn.Module):
         'stem'
         """
         name = parameter.removeprefix("trunk.")
+        owner, _, inner = name.partition(".parametrizations.")  # as torch renames what it adapts
+        name = f"{owner}.{inner.partition('.')[0]}" if inner else name
         for cut in self._plan.cuts:
             if any(name == path or name.startswith(f"{path}.") for path in cut.paths):
                 return cut.name

@@ -117,6 +117,7 @@ class Finetune:
     """
 
     name: ClassVar[str] = "finetune"
+    resumes: ClassVar[bool] = True
 
     train_from: str = "last:1"
     only: str = "all"
@@ -151,11 +152,12 @@ class Finetune:
                 raise UsageError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}.")
         if self.lora_rank < 1:
             raise UsageError(f"Expected `lora_rank` to be 1 or more, got {self.lora_rank}.")
-        if self.only == "lora" and self.wise_ft < 1:
+        means = self.wise_ft < 1 or self.training.ema or self.training.soup
+        if self.only == "lora" and (means or self.regularisation.l2_sp):
             raise UsageError(
-                "Expected `wise_ft` of 1 with `only` lora, got "
-                f"{self.wise_ft}: a mean of low-rank factors is no mean of weights; do lower "
-                "`lora_rank` or the learning rate to stay nearer to the start."
+                "Expected no `wise_ft`, `ema`, `soup` or `l2_sp` with `only` lora, got one: a mean "
+                "of low-rank factors is no mean of weights; do lower `lora_rank` or the learning "
+                "rate to stay nearer to the start."
             )
         self._settings()  # checks the rest
 
@@ -167,7 +169,8 @@ class Finetune:
         DataError
             If fewer than two classes have pictures, or a class has them in one group only.
         """
-        require_two_of_each(train)
+        # One is held out, and the probe is solved on two folds of the others.
+        require_two_of_each(train, least=3 if self.start == "probe" else 2)
 
     def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
         """Say what would train, before anything does.

@@ -49,6 +49,7 @@ class LinearProbe:
     """
 
     name: ClassVar[str] = "linear-probe"
+    resumes: ClassVar[bool] = False
 
     folds: int = 5
     imbalance: Imbalance = "auto"

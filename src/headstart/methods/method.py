@@ -48,6 +48,7 @@ class Method(Protocol):
     """
 
     name: ClassVar[str]
+    resumes: ClassVar[bool]  # whether a training of steps can be taken up again
 
     def check(self, train: Dataset) -> None:
         """Refuse data that this method cannot learn from, before anything is computed.
@@ -89,7 +90,7 @@ class Method(Protocol):
         ...
 
 
-def require_two_of_each(train: Dataset) -> None:
+def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
     """Refuse data that cannot be parted into pictures to learn from and pictures to select on.
 
     Raises
@@ -108,10 +109,11 @@ def require_two_of_each(train: Dataset) -> None:
             f"{[c for c, n in zip(train.classes, spread, strict=True) if n]}; "
             "do add pictures of another class."
         )
-    alone = [c for c, n in zip(train.classes, spread, strict=True) if n == 1]
+    alone = [c for c, n in zip(train.classes, spread, strict=True) if 0 < n < least]
     if alone:
         shown = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
         raise DataError(
-            "Expected at least 2 pictures of each class to learn from (in two groups, where "
-            f"there are groups), got 1 of {shown}; do add pictures or leave these classes out."
+            f"Expected at least {least} pictures of each class to learn from (in as many groups, "
+            f"where there are groups), got fewer of {shown}; do add pictures or "
+            "leave these classes out."
         )

@@ -63,6 +63,7 @@ class Scratch:
     """
 
     name: ClassVar[str] = "scratch"
+    resumes: ClassVar[bool] = True
 
     learning_rate: float = 1e-3
     dropout: float = 0.0
@@ -76,6 +77,10 @@ class Scratch:
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise UsageError(f"Expected `dropout` from 0 to below 1, got {self.dropout}.")
+        if not isinstance(self.learning_rate, int | float):
+            raise UsageError(
+                f"Expected `learning_rate` to be a number, got {self.learning_rate!r}."
+            )
         self._settings()  # checks the rest
 
     def check(self, train: Dataset) -> None:

@@ -292,7 +292,7 @@ class _Run:
             self.tops = sorted(self.tops, key=lambda top: top[:2], reverse=True)
             del self.tops[self.settings.soup :]
         self._load(live)
-        if self.session.told is not None and epoch.number:
+        if self.session.told is not None:
             self.session.told(self.history.epochs[-1], self.settings.epochs)
 
     def _score_of(self, state: Mapping[str, Tensor]) -> float:

@@ -83,7 +83,8 @@ class Session:
     Parameters
     ----------
     told : callable, optional
-        Called with every finished epoch, and with how many there are at most.
+        Called with every finished epoch, the start as number 0, and with how many there are at
+        most.
     progress : callable, optional
         Called with the name of the step, how much is done, and how much there is.
     folder : Path, optional

@@ -182,8 +182,7 @@ def classification_loss(
     label_smoothing : float
         Multiclass: share spread evenly over the k classes; multilabel: over yes and no.
     class_weights : tensor, shape (k,), optional
-        Multiclass: of the classes; the mean is weighted by the targets' weights, before they
-        are smoothed. Multilabel: of the positive side, and the mean is the plain one.
+        Multiclass: of the classes; multilabel: of the positive side. The mean is the plain one.
     focal_gamma : float
         Each term is multiplied by (1 - p) to this power, p the probability of its target.
     logit_adjustment : tensor, shape (k,), optional
@@ -269,10 +268,9 @@ def _softmax_loss(
     if gamma:
         # Away from zero, where the slope of a root is infinite.
         terms = terms * (-log_p.expm1()).clamp_min(1e-12) ** gamma
-    if weights is None:
-        return terms.sum(dim=1).mean()
-    total = (rows * weights).sum()
-    return (terms * weights).sum() / total.clamp_min(1e-12)
+    # The plain mean, also with weights, whose mean over the training pictures is 1: a batch that
+    # is computed in parts, or by several processes, then takes the same step as a whole one.
+    return (terms * (1 if weights is None else weights)).sum(dim=1).mean()
 
 
 def _sigmoid_loss(

@@ -15,6 +15,7 @@ from headstart.data.augment import Augmentation
 from headstart.data.loading import digest_of
 from headstart.data.samples import Dataset
 from headstart.data.splits import holdout
+from headstart.distributed import world
 from headstart.errors import UsageError
 from headstart.heads.pooled import LinearHead
 from headstart.metrics import log_loss, macro_f1_score
@@ -158,6 +159,7 @@ def tune(
     """
     train, val = parts
     training = settings.training.for_pictures(len(train))
+    _require_possible(network, training)
     learned = reading.of(train.samples, settings.augmentation, epochs=training.epochs)
     judged = reading.of(val.samples, Augmentation(), epochs=1)
     network.adapt(lambda rows: learned.fetch(1, rows), len(train))
@@ -194,6 +196,17 @@ def tune(
     network.require_constant()
     state, head = network.state(), network.linear_head()
     return Tuned(state=state, head=head, history=history, logits=logits(), found=found)
+
+
+def _require_possible(network: Network, training: Training) -> None:
+    if training.precision == "fp16" and network.device == "cpu":
+        raise UsageError("Expected a GPU for precision fp16, got the CPU; do use bf16 or fp32.")
+    late = [row.stage for row in network.plan.rows if row.from_epoch > training.epochs]
+    if late:
+        raise UsageError(
+            f"Expected every stage that trains to begin within {training.epochs} epochs, got "
+            f"{', '.join(late)} later; do lower `unfreeze_every`, or train for longer."
+        )
 
 
 def record_of(history: History) -> dict[str, Any]:
@@ -279,7 +292,8 @@ def _identity(
     content = [[digest_of(s), str(s.target)] for part in parts for s in part.samples]
     found = {
         "data": content,
-        "weights": trunk.fingerprint,
+        "weights": trunk.identity.hex(),
+        "processes": world(),
         "settings": asdict(settings),
         "versions": {k: v for k, v in versions().items() if k != "openvino"},
         **more,
