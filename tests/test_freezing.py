@@ -202,3 +202,16 @@ def test_adapted_statistics_are_those_of_the_pictures():
     variances = torch.stack([network.trunk.conv1(b).var((0, 2, 3)) for b in batches]).mean(0)
     torch.testing.assert_close(network.trunk.bn1.running_var, variances)
     assert not start_adapting(network, plan(network, train_from="all"))
+
+
+def test_low_rank_updates_of_bare_layers_belong_to_their_stage():
+    from headstart.training.adapters import add_lora
+
+    network = backbone("timm/mobilenetv3_small_050")
+    add_lora(network, rank=2, seed=0)
+    what = plan(network, train_from="last:1", only="lora")
+    start_training(network, what)
+    moving = {n for n, p in network.named_parameters() if p.requires_grad}
+    assert moving
+    assert all(".parametrizations." in name for name in moving)
+    assert {network.stage_of(name) for name in moving} == {what.rows[-1].stage}

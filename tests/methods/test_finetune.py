@@ -140,7 +140,7 @@ def test_a_later_stage_waits_for_its_epoch(extractor, networks, always_better):
     Finetune(train_from="last:3", unfreeze_every=1, training=SHORT).fit(
         given, train, val, extractor=extractor, session=Session(told=told)
     )
-    assert seen == [set(names[-1:]), set(names[-2:]), set(names[-3:])]
+    assert seen == [set(), set(names[-1:]), set(names[-2:]), set(names[-3:])]
 
 
 def test_the_start_is_a_candidate(extractor):
@@ -459,3 +459,37 @@ def test_a_rate_that_is_looked_for_is_the_one_that_is_used(extractor):
     assert rates == pytest.approx([swept["suggested"] / 10])  # the random head's is ten times it
     assert len(swept["rates"]) == len(swept["losses"])
     json.dumps(found.record, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": replace(SHORT, precision="fp16")}, "a GPU for precision fp16"),
+        ({"train_from": "last:2", "unfreeze_every": 3}, "within 3 epochs"),
+    ],
+)
+def test_what_cannot_happen_is_refused(extractor, change, message):
+    train, val = striped(16, 0), striped(8, 1)
+    with pytest.raises(UsageError, match=message):
+        replace(Finetune(training=SHORT), **change).fit(
+            make_model(train.classes), train, val, extractor=extractor
+        )
+
+
+def test_adapted_statistics_do_not_depend_on_the_order_of_the_classes(extractor):
+    rng = np.random.default_rng(0)
+    shades = [40] * 80 + [200] * 80  # sorted by class, as folders are
+    pictures = [np.full((40, 40, 3), s + rng.integers(20), dtype=np.uint8) for s in shades]
+    labels = ["dark"] * 80 + ["bright"] * 80
+    samples = [Sample(image=p, target=t) for p, t in zip(pictures, labels, strict=True)]
+    train = Dataset(samples=tuple(samples), classes=("bright", "dark"))
+    given = make_model(train.classes)
+    first = given.trunk.backbone.stages[0].name
+    how = Finetune(batch_norm=f"{first}=adapt", training=replace(SHORT, epochs=1))
+    found = how.fit(given, train, train.subset([0, 159]), extractor=extractor)
+    network = given.trunk.backbone.trunk
+    pixels = torch.from_numpy(np.stack([SMALL.resize_and_crop(p) for p in pictures]))
+    with torch.inference_mode():
+        raw = network.conv1[0](SMALL.normalise(pixels.permute(0, 3, 1, 2)))
+    name = "conv1.1.running_var"
+    torch.testing.assert_close(found.trunk.state[name], raw.var((0, 2, 3)), rtol=0.1, atol=1e-4)
