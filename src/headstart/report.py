@@ -25,7 +25,7 @@ from headstart import charts
 from headstart.data.checks import Finding
 from headstart.data.images import decode
 from headstart.data.prepare import Prepared
-from headstart.data.samples import SPLITS, Dataset, Sample, SplitName
+from headstart.data.samples import SPLITS, Dataset, Sample, SplitName, labels_of
 from headstart.errors import UnreadableImageError
 from headstart.evaluation import TITLES, Evaluation
 from headstart.forgetting import Forgetting, sentences
@@ -280,8 +280,7 @@ def _examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
     """Some pictures of some classes, evenly spread over the data, always the same ones."""
     by_class: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
-        labels = (sample.target,) if isinstance(sample.target, str) else sample.target or ()
-        for label in labels:
+        for label in labels_of(sample.target):
             by_class[label].append(sample)
     filled = [name for name in data.classes if by_class[name]]
     chosen = [filled[i] for i in charts.evenly(len(filled), LIMITS["examples"])]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.samples import SPLITS, Dataset, Sample
+from headstart.data.samples import SPLITS, Dataset, Sample, labels_of
 from headstart.data.scan import ImageRecord, scan
 from headstart.errors import DataError, LeakError, UsageError
 
@@ -217,8 +217,7 @@ def _leak_paths(members: Sequence[Sample]) -> tuple[str, ...]:
 
 
 def _label(sample: Sample) -> str:
-    target = sample.target
-    return target if isinstance(target, str) else " + ".join(sorted(target or ())) or "nothing"
+    return " + ".join(sorted(labels_of(sample.target))) or "nothing"
 
 
 def _class_counts(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.samples import Dataset, Sample, Target
+from headstart.data.samples import Dataset, Sample, Target, labels_of
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def write(name: str, folder: str | Path) -> Path:
         Image.fromarray(np.asarray(sample.image)).save(root / path, compress_level=1)
     if data.kind == "multilabel":
         with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-            rows = [(sample.name, "|".join(sample.target or ())) for sample in data.samples]
+            rows = [(sample.name, "|".join(labels_of(sample.target))) for sample in data.samples]
             csv.writer(file).writerows([("path", "labels"), *rows])
     return root
 
@@ -167,11 +167,7 @@ def _make(name: str) -> Dataset:
         pixels.flags.writeable = False
         samples.append(Sample(image=pixels, target=target, group=group))
     several = any(isinstance(sample.target, tuple) for sample in samples)
-    labels = {
-        label
-        for s in samples
-        for label in ((s.target,) if isinstance(s.target, str) else s.target or ())
-    }
+    labels = {label for s in samples for label in labels_of(s.target)}
     notes = [
         f"example set {name!r}, made from what scikit-learn ships",
         "task: multilabel because a picture may show several kinds or none"

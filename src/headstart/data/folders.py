@@ -9,7 +9,7 @@ from unicodedata import normalize
 from headstart.data import layouts
 from headstart.data.layouts import Listing, listed, natural_key
 from headstart.data.manifests import split_name
-from headstart.data.samples import SPLITS, Dataset, Kind, Sample, SplitName
+from headstart.data.samples import SPLITS, Dataset, Kind, Sample, SplitName, labels_of
 
 __all__ = ["ByClass", "by_class", "read_folders"]
 
@@ -184,7 +184,7 @@ def _deeper(found: ByClass) -> tuple[str, ...]:
 
 
 def _label(sample: Sample) -> str | None:
-    return sample.target[0] if isinstance(sample.target, tuple) else sample.target
+    return next(iter(labels_of(sample.target)), None)
 
 
 def _left_out(listing: Listing, found: ByClass, labels_required: bool) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from unicodedata import normalize
 
 from headstart.data.layouts import listed, natural_key
-from headstart.data.samples import Dataset, Kind, Sample, SplitName, Target
+from headstart.data.samples import Dataset, Kind, Sample, SplitName, Target, labels_of
 from headstart.data.tables import Table
 from headstart.errors import (
     DataError,
@@ -295,7 +295,7 @@ def _target(cell: Any, kind: Kind) -> Target:
 
 
 def _names(target: Target) -> tuple[str, ...]:
-    return (target,) if isinstance(target, str) else target or ()
+    return labels_of(target)
 
 
 def _require_labels(table: Table, targets: Sequence[Target]) -> None:

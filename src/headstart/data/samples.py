@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.truths import Boxes, Mask
 from headstart.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SPLITS", "Dataset", "Kind", "Sample", "SplitName", "Target"]
+__all__ = ["SPLITS", "Dataset", "Kind", "Sample", "SplitName", "Target", "labels_of"]
 
 
-Kind = Literal["multiclass", "multilabel"]
+Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
-Target = str | tuple[str, ...] | None
-"""A class by name; for multilabel a tuple of names (may be empty); None when unlabelled."""
+Target = str | tuple[str, ...] | Boxes | Mask | None
+"""A class by name; for multilabel a tuple of names (may be empty); for detection and segmentation
+what is where; None when unlabelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +40,8 @@ class Sample:
     ----------
     image : Path, bytes, array of shape (H, W[, C]) or PIL image
         The picture; a path is opened only when it is needed.
-    target : str, tuple of str or None
-        Class by name; a tuple of names when several may hold at once.
+    target : str, tuple of str, Boxes, Mask or None
+        Class by name; a tuple of names when several may hold at once; or what is where.
     group : str or None
         Pictures of one group (a patient, a video) never lie on both sides of a split.
     split : {"train", "val", "test"} or None
@@ -78,7 +80,7 @@ class Dataset:
     classes : tuple of str
         Class names in a fixed order; targets are mapped to it by name, so a class that is
         missing from one split cannot shift the others.
-    kind : {"multiclass", "multilabel"}
+    kind : {"multiclass", "multilabel", "detection", "segmentation"}
     name : str
         What to call the data set, such as the folder's name.
     notes : tuple of str
@@ -140,7 +142,8 @@ class Dataset:
         -------
         array
             Shape (n,) of indices into ``classes`` for multiclass; shape (n, n_classes) of
-            0 and 1 for multilabel.
+            0 and 1 for multilabel, and for detection and segmentation: which classes a picture
+            shows.
 
         Raises
         ------
@@ -150,7 +153,7 @@ class Dataset:
             If an example's class is not one of ``classes``.
         """
         position = {name: i for i, name in enumerate(self.classes)}
-        if self.kind == "multilabel":
+        if self.kind != "multiclass":
             table = np.zeros((len(self), len(self.classes)), dtype=np.intp)
             for row, sample in enumerate(self.samples):
                 for label in _labels(sample):
@@ -161,17 +164,36 @@ class Dataset:
         )
 
     def counts(self) -> dict[str, int]:
-        """How many examples carry each class, in the order of ``classes``; zero included."""
-        tally = Counter(label for s in self.samples for label in _labels(s, missing_ok=True))
+        """How many examples carry each class, in the order of ``classes``; zero included.
+
+        Of detection: how many objects there are.
+        """
+        tally: Counter[str] = Counter()
+        for sample in self.samples:
+            if isinstance(sample.target, Boxes):
+                tally.update(sample.target.labels)
+            else:
+                tally.update(labels_of(sample.target))
         return {name: tally[name] for name in self.classes}
 
 
-def _labels(sample: Sample, *, missing_ok: bool = False) -> tuple[str, ...]:
+def labels_of(target: Target) -> tuple[str, ...]:
+    """Return the classes that a target names, each once; none for no target.
+
+    >>> labels_of("cat"), labels_of(Boxes(corners=((0, 0, 1, 1),) * 2, labels=("dog", "dog")))
+    (('cat',), ('dog',))
+    """
+    if target is None or isinstance(target, str):
+        return () if target is None else (target,)
+    if isinstance(target, Boxes):
+        return tuple(dict.fromkeys(target.labels))
+    return target.present if isinstance(target, Mask) else target
+
+
+def _labels(sample: Sample) -> tuple[str, ...]:
     if sample.target is None:
-        if missing_ok:
-            return ()
         raise DataError(f"Expected every example to have a label, got none for {sample.name}.")
-    return (sample.target,) if isinstance(sample.target, str) else sample.target
+    return labels_of(sample.target)
 
 
 def _position(label: str, position: dict[str, int]) -> int:
