@@ -24,18 +24,9 @@ if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
 
 __all__ = [
-    "BATCH_NORM_POLICIES",
-    "BatchNormPolicy",
-    "FreezePlan",
-    "StageRow",
-    "constant",
-    "fingerprint",
-    "plan",
-    "require_constant",
-    "start_adapting",
-    "start_training",
-    "trained",
-]
+    "BATCH_NORM_POLICIES", "BatchNormPolicy", "FreezePlan", "StageRow", "constant", "fingerprint",
+    "learning", "plan", "require_constant", "start_adapting", "start_training", "trained",
+]  # fmt: skip
 
 BatchNormPolicy = Literal["frozen", "train", "adapt"]
 BATCH_NORM_POLICIES = ("frozen", "train", "adapt")
@@ -56,9 +47,12 @@ def constant(module: ModuleT) -> ModuleT:
     torch.nn.Module
         The same module.
     """
-    module.requires_grad_(requires_grad=False)
-    module.eval()
-    return module
+    return module.requires_grad_(requires_grad=False).eval()
+
+
+def learning(module: ModuleT) -> ModuleT:
+    """Put a head into training, whole: every parameter learns, dropout and BatchNorm are alive."""
+    return module.requires_grad_(requires_grad=True).train()
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -35,3 +35,17 @@ def test_state_comes_back():
 def test_a_damaged_state_is_refused(state):
     with pytest.raises(ModelFileError, match="head"):
         LinearHead.from_state(state, n_outputs=2)
+
+
+def test_the_module_gives_the_same_logits_and_its_values_come_back():
+    import torch
+
+    head = LinearHead.random(4, 3, seed=1)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    module = head.module()
+    np.testing.assert_allclose(module(torch.from_numpy(x)).detach(), head.logits(x), rtol=1e-5)
+    with torch.no_grad():
+        module.weight.mul_(2.0)
+    state = {name: value.numpy() for name, value in module.state_dict().items()}
+    assert not np.shares_memory(head.weight, state["weight"])
+    np.testing.assert_array_equal(head.with_state(state).weight, 2 * head.weight)

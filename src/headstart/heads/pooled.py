@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["LinearHead"]
 
@@ -33,6 +36,9 @@ class LinearHead:
     weight: NDArray[np.floating[Any]]
     bias: NDArray[np.floating[Any]]
 
+    kind: ClassVar[str] = "linear"
+    taps: ClassVar[tuple[str, ...]] = ()
+
     @property
     def width(self) -> int:
         """Number of features that the head reads."""
@@ -49,6 +55,23 @@ class LinearHead:
             "weight": np.ascontiguousarray(self.weight, dtype=np.float32),
             "bias": np.ascontiguousarray(self.bias, dtype=np.float32),
         }
+
+    def with_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
+        """Return a head of other numbers."""
+        return replace(self, weight=state["weight"], bias=state["bias"])
+
+    def module(self) -> nn.Module:
+        """Build torch's layer with these parameters."""
+        import torch
+        from torch import nn
+
+        layer = nn.Linear(self.width, len(self.bias))
+        layer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in self.state().items()})
+        return layer
+
+    def as_dict(self) -> dict[str, Any]:
+        """What it is built of: its shape follows from its parameters."""
+        return {"kind": self.kind}
 
     @classmethod
     def random(cls, width: int, n_outputs: int, *, seed: int) -> LinearHead:
