@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 __all__ = [
-    "MAX_PIXELS", "ImageHeader", "Pixels", "Source",
+    "MAX_PIXELS", "TURNS", "ImageHeader", "Pixels", "Source",
     "decode", "decode_file", "digest", "header", "read_bytes", "reason",
 ]  # fmt: skip
 
@@ -40,7 +40,7 @@ MAX_PIXELS = 178_956_970  # where Pillow, too, calls a picture a decompression b
 # signature, so that any text may pass for it), ICO (hides the size of what it contains).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "QOI")
 _ORIENTATION_TAG = 0x0112
-_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -259,7 +259,7 @@ def _orientation(image: Image) -> int:
     tags = getattr(image, "tag_v2", None)  # TIFF keeps it among its own tags
     if tags is not None:
         value = tags.get(_ORIENTATION_TAG, 1)
-        return value if value in _TURNS else 1
+        return value if value in TURNS else 1
     return _parse_orientation(image.info.get("exif", b""))
 
 
@@ -274,7 +274,7 @@ def _parse_orientation(exif: bytes) -> int:
         for entry in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
             if tag == _ORIENTATION_TAG:
-                return int(value) if kind == 3 and value in _TURNS else 1
+                return int(value) if kind == 3 and value in TURNS else 1
     except struct.error:  # a damaged block says nothing; the picture itself may be whole
         return 1
     return 1
@@ -313,7 +313,7 @@ def _pixels(
         raise _refuse(source, str(error)) from None
     except Exception as error:  # decoders raise anything on damaged data
         raise _refuse(source, f"damaged data{_said(error)}") from error
-    turn = _TURNS.get(orientation) if image.format != "TIFF" else None  # Pillow turns those
+    turn = TURNS.get(orientation) if image.format != "TIFF" else None  # Pillow turns those
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
