@@ -5,7 +5,9 @@ The readers of the formats (coco.py, voc.py, yolo.py) give these; none of them o
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from headstart.data.truths import Boxes
 from headstart.errors import UnreadableImageError
 
 __all__ = [
-    "Annotated", "Annotations", "as_shown", "is_background", "quick_header", "split_in", "turned",
+    "Annotated", "Annotations", "as_shown", "is_background", "quick_header", "split_in",
+    "splits_by_folder", "turned",
 ]  # fmt: skip
 
 _BACKGROUND = frozenset(("background", "__background__", "_background_", "bg", "__bg__"))
@@ -93,6 +96,18 @@ def split_in(path: str) -> SplitName | None:
             if found := split_name(word):
                 return found
     return None
+
+
+def splits_by_folder(keys: Iterable[str]) -> dict[str, SplitName | None]:
+    """The part of each picture as its folders name it; none where they name only one.
+
+    Examples
+    --------
+    >>> splits_by_folder(["train/images/1.jpg", "valid/images/1.jpg"])
+    {'train/images/1.jpg': 'train', 'valid/images/1.jpg': 'val'}
+    """
+    found = {key: split_in(posixpath.dirname(key)) for key in keys}
+    return found if len(set(found.values()) - {None}) > 1 else dict.fromkeys(found)
 
 
 def turned(boxes: ArrayLike, orientation: int, width: int, height: int) -> NDArray[np.float64]:
