@@ -32,10 +32,14 @@ from headstart.data.images import (
 from headstart.data.truths import IGNORED, Code, Mask, Palette
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError
 
-__all__ = ["MAX_CLASSES", "RawMask", "class_counts", "decode_mask", "mask_turn", "read_raw"]
+__all__ = [
+    "MAX_CLASSES", "UNKNOWN", "RawMask",
+    "class_counts", "codes_of", "decode_mask", "distinct", "look_up", "mask_turn", "read_raw",
+]  # fmt: skip
 
 MAX_CLASSES = 254  # what an 8-bit mask has room for beside ignored and unknown
-_UNKNOWN = 254
+UNKNOWN = 254
+"""In what `look_up` gives: a value that the palette does not name."""
 
 
 class RawMask(NamedTuple):
@@ -88,8 +92,8 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     array([[  1,   0, 255]], dtype=uint8)
     """
     raw = read_raw(mask.source)
-    indices = _mapped(raw, mask.palette)
-    if (indices == _UNKNOWN).any():
+    indices = look_up(raw, mask.palette)
+    if (indices == UNKNOWN).any():
         raise _unknown_values(mask, raw, indices)
     indices = _reordered(indices, mask.palette.names, classes)
     return _turned(indices, orientation)
@@ -168,6 +172,85 @@ def read_raw(source: Path | NDArray[Any]) -> RawMask:
         raise _unreadable(source, f"damaged data ({error})") from error
 
 
+def look_up(raw: RawMask, palette: Palette) -> NDArray[np.uint8]:
+    """Indices into the palette's names, 255 where ignored, 254 where the value is not known.
+
+    Raises
+    ------
+    DataError
+        If there are more than 254 classes.
+
+    Examples
+    --------
+    >>> look_up(RawMask(np.array([[5, 6, 255]])), Palette(codes=((5, "leaf"),)))
+    array([[  0, 254, 255]], dtype=uint8)
+    """
+    indices = {name: i for i, name in enumerate(palette.names)}
+    if len(indices) > MAX_CLASSES:
+        raise DataError(
+            f"Expected at most {MAX_CLASSES} classes of pixels, got {len(indices)}; do: merge some."
+        )
+    table: dict[Code, int] = dict.fromkeys(palette.ignored, IGNORED)
+    table |= {code: indices[name] for code, name in palette.codes}
+    by_colour = any(isinstance(code, tuple) for code, _ in palette.codes)
+    if raw.values.ndim == 2:
+        return _of_numbers(raw, table, by_colour)
+    if not by_colour and _is_grey(raw.values):
+        return _of_numbers(RawMask(raw.values[:, :, 0]), table, by_colour=False)
+    return _of_colours(raw.values, table)
+
+
+def distinct(raw: RawMask) -> RawMask:
+    """The values that a mask holds, each once and ascending: shape (1, n) or (1, n, 3).
+
+    Examples
+    --------
+    >>> distinct(RawMask(np.array([[3, 0], [0, 0]]))).values
+    array([[0, 3]])
+    """
+    if raw.values.ndim == 3:
+        seen = np.zeros(1 << 24, dtype=bool)  # much faster than sorting the pixels
+        seen[_pack(raw.values)] = True
+        codes = np.flatnonzero(seen)
+        values = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+    elif raw.values.dtype == np.uint8:
+        values = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256)).astype(np.uint8)
+    else:
+        values = np.unique(raw.values)
+    return raw._replace(values=values[None])
+
+
+def codes_of(raw: RawMask, *, by_colour: bool = False) -> tuple[Code, ...]:
+    """What `distinct` found, as codes of a palette: numbers, or colours where there are any.
+
+    Parameters
+    ----------
+    raw : RawMask
+        Of shape (1, n) or (1, n, 3).
+    by_colour : bool
+        Give colours for numbers, too.
+
+    Examples
+    --------
+    >>> codes_of(RawMask(np.array([[0, 3]]))), codes_of(RawMask(np.array([[0, 3]])), by_colour=True)
+    ((0, 3), ((0, 0, 0), (3, 3, 3)))
+    """
+    values = raw.values[0]
+    if values.ndim == 2:
+        if by_colour or not _is_grey(raw.values):
+            return tuple((int(r), int(g), int(b)) for r, g, b in values)
+        values = values[:, 0]
+    if not by_colour:
+        return tuple(int(value) for value in values)
+    if raw.colours is not None:
+        return tuple((int(r), int(g), int(b)) for r, g, b in raw.colours[values])
+    return tuple((int(value),) * 3 for value in values)
+
+
+def _is_grey(values: NDArray[Any]) -> bool:
+    return bool((values == values[:, :, :1]).all())
+
+
 def _unreadable(source: object, why: str) -> UnreadableImageError:
     return UnreadableImageError(
         f"Expected {source} to be a readable picture, got {why}; replace it or leave it out."
@@ -229,27 +312,9 @@ def _unscaled(values: NDArray[Any], data: bytes) -> NDArray[Any]:
     return values // np.uint8(255 // (2 ** data[24] - 1))
 
 
-def _mapped(raw: RawMask, palette: Palette) -> NDArray[np.uint8]:
-    """Indices into the palette's names, IGNORED or _UNKNOWN."""
-    indices = {name: i for i, name in enumerate(palette.names)}
-    if len(indices) > MAX_CLASSES:
-        raise DataError(
-            f"Expected at most {MAX_CLASSES} classes of pixels, got {len(indices)}; do: merge some."
-        )
-    table: dict[Code, int] = dict.fromkeys(palette.ignored, IGNORED)
-    table |= {code: indices[name] for code, name in palette.codes}
-    by_colour = any(isinstance(code, tuple) for code, _ in palette.codes)
-    if raw.values.ndim == 2:
-        return _of_numbers(raw, table, by_colour)
-    grey = (raw.values == raw.values[:, :, :1]).all() if not by_colour else False
-    if grey:
-        return _of_numbers(RawMask(raw.values[:, :, 0]), table, by_colour=False)
-    return _of_colours(raw.values, table)
-
-
 def _of_numbers(raw: RawMask, table: dict[Code, int], by_colour: bool) -> NDArray[np.uint8]:
     top = 256 if raw.values.dtype == np.uint8 else 65536
-    lookup = np.full(top + 1, _UNKNOWN, dtype=np.uint8)
+    lookup = np.full(top + 1, UNKNOWN, dtype=np.uint8)
     for code, index in table.items():
         if isinstance(code, int) and 0 <= code < top and (not by_colour or index == IGNORED):
             lookup[code] = index
@@ -267,12 +332,12 @@ def _of_numbers(raw: RawMask, table: dict[Code, int], by_colour: bool) -> NDArra
 def _of_colours(values: NDArray[np.uint8], table: dict[Code, int]) -> NDArray[np.uint8]:
     pairs = sorted((_packed(c), i) for c, i in table.items() if isinstance(c, tuple))
     if not pairs:
-        return np.full(values.shape[:2], _UNKNOWN, dtype=np.uint8)
+        return np.full(values.shape[:2], UNKNOWN, dtype=np.uint8)
     codes = np.asarray([code for code, _ in pairs], dtype=np.uint32)
     indices = np.asarray([index for _, index in pairs], dtype=np.uint8)
     seen = _pack(values)
     at = np.searchsorted(codes[:-1], seen)  # never past the end
-    return np.where(codes[at] == seen, indices[at], np.uint8(_UNKNOWN))
+    return np.where(codes[at] == seen, indices[at], np.uint8(UNKNOWN))
 
 
 def _packed(colour: tuple[int, int, int]) -> int:
@@ -301,7 +366,7 @@ def _reordered(
 
 def _unknown_values(mask: Mask, raw: RawMask, indices: NDArray[np.uint8]) -> DataError:
     where = "a mask" if isinstance(mask.source, np.ndarray) else str(mask.source)
-    odd = raw.values[indices == _UNKNOWN]
+    odd = raw.values[indices == UNKNOWN]
     found, counts = np.unique(odd, axis=0 if odd.ndim == 2 else None, return_counts=True)
     order = np.argsort(-counts)[:5]
     text = ", ".join(f"{_code_text(found[i])} ({counts[i]} pixels)" for i in order)
