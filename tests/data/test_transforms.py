@@ -71,6 +71,38 @@ def test_squash_is_pillow_resize_of_both_sides():
     assert np.abs(ours.astype(int) - np.asarray(reference)).max() <= 1
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 800), (1, 60_001)], ids=str)
+@pytest.mark.parametrize("canvas", [(96, 160), (160, 96), (64, 64)], ids=str)
+def test_canvas_shows_the_whole_picture_and_fills_the_rest(shape, canvas):
+    pixels, ours = picture(*shape), expects(canvas=canvas)
+    place, found = ours.placement(*shape), ours.resize_and_crop(pixels)
+    assert found.shape == (*ours.shape, 3) == (*canvas, 3)
+    resized = Image.fromarray(pixels).resize((place.columns, place.rows), Image.Resampling.BILINEAR)
+    inside = found[: place.rows, : place.columns].astype(int)
+    assert np.abs(inside - np.asarray(resized)).max() <= 1
+    found[: place.rows, : place.columns] = ours.fill
+    assert (found == np.array([124, 116, 104])).all()
+    assert place.rows == canvas[0] or place.columns == canvas[1]
+
+
+def test_canvas_of_a_picture_that_was_decoded_smaller_follows_its_real_size():
+    ours = expects(canvas=(100, 120))
+    small = np.zeros((17, 32, 3), dtype=np.uint8)  # 33 x 64 at half the size, rounded up
+    shown = ours.resize_only(small, (33, 64))[..., 0] == 0
+    place = ours.placement(33, 64)
+    assert (shown.any(axis=1).sum(), shown.any(axis=0).sum()) == (place.rows, place.columns)
+    assert (place.rows, ours.placement(17, 32).rows) == (62, 64)
+
+
+def test_canvas_gives_its_own_memory_and_changes_nothing_where_it_is_not_set():
+    same = expects(canvas=(80, 100)).resize_and_crop(given := picture(80, 100))
+    np.testing.assert_array_equal(same, given)
+    assert not np.shares_memory(same, given)
+    assert "canvas" not in expects().as_dict()
+    with pytest.raises(UsageError, match="`canvas` to be set"):
+        expects().placement(10, 10)
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 60_001)], ids=str)
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_resizing_and_cutting_is_resizing_then_cutting(shape, fit):
@@ -122,6 +154,7 @@ def test_fingerprint_changes_with_every_setting_and_survives_json():
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
         "fit": "squash",
+        "canvas": (224, 256),
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Preprocess)}
     variants = [base, *(dataclasses.replace(base, **{k: v}) for k, v in changes.items())]
@@ -140,6 +173,10 @@ def test_fingerprint_changes_with_every_setting_and_survives_json():
         {"fit": "pad"},
         {"mean": (0.5,)},
         {"std": (0.5, 0.0, 0.5)},
+        {"canvas": (224,)},
+        {"canvas": (224, 0)},
+        {"canvas": (224, 256.0)},
+        {"canvas": 224},
     ],
     ids=str,
 )

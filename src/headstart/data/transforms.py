@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.placement import Placement
 from headstart.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Preprocess:
         In red, green, blue, of values in 0..1.
     fit : {"crop", "squash"}
         ``squash`` resizes both sides to ``resize`` whatever the shape (some SigLIP models).
+    canvas : (int, int), optional
+        Height and width of what the network reads where places count (boxes, masks): the whole
+        picture is resized to fit, aspect kept, and put at the top left; the rest is filled with
+        the mean colour. ``resize``, ``crop`` and ``fit`` then say nothing.
 
     Raises
     ------
@@ -67,6 +72,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: Fit = "crop"
+    canvas: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.resize:
@@ -85,10 +91,59 @@ class Preprocess:
                 "Expected `mean` and `std` to be three numbers each, std above zero, "
                 f"got {self.mean} and {self.std}."
             )
+        if self.canvas is not None and not _is_size(self.canvas):
+            raise UsageError(
+                "Expected `canvas` to be height and width in whole pixels above zero, "
+                f"got {self.canvas!r}."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of what the network reads: the canvas, or the square."""
+        return (self.crop, self.crop) if self.canvas is None else self.canvas
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour, 0 to 255: what a canvas shows where the picture does not reach."""
+        red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
+        return red, green, blue
+
+    def placement(self, height: int, width: int) -> Placement:
+        """Say where a picture of this size lies on the canvas.
+
+        Parameters
+        ----------
+        height, width : int
+            Of the picture as it is shown.
+
+        Raises
+        ------
+        UsageError
+            If no canvas is set: of a picture that is cut not every box has a place.
+
+        Examples
+        --------
+        >>> rgb = (0.5, 0.5, 0.5)
+        >>> expects = Preprocess(
+        ...     resize=8, crop=8, interpolation="bilinear", mean=rgb, std=rgb, canvas=(32, 64)
+        ... )
+        >>> place = expects.placement(200, 100)
+        >>> place.rows, place.columns
+        (32, 16)
+        """
+        if self.canvas is None:
+            raise UsageError(
+                "Expected `canvas` to be set where boxes or masks are, got None; "
+                "do give the height and width that the network reads."
+            )
+        return Placement.of(height, width, canvas=self.canvas)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Return plain values for JSON; without ``canvas`` where there is none, as ever."""
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        if self.canvas is None:
+            del plain["canvas"]
+        return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -100,7 +155,7 @@ class Preprocess:
             If a value is missing, unknown or cannot be meant.
         """
         known = {field.name for field in fields(cls)}
-        if not known - {"fit"} <= set(values) <= known:
+        if not known - {"fit", "canvas"} <= set(values) <= known:
             raise UsageError(
                 f"Expected preprocessing to have {sorted(known)}, got {sorted(values)}."
             )
@@ -124,14 +179,17 @@ class Preprocess:
     def resize_and_crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize a picture, antialiased, and cut the central square; THE one way to do so.
 
+        Where ``canvas`` is set nothing is cut: what ``resize_only`` gives, in its own memory.
+
         Parameters
         ----------
         pixels : array, uint8, shape (H, W, 3)
 
         Returns
         -------
-        array, uint8, shape (crop, crop, 3)
-            Own memory. Of pictures longer than 8 to 1 only the central part is looked at.
+        array, uint8, shape (*shape, 3)
+            Own memory. Without ``canvas``, of pictures longer than 8 to 1 only the central part
+            is looked at.
 
         Raises
         ------
@@ -146,20 +204,28 @@ class Preprocess:
         array([[7, 7],
                [7, 7]], dtype=uint8)
         """
+        if self.canvas is not None:
+            return self.resize_only(pixels)
         return central_square(self.resize_only(pixels), self.crop).copy()
 
-    def resize_only(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def resize_only(
+        self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None
+    ) -> NDArray[np.uint8]:
         """Resize a whole picture as ``resize_and_crop`` does before it cuts.
 
         Parameters
         ----------
         pixels : array, uint8, shape (H, W, 3)
+        size : (int, int), optional
+            Height and width of the picture as it is shown, where it was decoded smaller: it
+            decides the place on the canvas, so that boxes and pixels agree.
 
         Returns
         -------
         array, uint8, shape (height, width, 3)
             Shorter side ``resize``, longer side at most 9 times that; both sides ``resize``
-            with ``fit="squash"``. May be a view of ``pixels``.
+            with ``fit="squash"``. May be a view of ``pixels``. Where ``canvas`` is set: of its
+            shape, filled where the picture does not reach, in its own memory.
 
         Raises
         ------
@@ -178,6 +244,8 @@ class Preprocess:
                 "Expected `pixels` to be uint8 of shape (H, W, 3), "
                 f"got {pixels.dtype} of shape {pixels.shape}."
             )
+        if self.canvas is not None:
+            return self._on_canvas(pixels, self.placement(*(size or pixels.shape[:2])))
         if self.fit == "crop":
             pixels = _without_far_ends(pixels)
         height, width = self._size(pixels.shape[0], pixels.shape[1])
@@ -219,6 +287,14 @@ class Preprocess:
         rows = rows.sub_(mean.repeat(width)).div_(std.repeat(width)).to(dtype or torch.float32)
         return rows.view(n, height, width, 3).permute(0, 3, 1, 2)
 
+    def _on_canvas(self, pixels: NDArray[np.uint8], place: Placement) -> NDArray[np.uint8]:
+        found = np.empty((*place.canvas, 3), dtype=np.uint8)
+        found[...] = self.fill
+        if pixels.shape[:2] != (place.rows, place.columns):
+            pixels = _resized(pixels, place.rows, place.columns, self.interpolation)
+        found[: place.rows, : place.columns] = pixels
+        return found
+
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Size after resizing; the longer side is cut to whole pixels, never rounded up."""
         if self.fit == "squash":
@@ -226,6 +302,15 @@ class Preprocess:
         if height <= width:
             return self.resize, int(self.resize * width / height)
         return int(self.resize * height / width), self.resize
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is a height and a width."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(type(side) is int and side > 0 for side in value)
+    )
 
 
 def central_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
