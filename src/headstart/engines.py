@@ -166,9 +166,14 @@ def available(device: str) -> tuple[str, ...]:
 
 
 def compile_engine(
-    backbone: Backbone, engine: str, *, device: str, stop: str | None = None
+    backbone: Backbone,
+    engine: str,
+    *,
+    device: str,
+    stop: str | None = None,
+    taps: Sequence[str] = (),
 ) -> Running:
-    """Make the function from pixels to pooled features, or to what an inner stage gives.
+    """Make the function from pixels to pooled features, or to what inner stages give.
 
     Parameters
     ----------
@@ -178,6 +183,9 @@ def compile_engine(
     device : str
     stop : str, optional
         The last stage that runs, in torch's engines; by default all run and are pooled.
+    taps : sequence of str
+        Stages whose maps are wanted, in order, the last one to run at the end; a picture's values
+        are then one row: the maps one after the other, each channels last and flattened.
 
     Raises
     ------
@@ -197,7 +205,7 @@ def compile_engine(
         )
     if engine.startswith("openvino"):
         return _openvino(backbone, "bf16" if engine.endswith("bf16") else "f32")
-    return _torch(backbone, engine, device, stop)
+    return _torch(backbone, engine, device, (stop, taps))
 
 
 def runnable(engine: str, *, device: str) -> str:
@@ -294,11 +302,14 @@ def _seconds(forward: Forward, pixels: NDArray[np.uint8]) -> float:
     return time.perf_counter() - begin
 
 
-def _torch(backbone: Backbone, engine: str, device: str, stop: str | None) -> Running:
+def _torch(
+    backbone: Backbone, engine: str, device: str, until: tuple[str | None, Sequence[str]]
+) -> Running:
     import copy
 
     import torch
 
+    stop, taps = until
     dtype = torch.bfloat16 if engine == "bf16" else torch.float32
     preprocess = backbone.spec.preprocess
     module = copy.deepcopy(backbone).to(device=device, dtype=dtype)
@@ -315,6 +326,9 @@ def _torch(backbone: Backbone, engine: str, device: str, stop: str | None) -> Ru
             # (n, H, W, 3) seen as (n, 3, H, W) is already channels_last.
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
             x = preprocess.normalise(batch, dtype)
+            if taps:
+                maps = [m.permute(0, 2, 3, 1).flatten(1) for m in module.maps(x, taps)]
+                return torch.cat(maps, dim=1).float().cpu().numpy()
             found = module.pooled(x) if stop is None else module.run(x, stop=stop)
             # Channels last as the next stage wants them: seen, not copied, where they are so.
             found = found.permute(0, 2, 3, 1) if found.ndim == 4 else found

@@ -180,7 +180,7 @@ def evaluate(
     targets, groups = _targets(model, data), data.groups()
     learned = None if train is None else _targets(model, train)
     values = extractor.features(model.trunk, data.samples).values
-    probabilities = model.task.probabilities(model.require_head().logits(values))
+    probabilities = model.task.probabilities(model.linear_head().logits(values))
     baselines: tuple[Baseline, ...] = ()
     if train is not None and learned is not None:
         known = extractor.features(model.trunk, train.samples).values

@@ -77,17 +77,27 @@ class Cut:
         The last stage that runs; by default all run and are pooled.
     view : View, optional
         By default the picture as it is.
+    taps : tuple of str
+        Stages whose maps are wanted, in order, ``stop`` at the end: a picture's values are then
+        these maps one after the other, each channels last and flattened.
     """
 
     engine: str
     stop: str | None = None
     view: View | None = None
+    taps: tuple[str, ...] = ()
 
     def key(self, trunk: Trunk, sample: Sample) -> bytes:
         """Digest of everything that the values depend on."""
-        parts = [self.stop or "", self.view.fingerprint() if self.view else ""]
+        parts = [self.stop or "", self.view.fingerprint() if self.view else "", *self.taps]
         inner = parts if any(parts) else []  # pooled features of plain pictures: as ever
         return key("features", trunk.identity, self.engine, *inner, digest_of(sample))
+
+    def shape(self, trunk: Trunk) -> tuple[int, ...]:
+        """Shape of one picture's values."""
+        if self.taps:
+            return (sum(int(np.prod(shape)) for shape in trunk.shapes_at(self.taps)),)
+        return trunk.shape_at(self.stop)
 
     def pixels(self, samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
         """Decode pictures as this view shows them: (n, crop, crop, 3)."""
@@ -249,7 +259,7 @@ class Extractor:
         return Activations(
             cache=self.cache,
             keys=tuple(cut.key(trunk, sample) for sample in samples),
-            shape=trunk.shape_at(cut.stop),
+            shape=cut.shape(trunk),
         )
 
     def runner(
@@ -257,7 +267,11 @@ class Extractor:
     ) -> Callable[[Sequence[Sample], View | None], NDArray[np.float32]]:
         """Make the function from pictures to what crosses the cut, which keeps nothing."""
         running = compile_engine(
-            trunk.backbone, cut.engine, device=device(self.device), stop=cut.stop
+            trunk.backbone,
+            cut.engine,
+            device=device(self.device),
+            stop=cut.stop,
+            taps=cut.taps,
         )
 
         def run(samples: Sequence[Sample], view: View | None) -> NDArray[np.float32]:
@@ -293,7 +307,11 @@ class Extractor:
         if not missing:
             return
         running = compile_engine(
-            trunk.backbone, cut.engine, device=device(self.device), stop=cut.stop
+            trunk.backbone,
+            cut.engine,
+            device=device(self.device),
+            stop=cut.stop,
+            taps=cut.taps,
         )
         before = running.fingerprint()
         size = running.batch

@@ -90,7 +90,7 @@ def rivals(
     known = extractor.features(source.trunk, train.samples).values
     asked = extractor.features(source.trunk, test.samples).values
     probe = LinearProbe(seed=seed).fit(source, train, extractor=extractor)
-    chances = probe.task.probabilities(probe.require_head().logits(asked))
+    chances = probe.task.probabilities(probe.linear_head().logits(asked))
     reached = correctness(targets, probe.task.predicted(chances))
     return (
         majority_baseline(learned, targets, correct, groups=groups),

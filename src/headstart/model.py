@@ -17,6 +17,7 @@ from headstart.data.samples import Dataset, Sample
 from headstart.engines import runnable
 from headstart.errors import DataError, UsageError
 from headstart.features import Extractor
+from headstart.heads.head import Head
 from headstart.heads.pooled import LinearHead
 from headstart.tasks.classification import Classification
 from headstart.trunk import Trunk
@@ -55,7 +56,7 @@ class TransferModel:
     trunk : Trunk
         The backbone with its weights and preprocessing.
     task : Classification
-    head : LinearHead or None
+    head : Head or None
         None before a method has fitted one.
     engine : str
         Arithmetic that the head learned from; predictions use it where the machine can.
@@ -65,11 +66,11 @@ class TransferModel:
 
     trunk: Trunk
     task: Classification
-    head: LinearHead | None = None
+    head: Head | None = None
     engine: str = "auto"
     record: Mapping[str, Any] = field(default_factory=dict)
 
-    def require_head(self) -> LinearHead:
+    def require_head(self) -> Head:
         """Return the head.
 
         Raises
@@ -80,6 +81,36 @@ class TransferModel:
         if self.head is None:
             raise UsageError("Expected a fitted model, got one without a head; do fit it first.")
         return self.head
+
+    def linear_head(self) -> LinearHead:
+        """Return the head of a classifier.
+
+        Raises
+        ------
+        UsageError
+            If the model has not been fitted, or does not classify.
+        """
+        head = self.require_head()
+        if not isinstance(head, LinearHead):
+            raise UsageError(f"Expected a classifier, got a model with the head {head.kind}.")
+        return head
+
+    def head_for(self, train: Dataset, *, seed: int) -> Head:
+        """Return what a training starts from: the head that is there, else a random linear one.
+
+        Raises
+        ------
+        UsageError
+            If there is none, and boxes or masks are to be learned.
+        """
+        if self.head is not None and (train.is_dense or self.head.taps):
+            return self.head
+        if train.is_dense:
+            raise UsageError(
+                f"Expected a model with a head for {train.kind}, got one without; do make it with "
+                "`headstart.model.blank`."
+            )
+        return LinearHead.random(self.trunk.width, len(train.classes), seed=seed)
 
     def aligned(self, data: Dataset) -> Dataset:
         """Return the same pictures with this model's classes, so that indices mean the same.
@@ -102,7 +133,7 @@ class TransferModel:
         self, samples: Sequence[Sample], *, extractor: Extractor
     ) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n, n_classes), in the order of ``task.classes``."""
-        head = self.require_head()
+        head = self.linear_head()
         values = extractor.features(self.trunk, samples).values
         if not len(samples):
             return np.zeros((0, len(self.task.classes)))

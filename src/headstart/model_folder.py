@@ -67,7 +67,7 @@ def save(model: TransferModel, folder: str | Path) -> None:
     import torch
     from safetensors.torch import save as to_bytes
 
-    head = model.require_head()
+    head = model.linear_head()
     tensors = {f"backbone.{name}": value for name, value in model.trunk.state.items()}
     tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.state().items()}
     # Cloned: tensors that share memory, as in some checkpoints, are refused by the format.

@@ -9,7 +9,7 @@ from typing import Any
 from headstart.data.prepare import BadFiles
 from headstart.errors import UsageError
 from headstart.methods.linear_probe import LinearProbe
-from headstart.methods.method import Method
+from headstart.methods.method import Method, described
 
 __all__ = ["DEFAULT_BACKBONE", "Recipe"]
 
@@ -71,5 +71,5 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
-        method = {"name": self.method.name, **asdict(self.method)}  # type: ignore[call-overload]
+        method = described(self.method)
         return json.loads(json.dumps({**asdict(self), "method": method}))  # type: ignore[no-any-return]

@@ -178,7 +178,7 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "facts": facts,
         "task": facts.model.task,
         "trunk": facts.model.trunk,
-        "head": facts.model.require_head(),
+        "head": facts.model.linear_head(),
         "record": facts.model.record,
         "evaluation": facts.evaluation,
         "prepared": facts.prepared,

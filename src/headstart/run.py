@@ -221,11 +221,11 @@ def _run(
         )
     with _timed(clock, "backbone and engine"):
         trunk = Trunk.read(spec, weights)
-        plan = _plan(recipe, trunk, prepared, extractor)
+        blank = _blank(recipe, prepared, trunk)
+        plan = _plan(recipe, blank, prepared, extractor)
     notify(plan)
     with _timed(clock, "features"), main_first():
         extractor.features(trunk, prepared.data.samples)
-    blank = _blank(recipe, prepared, trunk)
     session = _session(notify, checkpoints, resume)
     with _timed(clock, "head" if plan.outline.plan is None else "training"):
         model = recipe.method.fit(
@@ -276,13 +276,15 @@ def _stopped(model: TransferModel) -> tuple[str, ...]:
     return (f"{told}; --resume goes on.",)
 
 
-def _plan(recipe: Recipe, trunk: Trunk, prepared: Prepared, extractor: Extractor) -> Planned:
-    data = prepared.data
+def _plan(
+    recipe: Recipe, blank: TransferModel, prepared: Prepared, extractor: Extractor
+) -> Planned:
+    data, trunk = prepared.data, blank.trunk
     with main_first():  # what is measured is measured once
         engine, missing = extractor.outlook(trunk, data.samples)
     rate = engine.rates.get(engine.engine)
     return Planned(
-        outline=recipe.method.outline(trunk, prepared.train, extractor=extractor),
+        outline=recipe.method.outline(blank, prepared.train, extractor=extractor),
         trunk=trunk,
         engine=engine,
         parameters=trunk.parameters,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -163,6 +163,15 @@ class Trunk:
         with torch.inference_mode():
             shape = tuple(self.backbone.run(torch.zeros(1, 3, crop, crop), stop=stop).shape[1:])
         return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+    def shapes_at(self, taps: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Shapes of one picture's maps behind several stages in order, channels last."""
+        import torch
+
+        with torch.inference_mode():
+            x = torch.zeros(1, 3, *self.spec.preprocess.shape)
+            maps = self.backbone.maps(x, taps)
+        return tuple((*one.shape[2:], one.shape[1]) for one in maps)
 
     @property
     def parameters(self) -> int:

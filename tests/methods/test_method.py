@@ -24,6 +24,7 @@ from headstart.methods.scratch import Scratch
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
 from headstart.training import tuning
+from headstart.training.classes import ClassObjective
 from headstart.training.job import Score
 from headstart.training.losses import Loss
 from headstart.training.optim import Training
@@ -138,7 +139,7 @@ def always_better():
     """Keep the last epoch, so that what training did is seen, good or bad."""
     count = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "_score", lambda *_: Score(float(next(count)), 0.0))
+        patch.setattr(ClassObjective, "score", lambda *_: Score(float(next(count)), 0.0))
         yield
 
 
@@ -276,11 +277,11 @@ def test_a_class_without_held_out_pictures(trunks, extractor, how):
 def test_a_group_is_never_on_both_sides(trunks, extractor, how, monkeypatch):
     samples = [replace(s, group=f"visit {n // 6}") for n, s in enumerate(coloured(30, 0).samples)]
     train = replace(coloured(30, 0), samples=tuple(samples))
-    seen, run = [], tuning.tune
+    seen, choose = [], tuning.objective_for
     for module in ("finetune", "scratch"):
         monkeypatch.setattr(
-            f"headstart.methods.{module}.tune",
-            lambda network, parts, *a, **k: seen.append(parts) or run(network, parts, *a, **k),
+            f"headstart.methods.{module}.objective_for",
+            lambda parts, *a, **k: seen.append(parts) or choose(parts, *a, **k),
         )
     METHODS[how].fit(untrained(trunks["resnet"], train), train, extractor=extractor)
     assert bool(seen) == (how != "probe")

@@ -57,8 +57,7 @@ def test_the_weights_given_have_no_say(extractor):
 
 
 def test_everything_is_said_to_move(extractor):
-    trunk = make_model(5).trunk
-    outline = Scratch().outline(trunk, tinted(16, 0), extractor=extractor)
+    outline = Scratch().outline(make_model(5), tinted(16, 0), extractor=extractor)
     assert outline.plan.boundary is None
     for row in outline.plan.rows:
         assert row.trainable == row.parameters

@@ -14,11 +14,12 @@ from headstart.data.samples import Dataset, Sample
 from headstart.errors import SetupError
 from headstart.features import Cut, Extractor, View
 from headstart.freezing import FreezePlan, StageRow, plan
+from headstart.heads.pooled import LinearHead
 from headstart.methods import finetune
 from headstart.methods.finetune import Finetune
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
-from headstart.training import boundary, tuning
+from headstart.training import boundary
 from headstart.training.boundary import (
     MEMORY_SHARE,
     BoundaryPlan,
@@ -29,6 +30,7 @@ from headstart.training.boundary import (
     foresee,
     options,
 )
+from headstart.training.classes import ClassObjective
 from headstart.training.costs import Measured, StageCost
 from headstart.training.job import Score
 from headstart.training.optim import Training
@@ -241,7 +243,7 @@ def test_weights_are_the_same_whatever_is_kept(
         training=Training(epochs=3, batch_size=4),
     )
     count = itertools.count()  # every epoch is better, so that the last one is kept
-    monkeypatch.setattr(tuning, "_score", lambda *_: Score(float(next(count)), 0.0))
+    monkeypatch.setattr(ClassObjective, "score", lambda *_: Score(float(next(count)), 0.0))
     off = weights(model, replace(how, boundary_cache="off"), Cache(tmp_path / "off"), parts)
     assert largest_difference(off, model.trunk.state) > 1e-4
     constant = plan(model.trunk.backbone, train_from=train_from).boundary
@@ -271,7 +273,7 @@ def test_the_outline_says_what_fit_does(switch, tmp_path):
     model, data, cache = make_model("timm/test_resnet", 64), make_data(40), Cache(tmp_path)
     extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
     how = Finetune(boundary_cache=switch, training=Training(epochs=12))
-    said = how.outline(model.trunk, data, extractor=extractor).kept
+    said = how.outline(model, data, extractor=extractor).kept
     if switch == "off":
         assert said == "nothing: switched off"
     else:
@@ -303,7 +305,8 @@ def test_what_is_kept_already_is_found(tmp_path):
         "extractor": extractor,
     }
     once = Demand(pictures=8, epochs=1)
-    assert not foresee(model.trunk, (backbone, what), once, **given).cached
+    head = LinearHead.random(backbone.width, 2, seed=0)
+    assert not foresee(model.trunk, (backbone, what, head), once, **given).cached
     extractor.activations(model.trunk, data.samples, Cut(engine="fp32", stop="layer2"))
-    found = foresee(model.trunk, (backbone, what), once, **given)
+    found = foresee(model.trunk, (backbone, what, head), once, **given)
     assert (found.cached, found.stop) == (True, "layer2")

@@ -15,6 +15,7 @@ from headstart.data.transforms import Preprocess
 from headstart.errors import UnreadableImageError
 from headstart.features import Cut, View
 from headstart.freezing import fingerprint, plan
+from headstart.heads.pooled import LinearHead
 from headstart.training import costs
 from headstart.training.costs import measure, measure_pixels
 from headstart.trunk import Trunk
@@ -36,6 +37,10 @@ def trunk():
     return Trunk(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
 
 
+def head(trunk):
+    return LinearHead.random(trunk.width, 2, seed=0)
+
+
 def pictures(n):
     rng = np.random.default_rng(0)
     return [Sample(image=rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(n)]
@@ -43,7 +48,9 @@ def pictures(n):
 
 @pytest.mark.parametrize("train_from", ["last:1", "head", "all"])
 def test_every_stage_is_timed_and_sized(trunk, cache, train_from):
-    found = measure(trunk.backbone, plan(trunk.backbone, train_from=train_from), cache=cache)
+    found = measure(
+        trunk.backbone, plan(trunk.backbone, train_from=train_from), head(trunk), cache=cache
+    )
     assert [stage.name for stage in found.stages] == [s.name for s in trunk.backbone.stages]
     assert found.width == trunk.backbone.width
     assert min(stage.seconds for stage in found.stages) > 0
@@ -61,7 +68,7 @@ def test_it_leaves_no_trace_in_the_network_or_in_torch(trunk, cache):
         torch.random.get_rng_state(),
     )
     what = plan(backbone, train_from="last:2", batch_norm="train")
-    measure(backbone, what, cache=cache)
+    measure(backbone, what, head(trunk), cache=cache)
     assert fingerprint(backbone.state_dict()) == before
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), draw)
@@ -70,7 +77,7 @@ def test_it_leaves_no_trace_in_the_network_or_in_torch(trunk, cache):
 
 def test_times_are_remembered_for_a_plan(trunk, cache, monkeypatch):
     last = plan(trunk.backbone, train_from="last:1")
-    first = measure(trunk.backbone, last, cache=cache)
+    first = measure(trunk.backbone, last, head(trunk), cache=cache)
     pixels = measure_pixels(trunk, pictures(3), Cut(engine="fp32"), cache=cache)
 
     def fail(*given):
@@ -78,10 +85,10 @@ def test_times_are_remembered_for_a_plan(trunk, cache, monkeypatch):
 
     monkeypatch.setattr(costs, "_best", fail)
     slower = plan(trunk.backbone, train_from="last:1", learning_rate=1e-6)
-    assert measure(trunk.backbone, slower, cache=cache) == first
+    assert measure(trunk.backbone, slower, head(trunk), cache=cache) == first
     assert measure_pixels(trunk, pictures(3), Cut(engine="fp32"), cache=cache) == pixels > 0
     with pytest.raises(RuntimeError, match="measured again"):
-        measure(trunk.backbone, plan(trunk.backbone, train_from="last:2"), cache=cache)
+        measure(trunk.backbone, plan(trunk.backbone, train_from="last:2"), head(trunk), cache=cache)
     view = View(augmentation=Augmentation(rotation=20.0), seed=0, number=0)
     with pytest.raises(RuntimeError, match="measured again"):
         measure_pixels(trunk, pictures(3), Cut(engine="fp32", view=view), cache=cache)
@@ -89,7 +96,9 @@ def test_times_are_remembered_for_a_plan(trunk, cache, monkeypatch):
 
 def test_a_deeper_plan_costs_more_to_learn(trunk, cache):
     learn = [
-        measure(trunk.backbone, plan(trunk.backbone, train_from=name), cache=cache).learn
+        measure(
+            trunk.backbone, plan(trunk.backbone, train_from=name), head(trunk), cache=cache
+        ).learn
         for name in ("head", "all")
     ]
     assert learn[0] < learn[1]

@@ -29,7 +29,7 @@ from headstart.training.network import Network
 from headstart.training.optim import Training
 from headstart.training.penalties import Regularisation
 from headstart.training.terms import bind
-from headstart.training.tuning import Settings, tune
+from headstart.training.tuning import Settings, objective_for, tune
 from headstart.trunk import Trunk
 
 SMALL = Preprocess(
@@ -86,7 +86,8 @@ def make_network(trunk=TRUNK, train_from="last:1", stop=None, change=None, **cho
     if change is not None:
         change(backbone)
     head = LinearHead.random(backbone.width, 2, seed=0)
-    return Network(backbone, head, plan(backbone, train_from=train_from, **choices), stop=stop)
+    cut = None if stop is None else Cut(engine="fp32", stop=stop)
+    return Network(backbone, head, plan(backbone, train_from=train_from, **choices), cut=cut)
 
 
 def read(trunk, extractor, data=DATA, stop=None):
@@ -254,7 +255,7 @@ def test_after_a_move_a_term_is_its_formula(term, stop, extractor):
     network, penalty, inputs = started(extractor, settings, stop=stop)
     before = network.state()
     move(network)
-    wanted = EXPECTED[term](before, network.state(), network.linear_head().weight)
+    wanted = EXPECTED[term](before, network.state(), network.head.weight)
     assert wanted > 1e-3
     assert evaluate(network, penalty, inputs).item() == pytest.approx(0.6 * wanted, rel=1e-3)
 
@@ -362,7 +363,7 @@ def test_a_head_alone_has_nothing_to_hold(term):
 def test_a_head_alone_may_decay(extractor):
     settings = Regularisation(l2_sp_head=2.0)
     network, penalty, inputs = started(extractor, settings, train_from="head")
-    weight = network.linear_head().weight
+    weight = network.head.weight
     assert evaluate(network, penalty, inputs).item() == pytest.approx((weight**2).sum())
 
 
@@ -383,7 +384,8 @@ def trained(extractor, settings, **how):
     chosen = Settings(training=STEPS, head_learning_rate=0.02, **how)
     reading = Reading(trunk=TRUNK, extractor=extractor)
     penalty = bind(network, TRUNK, DATA, settings)
-    tune(network, (DATA, make_data(8, seed=5)), chosen, reading=reading, penalty=penalty)
+    objective = objective_for((DATA, make_data(8, seed=5)), chosen, trunk=TRUNK)
+    tune(network, objective, chosen, reading=reading, penalty=penalty)
     return network.state()
 
 
@@ -394,7 +396,9 @@ def distance(state):
 def test_the_stronger_the_anchor_the_nearer_the_end(extractor, monkeypatch):
     # Whatever epoch scores best, the last one is kept: the anchor alone is to decide.
     late = iter(range(10_000))
-    monkeypatch.setattr("headstart.training.tuning._score", lambda *a: Score(float(next(late)), 0))
+    monkeypatch.setattr(
+        "headstart.training.classes.ClassObjective.score", lambda *a: Score(float(next(late)), 0)
+    )
     ends = [distance(trained(extractor, Regularisation(l2_sp=a))) for a in (0.0, 0.1, 10.0)]
     assert ends[-1] > 0
     for free, held in pairwise(ends):
@@ -411,7 +415,9 @@ def test_with_every_term_what_is_constant_stays_so(mixup, extractor):
 
 def test_the_less_of_the_fine_tuned_network_the_less_drift(extractor, monkeypatch):
     late = iter(range(10_000))
-    monkeypatch.setattr("headstart.training.tuning._score", lambda *a: Score(float(next(late)), 0))
+    monkeypatch.setattr(
+        "headstart.training.classes.ClassObjective.score", lambda *a: Score(float(next(late)), 0)
+    )
     model = TransferModel(trunk=TRUNK, task=Classification(classes=DATA.classes))
     found = []
     for share in (1.0, 0.5, 0.0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,38 @@ class Backbone(nn.Module):
         for cut in self._plan.cuts[begin : end + 1]:
             x = _run_cut(self.trunk, cut, x)
         return x
+
+    def maps(self, x: Tensor, stops: Sequence[str], start: str | None = None) -> list[Tensor]:
+        """Run once and collect what several stages give.
+
+        Parameters
+        ----------
+        x : tensor
+            As for ``run``.
+        stops : sequence of str
+            The stages, in the order in which they run.
+        start : str, optional
+            The first stage that runs; by default the first of all.
+
+        Raises
+        ------
+        UnknownNameError, UsageError
+            As ``run``.
+
+        Examples
+        --------
+        >>> backbone = load("torchvision/resnet18", pretrained=False).eval()
+        >>> maps = backbone.maps(torch.zeros(1, 3, 64, 64), ["layer2", "layer4"])
+        >>> [tuple(one.shape) for one in maps]
+        [(1, 128, 8, 8), (1, 512, 2, 2)]
+        """
+        found = []
+        for stop in stops:
+            x = self.run(x, start=start, stop=stop)
+            found.append(x)
+            place = self._place(stop) + 1
+            start = self.stages[place].name if place < len(self.stages) else stop
+        return found
 
     def pool(self, features: Tensor) -> Tensor:
         """From what the last stage gives to what the original classifier read, (n, width)."""

@@ -20,10 +20,13 @@ from headstart.errors import DataError, UnknownNameError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SPLITS", "Dataset", "Kind", "Sample", "SplitName", "Target", "labels_of"]
+__all__ = ["DENSE", "SPLITS", "Dataset", "Kind", "Sample", "SplitName", "Target", "labels_of"]
 
 
 Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
+DENSE: tuple[Kind, ...] = ("detection", "segmentation")
+"""What a picture shows is a matter of places: the whole of it has to be seen."""
+
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -106,6 +109,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether targets are boxes or masks."""
+        return self.kind in DENSE
 
     def subset(self, indices: Iterable[int]) -> Dataset:
         """The examples at ``indices``, in that order, with the same classes."""

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.augment import Augmentation
-from headstart.data.samples import Dataset
+from headstart.data.samples import DENSE, Dataset, Kind
 from headstart.data.splits import kfold
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
-from headstart.features import Cut, Extractor, View
+from headstart.features import Extractor, View
 from headstart.freezing import FreezePlan, plan
+from headstart.heads.head import Head
 from headstart.heads.pooled import LinearHead
-from headstart.methods.method import Outline, require_two_of_each
+from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
 from headstart.model import TransferModel
 from headstart.runtime import device
 from headstart.training.boundary import BoundaryPlan, Demand, agreed, foresee
+from headstart.training.classes import Solve
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
 from headstart.training.losses import Loss
-from headstart.training.network import Network
+from headstart.training.network import Network, boundary_cut
 from headstart.training.optim import Training
 from headstart.training.penalties import Regularisation
 from headstart.training.probe import Problem, search_penalty
 from headstart.training.terms import bind
 from headstart.training.tuning import (
     SELECTION_SHARE,
-    TEMPERATURE_SPREAD,
     Settings,
     Tuned,
+    composed,
     held_out,
-    record_of,
+    objective_for,
     tune,
 )
 from headstart.trunk import Trunk
@@ -44,12 +46,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Finetune"]
 
-Start = Literal["probe", "random"]
+Start = Literal["auto", "probe", "random"]
 BoundaryCache = Literal["auto", "on", "off"]
 FOLDS = 5
 DEFAULT_RATE = 3e-5
 """On small sets of photographs and X-rays 1e-4 throws away in its first epoch what the probe had
 found; 1e-5 needs more epochs than few pictures give."""
+
+DENSE_RATES = 1e-4, 1e-3
+"""Of the backbone and of a head for boxes or masks, which is large and never solved first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +77,18 @@ class Finetune:
         frozen, train or adapt for the stages that train, or stage=policy pairs.
     stoch_norm : float
         Probability that a channel in training BatchNorm uses the moving statistics; 0 for none.
-    learning_rate : float or str
-        Of the backbone's last stage, or stage=rate pairs, or auto: found by raising it first.
+    learning_rate : float or str, optional
+        Of the backbone's last stage (by default 3e-5, for boxes and masks 1e-4), or stage=rate
+        pairs, or auto: found by raising it first.
     head_learning_rate : float, optional
         By default the backbone's (3e-5 where stages have their own) for a head that was solved,
-        ten times it for a random one.
+        ten times it for a random one, and 1e-3 for boxes and masks.
     layer_decay : float
         Each earlier stage learns at this share of the rate of the one behind it.
     unfreeze_every : int
         Epochs after which one more stage begins to train; 0 for all at once.
-    start : {"probe", "random"}
-        Solve the head on the frozen features first, or draw it.
+    start : {"auto", "probe", "random"}
+        Solve the head on the frozen features first, or draw it; auto solves a classifier's.
     dropout : float
         Before the head.
     boundary_cache : {"auto", "on", "off"}
@@ -112,8 +118,8 @@ class Finetune:
 
     Examples
     --------
-    >>> Finetune(train_from="layer4", learning_rate=1e-4, head_learning_rate=1e-3).start
-    'probe'
+    >>> Finetune(train_from="layer4", learning_rate=1e-4, head_learning_rate=1e-3).batch_norm
+    'frozen'
     """
 
     name: ClassVar[str] = "finetune"
@@ -124,11 +130,11 @@ class Finetune:
     lora_rank: int = 8
     batch_norm: str = "frozen"
     stoch_norm: float = 0.0
-    learning_rate: float | str = DEFAULT_RATE
+    learning_rate: float | str | None = None
     head_learning_rate: float | None = None
     layer_decay: float = 1.0
     unfreeze_every: int = 0
-    start: Start = "probe"
+    start: Start = "auto"
     dropout: float = 0.0
     boundary_cache: BoundaryCache = "auto"
     training: Training = field(default_factory=Training)
@@ -142,7 +148,7 @@ class Finetune:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("start", self.start, ("probe", "random")),
+            ("start", self.start, get_args(Start)),
             ("boundary_cache", self.boundary_cache, ("auto", "on", "off")),
         ):
             if value not in known:
@@ -159,7 +165,7 @@ class Finetune:
                 "of low-rank factors is no mean of weights; do lower `lora_rank` or the learning "
                 "rate to stay nearer to the start."
             )
-        self._settings()  # checks the rest
+        self._settings("multiclass")  # checks the rest
 
     def check(self, train: Dataset) -> None:
         """Refuse data that no held-out part can be made of, by the classes' names.
@@ -170,9 +176,10 @@ class Finetune:
             If fewer than two classes have pictures, or a class has them in one group only.
         """
         # One is held out, and the probe is solved on two folds of the others.
-        require_two_of_each(train, least=3 if self.start == "probe" else 2)
+        require_fitting(self, train)
+        require_two_of_each(train, least=3 if self._solves(train) else 2)
 
-    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+    def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
         """Say what would train, before anything does.
 
         Raises
@@ -180,8 +187,8 @@ class Finetune:
         UnknownNameError
             If the backbone has no such stage.
         """
-        backbone = trunk.copy()  # low-rank updates are added in place
-        what = self._plan(backbone)
+        backbone = model.trunk.copy()  # low-rank updates are added in place
+        what, head = self._plan(backbone, train.kind), model.head_for(train, seed=self.seed)
         first = what.first_moving
         judged = round(SELECTION_SHARE * len(train))
         sizes = len(train) - judged, judged
@@ -190,7 +197,9 @@ class Finetune:
             title=f"fine-tuning, from {self.train_from}",
             trains=f"{names}: {what.trainable:,} parameters of the backbone",
             plan=what,
-            kept=self._foresee(trunk, backbone, what, train, sizes, extractor).sentence(),
+            kept=self._foresee(
+                model.trunk, (backbone, what, head), train, sizes, extractor
+            ).sentence(),
         )
 
     def fit(
@@ -215,50 +224,55 @@ class Finetune:
         if val is None:
             train, val = held_out(train, self.seed)
         backbone = model.trunk.copy()
-        what = self._plan(backbone)
+        what = self._plan(backbone, train.kind)
         if self.stoch_norm:
             from headstart.training.adapters import add_stoch_norm
 
             add_stoch_norm(backbone, self.stoch_norm)
-        cut = self._cut(what)
+        head = model.head_for(train, seed=self.seed)
+        names = [stage.name for stage in backbone.stages]
         with main_first():  # who comes later finds the times remembered
-            kept = self._foresee(
-                model.trunk, backbone, what, train, (len(train), len(val)), extractor
-            )
-        kept = agreed(kept, [stage.name for stage in backbone.stages])
+            sizes = len(train), len(val)
+            kept = self._foresee(model.trunk, (backbone, what, head), train, sizes, extractor)
+        kept, cut = agreed(kept, names), boundary_cut(what, head)
         network = Network(
-            backbone,
-            LinearHead.random(backbone.width, len(train.classes), seed=self.seed),
-            what,
-            stop=None if cut is None else (cut.stop or "pooled"),
-            dropout=self.dropout,
-            device=device(extractor.device),
+            backbone, head, what, cut=cut, dropout=self.dropout, device=device(extractor.device)
+        )
+        settings = self._settings(train.kind)
+        solve = self._solver(train) if self._solves(train) else None
+        objective = objective_for((train, val), settings, trunk=model.trunk, solve=solve)
+        reading = Reading(
+            trunk=model.trunk,
+            extractor=extractor,
+            cut=cut,
+            cached=kept.cached,
+            kept=kept.stop,
+            where=kept.where,
+            seed=self.seed,
         )
         tuned = tune(
             network,
-            (train, val),
-            self._settings(),
-            reading=Reading(
-                trunk=model.trunk,
-                extractor=extractor,
-                cut=cut,
-                cached=kept.cached,
-                kept=kept.stop,
-                where=kept.where,
-                seed=self.seed,
-            ),
+            objective,
+            settings,
+            reading=reading,
             session=session,
-            identity={"method": {"name": self.name, **asdict(self)}},
-            start=self._solver(train) if self.start == "probe" else None,
+            identity={"method": described(self)},
             penalty=bind(network, model.trunk, train, self.regularisation),
         )
-        return self._model(model, (train, val), what, _merged(network, tuned, self))
+        tuned = _merged(network, tuned, self)
+        trunk = model.trunk.tuned(tuned.state)
+        return composed(model, tuned, objective, trunk=trunk, plan=what, method=described(self))
 
-    def _settings(self) -> Settings:
+    def _solves(self, train: Dataset) -> bool:
+        return self.start == "probe" or (self.start == "auto" and not train.is_dense)
+
+    def _settings(self, kind: Kind) -> Settings:
         rate = self.head_learning_rate
+        if rate is None and kind in DENSE:
+            rate = DENSE_RATES[1]
         if rate is None:
-            rate = DEFAULT_RATE if isinstance(self.learning_rate, str) else self.learning_rate
-            rate *= 10 if self.start == "random" else 1
+            rate = self.learning_rate if isinstance(self.learning_rate, float | int) else None
+            rate = (rate or DEFAULT_RATE) * (10 if self.start == "random" else 1)
         return Settings(
             training=self.training,
             augmentation=self.augmentation,
@@ -271,49 +285,44 @@ class Finetune:
             seed=self.seed,
         )
 
-    def _plan(self, backbone: Backbone) -> FreezePlan:
+    def _plan(self, backbone: Backbone, kind: Kind) -> FreezePlan:
         if self.only == "lora":
             from headstart.training.adapters import add_lora
 
             add_lora(backbone, rank=self.lora_rank, seed=self.seed)
+        default = DENSE_RATES[0] if kind in DENSE else DEFAULT_RATE
+        given = self.learning_rate
         return plan(
             backbone,
             train_from=self.train_from,
             only=self.only,
             batch_norm=self.batch_norm,
-            learning_rate=DEFAULT_RATE if self.learning_rate == "auto" else self.learning_rate,
+            learning_rate=default if given is None or given == "auto" else given,
             layer_decay=self.layer_decay,
             unfreeze_every=self.unfreeze_every,
         )
 
-    def _cut(self, what: FreezePlan) -> Cut | None:
-        """Where the network's inputs are taken; None for pixels."""
-        if what.boundary is None:
-            return None
-        return Cut(engine="fp32", stop=None if what.first_moving is None else what.boundary)
-
     def _foresee(
         self,
         trunk: Trunk,
-        backbone: Backbone,
-        what: FreezePlan,
+        network: tuple[Backbone, FreezePlan, Head],
         train: Dataset,
         sizes: tuple[int, int],
         extractor: Extractor,
     ) -> BoundaryPlan:
         """Decide what is kept; sizes: pictures to learn from, and to be judged on."""
-        demand = Demand.of(sizes, self.training, self.augmentation, solves=self.start == "probe")
+        solves = self._solves(train)
         return foresee(
             trunk,
-            (backbone, what),
-            demand,
+            network,
+            Demand.of(sizes, self.training, self.augmentation, solves=solves),
             samples=train.samples,
             view=View(augmentation=self.augmentation, seed=self.seed, number=0),
             extractor=extractor,
             wanted=self.boundary_cache,
         )
 
-    def _solver(self, train: Dataset) -> Any:
+    def _solver(self, train: Dataset) -> Solve:
         """From pooled features to the head of a linear probe."""
         problem = Problem.of(train.targets(), n_classes=len(train.classes), kind=train.kind)
         imbalance = "balanced" if self.loss.imbalance == "sampling" else self.loss.imbalance
@@ -325,30 +334,6 @@ class Finetune:
             ).head
 
         return solve
-
-    def _model(
-        self, model: TransferModel, parts: tuple[Dataset, Dataset], what: FreezePlan, tuned: Tuned
-    ) -> TransferModel:
-        _, val = parts
-        task = replace(model.task, temperature=1.0, thresholds=())
-        found = tuned.found
-        if found is not None:
-            rows = [replace(r, learning_rate=r.learning_rate * found.scale) for r in what.rows]
-            what = replace(what, rows=tuple(rows))
-        return replace(
-            model,
-            trunk=model.trunk.tuned(tuned.state),
-            head=tuned.head,
-            task=task.calibrated(tuned.logits, val.targets(), spread=TEMPERATURE_SPREAD),
-            engine="fp32",
-            record={
-                **model.record,
-                "method": {"name": self.name, **asdict(self)},
-                "plan": what.as_dict(),
-                **record_of(tuned.history),
-                **({} if found is None else {"learning_rate_found": found.as_dict()}),
-            },
-        )
 
 
 def _merged(network: Network, tuned: Tuned, how: Finetune) -> Tuned:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from headstart.data.samples import Dataset
 from headstart.data.splits import kfold
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features import Extractor
-from headstart.methods.method import Outline, require_two_of_each
+from headstart.methods.method import Outline, described, require_two_of_each
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
 from headstart.training.job import Session
 from headstart.training.probe import PENALTIES, Imbalance, Problem, search_penalty
-from headstart.trunk import Trunk
 
 __all__ = ["LinearProbe"]
 
@@ -72,13 +71,19 @@ class LinearProbe:
         DataError
             If fewer than two classes have pictures, or a class has them in one group only.
         """
+        if train.is_dense:
+            raise UsageError(
+                f"Expected classes of whole pictures for a linear probe, got {train.kind}; do use "
+                "--method finetune --train-from head, which trains the head behind a frozen "
+                "backbone."
+            )
         require_two_of_each(train)
 
-    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+    def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
         """Say what would be trained, before anything is."""
         return Outline(
             title="linear probe",
-            trains=f"one linear layer, {trunk.width:,} inputs, solved to convergence",
+            trains=f"one linear layer, {model.trunk.width:,} inputs, solved to convergence",
         )
 
     def fit(
@@ -114,7 +119,7 @@ class LinearProbe:
             engine=extracted.engine.engine,
             record={
                 **model.record,
-                "method": {"name": self.name, **asdict(self)},
+                "method": described(self),
                 "engine": extracted.engine.describe(),
                 "weighted_classes": weighted,
                 "penalty": search.penalty,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from headstart.data.samples import Dataset
-from headstart.errors import DataError
+from headstart.errors import DataError, UsageError
 from headstart.features import Extractor
 from headstart.freezing import FreezePlan
 from headstart.model import TransferModel
 from headstart.training.job import Session
-from headstart.trunk import Trunk
+from headstart.training.losses import Loss
 
-__all__ = ["Method", "Outline", "require_two_of_each"]
+__all__ = ["Method", "Outline", "described", "require_fitting", "require_two_of_each"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Method(Protocol):
         """
         ...
 
-    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+    def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
         """Say what would be trained, before anything is."""
         ...
 
@@ -90,6 +90,37 @@ class Method(Protocol):
         ...
 
 
+def described(method: Any) -> dict[str, Any]:
+    """Return a method's name and fields as plain values, for the record of a model.
+
+    >>> from headstart.methods.linear_probe import LinearProbe
+    >>> described(LinearProbe())["name"]
+    'linear-probe'
+    """
+    return {"name": method.name, **asdict(method)}
+
+
+def require_fitting(method: Any, train: Dataset) -> None:
+    """Refuse settings that say something of classes only, where boxes or masks are learned.
+
+    Raises
+    ------
+    UsageError
+        By the settings' names.
+    """
+    if not train.is_dense:
+        return
+    settings = described(method)
+    off = {"loss": asdict(Loss()), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
+    wrong = [name for name, value in off.items() if name in settings and settings[name] != value]
+    wrong += ["start"] * (settings.get("start") == "probe")
+    if wrong:
+        raise UsageError(
+            f"Expected settings that {train.kind} knows, got {', '.join(wrong)}, which is for "
+            "classes of whole pictures; do leave it as it is."
+        )
+
+
 def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
     """Refuse data that cannot be parted into pictures to learn from and pictures to select on.
 
@@ -98,7 +129,12 @@ def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
     DataError
         If fewer than two classes have pictures, or a class has them in one group only.
     """
-    if train.kind == "multilabel":
+    if train.is_dense and (len(train) < least or not any(train.counts().values())):
+        raise DataError(
+            f"Expected at least {least} pictures to learn from, and something on one of them, got "
+            f"{len(train)} pictures; do add some."
+        )
+    if train.kind != "multiclass":
         return
     targets, groups = train.targets(), train.groups()
     groups = np.arange(len(train)) if groups is None else groups

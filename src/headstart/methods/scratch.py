@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from headstart.data.augment import Augmentation
@@ -10,8 +10,7 @@ from headstart.data.samples import Dataset
 from headstart.errors import UsageError
 from headstart.features import Extractor
 from headstart.freezing import FreezePlan, plan
-from headstart.heads.pooled import LinearHead
-from headstart.methods.method import Outline, require_two_of_each
+from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
 from headstart.model import TransferModel
 from headstart.runtime import device
 from headstart.training.inputs import Reading
@@ -19,13 +18,7 @@ from headstart.training.job import Session
 from headstart.training.losses import Loss
 from headstart.training.network import Network
 from headstart.training.optim import Training
-from headstart.training.tuning import (
-    TEMPERATURE_SPREAD,
-    Settings,
-    held_out,
-    record_of,
-    tune,
-)
+from headstart.training.tuning import Settings, composed, held_out, objective_for, tune
 from headstart.trunk import Trunk
 
 __all__ = ["Scratch"]
@@ -91,14 +84,15 @@ class Scratch:
         DataError
             If fewer than two classes have pictures, or a class has them in one group only.
         """
+        require_fitting(self, train)
         require_two_of_each(train)
 
-    def outline(self, trunk: Trunk, train: Dataset, *, extractor: Extractor) -> Outline:
+    def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
         """Say what would be trained, before anything is."""
         return Outline(
             title="from scratch",
             trains="every parameter, from random values: the pretrained ones are not used",
-            plan=self._plan(trunk),
+            plan=self._plan(model.trunk),
             kept="nothing: every stage moves",
         )
 
@@ -126,30 +120,26 @@ class Scratch:
         if val is None:
             train, val = held_out(train, self.seed)
         backbone = load(model.trunk.spec, pretrained=False, seed=self.seed)
-        head = LinearHead.random(backbone.width, len(train.classes), seed=self.seed)
+        head = model.head_for(train, seed=self.seed)
         what = self._plan(model.trunk)
+        settings = self._settings()
+        objective = objective_for((train, val), settings, trunk=model.trunk)
         tuned = tune(
             Network(backbone, head, what, dropout=self.dropout, device=device(extractor.device)),
-            (train, val),
-            self._settings(),
+            objective,
+            settings,
             reading=Reading(trunk=model.trunk, extractor=extractor, seed=self.seed),
             session=session,
-            identity={"method": {"name": self.name, **asdict(self)}},
+            identity={"method": described(self)},
         )
-        task = replace(model.task, temperature=1.0, thresholds=())
         origin = {"sha256": "", "from": "random weights", "file": ""}
-        return replace(
+        return composed(
             model,
+            tuned,
+            objective,
             trunk=Trunk(spec=model.trunk.spec, state=tuned.state, origin=origin),
-            head=tuned.head,
-            task=task.calibrated(tuned.logits, val.targets(), spread=TEMPERATURE_SPREAD),
-            engine="fp32",
-            record={
-                **model.record,
-                "method": {"name": self.name, **asdict(self)},
-                "plan": what.as_dict(),
-                **record_of(tuned.history),
-            },
+            plan=what,
+            method=described(self),
         )
 
     def _plan(self, trunk: Trunk) -> FreezePlan:

@@ -18,8 +18,10 @@ from headstart.distributed import is_main, sum_scalar
 from headstart.errors import SetupError
 from headstart.features import Cut, Extractor, View
 from headstart.freezing import FreezePlan
+from headstart.heads.head import Head
 from headstart.runtime import available_memory, device
 from headstart.training.costs import Measured, measure, measure_pixels
+from headstart.training.network import boundary_cut
 from headstart.training.optim import Training
 from headstart.trunk import Trunk
 
@@ -71,6 +73,9 @@ class Demand:
         Different looks of a picture; 0 for endlessly many, None for the picture as it is.
     solves : bool
         Whether all pictures are looked at once as they are, before the first epoch.
+    taps : tuple of str
+        Stages whose maps all have to be kept, the boundary at the end; none for the boundary's
+        alone, or an earlier stage's.
     missing : mapping of str to float
         Share, 0 to 1, that is not kept yet, by stage (``""`` for pooled); by default all.
     """
@@ -81,6 +86,7 @@ class Demand:
     batch_size: int = 16
     views: int | None = None
     solves: bool = False
+    taps: tuple[str, ...] = ()
     missing: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -206,9 +212,12 @@ def options(
     before = [measured.pixels + seconds for seconds in upto]
     plain = common + demand.reads * before[end]
     found = []
-    for place in [end] if head_only else range(1, end + 1):
-        stop = None if head_only else names[place - 1]
-        each = 4 * measured.width if head_only else measured.stages[place - 1].bytes
+    pooled = head_only and not demand.taps
+    for place in [end] if head_only or demand.taps else range(1, end + 1):
+        stop = None if pooled else names[place - 1]
+        each = 4 * measured.width if pooled else measured.stages[place - 1].bytes
+        if demand.taps:
+            each = sum(stage.bytes for stage in measured.stages if stage.name in demand.taps)
         size = each * demand.kept
         absent = demand.missing.get(stop or "", 1.0)
         where: Where = "memory" if size <= MEMORY_SHARE * room.memory else "disk"
@@ -285,7 +294,7 @@ def decide(
 
 def foresee(
     trunk: Trunk,
-    network: tuple[Backbone, FreezePlan],
+    network: tuple[Backbone, FreezePlan, Head],
     demand: Demand,
     *,
     samples: Sequence[Sample],
@@ -299,7 +308,7 @@ def foresee(
     ----------
     trunk : Trunk
         Its constant stages give what is kept.
-    network : pair of Backbone and FreezePlan
+    network : Backbone, FreezePlan and Head
         What will train; not changed.
     demand : Demand
         What is missing is looked up here.
@@ -309,10 +318,10 @@ def foresee(
     extractor : Extractor
     wanted : {"auto", "on", "off"}
     """
-    backbone, plan = network
+    backbone, plan, head = network
     if reason := _settled(plan, demand, wanted):
         return BoundaryPlan(cached=False, reason=reason)
-    measured = measure(backbone, plan, cache=extractor.cache, device=device(extractor.device))
+    measured = measure(backbone, plan, head, cache=extractor.cache, device=device(extractor.device))
     seen = Cut(engine="fp32", view=view)
     pixels = measure_pixels(trunk, samples, seen, cache=extractor.cache)
     few = samples[:: max(1, len(samples) // SOUGHT)]
@@ -320,14 +329,20 @@ def foresee(
     missing = {}
     names = [stage.name for stage in backbone.stages]
     constant = names[: names.index(plan.boundary or "") + 1]
-    for stop in constant if plan.first_moving else [None]:
-        cuts = [Cut(engine="fp32", stop=stop, view=look) for look in looks]
+    last = boundary_cut(plan, head)
+    if last is not None and last.taps:
+        stops = [last]
+    else:
+        inner = constant if plan.first_moving else [None]
+        stops = [Cut(engine="fp32", stop=stop) for stop in inner]
+    for cut in stops:
+        cuts = [replace(cut, view=look) for look in looks]
         absent = [len(extractor.missing(trunk, few, cut)) for cut in cuts]
-        missing[stop or ""] = min(1.0, sum(absent) / max(1, len(few) * len(looks)))
+        missing[cut.stop or ""] = min(1.0, sum(absent) / max(1, len(few) * len(looks)))
     return decide(
         plan,
         replace(measured, pixels=pixels),
-        replace(demand, missing=missing),
+        replace(demand, missing=missing, taps=last.taps if last else ()),
         Room.now(extractor.cache),
         wanted=wanted,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,9 @@ from headstart.data.samples import Sample
 from headstart.engines import CPU_BATCH, GPU_BATCH
 from headstart.features import Cut
 from headstart.freezing import FreezePlan, constant
-from headstart.heads.pooled import LinearHead
+from headstart.heads.head import Head
 from headstart.runtime import cores, machine, versions
-from headstart.training.network import Network
+from headstart.training.network import Network, boundary_cut
 
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
@@ -81,7 +81,9 @@ class Measured:
     width: int = 0
 
 
-def measure(backbone: Backbone, plan: FreezePlan, *, cache: Cache, device: str = "cpu") -> Measured:
+def measure(
+    backbone: Backbone, plan: FreezePlan, head: Head, *, cache: Cache, device: str = "cpu"
+) -> Measured:
     """Time every stage in inference, and what moves forward and backward; once for a machine.
 
     The backward pass is not guessed from the forward one: gradients of a few random pictures are
@@ -93,13 +95,17 @@ def measure(backbone: Backbone, plan: FreezePlan, *, cache: Cache, device: str =
     backbone : Backbone
     plan : FreezePlan
         Of this backbone.
+    head : Head
+        Of a head for boxes, what it computes only in a training's loss is not counted.
     cache : Cache
         Where the times are remembered for backbone, crop, plan, device and versions.
     device : str
     """
     rows = [[row.stage, row.trainable, row.batch_norm] for row in plan.rows]
     crop = backbone.spec.preprocess.crop
-    here = json.dumps([machine(device).as_dict(), versions(), rows, plan.only, _threads()])
+    here = json.dumps(
+        [machine(device).as_dict(), versions(), rows, plan.only, _threads(), head.kind]
+    )
     wanted = key("boundary", backbone.spec.name, crop, "fp32", here)
     if found := cache.get_many([wanted]).get(wanted):
         values = json.loads(found)
@@ -107,8 +113,8 @@ def measure(backbone: Backbone, plan: FreezePlan, *, cache: Cache, device: str =
         return Measured(stages=stages, **values)
     measured = Measured(
         stages=_stage_costs(backbone, device),
-        learn=_learning_seconds(backbone, plan, device),
-        update=_update_seconds(plan.trainable + 2 * backbone.width, device),
+        learn=_learning_seconds(backbone, plan, head, device),
+        update=_update_seconds(plan.trainable + sum(v.size for v in head.state().values()), device),
         width=backbone.width,
     )
     cache.put_many({wanted: json.dumps(asdict(measured)).encode()}, kind="choice")
@@ -186,27 +192,35 @@ def _stage_costs(backbone: Backbone, device: str) -> tuple[StageCost, ...]:
     return tuple(found)
 
 
-def _learning_seconds(backbone: Backbone, plan: FreezePlan, device: str) -> float:
+def _learning_seconds(backbone: Backbone, plan: FreezePlan, head: Head, device: str) -> float:
     """Of a picture, as training runs it: a batch on all cores."""
     import torch
 
-    head = LinearHead.random(backbone.width, 2, seed=0)
-    stop = plan.boundary if plan.first_moving or plan.boundary is None else "pooled"
+    cut = boundary_cut(plan, head)
+    n = LEARNED_AT_ONCE if not head.taps else 2
     with torch.random.fork_rng(devices=[]):
-        network = Network(copy.deepcopy(backbone), head, plan, stop=stop, device=device)
+        network = Network(copy.deepcopy(backbone), head, plan, cut=cut, device=device)
         network.enter(max(row.from_epoch for row in plan.rows))
         moving = [p for group in network.groups(1.0) for p in group["params"]]
         with torch.no_grad():
-            x = network.tensor(_random_pixels(backbone, LEARNED_AT_ONCE))
-            x = network.backbone.run(x, stop=plan.boundary) if plan.boundary else x
-            x = network.backbone.pool(x) if stop == "pooled" else x
+            x = network.tensor(_random_pixels(backbone, n))
+            x = network.upto(x) if cut else x
 
         def work() -> None:
-            loss = network.outputs(x).logits.square().mean()
+            loss = sum(one.square().mean() for one in _tensors(network.outputs(x).logits))
             # Not a training: nothing is stepped, the gradients are thrown away.
             torch.autograd.grad(loss, moving, allow_unused=True)
 
-        return _best(work, device) / LEARNED_AT_ONCE
+        return _best(work, device) / n
+
+
+def _tensors(found: Any) -> list[Any]:
+    """Every tensor with a gradient in what a head gives."""
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if isinstance(found, list | tuple):
+        return [tensor for one in found for tensor in _tensors(one)]
+    return [found] if getattr(found, "requires_grad", False) else []
 
 
 def _update_seconds(values: int, device: str) -> float:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.features import Cut
 from headstart.freezing import (
     FreezePlan,
     constant,
     fingerprint,
+    learning,
     require_constant,
     start_adapting,
     start_training,
     trained,
 )
-from headstart.heads.pooled import LinearHead
+from headstart.heads.head import Head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["Network", "Outputs"]
+__all__ = ["Network", "Outputs", "boundary_cut"]
 
-JUDGE_BATCH = 64
-"""Pictures at a time where nothing is learned."""
+JUDGE_BATCH, JUDGE_MAPS = 64, 8
+"""Pictures at a time where nothing is learned, for heads on pooled features and on maps."""
 
 
 Fetch = Callable[[NDArray[np.intp]], NDArray[Any]]
@@ -37,54 +40,58 @@ Fetch = Callable[[NDArray[np.intp]], NDArray[Any]]
 class Outputs(NamedTuple):
     """What a network gives for a batch.
 
-    ``logits`` (n, n_classes), ``pooled`` (n, width), and ``maps``, the output of each stage that
-    moves.
+    ``logits``, what the head gives: (n, n_classes) on pooled features, (n, n_classes, H, W) for
+    masks, what the head itself reads on for boxes; ``pooled`` (n, width), or the mean over the
+    last map for a head on maps; and ``maps``, the output of each stage that moves.
     """
 
-    logits: Tensor
+    logits: Any
     pooled: Tensor
     maps: tuple[Tensor, ...]
 
 
 class Network:
-    """A backbone and a linear head, trained as a plan says.
+    """A backbone and a head, trained as a plan says.
 
     Parameters
     ----------
     backbone : Backbone
         Taken over and changed in place.
-    head : LinearHead
+    head : Head
         Where the head starts.
     plan : FreezePlan
-    stop : str, optional
-        The last stage that has run when a batch arrives, at most the plan's boundary;
-        ``"pooled"`` when all have, and the features were pooled. By default batches are pixels.
+    cut : Cut, optional
+        What has been computed when a batch arrives, at most up to the plan's boundary. By default
+        batches are pixels.
     dropout : float
-        Before the head.
+        Before the head, if it reads pooled features.
     device : str
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        head: LinearHead,
+        head: Head,
         plan: FreezePlan,
         *,
-        stop: str | None = None,
+        cut: Cut | None = None,
         dropout: float = 0.0,
         device: str = "cpu",
     ) -> None:
         import torch
         from torch import nn
 
-        layer = nn.Linear(head.width, len(head.bias))
-        layer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in head.state().items()})
-        self.backbone, self.layer, self.plan = backbone, layer, plan
+        layer = head.module()
+        self.backbone, self.layer, self.plan, self._kind = backbone, layer, plan, head
         self.module: nn.Module = nn.ModuleDict({"backbone": backbone, "head": layer})
         self.module.to(device).to(memory_format=torch.channels_last)
-        self.device, self.dropout, self.stop = device, dropout, stop
+        self.device, self.dropout, self.cut = device, dropout, cut
         names = [stage.name for stage in backbone.stages]
-        self._stages = [] if stop == "pooled" else names[names.index(stop) + 1 if stop else 0 :]
+        self._is_pooled = cut is not None and cut.stop is None
+        begin = 0 if cut is None or cut.stop is None else names.index(cut.stop) + 1
+        self._stages = [] if self._is_pooled else names[begin:]
+        self._at_once = JUDGE_MAPS if head.taps else JUDGE_BATCH
+        self._shapes: tuple[tuple[int, ...], ...] = ()
         self._moving = {row.stage for row in plan.rows if not row.is_constant}
         self._learning = False
         constant(backbone)
@@ -93,11 +100,13 @@ class Network:
     def enter(self, epoch: int) -> None:
         """Put everything into training as the plan says for an epoch, from 1."""
         start_training(self.backbone, self.plan, epoch=epoch)
+        learning(self.layer)
         self._learning = True
 
     def rest(self) -> None:
         """Put everything into inference."""
         constant(self.backbone)
+        constant(self.layer)
         self._learning = False
 
     def tensor(self, batch: NDArray[Any]) -> Tensor:
@@ -106,8 +115,9 @@ class Network:
         Parameters
         ----------
         batch : array
-            Pixels, uint8, (n, H, W, 3); or what crossed ``stop``, float32: maps
-            (n, h, w, channels), tokens (n, tokens, channels) or pooled features (n, width).
+            Pixels, uint8, (n, H, W, 3); or what crossed the cut, float32: maps
+            (n, h, w, channels), tokens (n, tokens, channels), pooled features (n, width), or
+            several maps in one row (n, values).
         """
         import torch
 
@@ -115,31 +125,75 @@ class Network:
         x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x
         return self.backbone.spec.preprocess.normalise(x) if x.dtype == torch.uint8 else x
 
+    def upto(self, x: Tensor) -> Tensor:
+        """What crosses the cut of normalised pictures, as batches hold it."""
+        import torch
+
+        if self.cut is None:
+            return x
+        if self.cut.taps:
+            maps = self.backbone.maps(x, self.cut.taps)
+            return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in maps], dim=1)
+        x = self.backbone.run(x, stop=self.cut.stop)
+        return self.backbone.pool(x) if self._is_pooled else x
+
     def outputs(self, x: Tensor) -> Outputs:
-        """Run the stages behind ``stop``, the pooling and the head."""
+        """Run the stages behind the cut, and the head on what it reads."""
         from torch.nn.functional import dropout
 
-        maps = []
+        maps, seen = [], self._parted(x)
+        x = next(reversed(seen.values()), x)
         for stage in self._stages:
             x = self.backbone.run(x, start=stage, stop=stage)
             if stage in self._moving:
                 maps.append(x)
-        pooled = x if self.stop == "pooled" else self.backbone.pool(x)
+            if stage in self._kind.taps:
+                seen[stage] = x
+        if self._kind.taps:
+            given = self.layer([seen[stage] for stage in self._kind.taps])
+            return Outputs(given, x.mean(dim=(2, 3)), tuple(maps))
+        pooled = x if self._is_pooled else self.backbone.pool(x)
         dropped = dropout(pooled, self.dropout, training=self._learning)
         return Outputs(self.layer(dropped), pooled, tuple(maps))
 
-    def judge(self, fetch: Fetch, n: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Logits (n, n_classes) and pooled features (n, width) of n rows, in inference."""
+    def _parted(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps by stage of a batch that holds several in one row; else none."""
+        if self.cut is None or not self.cut.taps:
+            return {}
+        import torch
+
+        shapes = self._shapes or self._tap_shapes()
+        sizes = [math.prod(shape) for shape in shapes]
+        rows = zip(self.cut.taps, torch.split(x, sizes, dim=1), shapes, strict=True)
+        return {tap: part.reshape(len(x), *shape).permute(0, 3, 1, 2) for tap, part, shape in rows}
+
+    def _tap_shapes(self) -> tuple[tuple[int, ...], ...]:
+        import torch
+
+        canvas = self.backbone.spec.preprocess.shape
+        taps = self.cut.taps if self.cut else ()
+        with torch.inference_mode():
+            maps = self.backbone.maps(torch.zeros(1, 3, *canvas, device=self.device), taps)
+        self._shapes = tuple((*one.shape[2:], one.shape[1]) for one in maps)
+        return self._shapes
+
+    def answers(self, fetch: Fetch, n: int) -> Iterator[tuple[NDArray[np.intp], Outputs]]:
+        """Outputs for n rows, some at a time, in inference."""
         import torch
 
         self.rest()
-        logits, pooled = [], []
-        with torch.inference_mode():
-            for at in range(0, n, JUDGE_BATCH):
-                rows = np.arange(at, min(n, at + JUDGE_BATCH))
+        for at in range(0, n, self._at_once):
+            rows = np.arange(at, min(n, at + self._at_once))
+            with torch.inference_mode():  # not around the yield: it would hold for the caller
                 found = self.outputs(self.tensor(fetch(rows)))
-                logits.append(found.logits.float().cpu().numpy())
-                pooled.append(found.pooled.float().cpu().numpy())
+            yield rows, found
+
+    def judge(self, fetch: Fetch, n: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Logits (n, n_classes) and pooled features (n, width) of n rows, in inference."""
+        logits, pooled = [], []
+        for _, found in self.answers(fetch, n):
+            logits.append(found.logits.float().cpu().numpy())
+            pooled.append(found.pooled.float().cpu().numpy())
         return np.concatenate(logits).astype(np.float64), np.concatenate(pooled)
 
     def adapt(self, fetch: Fetch, n: int) -> None:
@@ -151,7 +205,7 @@ class Network:
         # Mixed: a folder is sorted by class, and statistics within a class are too narrow.
         order = np.random.default_rng(n).permutation(n)
         with torch.no_grad():
-            for rows in np.array_split(order, max(1, n // JUDGE_BATCH)):
+            for rows in np.array_split(order, max(1, n // self._at_once)):
                 self.outputs(self.tensor(fetch(rows)))
         self.rest()
 
@@ -177,13 +231,14 @@ class Network:
         state = self.backbone.state_dict()
         return {k.removeprefix("trunk."): v.detach().cpu().clone() for k, v in state.items()}
 
-    def linear_head(self) -> LinearHead:
-        """The head as arrays."""
-        weight, bias = (t.detach().cpu().numpy().copy() for t in self.layer.parameters())
-        return LinearHead(weight=weight, bias=bias)
+    @property
+    def head(self) -> Head:
+        """The head as a value, with its numbers as they are."""
+        state = self.layer.state_dict()
+        return self._kind.with_state({k: v.detach().cpu().numpy().copy() for k, v in state.items()})
 
-    def load(self, state: Mapping[str, Tensor], head: LinearHead) -> None:
-        """Take over tensors that ``state`` and ``linear_head`` gave, or mixtures of such."""
+    def load(self, state: Mapping[str, Tensor], head: Head) -> None:
+        """Take over tensors that ``state`` and ``head`` gave, or mixtures of such."""
         import torch
 
         self.backbone.load_state_dict({f"trunk.{k}": v for k, v in state.items()})
@@ -202,3 +257,15 @@ class Network:
     def _constant_state(self) -> dict[str, Tensor]:
         state = self.backbone.state_dict()
         return {k: v for k, v in state.items() if self.backbone.stage_of(k) not in self._moving}
+
+
+def boundary_cut(plan: FreezePlan, head: Head) -> Cut | None:
+    """Where constant stages end, and what of theirs the head reads; None where all move."""
+    if plan.boundary is None:
+        return None
+    if not head.taps:
+        return Cut(engine="fp32", stop=None if plan.first_moving is None else plan.boundary)
+    names = [row.stage for row in plan.rows]
+    before = names[: names.index(plan.boundary)]
+    taps = (*(tap for tap in head.taps if tap in before), plan.boundary)
+    return Cut(engine="fp32", stop=plan.boundary, taps=taps)

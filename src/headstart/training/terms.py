@@ -20,8 +20,8 @@ from headstart.training.averaging import wide
 from headstart.training.inputs import Inputs
 from headstart.training.job import Rows
 from headstart.training.network import Network, Outputs
+from headstart.training.objective import Penalty
 from headstart.training.penalties import Regularisation, bss, co_tuning, delta, lwf, relation
-from headstart.training.tuning import Penalty
 from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -163,9 +163,10 @@ def _penalty(bench: _Bench, terms: list[Term]) -> Penalty:
 def _near(bench: _Bench) -> Term:
     how = bench.settings
     live = bench.weights if how.l2_sp else {}
-    start, head = anchors(live), bench.network.layer.weight
+    start = anchors(live)
+    head = [p for p in bench.network.layer.parameters() if p.ndim > 1]  # no bias, no norm
     return lambda outputs, still, rows: l2_sp(
-        live, start, alpha=how.l2_sp, head=[head], beta=how.l2_sp_head
+        live, start, alpha=how.l2_sp, head=head, beta=how.l2_sp_head
     )
 
 

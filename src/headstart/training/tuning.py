@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from headstart.data.augment import Augmentation
 from headstart.data.loading import digest_of
@@ -17,36 +14,31 @@ from headstart.data.samples import Dataset
 from headstart.data.splits import holdout
 from headstart.distributed import world
 from headstart.errors import UsageError
-from headstart.heads.pooled import LinearHead
-from headstart.metrics import log_loss, macro_f1_score
+from headstart.freezing import FreezePlan
+from headstart.heads.head import Head
+from headstart.model import TransferModel
 from headstart.runtime import versions
-from headstart.tasks.classification import Classification
 from headstart.training.averaging import interpolate
+from headstart.training.classes import ClassObjective, Solve
 from headstart.training.engine import train as run_loop
 from headstart.training.inputs import Inputs, Reading
-from headstart.training.job import History, Job, Rows, Score, Session
-from headstart.training.losses import Loss, classification_loss
-from headstart.training.mixing import cutmix, mixup
-from headstart.training.network import Network, Outputs
+from headstart.training.job import History, Job, Score, Session
+from headstart.training.losses import Loss
+from headstart.training.network import Network
+from headstart.training.objective import Objective, Penalty
 from headstart.training.optim import Training
 from headstart.training.rates import Found, find_rate
-from headstart.training.sampling import epoch_order
 from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TEMPERATURE_SPREAD", "Settings", "Tuned", "held_out", "record_of", "tune"]
+__all__ = ["Settings", "Tuned", "composed", "held_out", "objective_for", "tune"]
 
 SELECTION_SHARE = 0.15
 """Of the training part, held out for early stopping where the data bring no ``val`` part."""
 
-TEMPERATURE_SPREAD = 0.25
-"""Of the logarithm of the temperature around 0: the held-out part is often a few dozen pictures."""
-
-Penalty = Callable[["Tensor", Outputs, Rows], "Tensor"]
-Whole = tuple[dict[str, "Tensor"], LinearHead]
-Start = Callable[[NDArray[np.float32]], LinearHead]
+Whole = tuple[dict[str, "Tensor"], Head]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +96,18 @@ class Tuned:
     ----------
     state : mapping of str to torch.Tensor
         Of the backbone, by the library's names.
-    head : LinearHead
+    head : Head
     history : History
-    logits : array, shape (n_val, n_classes)
-        Of the held-out pictures, by the final network.
+    answers : object
+        Of the held-out pictures, by the final network, as the objective judges them.
     found : Found or None
         How the rates were found, if they were.
     """
 
     state: dict[str, Tensor]
-    head: LinearHead
+    head: Head
     history: History
-    logits: NDArray[np.float64]
+    answers: Any
     found: Found | None = None
 
 
@@ -127,15 +119,45 @@ def held_out(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return train.subset(learn), train.subset(select)
 
 
+def objective_for(
+    parts: tuple[Dataset, Dataset],
+    settings: Settings,
+    *,
+    trunk: Trunk,
+    solve: Solve | None = None,
+) -> Objective:
+    """Choose what a training is for by what the pictures are labelled with.
+
+    Parameters
+    ----------
+    parts : pair of Dataset
+        To learn from, and to stop on.
+    settings : Settings
+    trunk : Trunk
+        Its preprocessing says where boxes and masks lie in what the network reads.
+    solve : callable, optional
+        Makes the first head of a classifier.
+    """
+    train, val = parts
+    return ClassObjective(
+        train=train,
+        val=val,
+        wanted=settings.loss,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        seed=settings.seed,
+        solve=solve,
+    )
+
+
 def tune(
     network: Network,
-    parts: tuple[Dataset, Dataset],
+    objective: Objective,
     settings: Settings,
     *,
     reading: Reading,
     session: Session | None = None,
     identity: Mapping[str, Any] | None = None,
-    start: Start | None = None,
     penalty: Callable[[Inputs], Penalty] | None = None,
 ) -> Tuned:
     """Train a network on pictures; stop on held-out ones; prove that what is constant was.
@@ -144,47 +166,46 @@ def tune(
     ----------
     network : Network
         Changed in place.
-    parts : pair of Dataset
-        To learn from, and to stop on.
+    objective : Objective
+        Of the pictures to learn from and those to stop on.
     settings : Settings
     reading : Reading
         Where the network's inputs come from.
     session : Session, optional
     identity : mapping, optional
         What decides the training besides settings, pictures and weights, by name.
-    start : callable, optional
-        Makes the first head from the pooled features of the training pictures as they are.
     penalty : callable, optional
         Makes a term of the loss from what the network reads in training.
     """
-    train, val = parts
+    train, val = objective.train, objective.val
     training = settings.training.for_pictures(len(train))
     _require_possible(network, training)
     learned = reading.of(train.samples, settings.augmentation, epochs=training.epochs)
     judged = reading.of(val.samples, Augmentation(), epochs=1)
     network.adapt(lambda rows: learned.fetch(1, rows), len(train))
-    if start is not None:
+    if objective.starts:
         plain = learned
         if not settings.augmentation.is_off:
             plain = reading.of(train.samples, Augmentation(), epochs=1)
-        _, pooled = network.judge(lambda rows: plain.fetch(1, rows), len(train))
-        network.load(network.state(), start(pooled))
-    begin = network.state(), network.linear_head()
-    task = Classification(classes=train.classes, kind=train.kind)
+        objective.start(network, lambda rows: plain.fetch(1, rows))
+    begin = network.state(), network.head
 
-    def logits() -> NDArray[np.float64]:
-        return network.judge(lambda rows: judged.fetch(1, rows), len(val))[0]
+    def answers() -> Any:
+        return objective.answers(network, lambda rows: judged.fetch(1, rows))
+
+    def score() -> Score:
+        return objective.score(answers())
 
     job = Job(
         module=network.module,
         groups=network.groups(settings.head_learning_rate),
         n=len(train),
-        order=_order(train, settings),
+        order=objective.order,
         fetch=learned.fetch,
-        loss=_loss(network, train, settings, penalty(learned) if penalty else None),
-        score=lambda: _score(task, logits(), val.targets()),
+        loss=objective.loss(network, learned, penalty(learned) if penalty else None),
+        score=score,
         enter=network.enter,
-        identity=_identity(reading.trunk, parts, settings, identity or {}),
+        identity=_identity(reading.trunk, (train, val), settings, identity or {}),
     )
     found = find_rate(job, training, seed=settings.seed) if settings.finds_rate else None
     if found is not None:
@@ -192,10 +213,11 @@ def tune(
             group["lr"] *= found.scale
     history = run_loop(job, training, seed=settings.seed, session=session)
     if settings.wise_ft < 1:
-        network.load(*_between(begin, (network.state(), network.linear_head()), settings.wise_ft))
+        network.load(*_between(begin, (network.state(), network.head), settings.wise_ft))
     network.require_constant()
-    state, head = network.state(), network.linear_head()
-    return Tuned(state=state, head=head, history=history, logits=logits(), found=found)
+    return Tuned(
+        state=network.state(), head=network.head, history=history, answers=answers(), found=found
+    )
 
 
 def _require_possible(network: Network, training: Training) -> None:
@@ -209,80 +231,62 @@ def _require_possible(network: Network, training: Training) -> None:
         )
 
 
-def record_of(history: History) -> dict[str, Any]:
-    """What a model's record keeps of its training, as plain values."""
-    kept = asdict(history)
-    return {"best_epoch": kept.pop("best"), "temperature_from": "held-out pictures", **kept}
+def composed(
+    model: TransferModel,
+    tuned: Tuned,
+    objective: Objective,
+    *,
+    trunk: Trunk,
+    plan: FreezePlan,
+    method: Mapping[str, Any],
+) -> TransferModel:
+    """Put together what was trained: certain as the held-out pictures allow, and on the record.
 
-
-def _order(train: Dataset, settings: Settings) -> Callable[[int], Rows]:
-    targets = train.targets()
-    how = settings.loss.resolved(targets, n_classes=len(train.classes), kind=train.kind)
-    return lambda epoch: epoch_order(
-        len(train),
-        seed=settings.seed,
-        epoch=epoch,
-        targets=targets if how == "sampling" else None,
-        balanced=how == "sampling",
+    Parameters
+    ----------
+    model : TransferModel
+        Before.
+    tuned : Tuned
+    objective : Objective
+    trunk : Trunk
+        With the trained values.
+    plan : FreezePlan
+        As it was asked for; rates that were found are put in.
+    method : mapping
+        The method's fields, for the record.
+    """
+    found, history = tuned.found, asdict(tuned.history)
+    if found is not None:
+        rows = (replace(r, learning_rate=r.learning_rate * found.scale) for r in plan.rows)
+        plan = replace(plan, rows=tuple(rows))
+    return replace(
+        model,
+        trunk=trunk,
+        head=tuned.head,
+        task=objective.settled(model.task, tuned.answers),
+        engine="fp32",
+        record={
+            **model.record,
+            "method": dict(method),
+            "plan": plan.as_dict(),
+            "best_epoch": history.pop("best"),
+            "temperature_from": "held-out pictures",
+            **history,
+            **({} if found is None else {"learning_rate_found": found.as_dict()}),
+        },
     )
 
 
-def _score(task: Classification, logits: NDArray[np.float64], targets: Any) -> Score:
-    chances = task.probabilities(logits)
-    value = macro_f1_score(targets, task.predicted(chances))
-    return Score(float(value), -float(log_loss(targets, chances)))
-
-
-def _loss(
-    network: Network, train: Dataset, settings: Settings, penalty: Penalty | None
-) -> Callable[[Rows, NDArray[Any], int], Tensor]:
+def _between(start: Whole, end: Whole, share: float) -> Whole:
+    """WiSE-FT: a walk from one network to another, backbone and head alike."""
     import torch
 
-    wanted, n_classes, observed = settings.loss, len(train.classes), train.targets()
-    is_mixed = bool(settings.mixup or settings.cutmix)
-    rows_of = np.eye(n_classes)[observed] if is_mixed and train.kind != "multilabel" else observed
-    targets = torch.from_numpy(np.ascontiguousarray(rows_of)).to(network.device)
-    targets = targets.float() if targets.ndim == 2 else targets
-
-    def on_device(values: NDArray[Any] | None) -> Tensor | None:
-        return None if values is None else torch.from_numpy(values).float().to(network.device)
-
-    kind = train.kind
-    balance = on_device(wanted.weights(observed, n_classes=n_classes, kind=kind))
-    adjustment = on_device(wanted.adjustment(observed, n_classes=n_classes, kind=kind))
-
-    def loss(rows: Rows, batch: NDArray[Any], step: int) -> Tensor:
-        x, truth = network.tensor(batch), targets[torch.from_numpy(rows).to(network.device)]
-        if is_mixed:
-            rng = np.random.default_rng([settings.seed, step, 1])
-            mix, alpha = (mixup, settings.mixup) if settings.mixup else (cutmix, settings.cutmix)
-            x, truth = mix(x, truth, alpha=alpha, rng=rng)
-        outputs = network.outputs(x)
-        found = classification_loss(
-            outputs.logits,
-            truth,
-            kind=kind,
-            label_smoothing=wanted.label_smoothing,
-            class_weights=balance,
-            focal_gamma=wanted.focal,
-            logit_adjustment=adjustment,
-        )
-        return found if penalty is None else found + penalty(x, outputs, rows)
-
-    return loss
-
-
-def _between(
-    start: tuple[dict[str, Tensor], LinearHead],
-    end: tuple[dict[str, Tensor], LinearHead],
-    share: float,
-) -> tuple[dict[str, Tensor], LinearHead]:
-    """WiSE-FT: a walk from one network to another, backbone and head alike."""
-    heads = [
-        (1 - share) * a + share * b
-        for a, b in zip(start[1].state().values(), end[1].state().values(), strict=True)
-    ]
-    return interpolate(start[0], end[0], share), LinearHead(weight=heads[0], bias=heads[1])
+    first, last = (
+        {name: torch.from_numpy(value) for name, value in head.state().items()}
+        for head in (start[1], end[1])
+    )
+    mixed = {name: value.numpy() for name, value in interpolate(first, last, share).items()}
+    return interpolate(start[0], end[0], share), end[1].with_state(mixed)
 
 
 def _identity(
