@@ -417,7 +417,7 @@ class TestRefusals:
         assert "'1.jpg', '2.jpg'" in text
         assert len(read_dataset(tmp_path, labels_required=False)) == 2
 
-    @pytest.mark.parametrize("others", [(), ("trainannot/1.jpg", "testannot/2.jpg")])
+    @pytest.mark.parametrize("others", [(), ("trainnotes/1.jpg", "testnotes/2.jpg")])
     def test_splits_without_classes(self, tmp_path: Path, others: tuple[str, ...]) -> None:
         make(tmp_path, "train/1.jpg", "test/2.jpg", *others)
         with pytest.raises(LayoutError, match="folders that are not classes"):
@@ -470,7 +470,6 @@ class TestRefusals:
                 "0 0.5 0.5 0.2 0.3\n1 0.1 0.1 0.1 0.1\n",
                 "YOLO",
             ),
-            (("images/1.jpg", "masks/1.png"), "readme.txt", "", "segmentation"),
         ],
     )
     def test_other_tasks_are_named(
@@ -478,8 +477,30 @@ class TestRefusals:
     ) -> None:
         make(tmp_path, *names, file)
         (tmp_path / file).write_text(text)
-        with pytest.raises(LayoutError, match=rf"{word}.*this version does not read"):
-            read_dataset(tmp_path)
+        with pytest.raises(LayoutError, match=rf"{word}.*leave the task to be inferred"):
+            read_dataset(tmp_path, task_kind="multiclass")
+
+    def test_masks_beside_pictures(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        (tmp_path / "meta.csv").write_text("name,r\na,1\nb,2\n")
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir()
+            for i in (1, 2):
+                Image.linear_gradient("L").point(lambda v: v // 128).save(
+                    tmp_path / folder / f"patient{i}_1.png"
+                )
+        data = read_dataset(tmp_path, group_by=r"patient\d")
+        assert (data.kind, data.classes, len(data)) == ("segmentation", ("0", "1"), 2)
+        assert [sample.group for sample in data.samples] == ["patient1", "patient2"]
+        assert read_dataset(tmp_path, task_kind="segmentation").classes == data.classes
+        with pytest.raises(LayoutError, match="segmentation data"):
+            read_dataset(tmp_path, task_kind="multiclass")
+
+    def test_masks_that_are_asked_for_and_not_there(self, tmp_path: Path) -> None:
+        make(tmp_path, "a/1.jpg", "b/1.jpg")
+        with pytest.raises(LayoutError, match=r"masks of the same names.*images/1\.jpg"):
+            read_dataset(tmp_path, task_kind="segmentation")
 
     def test_other_json_and_text_files_do_no_harm(self, tmp_path: Path) -> None:
         make(tmp_path, "a/1.jpg", "a/1.txt", "b/1.jpg")

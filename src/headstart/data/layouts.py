@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from headstart.errors import DataError, LayoutError
@@ -19,13 +20,17 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MANIFEST_SUFFIXES",
     "Listing",
+    "coco_files",
     "foreign",
     "is_picture",
     "listed",
     "missing",
     "natural_key",
+    "no_masks",
     "unrecognised",
+    "voc_file",
     "walk",
+    "yolo_file",
 ]
 
 # fmt: off
@@ -49,6 +54,10 @@ _ACCEPTED = """
   a manifest        labels.csv (.tsv, .parquet), alone or beside the pictures:
                     path,label[,split][,group]
                     images/1.jpg,cat,train,patient7
+  masks             images/1.jpg              with splits   train/images/1.jpg
+                    masks/1.png                             train/masks/1.png
+                    classes.txt (one name a line, or 'code name', or 'r g b name')
+  boxes             COCO (*.json), Pascal VOC (*.xml) or YOLO (labels/*.txt) beside the pictures
   an example set    demo:digits"""
 
 
@@ -219,13 +228,38 @@ def unrecognised(listing: Listing) -> LayoutError:
 
 def foreign(listing: Listing) -> LayoutError | None:
     """The error for data of another task (detection, segmentation); None where it is not that."""
-    looks = _coco(listing) or _voc(listing) or _yolo(listing) or _masks(listing)
+    looks = _other_task(listing)
     if looks is None:
         return None
     return LayoutError(
         f"Expected {str(listing.root)!r} to hold pictures for classification, got what looks "
-        f"like {looks}, which this version does not read; do: arrange the pictures in one of "
+        f"like {looks}; do: leave the task to be inferred, or arrange the pictures in one of "
         f"these ways:{_ACCEPTED}"
+    )
+
+
+def _other_task(listing: Listing) -> str | None:
+    if files := coco_files(listing):
+        return f"detection data (COCO annotations in {files[0]!r})"
+    if name := voc_file(listing):
+        return f"detection data (Pascal VOC annotations such as {name!r})"
+    if name := yolo_file(listing):
+        return f"detection data (YOLO labels such as {name!r})"
+    return _masks(listing)
+
+
+def no_masks(listing: Listing) -> LayoutError:
+    """The error for a folder that was said to hold masks and does not.
+
+    Examples
+    --------
+    >>> "masks" in str(no_masks(Listing(root=Path("photos"))))
+    True
+    """
+    return LayoutError(
+        f"Expected {str(listing.root)!r} to hold pictures with masks of the same names beside "
+        f"them, got {len(listing.pictures)} pictures in the folders "
+        f"{listed(listing.folders) or 'none'}; do: arrange them as images/1.jpg and masks/1.png."
     )
 
 
@@ -234,30 +268,55 @@ def _head(path: Path, size: int = 65536) -> str:
         return file.read(size).decode("utf-8", errors="replace")
 
 
-def _coco(listing: Listing) -> str | None:
+def coco_files(listing: Listing) -> tuple[str, ...]:
+    """JSON files that begin like COCO annotations.
+
+    Examples
+    --------
+    >>> coco_files(Listing(root=Path("photos"), others=("readme.txt",)))
+    ()
+    """
+    found = []
     for name in [name for name in listing.others if name.lower().endswith(".json")][:20]:
         text = _head(listing.root / name)
         images = '"images"' in text and '"file_name"' in text
         boxes = '"annotations"' in text and '"image_id"' in text
         if images or boxes:
-            return f"detection data (COCO annotations in {name!r})"
-    return None
+            found.append(name)
+    return tuple(found)
 
 
-def _voc(listing: Listing) -> str | None:
+def voc_file(listing: Listing) -> str | None:
+    """The first XML file that begins like a Pascal VOC annotation.
+
+    Examples
+    --------
+    >>> voc_file(Listing(root=Path("photos"), others=("readme.txt",))) is None
+    True
+    """
     for name in [name for name in listing.others if name.lower().endswith(".xml")][:5]:
         if "<annotation" in _head(listing.root / name, 4096):
-            return f"detection data (Pascal VOC annotations such as {name!r})"
+            return name
     return None
 
 
-def _yolo(listing: Listing) -> str | None:
+def yolo_file(listing: Listing) -> str | None:
+    """The first text file of a picture's name that begins like YOLO labels.
+
+    Examples
+    --------
+    >>> yolo_file(Listing(root=Path("photos"), others=("readme.txt",))) is None
+    True
+    """
     texts = [name for name in listing.others if name.endswith(".txt")]
     stems = {name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in listing.pictures}
     twins = (n for n in texts if n.rsplit("/", 1)[-1].removesuffix(".txt") in stems)
-    for name in list(twins)[:5]:
-        if re.match(r"\d+( -?[\d.eE+-]+){4,}\s*$", _head(listing.root / name).split("\n", 1)[0]):
-            return f"detection data (YOLO labels such as {name!r})"
+    # Files of pictures without objects are empty, and may be many.
+    filled = (n for n in islice(twins, 1000) if (listing.root / n).stat().st_size)
+    for name in islice(filled, 5):
+        first = _head(listing.root / name, 4096).lstrip("\ufeff").split("\n", 1)[0]
+        if re.match(r"[\d.]+(\s+-?[\d.eE+-]+){4,}\s*$", first):
+            return name
     return None
 
 

@@ -1,4 +1,4 @@
-"""Folders, manifests and example sets -> `Dataset`; no picture is opened here."""
+"""Folders, manifests, annotations and example sets -> `Dataset`; no picture is decoded here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from headstart.data import demo, folders, layouts, manifests, tables
+from headstart.data import box_layouts, demo, folders, layouts, manifests, mask_pairs, tables
 from headstart.data.layouts import Listing, listed
 from headstart.data.samples import Dataset, Kind
 from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
@@ -26,14 +26,16 @@ def read_dataset(
     labels_required: bool = True,
     min_classes: int = 2,
 ) -> Dataset:
-    """Read class folders, a manifest or ``demo:<name>``.
+    """Read class folders, a manifest, pictures with boxes or masks, or ``demo:<name>``.
 
     Parameters
     ----------
     source : str or Path
         A folder ``<class>/...`` or ``<train|val|test>/<class>/...``; a CSV, TSV or Parquet file
-        (or the folder with exactly one of them); ``demo:<name>``.
-    task_kind : {"multiclass", "multilabel"} or None
+        (or the folder with exactly one of them); a folder with ``images/`` and ``masks/``, see
+        `mask_pairs.find_pairs`; one with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
+        ``demo:<name>``.
+    task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None
         None: as the data say.
     group_by : str or None
         Name of a manifest's column, or a regular expression that is searched in each relative
@@ -43,7 +45,7 @@ def read_dataset(
     labels_required : bool
         False: pictures without labels are read too (target None).
     min_classes : int
-        Fewer classes than this are an error; a multilabel set needs one at least.
+        Fewer classes than this are an error; a multilabel or detection set needs one at least.
 
     Returns
     -------
@@ -85,11 +87,17 @@ def read_dataset(
     path = Path(source)
     if not path.exists():
         raise layouts.missing(path)
-    if path.is_dir():
-        listing = layouts.walk(path)
-        table, why_not = _manifest_in(listing, image_column, label_column, labels_required)
-    else:
-        table, why_not, listing = _manifest_at(path), (), Listing(root=path)
+    listing = (
+        layouts.walk(path) if path.is_dir() else Listing(root=path.parent, others=(path.name,))
+    )
+    boxes = _boxes_at(path, listing, task_kind, image_column or label_column)
+    table: tables.Table | None = None
+    why_not: tuple[str, ...] = ()
+    if boxes is None and task_kind != "segmentation":
+        if path.is_dir():
+            table, why_not = _manifest_in(listing, image_column, label_column, labels_required)
+        else:
+            table = _manifest_at(path)
     if table is not None:
         columns = manifests.find_columns(
             table, image=image_column, label=label_column, group=group_by
@@ -98,15 +106,15 @@ def read_dataset(
             table, columns, task_kind=task_kind, labels_required=labels_required
         )
         grouped = columns.group is not None
+    elif boxes is not None:
+        (data, keys), grouped = box_layouts.read_boxes(boxes), False
     else:
         if image_column or label_column:
             raise UsageError(
                 f"Expected a manifest for image_column and label_column, got {str(path)!r} "
                 "without one; do: leave them out, or name the file."
             )
-        data, keys = folders.read_folders(
-            listing, task_kind=task_kind, labels_required=labels_required
-        )
+        data, keys = _read_folders(listing, task_kind, labels_required)
         grouped = False
     if group_by is not None and not grouped:
         data = _with_groups(data, keys, group_by)
@@ -163,6 +171,30 @@ def _pictures_at(path: Path) -> Iterable[Path]:
             "(.jpg, .png, ...) or a folder."
         )
     return [path]
+
+
+def _read_folders(
+    listing: Listing, task_kind: Kind | None, labels_required: bool
+) -> tuple[Dataset, tuple[str, ...]]:
+    """What the names of folders say: masks beside pictures, or classes."""
+    pairs = mask_pairs.find_pairs(listing) if task_kind in {None, "segmentation"} else None
+    if pairs is not None:
+        return mask_pairs.read_mask_pairs(listing, pairs, labels_required=labels_required)
+    if task_kind == "segmentation":
+        raise layouts.no_masks(listing)
+    return folders.read_folders(listing, task_kind=task_kind, labels_required=labels_required)
+
+
+def _boxes_at(
+    path: Path, listing: Listing, task_kind: Kind | None, column: str | None
+) -> box_layouts.BoxFiles | None:
+    """Annotated boxes, unless another task or a manifest's columns were asked for."""
+    if task_kind not in {None, "detection"} or column:
+        return None
+    found = box_layouts.find_boxes(path, listing)
+    if found is None and task_kind == "detection":
+        raise box_layouts.no_boxes(path)
+    return found
 
 
 def _manifest_at(path: Path) -> tables.Table:
@@ -265,7 +297,7 @@ def _remarks(data: Dataset) -> tuple[str, ...]:
 
 def _require_classes(data: Dataset, least: int, labels_required: bool, listing: Listing) -> None:
     held = sum(count > 0 for count in data.counts().values())
-    least = min(least, 1) if data.kind == "multilabel" else least
+    least = least if data.kind == "multiclass" else min(least, 1)
     if held >= least or not labels_required:
         return
     names = [name for name, count in data.counts().items() if count]
