@@ -10,7 +10,7 @@ from headstart.data.mask_pairs import find_pairs, read_mask_pairs
 from headstart.data.masks import decode_mask
 from headstart.data.samples import Dataset
 from headstart.data.truths import Mask
-from headstart.errors import DataError, LayoutError
+from headstart.errors import DataError, LayoutError, UnreadableImageError
 
 GRID = np.array([[0, 1], [2, 1]], dtype=np.uint8)
 
@@ -173,6 +173,9 @@ class TestReading:
         data = read(tmp_path)
         assert len(data) == 2
         assert target(data, 1).present == ()
+        (tmp_path / "masks/a.png").write_bytes(b"<html>")
+        with pytest.raises(UnreadableImageError, match=r"a\.png.*HTML"):
+            read(tmp_path)
 
     def test_pictures_without_masks(self, tmp_path: Path) -> None:
         make(tmp_path, {"a": GRID, "b": GRID})

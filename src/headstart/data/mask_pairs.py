@@ -174,7 +174,8 @@ def read_mask_pairs(
     Raises
     ------
     DataError
-        If a class map, or a list of a part, is damaged, or the masks are not of few values.
+        If a class map, a list of a part, or every mask is damaged, or the masks are not of few
+        values.
     LayoutError
         If a list of a part names none of the pictures.
     """
@@ -182,6 +183,8 @@ def read_mask_pairs(
     names = sorted(set(pairs.masks.values()))
     looks = dict(zip(names, _looks([listing.root / name for name in names]), strict=True))
     readable = [look for look in looks.values() if look is not None]
+    if not readable:
+        read_raw(listing.root / names[0])  # says why
     maps = find_class_map(listing)
     class_map = read_class_map(listing.root / maps[0]) if maps else None
     palette, how = _palette(class_map, readable)
