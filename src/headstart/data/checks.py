@@ -25,6 +25,9 @@ __all__ = [
 Kind = Literal[
     "unreadable", "leak", "label-conflict", "duplicate", "near-duplicate",
     "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
+    "mask-unreadable", "mask-size", "mask-values", "mask-missing", "mask-spare", "mask-turned",
+    "mask-ignored", "mask-background", "mask-binary", "mask-dominant",
+    "box-size", "box-outside", "box-empty", "box-repeated",
 ]  # fmt: skip
 
 Indices = NDArray[np.intp]
@@ -204,7 +207,8 @@ def _same_pictures(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator
             kind: Kind = "duplicate" if exact else "near-duplicate"
             yield Finding(kind=kind, severity="warning", message=text, paths=paths)
         labels = {_label(sample) for sample in members if sample.target is not None}
-        if len(labels) > 1:
+        # Two frames of a street look alike, and one shows a pedestrian: no contradiction.
+        if len(labels) > 1 and (exact or not dataset.is_dense):
             text = f"{how} labelled {' and '.join(sorted(labels))}: {shown}"
             yield Finding(kind="label-conflict", severity="warning", message=text, paths=paths)
 
@@ -221,21 +225,24 @@ def _label(sample: Sample) -> str:
 
 
 def _class_counts(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+    # A class map may name more than a data set shows; the other classes can still be learned.
+    grave: Literal["error", "warning"] = "warning" if dataset.is_dense else "error"
     good = dataset.subset(i for i, record in enumerate(records) if record.problem is None)
     parts = {split: good.split(split) for split in SPLITS}
     train = parts["train"].counts() if len(parts["train"]) else good.counts()
+    thing = "object" if dataset.kind == "detection" else "picture"
     for name, total in good.counts().items():
         if not total:
-            text = f"class {name!r} has no readable picture"
-            yield Finding(kind="empty-class", severity="error", message=text)
+            text = f"class {name!r} has no readable {thing}"
+            yield Finding(kind="empty-class", severity=grave, message=text)
             continue
         for split, part in parts.items():
             if len(part) and not part.counts()[name]:
-                text = f"class {name!r} has no picture in {split}"
-                severity: Literal["error", "warning"] = "error" if split == "train" else "warning"
+                text = f"class {name!r} has no {thing} in {split}"
+                severity = grave if split == "train" else "warning"
                 yield Finding(kind="missing-class", severity=severity, message=text)
         if 0 < train[name] < RARE:
-            several = "pictures" if train[name] > 1 else "picture"
+            several = f"{thing}s" if train[name] > 1 else thing
             text = f"class {name!r} has only {train[name]} {several} to learn from"
             yield Finding(kind="rare-class", severity="warning", message=text)
 

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from headstart.cache import Cache
+from headstart.data.box_checks import require_sound, settled
 from headstart.data.checks import (
     Finding,
     ImageRecord,
@@ -21,6 +22,7 @@ from headstart.data.checks import (
     scan,
     usable,
 )
+from headstart.data.mask_checks import check_masks, with_masks
 from headstart.data.readers import list_images, read_dataset
 from headstart.data.samples import SPLITS, Dataset, Sample
 from headstart.data.splits import assign, blocks
@@ -43,7 +45,7 @@ class Prepared:
     records : tuple of ImageRecord
         What the scan saw, example by example.
     findings : tuple of Finding
-        Everything worth a person's attention, skipped files included.
+        Everything worth a person's attention, skipped files and boxes included.
     """
 
     data: Dataset
@@ -103,7 +105,8 @@ def prepare(
     ------
     DataError
         If files cannot be decoded (and are not to be skipped), or if there is nothing to learn
-        a class from, or a part is empty.
+        a class from, or a part is empty, or boxes or masks do not fit their
+        pictures.
     LeakError
         If the same picture or group is on both sides of a split that the data bring.
     UnknownNameError
@@ -112,7 +115,9 @@ def prepare(
     _require_policy(bad_files)
     data, seen, findings = _inspect(source, cache, group_by, progress)
     data, records = usable(data, seen, bad_files=bad_files)
+    data, records = with_masks(data, records, findings, bad_files=bad_files)
     require_no_leak(findings, allow_overlap=allow_overlap)
+    require_sound(findings)
     _require_learnable(findings)
     data = keep_together(data, find_duplicates(records))
     data = assign(data, test_fraction=test_fraction, seed=seed)
@@ -137,7 +142,9 @@ def _inspect(
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
     report = None if progress is None else (lambda done, total: progress("scan", done, total))
     records = scan(data.samples, cache=cache, progress=report)
-    findings = (*_shared_groups(data), *check(data, records))
+    data, about_boxes = settled(data, records)
+    about_masks = check_masks(data, records)
+    findings = (*_shared_groups(data), *check(data, records), *about_boxes, *about_masks)
     return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error"))
 
 
