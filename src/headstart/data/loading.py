@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.augment import Augmentation, augment
-from headstart.data.images import decode, digest, read_bytes
+from headstart.data.images import decode, decode_file, digest, read_bytes
+from headstart.data.moves import Moves, draw_moves, move_pixels
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
 from headstart.errors import DataError, UnreadableImageError, UsageError
 
 __all__ = [
     "digest_of", "load_batch", "load_canvas", "load_pixels", "load_view", "load_views",
-    "map_bounded", "view_of",
+    "map_bounded", "moves_of", "view_of",
 ]  # fmt: skip
 
 ItemT = TypeVar("ItemT")
@@ -32,11 +33,11 @@ def digest_of(sample: Sample) -> str:
 
 
 def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Decode one picture and cut it to what the weights expect.
+    """Decode one picture and cut it to what the weights expect, or put it on their canvas.
 
     Returns
     -------
-    array, uint8, shape (crop, crop, 3)
+    array, uint8, shape (*preprocess.shape, 3)
 
     Raises
     ------
@@ -46,7 +47,9 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
         If the file is no longer the one that was scanned: its features would be kept under
         another picture's name.
     """
-    return preprocess.resize_and_crop(_decoded(sample, preprocess))
+    if preprocess.canvas is not None:
+        return load_canvas(sample, preprocess)
+    return preprocess.resize_and_crop(_decoded(sample, preprocess)[0])
 
 
 def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -55,17 +58,20 @@ def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     Returns
     -------
     array, uint8, shape (height, width, 3)
-        Shorter side ``preprocess.resize``; see ``Preprocess.resize_only``.
+        Shorter side ``preprocess.resize``, or the canvas; see ``Preprocess.resize_only``.
 
     Raises
     ------
     UnreadableImageError, DataError
         As ``load_pixels``.
     """
-    return preprocess.resize_only(_decoded(sample, preprocess))
+    return preprocess.resize_only(*_decoded(sample, preprocess))
 
 
-def _decoded(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
+def _decoded(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Pixels, and the picture's real height and width: a JPEG may have been decoded smaller."""
+    # The shorter side of a picture on a canvas is at most the canvas's.
+    at_least = min(preprocess.canvas or (preprocess.resize,))
     try:
         source = read_bytes(sample.image) if isinstance(sample.image, Path) else sample.image
         if sample.digest is not None and digest(source) != sample.digest:
@@ -73,13 +79,17 @@ def _decoded(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
                 f"Expected {sample.name} to stay as it was when it was scanned, got another "
                 "content; do run again when the files are complete."
             )
-        return decode(source, at_least=preprocess.resize)
+        if isinstance(source, bytes):
+            found, pixels = decode_file(source, at_least=at_least)
+            return pixels, (found.height, found.width)
+        pixels = decode(source, at_least=at_least)
+        return pixels, (pixels.shape[0], pixels.shape[1])
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{sample.name}: {error}") from error
 
 
 def load_batch(samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Pixels of several pictures, uint8, shape (n, crop, crop, 3)."""
+    """Pixels of several pictures, uint8, shape (n, *preprocess.shape, 3)."""
     return np.stack([load_pixels(sample, preprocess) for sample in samples])
 
 
@@ -107,12 +117,12 @@ def load_view(
 
     Returns
     -------
-    array, uint8, shape (crop, crop, 3)
+    array, uint8, shape (*preprocess.shape, 3)
 
     Raises
     ------
     UsageError
-        If ``seed`` or ``view`` is negative.
+        If ``seed`` or ``view`` is negative; if a canvas is set and there is a policy.
     UnreadableImageError, DataError
         As ``load_pixels``.
 
@@ -140,7 +150,7 @@ def load_views(
     seed: int,
     view: int,
 ) -> NDArray[np.uint8]:
-    """View number ``view`` of several pictures, uint8, shape (n, crop, crop, 3)."""
+    """View number ``view`` of several pictures, uint8, shape (n, *preprocess.shape, 3)."""
     return np.stack(
         [load_view(sample, preprocess, augmentation, seed=seed, view=view) for sample in samples]
     )
@@ -170,24 +180,60 @@ def view_of(
 
     Returns
     -------
-    array, uint8, shape (crop, crop, 3)
+    array, uint8, shape (*preprocess.shape, 3)
 
     Raises
     ------
     UsageError
-        If ``seed`` or ``view`` is negative.
+        If ``seed`` or ``view`` is negative; if a canvas is set and there is a policy.
     """
+    if preprocess.canvas is None:
+        return augment(
+            canvas,
+            to=preprocess.crop,
+            interpolation=preprocess.interpolation,
+            augmentation=augmentation,
+            rng=_rng(seed, view, picture),
+        )
+    if canvas.shape[:2] != preprocess.canvas:
+        raise UsageError(
+            f"Expected a picture on a canvas of {preprocess.canvas}, got {canvas.shape}; do load "
+            "it with the same preprocessing."
+        )
+    moves = moves_of(preprocess, augmentation, seed=seed, view=view, picture=picture)
+    return move_pixels(canvas, moves, interpolation=preprocess.interpolation, fill=preprocess.fill)
+
+
+def moves_of(
+    preprocess: Preprocess, augmentation: Augmentation, *, seed: int, view: int, picture: str
+) -> Moves:
+    """What happens to the pixels, boxes and masks of one view of a picture on a canvas.
+
+    Parameters
+    ----------
+    preprocess : Preprocess
+        With a canvas.
+    augmentation : Augmentation
+    seed, view : int
+        As in ``load_view``.
+    picture : str
+        The picture's digest, hexadecimal.
+
+    Raises
+    ------
+    UsageError
+        As ``load_view``.
+    """
+    return draw_moves(augmentation, preprocess.shape, _rng(seed, view, picture))
+
+
+def _rng(seed: int, view: int, picture: str) -> np.random.Generator:
+    """What a view is a function of; nothing else decides."""
     if seed < 0 or view < 0:
         raise UsageError(
             f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}; do count from 0."
         )
-    return augment(
-        canvas,
-        to=preprocess.crop,
-        interpolation=preprocess.interpolation,
-        augmentation=augmentation,
-        rng=np.random.default_rng([seed, view, int(picture, 16)]),
-    )
+    return np.random.default_rng([seed, view, int(picture, 16)])
 
 
 def map_bounded(
