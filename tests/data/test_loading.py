@@ -13,9 +13,12 @@ from PIL import Image
 
 from headstart.data.augment import Augmentation, augment
 from headstart.data.loading import (
+    BoxTruth,
     digest_of,
     load_batch,
+    load_boxes,
     load_canvas,
+    load_mask,
     load_pixels,
     load_view,
     load_views,
@@ -24,7 +27,8 @@ from headstart.data.loading import (
 )
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
-from headstart.errors import DataError, UnreadableImageError, UsageError
+from headstart.data.truths import IGNORED, Boxes, Mask, Palette
+from headstart.errors import DataError, UnknownNameError, UnreadableImageError, UsageError
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -257,3 +261,171 @@ def test_an_error_comes_at_its_place_and_stops_the_rest():
             next(results)
     assert taken == [0, 1, 2]
     assert max(ran) < 3 + 6
+
+
+# ------------------------------------------------- boxes and masks move with the pixels
+
+CLASSES = ("red", "green", "blue")
+PAINT = Palette(
+    codes=(
+        ((0, 0, 0), "ground"),
+        ((250, 20, 20), "red"),
+        ((20, 250, 20), "green"),
+        ((20, 20, 250), "blue"),
+    )
+)
+PLACES = [  # picture, canvas: smaller, larger, upright, beyond 8 to 1
+    ((150, 240), (96, 160)),
+    ((60, 70), (128, 160)),
+    ((200, 130), (160, 96)),
+    ((60, 720), (96, 480)),
+]
+STRAIGHT = Augmentation(flip=True, flip_vertical=True, crop=0.5)
+TURNED = Augmentation(flip=True, crop=0.6, rotation=15)
+
+
+def on(canvas) -> Preprocess:
+    return Preprocess(
+        resize=32, crop=32, interpolation="bilinear", mean=(0,) * 3, std=(1,) * 3, canvas=canvas
+    )
+
+
+def painted(size: tuple[int, int], seed: int) -> tuple[Sample, Sample]:
+    """The same picture with boxes around its three colours, and with itself as a mask."""
+    rng, (height, width) = np.random.default_rng(seed), size
+    pixels, corners = np.zeros((*size, 3), np.uint8), []
+    for i, (colour, _) in enumerate(PAINT.codes[1:]):
+        left = i * width // 3 + rng.integers(1, 3)
+        right = left + rng.integers(width // 6, width // 3 - 4)
+        top = rng.integers(1, height // 3)
+        bottom = top + rng.integers(height // 3, height // 2)
+        pixels[top:bottom, left:right] = colour
+        corners.append(tuple(float(v) for v in (left, top, right, bottom)))
+    boxes = Boxes(corners=tuple(corners), labels=CLASSES, hard=(False, True, False))
+    mask = Mask(source=pixels, palette=PAINT)
+    return Sample(image=pixels, target=boxes), Sample(image=pixels, target=mask)
+
+
+def seen(pixels: np.ndarray) -> np.ndarray:
+    """Which colour is bright: 1, 2, 3 for red, green, blue; 0 where all are dark."""
+    return np.where(pixels.max(axis=2) > 125, pixels.argmax(axis=2) + 1, 0)
+
+
+def overlap(box: np.ndarray, where: np.ndarray) -> float:
+    y, x = np.nonzero(where)
+    if not len(y):
+        return 0.0
+    other = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    sides = np.clip(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0, None)
+    areas = [(b[2:] - b[:2]).prod() for b in (box, other)]
+    return sides.prod() / (sum(areas) - sides.prod())
+
+
+@pytest.mark.parametrize(("size", "canvas"), PLACES, ids=str)
+@pytest.mark.parametrize(("how", "least"), [(STRAIGHT, 0.8), (TURNED, 0.5)], ids=["", "turned"])
+def test_boxes_of_a_view_are_where_its_pixels_are(size, canvas, how, least):
+    expects, n, left_behind = on(canvas), 0, []
+    for view in range(15):
+        sample, _ = painted(size, view)
+        colours = seen(load_view(sample, expects, how, seed=1, view=view))
+        boxes, labels, hard = load_boxes(sample, expects, CLASSES, how, seed=1, view=view)
+        np.testing.assert_array_equal(hard, labels == 1)
+        for box, label in zip(boxes, labels, strict=True):
+            # Of a box that is turned and cut, the corner that made it so wide may be out of sight.
+            cut = how.rotation and (box.min() <= 0 or (box[2:] >= canvas[::-1]).any())
+            assert overlap(box, colours == label + 1) > (0.3 if cut else least)
+        still = load_boxes(sample, expects, CLASSES)
+        left_behind += [overlap(still.boxes[label], colours == label + 1) for label in labels]
+        n += len(boxes)
+    assert n > 15
+    assert min(left_behind) < 0.2  # boxes that do not move do not pass
+
+
+@pytest.mark.parametrize(("size", "canvas"), PLACES, ids=str)
+@pytest.mark.parametrize("how", [Augmentation(), STRAIGHT, TURNED], ids=["off", "", "turned"])
+def test_masks_of_a_view_are_where_its_pixels_are(size, canvas, how):
+    expects, names = on(canvas), PAINT.names
+    for view in range(10):
+        _, sample = painted(size, view)
+        colours = seen(load_view(sample, expects, how, seed=1, view=view))
+        mask = load_mask(sample, expects, names, how, seed=1, view=view)
+        assert mask.shape == canvas
+        flat = [np.roll(mask, (y, x), axis=(0, 1)) == mask for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        inside = np.all(flat, axis=0) & (mask != IGNORED)
+        assert inside.mean() > 0.2
+        assert (colours == mask)[inside].mean() > 0.97
+        if how.is_off:  # nothing of the picture is ignored, and all of the filling is
+            place = expects.placement(*size)
+            assert (mask != IGNORED).sum() == place.rows * place.columns
+
+
+def test_truths_of_a_view_are_the_same_in_any_order():
+    boxed, masked = painted((150, 240), 0)
+    expects = on((96, 160))
+
+    def truth(view: int) -> tuple[np.ndarray, ...]:
+        seen = {"seed": 3, "view": view}
+        boxes = load_boxes(boxed, expects, CLASSES, TURNED, **seen)
+        return *boxes, load_mask(masked, expects, PAINT.names, TURNED, **seen)
+
+    forward = [truth(view) for view in range(4)]
+    backward = [truth(view) for view in reversed(range(4))][::-1]
+    for one, other in zip(forward, backward, strict=True):
+        for part, again in zip(one, other, strict=True):
+            np.testing.assert_array_equal(part, again)
+    assert any((forward[0][3] != later[3]).any() for later in forward[1:])
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_large_jpeg_lies_where_its_boxes_and_mask_do(orientation, tmp_path):
+    """It is decoded smaller, and turned by EXIF, but boxes and masks are of its shown size."""
+    boxed, _ = painted((901, 1203), 0)
+    stored = Image.fromarray(np.rot90(boxed.image, {1: 0, 3: 2, 6: 1, 8: 3}[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(path := tmp_path / "large.jpg", exif=exif, quality=95)
+    Image.fromarray(boxed.image).save(mask := tmp_path / "mask.png")
+    target = Mask(source=mask, palette=PAINT)
+    expects = on((64, 96))
+    colours = seen(load_pixels(Sample(image=path), expects))
+    truth = load_boxes(Sample(image=path, target=boxed.target), expects, CLASSES)
+    for box, label in zip(truth.boxes, truth.labels, strict=True):
+        assert overlap(box, colours == label + 1) > 0.9
+    there = load_mask(Sample(image=path, target=target), expects, PAINT.names)
+    assert (there == colours)[there != IGNORED].mean() > 0.97
+
+
+def test_without_views_every_box_with_an_area_is_given():
+    thin = Boxes(corners=((0, 0, 1, 50), (5, 5, 5, 9), (9, 9, 40, 40)), labels=("red",) * 3)
+    sample = Sample(image=np.zeros((200, 200)), target=thin)
+    truth = load_boxes(sample, on((100, 100)), CLASSES)
+    assert isinstance(truth, BoxTruth)
+    np.testing.assert_allclose(truth.boxes, [[0, 0, 0.5, 25], [4.5, 4.5, 20, 20]])
+    none = load_boxes(Sample(image=np.zeros((9, 9)), target=Boxes()), on((32, 32)), CLASSES)
+    assert none.boxes.shape == (0, 4)
+    assert [part.dtype for part in none] == [np.float32, np.int64, bool]
+
+
+def test_refuses_truths_that_do_not_fit():
+    boxed, masked = painted((150, 240), 0)
+    expects = on((96, 160))
+    with pytest.raises(DataError, match="to have Boxes, got Mask"):
+        load_boxes(masked, expects, CLASSES)
+    with pytest.raises(DataError, match="to have Mask, got Boxes"):
+        load_mask(boxed, expects, PAINT.names)
+    with pytest.raises(UnknownNameError, match="blue"):
+        load_boxes(boxed, expects, CLASSES[:2])
+    with pytest.raises(UsageError, match="`canvas` to be set"):
+        load_boxes(boxed, SMALL, CLASSES)
+    with pytest.raises(UsageError, match="policy"):
+        load_view(boxed, expects, STRONG, seed=0, view=0)
+    with pytest.raises(UsageError, match="0 or more"):
+        load_boxes(boxed, expects, CLASSES, STRAIGHT, seed=-1)
+    with pytest.raises(UsageError, match="same preprocessing"):
+        view_of(boxed.image, expects, STRAIGHT, seed=0, view=0, picture="0")
+    other = Sample(image=np.zeros((150, 241), np.uint8), target=masked.target)
+    with pytest.raises(DataError, match="241 x 150, got 240 x 150"):
+        load_mask(other, expects, PAINT.names)
+    lost = Sample(image=b"no picture", target=boxed.target, title="lost.png")
+    with pytest.raises(UnreadableImageError, match=r"lost\.png"):
+        load_boxes(lost, expects, CLASSES)

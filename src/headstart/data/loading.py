@@ -6,25 +6,50 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.augment import Augmentation, augment
 from headstart.data.images import decode, decode_file, digest, read_bytes
-from headstart.data.moves import Moves, draw_moves, move_pixels
+from headstart.data.masks import decode_mask, mask_turn
+from headstart.data.moves import draw_moves, move_boxes, move_mask, move_pixels
+from headstart.data.placement import Placement
 from headstart.data.samples import Sample
+from headstart.data.sizes import shown_size
 from headstart.data.transforms import Preprocess
-from headstart.errors import DataError, UnreadableImageError, UsageError
+from headstart.data.truths import Boxes, Mask
+from headstart.errors import DataError, UnknownNameError, UnreadableImageError, UsageError
 
 __all__ = [
-    "digest_of", "load_batch", "load_canvas", "load_pixels", "load_view", "load_views",
-    "map_bounded", "moves_of", "view_of",
+    "BoxTruth", "digest_of", "load_batch", "load_boxes", "load_canvas", "load_mask", "load_pixels",
+    "load_view", "load_views", "map_bounded", "view_of",
 ]  # fmt: skip
+
+STILL = Augmentation()
+"""Every view is the picture as prediction sees it."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+
+class BoxTruth(NamedTuple):
+    """The objects of a picture on the canvas that a network reads.
+
+    Parameters
+    ----------
+    boxes : array, float32, shape (n, 4)
+        Left, top, right, bottom in pixels of the canvas; each has an area.
+    labels : array, int64, shape (n,)
+        Indices into the classes.
+    hard : array of bool, shape (n,)
+        Not to be learned from; see `headstart.data.truths.Boxes`.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    hard: NDArray[np.bool_]
 
 
 def digest_of(sample: Sample) -> str:
@@ -200,31 +225,131 @@ def view_of(
             f"Expected a picture on a canvas of {preprocess.canvas}, got {canvas.shape}; do load "
             "it with the same preprocessing."
         )
-    moves = moves_of(preprocess, augmentation, seed=seed, view=view, picture=picture)
+    moves = draw_moves(augmentation, preprocess.shape, _rng(seed, view, picture))
     return move_pixels(canvas, moves, interpolation=preprocess.interpolation, fill=preprocess.fill)
 
 
-def moves_of(
-    preprocess: Preprocess, augmentation: Augmentation, *, seed: int, view: int, picture: str
-) -> Moves:
-    """What happens to the pixels, boxes and masks of one view of a picture on a canvas.
+def load_boxes(
+    sample: Sample,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    augmentation: Augmentation = STILL,
+    *,
+    seed: int = 0,
+    view: int = 0,
+) -> BoxTruth:
+    """Give a picture's boxes on the canvas, moved exactly as ``load_view`` moves its pixels.
 
     Parameters
     ----------
+    sample : Sample
+        Its target is `Boxes`; of its file only the header is read.
     preprocess : Preprocess
         With a canvas.
+    classes : sequence of str
+        Their order gives the labels.
     augmentation : Augmentation
+        Where it is off, every box that has an area is given; else see `move_boxes`.
     seed, view : int
         As in ``load_view``.
-    picture : str
-        The picture's digest, hexadecimal.
 
     Raises
     ------
+    DataError
+        If the target is something else.
+    UnknownNameError
+        If a label is not one of ``classes``.
     UsageError
-        As ``load_view``.
+        As ``load_view``; if no canvas is set.
+    UnreadableImageError
+        If the picture cannot be read; the message names it.
+
+    Examples
+    --------
+    >>> rgb = (0.5, 0.5, 0.5)
+    >>> expects = Preprocess(
+    ...     resize=32, crop=32, interpolation="bilinear", mean=rgb, std=rgb, canvas=(32, 32)
+    ... )
+    >>> cells = Boxes(corners=((0, 0, 32, 16),), labels=("cell",))
+    >>> sample = Sample(image=np.zeros((64, 64)), target=cells)
+    >>> truth = load_boxes(sample, expects, ("cell",))
+    >>> truth.boxes.tolist(), truth.labels.tolist()
+    ([[0.0, 0.0, 16.0, 8.0]], [0])
     """
-    return draw_moves(augmentation, preprocess.shape, _rng(seed, view, picture))
+    if not isinstance(truth := sample.target, Boxes):
+        raise _not_a(Boxes, sample)
+    index = {name: i for i, name in enumerate(classes)}
+    for name in truth.labels:
+        if name not in index:
+            raise UnknownNameError("class", name, tuple(classes))
+    labels = np.array([index[name] for name in truth.labels], dtype=np.int64)
+    boxes = _placement(sample, preprocess).boxes_to_canvas(truth.array())
+    if augmentation.is_off:
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return BoxTruth(boxes[kept], labels[kept], truth.is_hard()[kept])
+    moves = draw_moves(augmentation, preprocess.shape, _rng(seed, view, digest_of(sample)))
+    boxes, labels, kept = move_boxes(boxes, labels, preprocess.shape, moves)
+    return BoxTruth(boxes, labels, truth.is_hard()[kept])
+
+
+def load_mask(
+    sample: Sample,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    augmentation: Augmentation = STILL,
+    *,
+    seed: int = 0,
+    view: int = 0,
+) -> NDArray[np.uint8]:
+    """Give a picture's mask on the canvas, moved exactly as ``load_view`` moves its pixels.
+
+    Parameters
+    ----------
+    sample : Sample
+        Its target is a `Mask`.
+    preprocess, classes, augmentation, seed, view
+        As in ``load_boxes``.
+
+    Returns
+    -------
+    array, uint8, shape ``preprocess.canvas``
+        Indices into ``classes``; 255 where ignored, and where the picture does not reach.
+
+    Raises
+    ------
+    DataError
+        If the target is something else, or of another size than the picture.
+    UnknownNameError, UsageError, UnreadableImageError
+        As ``load_boxes``.
+    """
+    if not isinstance(truth := sample.target, Mask):
+        raise _not_a(Mask, sample)
+    place = _placement(sample, preprocess)
+    mask = decode_mask(truth, classes, orientation=mask_turn(truth, sample.image))
+    if mask.shape != (place.height, place.width):
+        raise DataError(
+            f"Expected the mask of {sample.name} to have its size, {place.width} x "
+            f"{place.height}, got {mask.shape[1]} x {mask.shape[0]}; do leave the picture out."
+        )
+    mask = place.mask_to_canvas(mask)
+    if augmentation.is_off:
+        return mask
+    moves = draw_moves(augmentation, preprocess.shape, _rng(seed, view, digest_of(sample)))
+    return move_mask(mask, moves)
+
+
+def _placement(sample: Sample, preprocess: Preprocess) -> Placement:
+    try:
+        return preprocess.placement(*shown_size(sample.image))
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{sample.name}: {error}") from error
+
+
+def _not_a(kind: type, sample: Sample) -> DataError:
+    return DataError(
+        f"Expected {sample.name} to have {kind.__name__}, got {type(sample.target).__name__}; "
+        "do read the data for this task."
+    )
 
 
 def _rng(seed: int, view: int, picture: str) -> np.random.Generator:
