@@ -135,12 +135,32 @@ def test_sizes_from_records_headers_and_bytes_agree(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown as 30 x 40
     picture.save(tmp_path / "a.jpg", exif=exif)
-    target = boxes((0, 0, 40, 40))
+    target = boxes((0, 0, 40, 40), size=(HEIGHT, WIDTH))
     for image in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
         data = dataset(target, image=image)
         clean, _ = settled(data)
         assert clean.samples[0].target.corners == ((0, 0, 30, 40),)
         assert settled(data, scan(data.samples)) == settled(data)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "stated", "unclear"),
+    [
+        (6, (40, 30), (30, 40), False),
+        (6, (40, 30), None, True),
+        (6, (30, 30), (30, 30), True),
+        (3, (40, 30), (40, 30), True),
+        (1, (40, 30), None, False),
+    ],
+)
+def test_turned_pictures_whose_boxes_may_not_be(tmp_path, orientation, size, stated, unclear):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
+    data = dataset(boxes(GOOD, size=stated), Boxes(size=stated), image=tmp_path / "a.jpg")
+    for records in (None, scan(data.samples)):
+        _, findings = settled(data, records)
+        assert [(f.kind, f.paths) for f in findings] == [("box-turned", ("0.jpg",))] * unclear
 
 
 def test_pictures_that_cannot_be_read_keep_their_boxes(tmp_path):

@@ -127,6 +127,16 @@ def test_one_of_several_coco_files(tmp_path):
     assert {s.split for s in read_dataset(tmp_path / "annotations/train.json").samples} == {None}
 
 
+def test_many_json_files_are_all_read_once_one_is_coco(tmp_path):
+    for i in range(25):
+        save(tmp_path / f"{i}.jpg")
+        one = {"id": 1, "file_name": f"{i}.jpg"}
+        box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
+        names = [{"id": 1, "name": "cat"}]
+        write(tmp_path, f"{i}.json", {"images": [one], "annotations": [box], "categories": names})
+    assert read_dataset(tmp_path).counts() == {"cat": 25}
+
+
 def test_boxes_turn_with_the_picture(tmp_path):
     as_coco(tmp_path / "coco")
     as_yolo(tmp_path / "yolo")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headstart.data.annotations import quick_header
 from headstart.data.checks import Finding, Kind
 from headstart.data.samples import Dataset, Sample
-from headstart.data.scan import ImageRecord
+from headstart.data.scan import ImageRecord, scan
 from headstart.data.truths import Boxes
 from headstart.errors import DataError, UsageError
 
@@ -50,7 +50,7 @@ def settled(
     Dataset
         The same examples with clean boxes; those of pictures that cannot be read are untouched.
     tuple of Finding
-        At most one of each kind for a picture.
+        At most one of each kind for a picture, but one for all that EXIF may have turned.
 
     Raises
     ------
@@ -75,16 +75,18 @@ def settled(
             f"Expected one record for each of {len(data)} samples, got {len(records)}; "
             "pass what `scan` gave for the same data set."
         )
-    sizes = map(_size, data.samples) if records is None else map(_recorded, records)
+    heads = [*map(_look, data.samples)] if records is None else [*map(_recorded, records)]
     samples: list[Sample] = []
     findings: list[Finding] = []
-    for sample, size in zip(data.samples, sizes, strict=True):
+    unclear: list[str] = []
+    for sample, head in zip(data.samples, heads, strict=True):
         boxes = sample.target
-        if isinstance(boxes, Boxes) and size is not None:
-            boxes, found = _settled(boxes, size, sample.name)
+        if isinstance(boxes, Boxes) and head is not None:
+            unclear += [sample.name] * _may_be_turned(boxes, head)
+            boxes, found = _settled(boxes, (head.width, head.height), sample.name)
             findings += found
         samples.append(sample if boxes is sample.target else replace(sample, target=boxes))
-    return replace(data, samples=tuple(samples)), tuple(findings)
+    return replace(data, samples=tuple(samples)), (*findings, *_turned(unclear))
 
 
 def require_sound(findings: Iterable[Finding]) -> None:
@@ -109,20 +111,40 @@ def require_sound(findings: Iterable[Finding]) -> None:
         )
 
 
-def _recorded(record: ImageRecord) -> tuple[int, int] | None:
-    return None if record.problem is not None else (record.width, record.height)
+class _Head(NamedTuple):
+    """Size of a picture as shown, and its EXIF orientation."""
+
+    width: int
+    height: int
+    orientation: int
 
 
-def _size(sample: Sample) -> tuple[int, int] | None:
-    """Width and height of a picture as shown, from as little of it as will do."""
+def _recorded(record: ImageRecord) -> _Head | None:
+    found = _Head(record.width, record.height, record.orientation)
+    return None if record.problem is not None else found
+
+
+def _look(sample: Sample) -> _Head | None:
+    """What a scan would find, from as little of the picture as will do."""
     if isinstance(sample.image, Path):
         head = quick_header(sample.image)
-        return None if head is None else (head.width, head.height)
-    if isinstance(sample.image, np.ndarray):
-        return sample.image.shape[1], sample.image.shape[0]
-    from headstart.data.scan import scan
-
+        return None if head is None else _Head(head.width, head.height, head.exif_orientation)
     return _recorded(scan([sample], workers=1)[0])
+
+
+def _may_be_turned(boxes: Boxes, head: _Head) -> bool:
+    """Whether EXIF turns the picture and no size tells if the boxes were drawn before or after."""
+    clear = head.orientation > 4 and head.width != head.height and boxes.size is not None
+    return bool(boxes.labels) and head.orientation > 1 and not clear
+
+
+def _turned(names: Sequence[str]) -> Iterable[Finding]:
+    if names:
+        text = (
+            f"{len(names)} pictures are turned by EXIF, and their annotations do not tell whether "
+            f"boxes were drawn before or after; taken as drawn after, such as {names[0]}: look"
+        )
+        yield Finding(kind="box-turned", severity="warning", message=text, paths=tuple(names))
 
 
 def _settled(boxes: Boxes, size: tuple[int, int], name: str) -> tuple[Boxes, list[Finding]]:

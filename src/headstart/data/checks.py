@@ -27,7 +27,7 @@ Kind = Literal[
     "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
     "mask-unreadable", "mask-size", "mask-values", "mask-missing", "mask-spare", "mask-turned",
     "mask-ignored", "mask-background", "mask-binary", "mask-dominant",
-    "box-size", "box-outside", "box-empty", "box-repeated",
+    "box-size", "box-outside", "box-empty", "box-repeated", "box-turned",
 ]  # fmt: skip
 
 Indices = NDArray[np.intp]

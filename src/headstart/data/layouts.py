@@ -276,14 +276,16 @@ def coco_files(listing: Listing) -> tuple[str, ...]:
     >>> coco_files(Listing(root=Path("photos"), others=("readme.txt",)))
     ()
     """
-    found = []
-    for name in [name for name in listing.others if name.lower().endswith(".json")][:20]:
-        text = _head(listing.root / name)
-        images = '"images"' in text and '"file_name"' in text
-        boxes = '"annotations"' in text and '"image_id"' in text
-        if images or boxes:
-            found.append(name)
-    return tuple(found)
+    names = [name for name in listing.others if name.lower().endswith(".json")]
+    if not any(_is_coco(listing.root / name) for name in names[:20]):  # of thousands, perhaps
+        return ()
+    return tuple(name for name in names if _is_coco(listing.root / name))
+
+
+def _is_coco(path: Path) -> bool:
+    text = _head(path)
+    images = '"images"' in text and '"file_name"' in text
+    return images or ('"annotations"' in text and '"image_id"' in text)
 
 
 def voc_file(listing: Listing) -> str | None:
