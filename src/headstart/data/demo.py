@@ -14,6 +14,10 @@ textures sky, leaves, petals, temple, tree: grey patches of two     chance 20 %;
          one place in a photograph)                                 groups kept apart
 shapes   disc, square, triangle on crops of photographs, any of     multilabel; each kind is in
          them or none in a picture; 300                             half of the pictures
+boxes    none to four crosses, discs and triangles on crops of      detection
+         photographs of many sizes, with their boxes; 120
+masks    none to five of the same, with a class for every pixel;    segmentation
+         in a quarter of the pictures a region is ignored; 120
 ======== ========================================================== ===========================
 
 The expectations were measured with a linear probe on EfficientNet-Lite0 in cross-validation.
@@ -22,7 +26,6 @@ The expectations were measured with a linear probe on EfficientNet-Lite0 in cros
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -32,7 +35,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.samples import Dataset, Sample, Target, labels_of
+from headstart.data import dense_demo
+from headstart.data.drawings import outline, photos, turned
+from headstart.data.samples import Dataset, Kind, Sample, Target, labels_of
+from headstart.data.truths import Boxes, Mask
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +66,7 @@ def names() -> tuple[str, ...]:
     Examples
     --------
     >>> names()
-    ('digits', 'shapes', 'symbols', 'textures')
+    ('boxes', 'digits', 'masks', 'shapes', 'symbols', 'textures')
     """
     return tuple(sorted(_makers()))
 
@@ -100,7 +106,7 @@ def load(name: str, *, folder: str | Path | None = None) -> Dataset:
     if folder is None:
         return data
     root = write(name, folder)
-    samples = tuple(replace(s, image=root / s.name, title=None) for s in data.samples)
+    samples = tuple(dense_demo.on_disk(s, root) for s in data.samples)
     return replace(data, samples=samples)
 
 
@@ -108,7 +114,8 @@ def write(name: str, folder: str | Path) -> Path:
     r"""Write an example set as PNG files, to look at it or to try the command line on it.
 
     Class folders; groups are in the file names (``--group-by 'place(\d+)'``). A multilabel set
-    becomes a folder ``images`` with a manifest ``labels.csv``.
+    becomes a folder ``images`` with a manifest ``labels.csv``; boxes become ``annotations.json``
+    in COCO's format, masks a folder ``masks`` with ``classes.txt``.
 
     Returns
     -------
@@ -145,6 +152,7 @@ def write(name: str, folder: str | Path) -> Path:
         with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             rows = [(sample.name, "|".join(labels_of(sample.target))) for sample in data.samples]
             csv.writer(file).writerows([("path", "labels"), *rows])
+    dense_demo.write_truths(data, root)
     return root
 
 
@@ -154,7 +162,14 @@ def _path(number: int, sample: Sample) -> str:
 
 
 def _makers() -> dict[str, Callable[[np.random.Generator], list[_Drawn]]]:
-    return {"digits": _digits, "shapes": _shapes, "symbols": _symbols, "textures": _textures}
+    return {
+        "boxes": dense_demo.boxes,
+        "digits": _digits,
+        "masks": dense_demo.masks,
+        "shapes": _shapes,
+        "symbols": _symbols,
+        "textures": _textures,
+    }
 
 
 @lru_cache(maxsize=4)
@@ -166,24 +181,30 @@ def _make(name: str) -> Dataset:
         # The set is kept for the next call; nobody may change it in between.
         pixels.flags.writeable = False
         samples.append(Sample(image=pixels, target=target, group=group))
-    several = any(isinstance(sample.target, tuple) for sample in samples)
+    kind, why = _kind(samples[0].target)
     labels = {label for s in samples for label in labels_of(s.target)}
-    notes = [
-        f"example set {name!r}, made from what scikit-learn ships",
-        "task: multilabel because a picture may show several kinds or none"
-        if several
-        else "task: multiclass because each picture has one label",
-    ]
+    notes = [f"example set {name!r}, made from what scikit-learn ships", f"task: {kind} {why}"]
     groups = len({s.group for s in samples if s.group})
     if groups:
         notes.append(f"groups: {groups}; one is one place in a photograph")
     return Dataset(
         samples=tuple(replace(s, title=_path(i, s)) for i, s in enumerate(samples)),
         classes=tuple(sorted(labels)),
-        kind="multilabel" if several else "multiclass",
+        kind=kind,
         name=f"demo:{name}",
         notes=tuple(notes),
     )
+
+
+def _kind(target: Target) -> tuple[Kind, str]:
+    """What kind of answer a set of such targets asks for, and why."""
+    if isinstance(target, Boxes):
+        return "detection", "because pictures come with boxes"
+    if isinstance(target, Mask):
+        return "segmentation", "because pictures come with masks"
+    if isinstance(target, tuple):
+        return "multilabel", "because a picture may show several kinds or none"
+    return "multiclass", "because each picture has one label"
 
 
 def _digits(rng: np.random.Generator) -> list[_Drawn]:
@@ -245,20 +266,11 @@ def _patch(photo: int, x: int, y: int, rng: np.random.Generator) -> Image:
 
     side = int(rng.integers(24, _TILE + 1))
     left, top = (np.asarray([x, y]) + rng.integers(0, _TILE - side + 1, size=2)).tolist()
-    patch = _photos()[photo].crop((left, top, left + side, top + side)).convert("L")
+    patch = photos()[photo].crop((left, top, left + side, top + side)).convert("L")
     grey = np.asarray(patch.resize((96, 96), Image.Resampling.BICUBIC)).astype(float)
     grey = (grey - grey.mean()) * rng.uniform(0.4, 1.2) + rng.uniform(70, 180)
     grey += rng.normal(0, rng.uniform(4, 16), size=grey.shape)
     return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-
-
-@lru_cache(maxsize=1)
-def _photos() -> tuple[Image, Image]:
-    from PIL import Image
-    from sklearn.datasets import load_sample_image
-
-    china, flower = (Image.fromarray(load_sample_image(f"{n}.jpg")) for n in ("china", "flower"))
-    return china, flower
 
 
 def _crop(rng: np.random.Generator) -> Image:
@@ -266,7 +278,7 @@ def _crop(rng: np.random.Generator) -> Image:
     from PIL import Image
 
     while True:
-        photo = _photos()[int(rng.integers(2))]
+        photo = photos()[int(rng.integers(2))]
         side = int(rng.integers(80, 240))
         x, y = (int(rng.integers(size - side)) for size in photo.size)
         crop = photo.crop((x, y, x + side, y + side))
@@ -279,9 +291,7 @@ def _painted(
 ) -> Image:
     from PIL import Image, ImageDraw
 
-    slant = rng.uniform(-0.5, 0.5)
-    turn = np.asarray([[math.cos(slant), math.sin(slant)], [-math.sin(slant), math.cos(slant)]])
-    points = (_outline(kind) @ turn * radius + place) * _FINE
+    points = (turned(outline(kind), rng.uniform(-0.5, 0.5)) * radius + place) * _FINE
     mask = Image.new("L", (_SIZE * _FINE, _SIZE * _FINE))
     ImageDraw.Draw(mask).polygon(
         [tuple(p) for p in points.tolist()], fill=int(rng.integers(200, 256))
@@ -301,28 +311,3 @@ def _noisy(picture: Image, rng: np.random.Generator, strength: float) -> Image:
     soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2))), dtype=float)
     soft += rng.normal(0, rng.uniform(0, strength), size=(*soft.shape[:2], 1))
     return Image.fromarray(soft.clip(0, 255).astype(np.uint8))
-
-
-def _outline(kind: str) -> NDArray[np.float64]:
-    """Corners of a symbol of radius about 1, shape (n, 2), y downwards."""
-    if kind == "cross":
-        quarter = np.asarray([(-0.35, -1), (0.35, -1), (0.35, -0.35)])
-        turns = [np.asarray([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-        return np.concatenate([quarter @ turn for turn in turns])
-    if kind == "arrow":
-        right = [(0, -1.1), (0.8, -0.1), (0.3, -0.1), (0.3, 1)]
-        return np.asarray(right + [(-x, y) for x, y in right[:0:-1]])
-    if kind == "heart":
-        t = np.linspace(0, 2 * math.pi, 64, endpoint=False)
-        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-        return np.stack([np.sin(t) ** 3, -y / 16], axis=1)
-    radii, corners, start = {
-        "disc": ([1.0], 64, 0.0),
-        "square": ([1.1], 4, math.pi / 4),
-        "triangle": ([1.15], 3, 0.0),
-        "star": ([1.15, 0.45], 10, 0.0),
-        "gear": ([1.05, 1.05, 0.75, 0.75], 32, 0.0),
-    }[kind]
-    angle = 2 * math.pi * np.arange(corners) / corners + start
-    ring = np.stack([np.sin(angle), -np.cos(angle)], axis=1)
-    return np.asarray(np.resize(radii, corners)[:, None] * ring)
