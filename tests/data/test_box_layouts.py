@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.data.box_checks import settled
 from headstart.data.box_layouts import find_boxes
 from headstart.data.layouts import walk
 from headstart.data.readers import read_dataset
 from headstart.data.truths import Boxes
-from headstart.errors import DataError, LayoutError, UsageError
+from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
 
 WIDTH, HEIGHT = 40, 20
 CORNERS = {"a": ((4, 5, 14, 10), (0, 0, 40, 20)), "b": (), "c": ((20, 10, 30, 20),)}
@@ -182,3 +184,28 @@ def test_data_without_any_object(tmp_path):
     write(tmp_path, "annotations/all.json", value | {"annotations": []})
     with pytest.raises(DataError, match="at least 1 classes"):
         read_dataset(tmp_path)
+
+
+SPOILERS = (b"-", b"9", b"e9", b"nan", b"\0", b"null", b"[]", b"{}", b"\n", b"<a>", b"\xff", b"../",
+            b"1e999", b"9" * 400, b"true", b'"', b"&x;", b"<!DOCTYPE x>")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_spoiled_files_are_read_or_refused_and_nothing_else(tmp_path, name):
+    FORMATS[name](tmp_path)
+    rng = np.random.default_rng(0)
+    files = sorted(p for p in tmp_path.rglob("*.*") if p.suffix != ".jpg")
+    refused = 0
+    for _ in range(120):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        at = int(rng.integers(len(whole) + 1))
+        cut = int(rng.choice([0, 0, 1, 20, 10**6]))
+        path.write_bytes(whole[:at] + SPOILERS[rng.integers(len(SPOILERS))] + whole[at + cut :])
+        try:
+            settled(read_dataset(tmp_path))
+        except HeadstartError as error:
+            refused += 1
+            assert str(error).startswith("Expected")  # noqa: PT017 - what else it may do is nothing
+        path.write_bytes(whole)
+    assert 20 < refused < 120

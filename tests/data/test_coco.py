@@ -126,6 +126,11 @@ def test_a_folder_may_be_reached_by_a_link_itself(tmp_path):
     assert found(read_coco(walk(tmp_path / "link"), ["x.json"])) == {"1.jpg": (0, None)}
 
 
+def test_an_impossible_name_is_a_missing_picture(tmp_path):
+    value = coco([image(1, "a.jpg"), image(2, "9" * 400 + ".jpg")])
+    assert len(read(tmp_path, {"x.json": value, "a.jpg": ""}).items) == 2
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
