@@ -356,8 +356,7 @@ def _openvino(backbone: Backbone, precision: str) -> Running:
     import openvino
     import torch
 
-    crop = backbone.spec.preprocess.crop
-    example = torch.zeros(2, 3, crop, crop)
+    example = torch.zeros(2, 3, *backbone.spec.preprocess.shape)
     with torch.no_grad():
         exported = torch.export.export(backbone, (example,), dynamic_shapes=(_any_batch(),))
     graph = openvino.convert_model(exported)

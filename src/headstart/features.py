@@ -100,7 +100,7 @@ class Cut:
         return trunk.shape_at(self.stop)
 
     def pixels(self, samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
-        """Decode pictures as this view shows them: (n, crop, crop, 3)."""
+        """Decode pictures as this view shows them: (n, *preprocess.shape, 3)."""
         if self.view is None or self.view.augmentation.is_off:
             return load_batch(samples, preprocess)
         from headstart.data.loading import load_views

@@ -228,7 +228,7 @@ def _require_plain(spec: BackboneSpec) -> None:
             "not trust."
         )
     expects = spec.preprocess
-    sizes = (expects.resize, expects.crop)
+    sizes = (expects.resize, expects.crop, *expects.shape)
     if not all(type(size) is int and size <= MOST_PIXELS for size in sizes) or not all(
         math.isfinite(number) for number in (*expects.mean, *expects.std)
     ):

@@ -226,6 +226,16 @@ def test_models_of_timm_that_no_table_describes(name, stages):
         assert backbone.stage_of(key) in {stage.name for stage in backbone.stages}
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_stages_are_measured_alike_on_a_canvas_that_is_no_square(name):
+    upright, wide, square = (
+        load(f"timm/{name}{how}", pretrained=False)
+        for how in ("?canvas=160,96", "?canvas=64,224", "")
+    )
+    assert upright.stages == wide.stages == square.stages
+    assert upright.width == square.width
+
+
 # ------------------------------------------------------------------------------- behaviour
 
 

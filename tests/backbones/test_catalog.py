@@ -146,6 +146,9 @@ def test_options_change_preprocessing_or_the_network():
     assert resolve(larger.name) == larger
     both = resolve("resnet18?crop=128&resize=128&interpolation=bicubic").preprocess
     assert (both.crop, both.resize, both.interpolation) == (128, 128, "bicubic")
+    whole = resolve("resnet18?canvas=96,160")
+    assert whole.preprocess.shape == whole.preprocess.canvas == (96, 160)
+    assert resolve(whole.name) == whole
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,8 @@ def test_unknown_names_get_the_nearest(name, nearest):
         "file:weights.pth@",
         "resnet18?crop=big",
         "resnet18?mean=0.1,0.2",
+        "resnet18?canvas=96",
+        "resnet18?canvas=96,a",
         "resnet18?crop=300&resize=256",
         "resnet18?interpolation=nearest",
     ],

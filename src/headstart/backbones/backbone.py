@@ -350,34 +350,35 @@ class _Shapes(nn.Module):
 
 def _measured(backbone: Backbone) -> tuple[tuple[Stage, ...], int]:
     """Stages and width of a network that no table describes, by running it without values."""
-    side = backbone.spec.preprocess.crop
-    *shapes, pooled = _shapes(backbone, side)
+    read = backbone.spec.preprocess.shape
+    *shapes, pooled = _shapes(backbone, read)
     channels = getattr(backbone.trunk, "num_features", None)
     stages = tuple(
-        _stage(cut.name, shape, side, channels)
+        _stage(cut.name, shape, read, channels)
         for cut, shape in zip(backbone._plan.cuts, shapes, strict=True)
     )
     return stages, pooled[1]
 
 
-def _shapes(backbone: Backbone, side: int) -> list[tuple[int, ...]]:
+def _shapes(backbone: Backbone, read: tuple[int, int]) -> list[tuple[int, ...]]:
     module = _Shapes(backbone)
     named = dict(chain(module.named_parameters(), module.named_buffers()))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             abstract = {name: tensor.to("meta") for name, tensor in named.items()}
-            x = torch.zeros(2, 3, side, side, device="meta")
+            x = torch.zeros(2, 3, *read, device="meta")
             return torch.func.functional_call(module, abstract, (x,))  # type: ignore[no-any-return]
         except (RuntimeError, NotImplementedError):
             # Some networks make tensors on the CPU on their way: run on copies.
             copies = {name: tensor.clone() for name, tensor in named.items()}
-            x = torch.zeros(2, 3, side, side)
+            x = torch.zeros(2, 3, *read)
             return torch.func.functional_call(module, copies, (x,))  # type: ignore[no-any-return]
 
 
-def _stage(name: str, shape: tuple[int, ...], side: int, channels: int | None) -> Stage:
+def _stage(name: str, shape: tuple[int, ...], read: tuple[int, int], channels: int | None) -> Stage:
     if len(shape) == 3:  # tokens
-        return Stage(name=name, channels=shape[2], stride=round(side / math.sqrt(shape[1])))
+        stride = round(math.sqrt(math.prod(read) / shape[1]))
+        return Stage(name=name, channels=shape[2], stride=stride)
     last = channels is not None and shape[-1] == channels and shape[1] != channels
     width, place = (shape[3], shape[1]) if last else (shape[1], shape[2])
-    return Stage(name=name, channels=width, stride=2 ** round(math.log2(side / place)))
+    return Stage(name=name, channels=width, stride=2 ** round(math.log2(read[0] / place)))

@@ -10,7 +10,8 @@
 ======================================  ====================================================
 
 Any name may carry options, ``?crop=288&pad_type=same``: those of ``Preprocess`` change what the
-weights expect, all others go to the library that builds the network.
+weights expect, all others go to the library that builds the network. ``?canvas=240,320`` has it
+read whole pictures, 240 pixels high and 320 wide.
 """
 
 from __future__ import annotations
@@ -147,6 +148,8 @@ def _setting(key: str, text: str) -> Any:
     try:
         if key in {"resize", "crop"}:
             return int(text)
+        if key == "canvas":
+            return tuple(int(part) for part in text.split(","))
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"Expected numbers for `{key}`, got {text!r}.") from None
