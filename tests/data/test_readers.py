@@ -497,6 +497,28 @@ class TestRefusals:
         with pytest.raises(LayoutError, match="segmentation data"):
             read_dataset(tmp_path, task_kind="multiclass")
 
+    def test_voc_has_boxes_and_masks(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+            (tmp_path / folder).mkdir(parents=True)
+        for stem in ("1", "2", "3"):
+            Image.new("RGB", (8, 8)).save(tmp_path / f"JPEGImages/{stem}.jpg")
+            (tmp_path / f"Annotations/{stem}.xml").write_text(
+                "<annotation><object><name>car</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
+                "<xmax>4</xmax><ymax>4</ymax></bndbox></object></annotation>"
+            )
+        for stem, split in (("1", "train"), ("2", "val")):
+            mask = Image.linear_gradient("L").resize((8, 8)).point(lambda v: v // 128)
+            mask.save(tmp_path / f"SegmentationClass/{stem}.png")
+            (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text(f"{stem}\n")
+        data = read_dataset(tmp_path)
+        assert (data.kind, len(data)) == ("detection", 3)
+        assert any("the task segmentation reads them" in note for note in data.notes)
+        data = read_dataset(tmp_path, task_kind="segmentation")
+        assert (data.kind, data.classes) == ("segmentation", ("0", "1"))
+        assert [sample.split for sample in data.samples] == ["train", "val"]
+
     def test_masks_that_are_asked_for_and_not_there(self, tmp_path: Path) -> None:
         make(tmp_path, "a/1.jpg", "b/1.jpg")
         with pytest.raises(LayoutError, match=r"masks of the same names.*images/1\.jpg"):

@@ -108,6 +108,7 @@ def read_dataset(
         grouped = columns.group is not None
     elif boxes is not None:
         (data, keys), grouped = box_layouts.read_boxes(boxes), False
+        why_not = _masks_too(listing)
     else:
         if image_column or label_column:
             raise UsageError(
@@ -183,6 +184,13 @@ def _read_folders(
     if task_kind == "segmentation":
         raise layouts.no_masks(listing)
     return folders.read_folders(listing, task_kind=task_kind, labels_required=labels_required)
+
+
+def _masks_too(listing: Listing) -> tuple[str, ...]:
+    """Pascal VOC has both: boxes are what the folder is read for unless masks are asked for."""
+    if mask_pairs.find_pairs(listing) is None:
+        return ()
+    return ("masks lie beside the pictures, too; the task segmentation reads them",)
 
 
 def _boxes_at(
