@@ -113,6 +113,8 @@ class TestWarnings:
     def test_a_mask_without_a_picture(self, tmp_path: Path, cache: Cache) -> None:
         make(tmp_path, {**GOOD, "bad": grid(0, 1)})
         (tmp_path / "images/bad.png").unlink()
+        (tmp_path / "masks/._good1.png").touch()  # as one system writes them
+        (tmp_path / "masks/good1_color.png").touch()
         found = audit(tmp_path, cache)
         assert list(found) == ["mask-spare"]
         assert found["mask-spare"].paths == (str(tmp_path / "masks/bad.png"),)

@@ -213,6 +213,11 @@ class TestRefused:
         with pytest.raises(UnreadableImageError, match=r"gone\.png.*no such file"):
             read_raw(tmp_path / "gone.png")
 
+    def test_floating_point_files(self, tmp_path: Path) -> None:
+        Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "m.tif")
+        with pytest.raises(UnreadableImageError, match=r"m\.tif.*no codes"):
+            read_raw(tmp_path / "m.tif")
+
     @pytest.mark.parametrize(
         "array", [np.zeros((2, 2)), np.zeros((1, 2, 2), int), np.zeros((0, 2), int)]
     )

@@ -189,7 +189,10 @@ def _spare(dataset: Dataset) -> Iterator[Finding]:
         names = [
             str(path)
             for path in folder.iterdir()
-            if is_picture(path.name) and path not in used and not is_other_rendering(path.name)
+            if is_picture(path.name)
+            and path.name[0] != "."
+            and path not in used
+            and not is_other_rendering(path.name)
         ]
         if names:
             names.sort(key=natural_key)

@@ -164,6 +164,8 @@ def read_raw(source: Path | NDArray[Any]) -> RawMask:
     head = header(source)
     if head.width * head.height > MAX_PIXELS:
         raise _unreadable(source, f"{head.width} x {head.height} pixels, which are too many")
+    if head.mode == "F":
+        raise _unreadable(source, "floating-point values, which are no codes of classes")
     try:
         return _file(read_bytes(source), head)
     except DataError:

@@ -188,7 +188,11 @@ def _read_folders(
 
 def _masks_too(listing: Listing) -> tuple[str, ...]:
     """Pascal VOC has both: boxes are what the folder is read for unless masks are asked for."""
-    if mask_pairs.find_pairs(listing) is None:
+    try:
+        pairs = mask_pairs.find_pairs(listing)
+    except DataError:  # wrong with the masks, which are not what is read
+        return ()
+    if pairs is None:
         return ()
     return ("masks lie beside the pictures, too; the task segmentation reads them",)
 
