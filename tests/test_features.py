@@ -201,6 +201,20 @@ def test_what_crosses_a_stage_is_what_the_stage_gives(trunk, extractor, stop, mo
     extractor.activations(trunk, pictures[::-1], cut)
 
 
+def test_a_canvas_that_is_no_square_crosses_the_cut(extractor):
+    wide = make_trunk(preprocess=replace(SMALL, canvas=(32, 64)))
+    pictures = make_pictures(3)
+    kept = extractor.activations(wide, pictures, Cut(engine="fp32", stop="layer2"))
+    assert kept.shape == wide.shape_at("layer2") == (4, 8, 128)
+    pixels = np.stack([wide.spec.preprocess.resize_and_crop(one.image) for one in pictures])
+    assert pixels.shape == (3, 32, 64, 3)
+    batch = wide.spec.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        expected = wide.backbone.run(batch, stop="layer2").permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(kept.read([0, 1, 2]), expected, rtol=1e-4, atol=1e-5)
+    assert wide.identity != make_trunk().identity
+
+
 def test_cuts_of_one_picture_have_keys_of_their_own(trunk):
     picture = make_pictures(1)[0]
     cuts = [

@@ -159,9 +159,9 @@ class Trunk:
 
         if stop is None:
             return (self.width,)
-        crop = self.spec.preprocess.crop
         with torch.inference_mode():
-            shape = tuple(self.backbone.run(torch.zeros(1, 3, crop, crop), stop=stop).shape[1:])
+            x = torch.zeros(1, 3, *self.spec.preprocess.shape)
+            shape = tuple(self.backbone.run(x, stop=stop).shape[1:])
         return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
     def shapes_at(self, taps: Sequence[str]) -> tuple[tuple[int, ...], ...]:
