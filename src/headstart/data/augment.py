@@ -50,9 +50,11 @@ class Augmentation:
         Largest relative change, 0 to 1: with 0.2 the factor is drawn from 0.8 to 1.2.
     crop : float
         Smallest share of the (resized) picture's area that a random crop keeps, above 0 to 1;
-        1 takes the central square, as prediction does.
+        1 takes the central square, as prediction does. On a canvas (boxes, masks): of the
+        canvas's area, with its aspect; 1 takes all of it.
     policy : {"none", "randaugment", "trivialaugment"}
-        Operations drawn from a table: two of middle strength, or one of any strength.
+        Operations drawn from a table: two of middle strength, or one of any strength. Not where
+        boxes or masks have to follow.
     views : int
         How many different views of a picture training cycles through, so that they can be
         kept; 0 for a new view every epoch.
