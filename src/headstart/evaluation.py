@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +27,22 @@ from headstart.metrics import Reliability
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
 
+if TYPE_CHECKING:
+    from headstart.box_evaluation import BoxEvaluation
+    from headstart.mask_evaluation import MaskEvaluation
+
 __all__ = [
     "TITLES",
+    "AnyEvaluation",
     "ClassRow",
     "Evaluation",
     "evaluate",
     "evaluate_probabilities",
     "predictions_csv",
 ]
+
+AnyEvaluation: TypeAlias = "Evaluation | BoxEvaluation | MaskEvaluation"
+"""What ``evaluate`` gives, by the task; all have task, names, metrics, baselines, n_groups."""
 
 Array = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]]

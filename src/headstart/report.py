@@ -7,13 +7,10 @@ left out is said.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,41 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart import charts
+from headstart.class_report import class_extras, class_page, class_values
 from headstart.data.checks import Finding
-from headstart.data.images import decode
 from headstart.data.prepare import Prepared
-from headstart.data.samples import SPLITS, Dataset, Sample, SplitName, labels_of
-from headstart.errors import UnreadableImageError
-from headstart.evaluation import TITLES, Evaluation
+from headstart.data.samples import SPLITS, SplitName
+from headstart.evaluation import AnyEvaluation, Evaluation
 from headstart.forgetting import Forgetting, sentences
 from headstart.intervals import Interval
 from headstart.model import TransferModel
-from headstart.runtime import cores
+from headstart.pages import LIMITS
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 __all__ = ["Facts", "render_card", "render_html", "render_json"]
-
-ERRORS = ("log_loss", "brier", "ece")
-"""Metrics that are better when lower."""
-
-LIMITS = {
-    "classes_in_table": 20,  # of the confusion matrix; above, the pairs confused most
-    "classes_in_full": 30,  # above, classes are sorted and the rest is folded away
-    "classes_at_all": 1000,
-    "examples": 40,
-    "examples_each": 8,
-    "epochs": 200,
-    "mistakes": 24,
-    "mistakes_in_json": 200,
-    "findings_each": 20,
-    "paths_each": 4,
-}
-"""How much the page shows: its size is bounded whatever the number of pictures and classes."""
-
-THUMBNAIL = 112
-"""Height in pixels; pages show it at 96 or less."""
 
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -71,7 +47,7 @@ class Facts:
         What was learned, such as the data set's name.
     prepared : Prepared
     model : TransferModel
-    evaluation : Evaluation
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
         Of ``prepared.test``.
     verdict : tuple of str
         Sentences, the most important first.
@@ -84,7 +60,7 @@ class Facts:
     name: str
     prepared: Prepared
     model: TransferModel
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     verdict: tuple[str, ...]
     seconds: Mapping[str, float]
     command: str
@@ -97,23 +73,11 @@ def render_html(facts: Facts) -> str:
     --------
     >>> Path("report.html").write_text(render_html(facts))  # doctest: +SKIP
     """
-    evaluation = facts.evaluation
-    examples, mistakes = _illustrated(facts)
-    is_multilabel = facts.model.task.kind == "multilabel"
-    candidates = [(c["penalty"], c["log_loss"]) for c in facts.model.record.get("candidates", ())]
     seen = [record for record in facts.prepared.records if record.width]
-    # The cells of one picture, and the pictures of one group, are not independent.
-    independent = not is_multilabel and evaluation.n_groups is None
     return _template("report.html.j2").render(
         **_shared(facts),
-        examples=examples,
-        mistakes=mistakes,
-        n_wrong=int((~evaluation.correct).sum()),
+        **_page(facts),
         findings=_findings(facts.prepared),
-        counts=None if is_multilabel else evaluation.confusion,
-        per_class=_per_class(evaluation),
-        plot=charts.reliability_plot(evaluation.reliability, independent=independent),
-        penalties=charts.curve(candidates) if len(candidates) > 1 else None,
         epochs=_epochs(facts.model.record),
         root=_root(facts.prepared),
         formats=Counter(record.format for record in seen).most_common(4),
@@ -125,7 +89,8 @@ def render_html(facts: Facts) -> str:
 def render_json(facts: Facts) -> dict[str, Any]:
     """Give every number as values that JSON knows: NaN and infinities are None.
 
-    Above 20 classes the confusion matrix is None; ``confusions`` has its wrong cells by name.
+    Above 20 classes the confusion matrix is None; ``confusions`` has a classifier's wrong cells
+    by name.
     """
     evaluation, model, prepared = facts.evaluation, facts.model, facts.prepared
     spec, task = model.trunk.spec, model.task
@@ -152,17 +117,8 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "record": {k: v for k, v in model.record.items() if k != "learned_from"},
         },
         "evaluation": numbers,
-        "reliability": asdict(evaluation.reliability),
+        **_extras(facts),
     }
-    if task.kind == "multiclass":
-        found["confusions"] = [
-            {"truth": task.classes[p.truth], "answer": task.classes[p.answer], "pictures": p.count}
-            for p in charts.confused_pairs(evaluation.confusion)
-        ]
-        found["mistakes"] = [
-            {key: value for key, value in mistake.items() if key != "sample"}
-            for mistake in _mistakes(facts, LIMITS["mistakes_in_json"])
-        ]
     plain: dict[str, Any] = _plain(found)
     return plain
 
@@ -174,21 +130,46 @@ def render_card(facts: Facts) -> str:
 
 def _shared(facts: Facts) -> dict[str, Any]:
     """What both the page and the card speak of."""
+    evaluation, model = facts.evaluation, facts.model
+    if isinstance(evaluation, Evaluation):
+        values = class_values(evaluation, model)
+    else:
+        from headstart import dense_report
+
+        values = dense_report.dense_values(evaluation, model)
     return {
         "facts": facts,
-        "task": facts.model.task,
-        "trunk": facts.model.trunk,
-        "head": facts.model.linear_head(),
-        "record": facts.model.record,
-        "evaluation": facts.evaluation,
+        "task": model.task,
+        "trunk": model.trunk,
+        "record": model.record,
+        "evaluation": evaluation,
         "prepared": facts.prepared,
-        "numbers": _numbers(facts.evaluation),
         "classes": _class_counts(facts.prepared),
         "splits": _splits(facts.prepared),
         "limits": LIMITS,
-        "plan": _plan(facts.model.record),
-        "kept": _kept(facts.model.record),
+        "plan": _plan(model.record),
+        "kept": _kept(model.record),
+        **values,
     }
+
+
+def _page(facts: Facts) -> dict[str, Any]:
+    """What depends on the task and is on the page alone."""
+    evaluation = facts.evaluation
+    if isinstance(evaluation, Evaluation):
+        return class_page(evaluation, facts.model, facts.prepared)
+    from headstart import dense_report
+
+    return dense_report.dense_page(evaluation, facts.model, facts.prepared)
+
+
+def _extras(facts: Facts) -> dict[str, Any]:
+    """What depends on the task and is in report.json beside the evaluation's numbers."""
+    if isinstance(facts.evaluation, Evaluation):
+        return class_extras(facts.evaluation, facts.prepared)
+    from headstart import dense_report
+
+    return dense_report.dense_extras(facts.evaluation)
 
 
 def _plan(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -244,18 +225,6 @@ def _splits(prepared: Prepared) -> dict[SplitName, str]:
     return {name: "held out" if name == judge else title for name, title in found.items()}
 
 
-def _numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """Metrics in the order shown: scores on an axis to 1, errors on an axis of their own."""
-    scores = {k: v for k, v in evaluation.metrics.items() if k not in {"accuracy", *ERRORS}}
-    errors = {k: v for k, v in evaluation.metrics.items() if k in ERRORS}
-    rules = {baseline.name: baseline.accuracy for baseline in evaluation.baselines}
-    return {
-        "against": {"this model": evaluation.metrics["accuracy"], **rules},
-        "scores": {TITLES.get(k, k): v for k, v in scores.items()},
-        "errors": {TITLES.get(k, k): (v, charts.axis_end(v)) for k, v in errors.items()},
-    }
-
-
 def _class_counts(prepared: Prepared) -> dict[str, Any]:
     parts = {name: prepared.data.split(name).counts() for name in _splits(prepared)}
     rows = [(name, [part[name] for part in parts.values()]) for name in prepared.data.classes]
@@ -263,52 +232,6 @@ def _class_counts(prepared: Prepared) -> dict[str, Any]:
     if len(rows) > LIMITS["classes_in_full"]:
         rows.sort(key=lambda row: sum(row[1]))
     return {"rows": rows, "totals": totals, "top": max((max(row[1]) for row in rows), default=0)}
-
-
-def _illustrated(facts: Facts) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Examples by class, as (name, picture), and mistakes, with a small picture each."""
-    examples, mistakes = _examples(facts.prepared.data), _mistakes(facts, LIMITS["mistakes"])
-    wanted = [sample for _, samples in examples for sample in samples]
-    wanted += [mistake["sample"] for mistake in mistakes if mistake["sample"]]
-    with ThreadPoolExecutor(cores()) as executor:
-        made = executor.map(_thumbnail, wanted)
-        shown = [(name, [(s.name, next(made)) for s in samples]) for name, samples in examples]
-        return shown, [m | {"thumbnail": next(made) if m["sample"] else None} for m in mistakes]
-
-
-def _examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
-    """Some pictures of some classes, evenly spread over the data, always the same ones."""
-    by_class: dict[str, list[Sample]] = defaultdict(list)
-    for sample in data.samples:
-        for label in labels_of(sample.target):
-            by_class[label].append(sample)
-    filled = [name for name in data.classes if by_class[name]]
-    chosen = [filled[i] for i in charts.evenly(len(filled), LIMITS["examples"])]
-    each = min(LIMITS["examples_each"], LIMITS["examples"] // max(len(chosen), 1))
-    return [(n, [by_class[n][i] for i in charts.evenly(len(by_class[n]), each)]) for n in chosen]
-
-
-def _thumbnail(sample: Sample) -> str | None:
-    from PIL import Image
-
-    try:
-        pixels = decode(sample.image, at_least=THUMBNAIL)
-    except UnreadableImageError:
-        return None
-    picture = Image.fromarray(pixels)
-    longest = 2 * THUMBNAIL  # of a panorama only the middle is shown
-    width = min(max(round(picture.width * THUMBNAIL / picture.height), THUMBNAIL // 3), longest)
-    part = picture.width if width < longest else round(picture.height * longest / THUMBNAIL)
-    left = (picture.width - part) // 2
-    small = picture.resize(
-        (width, THUMBNAIL),
-        Image.Resampling.BILINEAR,
-        box=(left, 0, left + part, picture.height),
-        reducing_gap=2.0,
-    )
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=75, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _findings(prepared: Prepared) -> list[dict[str, Any]]:
@@ -319,36 +242,6 @@ def _findings(prepared: Prepared) -> list[dict[str, Any]]:
     order = ("error", "warning", "note")
     found = sorted(groups.items(), key=lambda group: order.index(group[0][0]))
     return [{"severity": one[0], "kind": one[1], "found": members} for one, members in found]
-
-
-def _per_class(evaluation: Evaluation) -> list[Any]:
-    """All classes in their order, or, when there are many, those found least often first."""
-    rows = list(evaluation.per_class)
-    if len(rows) > LIMITS["classes_in_full"]:
-        rows.sort(key=lambda row: math.inf if math.isnan(row.recall.value) else row.recall.value)
-    return rows
-
-
-def _mistakes(facts: Facts, limit: int) -> list[dict[str, Any]]:
-    """Wrong answers, the most confident first; multilabel has no one answer to be wrong."""
-    evaluation, task = facts.evaluation, facts.model.task
-    if task.kind == "multilabel":
-        return []
-    predicted = evaluation.predicted
-    samples: Sequence[Sample] = facts.prepared.test.samples
-    if tuple(sample.name for sample in samples) != evaluation.names:
-        samples = ()
-    return [
-        {
-            "picture": evaluation.names[row],
-            "truth": task.classes[evaluation.targets[row]],
-            "answer": task.classes[predicted[row]],
-            "probability": float(evaluation.probabilities[row].max()),
-            "probability_of_truth": float(evaluation.probabilities[row, evaluation.targets[row]]),
-            "sample": samples[row] if samples else None,
-        }
-        for row in evaluation.mistakes(limit)
-    ]
 
 
 def _root(prepared: Prepared) -> str:

@@ -1,0 +1,161 @@
+"""What a report says of a model that answers whole pictures: the values of its templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from headstart import charts
+from headstart.data.prepare import Prepared
+from headstart.data.samples import Sample
+from headstart.evaluation import TITLES, Evaluation
+from headstart.heads.pooled import LinearHead
+from headstart.model import TransferModel
+from headstart.pages import LIMITS, examples, thumbnails
+
+__all__ = ["class_extras", "class_page", "class_values"]
+
+ERRORS = ("log_loss", "brier", "ece")
+"""Metrics that are better when lower."""
+
+
+def class_values(evaluation: Evaluation, model: TransferModel) -> dict[str, Any]:
+    """What both the page and the card say of it."""
+    is_multilabel = evaluation.task.kind == "multilabel"
+    return {
+        "numbers": _numbers(evaluation),
+        "head": _head(model.linear_head()),
+        "words": {
+            "parts": "classes.html.j2",
+            "class": "label" if is_multilabel else "class",
+            "classes": "labels, any number of them in a picture" if is_multilabel else "classes",
+            "counted": "Pictures",
+            "answers": "predictions.csv",
+        },
+        "card": _card(is_multilabel),
+    }
+
+
+def _card(is_multilabel: bool) -> dict[str, str]:
+    """The card's words that depend on the task."""
+    kind, each, what = "multiclass", "One of these classes, with a probability for each:", "classes"
+    if is_multilabel:
+        kind, each = "multilabel", "Any number of these labels, each with a probability:"
+        what = "labels' probabilities"
+    return {
+        "what": f"A {kind} image classifier",
+        "asked": each,
+        "limit": f"A picture of something else still gets one of these {what}; the model cannot "
+        'say "none of them" unless that is a class.',
+    }
+
+
+def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared) -> dict[str, Any]:
+    """What only the page says."""
+    is_multilabel = model.task.kind == "multilabel"
+    shown, mistakes = _illustrated(evaluation, prepared)
+    candidates = [(c["penalty"], c["log_loss"]) for c in model.record.get("candidates", ())]
+    # The cells of one picture, and the pictures of one group, are not independent.
+    independent = not is_multilabel and evaluation.n_groups is None
+    return {
+        "sections": [
+            *([] if is_multilabel else [("confusion", "Confusions")]),
+            ("classes", "Classes"),
+            ("calibration", "Calibration"),
+            *([] if is_multilabel else [("mistakes", "Mistakes")]),
+        ],
+        "examples": shown,
+        "mistakes": mistakes,
+        "n_wrong": int((~evaluation.correct).sum()),
+        "counts": None if is_multilabel else evaluation.confusion,
+        "per_class": _per_class(evaluation),
+        "plot": charts.reliability_plot(evaluation.reliability, independent=independent),
+        "penalties": charts.curve(candidates) if len(candidates) > 1 else None,
+    }
+
+
+def class_extras(evaluation: Evaluation, prepared: Prepared) -> dict[str, Any]:
+    """What report.json has beside the evaluation's own numbers."""
+    found: dict[str, Any] = {"reliability": asdict(evaluation.reliability)}
+    task = evaluation.task
+    if task.kind == "multiclass":
+        found["confusions"] = [
+            {"truth": task.classes[p.truth], "answer": task.classes[p.answer], "pictures": p.count}
+            for p in charts.confused_pairs(evaluation.confusion)
+        ]
+        found["mistakes"] = [
+            {key: value for key, value in mistake.items() if key != "sample"}
+            for mistake in _mistakes(evaluation, prepared, LIMITS["mistakes_in_json"])
+        ]
+    return found
+
+
+def _head(head: LinearHead) -> dict[str, Any]:
+    size = head.weight.size + head.bias.size
+    classes, features = head.weight.shape
+    return {
+        "name": "one linear layer",
+        "short": "the layer",
+        "parameters": int(size),
+        "told": f"{features:,} features to {classes:,} classes, {size:,} parameters",
+    }
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """Metrics in the order shown: scores on an axis to 1, errors on an axis of their own."""
+    scores = {k: v for k, v in evaluation.metrics.items() if k not in {"accuracy", *ERRORS}}
+    errors = {k: v for k, v in evaluation.metrics.items() if k in ERRORS}
+    rules = {baseline.name: baseline.accuracy for baseline in evaluation.baselines}
+    is_multilabel = evaluation.task.kind == "multilabel"
+    title = "All labels of a picture right" if is_multilabel else "Accuracy"
+    return {
+        "headline": ("all labels right" if is_multilabel else "accuracy", "accuracy"),
+        "against": [(title, {"this model": evaluation.metrics["accuracy"], **rules})],
+        "scores": {TITLES.get(k, k): v for k, v in scores.items()},
+        "errors": {TITLES.get(k, k): (v, charts.axis_end(v)) for k, v in errors.items()},
+    }
+
+
+def _illustrated(
+    evaluation: Evaluation, prepared: Prepared
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Examples by class, as (name, picture), and mistakes, with a small picture each."""
+    chosen = examples(prepared.data)
+    mistakes = _mistakes(evaluation, prepared, LIMITS["mistakes"])
+    wanted = [sample for _, samples in chosen for sample in samples]
+    wanted += [mistake["sample"] for mistake in mistakes if mistake["sample"]]
+    made = iter(thumbnails(wanted))
+    shown = [(name, [(s.name, next(made)) for s in samples]) for name, samples in chosen]
+    return shown, [m | {"thumbnail": next(made) if m["sample"] else None} for m in mistakes]
+
+
+def _per_class(evaluation: Evaluation) -> list[Any]:
+    """All classes in their order, or, when there are many, those found least often first."""
+    rows = list(evaluation.per_class)
+    if len(rows) > LIMITS["classes_in_full"]:
+        rows.sort(key=lambda row: math.inf if math.isnan(row.recall.value) else row.recall.value)
+    return rows
+
+
+def _mistakes(evaluation: Evaluation, prepared: Prepared, limit: int) -> list[dict[str, Any]]:
+    """Wrong answers, the most confident first; multilabel has no one answer to be wrong."""
+    task = evaluation.task
+    if task.kind == "multilabel":
+        return []
+    predicted = evaluation.predicted
+    samples: Sequence[Sample] = prepared.test.samples
+    if tuple(sample.name for sample in samples) != evaluation.names:
+        samples = ()
+    return [
+        {
+            "picture": evaluation.names[row],
+            "truth": task.classes[evaluation.targets[row]],
+            "answer": task.classes[predicted[row]],
+            "probability": float(evaluation.probabilities[row].max()),
+            "probability_of_truth": float(evaluation.probabilities[row, evaluation.targets[row]]),
+            "sample": samples[row] if samples else None,
+        }
+        for row in evaluation.mistakes(limit)
+    ]
