@@ -272,6 +272,12 @@ class Interrupted(Exception):  # noqa: N818 - what a kill is to this process
     pass
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """As if every step took half a minute: each leaves a checkpoint."""
+    monkeypatch.setattr("headstart.training.engine.CHECKPOINT_SECONDS", -1)
+
+
 def after_epoch(number, error):
     def told(event):
         if isinstance(event, EpochDone) and event.epoch.number == number:
@@ -317,6 +323,7 @@ def test_scratch_has_nothing_to_forget(tiny, photos, store, tmp_path):
     assert run.evaluation.baselines[-1].name == PROBE
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(tiny, photos, store, tmp_path):
     recipe = tuning(tiny, dropout=0.1)
     whole = fit(photos, recipe, out=tmp_path / "whole", cache=store)
@@ -331,6 +338,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tiny, photos, store
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "run"}
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_training_is_begun_anew_unless_it_is_asked_to_go_on(tiny, photos, store, tmp_path):
     wanted = tmp_path / "run"
     with pytest.raises(Interrupted):
@@ -343,6 +351,7 @@ def test_a_training_is_begun_anew_unless_it_is_asked_to_go_on(tiny, photos, stor
     assert [path.name for path in (tmp_path / "run.partial").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_another_method_cannot_take_a_training_up(tiny, photos, store, tmp_path):
     with pytest.raises(Interrupted):
         fit(

@@ -1,6 +1,8 @@
 """The loop against a plain one, what it keeps, and what it survives."""
 
 import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from headstart.errors import SetupError, TrainingError, UsageError
+from headstart.training import checkpoint
 from headstart.training.engine import train
 from headstart.training.job import Job, Score, Session
 from headstart.training.optim import Training, rate_at
@@ -230,6 +233,107 @@ def test_ctrl_c_ends_with_the_best_so_far():
     assert history.interrupted
     assert "Stopped by hand after 9 steps" in history.notes[0]
     assert torch.equal(weights(module), states[1])
+
+
+def saved_at(monkeypatch):
+    """Epoch and step of every checkpoint from now on."""
+    places, write = [], checkpoint.write
+
+    def noted(folder, state):
+        places.append((state.epoch, state.step))
+        write(folder, state)
+
+    monkeypatch.setattr(checkpoint, "write", noted)
+    return places
+
+
+def test_epochs_of_a_moment_leave_one_checkpoint_the_last(tmp_path, monkeypatch):
+    x, y = problem()
+    places, straight, again = saved_at(monkeypatch), linear(), linear()
+    settings = Training(**SGD, epochs=5)
+    train(make_job(straight, x, y), settings, session=Session(folder=tmp_path))
+    assert places == [(6, 0)]
+    told = []
+    session = Session(folder=tmp_path, resume=True, told=lambda e, _: told.append(e))
+    train(make_job(again, x, y), settings, session=session)  # as if its evaluation had failed
+    assert not told
+    assert torch.equal(weights(straight), weights(again))
+
+
+def test_early_stopping_leaves_a_checkpoint_of_its_end(tmp_path, monkeypatch):
+    x, y = problem()
+    places = saved_at(monkeypatch)
+    level = make_job(linear(), x, y, score=lambda: Score(0.5, 0.0))
+    settings = Training(optimiser="sgd", epochs=50, batch_size=5, patience=3)
+    train(level, settings, session=Session(folder=tmp_path))
+    assert places == [(11, 0)]
+
+
+@pytest.mark.parametrize("place", ["fetch", "loss", "score", "told"])
+@pytest.mark.parametrize(
+    "settings",
+    [Training(**SGD, epochs=5), Training(epochs=5, batch_size=16, ema=0.9, soup=3)],
+    ids=["sgd", "adamw-ema-soup"],
+)
+def test_ctrl_c_costs_no_step_and_no_bit(tmp_path, settings, place):
+    x, y = problem()
+
+    def job(module, stop=lambda place: None):
+        def fetch(epoch, rows):
+            stop("fetch")
+            return x[rows].numpy()
+
+        def loss(rows, batch, step):
+            stop("loss")
+            return make_job(module, x, y).loss(rows, batch, step)
+
+        def score():
+            stop("score")
+            with torch.no_grad():
+                module.train(mode=False)
+                return Score(float((module(x).argmax(1) == y).float().mean()), 0.0)
+
+        return make_job(module, x, y, fetch=fetch, loss=loss, score=score)
+
+    calls = itertools.count(1)
+
+    def ctrl_c(where):
+        if where == place and next(calls) == (3 if place in {"score", "told"} else 7):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    straight, resumed = linear(), linear()
+    expected = train(job(straight), settings)
+    session = Session(folder=tmp_path, told=lambda *_: ctrl_c("told"))
+    stopped = train(job(linear(), ctrl_c), settings, session=session)
+    assert stopped.interrupted
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    steps = []
+    session = Session(folder=tmp_path, resume=True, progress=lambda _, n, m: steps.append(n))
+    found = train(job(resumed), settings, session=session)
+    assert steps[0] == stopped.steps + 1
+    assert torch.equal(weights(straight), weights(resumed))
+    assert [e.score for e in found.epochs] == [e.score for e in expected.epochs]
+    assert (found.best, found.steps, found.soup) == (expected.best, expected.steps, expected.soup)
+
+
+def test_a_disk_that_is_full_at_ctrl_c_costs_the_checkpoint_only(tmp_path, monkeypatch):
+    x, y = problem()
+
+    def full(folder, state):
+        raise SetupError("Expected to keep a checkpoint, got no space.")
+
+    def loss(rows, batch, step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_job(module, x, y).loss(rows, batch, step)
+
+    module = linear()
+    monkeypatch.setattr(checkpoint, "write", full)
+    job = make_job(module, x, y, loss=loss)
+    history = train(job, Training(**SGD, epochs=5), session=Session(folder=tmp_path))
+    assert history.interrupted
+    assert history.best == 1
+    assert history.notes[1:] == ["Expected to keep a checkpoint, got no space."]
 
 
 def test_running_out_of_memory_halves_the_batch_and_takes_the_same_steps():

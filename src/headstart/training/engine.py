@@ -6,12 +6,10 @@ was killed and taken up again ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +30,8 @@ from headstart.runtime import cores, one_thread_each
 from headstart.training import checkpoint
 from headstart.training.averaging import ema, ema_decay, greedy_soup
 from headstart.training.checkpoint import Checkpoint, flatten_optimiser, restore_optimiser
+from headstart.training.failures import capture, is_out_of_memory
+from headstart.training.interruption import Interruption
 from headstart.training.job import Epoch, History, Job, Rows, Score, Session
 from headstart.training.optim import PATIENCE_FROM, Training, make_optimiser, rate_at
 
@@ -42,8 +42,8 @@ __all__ = ["train"]
 
 State = dict[str, "Tensor"]
 
-CHECKPOINT_SECONDS = 60.0
-"""Between two checkpoints inside an epoch: what a kill can cost."""
+CHECKPOINT_SECONDS = 30.0
+"""Between two checkpoints: what a kill can cost. Ctrl-C and the last epoch leave one as well."""
 
 
 def train(
@@ -79,12 +79,10 @@ def train(
         run = _Run(job, settings, seed, session or Session())
         run.begin()
         try:
-            run.go()
+            with run.interruption:
+                run.go()
         except KeyboardInterrupt:
-            run.history.interrupted = True
-            run.history.notes.append(
-                f"Stopped by hand after {run.history.steps} steps; the best epoch so far is kept."
-            )
+            run.stop()
         return run.end()
 
 
@@ -115,6 +113,7 @@ class _Run:
         self.best: tuple[Score, State] | None = None
         self.tops: list[tuple[Score, int, State]] = []
         self.saved = time.monotonic()
+        self.interruption = Interruption()
 
     # ------------------------------------------------------------------ the order of things
 
@@ -130,7 +129,7 @@ class _Run:
         broadcast_tensors(self._state(copies=False).values())  # solved in each, they may round
         if self.settings.ema:
             self.average = self._state()
-        self._judge(Epoch(number=0, loss=None, score=0, held_out_loss=0, seconds=0))
+        self._judge(0, None, 0.0)
 
     def go(self) -> None:
         """Run the epochs that are left."""
@@ -138,23 +137,28 @@ class _Run:
             begin = time.perf_counter()
             self.job.enter(self.epoch)
             for rows, batch in self._batches():
-                if self._step(rows, batch):
+                with self.interruption.held():
+                    is_enough = self._step(rows, batch)
+                    self.skip += 1
+                if is_enough:
                     return
-                self.skip += 1
                 self._progress()
-                if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
-                    self._save()
-            self._judge(
-                Epoch(
-                    number=self.epoch,
-                    loss=self.loss_sum / self.job.n,
-                    score=0,
-                    held_out_loss=0,
-                    seconds=time.perf_counter() - begin,
-                )
-            )
-            self.epoch, self.skip, self.loss_sum = self.epoch + 1, 0, 0.0
-            self._save()
+                self._save_in_time()
+            self._judge(self.epoch, self.loss_sum / self.job.n, time.perf_counter() - begin)
+            self._save_in_time()
+        self._save()
+
+    def stop(self) -> None:
+        """Obey Ctrl-C: keep where the training stands, if that is between two steps."""
+        failed = ""
+        if self.interruption.whole:
+            try:
+                self._save()
+            except SetupError as error:  # the model can still be saved, elsewhere
+                failed = str(error)
+        self.history.interrupted = True
+        told = f"Stopped by hand after {self.history.steps} steps; the best epoch so far is kept."
+        self.history.notes += [told, failed] if failed else [told]
 
     def end(self) -> History:
         """Leave the module as it was judged best, or as the average that is no worse."""
@@ -168,7 +172,7 @@ class _Run:
         return self.history
 
     def _is_enough(self) -> bool:
-        if self.history.interrupted or self.history.steps < PATIENCE_FROM:
+        if self.history.steps < PATIENCE_FROM:
             return False
         return self.epoch - 1 - self.history.best >= self.settings.patience
 
@@ -198,7 +202,7 @@ class _Run:
                 local = self._gradients(rows, batch, whole)
                 break
             except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU's is plain
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve(len(rows), error)
         mean_gradients(self.parameters)
@@ -256,16 +260,7 @@ class _Run:
         )
 
     def _not_finite(self, value: float, rows: Rows, batch: NDArray[Any]) -> TrainingError:
-        import torch
-        from safetensors.torch import save_file
-
-        folder = self.session.folder or Path(tempfile.mkdtemp(prefix="headstart-batch-"))
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "batch-not-finite.safetensors"
-        captured = {f"weights.{name}": t.contiguous() for name, t in self._state().items()}
-        captured["rows"] = torch.from_numpy(np.ascontiguousarray(rows))
-        captured["inputs"] = torch.from_numpy(np.ascontiguousarray(batch))
-        save_file(captured, path)
+        path = capture(self.session.folder, self._state(), rows, batch)
         return TrainingError(
             f"Expected a finite loss, got {value} at step {self.history.steps + 1} of epoch "
             f"{self.epoch}; do lower the learning rates. The batch and the weights are in {path}; "
@@ -274,26 +269,42 @@ class _Run:
 
     # ------------------------------------------------------------------------------ judging
 
-    def _judge(self, epoch: Epoch) -> None:
+    def _judge(self, number: int, loss: float | None, seconds: float) -> None:
+        """Judge an epoch, keep the best, go on to the next and tell."""
         # Every process has seen other pictures: the main one's running statistics hold for all.
         broadcast_tensors(self.job.module.buffers())
         broadcast_tensors(self.average.values())
-        live = self._state()
-        if self.settings.ema:
-            self._load(self.average)
-        score = _agreed(self.job.score())
-        judged = {**asdict(epoch), "score": score.value, "held_out_loss": -score.gain}
-        self.history.epochs.append(Epoch(**judged))
-        state = self._state() if self.settings.ema else live
-        if self.best is None or score > self.best[0]:
-            self.best, self.history.best = (score, state), epoch.number
-        if self.settings.soup > 1:
-            self.tops.append((score, epoch.number, state))
-            self.tops = sorted(self.tops, key=lambda top: top[:2], reverse=True)
-            del self.tops[self.settings.soup :]
-        self._load(live)
+        score, state = self._judged()
+        with self.interruption.held():
+            if self.best is None or score > self.best[0]:
+                self.best, self.history.best = (score, state), number
+            if self.settings.soup > 1:
+                self.tops.append((score, number, state))
+                self.tops = sorted(self.tops, key=lambda top: top[:2], reverse=True)
+                del self.tops[self.settings.soup :]
+            epoch = Epoch(
+                number=number,
+                loss=loss,
+                score=score.value,
+                held_out_loss=-score.gain,
+                seconds=seconds,
+            )
+            self.history.epochs.append(epoch)
+            self.epoch, self.skip, self.loss_sum = number + 1, 0, 0.0
         if self.session.told is not None:
-            self.session.told(self.history.epochs[-1], self.settings.epochs)
+            self.session.told(epoch, self.settings.epochs)
+
+    def _judged(self) -> tuple[Score, State]:
+        """Score and state of what is judged, the average if there is one; the module stays."""
+        live = self._state()
+        try:
+            if self.settings.ema:
+                self._load(self.average)
+            score = _agreed(self.job.score())
+            return score, self._state() if self.settings.ema else live
+        finally:
+            with self.interruption.held():
+                self._load(live)
 
     def _score_of(self, state: Mapping[str, Tensor]) -> float:
         self._load(state)
@@ -315,6 +326,10 @@ class _Run:
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self.job.module.load_state_dict(state, strict=False)
+
+    def _save_in_time(self) -> None:
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self._save()
 
     def _save(self) -> None:
         self.saved = time.monotonic()
@@ -379,10 +394,3 @@ def _agreed(score: Score) -> Score:
     told = torch.tensor(score, dtype=torch.float64)
     broadcast_tensors([told])
     return Score(*told.tolist())
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
