@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import re
 import struct
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from headstart.backbones.catalog import names
-from headstart.backbones.spec import BackboneSpec
+import numpy as np
+
 from headstart.engines import ENGINES
 from headstart.errors import ModelFileError, SetupError, UsageError
-from headstart.heads.pooled import LinearHead
+from headstart.heads.head import Head
 from headstart.model import TransferModel
+from headstart.model_parts import KINDS, assembled, short
 from headstart.runtime import versions
-from headstart.tasks.classification import Classification
-from headstart.trunk import Trunk
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["load", "save"]
 
@@ -38,13 +31,7 @@ FORMAT = "headstart-model"
 VERSION = 1
 DESCRIPTION = "model.json"
 TENSORS = "model.safetensors"
-HEAD = {"kind": "linear"}
 MOST_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
-MOST_PIXELS = 4096
-"""Side of a picture that a description may ask for: a larger one is a way to take memory."""
-MOST_OPTION = 8192
-"""Largest number among a network's options, for the same reason."""
-READS_FILES = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
 
 
 def save(model: TransferModel, folder: str | Path) -> None:
@@ -67,9 +54,9 @@ def save(model: TransferModel, folder: str | Path) -> None:
     import torch
     from safetensors.torch import save as to_bytes
 
-    head = model.linear_head()
+    head = model.require_head()
     tensors = {f"backbone.{name}": value for name, value in model.trunk.state.items()}
-    tensors |= {f"head.{name}": torch.from_numpy(value) for name, value in head.state().items()}
+    tensors |= {f"head.{k}": torch.from_numpy(np.array(v)) for k, v in head.state().items()}
     # Cloned: tensors that share memory, as in some checkpoints, are refused by the format.
     content = to_bytes(
         {
@@ -77,7 +64,7 @@ def save(model: TransferModel, folder: str | Path) -> None:
             for name, value in tensors.items()
         }
     )
-    text = _described(model, {TENSORS: hashlib.sha256(content).hexdigest()})
+    text = _described(model, head, {TENSORS: hashlib.sha256(content).hexdigest()})
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         _put(Path(folder), {TENSORS: content, DESCRIPTION: text.encode()})
@@ -88,14 +75,14 @@ def save(model: TransferModel, folder: str | Path) -> None:
         ) from error
 
 
-def _described(model: TransferModel, files: Mapping[str, str]) -> str:
+def _described(model: TransferModel, head: Head, files: Mapping[str, str]) -> str:
     description = {
         "format": FORMAT,
         "version": VERSION,
         "task": model.task.as_dict(),
         "backbone": model.trunk.spec.as_dict(),
         "weights": dict(model.trunk.origin),
-        "head": HEAD,
+        "head": head.as_dict(),
         "engine": model.engine,
         "files": files,
         "saved_with": versions(),
@@ -127,121 +114,15 @@ def load(folder: str | Path) -> TransferModel:
     description = _description(folder)
     content = _content(folder / TENSORS, str(description["files"][TENSORS]))
     try:
-        return _assemble(description, content)
+        return assembled(description, content)
     except ModelFileError:
         raise
     # Values that make no sense can make the libraries fail in any way they have.
     except Exception as error:
         raise ModelFileError(
             f"Expected {folder} to hold a model, got parts that do not fit together "
-            f"({_short(error)}); do fetch or train the model again."
+            f"({short(error)}); do fetch or train the model again."
         ) from error
-
-
-def _assemble(description: dict[str, Any], content: bytes) -> TransferModel:
-    from safetensors.torch import load as from_bytes
-
-    task = _task(description["task"])
-    spec = BackboneSpec.from_dict(description["backbone"])
-    _require_plain(spec)
-    state, head_state = _parts(from_bytes(content))
-    trunk = Trunk(spec=spec, state=state, origin=description["weights"])
-    head = LinearHead.from_state(
-        {name: tensor.numpy() for name, tensor in head_state.items()}, n_outputs=len(task.classes)
-    )
-    _require_fit(trunk, head)
-    return TransferModel(
-        trunk=trunk,
-        task=task,
-        head=head,
-        engine=description["engine"],
-        record=description["record"],
-    )
-
-
-def _task(values: Mapping[str, Any]) -> Classification:
-    classes, name = values.get("classes"), values.get("name")
-    if name != "classification":
-        raise ModelFileError(
-            f"Expected a classifier, got the task {_short(name)}; do use the release of Headstart "
-            "that wrote it."
-        )
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise ModelFileError("Expected the model's classes to be a list of names, got another.")
-    if len(set(classes)) != len(classes):
-        raise ModelFileError("Expected every class of the model to have its own name, got doubles.")
-    task = Classification.from_dict(values)
-    if not all(0 <= threshold <= 1 for threshold in task.thresholds):
-        raise ModelFileError("Expected thresholds from 0 to 1, got others.")
-    return task
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors of the backbone and of the head, all in the one precision that is written."""
-    import torch
-
-    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part not in parts or (part == "head" and rest not in {"weight", "bias"}):
-            raise ModelFileError(f"Expected tensors of a backbone and a head, got {_short(name)}.")
-        # Counters and tables of places are whole numbers; statistics never are.
-        may_count = part == "backbone" and ".running_" not in name
-        if tensor.dtype != torch.float32 and not (may_count and tensor.dtype == torch.int64):
-            raise ModelFileError(
-                f"Expected {_short(name)} to be in float32, got {tensor.dtype}; do fetch the "
-                "model again."
-            )
-        parts[part][rest] = tensor
-    if not all(torch.isfinite(tensor).all() for tensor in parts["head"].values()):
-        raise ModelFileError("Expected a head of finite numbers, got others.")
-    return parts["backbone"], parts["head"]
-
-
-def _require_fit(trunk: Trunk, head: LinearHead) -> None:
-    """Build the network around the tensors, without trusting what is said of its width."""
-    from headstart.backbones.backbone import assemble
-
-    width = assemble(replace(trunk.spec, stages=(), width=0), trunk.state).width
-    if not width == head.width == (trunk.spec.width or width):
-        raise ModelFileError(
-            f"Expected a head for the {width} features of {trunk.spec.architecture}, got one for "
-            f"{head.width}; do fetch the model again."
-        )
-
-
-def _require_plain(spec: BackboneSpec) -> None:
-    """Refuse a network whose name or options make a library read files, fetch, or take memory."""
-    library, _, name = spec.architecture.partition("/")
-    # Of torchvision's other networks some fetch weights unless they are told not to.
-    known = library == "timm" or f"{library}/{name}" in names()
-    options = dict(spec.model_options)
-    if (
-        not known
-        or not re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
-        or any(READS_FILES.search(option) for option in options)
-        or not all(_is_plain(value) for value in options.values())
-    ):
-        raise ModelFileError(
-            "Expected the name of a timm or torchvision network and options of its layers, got "
-            f"{_short([spec.architecture, options])}; do not use a model from a source you do "
-            "not trust."
-        )
-    expects = spec.preprocess
-    sizes = (expects.resize, expects.crop, *expects.shape)
-    if not all(type(size) is int and size <= MOST_PIXELS for size in sizes) or not all(
-        math.isfinite(number) for number in (*expects.mean, *expects.std)
-    ):
-        raise ModelFileError(
-            f"Expected pictures of at most {MOST_PIXELS} pixels a side and finite colours, got "
-            f"{_short(expects)}."
-        )
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, int | float):
-        return abs(value) <= MOST_OPTION
-    return isinstance(value, str) and len(value) <= 64
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -257,14 +138,14 @@ def _description(folder: Path) -> dict[str, Any]:
         found = json.loads(_read(path, MOST_BYTES[DESCRIPTION]))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(
-            f"Expected {path} to be JSON, got another file ({_short(error)})."
+            f"Expected {path} to be JSON, got another file ({short(error)})."
         ) from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ModelFileError(f"Expected {path} to describe a Headstart model, got another file.")
     if found.get("version") != VERSION:
         raise ModelFileError(
             f"Expected version {VERSION} of the model's format, got "
-            f"{_short(found.get('version'))}; do use the release of Headstart that wrote it."
+            f"{short(found.get('version'))}; do use the release of Headstart that wrote it."
         )
     _require_parts(found, path)
     return found
@@ -278,7 +159,7 @@ def _require_parts(found: Mapping[str, Any], path: Path) -> None:
     # The file's name is fixed: a description cannot point outside its folder.
     if not wrong and set(found["files"]) != {TENSORS}:
         wrong.append("files")
-    if not wrong and found["head"] != HEAD:
+    if not wrong and found["head"].get("kind") not in [k for row in KINDS.values() for k in row]:
         wrong.append("head")
     if wrong:
         raise ModelFileError(
@@ -344,9 +225,3 @@ def _put(folder: Path, contents: Mapping[str, bytes]) -> None:
                 if (old / name).exists() or (old / name).is_symlink():
                     (old / name).rename(folder / name)
             raise
-
-
-def _short(value: object) -> str:
-    """The beginning of what was found, on one line: it may be anything."""
-    text = repr(value) if not isinstance(value, Exception) else str(value)
-    return " ".join(text.split())[:200]

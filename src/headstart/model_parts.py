@@ -1,0 +1,226 @@
+"""What a saved model is put together of: each part is distrusted, then all are held together.
+
+A description may have been written by anybody. It can name networks, layers and sizes; nothing
+here reads a file, fetches, or builds what the tensors at hand do not fill.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from headstart.backbones.catalog import names
+from headstart.backbones.spec import BackboneSpec
+from headstart.errors import ModelFileError
+from headstart.heads.boxes import BoxHead
+from headstart.heads.head import Head
+from headstart.heads.masks import MaskHead
+from headstart.heads.pooled import LinearHead
+from headstart.model import HEADS, TransferModel
+from headstart.tasks.classification import Classification
+from headstart.tasks.detection import Detection
+from headstart.tasks.segmentation import Segmentation
+from headstart.trunk import Trunk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headstart.backbones.backbone import Backbone
+
+__all__ = ["KINDS", "assembled", "short"]
+
+TASKS: Mapping[str, Any] = {
+    "classification": Classification,
+    "detection": Detection,
+    "segmentation": Segmentation,
+}
+KINDS: Mapping[str, tuple[str, ...]] = {"classification": ("linear",), **HEADS}
+"""The heads that each task can have."""
+
+MOST_PIXELS = 4096
+"""Side of a picture that a description may ask for: a larger one is a way to take memory."""
+MOST_OPTION = 8192
+"""Largest number among a network's options, for the same reason."""
+READS_FILES = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
+COUNTER = "num_batches_tracked"
+
+
+def assembled(description: Mapping[str, Any], content: bytes) -> TransferModel:
+    """Put a model together.
+
+    Parameters
+    ----------
+    description : mapping
+        What model.json says.
+    content : bytes
+        Of model.safetensors.
+
+    Raises
+    ------
+    ModelFileError
+        If a part cannot be meant, or they do not fit together. What makes no sense at all may
+        make a library fail in a way of its own.
+    """
+    from safetensors.torch import load as from_bytes
+
+    task = _task(description["task"])
+    spec = BackboneSpec.from_dict(description["backbone"])
+    _require_plain(spec)
+    state, head_state = _parts(from_bytes(content))
+    trunk = Trunk(spec=spec, state=state, origin=description["weights"])
+    head = _head(description["head"], task, head_state)
+    _require_fit(trunk, head, len(task.classes))
+    return TransferModel(
+        trunk=trunk,
+        task=task,
+        head=head,
+        engine=description["engine"],
+        record=description["record"],
+    )
+
+
+def _task(values: Mapping[str, Any]) -> Any:
+    classes, name = values.get("classes"), values.get("name")
+    if not isinstance(name, str) or name not in TASKS:
+        raise ModelFileError(
+            f"Expected a task among {', '.join(TASKS)}, got the task {short(name)}; do use the "
+            "release of Headstart that wrote it."
+        )
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise ModelFileError("Expected the model's classes to be a list of names, got another.")
+    if len(set(classes)) != len(classes):
+        raise ModelFileError("Expected every class of the model to have its own name, got doubles.")
+    task = TASKS[name].from_dict(values)
+    if not all(0 <= threshold <= 1 for threshold in getattr(task, "thresholds", ())):
+        raise ModelFileError("Expected thresholds from 0 to 1, got others.")
+    return task
+
+
+def _head(values: Mapping[str, Any], task: Any, tensors: Mapping[str, Tensor]) -> Head:
+    kind = values.get("kind")
+    if kind not in KINDS[task.name]:
+        raise ModelFileError(
+            f"Expected a head for {task.name} ({', '.join(KINDS[task.name])}), got {short(kind)}; "
+            "do fetch the model again."
+        )
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    match task:
+        case Detection():
+            return BoxHead.from_dict(values, arrays)
+        case Segmentation():
+            return MaskHead.from_dict(values, arrays)
+    if foreign := sorted(arrays.keys() - {"weight", "bias"}):
+        raise ModelFileError(f"Expected a head of weight and bias, got {short(foreign)}.")
+    return LinearHead.from_state(arrays, n_outputs=len(task.classes))
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the backbone and of the head, all in the one precision that is written."""
+    import torch
+
+    parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ModelFileError(f"Expected tensors of a backbone and a head, got {short(name)}.")
+        # Counters and tables of places are whole numbers; statistics never are.
+        is_table = part == "backbone" and ".running_" not in name
+        may_count = is_table or name.endswith(COUNTER)
+        if tensor.dtype != torch.float32 and not (may_count and tensor.dtype == torch.int64):
+            raise ModelFileError(
+                f"Expected {short(name)} to be in float32, got {tensor.dtype}; do fetch the "
+                "model again."
+            )
+        parts[part][rest] = tensor
+    if not all(torch.isfinite(tensor).all() for tensor in parts["head"].values()):
+        raise ModelFileError("Expected a head of finite numbers, got others.")
+    if any((t < 0).any() for name, t in parts["head"].items() if name.endswith("running_var")):
+        raise ModelFileError("Expected variances of at least 0 in the head, got others.")
+    return parts["backbone"], parts["head"]
+
+
+def _require_fit(trunk: Trunk, head: Head, n_classes: int) -> None:
+    """Build the network around the tensors, without trusting what is said of its shape."""
+    from headstart.backbones.backbone import assemble
+
+    built = assemble(replace(trunk.spec, stages=(), width=0), trunk.state)
+    width = trunk.spec.width or built.width
+    if isinstance(head, LinearHead):
+        if not built.width == head.width == width:
+            raise ModelFileError(
+                f"Expected a head for the {built.width} features of {trunk.spec.architecture}, got "
+                f"one for {head.width}; do fetch the model again."
+            )
+        return
+    if width != built.width or (trunk.spec.stages and trunk.spec.stages != built.stages):
+        raise ModelFileError(
+            f"Expected the stages of {trunk.spec.architecture}, got a description of others; do "
+            "fetch the model again."
+        )
+    _require_maps(trunk, built, head, n_classes)
+
+
+def _require_maps(trunk: Trunk, built: Backbone, head: Any, n_classes: int) -> None:
+    """Hold a head on maps against the stages that it reads, the canvas, and the classes."""
+    shape = head.shape
+    channels = shape.widths if isinstance(head, BoxHead) else shape.channels
+    read = list(zip(head.taps, channels, shape.strides, strict=True))
+    there = [(stage.name, stage.channels, stage.stride) for stage in built.stages]
+    if not read or read != [stage for stage in there if stage in read]:
+        raise ModelFileError(
+            f"Expected a head on stages of {trunk.spec.architecture} ({short(there)}), got one on "
+            f"{short(read)}; do fetch the model again."
+        )
+    canvas = trunk.spec.preprocess.canvas
+    if shape.canvas != canvas or shape.n_classes != n_classes:
+        raise ModelFileError(
+            f"Expected a head for {n_classes} classes on pictures of {canvas}, got one for "
+            f"{shape.n_classes} on {shape.canvas}; do fetch the model again."
+        )
+
+
+def _require_plain(spec: BackboneSpec) -> None:
+    """Refuse a network whose name or options make a library read files, fetch, or take memory."""
+    library, _, name = spec.architecture.partition("/")
+    # Of torchvision's other networks some fetch weights unless they are told not to.
+    known = library == "timm" or f"{library}/{name}" in names()
+    options = dict(spec.model_options)
+    if (
+        not known
+        or not re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
+        or any(READS_FILES.search(option) for option in options)
+        or not all(_is_plain(value) for value in options.values())
+    ):
+        raise ModelFileError(
+            "Expected the name of a timm or torchvision network and options of its layers, got "
+            f"{short([spec.architecture, options])}; do not use a model from a source you do "
+            "not trust."
+        )
+    expects = spec.preprocess
+    sizes = (expects.resize, expects.crop, *expects.shape)
+    if not all(type(size) is int and size <= MOST_PIXELS for size in sizes) or not all(
+        math.isfinite(number) for number in (*expects.mean, *expects.std)
+    ):
+        raise ModelFileError(
+            f"Expected pictures of at most {MOST_PIXELS} pixels a side and finite colours, got "
+            f"{short(expects)}."
+        )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, int | float):
+        return abs(value) <= MOST_OPTION
+    return isinstance(value, str) and len(value) <= 64
+
+
+def short(value: object) -> str:
+    """Return the beginning of what was found, on one line: it may be anything.
+
+    >>> short("a" * 300) == "'" + "a" * 199
+    True
+    """
+    text = repr(value) if not isinstance(value, Exception) else str(value)
+    return " ".join(text.split())[:200]
