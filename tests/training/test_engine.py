@@ -207,6 +207,44 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, settings, at, monke
     assert told[0] == 1 + at // 4  # what was done is not done again
 
 
+def test_the_scale_of_fp16_is_taken_up(tmp_path, monkeypatch):
+    """On a CPU, by giving Accelerate the scaler that it would make on a GPU."""
+    import accelerate
+
+    x, y = problem()
+    scalers, score = [], rising()
+
+    class Scaled(accelerate.Accelerator):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+            scalers.append(self.scaler)
+
+    def loss(rows, batch, step):
+        if step == 6 and len(scalers) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_job(module, x, y).loss(rows, batch, step)
+
+    monkeypatch.setattr(accelerate, "Accelerator", Scaled)
+    settings = Training(**SGD, epochs=3)
+    module = linear()
+    train(make_job(module, x, y, score=score), settings)
+    expected = weights(module)
+    module = linear()
+    train(
+        make_job(module, x, y, loss=loss, score=score), settings, session=Session(folder=tmp_path)
+    )
+    module = linear()
+    train(
+        make_job(module, x, y, score=score), settings, session=Session(folder=tmp_path, resume=True)
+    )
+    straight, stopped, resumed = (scaler.state_dict() for scaler in scalers)
+    assert (stopped["scale"], stopped["_growth_tracker"]) == (16.0, 1)  # after seven steps
+    assert straight == resumed
+    assert straight["scale"] == 64.0
+    assert torch.equal(weights(module), expected)
+
+
 def test_another_run_is_not_taken_up(tmp_path):
     x, y = problem()
     settings = Training(**SGD, epochs=1)

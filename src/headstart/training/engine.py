@@ -348,6 +348,7 @@ class _Run:
             "tops": [(tuple(score), number) for score, number, _ in self.tops],
             "loss_sum": self.loss_sum,
             "parts": self.parts,
+            "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
         }
         checkpoint.write(
             folder,
@@ -378,6 +379,8 @@ class _Run:
         self.history.interrupted = False
         self.epoch, self.skip = found.epoch, found.step
         self.loss_sum, self.parts = values["loss_sum"], values["parts"]
+        if self.accelerator.scaler:  # of fp16
+            self.accelerator.scaler.load_state_dict(values["scaler"])
 
 
 def _number(*parts: int) -> int:
