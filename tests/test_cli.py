@@ -281,8 +281,10 @@ def test_every_flag_of_a_method_arrives_in_it(method, asked, capsys):
             value = flag.default.split(" ")[0]
             if flag.kind == "switch":
                 given.append(f"--no-{flag.option[2:]}")
+            elif flag.name == "learning_rate":
+                given += [flag.option, "1e-3"]
             elif value:
-                given += [flag.option, "1e-3" if flag.name == "learning_rate" else value]
+                given += [flag.option, value]
     wanted = plain
     if hasattr(plain, "learning_rate"):
         wanted = dataclasses.replace(plain, learning_rate=1e-3)

@@ -28,6 +28,10 @@ RENAMED: Mapping[tuple[str, ...], str] = {
     ("augmentation", "policy"): "augment_policy",
     ("augmentation", "crop"): "random_crop",
     ("regularisation", "temperature"): "lwf_temperature",
+    ("mask_loss", "kind"): "mask_loss",
+    ("mask_loss", "class_weights"): "mask_class_weights",
+    ("mask_loss", "label_smoothing"): "mask_label_smoothing",
+    ("mask_loss", "focal_gamma"): "mask_focal_gamma",
 }
 """Fields whose own name would say too little among all the others."""
 

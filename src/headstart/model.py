@@ -12,17 +12,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.cache import Cache
+from headstart.data.placement import canvas_for
 from headstart.data.prepare import BadFiles, gather, select
 from headstart.data.samples import Dataset, Sample
+from headstart.data.sizes import shown_size
 from headstart.engines import runnable
-from headstart.errors import DataError, UsageError
+from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features import Extractor
+from headstart.heads.boxes import BoxHead
 from headstart.heads.head import Head
+from headstart.heads.masks import MaskHead
 from headstart.heads.pooled import LinearHead
 from headstart.tasks.classification import Classification
+from headstart.tasks.detection import Detection
+from headstart.tasks.segmentation import Segmentation
 from headstart.trunk import Trunk
 
-__all__ = ["Prediction", "TransferModel", "predictions_csv", "predictions_json"]
+__all__ = ["Prediction", "TransferModel", "blank", "predictions_csv", "predictions_json"]
+
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "detection": ("faster-rcnn", "retinanet", "fcos", "ssdlite"),
+    "segmentation": ("unet", "unetplusplus", "deeplabv3plus", "fpn", "deeplabv3"),
+}
+"""Heads on maps by task; the first is taken where none is named."""
+
+LONG_SIDE = 320
+"""Pixels of the longer side where boxes or masks are learned and no size is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +70,7 @@ class TransferModel:
     ----------
     trunk : Trunk
         The backbone with its weights and preprocessing.
-    task : Classification
+    task : Classification, Detection or Segmentation
     head : Head or None
         None before a method has fitted one.
     engine : str
@@ -65,7 +80,7 @@ class TransferModel:
     """
 
     trunk: Trunk
-    task: Classification
+    task: Any
     head: Head | None = None
     engine: str = "auto"
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -137,7 +152,7 @@ class TransferModel:
         values = extractor.features(self.trunk, samples).values
         if not len(samples):
             return np.zeros((0, len(self.task.classes)))
-        return self.task.probabilities(head.logits(values))
+        return np.asarray(self.task.probabilities(head.logits(values)))
 
     def predict(
         self,
@@ -182,6 +197,77 @@ class TransferModel:
             )
             for sample, label, chance in rows
         ]
+
+
+def blank(
+    trunk: Trunk,
+    data: Dataset,
+    *,
+    head: str = "auto",
+    size: int = 0,
+    seed: int = 0,
+    record: Mapping[str, Any] | None = None,
+) -> TransferModel:
+    """Make a model that has learned nothing yet: what every method starts from.
+
+    Parameters
+    ----------
+    trunk : Trunk
+    data : Dataset
+        What will be learned from: its kind decides the task, its boxes the anchors.
+    head : str
+        For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
+        ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; by default the first.
+    size : int
+        Longer side that pictures of boxes and masks are read at; by default 320.
+    seed : int
+        Of the head.
+    record : mapping, optional
+
+    Raises
+    ------
+    UsageError
+        If the head is none for this task, or the backbone gives no maps that it can read.
+    """
+    from headstart.data.loading import load_boxes
+
+    noted: dict[str, Any] = dict(record or {})
+    if not data.is_dense:
+        if head != "auto" or size:
+            raise UsageError(
+                "Expected a head and a size for boxes or masks only, got one for classes; do name "
+                "the backbone's crop instead, such as ?crop=288."
+            )
+        return TransferModel(
+            trunk=trunk,
+            task=Classification(classes=data.classes, kind=data.kind),
+            record=noted,
+        )
+    heads = HEADS[data.kind]
+    if head not in {"auto", *heads}:
+        raise UnknownNameError(f"head for {data.kind}", head, heads)
+    kind = heads[0] if head == "auto" else head
+    sizes = [shown_size(sample.image) for sample in data.samples]
+    trunk = trunk.on_canvas(canvas_for(sizes, size or LONG_SIDE))
+    canvas, stages = trunk.spec.preprocess.shape, trunk.backbone.stages
+    if data.kind == "segmentation":
+        return TransferModel(
+            trunk=trunk,
+            task=Segmentation(classes=data.classes),
+            head=MaskHead.random(stages, len(data.classes), kind=kind, canvas=canvas, seed=seed),
+            record=noted,
+        )
+    truths = [load_boxes(s, trunk.spec.preprocess, data.classes).boxes for s in data.samples]
+    boxes = np.concatenate(truths)
+    found = BoxHead.fitted(
+        stages, len(data.classes), kind=kind, canvas=canvas, seed=seed, boxes=boxes
+    )
+    reached = found.reach(boxes)
+    if reached is not None:
+        noted["anchors_reach"] = reached
+    return TransferModel(
+        trunk=trunk, task=Detection(classes=data.classes), head=found, record=noted
+    )
 
 
 def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

@@ -97,6 +97,11 @@ class Trunk:
 
         return assemble(self.spec, {name: t.clone() for name, t in self.state.items()})
 
+    def on_canvas(self, canvas: tuple[int, int]) -> Trunk:
+        """Return this backbone reading whole pictures, (height, width) pixels."""
+        preprocess = replace(self.spec.preprocess, canvas=canvas)
+        return replace(self, spec=replace(self.spec, preprocess=preprocess))
+
     def tuned(self, state: Mapping[str, Tensor]) -> Trunk:
         """Return this backbone with other values; the original classifier stays as it was.
 

@@ -25,6 +25,7 @@ from headstart.training.classes import Solve
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
 from headstart.training.losses import Loss
+from headstart.training.mask_losses import MaskLoss
 from headstart.training.network import Network, boundary_cut
 from headstart.training.optim import Training
 from headstart.training.penalties import Regularisation
@@ -97,6 +98,8 @@ class Finetune:
         Optimiser, epochs, schedule and the rest.
     augmentation : Augmentation
     loss : Loss
+    mask_loss : MaskLoss
+        Of segmentation.
     mixup, cutmix : float
         Beta's parameter of MixUp or CutMix; 0 for none.
     regularisation : Regularisation
@@ -140,6 +143,7 @@ class Finetune:
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: Loss = field(default_factory=Loss)
+    mask_loss: MaskLoss = field(default_factory=MaskLoss)
     mixup: float = 0.0
     cutmix: float = 0.0
     regularisation: Regularisation = field(default_factory=Regularisation)
@@ -277,6 +281,7 @@ class Finetune:
             training=self.training,
             augmentation=self.augmentation,
             loss=self.loss,
+            mask_loss=self.mask_loss,
             mixup=self.mixup,
             cutmix=self.cutmix,
             head_learning_rate=rate,

@@ -16,6 +16,7 @@ from headstart.runtime import device
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
 from headstart.training.losses import Loss
+from headstart.training.mask_losses import MaskLoss
 from headstart.training.network import Network
 from headstart.training.optim import Training
 from headstart.training.tuning import Settings, composed, held_out, objective_for, tune
@@ -40,6 +41,8 @@ class Scratch:
     training : Training
     augmentation : Augmentation
     loss : Loss
+    mask_loss : MaskLoss
+        Of segmentation.
     mixup, cutmix : float
         Beta's parameter of MixUp or CutMix; 0 for none.
     seed : int
@@ -63,6 +66,7 @@ class Scratch:
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: Loss = field(default_factory=Loss)
+    mask_loss: MaskLoss = field(default_factory=MaskLoss)
     mixup: float = 0.0
     cutmix: float = 0.0
     seed: int = 0
@@ -155,6 +159,7 @@ class Scratch:
             training=self.training,
             augmentation=self.augmentation,
             loss=self.loss,
+            mask_loss=self.mask_loss,
             mixup=self.mixup,
             cutmix=self.cutmix,
             head_learning_rate=self.learning_rate,

@@ -1,11 +1,10 @@
-"""The contract of a task: from a head's logits to what a person reads."""
+"""The contract of a task: what is asked of a picture, as a value."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from headstart.data.samples import Kind
 
 __all__ = ["Task"]
 
@@ -23,12 +22,13 @@ class Task(Protocol):
         ...
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the head's outputs."""
+    def kind(self) -> Kind:
+        """The kind of labels that it learns from."""
         ...
 
-    def probabilities(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Calibrated probabilities for a head's logits."""
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the head's outputs."""
         ...
 
     def as_dict(self) -> dict[str, Any]:

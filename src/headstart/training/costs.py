@@ -102,11 +102,11 @@ def measure(
     device : str
     """
     rows = [[row.stage, row.trainable, row.batch_norm] for row in plan.rows]
-    crop = backbone.spec.preprocess.crop
+    seen = backbone.spec.preprocess.shape
     here = json.dumps(
         [machine(device).as_dict(), versions(), rows, plan.only, _threads(), head.kind]
     )
-    wanted = key("boundary", backbone.spec.name, crop, "fp32", here)
+    wanted = key("boundary", backbone.spec.name, *map(str, seen), "fp32", here)
     if found := cache.get_many([wanted]).get(wanted):
         values = json.loads(found)
         stages = tuple(StageCost(**stage) for stage in values.pop("stages"))
@@ -163,8 +163,8 @@ def _best(work: Callable[[], Any], device: str) -> float:
 
 
 def _random_pixels(backbone: Backbone, n: int) -> NDArray[np.uint8]:
-    side = backbone.spec.preprocess.crop
-    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+    shape = (n, *backbone.spec.preprocess.shape, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def _stage_costs(backbone: Backbone, device: str) -> tuple[StageCost, ...]:

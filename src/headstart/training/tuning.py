@@ -24,6 +24,7 @@ from headstart.training.engine import train as run_loop
 from headstart.training.inputs import Inputs, Reading
 from headstart.training.job import History, Job, Score, Session
 from headstart.training.losses import Loss
+from headstart.training.mask_losses import MaskLoss
 from headstart.training.network import Network
 from headstart.training.objective import Objective, Penalty
 from headstart.training.optim import Training
@@ -50,6 +51,8 @@ class Settings:
     training : Training
     augmentation : Augmentation
     loss : Loss
+    mask_loss : MaskLoss
+        Of segmentation.
     mixup, cutmix : float
         Beta's parameter; 0 for none. Behind a stage boundary what crosses it is mixed.
     head_learning_rate : float
@@ -68,6 +71,7 @@ class Settings:
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: Loss = field(default_factory=Loss)
+    mask_loss: MaskLoss = field(default_factory=MaskLoss)
     mixup: float = 0.0
     cutmix: float = 0.0
     head_learning_rate: float = 1e-3
@@ -139,6 +143,28 @@ def objective_for(
         Makes the first head of a classifier.
     """
     train, val = parts
+    if not train.is_dense:
+        return _of_classes(train, val, settings, solve)
+    per_epoch = settings.training.for_pictures(len(train)).steps_per_epoch(len(train))
+    common: dict[str, Any] = {
+        "train": train,
+        "val": val,
+        "preprocess": trunk.spec.preprocess,
+        "per_epoch": per_epoch,
+        "seed": settings.seed,
+    }
+    if train.kind == "detection":
+        from headstart.training.boxes import BoxObjective
+
+        return BoxObjective(**common)
+    from headstart.training.masks import MaskObjective
+
+    return MaskObjective(wanted=settings.mask_loss, **common)
+
+
+def _of_classes(
+    train: Dataset, val: Dataset, settings: Settings, solve: Solve | None
+) -> ClassObjective:
     return ClassObjective(
         train=train,
         val=val,
