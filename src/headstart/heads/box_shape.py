@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "candidates": 300,
     },
     "ssdlite": {
-        "first_stride": 16,
+        "first_stride": 8,
         "sizes": (),
         "ratios": RATIOS,
         "extra_levels": 2,
