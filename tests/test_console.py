@@ -120,8 +120,12 @@ def test_the_next_command_can_be_copied_into_a_shell(console):
 
 def epochs(scores):
     for number, score in enumerate(scores, start=1):
-        epoch = Epoch(number=number, loss=0.5, score=score, held_out_loss=0.25, seconds=2.0)
-        yield EpochDone(epoch=epoch, most=len(scores))
+        best = 1 + scores.index(max(scores[:number]))
+        yield EpochDone(epoch=epoch(number, score, best), most=len(scores))
+
+
+def epoch(number, score, best):
+    return Epoch(number=number, loss=0.5, score=score, held_out_loss=0.25, seconds=2.0, best=best)
 
 
 def test_a_short_training_is_one_line_an_epoch(console):
@@ -133,6 +137,11 @@ def test_a_short_training_is_one_line_an_epoch(console):
         "  epoch 2/3  loss 0.500  held-out macro F1 0.750, loss 0.250  2.0 s  * best",
         "  epoch 3/3  loss 0.500  held-out macro F1 0.625, loss 0.250  2.0 s  (best: 2)",
     ]
+
+
+def test_after_a_resume_the_first_epoch_is_not_the_best_for_being_the_first(console):
+    Terminal(console)(EpochDone(epoch=epoch(2, 0.625, best=1), most=3))
+    assert text(console).endswith("2.0 s  (best: 1)\n")
 
 
 def test_a_long_training_stays_short_and_names_the_best(console):
@@ -152,14 +161,18 @@ def stage(name, trainable=0, **options):
 def test_a_plan_is_a_table_of_stages(console):
     rows = (stage("stem"), stage("[b]", 1200, learning_rate=1e-4, from_epoch=3), stage("last"))
     outline = Outline(
-        title="fine-tuning", trains="[i] and the head", plan=FreezePlan(rows=rows), kept="to stem"
+        title="fine-tuning",
+        trains="[i] and the head",
+        plan=FreezePlan(rows=rows),
+        kept="to stem",
+        precision="fp32",
     )
     spec = resolve("torchvision/resnet18")
     Terminal(console)(
         Planned(
             outline=outline,
             trunk=Trunk(spec=spec, state={}, origin={"sha256": "0" * 64, "from": "here"}),
-            engine=Choice(engine="fp32"),
+            engine=Choice(engine="bf16"),
             parameters=3600,
             to_compute=1,
             pictures=2,
@@ -172,6 +185,7 @@ def test_a_plan_is_a_table_of_stages(console):
     assert ["[b]", "1,200", "1,200", "1.0e-04", "from", "epoch", "3", "frozen", "no"] in shown
     assert ["last", "1,200", "0", "–", "frozen", "no"] in shown  # what it sees moves
     assert ["kept", "to", "stem"] in shown
+    assert ["engine", "features", "bf16;", "training", "fp32"] in shown
     assert "checked by hash" not in text(console)
 
 

@@ -57,7 +57,6 @@ class Terminal:
         self.console = console
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
-        self._best: Epoch | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +132,9 @@ class Terminal:
             del lines["kept"]
         else:
             del lines["frozen"]
+            lines["engine"] = f"features {lines['engine']}"
+            if outline.precision:
+                lines["engine"] += f"; training {outline.precision}"
             lines["features"] += ", to compare with a probe"
         for title, text in lines.items():
             self._say(f"  {title:<9} ", text)
@@ -145,14 +147,9 @@ class Terminal:
 
     def _epoch(self, epoch: Epoch, most: int) -> None:
         """Show one line an epoch; of a long training every n-th, with the best until then."""
-        best = self._best
-        judged = epoch.score, -epoch.held_out_loss
-        if best is None or judged > (best.score, -best.held_out_loss):
-            self._best = epoch
         if epoch.number % max(1, math.ceil(most / EPOCH_LINES)) and epoch.number < most:
             return
-        is_best = self._best is epoch
-        mark = "* best" if is_best or self._best is None else f"(best: {self._best.number})"
+        mark = "* best" if epoch.is_best else f"(best: {epoch.best})"
         loss = "" if epoch.loss is None else f"loss {epoch.loss:.3f}  "
         self._say(
             f"  epoch {epoch.number:>{len(str(most))}}/{most}  ",

@@ -112,6 +112,10 @@ def test_the_best_epoch_is_kept_and_the_start_is_a_candidate():
         assert history.best == best
         assert torch.equal(weights(module), states[best])
         assert [epoch.score for epoch in history.epochs] == scores
+        places = range(1, len(scores) + 1)
+        assert [epoch.best for epoch in history.epochs] == [
+            scores.index(max(scores[:place])) for place in places
+        ]
 
 
 def test_of_equal_scores_the_smaller_loss_wins():
@@ -204,6 +208,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, settings, at, monke
     assert torch.equal(weights(straight), weights(resumed))
     assert [e.score for e in found.epochs] == [e.score for e in expected.epochs]
     assert (found.best, found.steps, found.soup) == (expected.best, expected.steps, expected.soup)
+    assert [e.best for e in found.epochs] == [e.best for e in expected.epochs]
     assert told[0] == 1 + at // 4  # what was done is not done again
 
 

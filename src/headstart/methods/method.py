@@ -32,12 +32,15 @@ class Outline:
         Stage by stage; None where the backbone stays as it is.
     kept : str
         What of the backbone runs once and is kept, and what that is expected to bring.
+    precision : str
+        What steps are computed in; empty where none are taken.
     """
 
     title: str
     trains: str
     plan: FreezePlan | None = None
     kept: str = ""
+    precision: str = ""
 
 
 class Method(Protocol):

@@ -288,6 +288,7 @@ class _Run:
                 score=score.value,
                 held_out_loss=-score.gain,
                 seconds=seconds,
+                best=self.history.best,
             )
             self.history.epochs.append(epoch)
             self.epoch, self.skip, self.loss_sum = number + 1, 0, 0.0

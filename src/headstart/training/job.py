@@ -41,6 +41,8 @@ class Epoch:
     score, held_out_loss : float
         Of the held-out pictures.
     seconds : float
+    best : int
+        Number of the best epoch until now, this one included.
     """
 
     number: int
@@ -48,6 +50,12 @@ class Epoch:
     score: float
     held_out_loss: float
     seconds: float
+    best: int
+
+    @property
+    def is_best(self) -> bool:
+        """Whether none before was as good."""
+        return self.best == self.number
 
 
 @dataclass(kw_only=True)
