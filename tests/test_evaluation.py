@@ -1,7 +1,5 @@
 """Every number against scikit-learn or a count by hand; every failure says what to do."""
 
-import csv
-import io
 import json
 import math
 from dataclasses import replace
@@ -22,7 +20,6 @@ from headstart.evaluation import (
     TITLES,
     evaluate,
     evaluate_probabilities,
-    predictions_csv,
 )
 from headstart.features import Extractor
 from headstart.heads.pooled import LinearHead
@@ -263,30 +260,6 @@ def test_everything_said_survives_strict_json():
     assert next(iter(document["metrics"])) == "accuracy"
     assert document["baselines"][0]["distinguishable"] is False
     assert document["confusion"] == [[60, 40], [0, 0]]
-
-
-NAMES = ("plain.png", "a,b.png", 'say "hi".png', "two\nlines.png", "ümlaut 图.png", " space .png")
-
-
-def test_one_row_a_picture_whatever_its_name():
-    chances, targets = drawn(ANIMALS, len(NAMES))
-    found = judged(ANIMALS, chances, targets, names=NAMES)
-    rows = list(csv.DictReader(io.StringIO(predictions_csv(found), newline="")))
-    assert [row["picture"] for row in rows] == list(NAMES)
-    assert [row["truth"] for row in rows] == [ANIMALS.classes[i] for i in targets]
-    assert [row["answer"] for row in rows] == [ANIMALS.classes[i] for i in chances.argmax(axis=1)]
-    assert [row["correct"] for row in rows] == [str(int(right)) for right in found.correct]
-    told = np.array([[float(row[name]) for name in ANIMALS.classes] for row in rows])
-    np.testing.assert_allclose(told, chances, atol=5e-7)
-    assert "\r" not in predictions_csv(found)
-
-
-def test_labels_are_listed_in_one_cell():
-    found = judged(LABELS, [[0.9, 0.9], [0.1, 0.1], [0.4, 0.1]], [[1, 1], [0, 0], [0, 1]])
-    rows = list(csv.DictReader(io.StringIO(predictions_csv(found))))
-    assert [row["truth"] for row in rows] == ["red|round", "", "round"]
-    assert [row["answer"] for row in rows] == ["red|round", "", "red"]
-    assert [row["correct"] for row in rows] == ["1", "1", "0"]
 
 
 # -- a model over pictures -----------------------------------------------------------------------

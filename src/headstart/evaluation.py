@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,7 @@ from headstart.baselines import (
     majority_baseline,
     nearest_neighbour_baseline,
 )
-from headstart.data.samples import Dataset
+from headstart.data.samples import DENSE, Dataset
 from headstart.errors import DataError
 from headstart.features import Extractor
 from headstart.intervals import Interval, bootstrap_intervals, proportion_interval
@@ -38,7 +36,6 @@ __all__ = [
     "Evaluation",
     "evaluate",
     "evaluate_probabilities",
-    "predictions_csv",
 ]
 
 AnyEvaluation: TypeAlias = "Evaluation | BoxEvaluation | MaskEvaluation"
@@ -126,6 +123,10 @@ class Evaluation:
         certainty = self.probabilities.max(axis=1)[wrong]
         return [int(row) for row in wrong[np.argsort(-certainty, kind="stable")][:limit]]
 
+    def worst(self, limit: int) -> list[int]:
+        """Rows to look at first; as ``mistakes``, and none for multilabel."""
+        return [] if self.task.kind == "multilabel" else self.mistakes(limit)
+
     def as_dict(self) -> dict[str, Any]:
         """Every number as plain values, for report.json."""
         return {
@@ -161,7 +162,7 @@ def evaluate(
     extractor: Extractor,
     train: Dataset | None = None,
     seed: int = 0,
-) -> Evaluation:
+) -> AnyEvaluation:
     """Evaluate a model on labelled pictures.
 
     Classes are matched by name: the data may lack some of the model's classes and list them in
@@ -173,19 +174,41 @@ def evaluate(
     data : Dataset
     extractor : Extractor
     train : Dataset, optional
-        What the model learned from, for the nearest-neighbour and majority baselines.
+        What a classifier learned from, for the nearest-neighbour and majority baselines.
     seed : int
         Of the bootstrap.
+
+    Returns
+    -------
+    Evaluation, BoxEvaluation or MaskEvaluation
+        By the model's task.
 
     Raises
     ------
     DataError
         If there is no picture, or a picture has no label, several labels where the model gives
-        one, or a class that the model does not know.
+        one, or a class that the model does not know; if the data are of another task.
     """
     if not len(data):
         raise DataError("Expected at least one picture to evaluate on, got none.")
+    _require_known(model, data)
+    if model.task.kind == "detection":
+        from headstart.box_evaluation import evaluate_boxes
+
+        return evaluate_boxes(model, data, device=extractor.device, seed=seed)
+    if model.task.kind == "segmentation":
+        from headstart.mask_evaluation import evaluate_masks
+
+        return evaluate_masks(model, data, device=extractor.device, seed=seed)
+    return _evaluate_classes(model, data, extractor, train, seed)
+
+
+def _evaluate_classes(
+    model: TransferModel, data: Dataset, extractor: Extractor, train: Dataset | None, seed: int
+) -> Evaluation:
     targets, groups = _targets(model, data), data.groups()
+    if train is not None:
+        _require_known(model, train)
     learned = None if train is None else _targets(model, train)
     values = extractor.features(model.trunk, data.samples).values
     probabilities = model.task.probabilities(model.linear_head().logits(values))
@@ -208,14 +231,24 @@ def evaluate(
     )
 
 
-def _targets(model: TransferModel, data: Dataset) -> Targets:
-    """Targets by the model's classes; nothing is computed for pictures that do not fit."""
+def _require_known(model: TransferModel, data: Dataset) -> None:
+    """Nothing is computed for data of another task, or with classes that no answer can be."""
+    kind = model.task.kind
+    if data.kind != kind and DENSE.count(data.kind) + DENSE.count(kind):
+        raise DataError(
+            f"Expected data for {kind}, as the model answers, got {data.kind}; do evaluate it on "
+            "pictures with such labels."
+        )
     foreign = [n for n, count in data.counts().items() if count and n not in model.task.classes]
     if foreign:
         raise DataError(
             f"Expected pictures of the model's classes {list(model.task.classes)}, got also "
             f"{foreign}; do rename the folders or leave these pictures out."
         )
+
+
+def _targets(model: TransferModel, data: Dataset) -> Targets:
+    """Targets by the model's classes."""
     for sample in data.samples:
         several = isinstance(sample.target, tuple) and len(sample.target) != 1
         if several and model.task.kind == "multiclass":
@@ -342,31 +375,3 @@ def _class_rows(
             )
         )
     return tuple(rows)
-
-
-def predictions_csv(evaluation: Evaluation) -> str:
-    """Every picture with its truth, answer and probabilities, as the text of a CSV file.
-
-    >>> task = Classification(classes=("cat", "dog"))
-    >>> one = evaluate_probabilities(
-    ...     task, np.array([[0.9, 0.1]]), np.array([1]), names=("a.png",)
-    ... )
-    >>> predictions_csv(one).splitlines()
-    ['picture,truth,answer,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
-    """
-    task = evaluation.task
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["picture", "truth", "answer", "correct", *task.classes])
-    truth = _by_name(task, evaluation.targets)
-    answer = _by_name(task, evaluation.predicted)
-    rows = zip(evaluation.names, truth, answer, evaluation.correct, strict=True)
-    for (name, true, said, right), chances in zip(rows, evaluation.probabilities, strict=True):
-        writer.writerow([name, true, said, int(right), *(f"{chance:.6f}" for chance in chances)])
-    return table.getvalue()
-
-
-def _by_name(task: Classification, targets: Targets) -> list[str]:
-    if targets.ndim == 1:
-        return [task.classes[index] for index in targets]
-    return ["|".join(np.asarray(task.classes)[row.astype(bool)]) for row in targets]

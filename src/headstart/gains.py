@@ -13,7 +13,7 @@ from headstart.baselines import (
 )
 from headstart.data.samples import Dataset
 from headstart.drift import measure
-from headstart.evaluation import Evaluation, evaluate
+from headstart.evaluation import AnyEvaluation, Evaluation, evaluate
 from headstart.features import Extractor
 from headstart.intervals import paired_proportion_difference, proportion_interval
 from headstart.methods.linear_probe import LinearProbe
@@ -29,8 +29,11 @@ def judge(
     *,
     extractor: Extractor,
     seed: int = 0,
-) -> tuple[TransferModel, Evaluation]:
-    """Evaluate a model; one whose backbone was trained also against the backbone as it was.
+) -> tuple[TransferModel, AnyEvaluation]:
+    """Evaluate a model; a classifier whose backbone was trained also against it as it was.
+
+    Nothing stands beside boxes and masks: what a frozen backbone reaches there takes a training
+    of its own, not a probe.
 
     Parameters
     ----------
@@ -45,13 +48,15 @@ def judge(
     -------
     TransferModel
         With gains in its record, if its backbone was trained.
-    Evaluation
+    Evaluation, BoxEvaluation or MaskEvaluation
     """
     train, test = parts
     if model.trunk is source.trunk:
         return model, evaluate(model, test, extractor=extractor, train=train, seed=seed)
     exact = replace(extractor, engine=model.engine)  # the arithmetic that it learned in
     alone = evaluate(model, test, extractor=exact, seed=seed)
+    if not isinstance(alone, Evaluation):
+        return with_gains(source, model, alone, test, seed=seed), alone
     others = rivals(source, alone, parts, extractor=extractor, seed=seed)
     evaluation = replace(alone, baselines=others)
     return with_gains(source, model, evaluation, test, seed=seed), evaluation
@@ -104,7 +109,12 @@ def rivals(
 
 
 def with_gains(
-    source: TransferModel, model: TransferModel, evaluation: Evaluation, test: Dataset, *, seed: int
+    source: TransferModel,
+    model: TransferModel,
+    evaluation: AnyEvaluation,
+    test: Dataset,
+    *,
+    seed: int,
 ) -> TransferModel:
     """Write into the model's record what it gained on the target and what it forgot.
 
@@ -112,8 +122,8 @@ def with_gains(
     ----------
     source, model : TransferModel
         With the backbone as it was, and as it is.
-    evaluation : Evaluation
-        With the baselines of ``rivals``.
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
+        A classifier's with the baselines of ``rivals``.
     test : Dataset
         Pictures that neither has learned from.
     seed : int

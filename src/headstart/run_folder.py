@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
+from headstart.answers import answer_files
 from headstart.data.samples import Dataset
 from headstart.errors import SetupError, UsageError
-from headstart.evaluation import predictions_csv
 from headstart.model_folder import save
 from headstart.recipe import Recipe
 from headstart.report import Facts, render_card, render_html, render_json
@@ -103,7 +103,7 @@ def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
         "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
         "card.md": render_card(facts),
         "resolved.yaml": yaml.safe_dump(recipe.as_dict(), sort_keys=False),
-        "predictions.csv": predictions_csv(facts.evaluation),
+        **answer_files(facts.evaluation),
     }.items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -1,0 +1,97 @@
+"""Files with every answer: one row a picture or an object, whatever the names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from headstart.answers import answer_files, box_csv, class_csv, coco_results
+from headstart.box_evaluation import evaluate_detections
+from headstart.data.truths import Boxes
+from headstart.dense import Detections
+from headstart.evaluation import evaluate_probabilities
+from headstart.tasks.classification import Classification
+from headstart.tasks.detection import Detection
+
+ANIMALS = Classification(classes=("ant", "bee", "cat"))
+LABELS = Classification(classes=("red", "round"), kind="multilabel", thresholds=(0.3, 0.5))
+NAMES = ("plain.png", "a,b.png", 'say "hi".png', "two\nlines.png", "ümlaut 图.png", " space .png")
+
+
+def test_one_row_a_picture_whatever_its_name():
+    rng = np.random.default_rng(0)
+    chances, targets = rng.dirichlet(np.ones(3), len(NAMES)), rng.integers(0, 3, len(NAMES))
+    found = evaluate_probabilities(ANIMALS, chances, targets, names=NAMES)
+    text = answer_files(found)["predictions.csv"]
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["picture"] for row in rows] == list(NAMES)
+    assert [row["truth"] for row in rows] == [ANIMALS.classes[i] for i in targets]
+    assert [row["answer"] for row in rows] == [ANIMALS.classes[i] for i in chances.argmax(axis=1)]
+    assert [row["correct"] for row in rows] == [str(int(right)) for right in found.correct]
+    told = np.array([[float(row[name]) for name in ANIMALS.classes] for row in rows])
+    np.testing.assert_allclose(told, chances, atol=5e-7)
+    assert "\r" not in text
+
+
+def test_labels_are_listed_in_one_cell():
+    chances = np.array([[0.9, 0.9], [0.1, 0.1], [0.4, 0.1]])
+    targets = np.array([[1, 1], [0, 0], [0, 1]])
+    found = evaluate_probabilities(LABELS, chances, targets, names=("a", "b", "c"))
+    rows = list(csv.DictReader(io.StringIO(class_csv(found))))
+    assert [row["truth"] for row in rows] == ["red|round", "", "round"]
+    assert [row["answer"] for row in rows] == ["red|round", "", "red"]
+    assert [row["correct"] for row in rows] == ["1", "1", "0"]
+
+
+@pytest.fixture
+def boxes():
+    found = [
+        Detections(
+            name="a,b.png",
+            size=(100, 80),
+            boxes=np.array([[1, 2, 11, 22], [50, 50, 60, 60.5]], np.float32),
+            scores=np.array([0.75, 0.25], np.float32),
+            labels=np.array([1, 0]),
+        ),
+        Detections(
+            name="empty.png",
+            size=(100, 80),
+            boxes=np.zeros((0, 4), np.float32),
+            scores=np.zeros(0, np.float32),
+            labels=np.zeros(0, np.intp),
+        ),
+    ]
+    truths = [Boxes(corners=((1, 2, 11, 22),), labels=("rod",)), Boxes()]
+    return evaluate_detections(Detection(classes=("disc", "rod")), found, truths)
+
+
+def test_the_table_of_boxes_has_what_is_named(boxes):
+    assert list(csv.reader(io.StringIO(box_csv(boxes)))) == [
+        ["picture", "class", "score", "left", "top", "right", "bottom"],
+        ["a,b.png", "rod", "0.7500", "1.00", "2.00", "11.00", "22.00"],
+    ]
+
+
+def test_coco_reads_what_was_found(boxes, tmp_path, capsys):
+    """pycocotools takes the file as results for an annotation file with the same ids."""
+    coco = pytest.importorskip("pycocotools.coco")
+    (tmp_path / "results.json").write_text(answer_files(boxes)["predictions.json"])
+    truth = {
+        "images": [{"id": 1, "file_name": "a,b.png"}, {"id": 2, "file_name": "empty.png"}],
+        "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "rod"}],
+        "annotations": [],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    read = coco.COCO(str(tmp_path / "truth.json")).loadRes(str(tmp_path / "results.json"))
+    capsys.readouterr()
+    assert [(a["image_id"], a["category_id"], a["bbox"]) for a in read.anns.values()] == [
+        (1, 2, [1.0, 2.0, 10.0, 20.0]),
+        (1, 1, [50.0, 50.0, 10.0, 10.5]),
+    ]
+    assert {one["file_name"] for one in coco_results(boxes.found, boxes.task.classes)} == {
+        "a,b.png"
+    }
