@@ -270,3 +270,34 @@ def test_every_loss_of_masks_trains(trunk, extractor, loss):
         model, train, extractor=extractor
     )
     assert all(np.isfinite(epoch["held_out_loss"]) for epoch in found.record["epochs"])
+
+
+def test_tiles_agree_with_the_whole_where_one_tile_is_the_whole(trunk):
+    model, train = made(trunk, "segmentation", "fpn")
+    whole = [one.mask for one in segment(model.trunk, model.head, train.samples[:3])]
+    tiled = [one.mask for one in segment(model.trunk, model.head, train.samples[:3], tile=90)]
+    for one, other in zip(whole, tiled, strict=True):
+        assert one.shape == other.shape
+    np.testing.assert_array_equal(whole[1], tiled[1])  # 60 x 90: as large as the window
+
+
+def test_tiles_see_what_is_lost_in_the_whole(trunk, extractor):
+    """A model of small pictures finds its classes again in a picture nine times as large."""
+    model, train = made(trunk, "segmentation", "unet", n=12)
+    how = Finetune(
+        train_from="all",
+        batch_norm="train",
+        learning_rate=1e-3,
+        training=Training(epochs=12, batch_size=4, patience=25),
+    )
+    found = how.fit(model, train, train, extractor=extractor)
+    pixels, mask, _ = scene(1)
+    large = Sample(image=np.tile(pixels, (4, 4, 1)), title="large.png")
+    truth = np.tile(mask, (4, 4))
+    whole, tiled = (
+        next(iter(segment(found.trunk, found.head, [large], tile=tile))).mask for tile in (0, 90)
+    )
+    assert whole.shape == tiled.shape == truth.shape
+    assert (tiled == truth).mean() > (whole == truth).mean() + 0.05
+    with pytest.raises(UsageError, match="tile"):
+        next(iter(segment(found.trunk, found.head, [large], tile=-1)))

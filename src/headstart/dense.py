@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.images import Pixels, decode
 from headstart.data.loading import load_batch, map_bounded
 from headstart.data.placement import Placement
 from headstart.data.samples import Sample
 from headstart.data.sizes import shown_size
+from headstart.data.tiles import blend, tiles
+from headstart.errors import UsageError
 from headstart.freezing import constant
 from headstart.heads.head import Head
 from headstart.runtime import cores, device, one_thread_each
@@ -126,7 +129,7 @@ def detect(
 
 
 def segment(
-    trunk: Trunk, head: Head, samples: Sequence[Sample], *, device: str = "auto"
+    trunk: Trunk, head: Head, samples: Sequence[Sample], *, tile: int = 0, device: str = "auto"
 ) -> Iterator[Segmented]:
     """Give every pixel a class, picture after picture, in order.
 
@@ -137,13 +140,26 @@ def segment(
     head : Head
         For masks.
     samples : sequence of Sample
+    tile : int
+        Longer side, in the picture's pixels, of the windows that are read one by one where a
+        picture is larger; they overlap by a quarter. By default every picture is read whole,
+        however small its details become. Give the side of the pictures that were learned from.
     device : str
 
     Raises
     ------
     UnreadableImageError
         If a picture cannot be decoded.
+    UsageError
+        If ``tile`` is negative.
     """
+    if tile < 0:
+        raise UsageError(f"Expected `tile` to be 0 or more pixels, got {tile}.")
+    if tile:
+        network = _network(trunk, head, device)
+        for sample in samples:
+            yield Segmented(name=sample.name, mask=_tiled(trunk, network, sample, tile))
+        return
     for sample, place, logits in _answers(trunk, head, samples, device, _logits):
         yield Segmented(name=sample.name, mask=_mask(logits, place))
 
@@ -156,25 +172,58 @@ def _answers(
     decide: Callable[[Any, Any], list[Any]],
 ) -> Iterator[tuple[Sample, Placement, Any]]:
     """Run the network on every picture, and say where each lay on the canvas."""
-    import copy
-
-    import torch
-
-    preprocess, target = trunk.spec.preprocess, device(wanted)
-    backbone = constant(copy.deepcopy(trunk.backbone)).to(target)
-    backbone.to(memory_format=torch.channels_last)
-    module = constant(head.module()).to(target)
+    preprocess, network = trunk.spec.preprocess, _network(trunk, head, wanted)
     batches = [samples[at : at + AT_ONCE] for at in range(0, len(samples), AT_ONCE)]
     load = partial(load_batch, preprocess=preprocess)
     with ThreadPoolExecutor(cores(), initializer=one_thread_each) as executor:
         loaded = map_bounded(load, batches, executor, 2)
         for batch, pixels in zip(batches, loaded, strict=True):
-            with torch.inference_mode():
-                x = preprocess.normalise(torch.from_numpy(pixels).to(target).permute(0, 3, 1, 2))
-                maps = dict(zip(head.taps, backbone.maps(x, head.taps), strict=True))
-                answers = decide(module, [maps[tap] for tap in head.taps])
-            for sample, answer in zip(batch, answers, strict=True):
+            for sample, answer in zip(batch, network(pixels, decide), strict=True):
                 yield sample, preprocess.placement(*shown_size(sample.image)), answer
+
+
+def _network(
+    trunk: Trunk, head: Head, wanted: str
+) -> Callable[[NDArray[np.uint8], Callable[[Any, Any], list[Any]]], list[Any]]:
+    """Make the function from canvases (n, H, W, 3) to what is decided of each."""
+    import copy
+
+    import torch
+
+    target, preprocess = device(wanted), trunk.spec.preprocess
+    backbone = constant(copy.deepcopy(trunk.backbone)).to(target)
+    backbone.to(memory_format=torch.channels_last)
+    module = constant(head.module()).to(target)
+
+    def answer(pixels: NDArray[np.uint8], decide: Callable[[Any, Any], list[Any]]) -> list[Any]:
+        with torch.inference_mode():
+            x = preprocess.normalise(torch.from_numpy(pixels).to(target).permute(0, 3, 1, 2))
+            return decide(module, backbone.maps(x, head.taps))
+
+    return answer
+
+
+def _tiled(trunk: Trunk, network: Callable[..., list[Any]], sample: Sample, tile: int) -> Pixels:
+    """Read a picture window by window, each of the canvas's shape."""
+    preprocess = trunk.spec.preprocess
+    pixels = decode(sample.image)
+    height, width = pixels.shape[:2]
+    window = [max(1, round(tile * side / max(preprocess.shape))) for side in preprocess.shape]
+    size = min(window[0], height), min(window[1], width)
+    places = tiles(height, width, size, min(size) // 4)
+    place = preprocess.placement(*size)
+
+    def chances() -> Iterator[NDArray[np.float32]]:
+        for at in range(0, len(places), AT_ONCE):
+            cuts = [
+                pixels[top : top + size[0], left : left + size[1]]
+                for top, left in places[at : at + AT_ONCE]
+            ]
+            canvases = np.stack([preprocess.resize_only(cut) for cut in cuts])
+            for logits in network(canvases, _logits):
+                yield _enlarged(logits, place).softmax(0).cpu().numpy()
+
+    return np.asarray(blend(chances(), places, (height, width)).argmax(0), dtype=np.uint8)
 
 
 def _boxes(module: Any, maps: list[Tensor]) -> list[Any]:
@@ -195,12 +244,17 @@ def _logits(module: Any, maps: list[Tensor]) -> list[Any]:
 def _mask(logits: Tensor, place: Placement) -> NDArray[np.uint8]:
     """Classes in the picture's size: its logits are enlarged, then compared."""
     import torch
-    from torch.nn.functional import interpolate
 
     with torch.inference_mode():
         if len(logits) * place.height * place.width > MOST_LOGITS:
             return place.mask_to_picture(logits.argmax(0).to(torch.uint8).cpu().numpy())
-        seen = logits[None, :, : place.rows, : place.columns].float()
-        size = (place.height, place.width)
-        whole = interpolate(seen, size=size, mode="bilinear", align_corners=False)
-        return whole[0].argmax(0).to(torch.uint8).cpu().numpy()
+        return _enlarged(logits, place).argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def _enlarged(logits: Tensor, place: Placement) -> Tensor:
+    """Logits (n_classes, height, width) for the picture's own pixels, the margin left out."""
+    from torch.nn.functional import interpolate
+
+    seen = logits[None, :, : place.rows, : place.columns].float()
+    size = (place.height, place.width)
+    return interpolate(seen, size=size, mode="bilinear", align_corners=False)[0]
