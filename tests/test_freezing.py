@@ -204,6 +204,31 @@ def test_adapted_statistics_are_those_of_the_pictures():
     assert not start_adapting(network, plan(network, train_from="all"))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "living"),
+    [
+        ("timm/densenet121", (("drop_rate", 0.2),), "head_drop"),  # a single stage, a function
+        ("timm/densenet121", (("proj_drop_rate", 0.2),), "denseblock2.denselayer3"),
+        ("timm/test_convnext", (("drop_rate", 0.2),), "head.drop"),  # beside the last stage's norm
+        ("timm/test_efficientnet", (("drop_path_rate", 0.2),), "blocks.4.0.drop_path"),
+    ],
+)
+def test_layers_without_weights_train_with_their_stage(name, options, living):
+    from dataclasses import replace
+
+    from headstart.backbones.backbone import load
+    from headstart.backbones.catalog import resolve
+
+    network = load(replace(resolve(name), model_options=options), pretrained=False)
+    [layer] = [m for path, m in network.named_modules() if path.endswith(living)]
+    start_training(network, plan(network, train_from="all"))
+    assert layer.training
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert not any(norm.training for norm in norms)
+    start_training(network, plan(network))
+    assert not any(module.training for module in network.modules())
+
+
 def test_low_rank_updates_of_bare_layers_belong_to_their_stage():
     from headstart.training.adapters import add_lora
 

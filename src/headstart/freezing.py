@@ -1,8 +1,6 @@
 """What trains and what does not: the only place where parameters and BatchNorm are told.
 
-What trains is a value: ``plan`` makes it, a person can read it, a file can keep it.
-
-A frozen part is constant. Its parameters receive no gradient and its BatchNorm layers are in
+What trains is a value, made by ``plan``, which a person can read and a file can keep. A frozen part is constant. Its parameters receive no gradient and its BatchNorm layers are in
 inference mode, so their running statistics stay what the pretraining left. That is what makes
 its outputs worth keeping; ``fingerprint`` proves it.
 """
@@ -13,7 +11,9 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from headstart.errors import HeadstartError, UnknownNameError, UsageError
@@ -311,12 +311,21 @@ def start_adapting(backbone: Backbone, what: FreezePlan) -> bool:
 
 
 def _modules_by_stage(backbone: Backbone) -> Iterator[tuple[nn.Module, str]]:
-    """Modules that lie in a stage; what the library leaves unused does not."""
-    for path, module in backbone.named_modules():
-        try:
-            yield module, backbone.stage_of(f"{path}.weight")
-        except UnknownNameError:
-            continue
+    """Modules that lie in one stage: by what they hold, or, as dropout, by what is around them."""
+    holds: dict[str, set[str]] = {}
+    for name in backbone.state_dict():
+        with suppress(UnknownNameError):  # what the library leaves unused
+            stage = backbone.stage_of(name)
+            for path in accumulate(name.split("."), "{}.{}".format):
+                holds.setdefault(path, set()).add(stage)
+    for path, module in backbone.named_modules():  # the outer one before its inner ones
+        if path and path not in holds:
+            holds[path] = holds.get(path.rpartition(".")[0], set())
+            if len(holds[path]) != 1:  # a step of its own, perhaps
+                with suppress(UnknownNameError):
+                    holds[path] = {backbone.stage_of(f"{path}.weight")}
+        if len(stages := holds.get(path, set())) == 1:
+            yield module, next(iter(stages))
 
 
 def _chosen(backbone: Backbone, only: str) -> set[str]:
