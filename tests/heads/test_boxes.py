@@ -275,7 +275,7 @@ def test_faster_rcnn_equals_torchvisions_in_losses_and_detections() -> None:
         box_head=TwoMLPHead(64 * 49, 256),
         box_predictor=FastRCNNPredictor(256, 4),
         box_score_thresh=0.01,
-        box_batch_size_per_image=128,
+        box_batch_size_per_image=64,
     )
     names = {"pyramid.": "backbone.pyramid.", "rpn_head.": "rpn.head.", "roi.": "roi_heads."}
     state = {}

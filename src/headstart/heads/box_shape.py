@@ -24,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "box_convs": 0,
         "width": 256,
         "pooled": 7,
-        "regions": 128,
+        "regions": 64,
         "training_proposals": (500, 200),
         "proposals": (300, 100),
     },
