@@ -1,8 +1,8 @@
 """What trains and what does not: the only place where parameters and BatchNorm are told.
 
-What trains is a value, made by ``plan``, which a person can read and a file can keep. A frozen part is constant. Its parameters receive no gradient and its BatchNorm layers are in
-inference mode, so their running statistics stay what the pretraining left. That is what makes
-its outputs worth keeping; ``fingerprint`` proves it.
+What trains is a value, made by ``plan``, which a person can read and a file can keep. A frozen
+part is constant: its parameters receive no gradient and its BatchNorm layers are in inference
+mode, so that what it gives is worth keeping; ``fingerprint`` proves it.
 """
 
 from __future__ import annotations
