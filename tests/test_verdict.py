@@ -5,6 +5,9 @@ import pytest
 from scipy.special import expit
 
 from headstart.baselines import Baseline
+from headstart.box_evaluation import evaluate_detections
+from headstart.data.truths import Boxes
+from headstart.dense import Detections
 from headstart.evaluation import evaluate_probabilities
 from headstart.intervals import (
     Difference,
@@ -13,7 +16,11 @@ from headstart.intervals import (
     proportion_interval,
     wilson_interval,
 )
+from headstart.mask_evaluation import PixelCounts, evaluate_counts
+from headstart.mask_metrics import boundary_counts, pixel_counts
 from headstart.tasks.classification import Classification
+from headstart.tasks.detection import Detection
+from headstart.tasks.segmentation import Segmentation
 from headstart.verdict import verdict
 
 PAIR = Classification(classes=("ant", "bee"))
@@ -104,3 +111,77 @@ def test_a_lead_that_few_answers_carry_is_explained():
     one = Baseline(name="rule", accuracy=wilson_interval(2, 4), lead=lead)
     sentence = verdict(judged(PAIR, [[0.9, 0.1]] * 4, [0] * 4, baselines=(one,)))[1]
     assert sentence.endswith("(their answers differ on too few of them).")
+
+
+# -- boxes and masks -----------------------------------------------------------------------------
+
+
+def boxes(n=4, *, seen=True):
+    """Of every picture's two discs one is found, and a rod where there is none."""
+    corners = ((0, 0, 20, 20), (50, 50, 70, 70), (80, 0, 99, 40))
+    truth = Boxes(corners=corners, labels=("disc", "disc", "rod")) if seen else Boxes()
+    found = [
+        Detections(
+            name=f"{i}.png",
+            size=(100, 100),
+            boxes=np.array([corners[0], (0, 60, 20, 80), corners[2]], np.float32),
+            scores=np.array([0.9, 0.8, 0.7 if i % 3 else 0.1], np.float32),
+            labels=np.array([0, 1, 1]),
+        )
+        for i in range(n)
+    ]
+    task = Detection(classes=("disc", "rod", "cone"), threshold=0.5)
+    return evaluate_detections(task, found, [truth] * n)
+
+
+def test_of_boxes_the_verdict_tells_the_headline_the_counts_and_the_worst_class():
+    found = boxes()
+    headline, counts, worst, few, *rest = verdict(found)
+    assert headline.startswith(f"mAP {found.metrics['map']} on 4 held-out pictures")
+    assert f"at overlap .50: {found.metrics['map50']}" in headline
+    assert "names 6 of 12 objects right; 6 it misses, 0 it calls something else, and 4 of" in counts
+    assert "score of 0.50" in counts
+    values = {row.name: row.ap.value for row in found.per_class[:2]}
+    assert worst.startswith(repr(min(values, key=values.get)))
+    assert few.startswith("Only 4 held-out pictures")
+    assert rest[-1] == "Nothing can be said about 'cone': no held-out picture shows it."
+
+
+def test_of_many_pictures_nobody_says_that_they_are_few():
+    assert not any(sentence.startswith("Only") for sentence in verdict(boxes(30)))
+
+
+def test_without_an_object_nothing_is_said():
+    assert verdict(boxes(2, seen=False)) == (
+        "Nothing can be said: 2 held-out pictures, and no object that counts.",
+    )
+
+
+def masks(said, true, n=4, groups=None):
+    counts = PixelCounts(
+        np.stack([pixel_counts(said, true, 2)] * n), np.stack([boundary_counts(said, true, 2)] * n)
+    )
+    names = tuple(f"{i}.png" for i in range(n))
+    return evaluate_counts(
+        Segmentation(classes=("ground", "leaf")), counts, names=names, groups=groups
+    )
+
+
+def test_of_masks_the_verdict_tells_the_headline_the_worst_class_and_the_lead():
+    true = np.array([[0, 0, 0, 1]] * 4, dtype=np.uint8)
+    said = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
+    found = masks(said, true, groups=np.array([0, 0, 1, 1]))
+    headline, worst, pixels, iou, few = verdict(found)
+    assert headline.startswith("Mean IoU 0.583 [unknown] on 4 held-out pictures in 2 groups")
+    assert worst.startswith("'leaf' is found worst: IoU 0.500")
+    assert pixels.startswith("'ground' everywhere, pixel accuracy: 0.750")
+    assert "cannot be distinguished" in pixels
+    assert iou.startswith("'ground' everywhere, mean IoU: 0.375")
+    assert few.startswith("Only 2 held-out groups")
+
+
+def test_masks_without_a_judged_pixel_say_nothing():
+    nothing = np.full((4, 4), 255, dtype=np.uint8)
+    assert verdict(masks(np.zeros((4, 4), np.uint8), nothing, n=1)) == (
+        "Nothing can be said: 1 held-out picture, and no pixel that is judged.",
+    )

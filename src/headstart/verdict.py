@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from headstart.baselines import PROBE
-from headstart.evaluation import Evaluation
+import math
+from collections.abc import Sequence
+
+from headstart.baselines import PROBE, Baseline
+from headstart.box_evaluation import BoxEvaluation
+from headstart.evaluation import AnyEvaluation, Evaluation
+from headstart.intervals import Interval
+from headstart.mask_evaluation import MaskEvaluation
 
 __all__ = ["verdict"]
 
+FEW = 30
+"""Held-out pictures with boxes or masks; below it even an interval is a rough guess."""
 
-def verdict(evaluation: Evaluation) -> tuple[str, ...]:
+
+def verdict(evaluation: AnyEvaluation) -> tuple[str, ...]:
     """Say in words how good the model is and what can be told apart.
+
+    Parameters
+    ----------
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
 
     Returns
     -------
@@ -26,35 +39,110 @@ def verdict(evaluation: Evaluation) -> tuple[str, ...]:
     >>> verdict(evaluate_probabilities(task, chances, targets, names=("a.png",) * 20))[0]
     'Accuracy 1.000 [0.839, 1.000] on 20 held-out pictures (95 % interval).'
     """
-    accuracy, n = evaluation.metrics["accuracy"], len(evaluation.names)
+    if isinstance(evaluation, Evaluation):
+        return _of_classes(evaluation)
+    if isinstance(evaluation, BoxEvaluation):
+        return _of_boxes(evaluation)
+    return _of_masks(evaluation)
+
+
+def _of_classes(evaluation: Evaluation) -> tuple[str, ...]:
+    accuracy = evaluation.metrics["accuracy"]
     what = "All labels right" if evaluation.task.kind == "multilabel" else "Accuracy"
+    return (
+        f"{what} {accuracy} on {_pictures(evaluation)} (95 % interval).",
+        *map(_against, evaluation.baselines),
+        *_wide(accuracy),
+        *_unseen([row.name for row in evaluation.per_class if row.count == 0]),
+    )
+
+
+def _of_boxes(evaluation: BoxEvaluation) -> tuple[str, ...]:
+    headline, loose = evaluation.metrics["map"], evaluation.metrics.get("map50")
+    if math.isnan(headline.value) or loose is None:
+        return (f"Nothing can be said: {_pictures(evaluation)}, and no object that counts.",)
+    right, missed, wrong, invented = (int(x) for x in evaluation.errors.sum(axis=0))
+    there = right + missed + wrong
+    named = (
+        f"From a score of {evaluation.task.threshold:.2f} on it names {right} of {there} objects "
+        f"right; {missed} it misses, {wrong} it calls something else, and {invented} of its boxes "
+        "show no object."
+    )
+    return (
+        f"mAP {headline} on {_pictures(evaluation)} (95 % interval; at overlap .50: {loose}).",
+        named,
+        *_weakest([(row.name, row.ap) for row in evaluation.per_class], "AP"),
+        *_few(evaluation),
+        *_wide(headline),
+        *_unseen([row.name for row in evaluation.per_class if row.objects == 0]),
+    )
+
+
+def _of_masks(evaluation: MaskEvaluation) -> tuple[str, ...]:
+    headline, right = (evaluation.metrics[name] for name in ("mean_iou", "pixel_accuracy"))
+    if math.isnan(headline.value):
+        return (f"Nothing can be said: {_pictures(evaluation)}, and no pixel that is judged.",)
+    return (
+        f"Mean IoU {headline} on {_pictures(evaluation)} (95 % interval; pixels right: {right}).",
+        *_weakest([(row.name, row.iou) for row in evaluation.per_class], "IoU"),
+        *map(_against, evaluation.baselines),
+        *_few(evaluation),
+        *_wide(headline),
+        *_unseen([row.name for row in evaluation.per_class if row.pixels == 0]),
+    )
+
+
+def _pictures(evaluation: AnyEvaluation) -> str:
     groups = "" if evaluation.n_groups is None else f" in {evaluation.n_groups} groups"
-    sentences = [f"{what} {accuracy} on {n} held-out pictures{groups} (95 % interval)."]
-    for baseline in evaluation.baselines:
-        lead = baseline.lead.interval
-        told = f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]"
-        if not baseline.lead.distinguishable:
-            judged = "cannot be distinguished from it on this many pictures"
-            if lead.low > 0 or lead.high < 0:
-                judged += " (their answers differ on too few of them)"
-        elif lead.value > 0:
-            judged = "is better"
-        elif baseline.name == PROBE:
-            judged = "IS WORSE: the probe wins, do use --method linear-probe"
-        else:
-            judged = "IS WORSE: look at the data and the labels before using it"
-        sentences.append(
-            f"{baseline.name.capitalize()}: {baseline.accuracy}; "
-            f"the model's lead is {told}, it {judged}."
-        )
-    width = accuracy.high - accuracy.low
-    if width > 0.1:
-        sentences.append(
-            f"The interval is {100 * width:.0f} points wide: do not rank models by smaller "
-            "differences unless they are compared on the same pictures, paired."
-        )
-    unseen = [row.name for row in evaluation.per_class if row.count == 0]
-    if unseen:
-        shown = ", ".join(map(repr, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
-        sentences.append(f"Nothing can be said about {shown}: no held-out picture shows it.")
-    return tuple(sentences)
+    n = len(evaluation.names)
+    return f"{n} held-out picture{'' if n == 1 else 's'}{groups}"
+
+
+def _against(baseline: Baseline) -> str:
+    lead = baseline.lead.interval
+    told = f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]"
+    if not baseline.lead.distinguishable:
+        judged = "cannot be distinguished from it on this many pictures"
+        if lead.low > 0 or lead.high < 0:
+            judged += " (their answers differ on too few of them)"
+    elif lead.value > 0:
+        judged = "is better"
+    elif baseline.name == PROBE:
+        judged = "IS WORSE: the probe wins, do use --method linear-probe"
+    else:
+        judged = "IS WORSE: look at the data and the labels before using it"
+    name = baseline.name[:1].upper() + baseline.name[1:]
+    return f"{name}: {baseline.accuracy}; the model's lead is {told}, it {judged}."
+
+
+def _weakest(rows: Sequence[tuple[str, Interval]], measure: str) -> tuple[str, ...]:
+    """Name the class that is found worst, if there is another."""
+    known = [row for row in rows if not math.isnan(row[1].value)]
+    if len(known) < 2:
+        return ()
+    name, number = min(known, key=lambda row: row[1].value)
+    return (f"{name!r} is found worst: {measure} {number}.",)
+
+
+def _few(evaluation: BoxEvaluation | MaskEvaluation) -> tuple[str, ...]:
+    n = evaluation.n_groups if evaluation.n_groups is not None else len(evaluation.names)
+    if n >= FEW:
+        return ()
+    what = "pictures" if evaluation.n_groups is None else "groups"
+    told = f"Only {n} held-out {what}: the numbers, and how sure they are, are rough"
+    return (f"{told}; label more, or hold out more.",)
+
+
+def _wide(interval: Interval) -> tuple[str, ...]:
+    width = interval.high - interval.low
+    if not width > 0.1:
+        return ()
+    told = f"The interval is {100 * width:.0f} points wide: do not rank models by smaller "
+    return (told + "differences unless they are compared on the same pictures, paired.",)
+
+
+def _unseen(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    return (f"Nothing can be said about {shown}: no held-out picture shows it.",)
