@@ -51,9 +51,27 @@ def test_on_one_process_nothing_changes():
     assert distributed.share([]).tolist() == []
 
 
-def test_main_first_lets_errors_through():
-    with pytest.raises(KeyError), distributed.main_first():
+def test_main_first_lets_errors_through_and_the_others_go_on(monkeypatch):
+    """As seen by the first of several: without its word the others would wait for ever."""
+    for first, expected in ((True, ["block", "word"]), (False, ["word", "block"])):
+        heard = []
+        monkeypatch.setattr(distributed, "is_main", lambda first=first: first)
+        monkeypatch.setattr(distributed, "barrier", lambda heard=heard: heard.append("word"))
+        with pytest.raises(KeyError), distributed.main_first():
+            heard.append("block")
+            raise KeyError
+        assert heard == expected
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_processes_are_left_behind_the_block_by_who_joined_them(monkeypatch, joins):
+    told = []
+    monkeypatch.setattr(distributed, "start", lambda device: told.append(device) or joins)
+    monkeypatch.setattr(distributed, "stop", lambda: told.append("stop"))
+    with pytest.raises(KeyError), distributed.processes("mps"):
+        told.append("block")
         raise KeyError
+    assert told == ["cpu", "block", *["stop"] * joins]
 
 
 def test_without_a_launcher_torch_is_not_imported():

@@ -31,6 +31,7 @@ __all__ = [
     "is_main",
     "main_first",
     "mean_gradients",
+    "processes",
     "rank",
     "share",
     "start",
@@ -118,6 +119,29 @@ def stop() -> None:
     """
     if started():
         _processes().destroy_process_group()
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[None]:
+    """Join the processes of a launcher, if there is one, and leave them behind the block.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "mps"}
+        As for ``start``; Apple's GPUs have no backend of their own.
+
+    Examples
+    --------
+    >>> with processes():
+    ...     world()
+    1
+    """
+    joined = start("cpu" if device == "mps" else device)
+    try:
+        yield
+    finally:
+        if joined:
+            stop()
 
 
 def started() -> bool:
