@@ -27,5 +27,9 @@ def test_its_exit_code_is_the_commands():
     assert done.stderr.startswith("headstart: Expected")
 
 
-def test_importing_it_runs_nothing():
-    importlib.import_module("headstart.__main__")
+def test_importing_it_runs_nothing(monkeypatch):
+    """With words that would end the process if they were read."""
+    monkeypatch.setattr(sys, "argv", ["headstart", "--not-an-option"])
+    monkeypatch.delitem(sys.modules, "headstart.__main__", raising=False)
+    module = importlib.import_module("headstart.__main__")
+    assert module.__name__ == "headstart.__main__"
