@@ -301,3 +301,17 @@ def test_tiles_see_what_is_lost_in_the_whole(trunk, extractor):
     assert (tiled == truth).mean() > (whole == truth).mean() + 0.05
     with pytest.raises(UsageError, match="tile"):
         next(iter(segment(found.trunk, found.head, [large], tile=-1)))
+
+
+def test_a_head_takes_the_options_of_its_name(trunk):
+    train = data("detection")
+    plain, light = (
+        blank(trunk, train, head=head, size=64).head
+        for head in ("faster-rcnn", "faster-rcnn?channels=64&first_stride=8")
+    )
+    sizes = [sum(value.size for value in head.state().values()) for head in (plain, light)]
+    assert sizes[1] < sizes[0] / 1.5
+    assert len(light.taps) < len(plain.taps)
+    for wrong, said in (("unet", "faster-rcnn"), ("fcos?chanels=64", "channels")):
+        with pytest.raises(UsageError, match=said):
+            blank(trunk, train, head=wrong, size=64)

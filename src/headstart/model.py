@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.cache import Cache
+from headstart.data.loading import load_boxes
 from headstart.data.placement import canvas_for
 from headstart.data.prepare import BadFiles, gather, select
-from headstart.data.samples import Dataset, Sample
+from headstart.data.samples import Dataset, Kind, Sample
 from headstart.data.sizes import shown_size
 from headstart.engines import runnable
 from headstart.errors import DataError, UnknownNameError, UsageError
@@ -217,7 +220,8 @@ def blank(
         What will be learned from: its kind decides the task, its boxes the anchors.
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
-        ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; by default the first.
+        ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; by default the first. It may
+        carry options of its kind: ``faster-rcnn?channels=64&first_stride=8``.
     size : int
         Longer side that pictures of boxes and masks are read at; by default 320.
     seed : int
@@ -229,8 +233,6 @@ def blank(
     UsageError
         If the head is none for this task, or the backbone gives no maps that it can read.
     """
-    from headstart.data.loading import load_boxes
-
     noted: dict[str, Any] = dict(record or {})
     if not data.is_dense:
         if head != "auto" or size:
@@ -243,10 +245,7 @@ def blank(
             task=Classification(classes=data.classes, kind=data.kind),
             record=noted,
         )
-    heads = HEADS[data.kind]
-    if head not in {"auto", *heads}:
-        raise UnknownNameError(f"head for {data.kind}", head, heads)
-    kind = heads[0] if head == "auto" else head
+    kind, options = _named_head(head, data.kind)
     sizes = [shown_size(sample.image) for sample in data.samples]
     trunk = trunk.on_canvas(canvas_for(sizes, size or LONG_SIDE))
     canvas, stages = trunk.spec.preprocess.shape, trunk.backbone.stages
@@ -254,13 +253,15 @@ def blank(
         return TransferModel(
             trunk=trunk,
             task=Segmentation(classes=data.classes),
-            head=MaskHead.random(stages, len(data.classes), kind=kind, canvas=canvas, seed=seed),
+            head=MaskHead.random(
+                stages, len(data.classes), kind=kind, canvas=canvas, seed=seed, **options
+            ),
             record=noted,
         )
     truths = [load_boxes(s, trunk.spec.preprocess, data.classes).boxes for s in data.samples]
     boxes = np.concatenate(truths)
     found = BoxHead.fitted(
-        stages, len(data.classes), kind=kind, canvas=canvas, seed=seed, boxes=boxes
+        stages, len(data.classes), kind=kind, canvas=canvas, seed=seed, boxes=boxes, **options
     )
     reached = found.reach(boxes)
     if reached is not None:
@@ -268,6 +269,32 @@ def blank(
     return TransferModel(
         trunk=trunk, task=Detection(classes=data.classes), head=found, record=noted
     )
+
+
+def _named_head(text: str, kind: Kind) -> tuple[str, dict[str, Any]]:
+    """Kind and options of a head's name.
+
+    >>> _named_head("faster-rcnn?channels=64&sizes=[[16],[32]]", "detection")
+    ('faster-rcnn', {'channels': 64, 'sizes': ((16,), (32,))})
+    """
+    name, _, query = text.partition("?")
+    heads = HEADS[kind]
+    if name not in {"auto", *heads}:
+        raise UnknownNameError(f"head for {kind}", name, heads)
+    options = {key: _plain(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    return heads[0] if name == "auto" else name, options
+
+
+def _plain(text: str) -> Any:
+    """A number, a list of such as tuples, or the text itself."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    try:
+        return frozen(json.loads(text))
+    except ValueError:
+        return text
 
 
 def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
