@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -22,6 +24,7 @@ from headstart.report import Facts, render_card, render_html, render_json
 from headstart.training import checkpoint
 
 __all__ = [
+    "alone",
     "claim",
     "forget",
     "hidden_folder",
@@ -31,6 +34,9 @@ __all__ = [
     "wanted_folder",
     "write_files",
 ]
+
+LOCK = "in-use"
+"""Number of the process that trains, and its machine."""
 
 
 def slug(source: str | Path | Dataset) -> str:
@@ -115,6 +121,71 @@ def resumable(wanted: Path) -> Path:
     'photos.partial'
     """
     return wanted.with_name(f"{wanted.name}.partial")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from a training's checkpoints while the block runs.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be, and removed if it ends empty. What a dead process left is taken over.
+
+    Raises
+    ------
+    UsageError
+        If another process is training there; it is named.
+    SetupError
+        If the folder cannot be written.
+
+    Examples
+    --------
+    >>> with tempfile.TemporaryDirectory() as parent, alone(Path(parent, "run.partial")):
+    ...     (Path(parent, "run.partial") / LOCK).is_file()
+    True
+    """
+    lock = folder / LOCK
+    mine = f"{os.getpid()} {socket.gethostname()}"
+    with told_where(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                with lock.open("x", encoding="utf-8") as file:
+                    file.write(mine)
+                break
+            except FileExistsError:
+                _take_over(lock)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the run is complete; a stale lock does no harm
+            lock.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _take_over(lock: Path) -> None:
+    """Remove the lock of a process that is no more; refuse where it may still be there."""
+    try:
+        pid, _, host = lock.read_text(encoding="utf-8").partition(" ")
+    except FileNotFoundError:  # it has just ended
+        return
+    is_here = host == socket.gethostname()
+    if pid.isdecimal() and (not is_here or _is_alive(int(pid))):
+        raise UsageError(
+            f"Expected to be alone in {lock.parent}, got process {pid} on {host}, which is "
+            "training there; do wait until it ends, or choose another --out"
+            + ("." if is_here else f", or delete {lock} if it is no more.")
+        )
+    lock.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    # A container's processes begin with the same numbers again: its own is no other's.
+    return pid != os.getpid() and psutil.pid_exists(pid)
 
 
 def forget(folder: Path) -> bool:
