@@ -138,3 +138,14 @@ def test_packages_that_are_missing_have_no_version(monkeypatch):
     assert found["headstart"] == "1.2.3"
     assert "openvino" not in found
     assert found["python"] == platform.python_version()
+
+
+def test_threads_are_those_of_a_layer():
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert runtime.threads() == 3
+    finally:
+        torch.set_num_threads(before)

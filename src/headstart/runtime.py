@@ -21,6 +21,7 @@ __all__ = [
     "one_thread_each",
     "peak_memory",
     "prepare",
+    "threads",
     "versions",
 ]
 
@@ -135,6 +136,17 @@ def one_thread_each() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def threads() -> int:
+    """Threads that one layer is computed on: with another number the same sums round differently.
+
+    >>> threads() >= 1
+    True
+    """
+    import torch
+
+    return int(torch.get_num_threads())
 
 
 def available_memory() -> int:
