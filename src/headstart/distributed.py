@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "barrier",
     "broadcast_tensors",
-    "gather",
     "is_main",
     "main_first",
     "mean_gradients",
@@ -243,42 +242,6 @@ def share(rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.intp]:
     array([4, 7, 9])
     """
     return np.array_split(np.asarray(rows, dtype=np.intp), world())[rank()]
-
-
-def gather(rows: NDArray[Any]) -> NDArray[Any]:
-    """Put together what every process has of an array, in the order of ranks, for all of them.
-
-    Parameters
-    ----------
-    rows : array, shape (own, ...)
-        Of numbers; the first axis may differ between processes, and be 0.
-
-    Returns
-    -------
-    array
-        Shape (sum of own, ...), dtype kept; on one process the array itself.
-
-    Examples
-    --------
-    >>> gather(np.array([[0.5, 0.5]]))
-    array([[0.5, 0.5]])
-    """
-    if world() == 1:
-        return rows
-    import torch
-
-    place = _place()
-    mine = torch.from_numpy(np.ascontiguousarray(rows)).to(place)
-    lengths = [torch.zeros(1, dtype=torch.int64, device=place) for _ in range(world())]
-    _processes().all_gather(lengths, torch.tensor([len(mine)], device=place))
-    longest = max(int(length) for length in lengths)
-    # Every process has to send as much: the shorter ones are filled up.
-    filled = mine.new_zeros((longest, *mine.shape[1:]))
-    filled[: len(mine)] = mine
-    parts = [torch.zeros_like(filled) for _ in lengths]
-    _processes().all_gather(parts, filled)
-    kept = [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
-    return np.asarray(torch.cat(kept).cpu().numpy())
 
 
 def sum_scalar(value: float) -> float:
