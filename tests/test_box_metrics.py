@@ -156,6 +156,24 @@ def test_boxes_beyond_the_hundred_best_do_not_count(seed: int) -> None:
     assert (metrics.match_boxes(*case).picture == 2).sum() == 100
 
 
+@pytest.mark.parametrize("objects", [10, 50, 100])
+def test_recalls_are_reached_to_the_last_bit(objects: int) -> None:
+    """Found / objects falls on the grid of recalls or a rounding beside it, precision declines."""
+    box, rows = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]]), range(objects)
+    predictions = [(box, [1 - row / objects, 1 - (row + 0.5) / objects], [0, 0]) for row in rows]
+    check_against_coco((predictions, [(box[:1], [0], [False])] * objects, 1))
+
+
+def test_of_equal_overlaps_the_last_object_is_taken() -> None:
+    """The one taken decides what is left to the second box."""
+    truth = [([[0, 0, 20, 10], [10, 0, 30, 10]], [0, 0], [False, False])]
+    for left in (0, 10):
+        found = [([[5, 0, 25, 10], [left, 0, left + 20, 10]], [0.9, 0.8], [0, 0])]
+        check_against_coco((found, truth, 1))
+        second = metrics.match_boxes(found, truth, 1).outcome[0, 0, 1]
+        assert second == (left == 0)
+
+
 def test_the_cases_hold_what_they_promise() -> None:
     cases = [random_case(np.random.default_rng(seed)) for seed in range(40)]
     pairs = [pair for case in cases for pair in zip(case[0], case[1], strict=True)]
@@ -339,7 +357,8 @@ def test_confusion_by_hand() -> None:
 
 
 def test_confusion_pairs_the_largest_overlap_first() -> None:
-    found = answers((3, 1, 0.99), (1, 0, 0.6), (1, 1, 0.6))
+    """Of equal ones that of the right class, whatever the scores."""
+    found = answers((3, 1, 0.99), (1, 1, 0.7), (1, 0, 0.6))
     table = metrics.box_confusion([found], [picture((0, 0))], 2, score=0.6)
     np.testing.assert_array_equal(table, [[1, 0, 0], [0, 0, 0], [0, 2, 0]])
 
