@@ -16,12 +16,13 @@ from headstart.cache import Cache
 from headstart.data.samples import Dataset
 from headstart.errors import DataError, LeakError, SetupError, UnknownNameError, UsageError
 from headstart.events import EpochDone, Noted, Planned
+from headstart.judging import evaluate_source
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
 from headstart.model_folder import load
 from headstart.recipe import Recipe
-from headstart.run import evaluate_source, fit, slug
+from headstart.run import fit, slug
 from headstart.training.optim import Training
 
 FILES = {
@@ -98,7 +99,8 @@ def test_the_files_agree_with_each_other(run):
     assert report["evaluation"]["metrics"]["accuracy"]["value"] == pytest.approx(right)
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["event"] == "finished"
-    assert yaml.safe_load((run.folder / "resolved.yaml").read_text()) == FP32.as_dict()
+    assert yaml.safe_load((run.folder / "resolved.yaml").read_text()) == run.recipe.as_dict()
+    assert run.recipe == FP32.settled(run.prepared.data)
 
 
 def test_the_saved_model_answers_as_the_run_did(run, store):

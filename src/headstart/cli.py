@@ -8,8 +8,9 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,23 +26,28 @@ from headstart.options import (
     Engine,
     FitCommand,
     GroupBy,
+    HeadName,
+    MethodName,
     ModelFolder,
     NoCache,
     Offline,
     Seed,
+    Size,
     Source,
+    Task,
     TestFraction,
 )
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
+    from headstart.recipe import Recipe
     from headstart.run import Run
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="headstart",
-    help="From a folder of pictures to an honest, reusable classifier.",
+    help="From a folder of pictures to an honest, reusable model: classes, boxes or masks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,9 +68,10 @@ _BadCommand: type[Exception] = typer.BadParameter.__bases__[0]
 def fit(  # noqa: PLR0913 - one argument a flag
     ctx: typer.Context,
     source: Source,
-    method: Annotated[
-        str, typer.Option(help="How to learn: linear-probe, finetune or scratch.")
-    ] = "linear-probe",
+    method: MethodName = None,
+    task: Task = "auto",
+    head: HeadName = "auto",
+    size: Size = 0,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")] = None,
     backbone: Annotated[
         str, typer.Option(help="What the pictures are seen with; see `headstart backbones`.")
@@ -89,14 +96,15 @@ def fit(  # noqa: PLR0913 - one argument a flag
     """Learn from pictures, judge the result, and write a run's folder."""
     from headstart.console import terminal
     from headstart.distributed import is_main
-    from headstart.flags import make_method
     from headstart.recipe import Recipe
     from headstart.run import fit as run_fit
     from headstart.run import processes
 
     recipe = Recipe(
         backbone=backbone,
-        method=make_method(method, ctx.obj, seed=seed),
+        task=task,
+        head=head,
+        size=size,
         group_by=group_by,
         bad_files=_policy(bad_files),
         allow_overlap=allow_overlap,
@@ -106,6 +114,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
+    recipe = replace(recipe, method=_method(method, ctx.obj, source, recipe))
     with processes(device), _cache(no_cache) as cache, terminal(as_json) as shown:
         go = partial(run_fit, source, recipe, out=out, cache=cache, resume=resume)
         run = go(observer=shown, command=_command_line())
@@ -114,6 +123,24 @@ def fit(  # noqa: PLR0913 - one argument a flag
     if run.interrupted:
         sys.exit(130)
     _require_leads(run, require_lead)
+
+
+def _method(name: str | None, given: Mapping[str, Any], source: str, recipe: Recipe) -> Any:
+    """Make the method; where it is not named but flags are given, flags and data name it."""
+    from headstart.flags import flags, make_method
+    from headstart.recipe import default_method
+    from headstart.run import read
+
+    given = {flag: value for flag, value in given.items() if value is not None}
+    if name is None and not given:
+        return None
+    start: dict[str, Any] = {}
+    if name is None:
+        tunes = all("finetune" in flag.methods for flag in flags() if flag.name in given)
+        task = recipe.settled(read(source, recipe)).task if tunes else "classification"
+        name = default_method(task).name
+        start = {} if task == "classification" else {"train_from": "head"}
+    return make_method(name, {**start, **given}, seed=recipe.seed)
 
 
 def _require_leads(run: Run, wanted: bool) -> None:
@@ -167,7 +194,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
 ) -> None:
     """Judge a model on labelled pictures that it has not seen."""
     from headstart.console import plain_console, show_evaluation
-    from headstart.run import evaluate_source
+    from headstart.judging import evaluate_source
     from headstart.verdict import verdict
 
     with _cache(no_cache) as cache:

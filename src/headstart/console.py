@@ -16,13 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from headstart.data.samples import labels_of
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from headstart.data.checks import Finding
     from headstart.data.prepare import Prepared
     from headstart.data.samples import Dataset
-    from headstart.evaluation import Evaluation
+    from headstart.evaluation import AnyEvaluation
     from headstart.events import Event, Finished, Planned
     from headstart.freezing import FreezePlan
     from headstart.model import Prediction
@@ -82,8 +84,8 @@ class Terminal:
             case Planned():
                 self._stop()
                 self._plan(event)
-            case EpochDone(epoch=epoch, most=most):
-                self._epoch(epoch, most)
+            case EpochDone(epoch=epoch, most=most, measure=measure):
+                self._epoch(epoch, most, measure)
             case Noted(text=text):
                 self._say("[bold]Note[/]  ", text)
             case Finished():
@@ -115,27 +117,17 @@ class Terminal:
 
     def _plan(self, plan: Planned) -> None:
         spec, weights = plan.trunk.spec, plan.trunk.origin
-        kept, outline = plan.pictures - plan.to_compute, plan.outline
+        outline = plan.outline
         self._say("[bold]Plan[/]  ", f"{outline.title} on {spec.name}")
         lines = {
             "weights": f"{spec.data or 'unknown data'}, {spec.licence or 'licence not stated'}, "
             f"sha256 {weights['sha256'][:12]}… ({weights['from']})",
-            "frozen": f"{plan.parameters:,} parameters; BatchNorm in inference mode, statistics "
-            "constant (checked by hash)",
+            **({} if outline.plan is not None else {"frozen": _frozen(plan)}),
+            **_seen_whole(plan),
             "trains": outline.trains,
-            "kept": outline.kept,
-            "engine": plan.engine.describe(),
-            "features": f"{plan.to_compute} pictures to compute, {kept} kept"
-            + _estimate(plan.seconds, plan.cache_bytes),
+            **({"kept": outline.kept} if outline.plan is not None else {}),
+            **_arithmetic(plan),
         }
-        if outline.plan is None:
-            del lines["kept"]
-        else:
-            del lines["frozen"]
-            lines["engine"] = f"features {lines['engine']}"
-            if outline.precision:
-                lines["engine"] += f"; training {outline.precision}"
-            lines["features"] += ", to compare with a probe"
         for title, text in lines.items():
             self._say(f"  {title:<9} ", text)
         if outline.plan is not None:
@@ -145,7 +137,7 @@ class Terminal:
         """Print a title as it is, and text without any markup."""
         self.console.print(f"{title}{escape(text)}", highlight=False, soft_wrap=True)
 
-    def _epoch(self, epoch: Epoch, most: int) -> None:
+    def _epoch(self, epoch: Epoch, most: int, measure: str) -> None:
         """Show one line an epoch; of a long training every n-th, with the best until then."""
         if epoch.number % max(1, math.ceil(most / EPOCH_LINES)) and epoch.number < most:
             return
@@ -153,7 +145,7 @@ class Terminal:
         loss = "" if epoch.loss is None else f"loss {epoch.loss:.3f}  "
         self._say(
             f"  epoch {epoch.number:>{len(str(most))}}/{most}  ",
-            f"{loss}held-out macro F1 {epoch.score:.3f}, loss {epoch.held_out_loss:.3f}  "
+            f"{loss}held-out {measure} {epoch.score:.3f}, loss {epoch.held_out_loss:.3f}  "
             f"{epoch.seconds:.1f} s  {mark}",
         )
 
@@ -182,6 +174,48 @@ class Terminal:
         )
 
 
+def _frozen(plan: Planned) -> str:
+    return (
+        f"{plan.parameters:,} parameters; BatchNorm in inference mode, statistics constant "
+        "(checked by hash)"
+    )
+
+
+def _arithmetic(plan: Planned) -> dict[str, str]:
+    """Say what computes: the features, and the training if there is one."""
+    precision, kept = plan.outline.precision, plan.pictures - plan.to_compute
+    if plan.head is not None:  # there are no features
+        return {"training": precision} if precision else {}
+    features = (
+        f"{plan.to_compute} pictures to compute, {kept} kept"
+        f"{_estimate(plan.seconds, plan.cache_bytes)}"
+    )
+    if plan.outline.plan is None:
+        return {"engine": plan.engine.describe(), "features": features}
+    training = f"; training {precision}" * bool(precision)
+    return {
+        "engine": f"features {plan.engine.describe()}{training}",
+        "features": f"{features}, to compare with a probe",
+    }
+
+
+def _seen_whole(plan: Planned) -> dict[str, str]:
+    """Say how large boxes and masks are learned, and with what head."""
+    if plan.head is None:
+        return {}
+    height, width = plan.trunk.spec.preprocess.shape
+    size = sum(values.size for values in plan.head.state().values())
+    lines = {
+        "pictures": f"seen whole on a canvas {width} wide, {height} high (--size)",
+        "head": f"{plan.head.kind}, {size:,} parameters, on {', '.join(plan.head.taps)}",
+    }
+    if plan.reach is not None:
+        lines["anchors"] = (
+            f"{plan.reach:.0%} of the boxes to learn from overlap one by half or more"
+        )
+    return lines
+
+
 def show_data(console: Console, data: Dataset, parts: Mapping[str, Dataset]) -> None:
     """Show what was read: the kind of task, notes, and the classes' counts in each part."""
     console.print(
@@ -189,7 +223,7 @@ def show_data(console: Console, data: Dataset, parts: Mapping[str, Dataset]) -> 
     )
     for note in data.notes:
         console.print(f"  {escape(note)}", style="dim", highlight=False)
-    console.print(_class_table(parts))
+    console.print(_class_table(parts, data.kind))
 
 
 def show_findings(
@@ -215,23 +249,59 @@ def _shortened(finding: Finding) -> str:
     return finding.message.replace(f"{shared}{os.sep}", "") if shared else finding.message
 
 
-def show_evaluation(console: Console, evaluation: Evaluation, verdict: Sequence[str]) -> None:
+def show_evaluation(console: Console, evaluation: AnyEvaluation, verdict: Sequence[str]) -> None:
     """Show the verdict in words and the metrics with their intervals."""
-    from headstart.evaluation import TITLES
-
     console.print("[bold]Verdict[/]")
     for sentence in verdict:
         console.print(f"  {escape(sentence)}", highlight=False)
+    titles = _titles(evaluation.task.kind)
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=True)
-    cells = [(TITLES[name], str(interval)) for name, interval in evaluation.metrics.items()]
+    cells = [(titles[name], str(interval)) for name, interval in evaluation.metrics.items()]
     for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=("", "")):
         table.add_row(*map(escape, (*left, *right)))
     console.print(table, highlight=False)
-    worst = sorted(evaluation.per_class, key=lambda row: row.recall.value)[:WORST_CLASSES]
-    for row in worst:
-        numbers = f"precision {row.precision}, recall {row.recall}"
-        line = escape(f"  {row.name} ({row.count}): {numbers}")
-        console.print(line, style="dim", highlight=False)
+    for line in _worst_classes(evaluation):
+        console.print(escape(f"  {line}"), style="dim", highlight=False)
+
+
+def _titles(kind: str) -> Mapping[str, str]:
+    if kind == "detection":
+        from headstart.box_evaluation import TITLES as OF_BOXES
+
+        return OF_BOXES
+    if kind == "segmentation":
+        from headstart.mask_evaluation import TITLES as OF_MASKS
+
+        return OF_MASKS
+    from headstart.evaluation import TITLES
+
+    return TITLES
+
+
+def _worst_classes(evaluation: AnyEvaluation) -> list[str]:
+    """A line for each of the classes that are found or told apart worst."""
+    rows: Sequence[Any] = evaluation.per_class
+    match evaluation.task.kind:
+        case "detection":
+            lines = [
+                (r.ap.value, f"{r.name} ({r.objects} objects): AP {r.ap}, at .50 {r.ap50}")
+                for r in rows
+            ]
+        case "segmentation":
+            lines = [
+                (r.iou.value, f"{r.name} ({r.share:.1%} of pixels): IoU {r.iou}, Dice {r.dice}")
+                for r in rows
+            ]
+        case _:
+            lines = [
+                (
+                    r.recall.value,
+                    f"{r.name} ({r.count}): precision {r.precision}, recall {r.recall}",
+                )
+                for r in rows
+            ]
+    known = [line for line in lines if not math.isnan(line[0])]
+    return [text for _, text in sorted(known, key=lambda line: line[0])[:WORST_CLASSES]]
 
 
 def show_predictions(console: Console, predictions: Sequence[Prediction]) -> None:
@@ -245,9 +315,9 @@ def show_predictions(console: Console, predictions: Sequence[Prediction]) -> Non
     console.print(table, highlight=False)
 
 
-def _class_table(parts: Mapping[str, Dataset]) -> Table:
+def _class_table(parts: Mapping[str, Dataset], kind: str) -> Table:
     table = Table(box=None, padding=(0, 2))
-    table.add_column("class")
+    table.add_column("objects of" if kind == "detection" else "class")
     for title in parts:
         table.add_column(title, justify="right")
     counts = [part.counts() for part in parts.values()]
@@ -256,6 +326,10 @@ def _class_table(parts: Mapping[str, Dataset]) -> Table:
         table.add_row(escape(name), *(str(count[name]) for count in counts))
     if len(classes) > CLASS_LINES:
         table.add_row(f"… {len(classes) - CLASS_LINES} more", *[""] * len(parts))
+    if kind == "detection":  # else the rows are of pictures already
+        bare = [[not labels_of(s.target) for s in part.samples] for part in parts.values()]
+        table.add_row("[dim]pictures[/]", *(str(len(rows)) for rows in bare))
+        table.add_row("[dim]  of these without objects[/]", *(str(sum(rows)) for rows in bare))
     return table
 
 

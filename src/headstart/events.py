@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from headstart.data.prepare import Prepared
 from headstart.engines import Choice
-from headstart.evaluation import Evaluation
+from headstart.evaluation import AnyEvaluation
+from headstart.heads.head import Head
 from headstart.methods.method import Outline
 from headstart.training.job import Epoch
 from headstart.trunk import Trunk
@@ -47,10 +48,20 @@ class Noted:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch of a training has been judged on held-out pictures; there are ``most`` at most."""
+    """An epoch of a training has been judged on held-out pictures.
+
+    Parameters
+    ----------
+    epoch : Epoch
+    most : int
+        How many there are at most.
+    measure : str
+        What its score is.
+    """
 
     epoch: Epoch
     most: int
+    measure: str = "macro F1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +90,11 @@ class Planned:
         Estimate for the features; None when the engine was not measured.
     cache_bytes : int
         That the new features will take.
+    head : Head or None
+        What boxes or masks are learned with; None for classes. Where there is one, no pooled
+        features are made.
+    reach : float or None
+        Share of the boxes to learn from that some anchor overlaps by half or more.
     """
 
     outline: Outline
@@ -89,6 +105,8 @@ class Planned:
     pictures: int
     seconds: float | None
     cache_bytes: int
+    head: Head | None = None
+    reach: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +116,7 @@ class Finished:
     Parameters
     ----------
     folder : Path
-    evaluation : Evaluation
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
     verdict : tuple of str
     seconds : mapping of str to float
         By step.
@@ -109,7 +127,7 @@ class Finished:
     """
 
     folder: Path
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     verdict: tuple[str, ...]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
@@ -161,8 +179,10 @@ class JsonLog:
                     "to_compute": event.to_compute,
                     "pictures": event.pictures,
                 }
-            case EpochDone(epoch=epoch, most=most):
-                line = {"event": "epoch", "most": most, **asdict(epoch)}
+                if event.head is not None:
+                    line |= {"head": event.head.kind, "anchors_reach": event.reach}
+            case EpochDone(epoch=epoch, most=most, measure=measure):
+                line = {"event": "epoch", "most": most, "measure": measure, **asdict(epoch)}
             case Noted(text=text):
                 line = {"event": "note", "text": text}
             case Finished():

@@ -18,16 +18,51 @@ __all__ = [
     "Engine",
     "FitCommand",
     "GroupBy",
+    "HeadName",
+    "MethodName",
     "ModelFolder",
     "NoCache",
     "Offline",
     "Seed",
+    "Size",
     "Source",
+    "Task",
     "TestFraction",
 ]
 
 Source = Annotated[
-    str, typer.Argument(help="Class folders, a CSV or Parquet manifest, or demo:<name>.")
+    str,
+    typer.Argument(
+        help="Class folders, a CSV or Parquet manifest, pictures with boxes (COCO, VOC, YOLO) or "
+        "masks, or demo:<name>."
+    ),
+]
+Task = Annotated[
+    str,
+    typer.Option(
+        help="What is learned: classification, detection or segmentation; auto is what the data "
+        "say, anything else is held against them."
+    ),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        help="How to learn: linear-probe (the default for classes), finetune (for boxes and "
+        "masks, from the head) or scratch."
+    ),
+]
+HeadName = Annotated[
+    str,
+    typer.Option(
+        help="For boxes: faster-rcnn, retinanet, fcos, ssdlite; for masks: unet, unetplusplus, "
+        "deeplabv3plus, fpn, deeplabv3; auto is the first."
+    ),
+]
+Size = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Longer side, in pixels, at which boxes and masks are learned; 0 is 320."
+    ),
 ]
 ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/photos.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]

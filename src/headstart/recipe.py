@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from headstart.data.prepare import BadFiles
-from headstart.errors import UsageError
-from headstart.methods.linear_probe import LinearProbe
+from headstart.data.samples import DENSE, Dataset
+from headstart.errors import UnknownNameError, UsageError
 from headstart.methods.method import Method, described
 
-__all__ = ["DEFAULT_BACKBONE", "Recipe"]
+__all__ = ["DEFAULT_BACKBONE", "TASKS", "Recipe", "default_method", "task_of"]
 
 DEFAULT_BACKBONE = "embedded/efficientnet_lite0"
+TASKS = ("classification", "detection", "segmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,16 @@ class Recipe:
     ----------
     backbone : str
         A name of the backbone grammar, such as ``torchvision/resnet18``.
-    method : Method
-        How the model learns.
+    method : Method, optional
+        How the model learns; by default a linear probe where classes are learned, and the head
+        behind a frozen backbone (``Finetune(train_from="head")``) for boxes and masks.
+    task : {"auto", "classification", "detection", "segmentation"}
+        What is learned; ``auto`` is what the data say, anything else is held against them.
+    head : str
+        For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
+        ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; ``auto`` is the first.
+    size : int
+        Longer side, in pixels, that pictures of boxes and masks are read at; 0 is 320.
     group_by : str, optional
         Column or regular expression that names each picture's group.
     bad_files : {"error", "skip"}
@@ -40,17 +49,22 @@ class Recipe:
     offline : bool, optional
         Open no socket; None asks the environment.
     seed : int
-        Decides the split and the bootstrap, 0 or more; a method has a seed of its own, and the
-        command line gives both the same.
+        Decides the split, a head on maps, and the bootstrap, 0 or more; a method has a seed of its
+        own: the command line, and the default method, take this one.
 
     Raises
     ------
+    UnknownNameError
+        If there is no such task.
     UsageError
-        If the seed is negative, or the share to test on is none.
+        If the seed or the size is negative, or the share to test on is none.
     """
 
     backbone: str = DEFAULT_BACKBONE
-    method: Method = field(default_factory=LinearProbe)
+    method: Method | None = None
+    task: str = "auto"
+    head: str = "auto"
+    size: int = 0
     group_by: str | None = None
     bad_files: BadFiles = "error"
     allow_overlap: bool = False
@@ -61,6 +75,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.task not in {"auto", *TASKS}:
+            raise UnknownNameError("task", self.task, ["auto", *TASKS])
+        if self.size < 0:
+            raise UsageError(f"Expected `size` to be 0 or more pixels, got {self.size}.")
         if self.seed < 0:
             raise UsageError(f"Expected `seed` to be 0 or more, got {self.seed}.")
         if not 0 < self.test_fraction < 1:
@@ -69,7 +87,50 @@ class Recipe:
                 f"{self.test_fraction}; do give a share such as 0.2."
             )
 
+    def settled(self, data: Dataset) -> Recipe:
+        """Return the recipe with what it left open decided by the data: task and method.
+
+        Raises
+        ------
+        UsageError
+            If the data are of another task than was asked for; it says why.
+
+        Examples
+        --------
+        >>> found = Recipe(seed=3).settled(Dataset(samples=(), classes=("cell",), kind="detection"))
+        >>> found.task, found.method.train_from, found.method.seed
+        ('detection', 'head', 3)
+        """
+        task = task_of(data)
+        if self.task not in {"auto", task}:
+            raise UsageError(
+                f"Expected data for {self.task} in {data.name!r}, got {data.kind} "
+                f"({data.notes[0] if data.notes else 'by its targets'}); do use --task {task}, or "
+                "give data with other labels."
+            )
+        return replace(self, task=task, method=self.method or default_method(task, self.seed))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
-        method = described(self.method)
+        method = None if self.method is None else described(self.method)
         return json.loads(json.dumps({**asdict(self), "method": method}))  # type: ignore[no-any-return]
+
+
+def task_of(data: Dataset) -> str:
+    """Name the task that data are for.
+
+    >>> task_of(Dataset(samples=(), classes=(), kind="multilabel"))
+    'classification'
+    """
+    return data.kind if data.kind in DENSE else "classification"
+
+
+def default_method(task: str, seed: int = 0) -> Method:
+    """Make the method that a task is learned with where none is named."""
+    if task in DENSE:
+        from headstart.methods.finetune import Finetune
+
+        return Finetune(train_from="head", seed=seed)
+    from headstart.methods.linear_probe import LinearProbe
+
+    return LinearProbe(seed=seed)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
 from headstart.baselines import PROBE
 from headstart.cache import Cache
-from headstart.data.loading import digest_of
-from headstart.data.prepare import BadFiles, Prepared, prepare, select
+from headstart.data.prepare import Prepared, prepare
 from headstart.data.readers import read_dataset
-from headstart.data.samples import Dataset, Sample
+from headstart.data.samples import DENSE, Dataset
 from headstart.distributed import is_main, main_first, start, stop
-from headstart.engines import runnable
-from headstart.errors import LeakError, UsageError
-from headstart.evaluation import Evaluation, evaluate
+from headstart.engines import Choice
+from headstart.errors import UsageError
+from headstart.evaluation import AnyEvaluation
 from headstart.events import (
     DataReady,
     EpochDone,
@@ -34,8 +34,9 @@ from headstart.events import (
 from headstart.features import Extractor, Progress
 from headstart.forgetting import Forgetting, sentences
 from headstart.gains import judge
-from headstart.model import TransferModel
-from headstart.model_folder import load
+from headstart.judging import short
+from headstart.methods.method import Method
+from headstart.model import TransferModel, blank
 from headstart.recipe import Recipe
 from headstart.report import Facts
 from headstart.run_folder import (
@@ -49,12 +50,14 @@ from headstart.run_folder import (
     write_files,
 )
 from headstart.runtime import cores, device, versions
-from headstart.tasks.classification import Classification
 from headstart.training.job import Session
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
-__all__ = ["Run", "evaluate_source", "fit", "processes", "slug"]
+__all__ = ["Run", "fit", "processes", "read", "slug"]
+
+MEASURES = {"detection": "mAP", "segmentation": "mean IoU"}
+"""What an epoch is judged by, where it is not macro F1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,8 +68,10 @@ class Run:
     ----------
     folder : Path
     model : TransferModel
-    evaluation : Evaluation
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
     prepared : Prepared
+    recipe : Recipe
+        With what the data have decided.
     verdict : tuple of str
     seconds : dict of str to float
         By step.
@@ -74,8 +79,9 @@ class Run:
 
     folder: Path
     model: TransferModel
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     prepared: Prepared
+    recipe: Recipe
     verdict: tuple[str, ...]
     seconds: dict[str, float]
 
@@ -100,7 +106,8 @@ def fit(
     Parameters
     ----------
     source : str, Path or Dataset
-        Class folders, a manifest, ``demo:<name>``, or examples that are read already.
+        Class folders, a manifest, boxes or masks beside pictures, ``demo:<name>``, or examples
+        that are read already.
     recipe : Recipe, optional
     out : str or Path, optional
         The folder to write; by default ``runs/<name>``; an older one is never touched.
@@ -143,12 +150,12 @@ def fit(
             run = _run(source, recipe, cache, _both(log, observer), resumable(wanted), resume)
             begin = time.perf_counter()
             with told_where(wanted):
-                write_files(folder, _facts(run, command), recipe)
+                write_files(folder, _facts(run, command), run.recipe)
             run.seconds["files"] = time.perf_counter() - begin
             log(_finished(run))
             log.close()
             run = replace(run, folder=claim(folder, wanted))
-    if recipe.method.resumes and not run.interrupted:
+    if _method(run.recipe).resumes and not run.interrupted:
         forget(resumable(wanted))
     if observer is not None:
         observer(_finished(run))
@@ -200,57 +207,91 @@ def _run(
         device(recipe.device)
     spec = resolve(recipe.backbone, offline=recipe.offline)
     weights = locate(spec, offline=recipe.offline)
-    extractor = Extractor(
-        cache=cache, engine=recipe.engine, device=recipe.device, progress=progress
-    )
     with _timed(clock, "scan and checks"), main_first():
-        prepared = _prepared(source, recipe, cache, progress)
+        data = read(source, recipe)
+        recipe = recipe.settled(data)
+        prepared = _prepared(data, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
-    recipe.method.check(prepared.train)
-    if resume and not recipe.method.resumes:
-        raise UsageError(
-            f"Expected a method that can be resumed, got {recipe.method.name}; do name the method "
-            "of the run that was stopped, such as --method finetune."
-        )
-    if recipe.method.resumes and is_main() and not resume and forget(checkpoints):
+    method, is_dense = _method(recipe), prepared.data.is_dense
+    _require_meant(recipe, method, prepared.train, resume)
+    if method.resumes and is_main() and not resume and forget(checkpoints):
         notify(
             Noted(
                 text=f"Begun anew: the checkpoint in {checkpoints} was not asked for "
                 "(--resume takes it up), and is deleted."
             )
         )
+    extractor = Extractor(
+        cache=cache,
+        engine="fp32" if is_dense else recipe.engine,  # maps are learned from as they are
+        device=recipe.device,
+        progress=progress,
+    )
     with _timed(clock, "backbone and engine"):
-        trunk = Trunk.read(spec, weights)
-        blank = _blank(recipe, prepared, trunk)
-        plan = _plan(recipe, blank, prepared, extractor)
+        start = _blank(recipe, prepared, Trunk.read(spec, weights))
+        plan = _plan(method, start, prepared, extractor)
     notify(plan)
-    with _timed(clock, "features"), main_first():
-        extractor.features(trunk, prepared.data.samples)
-    session = _session(notify, checkpoints, resume)
+    if not is_dense:
+        with _timed(clock, "features"), main_first():
+            extractor.features(start.trunk, prepared.data.samples)
+    session = _session(notify, checkpoints, resume, MEASURES.get(start.task.kind, "macro F1"))
     with _timed(clock, "head" if plan.outline.plan is None else "training"):
-        model = recipe.method.fit(
-            blank, prepared.train, prepared.val, extractor=extractor, session=session
+        model = method.fit(
+            start, prepared.train, prepared.val, extractor=extractor, session=session
         )
     with _timed(clock, "evaluation"), main_first():
         parts = prepared.train, prepared.test
-        model, evaluation = judge(blank, model, parts, extractor=extractor, seed=recipe.seed)
+        model, evaluation = judge(start, model, parts, extractor=extractor, seed=recipe.seed)
     return Run(
         folder=Path(),
         model=model,
         evaluation=evaluation,
         prepared=prepared,
+        recipe=recipe,
         verdict=(*_stopped(model), *verdict(evaluation)),
         seconds=clock,
     )
 
 
-def _prepared(
-    source: str | Path | Dataset, recipe: Recipe, cache: Cache, progress: Progress
-) -> Prepared:
+def read(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
+    """Read what the user points at, as the task that the recipe names needs it.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or holds nothing for that task.
+    """
+    if isinstance(source, Dataset):
+        return source
+    is_demo = str(source).startswith("demo:")  # which brings a kind of its own
+    kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
+    return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
+
+
+def _method(recipe: Recipe) -> Method:
+    if recipe.method is None:
+        raise UsageError("Expected a recipe that its data have settled, got one without a method.")
+    return recipe.method
+
+
+def _require_meant(recipe: Recipe, method: Method, train: Dataset, resume: bool) -> None:
+    """Refuse what does not go together before anything is computed."""
+    if train.is_dense and recipe.engine not in {"auto", "fp32"}:
+        raise UsageError(
+            f"Expected --engine fp32 for {train.kind}, got {recipe.engine}; do leave it out."
+        )
+    method.check(train)
+    if resume and not method.resumes:
+        raise UsageError(
+            f"Expected a method that can be resumed, got {method.name}; do name the method "
+            "of the run that was stopped, such as --method finetune."
+        )
+
+
+def _prepared(data: Dataset, recipe: Recipe, cache: Cache, progress: Progress) -> Prepared:
     return prepare(
-        source,
+        data,
         cache=cache,
-        group_by=recipe.group_by,
         bad_files=recipe.bad_files,
         allow_overlap=recipe.allow_overlap,
         test_fraction=recipe.test_fraction,
@@ -259,9 +300,9 @@ def _prepared(
     )
 
 
-def _session(notify: Observer, checkpoints: Path, resume: bool) -> Session:
+def _session(notify: Observer, checkpoints: Path, resume: bool, measure: str) -> Session:
     return Session(
-        told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most)),
+        told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most, measure=measure)),
         progress=lambda step, done, total: notify(Progressed(step=step, done=done, total=total)),
         folder=checkpoints,
         resume=resume,
@@ -277,43 +318,47 @@ def _stopped(model: TransferModel) -> tuple[str, ...]:
 
 
 def _plan(
-    recipe: Recipe, blank: TransferModel, prepared: Prepared, extractor: Extractor
+    method: Method, start: TransferModel, prepared: Prepared, extractor: Extractor
 ) -> Planned:
-    data, trunk = prepared.data, blank.trunk
-    with main_first():  # what is measured is measured once
-        engine, missing = extractor.outlook(trunk, data.samples)
+    data, trunk = prepared.data, start.trunk
+    engine, missing = Choice(engine=extractor.engine), 0
+    if not data.is_dense:  # whose features are a comparison, and the probe's whole input
+        with main_first():  # what is measured is measured once
+            engine, missing = extractor.outlook(trunk, data.samples)
     rate = engine.rates.get(engine.engine)
     return Planned(
-        outline=recipe.method.outline(blank, prepared.train, extractor=extractor),
+        outline=method.outline(start, prepared.train, extractor=extractor),
         trunk=trunk,
         engine=engine,
         parameters=trunk.parameters,
         to_compute=missing,
         pictures=len(data),
         seconds=missing / (rate * cores()) if rate else None,
-        cache_bytes=missing * trunk.width * 4,
+        cache_bytes=missing * trunk.width * 4 if missing else 0,
+        head=start.head,
+        reach=start.record.get("anchors_reach"),
     )
 
 
 def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
     train, selected = prepared.train, prepared.train.samples[:0]
-    if recipe.method.resumes and prepared.val is not None:  # the epoch was chosen on these
+    if _method(recipe).resumes and prepared.val is not None:  # the epoch was chosen on these
         selected = prepared.val.samples
-    return TransferModel(
-        trunk=trunk,
-        task=Classification(classes=train.classes, kind=train.kind),
-        record={
-            "learned_from": [short(sample) for sample in (*train.samples, *selected)],
-            "data": {
-                "name": prepared.data.name,
-                "train": train.counts(),
-                "held_out": prepared.test.counts(),
-                "notes": list(prepared.data.notes),
-            },
-            "seed": recipe.seed,
-            "versions": versions(),
-        },
-    )
+    about: dict[str, Any] = {
+        "name": prepared.data.name,
+        "train": train.counts(),
+        "held_out": prepared.test.counts(),
+        "notes": list(prepared.data.notes),
+    }
+    if train.is_dense:  # where counts are of objects, or of pictures that show a class
+        about["pictures"] = {"train": len(train), "held_out": len(prepared.test)}
+    record: Mapping[str, Any] = {
+        "learned_from": [short(sample) for sample in (*train.samples, *selected)],
+        "data": about,
+        "seed": recipe.seed,
+        "versions": versions(),
+    }
+    return blank(trunk, train, head=recipe.head, size=recipe.size, seed=recipe.seed, record=record)
 
 
 def _facts(run: Run, command: str) -> Facts:
@@ -342,59 +387,3 @@ def _both(first: Observer, second: Observer | None) -> Observer:
             second(event)
 
     return notify
-
-
-def evaluate_source(
-    model_folder: str | Path,
-    source: str | Path | Dataset,
-    *,
-    cache: Cache,
-    group_by: str | None = None,
-    bad_files: BadFiles = "error",
-    allow_overlap: bool = False,
-    device: str = "auto",
-    seed: int = 0,
-) -> Evaluation:
-    """Judge a saved model on labelled pictures; of data with a test part, on that part.
-
-    Raises
-    ------
-    ModelFileError
-        If the model's folder is damaged.
-    DataError
-        If the pictures cannot be used, or show classes that the model does not know.
-    LeakError
-        If the model has learned from some of these pictures.
-    """
-    model = load(model_folder)
-    data = source
-    if not isinstance(data, Dataset):
-        data = read_dataset(data, group_by=group_by, min_classes=1)
-    test = data.split("test")
-    samples = (test if len(test) else data).samples
-    kept = select(samples, cache=cache, bad_files=bad_files)
-    if not allow_overlap:
-        _require_unseen(model, kept)
-    engine = runnable(model.engine, device=device)
-    extractor = Extractor(cache=cache, engine=engine, device=device)
-    return evaluate(model, replace(data, samples=kept), extractor=extractor, seed=seed)
-
-
-def short(sample: Sample) -> str:
-    """Enough of a picture's digest to recognise it: 64 bits.
-
-    >>> short(Sample(image=b"", digest="0123456789abcdef" * 4))
-    '0123456789abcdef'
-    """
-    return digest_of(sample)[:16]
-
-
-def _require_unseen(model: TransferModel, samples: Sequence[Sample]) -> None:
-    learned = set(model.record.get("learned_from", ()))
-    seen = [sample.name for sample in samples if short(sample) in learned]
-    if seen:
-        raise LeakError(
-            f"Expected pictures that the model has not learned from, got {len(seen)} of "
-            f"{len(samples)} that it has, such as {', '.join(seen[:3])}; do leave them out, or "
-            "pass --allow-overlap if it is meant."
-        )
