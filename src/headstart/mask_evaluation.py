@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,17 +107,17 @@ class MaskEvaluation:
         """Pixels by true class (rows) and said class (columns)."""
         return np.asarray(self.counts.confusion.sum(axis=0))
 
-    @property
+    @cached_property
     def picture_iou(self) -> Floats:
         """Mean IoU of each picture alone, over the classes in its truth or its answer; (n,)."""
         return self._alone(metrics.mean_iou_score)
 
-    @property
+    @cached_property
     def picture_accuracy(self) -> Floats:
         """Share of each picture's judged pixels that is right, (n,)."""
         return self._alone(metrics.pixel_accuracy_score)
 
-    @property
+    @cached_property
     def picture_class_iou(self) -> Floats:
         """IoU of each class in each picture, (n, n_classes); NaN where it is in neither."""
         return self._alone(metrics.iou_scores)

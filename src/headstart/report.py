@@ -23,6 +23,7 @@ from headstart.class_report import class_extras, class_page, class_values
 from headstart.data.checks import Finding
 from headstart.data.prepare import Prepared
 from headstart.data.samples import SPLITS, SplitName
+from headstart.dense_report import dense_extras, dense_page, dense_values
 from headstart.evaluation import AnyEvaluation, Evaluation
 from headstart.forgetting import Forgetting, sentences
 from headstart.intervals import Interval
@@ -134,9 +135,7 @@ def _shared(facts: Facts) -> dict[str, Any]:
     if isinstance(evaluation, Evaluation):
         values = class_values(evaluation, model)
     else:
-        from headstart import dense_report
-
-        values = dense_report.dense_values(evaluation, model)
+        values = dense_values(evaluation, model)
     return {
         "facts": facts,
         "task": model.task,
@@ -158,18 +157,14 @@ def _page(facts: Facts) -> dict[str, Any]:
     evaluation = facts.evaluation
     if isinstance(evaluation, Evaluation):
         return class_page(evaluation, facts.model, facts.prepared)
-    from headstart import dense_report
-
-    return dense_report.dense_page(evaluation, facts.model, facts.prepared)
+    return dense_page(evaluation, facts.model, facts.prepared)
 
 
 def _extras(facts: Facts) -> dict[str, Any]:
     """What depends on the task and is in report.json beside the evaluation's numbers."""
     if isinstance(facts.evaluation, Evaluation):
         return class_extras(facts.evaluation, facts.prepared)
-    from headstart import dense_report
-
-    return dense_report.dense_extras(facts.evaluation)
+    return dense_extras(facts.evaluation)
 
 
 def _plan(record: Mapping[str, Any]) -> dict[str, Any] | None:
