@@ -101,11 +101,6 @@ class Regularisation:
         """Whether no penalty has a weight."""
         return not any(getattr(self, name) for name in _WEIGHTS)
 
-    @property
-    def needs_source(self) -> bool:
-        """Whether the source network's outputs are needed for every batch."""
-        return any((self.delta, self.co_tuning, self.lwf))
-
 
 _WEIGHTS = ("l2_sp", "l2_sp_head", "delta", "bss", "co_tuning", "ewc", "lwf")
 
