@@ -278,7 +278,7 @@ class Finetune:
             rate = self.learning_rate if isinstance(self.learning_rate, float | int) else None
             rate = (rate or DEFAULT_RATE) * (10 if self.start == "random" else 1)
         return Settings(
-            training=self.training,
+            training=self.training.for_kind(kind),
             augmentation=self.augmentation,
             loss=self.loss,
             mask_loss=self.mask_loss,
@@ -320,7 +320,7 @@ class Finetune:
         return foresee(
             trunk,
             network,
-            Demand.of(sizes, self.training, self.augmentation, solves=solves),
+            Demand.of(sizes, self.training.for_kind(train.kind), self.augmentation, solves=solves),
             samples=train.samples,
             view=View(augmentation=self.augmentation, seed=self.seed, number=0),
             extractor=extractor,

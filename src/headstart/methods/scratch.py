@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from headstart.data.augment import Augmentation
-from headstart.data.samples import Dataset
+from headstart.data.samples import Dataset, Kind
 from headstart.errors import UsageError
 from headstart.features import Extractor
 from headstart.freezing import FreezePlan, plan
@@ -78,7 +78,7 @@ class Scratch:
             raise UsageError(
                 f"Expected `learning_rate` to be a number, got {self.learning_rate!r}."
             )
-        self._settings()  # checks the rest
+        self._settings("multiclass")  # checks the rest
 
     def check(self, train: Dataset) -> None:
         """Refuse data that no held-out part can be made of, by the classes' names.
@@ -126,7 +126,7 @@ class Scratch:
         backbone = load(model.trunk.spec, pretrained=False, seed=self.seed)
         head = model.head_for(train, seed=self.seed)
         what = self._plan(model.trunk)
-        settings = self._settings()
+        settings = self._settings(train.kind)
         objective = objective_for((train, val), settings, trunk=model.trunk)
         tuned = tune(
             Network(backbone, head, what, dropout=self.dropout, device=device(extractor.device)),
@@ -154,9 +154,9 @@ class Scratch:
             learning_rate=self.learning_rate,
         )
 
-    def _settings(self) -> Settings:
+    def _settings(self, kind: Kind) -> Settings:
         return Settings(
-            training=self.training,
+            training=self.training.for_kind(kind),
             augmentation=self.augmentation,
             loss=self.loss,
             mask_loss=self.mask_loss,

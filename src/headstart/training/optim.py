@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from headstart.data.samples import DENSE, Kind
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -120,6 +121,14 @@ class Training:
         usual = min(40, max(5, round(40 * math.sqrt(50 / max(n, 1)))))
         epochs = self.epochs or max(usual, math.ceil(FEWEST_STEPS / per_epoch))
         return replace(self, epochs=epochs, batch_size=batch_size)
+
+    def for_kind(self, kind: Kind) -> Training:
+        """Return the settings for what is learned: boxes and masks of 8 pictures are many.
+
+        >>> Training().for_kind("detection").batch_size, Training().for_kind("multiclass").batch_size
+        (8, 0)
+        """
+        return replace(self, batch_size=8) if kind in DENSE and not self.batch_size else self
 
     def steps_per_epoch(self, n: int) -> int:
         """Batches that ``n`` pictures make.
