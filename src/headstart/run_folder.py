@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -146,7 +146,7 @@ def alone(folder: Path) -> Iterator[None]:
     True
     """
     lock = folder / LOCK
-    mine = f"{os.getpid()} {socket.gethostname()}"
+    mine = f"{os.getpid()} {platform.node()}"
     with told_where(folder):
         folder.mkdir(parents=True, exist_ok=True)
         while True:
@@ -171,7 +171,7 @@ def _take_over(lock: Path) -> None:
         pid, _, host = lock.read_text(encoding="utf-8").partition(" ")
     except FileNotFoundError:  # it has just ended
         return
-    is_here = host == socket.gethostname()
+    is_here = host == platform.node()
     if pid.isdecimal() and (not is_here or _is_alive(int(pid))):
         raise UsageError(
             f"Expected to be alone in {lock.parent}, got process {pid} on {host}, which is "
