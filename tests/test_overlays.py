@@ -121,10 +121,12 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         draw_mask(grey(4, 4), np.zeros((4, 4), np.uint8), CLASSES, alpha=2.0)
 
 
-def test_twenty_one_colours_are_different_and_then_they_come_again() -> None:
-    colours = class_colours(22)
-    assert len(np.unique(colours[:21], axis=0)) == 21
-    assert (colours[21] == colours[0]).all()
+def test_twenty_eight_colours_are_different_and_then_they_come_again() -> None:
+    colours = class_colours(29)
+    apart = np.abs(colours[:14, None].astype(int) - colours[None, :14]).sum(axis=-1)
+    assert apart[~np.eye(14, dtype=bool)].min() > 40
+    assert len(np.unique(colours[:28], axis=0)) == 28
+    assert (colours[28] == colours[0]).all()
     assert len(hex_colours(3)[2]) == 7
 
 

@@ -25,10 +25,13 @@ __all__ = ["class_colours", "draw_boxes", "draw_mask", "fitted", "hex_colours"]
 Pixels = NDArray[np.uint8]
 Place = tuple[float, float, float, float]
 
-# Okabe and Ito (2008), "Color universal design", without black.
+# Okabe and Ito (2008), "Color universal design", without black; then "muted" of Tol (2021),
+# "Colour schemes". Both are chosen to be told apart with any kind of colour vision.
 COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167),
+    (51, 34, 136), (136, 34, 85), (153, 153, 51), (68, 170, 153),
+    (204, 102, 119), (17, 119, 51), (221, 204, 119),
 )  # fmt: skip
 
 DARK, LIGHT = (20, 20, 20), (255, 255, 255)
@@ -38,12 +41,12 @@ BACKGROUND = "background"
 
 
 def class_colours(n_classes: int) -> Pixels:
-    """Colours of classes by their place; beyond seven the same ones, darker and lighter.
+    """Colours of classes by their place; beyond fourteen the same ones, darker.
 
     Returns
     -------
     array, uint8, shape (n_classes, 3)
-        From the 22nd class on colours come again.
+        From the 29th class on colours come again.
 
     Examples
     --------
@@ -52,7 +55,7 @@ def class_colours(n_classes: int) -> Pixels:
            [ 86, 180, 233]], dtype=uint8)
     """
     plain = np.asarray(COLOURS, dtype=np.float64)
-    table = np.concatenate([plain, 0.55 * plain, 0.5 * plain + 0.5 * 255])
+    table = np.concatenate([plain, 0.55 * plain])
     return table[np.arange(n_classes) % len(table)].round().astype(np.uint8)
 
 
