@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from headstart.backbones.catalog import resolve
-from headstart.console import Terminal, show_evaluation, show_findings, show_predictions
+from headstart.console import Terminal
 from headstart.data.checks import Finding
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
@@ -20,6 +20,7 @@ from headstart.events import DataReady, EpochDone, Finished, Noted, Planned, Pro
 from headstart.freezing import FreezePlan, StageRow
 from headstart.methods.method import Outline
 from headstart.model import Prediction
+from headstart.tables import show_evaluation, show_findings, show_predictions
 from headstart.tasks.classification import Classification
 from headstart.training.job import Epoch
 from headstart.trunk import Trunk
@@ -88,7 +89,7 @@ def test_bars_are_for_terminals_only(console):
 def test_predictions_name_the_picture_and_the_label(console):
     one = Prediction(name="[b].jpg", label=("red", "round"), probability=0.9, probabilities={})
     none = Prediction(name="c.jpg", label=(), probability=0.1, probabilities={})
-    show_predictions(console, [one, none])
+    show_predictions(console, [one, none], ("a", "b"))
     shown = text(console)
     assert "[b].jpg" in shown
     assert "red, round" in shown

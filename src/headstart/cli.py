@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headstart.cache_commands import cache_app, emit
 from headstart.errors import HeadstartError, SetupError
 from headstart.options import (
     AllowOverlap,
@@ -56,7 +56,6 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Look at the pictures before anything is trained.", no_args_is_help=True
 )
-cache_app = typer.Typer(help="Show or clear what is kept between runs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
@@ -119,7 +118,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
         go = partial(run_fit, source, recipe, out=out, cache=cache, resume=resume)
         run = go(observer=shown, command=_command_line())
         if as_json and is_main():
-            _emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
+            emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
     if run.interrupted:
         sys.exit(130)
     _require_leads(run, require_lead)
@@ -152,32 +151,58 @@ def _require_leads(run: Run, wanted: bool) -> None:
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 - one argument a flag
     model: ModelFolder,
     pictures: Annotated[list[Path], typer.Argument(help="Files or folders.")],
-    output: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    output: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="table, json or csv; of boxes also coco, yolo, overlay, of masks also masks, "
+            "overlay: files in a folder.",
+        ),
+    ] = "table",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write, new or empty; default predictions.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Least score of a box; default: as the model learned.")
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(min=0, help="Masks of large pictures, window by window of this side.")
+    ] = 0,
     bad_files: BadFiles = "error",
     engine: Annotated[str | None, typer.Option(help="Default: as the model learned.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what pictures show, with calibrated probabilities."""
-    from headstart.console import plain_console, show_predictions
-    from headstart.errors import UnknownNameError
-    from headstart.model import predictions_csv, predictions_json
+    """Say what pictures show: classes with probabilities, boxes, or masks."""
+    from headstart.cache import Cache
+    from headstart.console import plain_console
+    from headstart.data.prepare import gather, select
     from headstart.model_folder import load
+    from headstart.prediction_files import as_csv, require_format, write_found
+    from headstart.prediction_files import as_json as plain
+    from headstart.tables import show_predictions
 
-    output = "json" if as_json else output
-    if output not in {"table", "json", "csv"}:
-        raise UnknownNameError("format", output, ["table", "json", "csv"])
     fitted = load(model)
-    found = fitted.predict(pictures, bad_files=_policy(bad_files), engine=engine, device=device)
-    if output == "json":
-        _emit(predictions_json(found))
-    elif output == "csv":
-        typer.echo(predictions_csv(found), nl=False)
+    form, classes = "json" if as_json else output, fitted.task.classes
+    require_format(form, fitted.task.name)
+    store = Cache()
+    samples = select(gather(pictures), cache=store, bad_files=_policy(bad_files))
+    found = fitted.answers(
+        samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
+    )
+    if form != "table" and (out is not None or form not in {"json", "csv"}):
+        pairs = zip(samples, found, strict=True)
+        folder = write_found(out or Path("predictions"), form, pairs, classes)
+        typer.echo(f"Wrote what {len(samples)} pictures show to {folder}.")
+    elif form == "json":
+        emit(plain(found, classes))
+    elif form == "csv":
+        typer.echo(as_csv(found, classes), nl=False)
     else:
-        show_predictions(plain_console(), found)
+        show_predictions(plain_console(), found, classes)
 
 
 @app.command()
@@ -193,8 +218,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on labelled pictures that it has not seen."""
-    from headstart.console import plain_console, show_evaluation
+    from headstart.console import plain_console
     from headstart.judging import evaluate_source
+    from headstart.tables import show_evaluation
     from headstart.verdict import verdict
 
     with _cache(no_cache) as cache:
@@ -209,7 +235,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             seed=seed,
         )
     if as_json:
-        _emit({"verdict": verdict(evaluation), **evaluation.as_dict()})
+        emit({"verdict": verdict(evaluation), **evaluation.as_dict()})
     else:
         show_evaluation(plain_console(), evaluation, verdict(evaluation))
 
@@ -219,8 +245,9 @@ def data_check(
     source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
 ) -> None:
     """Decode every picture and report what is wrong: exit 2 on errors."""
-    from headstart.console import plain_console, show_data, show_findings, terminal
+    from headstart.console import plain_console, terminal
     from headstart.data.prepare import inspect
+    from headstart.tables import show_data, show_findings
 
     with _cache(no_cache) as cache, terminal(as_json) as shown:
         data, findings = inspect(source, cache=cache, group_by=group_by, progress=shown.progress)
@@ -230,7 +257,7 @@ def data_check(
             {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
             for f in findings
         ]
-        _emit({"pictures": len(data), "classes": data.counts(), "findings": listed})
+        emit({"pictures": len(data), "classes": data.counts(), "findings": listed})
     else:
         console = plain_console()
         show_data(console, data, {"pictures": data})
@@ -246,7 +273,7 @@ def backbones(as_json: AsJson = False) -> None:
 
     rows = [resolve(name) for name in names()]
     if as_json:
-        _emit([{"name": r.name, "trained_on": r.data, "licence": r.licence} for r in rows])
+        emit([{"name": r.name, "trained_on": r.data, "licence": r.licence} for r in rows])
         return
     for row in rows:
         typer.echo(f"{row.name:<38} {row.data:<24} {row.licence}")
@@ -263,7 +290,7 @@ def demo(
 
     write(name, folder)
     if as_json:
-        _emit({"folder": str(folder), "name": name})
+        emit({"folder": str(folder), "name": name})
     else:
         typer.echo(f"Wrote {folder}; next: headstart fit {folder}")
 
@@ -285,53 +312,10 @@ def doctor(as_json: AsJson = False) -> None:
         "offline": os.environ.get("HEADSTART_OFFLINE") == "1",
     }
     if as_json:
-        _emit(facts)
+        emit(facts)
         return
     for name, value in facts.items():
         typer.echo(f"{name:<12} {value}")
-
-
-@cache_app.command("show")
-def cache_show(as_json: AsJson = False) -> None:
-    """Show where the cache is and what it holds."""
-    from headstart.cache import Cache
-
-    store = Cache()
-    stats = store.stats()
-    if as_json:
-        kinds = {k: {"entries": n, "bytes": size} for k, (n, size) in stats.kinds.items()}
-        _emit(
-            {
-                "folder": str(stats.folder),
-                "bytes": stats.bytes,
-                "budget": stats.budget,
-                "kinds": kinds,
-            }
-        )
-        return
-    typer.echo(f"{stats.folder}: {stats.bytes / 1e6:.1f} of {stats.budget / 1e6:.0f} MB")
-    for kind, (entries, size) in sorted(stats.kinds.items()):
-        typer.echo(f"  {kind:<10} {entries:>8} entries {size / 1e6:>10.1f} MB")
-    for note in store.notes:
-        typer.echo(f"  {note}")
-
-
-@cache_app.command("clear")
-def cache_clear(
-    kind: Annotated[str | None, typer.Option(help="Only this kind, such as features.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Forget what was kept; the next run computes it again."""
-    from headstart.cache import Cache
-
-    store = Cache()
-    before = store.stats().bytes
-    store.clear(kind)
-    freed, folder = before - store.stats().bytes, store.stats().folder
-    if as_json:
-        _emit({"folder": str(folder), "freed_bytes": freed})
-    else:
-        typer.echo(f"Freed {freed / 1e6:.1f} MB in {folder}.")
 
 
 def main() -> None:
@@ -386,10 +370,6 @@ def _policy(name: str) -> Literal["error", "skip"]:
         case "error" | "skip":
             return name
     raise UnknownNameError("bad-files", name, ["error", "skip"])
-
-
-def _emit(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
 
 
 def _command_line() -> str:

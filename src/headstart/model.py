@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +19,7 @@ from headstart.data.placement import canvas_for
 from headstart.data.prepare import BadFiles, gather, select
 from headstart.data.samples import Dataset, Kind, Sample
 from headstart.data.sizes import shown_size
+from headstart.dense import Detections, Segmented, detect, segment
 from headstart.engines import runnable
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features import Extractor
@@ -31,7 +32,7 @@ from headstart.tasks.detection import Detection
 from headstart.tasks.segmentation import Segmentation
 from headstart.trunk import Trunk
 
-__all__ = ["Prediction", "TransferModel", "blank", "predictions_csv", "predictions_json"]
+__all__ = ["Answer", "Prediction", "TransferModel", "blank", "predictions_csv", "predictions_json"]
 
 HEADS: Mapping[str, tuple[str, ...]] = {
     "detection": ("faster-rcnn", "retinanet", "fcos", "ssdlite"),
@@ -165,8 +166,10 @@ class TransferModel:
         engine: str | None = None,
         device: str = "auto",
         cache: Cache | None = None,
-    ) -> list[Prediction]:
-        """Predict the class of every picture, in order.
+        threshold: float | None = None,
+        tile: int = 0,
+    ) -> list[Any]:
+        """Say what every picture shows, in order.
 
         Parameters
         ----------
@@ -175,31 +178,93 @@ class TransferModel:
         bad_files : {"error", "skip"}
             Refuse pictures that cannot be decoded, or leave them out of the answer.
         engine : str, optional
-            By default the arithmetic that the model learned from, where the machine has it.
+            By default the arithmetic that the model learned from, where the machine has it; boxes
+            and masks are always found in fp32.
         device : str
         cache : Cache, optional
             By default the user's.
+        threshold : float, optional
+            Least score of a box, 0 to 1; by default the task's.
+        tile : int
+            Of masks: longer side, in the picture's pixels, of overlapping windows that are read
+            one by one where a picture is larger; 0 reads every picture whole.
+
+        Returns
+        -------
+        list of Prediction, Detections or Segmented
+            By the task; boxes and masks are in the picture's own coordinates.
 
         Raises
         ------
         DataError
             If a picture cannot be decoded and is not to be skipped; it is named.
+        UsageError
+            If an argument says nothing to this task.
         """
         cache = cache or Cache()
         samples = select(gather(pictures), cache=cache, bad_files=bad_files)
-        wanted = engine or runnable(self.engine, device=device)
-        extractor = Extractor(cache=cache, engine=wanted, device=device)
+        return list(
+            self.answers(
+                samples, cache=cache, engine=engine, device=device, threshold=threshold, tile=tile
+            )
+        )
+
+    def answers(
+        self,
+        samples: Sequence[Sample],
+        *,
+        cache: Cache,
+        engine: str | None = None,
+        device: str = "auto",
+        threshold: float | None = None,
+        tile: int = 0,
+    ) -> Iterator[Answer]:
+        """Answer as ``predict``, for examples that were read already; of masks one at a time."""
+        self._require_said(engine, threshold, tile)
+        if self.task.kind == "segmentation":
+            yield from segment(self.trunk, self.require_head(), samples, tile=tile, device=device)
+        elif self.task.kind == "detection":
+            least = self.task.threshold if threshold is None else threshold
+            found = detect(self.trunk, self.require_head(), samples, device=device)
+            yield from (one.above(least) for one in found)
+        else:
+            wanted = engine or runnable(self.engine, device=device)
+            extractor = Extractor(cache=cache, engine=wanted, device=device)
+            yield from self._classified(samples, extractor)
+
+    def _require_said(self, engine: str | None, threshold: float | None, tile: int) -> None:
+        """Refuse what the task has no use for, rather than pass over it."""
+        kind = self.task.kind
+        wrong = [
+            f"a {name}"
+            for name, is_given, belongs in (
+                ("threshold", threshold is not None, kind == "detection"),
+                ("tile", tile != 0, kind == "segmentation"),
+                (f"choice of engine, {engine}", engine not in {None, "fp32"}, "multi" in kind),
+            )
+            if is_given and not belongs
+        ]
+        if wrong or (threshold is not None and not 0 <= threshold <= 1):
+            raise UsageError(
+                f"Expected a threshold from 0 to 1 for detection, a tile for segmentation and an "
+                f"engine for classification only, got {' and '.join(wrong) or threshold} for "
+                f"{kind}; do leave it out."
+            )
+
+    def _classified(self, samples: Sequence[Sample], extractor: Extractor) -> Iterator[Prediction]:
         chances = self.predict_probabilities(samples, extractor=extractor)
         rows = zip(samples, self.task.labels(chances), chances, strict=True)
-        return [
-            Prediction(
+        for sample, label, chance in rows:
+            yield Prediction(
                 name=sample.name,
                 label=label,
                 probability=float(chance.max()),
                 probabilities=dict(zip(self.task.classes, map(float, chance), strict=True)),
             )
-            for sample, label, chance in rows
-        ]
+
+
+Answer = Prediction | Detections | Segmented
+"""What a model says of one picture, by its task."""
 
 
 def blank(

@@ -1,0 +1,247 @@
+"""Boxes and masks in formats that other programs, and Headstart itself, read; pure functions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.dense import Detections, Segmented
+
+__all__ = [
+    "coco_images",
+    "coco_results",
+    "mask_png",
+    "masks_csv",
+    "masks_json",
+    "objects_csv",
+    "objects_json",
+    "png",
+    "stems",
+    "yolo_names",
+    "yolo_text",
+]
+
+
+def stems(names: Sequence[str]) -> tuple[str, ...]:
+    """Name a file for each picture: its path below the folder that all share, without a suffix.
+
+    >>> stems(["a/x/1.jpg", "a/y/1.jpg", "a/y/1.png", "<ndarray>"][:3])
+    ('x/1', 'y/1', 'y/1-2')
+    >>> stems(["<ndarray>", "<ndarray>"])
+    ('ndarray', 'ndarray-2')
+    """
+    paths = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100 - links stay links
+    root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+    plain = [
+        re.sub(r'[<>:"|?*\0]', "", p.relative_to(root).with_suffix("").as_posix()) for p in paths
+    ]
+    taken: set[str] = set()
+    seen: Counter[str] = Counter()
+    found = []
+    for stem in plain:
+        name = stem
+        while name in taken:
+            seen[stem] += 1
+            name = f"{stem}-{seen[stem] + 1}"
+        taken.add(name)
+        found.append(name)
+    return tuple(found)
+
+
+def objects_json(found: Iterable[Detections], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Objects as plain values, boxes as left, top, right, bottom in the picture's pixels.
+
+    Examples
+    --------
+    >>> one = Detections(
+    ...     name="a.jpg",
+    ...     size=(20, 10),
+    ...     boxes=np.array([[1, 2, 5, 8]], np.float32),
+    ...     scores=np.array([0.75], np.float32),
+    ...     labels=np.array([0]),
+    ... )
+    >>> objects_json([one], ["cell"])[0]["objects"]
+    [{'label': 'cell', 'score': 0.75, 'box': [1.0, 2.0, 5.0, 8.0]}]
+    """
+    return [
+        {
+            "picture": one.name,
+            "width": one.size[0],
+            "height": one.size[1],
+            "objects": [
+                {"label": label, "score": score, "box": box}
+                for label, score, box in _rows(one, classes)
+            ],
+        }
+        for one in found
+    ]
+
+
+def objects_csv(found: Iterable[Detections], classes: Sequence[str]) -> str:
+    """Objects as the text of a CSV file, one line each; a picture without objects has none."""
+    rows = (
+        [one.name, label, f"{score:.6f}", *(f"{side:.2f}" for side in box)]
+        for one in found
+        for label, score, box in _rows(one, classes)
+    )
+    return _table(["picture", "label", "score", "left", "top", "right", "bottom"], rows)
+
+
+def coco_results(found: Iterable[Detections]) -> list[dict[str, Any]]:
+    """COCO's format of results: ``bbox`` is left, top, width, height; ids count from 1.
+
+    Which picture and class an id is says ``coco_images``.
+    """
+    results = []
+    for number, one in enumerate(found, start=1):
+        for label, score, box in zip(one.labels, one.scores, one.boxes.tolist(), strict=True):
+            left, top, right, bottom = (round(side, 4) for side in box)
+            results.append(
+                {
+                    "image_id": number,
+                    "category_id": int(label) + 1,
+                    "bbox": [left, top, round(right - left, 4), round(bottom - top, 4)],
+                    "score": round(float(score), 6),
+                }
+            )
+    return results
+
+
+def coco_images(found: Iterable[Detections], classes: Sequence[str]) -> dict[str, Any]:
+    """Pictures and classes that the ids of ``coco_results`` mean, as in COCO's annotations.
+
+    >>> coco_images([], ["cell"])["categories"]
+    [{'id': 1, 'name': 'cell'}]
+    """
+    return {
+        "images": [
+            {"id": i, "file_name": one.name, "width": one.size[0], "height": one.size[1]}
+            for i, one in enumerate(found, start=1)
+        ],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
+    }
+
+
+def yolo_text(one: Detections, *, scores: bool = False) -> str:
+    """Objects of one picture as YOLO's lines: class, centre x, centre y, width, height.
+
+    Shares of the picture's width and height, classes from 0.
+
+    Parameters
+    ----------
+    one : Detections
+    scores : bool
+        Write the score behind each line, as YOLO's programs do on request; labels to learn
+        from have none.
+    """
+    lines = []
+    width, height = one.size
+    for label, score, box in zip(one.labels, one.scores, one.boxes.tolist(), strict=True):
+        left, top, right, bottom = box
+        centre = (left + right) / 2 / width, (top + bottom) / 2 / height
+        values = *centre, (right - left) / width, (bottom - top) / height
+        cells = [str(int(label)), *(f"{value:.8f}" for value in values)]
+        lines.append(" ".join(cells + [f"{score:.6f}"] * scores) + "\n")
+    return "".join(lines)
+
+
+def yolo_names(classes: Sequence[str]) -> str:
+    """Write YOLO's data.yaml: the number of classes and their names.
+
+    >>> print(yolo_names(["cell", "no"]))
+    nc: 2
+    names:
+    - cell
+    - 'no'
+    <BLANKLINE>
+    """
+    import yaml
+
+    text: str = yaml.safe_dump(
+        {"nc": len(classes), "names": list(classes)}, sort_keys=False, allow_unicode=True
+    )
+    return text
+
+
+def masks_json(found: Iterable[Segmented], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Share of each class that a mask shows, in the order of the classes.
+
+    >>> one = Segmented(name="a.png", mask=np.array([[0, 1], [1, 1]], np.uint8))
+    >>> masks_json([one], ["background", "leaf"])[0]["classes"]
+    {'background': 0.25, 'leaf': 0.75}
+    """
+    return [
+        {
+            "picture": one.name,
+            "width": one.mask.shape[1],
+            "height": one.mask.shape[0],
+            "classes": {classes[i]: share for i, share in _shares(one.mask)},
+        }
+        for one in found
+    ]
+
+
+def masks_csv(found: Iterable[Segmented], classes: Sequence[str]) -> str:
+    """Shares of classes as the text of a CSV file, one line for each class that is shown."""
+    rows = (
+        [one.name, classes[i], f"{share:.6f}"] for one in found for i, share in _shares(one.mask)
+    )
+    return _table(["picture", "class", "share"], rows)
+
+
+def mask_png(mask: NDArray[np.uint8], n_classes: int) -> bytes:
+    """Write a mask as an indexed PNG: a pixel is its class's place, shown in its colour.
+
+    Parameters
+    ----------
+    mask : array, uint8, shape (height, width)
+    n_classes : int
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> png = mask_png(np.array([[0, 1, 1]], np.uint8), 2)
+    >>> np.asarray(Image.open(io.BytesIO(png))).tolist()
+    [[0, 1, 1]]
+    """
+    from PIL import Image
+
+    from headstart.overlays import class_colours
+
+    image = Image.fromarray(mask)
+    image.putpalette(class_colours(n_classes).tobytes())
+    return png(image)
+
+
+def _rows(one: Detections, classes: Sequence[str]) -> Iterator[tuple[str, float, list[float]]]:
+    for label, score, box in zip(one.labels, one.scores, one.boxes.tolist(), strict=True):
+        yield classes[int(label)], round(float(score), 6), [round(side, 2) for side in box]
+
+
+def _shares(mask: NDArray[np.uint8]) -> list[tuple[int, float]]:
+    places, counts = np.unique(mask, return_counts=True)
+    return [(int(i), round(int(n) / mask.size, 6)) for i, n in zip(places, counts, strict=True)]
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(titles)
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def png(image: Any) -> bytes:
+    """Encode a PIL image as PNG."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
