@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from headstart.answers import answer_files, box_csv, class_csv, coco_results
+from headstart.answers import answer_files, class_csv
 from headstart.box_evaluation import evaluate_detections
 from headstart.data.truths import Boxes
 from headstart.dense import Detections
@@ -70,9 +70,9 @@ def boxes():
 
 
 def test_the_table_of_boxes_has_what_is_named(boxes):
-    assert list(csv.reader(io.StringIO(box_csv(boxes)))) == [
-        ["picture", "class", "score", "left", "top", "right", "bottom"],
-        ["a,b.png", "rod", "0.7500", "1.00", "2.00", "11.00", "22.00"],
+    assert list(csv.reader(io.StringIO(answer_files(boxes)["predictions.csv"]))) == [
+        ["picture", "label", "score", "left", "top", "right", "bottom"],
+        ["a,b.png", "rod", "0.750000", "1.00", "2.00", "11.00", "22.00"],
     ]
 
 
@@ -92,6 +92,8 @@ def test_coco_reads_what_was_found(boxes, tmp_path, capsys):
         (1, 2, [1.0, 2.0, 10.0, 20.0]),
         (1, 1, [50.0, 50.0, 10.0, 10.5]),
     ]
-    assert {one["file_name"] for one in coco_results(boxes.found, boxes.task.classes)} == {
-        "a,b.png"
-    }
+    told = json.loads(answer_files(boxes)["predictions.json"])
+    assert [(one["file_name"], one["category"]) for one in told] == [
+        ("a,b.png", "rod"),
+        ("a,b.png", "disc"),
+    ]

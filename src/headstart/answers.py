@@ -6,19 +6,16 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.dense import Detections
+from headstart.box_evaluation import BoxEvaluation
+from headstart.dense_output import coco_results, objects_csv
 from headstart.evaluation import AnyEvaluation, Evaluation, Targets
+from headstart.mask_evaluation import MaskEvaluation
 from headstart.tasks.classification import Classification
 
-if TYPE_CHECKING:
-    from headstart.box_evaluation import BoxEvaluation
-    from headstart.mask_evaluation import MaskEvaluation
-
-__all__ = ["answer_files", "box_csv", "class_csv", "coco_results", "mask_csv"]
+__all__ = ["answer_files", "box_json", "class_csv", "mask_csv"]
 
 
 def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
@@ -31,16 +28,19 @@ def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        ``predictions.csv``; of boxes also ``predictions.json``, in COCO's format of results.
+        ``predictions.csv``: of classes and masks a line for each picture, of boxes one for each
+        object from the task's threshold on. Of boxes also ``predictions.json``: all of them, in
+        COCO's format of results.
     """
     if isinstance(evaluation, Evaluation):
         return {"predictions.csv": class_csv(evaluation)}
-    if evaluation.task.kind == "segmentation":
-        return {"predictions.csv": mask_csv(evaluation)}  # type: ignore[arg-type]
-    results = coco_results(evaluation.found, evaluation.task.classes)  # type: ignore[union-attr]
+    if isinstance(evaluation, MaskEvaluation):
+        return {"predictions.csv": mask_csv(evaluation)}
+    task = evaluation.task
+    named = [one.above(task.threshold) for one in evaluation.found]
     return {
-        "predictions.csv": box_csv(evaluation),  # type: ignore[arg-type]
-        "predictions.json": json.dumps(results, allow_nan=False),
+        "predictions.csv": objects_csv(named, task.classes),
+        "predictions.json": box_json(evaluation),
     }
 
 
@@ -70,62 +70,25 @@ def class_csv(evaluation: Evaluation) -> str:
     )
 
 
-def box_csv(evaluation: BoxEvaluation) -> str:
-    """Every object that is named, from the task's threshold on, as the text of a CSV file.
-
-    Pictures in which nothing is named have no row. Corners are in the picture's pixels.
-    """
-    task = evaluation.task
-    named = (one.above(task.threshold) for one in evaluation.found)
-    return _table(
-        ["picture", "class", "score", "left", "top", "right", "bottom"],
-        (
-            [one.name, task.classes[label], f"{score:.4f}", *(f"{side:.2f}" for side in box)]
-            for one in named
-            for box, score, label in zip(one.boxes, one.scores, one.labels, strict=True)
-        ),
-    )
-
-
-def coco_results(found: Sequence[Detections], classes: Sequence[str]) -> list[dict[str, Any]]:
+def box_json(evaluation: BoxEvaluation) -> str:
     """Everything that was found, whatever the score, as COCO's format of results has it.
-
-    Parameters
-    ----------
-    found : sequence of Detections
-    classes : sequence of str
 
     Returns
     -------
-    list of dict
-        ``image_id`` counts the pictures and ``category_id`` the classes, both from 1; ``bbox``
-        is left, top, width, height in pixels. ``file_name`` and ``category`` are added, so that
-        the ids of another file can be found by name.
-
-    Examples
-    --------
-    >>> one = Detections(
-    ...     name="a.png",
-    ...     size=(20, 10),
-    ...     boxes=np.array([[1, 2, 5, 8]], np.float32),
-    ...     scores=np.array([0.5], np.float32),
-    ...     labels=np.array([0]),
-    ... )
-    >>> coco_results([one], ["cell"])[0]["bbox"]
-    [1.0, 2.0, 4.0, 6.0]
+    str
+        JSON. To every result ``file_name`` and ``category`` are added, so that the ids of another
+        file can be found by name.
     """
-    return [
-        {
-            "image_id": number,
-            "category_id": int(label) + 1,
-            "bbox": [round(float(x), 2) for x in (*box[:2], *(box[2:] - box[:2]))],
-            "score": round(float(score), 5),
-            "file_name": one.name,
-            "category": classes[label],
+    found, classes = evaluation.found, evaluation.task.classes
+    results = [
+        one
+        | {
+            "file_name": found[one["image_id"] - 1].name,
+            "category": classes[one["category_id"] - 1],
         }
-        for number, one in enumerate(found, start=1)
-        for box, score, label in zip(one.boxes, one.scores, one.labels, strict=True)
+        for one in coco_results(found)
     ]
+    return json.dumps(results, allow_nan=False)
 
 
 def mask_csv(evaluation: MaskEvaluation) -> str:

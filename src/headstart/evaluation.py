@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,15 @@ from headstart.baselines import (
     majority_baseline,
     nearest_neighbour_baseline,
 )
+from headstart.box_evaluation import BoxEvaluation, evaluate_boxes
 from headstart.data.samples import DENSE, Dataset
 from headstart.errors import DataError
 from headstart.features import Extractor
 from headstart.intervals import Interval, bootstrap_intervals, proportion_interval
+from headstart.mask_evaluation import MaskEvaluation, evaluate_masks
 from headstart.metrics import Reliability
 from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
-
-if TYPE_CHECKING:
-    from headstart.box_evaluation import BoxEvaluation
-    from headstart.mask_evaluation import MaskEvaluation
 
 __all__ = [
     "TITLES",
@@ -193,12 +191,8 @@ def evaluate(
         raise DataError("Expected at least one picture to evaluate on, got none.")
     _require_known(model, data)
     if model.task.kind == "detection":
-        from headstart.box_evaluation import evaluate_boxes
-
         return evaluate_boxes(model, data, device=extractor.device, seed=seed)
     if model.task.kind == "segmentation":
-        from headstart.mask_evaluation import evaluate_masks
-
         return evaluate_masks(model, data, device=extractor.device, seed=seed)
     return _evaluate_classes(model, data, extractor, train, seed)
 
