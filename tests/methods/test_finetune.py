@@ -419,7 +419,7 @@ def test_two_processes_are_as_one(tmp_path):
         assert [one["score"] for one in said[0]["epochs"]] == [
             one["score"] for one in said[1]["epochs"]
         ]
-        assert said[0]["writes"] >= 2
+        assert said[0]["writes"] >= 1  # the last one; by time there may be more
         assert said[1]["writes"] == 0
     alone = runpy.run_path(str(script(tmp_path, DRIVER)))
     one = alone["fit"]("plain", tmp_path / "alone")

@@ -201,6 +201,7 @@ class Finetune:
             title=f"fine-tuning, from {self.train_from}",
             trains=f"{names}: {what.trainable:,} parameters of the backbone",
             plan=what,
+            precision=self.training.precision,
             kept=self._foresee(
                 model.trunk, (backbone, what, head), train, sizes, extractor
             ).sentence(),

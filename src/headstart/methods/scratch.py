@@ -97,6 +97,7 @@ class Scratch:
             title="from scratch",
             trains="every parameter, from random values: the pretrained ones are not used",
             plan=self._plan(model.trunk),
+            precision=self.training.precision,
             kept="nothing: every stage moves",
         )
 

@@ -125,8 +125,8 @@ class Training:
     def for_kind(self, kind: Kind) -> Training:
         """Return the settings for what is learned: boxes and masks of 8 pictures are many.
 
-        >>> Training().for_kind("detection").batch_size, Training().for_kind("multiclass").batch_size
-        (8, 0)
+        >>> [Training().for_kind(kind).batch_size for kind in ("detection", "multiclass")]
+        [8, 0]
         """
         return replace(self, batch_size=8) if kind in DENSE and not self.batch_size else self
 

@@ -17,7 +17,7 @@ from headstart.errors import UsageError
 from headstart.freezing import FreezePlan
 from headstart.heads.head import Head
 from headstart.model import TransferModel
-from headstart.runtime import versions
+from headstart.runtime import threads, versions
 from headstart.training.averaging import interpolate
 from headstart.training.classes import ClassObjective, Solve
 from headstart.training.engine import train as run_loop
@@ -324,6 +324,7 @@ def _identity(
         "data": content,
         "weights": trunk.identity.hex(),
         "processes": world(),
+        "threads": threads(),
         "settings": asdict(settings),
         "versions": {k: v for k, v in versions().items() if k != "openvino"},
         **more,
