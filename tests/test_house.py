@@ -335,7 +335,7 @@ RULES = [
     Rule(
         name="the terminal",
         find=talks,
-        only_in=("cli.py", "options.py", "console.py"),
+        only_in=("cli.py", "cache_commands.py", "options.py", "console.py", "tables.py"),
         breaks=(
             ("run.py", "print('done')"),
             ("features.py", "from rich.progress import track"),

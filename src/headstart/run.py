@@ -60,6 +60,12 @@ MEASURES = {"detection": "mAP", "segmentation": "mean IoU"}
 """What an epoch is judged by, where it is not macro F1."""
 
 
+BEGUN_ANEW = (
+    "Begun anew: the checkpoint in {folder} was not asked for (--resume takes it up), and is "
+    "deleted."
+)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """What a run leaves.
@@ -215,12 +221,7 @@ def _run(
     method, is_dense = _method(recipe), prepared.data.is_dense
     _require_meant(recipe, method, prepared.train, resume)
     if method.resumes and is_main() and not resume and forget(checkpoints):
-        notify(
-            Noted(
-                text=f"Begun anew: the checkpoint in {checkpoints} was not asked for "
-                "(--resume takes it up), and is deleted."
-            )
-        )
+        notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
     extractor = Extractor(
         cache=cache,
         engine="fp32" if is_dense else recipe.engine,  # maps are learned from as they are
