@@ -267,6 +267,9 @@ def test_the_worst_masks_are_tinted_by_class(segmenter: Facts) -> None:
     assert np.abs(picture[180, 240] - leaf).max() < 12
     assert np.abs(picture[20, 20].astype(int) - 120).max() < 12
     assert "mean IoU" in page.section("worst")
+    legend = page.section("worst").partition("no tint.")[2].partition("2.png")[0]
+    assert "leaf" in legend
+    assert "background" not in legend
 
 
 def test_one_class_everywhere_stands_beside_a_segmenter(segmenter: Facts) -> None:

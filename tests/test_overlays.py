@@ -105,6 +105,17 @@ def test_a_mask_tints_by_class_and_leaves_the_rest() -> None:
     assert (draw_mask(grey(60, 80), mask, ("background", "leaf"), alpha=0.0) == 128).all()
 
 
+def test_colours_of_the_picture_are_not_taken_for_classes() -> None:
+    """On red and on blue of one brightness the same class looks the same; the rest stays."""
+    picture = np.zeros((10, 20, 3), np.uint8)
+    picture[:, :10, 0], picture[:, 10:, 2] = 60, 177  # luminance 12.8
+    mask = np.zeros((10, 20), np.uint8)
+    mask[5:] = 1
+    after = draw_mask(picture, mask, ("background", "leaf")).astype(int)
+    assert np.abs(after[7, 3] - after[7, 15]).max() <= 1
+    assert (after[:4] == picture[:4]).all()
+
+
 def test_where_classes_meet_there_is_a_light_line() -> None:
     mask = np.zeros((60, 80), dtype=np.uint8)
     mask[:, 40:] = 1

@@ -23,7 +23,7 @@ from headstart.errors import DataError, HeadstartError, UnreadableImageError
 from headstart.mask_evaluation import TITLES as MASK_TITLES
 from headstart.mask_evaluation import MaskEvaluation, true_mask
 from headstart.model import TransferModel
-from headstart.overlays import draw_boxes, draw_mask, fitted, hex_colours
+from headstart.overlays import draw_boxes, draw_mask, fitted, hex_colours, is_background
 from headstart.pages import LIMITS, jpeg_uri
 
 __all__ = ["RecallPlot", "dense_extras", "dense_page", "dense_values", "recall_plot"]
@@ -80,7 +80,7 @@ def dense_page(
         "examples": _examples(prepared, classes),
         "worst": _worst(evaluation, model, prepared),
         "n_worst": len(evaluation.worst(len(evaluation.names))),
-        "colours": list(zip(classes, hex_colours(len(classes)), strict=True)),
+        "colours": _legend(evaluation),
         "counts": evaluation.confusion,
         "per_class": _per_class(evaluation),
     }
@@ -123,6 +123,12 @@ def recall_plot(curve: RecallCurve) -> RecallPlot:
         line=" ".join(f"{round(x, 1):g},{round(y, 1):g}" for x, y in placed),
         at=tuple(float(curve.precision[percent]) for percent in AT_RECALLS),
     )
+
+
+def _legend(evaluation: DenseEvaluation) -> list[tuple[str, str]]:
+    classes, is_boxes = evaluation.task.classes, isinstance(evaluation, BoxEvaluation)
+    pairs = zip(classes, hex_colours(len(classes)), strict=True)
+    return [(name, colour) for name, colour in pairs if is_boxes or not is_background(name)]
 
 
 def _numbers(evaluation: DenseEvaluation) -> dict[str, Any]:

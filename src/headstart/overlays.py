@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["class_colours", "draw_boxes", "draw_mask", "fitted", "hex_colours"]
+__all__ = ["class_colours", "draw_boxes", "draw_mask", "fitted", "hex_colours", "is_background"]
 
 Pixels = NDArray[np.uint8]
 Place = tuple[float, float, float, float]
@@ -34,6 +34,7 @@ COLOURS = (
     (204, 102, 119), (17, 119, 51), (221, 204, 119),
 )  # fmt: skip
 
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 DARK, LIGHT = (20, 20, 20), (255, 255, 255)
 
 BACKGROUND = "background"
@@ -66,6 +67,15 @@ def hex_colours(n_classes: int) -> tuple[str, ...]:
     ('#e69f00',)
     """
     return tuple("#{:02x}{:02x}{:02x}".format(*one) for one in class_colours(n_classes).tolist())
+
+
+def is_background(name: str) -> bool:
+    """Whether a class stands for everything else, so that masks of it are not tinted.
+
+    >>> is_background("Background"), is_background("sky")
+    (True, False)
+    """
+    return name.strip().lower() == BACKGROUND
 
 
 def fitted(picture: Pixels, long_side: int) -> tuple[Pixels, float]:
@@ -157,7 +167,7 @@ def draw_boxes(
 def draw_mask(
     picture: Pixels, mask: NDArray[np.uint8], classes: Sequence[str], alpha: float = 0.55
 ) -> Pixels:
-    """Tint every pixel by its class, with a line where classes meet.
+    """Tint every pixel by its class, with a line where classes meet; below it the picture is grey.
 
     Parameters
     ----------
@@ -199,14 +209,12 @@ def draw_mask(
         )
     colours, share = np.zeros((256, 3)), np.zeros((256, 1))
     colours[: len(classes)] = class_colours(len(classes))
-    share[: len(classes), 0] = [0.0 if _is_background(name) else alpha for name in classes]
-    mixed = shown * (1 - share[mask]) + colours[mask] * share[mask]
+    share[: len(classes), 0] = [0.0 if is_background(name) else alpha for name in classes]
+    # Under a tint the picture is grey: colours of its own would be taken for classes.
+    grey = np.where(share[mask] > 0, (shown @ LUMINANCE)[..., None], shown)
+    mixed = grey * (1 - share[mask]) + colours[mask] * share[mask]
     mixed[_edges(mask)] = (1 - alpha) * mixed[_edges(mask)] + alpha * np.asarray(LIGHT)
     return mixed.round().astype(np.uint8)
-
-
-def _is_background(name: str) -> bool:
-    return name.strip().lower() == BACKGROUND
 
 
 def _edges(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -287,8 +295,7 @@ def _overlap(one: Place, other: Place) -> bool:
 
 def _readable(colour: Sequence[int]) -> tuple[int, int, int]:
     """Dark or light text, by the plate's luminance."""
-    luminance = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
-    return DARK if luminance > 110 else LIGHT
+    return DARK if float(np.asarray(colour) @ LUMINANCE) > 110 else LIGHT
 
 
 def _font(size: tuple[int, int]) -> FreeTypeFont | ImageFont:
