@@ -24,7 +24,7 @@ from headstart.errors import DataError, UnknownNameError, UnreadableImageError, 
 
 __all__ = [
     "BoxTruth", "digest_of", "load_batch", "load_boxes", "load_canvas", "load_mask", "load_pixels",
-    "load_view", "load_views", "map_bounded", "view_of",
+    "load_view", "load_views", "map_bounded", "view_of", "view_of_mask",
 ]  # fmt: skip
 
 STILL = Augmentation()
@@ -331,11 +331,17 @@ def load_mask(
             f"Expected the mask of {sample.name} to have its size, {place.width} x "
             f"{place.height}, got {mask.shape[1]} x {mask.shape[0]}; do leave the picture out."
         )
-    mask = place.mask_to_canvas(mask)
+    mask, picture = place.mask_to_canvas(mask), digest_of(sample)
+    return view_of_mask(mask, augmentation, seed=seed, view=view, picture=picture)
+
+
+def view_of_mask(
+    mask: NDArray[np.uint8], augmentation: Augmentation, *, seed: int, view: int, picture: str
+) -> NDArray[np.uint8]:
+    """Move a mask (H, W) that is on the canvas already, exactly as ``view_of`` moves pixels."""
     if augmentation.is_off:
         return mask
-    moves = draw_moves(augmentation, preprocess.shape, _rng(seed, view, digest_of(sample)))
-    return move_mask(mask, moves)
+    return move_mask(mask, draw_moves(augmentation, mask.shape, _rng(seed, view, picture)))
 
 
 def _placement(sample: Sample, preprocess: Preprocess) -> Placement:

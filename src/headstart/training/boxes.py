@@ -88,7 +88,8 @@ class BoxObjective:
                     truths = [self._kept[row] for row in rows]
                     loss += float(_loss(network, outputs, truths)) * len(rows)
                     answers = network.layer.detect(outputs.logits)  # type: ignore[operator]
-                found += [(b.cpu().numpy(), s.cpu().numpy(), k.cpu().numpy()) for b, s, k in answers]
+                for boxes, scores, labels in answers:
+                    found.append((boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy()))
         return found, loss / len(self.val)
 
     def score(self, answers: Answers) -> Score:

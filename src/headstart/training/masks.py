@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.loading import load_mask
+from headstart.data.loading import digest_of, load_mask, view_of_mask
 from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
 from headstart.data.truths import IGNORED
@@ -115,10 +115,17 @@ class MaskObjective:
         return None if weights is None else on_device(weights, device).float()
 
     def _truth(self, sample: Sample, view: View | None) -> NDArray[np.uint8]:
-        classes = self.train.classes
+        """A mask as a view shows it; decoded once."""
+        mask = self._plain.get(id(sample))  # the data hold it, so that no other has its id
+        if mask is None:
+            mask = load_mask(sample, self.preprocess, self.train.classes)
+            self._plain[id(sample)] = mask
         if view is None:
-            if id(sample) not in self._plain:  # the data hold it, so that it has no other
-                self._plain[id(sample)] = load_mask(sample, self.preprocess, classes)
-            return self._plain[id(sample)]
-        seen = {"seed": view.seed, "view": view.number}
-        return load_mask(sample, self.preprocess, classes, view.augmentation, **seen)
+            return mask
+        return view_of_mask(
+            mask,
+            view.augmentation,
+            seed=view.seed,
+            view=view.number,
+            picture=digest_of(sample),
+        )
