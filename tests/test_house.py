@@ -26,7 +26,12 @@ DRAWN_TREES = {"errors.py"}  # a tree of exceptions is deeper, and drawn at the 
 DRAWERS = {"utils", "util", "helpers", "common", "core", "base", "misc", "manager", "managers"}
 
 # Tests that stand for no single source file.
-TESTS_OF_THE_WHOLE = {"test_house.py", "test_project.py", "test_public_names.py"}
+TESTS_OF_THE_WHOLE = {
+    "test_dense_run.py",
+    "test_house.py",
+    "test_project.py",
+    "test_public_names.py",
+}
 
 Found = Iterator[tuple[int, str]]
 

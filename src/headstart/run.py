@@ -228,7 +228,7 @@ def _run(
         device=recipe.device,
         progress=progress,
     )
-    with _timed(clock, "backbone and engine"):
+    with _timed(clock, "backbone and head" if is_dense else "backbone and engine"):
         start = _blank(recipe, prepared, Trunk.read(spec, weights))
         plan = _plan(method, start, prepared, extractor)
     notify(plan)
