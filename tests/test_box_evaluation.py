@@ -103,6 +103,9 @@ def test_the_numbers_are_those_of_the_metrics():
     assert [row.objects for row in one.per_class] == [
         a - b for a, b in zip(counted, hard, strict=True)
     ]
+    assert one.objects["all"] == sum(row.objects for row in one.per_class)
+    sizes = [one.objects[size] for size in ("small", "medium", "large")]
+    assert sum(sizes) == one.objects["all"]
     for curve, row in zip(one.curves, one.per_class, strict=True):
         assert curve.precision.mean() == pytest.approx(row.ap50.value)
 

@@ -232,6 +232,11 @@ def test_confusions_have_the_background(detector: Facts) -> None:
     assert shown.rstrip().endswith("–")
 
 
+def test_scores_of_one_size_say_from_how_many_objects(detector: Facts) -> None:
+    assert "mAP, small objects (16)" in Page(render_html(detector)).section("numbers")
+    assert render_json(detector)["evaluation"]["objects"]["all"] == 16
+
+
 def test_curves_are_drawn_and_told(detector: Facts) -> None:
     html = render_html(detector)
     told = Page(html).section("curves")

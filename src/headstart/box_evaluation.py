@@ -93,6 +93,8 @@ class BoxEvaluation:
     confusions : array of int, shape (n, n_classes + 1, n_classes + 1)
         Objects of each picture by true class (rows) and said class (columns), from the task's
         threshold on and at an IoU of .5; last is the background: missed, or nothing there.
+    objects : dict of str to int
+        How many count, by size: ``all``, ``small``, ``medium``, ``large``.
     n_groups : int or None
         Groups that were resampled whole, if the pictures have groups.
     baselines : tuple of Baseline
@@ -107,6 +109,7 @@ class BoxEvaluation:
     per_class: tuple[ObjectRow, ...]
     curves: tuple[RecallCurve, ...]
     confusions: NDArray[np.intp]
+    objects: dict[str, int]
     n_groups: int | None = None
     baselines: tuple[Baseline, ...] = ()
 
@@ -135,6 +138,7 @@ class BoxEvaluation:
             "pictures": len(self.names),
             "groups": self.n_groups,
             "threshold": self.task.threshold,
+            "objects": self.objects,
             "metrics": {name: interval.as_dict() for name, interval in self.metrics.items()},
             "per_class": [
                 {
@@ -270,6 +274,12 @@ def evaluate_detections(
                 for one, truth in zip(found, there, strict=True)
             ]
         ),
+        objects={
+            size: int(count)
+            for size, count in zip(
+                metrics.SIZES, metrics.object_counts(matches).sum(axis=1), strict=True
+            )
+        },
         n_groups=None if groups is None else len(np.unique(groups)),
     )
 

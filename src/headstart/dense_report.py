@@ -138,7 +138,7 @@ def _numbers(evaluation: DenseEvaluation) -> dict[str, Any]:
         return {
             "headline": (BOX_TITLES[first], first),
             "against": [(BOX_TITLES[first], {"this model": headline})],
-            "scores": {BOX_TITLES[name]: number for name, number in rest},
+            "scores": {_box_title(evaluation, name): number for name, number in rest},
             "errors": {},
         }
     told = dict(evaluation.metrics)
@@ -158,6 +158,12 @@ def _numbers(evaluation: DenseEvaluation) -> dict[str, Any]:
         "scores": {MASK_TITLES[name]: number for name, number in told.items()},
         "errors": {},
     }
+
+
+def _box_title(evaluation: BoxEvaluation, name: str) -> str:
+    """What a metric is called; of one size also how many objects it is from."""
+    count = evaluation.objects.get(name.removeprefix("map_"))
+    return BOX_TITLES[name] + ("" if count is None else f" ({count:,})")
 
 
 def _head(model: TransferModel) -> dict[str, Any]:
