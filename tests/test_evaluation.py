@@ -15,6 +15,7 @@ from headstart.baselines import Baseline
 from headstart.cache import Cache
 from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
+from headstart.data.truths import Boxes
 from headstart.errors import DataError, UsageError
 from headstart.evaluation import (
     TITLES,
@@ -245,6 +246,7 @@ def test_mistakes_come_the_surest_first():
     found = judged(PAIR, chances, [0, 0, 0, 0, 1])
     assert found.mistakes(10) == [3, 1, 2]
     assert found.mistakes(1) == [3]
+    assert found.worst(2) == [3, 1]
     assert judged(PAIR, chances, [0, 1, 1, 1, 1]).mistakes(10) == []
 
 
@@ -300,6 +302,18 @@ def model(trunk):
         weight=rng.normal(size=(3, 512)).astype(np.float32), bias=np.zeros(3, dtype=np.float32)
     )
     return TransferModel(trunk=trunk, task=ANIMALS, head=head, engine="fp32")
+
+
+def test_there_is_no_worst_picture_where_several_labels_may_hold():
+    assert judged(LABELS, [[0.1, 0.9]], [[1, 0]]).worst(5) == []
+
+
+def test_data_of_another_task_are_refused(model, extractor):
+    boxes = Boxes(corners=((0, 0, 9, 9),), labels=("ant",))
+    samples = tuple(replace(sample, target=boxes) for sample in pictures(["ant"]))
+    data = Dataset(samples=samples, classes=("ant",), kind="detection")
+    with pytest.raises(DataError, match=r"Expected data for multiclass.*got detection"):
+        evaluate(model, data, extractor=extractor)
 
 
 def test_a_model_is_judged_by_names_whatever_their_order(model, extractor):
