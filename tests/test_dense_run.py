@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import platform
 import shutil
 import sys
 from dataclasses import replace
@@ -23,6 +25,7 @@ from headstart.methods.scratch import Scratch
 from headstart.model_folder import load
 from headstart.recipe import Recipe
 from headstart.run import fit
+from headstart.run_folder import LOCK
 from headstart.training.optim import Training
 
 TINY = "timm/test_resnet"
@@ -403,3 +406,14 @@ def test_a_picture_that_cannot_be_read_is_named_or_left_out(masks_run, tmp_path,
     code, shown, _ = command(capsys, *words, "--bad-files", "skip")
     assert code == 0
     assert [one["picture"].rpartition("/")[2] for one in json.loads(shown)] == ["good.png"]
+
+
+def test_a_second_training_with_the_same_out_is_refused(cells, tiny, store, tmp_path):
+    recipe, out = recipe_for(tiny, "ssdlite"), tmp_path / "run"
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / LOCK).write_text(f"{os.getppid()} {platform.node()}")
+    with pytest.raises(UsageError, match=str(os.getppid())):
+        fit(cells, recipe, out=out, cache=store)
+    (tmp_path / "run.partial" / LOCK).unlink()
+    run = fit(cells, recipe, out=out, cache=store)
+    assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]

@@ -94,10 +94,9 @@ def fit(  # noqa: PLR0913 - one argument a flag
 ) -> None:
     """Learn from pictures, judge the result, and write a run's folder."""
     from headstart.console import terminal
-    from headstart.distributed import is_main
+    from headstart.distributed import is_main, processes
     from headstart.recipe import Recipe
     from headstart.run import fit as run_fit
-    from headstart.run import processes
 
     recipe = Recipe(
         backbone=backbone,

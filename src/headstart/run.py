@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from headstart.cache import Cache
 from headstart.data.prepare import Prepared, prepare
 from headstart.data.readers import read_dataset
 from headstart.data.samples import DENSE, Dataset
-from headstart.distributed import is_main, main_first, start, stop
+from headstart.distributed import is_main, main_first, processes
 from headstart.engines import Choice
 from headstart.errors import UsageError
 from headstart.evaluation import AnyEvaluation
@@ -40,6 +41,7 @@ from headstart.model import TransferModel, blank
 from headstart.recipe import Recipe
 from headstart.report import Facts
 from headstart.run_folder import (
+    alone,
     claim,
     forget,
     hidden_folder,
@@ -54,7 +56,7 @@ from headstart.training.job import Session
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
-__all__ = ["Run", "fit", "processes", "read", "slug"]
+__all__ = ["Run", "fit", "read", "slug"]
 
 MEASURES = {"detection": "mAP", "segmentation": "mean IoU"}
 """What an epoch is judged by, where it is not macro F1."""
@@ -148,12 +150,12 @@ def fit(
     """
     recipe = recipe or Recipe()
     wanted, cache = wanted_folder(out, source), cache or Cache()
-    with processes(recipe.device):
+    with processes(recipe.device), ExitStack() as held:
+        go = partial(_run, source, recipe, cache, checkpoints=resumable(wanted), resume=resume)
         if not is_main():  # it computes its share, and leaves files and words to the first
-            run = _run(source, recipe, cache, lambda _: None, resumable(wanted), resume)
-            return replace(run, folder=wanted)
+            return replace(go(lambda _: None, held), folder=wanted)
         with hidden_folder(wanted) as folder, JsonLog(folder / "log.jsonl") as log:
-            run = _run(source, recipe, cache, _both(log, observer), resumable(wanted), resume)
+            run = go(_both(log, observer), held)
             begin = time.perf_counter()
             with told_where(wanted):
                 write_files(folder, _facts(run, command), run.recipe)
@@ -161,22 +163,11 @@ def fit(
             log(_finished(run))
             log.close()
             run = replace(run, folder=claim(folder, wanted))
-    if _method(run.recipe).resumes and not run.interrupted:
-        forget(resumable(wanted))
+        if _method(run.recipe).resumes and not run.interrupted:
+            forget(resumable(wanted))
     if observer is not None:
         observer(_finished(run))
     return run
-
-
-@contextmanager
-def processes(device: str) -> Iterator[None]:
-    """Join the processes of a launcher, if there is one, and leave them behind the block."""
-    joined = start("cpu" if device == "mps" else device)
-    try:
-        yield
-    finally:
-        if joined:
-            stop()
 
 
 def _finished(run: Run) -> Finished:
@@ -200,6 +191,8 @@ def _run(
     recipe: Recipe,
     cache: Cache,
     notify: Observer,
+    held: ExitStack,
+    *,
     checkpoints: Path,
     resume: bool,
 ) -> Run:
@@ -220,14 +213,12 @@ def _run(
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
     method, is_dense = _method(recipe), prepared.data.is_dense
     _require_meant(recipe, method, prepared.train, resume)
-    if method.resumes and is_main() and not resume and forget(checkpoints):
-        notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
-    extractor = Extractor(
-        cache=cache,
-        engine="fp32" if is_dense else recipe.engine,  # maps are learned from as they are
-        device=recipe.device,
-        progress=progress,
-    )
+    if method.resumes and is_main():
+        held.enter_context(alone(checkpoints))
+        if not resume and forget(checkpoints):
+            notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
+    engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
+    extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     with _timed(clock, "backbone and head" if is_dense else "backbone and engine"):
         start = _blank(recipe, prepared, Trunk.read(spec, weights))
         plan = _plan(method, start, prepared, extractor)
