@@ -120,6 +120,34 @@ def test_intervals_hold_their_value_and_the_headline_comes_first():
         assert interval.low < interval.high
 
 
+def test_of_a_few_objects_nobody_claims_an_interval():
+    """Nine rods and many discs, some found: only what is about the rods has no bounds."""
+    truths, detections = drawn(40, seed=2)
+    rods, kept = 0, []
+    for truth in truths:
+        chosen = []
+        for i, label in enumerate(truth.labels):
+            rods += label == "rod" and not truth.is_hard()[i]
+            if label == "disc" or rods <= 9:
+                chosen.append(i)
+        kept.append(
+            Boxes(
+                corners=tuple(truth.corners[i] for i in chosen),
+                labels=tuple(truth.labels[i] for i in chosen),
+                hard=tuple(truth.hard[i] for i in chosen),
+            )
+        )
+    one = evaluate_detections(TASK, detections, kept)
+    disc, rod = one.per_class
+    assert (rod.objects, disc.objects > 20) == (9, True)
+    for told, number in ((disc.ap, True), (disc.ap50, True), (rod.ap, False), (rod.ap50, False)):
+        assert np.isfinite([told.low, told.high]).all() == number
+    for size in ("small", "medium"):
+        number = one.metrics[f"map_{size}"]
+        assert np.isfinite(number.low) == (one.objects[size] >= 10)
+    assert np.isfinite(one.metrics["map"].low)
+
+
 def test_a_perfect_model_gets_one_and_has_no_worst_picture():
     truths, _ = drawn()
     truths = [replace(t, hard=()) for t in truths]

@@ -7,7 +7,7 @@ independent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,10 @@ Floats = NDArray[np.floating[Any]]
 Groups = NDArray[np.intp] | None
 
 HEADLINE = "map"
+
+ENOUGH = 10
+"""Objects of a class or size from which on its average precision has an interval; with fewer the
+number itself is too high as a rule, and simulated intervals held the truth once in ten times."""
 
 MATCHED = 0.5
 """Overlap (IoU) from which on a box is said to show an object, in curves and confusions."""
@@ -307,13 +311,28 @@ def _intervals(
         seed=seed,
         vectorized=True,
     )
-    single, each = found[: len(TITLES)], found[len(TITLES) :]
+    counts = metrics.object_counts(matches)
+    of_size = {f"map_{size}": n for size, n in zip(metrics.SIZES, counts.sum(axis=1), strict=True)}
     numbers = {
-        name: interval
-        for name, interval in zip(TITLES, single, strict=True)
+        name: _bounded(interval, of_size.get(name, ENOUGH))
+        for name, interval in zip(TITLES, found, strict=False)
         if name == HEADLINE or not np.isnan(interval.value)
     }
-    return numbers, each[: matches.n_classes], each[matches.n_classes :]
+    each = found[len(TITLES) :]
+    ap, ap50 = each[: matches.n_classes], each[matches.n_classes :]
+    of_class = counts[0]
+    return (
+        numbers,
+        tuple(_bounded(one, n) for one, n in zip(ap, of_class, strict=True)),
+        tuple(_bounded(one, n) for one, n in zip(ap50, of_class, strict=True)),
+    )
+
+
+def _bounded(interval: Interval, n_objects: float) -> Interval:
+    """Leave bounds out that would hold the truth far too seldom."""
+    if n_objects >= ENOUGH:
+        return interval
+    return replace(interval, low=float("nan"), high=float("nan"))
 
 
 def _resamples(n_boxes: int) -> int:
