@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from headstart.data.augment import Augmentation
     from headstart.data.readers import read_dataset
     from headstart.data.samples import Dataset, Sample
+    from headstart.data.truths import Boxes, Mask, Palette
+    from headstart.dense import Detections, Segmented
+    from headstart.dense_estimators import ImageSegmenter, ObjectDetector
     from headstart.errors import DataError, HeadstartError, SetupError, TrainingError, UsageError
     from headstart.estimators import ImageClassifier
     from headstart.evaluation import Evaluation, evaluate
@@ -28,21 +31,28 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Augmentation": "headstart.data.augment",
+    "Boxes": "headstart.data.truths",
     "Cache": "headstart.cache",
     "DataError": "headstart.errors",
     "Dataset": "headstart.data.samples",
+    "Detections": "headstart.dense",
     "Evaluation": "headstart.evaluation",
     "Finetune": "headstart.methods.finetune",
     "HeadstartError": "headstart.errors",
     "ImageClassifier": "headstart.estimators",
+    "ImageSegmenter": "headstart.dense_estimators",
     "LinearProbe": "headstart.methods.linear_probe",
     "Loss": "headstart.training.losses",
+    "Mask": "headstart.data.truths",
+    "ObjectDetector": "headstart.dense_estimators",
+    "Palette": "headstart.data.truths",
     "Prediction": "headstart.model",
     "Recipe": "headstart.recipe",
     "Regularisation": "headstart.training.penalties",
     "Run": "headstart.run",
     "Sample": "headstart.data.samples",
     "Scratch": "headstart.methods.scratch",
+    "Segmented": "headstart.dense",
     "SetupError": "headstart.errors",
     "Training": "headstart.training.optim",
     "TrainingError": "headstart.errors",
@@ -58,21 +68,28 @@ _HOMES = {
 
 __all__ = [
     "Augmentation",
+    "Boxes",
     "Cache",
     "DataError",
     "Dataset",
+    "Detections",
     "Evaluation",
     "Finetune",
     "HeadstartError",
     "ImageClassifier",
+    "ImageSegmenter",
     "LinearProbe",
     "Loss",
+    "Mask",
+    "ObjectDetector",
+    "Palette",
     "Prediction",
     "Recipe",
     "Regularisation",
     "Run",
     "Sample",
     "Scratch",
+    "Segmented",
     "SetupError",
     "Training",
     "TrainingError",

@@ -29,7 +29,7 @@ from headstart.training.losses import Loss
 from headstart.training.probe import Imbalance
 from headstart.trunk import Trunk
 
-__all__ = ["ImageClassifier"]
+__all__ = ["ImageClassifier", "group_names"]
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -191,7 +191,7 @@ def _labelled(
     samples = gather(X)
     names, codes = _classes(y, len(samples))
     classes = tuple(str(name) for name in names)
-    together = _group_names(groups, len(samples))
+    together = group_names(groups, len(samples))
     labelled = tuple(
         replace(sample, target=classes[code], group=group)
         for sample, code, group in zip(samples, codes, together, strict=True)
@@ -243,7 +243,12 @@ def _classes(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
     return names, codes
 
 
-def _group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
+def group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
+    """Give each of n pictures the name of its group, or None.
+
+    >>> group_names([7, 7], 2), group_names(None, 1)
+    (['7', '7'], [None])
+    """
     if groups is None:
         return [None] * n
     given = [str(group) for group in np.asarray(groups)]

@@ -12,7 +12,7 @@ from headstart.data.loading import digest_of
 from headstart.data.mask_checks import check_masks, with_masks
 from headstart.data.prepare import BadFiles
 from headstart.data.readers import read_dataset
-from headstart.data.samples import DENSE, Dataset, Sample
+from headstart.data.samples import DENSE, Dataset, Kind, Sample
 from headstart.engines import runnable
 from headstart.errors import LeakError
 from headstart.evaluation import AnyEvaluation, evaluate
@@ -46,7 +46,8 @@ def evaluate_source(
         If the model has learned from some of these pictures.
     """
     model = load(model_folder)
-    data = labelled_part(model, source, "test", cache=cache, group_by=group_by, bad_files=bad_files)
+    kind = model.task.kind
+    data = labelled_part(source, kind, "test", cache=cache, group_by=group_by, bad_files=bad_files)
     if not allow_overlap:
         _require_unseen(model, data.samples)
     engine = runnable(model.engine, device=device)
@@ -55,15 +56,15 @@ def evaluate_source(
 
 
 def labelled_part(
-    model: TransferModel,
     source: str | Path | Dataset,
+    kind: Kind,
     part: str,
     *,
     cache: Cache,
     group_by: str | None = None,
     bad_files: BadFiles = "error",
 ) -> Dataset:
-    """Read pictures with labels of the model's kind: one part, or all where it has no pictures.
+    """Read pictures with labels of one kind: a part of them, or all where it has no pictures.
 
     Boxes are clipped to their pictures as where they are learned from, and masks looked at.
 
@@ -74,11 +75,9 @@ def labelled_part(
     """
     data = source
     if not isinstance(data, Dataset):
-        kind = model.task.kind if model.task.kind in DENSE else None
         is_demo = str(data).startswith("demo:")  # which brings a kind of its own
-        data = read_dataset(
-            data, group_by=group_by, min_classes=1, task_kind=None if is_demo else kind
-        )
+        wanted = kind if kind in DENSE and not is_demo else None
+        data = read_dataset(data, group_by=group_by, min_classes=1, task_kind=wanted)
     chosen = [i for i, sample in enumerate(data.samples) if sample.split == part]
     data = data.subset(chosen or range(len(data)))
     data, records = usable(data, scan(data.samples, cache=cache), bad_files=bad_files)
