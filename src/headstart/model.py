@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,6 +28,7 @@ from headstart.heads.boxes import BoxHead
 from headstart.heads.head import Head
 from headstart.heads.masks import MaskHead
 from headstart.heads.pooled import LinearHead
+from headstart.heads.published import is_published, names, open_head, split
 from headstart.tasks.classification import Classification
 from headstart.tasks.detection import Detection
 from headstart.tasks.segmentation import Segmentation
@@ -275,6 +277,7 @@ def blank(
     size: int = 0,
     seed: int = 0,
     record: Mapping[str, Any] | None = None,
+    offline: bool | None = None,
 ) -> TransferModel:
     """Make a model that has learned nothing yet: what every method starts from.
 
@@ -286,17 +289,22 @@ def blank(
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; by default the first. It may
-        carry options of its kind: ``faster-rcnn?channels=64&first_stride=8``.
+        carry options of its kind: ``faster-rcnn?channels=64&first_stride=8``. Or a published one
+        (see ``heads.published``), which brings its own trunk, trained with it.
     size : int
         Longer side that pictures of boxes and masks are read at; by default 320.
     seed : int
         Of the head.
     record : mapping, optional
+    offline : bool, optional
+        Fetch no published head; by default the environment says so (``HEADSTART_OFFLINE``).
 
     Raises
     ------
     UsageError
         If the head is none for this task, or the backbone gives no maps that it can read.
+    WeightsNotFoundError, WeightsMismatchError
+        If a published head is in no place, or is another file.
     """
     noted: dict[str, Any] = dict(record or {})
     if not data.is_dense:
@@ -313,27 +321,34 @@ def blank(
     kind, options = _named_head(head, data.kind)
     sizes = [shown_size(sample.image) for sample in data.samples]
     trunk = trunk.on_canvas(canvas_for(sizes, size or LONG_SIDE))
-    canvas, stages = trunk.spec.preprocess.shape, trunk.backbone.stages
-    if data.kind == "segmentation":
-        return TransferModel(
-            trunk=trunk,
-            task=Segmentation(classes=data.classes),
-            head=MaskHead.random(
-                stages, len(data.classes), kind=kind, canvas=canvas, seed=seed, **options
-            ),
-            record=noted,
+    boxes = _boxes(trunk, data) if data.kind == "detection" else None
+    if is_published(kind):
+        trunk, found = open_head(
+            kind, trunk, data.classes, boxes=boxes, seed=seed, offline=offline, options=options
         )
+    else:
+        draw = MaskHead.random if boxes is None else partial(BoxHead.fitted, boxes=boxes)
+        found = draw(
+            trunk.backbone.stages,
+            len(data.classes),
+            kind=kind,
+            canvas=trunk.spec.preprocess.shape,
+            seed=seed,
+            **options,
+        )
+    if boxes is None:
+        task: Any = Segmentation(classes=data.classes)
+    else:
+        task = Detection(classes=data.classes)
+        if (reached := found.reach(boxes)) is not None:  # FCOS has no anchors
+            noted["anchors_reach"] = reached
+    return TransferModel(trunk=trunk, task=task, head=found, record=noted)
+
+
+def _boxes(trunk: Trunk, data: Dataset) -> NDArray[np.float32]:
+    """All boxes on the canvas, shape (n, 4)."""
     truths = [load_boxes(s, trunk.spec.preprocess, data.classes).boxes for s in data.samples]
-    boxes = np.concatenate(truths)
-    found = BoxHead.fitted(
-        stages, len(data.classes), kind=kind, canvas=canvas, seed=seed, boxes=boxes, **options
-    )
-    reached = found.reach(boxes)
-    if reached is not None:
-        noted["anchors_reach"] = reached
-    return TransferModel(
-        trunk=trunk, task=Detection(classes=data.classes), head=found, record=noted
-    )
+    return np.concatenate(truths)
 
 
 def _named_head(text: str, kind: Kind) -> tuple[str, dict[str, Any]]:
@@ -342,10 +357,10 @@ def _named_head(text: str, kind: Kind) -> tuple[str, dict[str, Any]]:
     >>> _named_head("faster-rcnn?channels=64&sizes=[[16],[32]]", "detection")
     ('faster-rcnn', {'channels': 64, 'sizes': ((16,), (32,))})
     """
-    name, _, query = text.partition("?")
+    name, query = split(text)
     heads = HEADS[kind]
-    if name not in {"auto", *heads}:
-        raise UnknownNameError(f"head for {kind}", name, heads)
+    if name not in {"auto", *heads} and not is_published(name):
+        raise UnknownNameError(f"head for {kind}", name, (*heads, *names(kind)))
     options = {key: _plain(value) for key, value in parse_qsl(query, keep_blank_values=True)}
     return heads[0] if name == "auto" else name, options
 
