@@ -29,6 +29,8 @@ from headstart.heads.coco_weights import DETECTORS, coco_classes
 from headstart.heads.masks import VOC_CLASSES
 from headstart.heads.published import TABLE, Row, locate_head, names
 from headstart.model import blank
+from headstart.model_folder import load as load_model
+from headstart.model_folder import save
 from headstart.trunk import Trunk
 
 HEIGHT, WIDTH = 64, 96
@@ -162,7 +164,7 @@ def model_of(head, classes, trunk="torchvision/resnet50", **more):
 
 
 @pytest.mark.usefixtures("in_cache")
-def test_a_published_detector_finds_what_torchvisions_finds(detector, files):
+def test_a_published_detector_finds_what_torchvisions_finds(detector, files, tmp_path):
     model, data = model_of(f"torchvision/{FASTER}", coco_classes())
     assert model.trunk.spec.preprocess.shape == (HEIGHT, WIDTH)
     found = detect(model.trunk, model.head, data.samples, device="cpu")
@@ -185,6 +187,10 @@ def test_a_published_detector_finds_what_torchvisions_finds(detector, files):
     assert spec.architecture == "torchvision/resnet50"
     assert BackboneSpec.from_dict(spec.as_dict()) == spec
     assert "anchors_reach" in model.record
+    save(model, tmp_path / "saved")  # variances that are lowered below 0 included
+    again = load_model(tmp_path / "saved")
+    assert again.trunk.fingerprint == model.trunk.fingerprint
+    assert again.trunk.spec == spec
 
 
 def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(detector, files):
@@ -222,7 +228,7 @@ def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(dete
 
 
 @pytest.mark.usefixtures("in_cache")
-def test_a_published_network_gives_the_masks_of_torchvisions(segmenter):
+def test_a_published_network_gives_the_masks_of_torchvisions(segmenter, tmp_path):
     needed = TABLE["segmentation"][MOBILE].backbone
     model, data = model_of(f"torchvision/{MOBILE}", VOC_CLASSES, needed)
     spec = model.trunk.spec
@@ -235,6 +241,10 @@ def test_a_published_network_gives_the_masks_of_torchvisions(segmenter):
             logits = segmenter(x[None])["out"][0]
         assert len(np.unique(one.mask)) > 1
         assert (one.mask == logits.argmax(dim=0).numpy()).mean() > 0.999
+    save(model, tmp_path / "saved")
+    again = load_model(tmp_path / "saved")
+    assert again.trunk.spec == spec
+    assert again.trunk.origin == model.trunk.origin
     two, _ = model_of(f"torchvision/{MOBILE}", ("background", "blob", "CAT"), needed)
     rows = two.head.tensors["classifier.weight"]
     theirs = segmenter.state_dict()["classifier.4.weight"]
