@@ -16,7 +16,7 @@ from PIL import Image
 from headstart import cli
 from headstart.cache import Cache
 from headstart.data.images import decode
-from headstart.errors import DataError, LeakError, UsageError
+from headstart.errors import DataError, LeakError, SetupError, UsageError
 from headstart.events import DataReady, EpochDone, Planned
 from headstart.judging import evaluate_source
 from headstart.methods.finetune import Finetune
@@ -417,3 +417,16 @@ def test_a_second_training_with_the_same_out_is_refused(cells, tiny, store, tmp_
     (tmp_path / "run.partial" / LOCK).unlink()
     run = fit(cells, recipe, out=out, cache=store)
     assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]
+
+
+def test_a_published_head_that_is_missing_is_said_before_the_scan(cells, store, tmp_path):
+    told = []
+    recipe = Recipe(
+        backbone="embedded/efficientnet_lite0",
+        head="torchvision/fasterrcnn_resnet50_fpn",
+        offline=True,
+        device="cpu",
+    )
+    with pytest.raises(SetupError, match="fasterrcnn_resnet50_fpn"):
+        fit(cells, recipe, out=tmp_path / "run", cache=store, observer=told.append)
+    assert not told_of(DataReady, told)

@@ -127,7 +127,7 @@ def _method(name: str | None, given: Mapping[str, Any], source: str, recipe: Rec
     """Make the method; where it is not named but flags are given, flags and data name it."""
     from headstart.flags import flags, make_method
     from headstart.recipe import default_method
-    from headstart.run import read
+    from headstart.sources import read
 
     given = {flag: value for flag, value in given.items() if value is not None}
     if name is None and not given:

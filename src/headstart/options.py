@@ -55,7 +55,9 @@ HeadName = Annotated[
     str,
     typer.Option(
         help="For boxes: faster-rcnn, retinanet, fcos, ssdlite; for masks: unet, unetplusplus, "
-        "deeplabv3plus, fpn, deeplabv3; auto is the first."
+        "deeplabv3plus, fpn, deeplabv3; auto is the first. With options as in "
+        "faster-rcnn?channels=64; or published with its backbone, such as "
+        "torchvision/fasterrcnn_resnet50_fpn."
     ),
 ]
 Size = Annotated[

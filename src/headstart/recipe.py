@@ -33,6 +33,7 @@ class Recipe:
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; ``auto`` is the first.
+        It may carry options, or be a published one, as for ``headstart.model.blank``.
     size : int
         Longer side, in pixels, that pictures of boxes and masks are read at; 0 is 320.
     group_by : str, optional

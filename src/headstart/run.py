@@ -15,8 +15,7 @@ from headstart.backbones.weights import locate
 from headstart.baselines import PROBE
 from headstart.cache import Cache
 from headstart.data.prepare import Prepared, prepare
-from headstart.data.readers import read_dataset
-from headstart.data.samples import DENSE, Dataset
+from headstart.data.samples import Dataset
 from headstart.distributed import is_main, main_first, processes
 from headstart.engines import Choice
 from headstart.errors import UsageError
@@ -52,11 +51,12 @@ from headstart.run_folder import (
     write_files,
 )
 from headstart.runtime import cores, device, versions
+from headstart.sources import read, settled
 from headstart.training.job import Session
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
 
-__all__ = ["Run", "fit", "read", "slug"]
+__all__ = ["Run", "fit", "slug"]
 
 MEASURES = {"detection": "mAP", "segmentation": "mean IoU"}
 """What an epoch is judged by, where it is not macro F1."""
@@ -208,7 +208,7 @@ def _run(
     weights = locate(spec, offline=recipe.offline)
     with _timed(clock, "scan and checks"), main_first():
         data = read(source, recipe)
-        recipe = recipe.settled(data)
+        recipe = settled(recipe, data)
         prepared = _prepared(data, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
     method, is_dense = _method(recipe), prepared.data.is_dense
@@ -243,21 +243,6 @@ def _run(
         verdict=(*_stopped(model), *verdict(evaluation)),
         seconds=clock,
     )
-
-
-def read(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
-    """Read what the user points at, as the task that the recipe names needs it.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or holds nothing for that task.
-    """
-    if isinstance(source, Dataset):
-        return source
-    is_demo = str(source).startswith("demo:")  # which brings a kind of its own
-    kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
-    return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
 
 
 def _method(recipe: Recipe) -> Method:
@@ -350,7 +335,15 @@ def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
         "seed": recipe.seed,
         "versions": versions(),
     }
-    return blank(trunk, train, head=recipe.head, size=recipe.size, seed=recipe.seed, record=record)
+    return blank(
+        trunk,
+        train,
+        head=recipe.head,
+        size=recipe.size,
+        seed=recipe.seed,
+        record=record,
+        offline=recipe.offline,
+    )
 
 
 def _facts(run: Run, command: str) -> Facts:
