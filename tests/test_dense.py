@@ -51,6 +51,9 @@ METHODS = {
     "train": Finetune(train_from="last:2", batch_norm="train", training=SHORT),
     "adapt": Finetune(train_from="last:2", batch_norm="adapt", training=SHORT),
     "anchored": Finetune(training=SHORT, regularisation=Regularisation(l2_sp=0.1, l2_sp_head=0.1)),
+    "maps and features": Finetune(
+        training=SHORT, regularisation=Regularisation(delta=0.1, bss=0.01)
+    ),
     "average": Finetune(training=replace(SHORT, ema=0.5, soup=2), wise_ft=0.7),
     "scratch": Scratch(training=SHORT),
 }
@@ -234,7 +237,7 @@ def iou(one, other):
         (Finetune(dropout=0.1), "dropout"),
         (Scratch(loss=Loss(focal=2.0)), "loss"),
         (LinearProbe(), "--train-from head"),
-        (Finetune(regularisation=Regularisation(lwf=0.1)), "lwf"),
+        (Finetune(regularisation=Regularisation(lwf=0.1)), "whole pictures"),
         (Finetune(augmentation=Augmentation(policy="randaugment")), "policy"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from headstart.data.images import decode
-from headstart.data.masks import decode_mask
+from headstart.data.mask_files import decode_mask
 from headstart.data.readers import read_dataset
 from headstart.data.samples import Sample
 from headstart.dense import Detections, Segmented

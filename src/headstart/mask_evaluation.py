@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from headstart import mask_metrics as metrics
 from headstart.baselines import Baseline
-from headstart.data.masks import decode_mask, mask_turn
+from headstart.data.mask_files import decode_mask, mask_turn
 from headstart.data.samples import Dataset, Sample
 from headstart.data.truths import Mask
 from headstart.dense import segment

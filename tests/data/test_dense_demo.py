@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.data import demo
-from headstart.data.masks import decode_mask
+from headstart.data.mask_files import decode_mask
 from headstart.data.readers import read_dataset
 from headstart.data.samples import Dataset, Sample
 from headstart.data.splits import assign

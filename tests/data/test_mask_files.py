@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from headstart.data.masks import class_counts, decode_mask, mask_turn, read_raw
+from headstart.data.mask_files import class_counts, decode_mask, mask_turn, read_raw
 from headstart.data.truths import Mask, Palette
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError
 

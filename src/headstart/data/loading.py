@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headstart.data.augment import Augmentation, augment
 from headstart.data.images import decode, decode_file, digest, read_bytes
-from headstart.data.masks import decode_mask, mask_turn
+from headstart.data.mask_files import decode_mask, mask_turn
 from headstart.data.moves import draw_moves, move_boxes, move_mask, move_pixels
 from headstart.data.placement import Placement
 from headstart.data.samples import Sample

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headstart.data.checks import Finding, Kind
 from headstart.data.layouts import is_picture, natural_key
 from headstart.data.mask_pairs import is_other_rendering
-from headstart.data.masks import class_counts, decode_mask, read_raw
+from headstart.data.mask_files import class_counts, decode_mask, read_raw
 from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.data.truths import IGNORED, Mask

@@ -11,7 +11,7 @@ from pathlib import Path
 from headstart.data.class_maps import ClassMap, find_class_map, palette_of, read_class_map
 from headstart.data.layouts import Listing, listed
 from headstart.data.manifests import split_name
-from headstart.data.masks import MAX_CLASSES, RawMask, codes_of, distinct, look_up, read_raw
+from headstart.data.mask_files import MAX_CLASSES, RawMask, codes_of, distinct, look_up, read_raw
 from headstart.data.samples import SPLITS, Dataset, Sample, SplitName
 from headstart.data.truths import IGNORED, Code, Mask, Palette
 from headstart.errors import DataError, LayoutError, UnreadableImageError

@@ -240,6 +240,12 @@ def _require_possible(network: Network, train: Dataset, settings: Regularisation
             f"Expected a stage that trains for `{asked[0]}` to hold, got the head alone; do train "
             "from a stage, or leave the regularisation out."
         )
+    of_classes = [name for name in ("co_tuning", "ewc", "lwf") if name in asked]
+    if of_classes and train.is_dense:
+        raise UsageError(
+            f"Expected a regularisation that {train.kind} knows, got `{of_classes[0]}`, which asks "
+            "the original classifier of whole pictures; do use `l2_sp`, `delta` or `bss`."
+        )
     if settings.co_tuning and train.kind == "multilabel":
         raise UsageError(
             "Expected one class for each picture with `co_tuning`, got several labels; do use "
