@@ -318,3 +318,11 @@ def test_a_head_takes_the_options_of_its_name(trunk):
     for wrong, said in (("unet", "faster-rcnn"), ("fcos?chanels=64", "channels")):
         with pytest.raises(UsageError, match=said):
             blank(trunk, train, head=wrong, size=64)
+
+
+def test_from_scratch_no_trained_head_is_taken(trunk, extractor):
+    model, train = made(trunk, "detection", "fcos")
+    spec = replace(model.trunk.spec, name="torchvision/fcos_resnet50_fpn")  # as published ones have
+    trained = replace(model, trunk=replace(model.trunk, spec=spec))
+    with pytest.raises(UsageError, match="random head"):
+        Scratch(training=SHORT).fit(trained, train, extractor=extractor)

@@ -10,6 +10,7 @@ from headstart.data.samples import Dataset, Kind
 from headstart.errors import UsageError
 from headstart.features import Extractor
 from headstart.freezing import FreezePlan, plan
+from headstart.heads.published import names as published_names
 from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
 from headstart.model import TransferModel
 from headstart.runtime import device
@@ -125,6 +126,11 @@ class Scratch:
         if val is None:
             train, val = held_out(train, self.seed)
         backbone = load(model.trunk.spec, pretrained=False, seed=self.seed)
+        if train.is_dense and model.trunk.spec.name in published_names(train.kind):
+            raise UsageError(
+                f"Expected a random head to train from scratch, got {model.trunk.spec.name}, which "
+                "is trained; do name a kind of head, such as --head fcos."
+            )
         head = model.head_for(train, seed=self.seed)
         what = self._plan(model.trunk)
         settings = self._settings(train.kind)
