@@ -126,7 +126,7 @@ def table(lines, which):
 def main():
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("set", choices=SETS)
+    parser.add_argument("set", nargs="?", choices=SETS, default="bccd")
     parser.add_argument("data", nargs="?", default=os.environ.get("HEADSTART_BENCH_DATA"))
     parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--head", default="")
