@@ -15,7 +15,7 @@ from headstart.data.augment import Augmentation
 from headstart.data.samples import Dataset, Sample
 from headstart.data.truths import Boxes, Mask, Palette
 from headstart.dense import detect, segment
-from headstart.errors import DataError, UsageError
+from headstart.errors import DataError, HeadstartError, UsageError
 from headstart.features import Extractor
 from headstart.freezing import fingerprint
 from headstart.methods.finetune import Finetune
@@ -238,7 +238,7 @@ def iou(one, other):
         (Scratch(loss=Loss(focal=2.0)), "loss"),
         (LinearProbe(), "--train-from head"),
         (Finetune(regularisation=Regularisation(lwf=0.1)), "whole pictures"),
-        (Finetune(augmentation=Augmentation(policy="randaugment")), "policy"),
+        (Finetune(augmentation=Augmentation(policy="randaugment")), "settings that .* policy"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
@@ -326,3 +326,42 @@ def test_from_scratch_no_trained_head_is_taken(trunk, extractor):
     trained = replace(model, trunk=replace(model.trunk, spec=spec))
     with pytest.raises(UsageError, match="random head"):
         Scratch(training=SHORT).fit(trained, train, extractor=extractor)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_rate_finder_sees_the_views_that_are_kept(trunk, extractor, kind):
+    """It takes more epochs than the training, whose views are all that is kept."""
+    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+    how = Finetune(
+        learning_rate="auto",
+        boundary_cache="on",
+        augmentation=replace(VIEWS, views=10),
+        training=replace(SHORT, batch_size=10),
+    )
+    found = how.fit(model, train, extractor=extractor)
+    assert found.record["learning_rate_found"]["scale"] > 0
+
+
+def stopped(model, train, extractor, folder, **how):
+    """A training that Ctrl-C ended in its second epoch, with a checkpoint."""
+
+    def stop(epoch, _):
+        if epoch.number == 1:
+            raise KeyboardInterrupt
+
+    session = Session(told=stop, folder=folder)
+    Finetune(training=SHORT, **how).fit(model, train, extractor=extractor, session=session)
+
+
+def test_a_training_is_taken_up_with_its_own_head_and_truth_only(trunk, extractor, tmp_path):
+    model, train = made(trunk, "segmentation", "fpn")
+    stopped(model, train, extractor, tmp_path)
+    again = Session(folder=tmp_path, resume=True)
+    inverted = replace(train.samples[0], target=Mask(source=2 - scene(0)[1], palette=PALETTE))
+    other = replace(train, samples=(inverted, *train.samples[1:]))
+    for start, data_ in ((blank(trunk, train, head="unet", size=64), train), (model, other)):
+        with pytest.raises(HeadstartError, match=r"head|data"):
+            Finetune(training=SHORT).fit(start, data_, extractor=extractor, session=again)
+    found = Finetune(training=SHORT).fit(model, train, extractor=extractor, session=again)
+    whole = Finetune(training=SHORT).fit(model, train, extractor=extractor)
+    assert settled(found) == settled(whole)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headstart.data.augment import Augmentation, augment
 from headstart.data.images import decode, decode_file, digest, read_bytes
 from headstart.data.mask_files import decode_mask, mask_turn
-from headstart.data.moves import draw_moves, move_boxes, move_mask, move_pixels
+from headstart.data.moves import draw_moves, move_boxes, move_mask, move_pixels, view_rng
 from headstart.data.placement import Placement
 from headstart.data.samples import Sample
 from headstart.data.sizes import shown_size
@@ -24,7 +24,8 @@ from headstart.errors import DataError, UnknownNameError, UnreadableImageError, 
 
 __all__ = [
     "BoxTruth", "digest_of", "load_batch", "load_boxes", "load_canvas", "load_mask", "load_pixels",
-    "load_view", "load_views", "map_bounded", "view_of", "view_of_mask",
+    "load_view", "load_views", "map_bounded", "view_of", "view_of_boxes",
+    "view_of_mask",
 ]  # fmt: skip
 
 STILL = Augmentation()
@@ -218,14 +219,14 @@ def view_of(
             to=preprocess.crop,
             interpolation=preprocess.interpolation,
             augmentation=augmentation,
-            rng=_rng(seed, view, picture),
+            rng=view_rng(seed, view, picture),
         )
     if canvas.shape[:2] != preprocess.canvas:
         raise UsageError(
             f"Expected a picture on a canvas of {preprocess.canvas}, got {canvas.shape}; do load "
             "it with the same preprocessing."
         )
-    moves = draw_moves(augmentation, preprocess.shape, _rng(seed, view, picture))
+    moves = draw_moves(augmentation, preprocess.shape, view_rng(seed, view, picture))
     return move_pixels(canvas, moves, interpolation=preprocess.interpolation, fill=preprocess.fill)
 
 
@@ -284,12 +285,22 @@ def load_boxes(
             raise UnknownNameError("class", name, tuple(classes))
     labels = np.array([index[name] for name in truth.labels], dtype=np.int64)
     boxes = _placement(sample, preprocess).boxes_to_canvas(truth.array())
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    found = BoxTruth(boxes[kept], labels[kept], truth.is_hard()[kept])
+    shape, picture = preprocess.shape, digest_of(sample)
+    return view_of_boxes(found, shape, augmentation, seed=seed, view=view, picture=picture)
+
+
+def view_of_boxes(
+    truth: BoxTruth, shape: tuple[int, int], augmentation: Augmentation, *, seed: int, view: int,
+    picture: str,
+) -> BoxTruth:  # fmt: skip
+    """Move boxes that are on the canvas (H, W) already, exactly as ``view_of`` moves pixels."""
     if augmentation.is_off:
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        return BoxTruth(boxes[kept], labels[kept], truth.is_hard()[kept])
-    moves = draw_moves(augmentation, preprocess.shape, _rng(seed, view, digest_of(sample)))
-    boxes, labels, kept = move_boxes(boxes, labels, preprocess.shape, moves)
-    return BoxTruth(boxes, labels, truth.is_hard()[kept])
+        return truth
+    moves = draw_moves(augmentation, shape, view_rng(seed, view, picture))
+    boxes, labels, kept = move_boxes(truth.boxes, truth.labels, shape, moves)
+    return BoxTruth(boxes, labels, truth.hard[kept])
 
 
 def load_mask(
@@ -341,7 +352,7 @@ def view_of_mask(
     """Move a mask (H, W) that is on the canvas already, exactly as ``view_of`` moves pixels."""
     if augmentation.is_off:
         return mask
-    return move_mask(mask, draw_moves(augmentation, mask.shape, _rng(seed, view, picture)))
+    return move_mask(mask, draw_moves(augmentation, mask.shape, view_rng(seed, view, picture)))
 
 
 def _placement(sample: Sample, preprocess: Preprocess) -> Placement:
@@ -356,15 +367,6 @@ def _not_a(kind: type, sample: Sample) -> DataError:
         f"Expected {sample.name} to have {kind.__name__}, got {type(sample.target).__name__}; "
         "do read the data for this task."
     )
-
-
-def _rng(seed: int, view: int, picture: str) -> np.random.Generator:
-    """What a view is a function of; nothing else decides."""
-    if seed < 0 or view < 0:
-        raise UsageError(
-            f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}; do count from 0."
-        )
-    return np.random.default_rng([seed, view, int(picture, 16)])
 
 
 def map_bounded(

@@ -74,6 +74,21 @@ class Moves:
         return self == Moves()
 
 
+def view_rng(seed: int, view: int, picture: str) -> np.random.Generator:
+    """Make the generator of a view: run, number and picture (its digest) decide, nothing else.
+
+    Raises
+    ------
+    UsageError
+        If ``seed`` or ``view`` is negative.
+    """
+    if seed < 0 or view < 0:
+        raise UsageError(
+            f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}; do count from 0."
+        )
+    return np.random.default_rng([seed, view, int(picture, 16)])
+
+
 def draw_moves(
     augmentation: Augmentation, shape: tuple[int, int], rng: np.random.Generator
 ) -> Moves:

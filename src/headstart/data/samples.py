@@ -5,6 +5,7 @@ Nothing here reads a file: readers make these values, everything else consumes t
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,7 +21,17 @@ from headstart.errors import DataError, UnknownNameError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DENSE", "SPLITS", "Dataset", "Kind", "Sample", "SplitName", "Target", "labels_of"]
+__all__ = [
+    "DENSE",
+    "SPLITS",
+    "Dataset",
+    "Kind",
+    "Sample",
+    "SplitName",
+    "Target",
+    "fingerprint_of",
+    "labels_of",
+]
 
 
 Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
@@ -196,6 +207,22 @@ def labels_of(target: Target) -> tuple[str, ...]:
     if isinstance(target, Boxes):
         return tuple(dict.fromkeys(target.labels))
     return target.present if isinstance(target, Mask) else target
+
+
+def fingerprint_of(target: Target) -> str:
+    """Return a text that is another where a target says something else; masks are read.
+
+    >>> fingerprint_of("cat")
+    "'cat'"
+    """
+    if not isinstance(target, Mask):
+        return repr(target)
+    source = target.source
+    if isinstance(source, Path):
+        shape, content = "", source.read_bytes()
+    else:
+        shape, content = repr((source.shape, source.dtype.str)), source.tobytes()
+    return hashlib.sha256(repr((target.palette, shape)).encode() + content).hexdigest()
 
 
 def _labels(sample: Sample) -> tuple[str, ...]:

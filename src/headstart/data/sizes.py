@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from headstart.data.images import Source, decode, header
+from headstart.errors import UnreadableImageError
 
 __all__ = ["shown_size"]
+
+HEAD = 65_536
+"""Bytes in which nearly every header lies: a photograph is not read whole for its size."""
 
 
 def shown_size(source: Source) -> tuple[int, int]:
@@ -36,9 +40,28 @@ def shown_size(source: Source) -> tuple[int, int]:
     ((1, 2), (3, 4))
     """
     if isinstance(source, str | bytes | os.PathLike):
-        found = header(Path(source) if isinstance(source, os.PathLike) else source)
+        path = Path(source) if isinstance(source, os.PathLike) else source
+        start = _start(path)
+        try:
+            found = header(path if start is None else start)
+        except UnreadableImageError:
+            if start is None:
+                raise
+            found = header(path)  # a TIFF's header may be its end; else it says what is wrong
         return found.height, found.width
     if isinstance(source, np.ndarray):
         return source.shape[0], source.shape[1]
     height, width = decode(source).shape[:2]
     return height, width
+
+
+def _start(source: Path | str | bytes) -> bytes | None:
+    """The first bytes of a file that has more of them."""
+    if isinstance(source, bytes):
+        return None
+    try:
+        with Path(source).open("rb") as file:
+            start = file.read(HEAD)
+    except (OSError, ValueError):  # the decoder says it in words
+        return None
+    return start if len(start) == HEAD else None

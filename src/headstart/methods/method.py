@@ -117,6 +117,7 @@ def require_fitting(method: Any, train: Dataset) -> None:
     off = {"loss": asdict(Loss()), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
     wrong = [name for name, value in off.items() if name in settings and settings[name] != value]
     wrong += ["start"] * (settings.get("start") == "probe")
+    wrong += ["policy"] * (settings.get("augmentation", {}).get("policy", "none") != "none")
     if wrong:
         raise UsageError(
             f"Expected settings that {train.kind} knows, got {', '.join(wrong)}, which is for "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.box_metrics import best_threshold, box_scores, match_boxes
-from headstart.data.loading import BoxTruth, load_boxes
+from headstart.data.loading import BoxTruth, digest_of, load_boxes, view_of_boxes
 from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
 from headstart.features import View
@@ -55,6 +55,7 @@ class BoxObjective:
     per_epoch: int
     seed: int = 0
     starts: bool = False
+    _plain: dict[int, BoxTruth] = field(default_factory=dict, repr=False)
 
     def start(self, network: Network, read: Fetch) -> None:
         """A head for boxes is never solved."""
@@ -110,11 +111,21 @@ class BoxObjective:
         return [self._truth(sample, None) for sample in self.val.samples]
 
     def _truth(self, sample: Sample, view: View | None) -> BoxTruth:
-        classes = self.train.classes
+        """A picture's boxes as a view shows them; its file is looked at once."""
+        truth = self._plain.get(id(sample))  # the data hold it, so that no other has its id
+        if truth is None:
+            truth = load_boxes(sample, self.preprocess, self.train.classes)
+            self._plain[id(sample)] = truth
         if view is None:
-            return load_boxes(sample, self.preprocess, classes)
-        seen = {"seed": view.seed, "view": view.number}
-        return load_boxes(sample, self.preprocess, classes, view.augmentation, **seen)
+            return truth
+        return view_of_boxes(
+            truth,
+            self.preprocess.shape,
+            view.augmentation,
+            seed=view.seed,
+            view=view.number,
+            picture=digest_of(sample),
+        )
 
 
 def _loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth]) -> Tensor:

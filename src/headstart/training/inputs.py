@@ -75,7 +75,8 @@ class Inputs:
     samples : sequence of Sample
     augmentation : Augmentation
     epochs : int
-        That will be read: what they need is computed now, if it is to be kept.
+        That will be read: what they need is computed now, if it is to be kept. Later ones see
+        what these saw, from the first on.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Inputs:
         epochs: int,
     ) -> None:
         self.reading, self.samples, self.augmentation = reading, samples, augmentation
+        self._epochs = epochs
         self._kept: dict[View | None, Callable[[NDArray[np.intp]], Batch]] = {}
         self._run: Callable[[Sequence[Sample], View | None], Batch] | None = None
         self._decoded: dict[int, NDArray[np.uint8]] = {}
@@ -99,7 +101,8 @@ class Inputs:
         """The look that pictures have in an epoch, from 1; None is the picture as it is."""
         if self.augmentation.is_off:
             return None
-        number = (epoch - 1) % self.augmentation.views if self.augmentation.views else epoch - 1
+        number = (epoch - 1) % self._epochs
+        number = number % self.augmentation.views if self.augmentation.views else number
         return View(augmentation=self.augmentation, seed=self.reading.seed, number=number)
 
     def fetch(self, epoch: int, rows: NDArray[np.intp]) -> Batch:

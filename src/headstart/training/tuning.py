@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.data.augment import Augmentation
 from headstart.data.loading import digest_of
-from headstart.data.samples import Dataset
+from headstart.data.samples import Dataset, fingerprint_of
 from headstart.data.splits import holdout
 from headstart.distributed import world
 from headstart.errors import UsageError
-from headstart.freezing import FreezePlan
+from headstart.freezing import FreezePlan, fingerprint
 from headstart.heads.head import Head
 from headstart.model import TransferModel
 from headstart.runtime import threads, versions
@@ -208,6 +208,7 @@ def tune(
     _require_possible(network, training)
     learned = reading.of(train.samples, settings.augmentation, epochs=training.epochs)
     judged = reading.of(val.samples, Augmentation(), epochs=1)
+    born = network.head
     network.adapt(lambda rows: learned.fetch(1, rows), len(train))
     if objective.starts:
         plain = learned
@@ -231,7 +232,7 @@ def tune(
         loss=objective.loss(network, learned, penalty(learned) if penalty else None),
         score=score,
         enter=network.enter,
-        identity=_identity(reading.trunk, (train, val), settings, identity or {}),
+        identity=_identity(reading.trunk, born, (train, val), settings, identity or {}),
     )
     found = find_rate(job, training, seed=settings.seed) if settings.finds_rate else None
     if found is not None:
@@ -316,12 +317,19 @@ def _between(start: Whole, end: Whole, share: float) -> Whole:
 
 
 def _identity(
-    trunk: Trunk, parts: tuple[Dataset, Dataset], settings: Settings, more: Mapping[str, Any]
+    trunk: Trunk,
+    head: Head,
+    parts: tuple[Dataset, Dataset],
+    settings: Settings,
+    more: Mapping[str, Any],
 ) -> dict[str, str]:
     """Everything that decides a training, a hash for each part."""
-    content = [[digest_of(s), str(s.target)] for part in parts for s in part.samples]
+    import torch
+
+    start = {name: torch.from_numpy(value) for name, value in head.state().items()}
     found = {
-        "data": content,
+        "data": [[digest_of(s), fingerprint_of(s.target)] for part in parts for s in part.samples],
+        "head": [head.as_dict(), fingerprint(start)],
         "weights": trunk.identity.hex(),
         "processes": world(),
         "threads": threads(),
