@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from headstart.data.layouts import Listing, walk
-from headstart.data.mask_pairs import find_pairs, read_mask_pairs
 from headstart.data.mask_files import decode_mask
+from headstart.data.mask_pairs import find_pairs, read_mask_pairs
 from headstart.data.samples import Dataset
 from headstart.data.truths import Mask
 from headstart.errors import DataError, LayoutError, UnreadableImageError
