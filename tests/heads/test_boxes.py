@@ -444,6 +444,15 @@ def test_options_that_cannot_be_meant_are_refused(kind: str, options, error) -> 
         BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=0, **options)
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("canvas", [(4128, 4096), (64, 4128), (31, 64)])
+def test_a_canvas_that_no_file_may_hold_is_not_built(kind: str, canvas) -> None:
+    with pytest.raises(UsageError, match=r"32 to 4096 pixels.*`--size`"):
+        BoxHead.random(PLAIN, 3, kind=kind, canvas=canvas, seed=0)
+    with pytest.raises(UsageError, match=r"32 to 4096 pixels.*`--size`"):
+        BoxHead.fitted(PLAIN, 3, kind=kind, canvas=canvas, seed=0, boxes=np.zeros((0, 4)))
+
+
 def test_truths_that_cannot_be_meant_are_refused() -> None:
     head = BoxHead.random(PLAIN, 2, kind="fcos", canvas=CANVAS, seed=0)
     module = head.module()

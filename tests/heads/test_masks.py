@@ -275,6 +275,7 @@ def test_other_names_than_the_heads_are_refused():
         ("unet", {"n_classes": 1}, "2 to 255 classes"),
         ("unet", {"n_classes": 256}, "2 to 255 classes"),
         ("unet", {"canvas": (64, 0)}, "canvas"),
+        ("unet", {"canvas": (4128, 64)}, r"1 to 4096 pixels a side, .* `--size`"),
         ("deeplabv3", {"canvas": (32, 32)}, "larger pictures"),
         ("unet", {"widths": (8, 8)}, "widths"),
         ("fpn", {"width": 40}, "multiple of 32"),

@@ -271,10 +271,10 @@ def _shaped(
     strides: tuple[int, ...] = (LAST_STRIDE,)  # all are known once the options are
     first = resolved(kind, strides, canvas, {k: v for k, v in options.items() if k != "sizes"})
     taps = taps_of(stages, first["first_stride"])
-    if n_classes < 1 or min(canvas) < LAST_STRIDE:
+    if n_classes < 1 or not LAST_STRIDE <= min(canvas) <= max(canvas) <= MOST_PIXELS:
         raise UsageError(
-            f"Expected at least one class and a canvas of at least {LAST_STRIDE} pixels a side, "
-            f"got {n_classes} and {canvas}."
+            f"Expected at least one class and a canvas of {LAST_STRIDE} to {MOST_PIXELS} pixels "
+            f"a side, got {n_classes} and {canvas}; do choose another `--size`."
         )
     strides = tuple(stage.stride for stage in taps)
     shape = BoxShape(
@@ -298,11 +298,8 @@ def _read(values: Mapping[str, Any]) -> tuple[BoxShape, tuple[str, ...]]:
     height, width = values["canvas"]
     if not isinstance(values["options"], dict):
         raise UsageError(f"Expected options by name, got {values['options']!r}.")
-    if max(height, width) > MOST_PIXELS or values["kind"] not in KINDS:
-        raise UsageError(
-            f"Expected a kind of head and a canvas of at most {MOST_PIXELS} pixels a side, got "
-            f"{values['kind']!r} and {height} x {width}."
-        )
+    if values["kind"] not in KINDS:
+        raise UsageError(f"Expected a kind of head, got {values['kind']!r}.")
     stages = [
         Stage(name=name, channels=channels, stride=stride)
         for name, channels, stride in zip(

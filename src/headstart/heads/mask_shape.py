@@ -222,7 +222,10 @@ def _require_canvas(shape: MaskShape) -> None:
     if not _whole((shape.n_classes,), IGNORED) or shape.n_classes < 2:
         raise UsageError(f"Expected 2 to {IGNORED} classes, got {shape.n_classes}.")
     if not _whole(canvas, MOST["side"]) or len(canvas) != 2:
-        raise UsageError(f"Expected a canvas of (height, width) in pixels, got {canvas}.")
+        raise UsageError(
+            f"Expected a canvas of (height, width) from 1 to {MOST['side']} pixels a side, got "
+            f"{canvas}; do choose another `--size`."
+        )
     if shape.kind.startswith("deeplab") and shape.padded == (shape.strides[-1],) * 2:
         raise UsageError(
             f"Expected more than one place at stride {shape.strides[-1]} for {shape.kind}, got a "
