@@ -61,12 +61,8 @@ class Regularisation:
 
     Examples
     --------
-    >>> Regularisation(l2_sp=0.01).needs_source
-    False
-    >>> Regularisation(lwf=1.0).needs_source
-    True
-    >>> Regularisation().is_off
-    True
+    >>> Regularisation().is_off, Regularisation(l2_sp=0.01).is_off
+    (True, False)
     """
 
     l2_sp: float = 0.0
