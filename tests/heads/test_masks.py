@@ -134,6 +134,18 @@ def test_a_single_picture_can_be_learned_from(kind):
     assert torch.autograd.grad(logits.square().sum(), module.classifier.weight)[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", ["unet", "unetplusplus", "fpn"])
+def test_a_single_place_of_a_single_picture_can_be_learned_from(kind):
+    wide = [replace(stage, channels=600) if stage.stride == 32 else stage for stage in STAGES]
+    head = small(kind, stages=wide, canvas=(32, 32))  # the coarsest map is 1 x 1
+    module = learning(head.module())
+    assert list(module.state_dict()) == list(head.state())
+    logits = module(fake_maps(head, n=1))
+    assert logits.shape == (1, 3, 32, 32)
+    assert torch.isfinite(logits).all()
+    assert torch.autograd.grad(logits.square().sum(), module.classifier.weight)[0].abs().sum() > 0
+
+
 @every_kind
 def test_in_inference_nothing_is_random_and_nothing_moves(kind):
     head = small(kind)

@@ -81,6 +81,8 @@ def build(shape: MaskShape) -> MaskModule:
     if kind == "deeplabv3plus":  # from any stride to the finer map's, not by a factor of 2 or 4
         fine = (shape.padded[0] // shape.strides[0], shape.padded[1] // shape.strides[0])
         decoder.up = nn.Upsample(size=fine, mode="bilinear", align_corners=False)
+    _bear_few_values(decoder)
+    _bear_few_values(readers)
     return MaskModule(decoder, classifier, readers, shape)
 
 
@@ -157,8 +159,6 @@ def _deeplabv3(
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
     *layers, classifier = DeepLabHead(channels, n_classes, options["rates"])
-    branch = layers[0].convs[-1]
-    branch[2] = _FewValues(branch[2].num_features)
     return _Last(*layers), classifier
 
 
@@ -175,6 +175,17 @@ class _Last(nn.Sequential):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return super().forward(maps[-1])  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _bear_few_values(module: nn.Module) -> None:
+    """Let every BatchNorm stand one picture with a map of one place; names and values stay."""
+    for name, child in list(module.named_children()):
+        if type(child) is nn.BatchNorm2d:
+            new = _FewValues(child.num_features, eps=child.eps, momentum=child.momentum)
+            new.load_state_dict(child.state_dict(), assign=True)
+            setattr(module, name, new)
+        else:
+            _bear_few_values(child)
 
 
 class _FewValues(nn.BatchNorm2d):
