@@ -1,9 +1,11 @@
-"""The arrays a metric takes, checked once: labels, probabilities, weights.
+"""The arrays a metric takes, checked once: labels, probabilities, weights; and what 0 / 0 is.
 
 The functions return their arguments as arrays of one type each, or raise UsageError.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike as Array
@@ -16,8 +18,10 @@ __all__ = [
     "Ints",
     "Weights",
     "check_width",
+    "mean_defined",
     "multiclass_pair",
     "pair",
+    "ratio",
     "scored",
     "weights_of",
     "width",
@@ -147,3 +151,22 @@ def _labels(name: str, labels: Array) -> Ints:
             f"{found.min()} to {found.max()}; do leave out unlabelled pictures."
         )
     return found
+
+
+def ratio(part: Floats, whole: NDArray[Any]) -> Floats:
+    """Divide; what is a share of nothing is NaN.
+
+    >>> ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    array([0.5, nan])
+    """
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0))
+
+
+def mean_defined(values: Floats) -> Floats:
+    """Mean over the last axis of what is not NaN; NaN where all are.
+
+    >>> mean_defined(np.array([[1.0, np.nan], [np.nan, np.nan]]))
+    array([ 1., nan])
+    """
+    defined = ~np.isnan(values)
+    return ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))

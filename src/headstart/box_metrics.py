@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headstart.arrays import Floats, Weights, weights_of
+from headstart.arrays import Floats, Weights, mean_defined, ratio, weights_of
 from headstart.box_matches import (
     IOUS,
     MOST,
@@ -150,7 +148,7 @@ def average_recalls(
     shape = (matches.n_classes, matches.n_pictures)
     per_picture = np.bincount(cells, weights=hits, minlength=shape[0] * shape[1]).reshape(shape)
     objects = given @ matches.objects[row].T
-    return _ratio(given @ per_picture.T, len(IOUS) * objects)
+    return ratio(given @ per_picture.T, len(IOUS) * objects)
 
 
 def box_scores(matches: Matches, weights: Weights = None) -> dict[str, Floats]:
@@ -168,13 +166,13 @@ def box_scores(matches: Matches, weights: Weights = None) -> dict[str, Floats]:
     {'map': 0.9, 'map50': 1.0, 'map75': 1.0, 'map_small': 0.9, 'map_medium': nan, 'recall100': 0.9}
     """
     table = average_precisions(matches, weights)
-    scores = {"map": _mean_defined(table[..., 0, :, :].mean(axis=-2))}
+    scores = {"map": mean_defined(table[..., 0, :, :].mean(axis=-2))}
     for name, iou in (("map50", 0.5), ("map75", 0.75)):
-        scores[name] = _mean_defined(table[..., 0, _overlap(iou), :])
+        scores[name] = mean_defined(table[..., 0, _overlap(iou), :])
     for row, size in enumerate(SIZES):
         if size != "all":
-            scores[f"map_{size}"] = _mean_defined(table[..., row, :, :].mean(axis=-2))
-    return scores | {"recall100": _mean_defined(average_recalls(matches, weights))}
+            scores[f"map_{size}"] = mean_defined(table[..., row, :, :].mean(axis=-2))
+    return scores | {"recall100": mean_defined(average_recalls(matches, weights))}
 
 
 def per_class_ap(matches: Matches, weights: Weights = None, *, iou: float | None = None) -> Floats:
@@ -340,12 +338,3 @@ def _overlap(iou: float) -> int:
     if not len(found):
         raise UsageError(f"Expected `iou` of .50, .55, ..., .95, got {iou}; do pass 0.5.")
     return int(found[0])
-
-
-def _ratio(part: Floats, whole: NDArray[Any]) -> Floats:
-    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0))
-
-
-def _mean_defined(values: Floats) -> Floats:
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))

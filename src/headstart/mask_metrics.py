@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike as Array
 from numpy.typing import NDArray
 
-from headstart.arrays import Floats, Ints, Weights, weights_of
+from headstart.arrays import Floats, Ints, Weights, mean_defined, ratio, weights_of
 from headstart.errors import UsageError
 
 __all__ = [
@@ -170,7 +170,7 @@ def iou_scores(counts: Array, weights: Weights = None) -> Floats:
     array([0.5, 0.5, nan])
     """
     right, held, named = _tallies(counts, weights)
-    return _ratio(right, held + named - right)
+    return ratio(right, held + named - right)
 
 
 def mean_iou_score(counts: Array, weights: Weights = None) -> Floats:
@@ -181,7 +181,7 @@ def mean_iou_score(counts: Array, weights: Weights = None) -> Floats:
     >>> float(mean_iou_score([[[1, 1, 0], [0, 1, 0], [0, 0, 0]]]))
     0.5
     """
-    return _mean_defined(iou_scores(counts, weights))
+    return mean_defined(iou_scores(counts, weights))
 
 
 def dice_scores(counts: Array, weights: Weights = None) -> Floats:
@@ -199,7 +199,7 @@ def dice_scores(counts: Array, weights: Weights = None) -> Floats:
     array([0.667, 0.667,   nan])
     """
     right, held, named = _tallies(counts, weights)
-    return _ratio(2 * right, held + named)
+    return ratio(2 * right, held + named)
 
 
 def mean_dice_score(counts: Array, weights: Weights = None) -> Floats:
@@ -210,7 +210,7 @@ def mean_dice_score(counts: Array, weights: Weights = None) -> Floats:
     >>> float(mean_dice_score([[[1, 1, 0], [0, 1, 0], [0, 0, 0]]]).round(3))
     0.667
     """
-    return _mean_defined(dice_scores(counts, weights))
+    return mean_defined(dice_scores(counts, weights))
 
 
 def pixel_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
@@ -222,7 +222,7 @@ def pixel_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
     0.75
     """
     right, held, _ = _tallies(counts, weights)
-    return _ratio(right.sum(axis=-1), held.sum(axis=-1))
+    return ratio(right.sum(axis=-1), held.sum(axis=-1))
 
 
 def class_accuracy_scores(counts: Array, weights: Weights = None) -> Floats:
@@ -234,7 +234,7 @@ def class_accuracy_scores(counts: Array, weights: Weights = None) -> Floats:
     array([0.5, 1. ])
     """
     right, held, _ = _tallies(counts, weights)
-    return _ratio(right, held)
+    return ratio(right, held)
 
 
 def mean_class_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
@@ -245,7 +245,7 @@ def mean_class_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
     >>> float(mean_class_accuracy_score([[[1, 1], [0, 2]]]))
     0.75
     """
-    return _mean_defined(class_accuracy_scores(counts, weights))
+    return mean_defined(class_accuracy_scores(counts, weights))
 
 
 def frequency_weighted_iou_score(counts: Array, weights: Weights = None) -> Floats:
@@ -261,8 +261,8 @@ def frequency_weighted_iou_score(counts: Array, weights: Weights = None) -> Floa
     0.5833
     """
     right, held, named = _tallies(counts, weights)
-    each = np.nan_to_num(_ratio(right, held + named - right))
-    return _ratio((held * each).sum(axis=-1), held.sum(axis=-1))
+    each = np.nan_to_num(ratio(right, held + named - right))
+    return ratio((held * each).sum(axis=-1), held.sum(axis=-1))
 
 
 def boundary_f_scores(counts: Array, weights: Weights = None) -> Floats:
@@ -290,11 +290,11 @@ def boundary_f_scores(counts: Array, weights: Weights = None) -> Floats:
         )
     said, said_near, true, true_near = np.moveaxis(total, -1, 0)
     precision, recall = (
-        np.nan_to_num(_ratio(said_near, said)),
-        np.nan_to_num(_ratio(true_near, true)),
+        np.nan_to_num(ratio(said_near, said)),
+        np.nan_to_num(ratio(true_near, true)),
     )
     both = precision + recall
-    f = np.nan_to_num(_ratio(2 * precision * recall, both))
+    f = np.nan_to_num(ratio(2 * precision * recall, both))
     return np.where(said + true > 0, f, np.nan)
 
 
@@ -306,7 +306,7 @@ def mean_boundary_f_score(counts: Array, weights: Weights = None) -> Floats:
     >>> float(mean_boundary_f_score([[[4, 2, 4, 4], [0, 0, 0, 0]]]).round(3))
     0.667
     """
-    return _mean_defined(boundary_f_scores(counts, weights))
+    return mean_defined(boundary_f_scores(counts, weights))
 
 
 def _masks(
@@ -370,12 +370,3 @@ def _tallies(counts: Array, weights: Weights) -> tuple[Floats, Floats, Floats]:
         )
     right = np.diagonal(total, axis1=-2, axis2=-1)
     return right, total.sum(axis=-1), total.sum(axis=-2)
-
-
-def _ratio(part: Floats, whole: NDArray[Any]) -> Floats:
-    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0))
-
-
-def _mean_defined(values: Floats) -> Floats:
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))

@@ -33,8 +33,10 @@ from headstart.arrays import (
     Ints,
     Weights,
     check_width,
+    mean_defined,
     multiclass_pair,
     pair,
+    ratio,
     scored,
     weights_of,
     width,
@@ -83,7 +85,7 @@ def balanced_accuracy_score(
     0.5
     """
     truth, guess = multiclass_pair(target, predicted)
-    return _mean_defined(
+    return mean_defined(
         recall_scores(truth, guess, width(truth, guess), sample_weight=sample_weight)
     )
 
@@ -97,7 +99,7 @@ def macro_f1_score(target: Array, predicted: Array, *, sample_weight: Weights = 
     0.3333333333333333
     """
     truth, guess = pair(target, predicted)
-    return _mean_defined(f1_scores(truth, guess, width(truth, guess), sample_weight=sample_weight))
+    return mean_defined(f1_scores(truth, guess, width(truth, guess), sample_weight=sample_weight))
 
 
 def confusion_matrix(
@@ -129,7 +131,7 @@ def precision_scores(
     array([0.5, 1. , nan])
     """
     right, _, named = _tallies(target, predicted, n_classes, sample_weight)
-    return _ratio(right, named)
+    return ratio(right, named)
 
 
 def recall_scores(
@@ -143,7 +145,7 @@ def recall_scores(
     array([1. , 0.5, nan])
     """
     right, held, _ = _tallies(target, predicted, n_classes, sample_weight)
-    return _ratio(right, held)
+    return ratio(right, held)
 
 
 def f1_scores(
@@ -158,7 +160,7 @@ def f1_scores(
     array([ 1.,  1., nan])
     """
     right, held, named = _tallies(target, predicted, n_classes, sample_weight)
-    return _ratio(2 * right, held + named)
+    return ratio(2 * right, held + named)
 
 
 def auroc_scores(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
@@ -186,7 +188,7 @@ def macro_auroc_score(
     if truth.ndim == 1 and chance.shape[1] == 2:
         weights = weights_of(sample_weight, len(chance))
         return _area_under_roc(_one_hot(truth, 2)[:, 1], chance[:, 1], weights)
-    return _mean_defined(auroc_scores(truth, chance, sample_weight=sample_weight))
+    return mean_defined(auroc_scores(truth, chance, sample_weight=sample_weight))
 
 
 def average_precision_scores(
@@ -211,7 +213,7 @@ def mean_average_precision_score(
     >>> float(mean_average_precision_score([[1, 0], [0, 0]], [[0.9, 0.2], [0.1, 0.3]]))
     1.0
     """
-    return _mean_defined(
+    return mean_defined(
         average_precision_scores(target, probabilities, sample_weight=sample_weight)
     )
 
@@ -275,7 +277,7 @@ def reliability_curve(
     array([nan, 0.5])
     """
     weight, sure, right = _binned(target, probabilities, n_bins, sample_weight)
-    confidence, accuracy = _ratio(sure, weight), _ratio(right, weight)
+    confidence, accuracy = ratio(sure, weight), ratio(right, weight)
     return Reliability(confidence=confidence, accuracy=accuracy, weight=weight)
 
 
@@ -290,7 +292,7 @@ def expected_calibration_error(
     0.2
     """
     weight, sure, right = _binned(target, probabilities, n_bins, sample_weight)
-    return _ratio(np.abs(right - sure).sum(axis=-1), weight.sum(axis=-1))
+    return ratio(np.abs(right - sure).sum(axis=-1), weight.sum(axis=-1))
 
 
 def _binned(
@@ -354,7 +356,7 @@ def _area_under_roc(holds: Floats, score: Floats, weights: Floats) -> Floats:
     ranked[..., at] = 0
     below = _running_sum(ranked)
     beaten = (below[..., first[at]] + below[..., last[at]]) / 2
-    return _ratio((positive * beaten).sum(axis=-1), positive.sum(axis=-1) * below[..., -1])
+    return ratio((positive * beaten).sum(axis=-1), positive.sum(axis=-1) * below[..., -1])
 
 
 def _average_precision(holds: Floats, score: Floats, weights: Floats) -> Floats:
@@ -365,7 +367,7 @@ def _average_precision(holds: Floats, score: Floats, weights: Floats) -> Floats:
     seen = _running_sum(ranked)[..., last[at]]
     hits = _running_sum(positive)[..., np.searchsorted(at, last[at])]
     precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-    return _ratio((positive * precision).sum(axis=-1), positive.sum(axis=-1))
+    return ratio((positive * precision).sum(axis=-1), positive.sum(axis=-1))
 
 
 def _tie_groups(score: Floats) -> tuple[Ints, Ints, Ints]:
@@ -381,17 +383,8 @@ def _running_sum(values: Floats) -> Floats:
     return total
 
 
-def _ratio(part: Floats, whole: NDArray[Any]) -> Floats:
-    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0))
-
-
 def _average(values: NDArray[Any], weights: Floats) -> Floats:
-    return _ratio(weights @ values.astype(np.float64), weights.sum(axis=-1))
-
-
-def _mean_defined(values: Floats) -> Floats:
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
+    return ratio(weights @ values.astype(np.float64), weights.sum(axis=-1))
 
 
 def _one_hot(labels: Ints, n_classes: int) -> Floats:
