@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from headstart.cache import Cache
 from headstart.data.checks import Finding
 from headstart.data.prepare import inspect, prepare
 from headstart.data.readers import read_dataset
+from headstart.data.samples import Dataset, Sample
+from headstart.data.truths import Mask, Palette
 from headstart.errors import DataError
 
 SHAPE = (24, 30)
@@ -89,6 +92,26 @@ class TestErrors:
         prepared = prepare(tmp_path, cache=cache, bad_files="skip")
         assert len(prepared.data) == len(prepared.records) == len(GOOD)
         assert kind in [finding.kind for finding in prepared.findings]
+
+    @pytest.mark.parametrize("wrong", ["values", "size", "missing"])
+    def test_arrays_without_a_name_are_left_out_one_by_one(self, cache: Cache, wrong: str) -> None:
+        rng, palette = np.random.default_rng(0), Palette(codes=((0, "soil"), (1, "leaf")))
+        masks = [grid(0, 1)] * 13
+        masks[5] = {"values": grid(0, 77), "size": grid(0, 1)[:, :-1], "missing": None}[wrong]
+        samples = [
+            Sample(
+                image=rng.integers(0, 256, size=(*SHAPE, 3), dtype=np.uint8),
+                target=None if mask is None else Mask(source=mask, palette=palette),
+            )
+            for mask in masks
+        ]
+        samples[2] = replace(samples[2], image=b"no picture")  # rows move up behind it
+        data = Dataset(samples=tuple(samples), classes=palette.names, kind="segmentation")
+        with pytest.raises(DataError):
+            prepare(data, cache=cache)
+        kept = prepare(data, cache=cache, bad_files="skip").data.samples
+        expected = [id(s.image) for i, s in enumerate(samples) if i not in {2, 5}]
+        assert sorted(id(sample.image) for sample in kept) == sorted(expected)
 
     def test_all_bad(self, tmp_path: Path, cache: Cache) -> None:
         make(tmp_path, {"a": grid(0, 77), "b": grid(1, 77)})

@@ -44,12 +44,14 @@ class Finding:
     """One thing that is wrong with the data, or worth knowing.
 
     ``paths`` are the pictures concerned; those of a leak or a duplicate are the same picture.
+    ``rows`` are places in the data set of pictures to leave out: a name may be that of many.
     """
 
     kind: Kind
     severity: Literal["error", "warning", "note"]
     message: str
     paths: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
 def find_duplicates(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from headstart.data.checks import Finding, Kind
 from headstart.data.layouts import is_picture, natural_key
-from headstart.data.mask_pairs import is_other_rendering
 from headstart.data.mask_files import class_counts, decode_mask, read_raw
+from headstart.data.mask_pairs import is_other_rendering
 from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.data.truths import IGNORED, Mask
@@ -52,7 +52,7 @@ def check_masks(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Findi
     tuple of Finding
         Errors are what cannot be learned from: a mask that is missing, unreadable, of another
         size than its picture, or with values that no class is named for. ``paths`` of an error
-        begins with the picture.
+        begins with the picture, and ``rows`` is its place in the data set.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def check_masks(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Findi
     rows = list(zip(dataset.samples, records, looks, strict=True))
     found = [
         *_broken(rows),
-        *(finding for row in rows for finding in _sizes(*row)),
+        *(finding for i, row in enumerate(rows) for finding in _sizes(i, *row)),
         *_spare(dataset),
         *_unhelpful(rows, dataset.classes),
         *_binary(dataset, looks),
@@ -85,6 +85,7 @@ def with_masks(
     findings: Sequence[Finding],
     *,
     bad_files: Literal["error", "skip"],
+    rows: Sequence[int] | None = None,
 ) -> tuple[Dataset, tuple[ImageRecord, ...]]:
     """The part of a data set whose masks can be learned from, and its records.
 
@@ -95,6 +96,8 @@ def with_masks(
     findings : sequence of Finding
         Of `check_masks`; those of other checks do no harm.
     bad_files : {"error", "skip"}
+    rows : sequence of int, optional
+        Place of every sample in the data set that was checked; by default it is this one.
 
     Raises
     ------
@@ -105,13 +108,14 @@ def with_masks(
     Examples
     --------
     >>> data = Dataset(samples=(Sample(image=b"", title="a"), Sample(image=b"")), classes=())
-    >>> bad = Finding(kind="mask-missing", severity="error", message="a: no mask", paths=("a",))
+    >>> bad = Finding(kind="mask-missing", severity="error", message="a: no mask", rows=(0,))
     >>> len(with_masks(data, [ImageRecord(digest="")] * 2, [bad], bad_files="skip")[0])
     1
     """
     wrong = [f for f in findings if f.severity == "error" and f.kind.startswith("mask-")]
-    bad = {finding.paths[0] for finding in wrong}
-    kept = [i for i, sample in enumerate(dataset.samples) if sample.name not in bad]
+    bad = {row for finding in wrong for row in finding.rows}  # many arrays share one name
+    places = range(len(dataset)) if rows is None else rows
+    kept = [i for i, row in enumerate(places) if row not in bad]
     if wrong and (bad_files == "error" or not kept):
         more = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []
         raise DataError(
@@ -146,13 +150,13 @@ def _paths(sample: Sample) -> tuple[str, ...]:
 
 
 def _broken(rows: _Rows) -> Iterator[Finding]:
-    for sample, _, look in rows:
+    for i, (sample, _, look) in enumerate(rows):
         if look.kind is not None:
-            text = f"{sample.name}: {look.problem}"
-            yield Finding(kind=look.kind, severity="error", message=text, paths=_paths(sample))
+            text, paths = f"{sample.name}: {look.problem}", _paths(sample)
+            yield Finding(kind=look.kind, severity="error", message=text, paths=paths, rows=(i,))
 
 
-def _sizes(sample: Sample, record: ImageRecord, look: _Look) -> Iterator[Finding]:
+def _sizes(row: int, sample: Sample, record: ImageRecord, look: _Look) -> Iterator[Finding]:
     shown = (record.width, record.height)
     if record.problem is not None or look.size == (0, 0):
         return
@@ -162,7 +166,8 @@ def _sizes(sample: Sample, record: ImageRecord, look: _Look) -> Iterator[Finding
             f"{sample.name}: {shown[0]} x {shown[1]} pixels, its mask {look.size[0]} x "
             f"{look.size[1]}; export both in one size"
         )
-        yield Finding(kind="mask-size", severity="error", message=text, paths=_paths(sample))
+        paths = _paths(sample)
+        yield Finding(kind="mask-size", severity="error", message=text, paths=paths, rows=(row,))
     elif record.orientation > 1 and turned == shown and not _turns_itself(sample):
         text = (
             f"{sample.name}: turned by EXIF, and the size of its mask cannot tell whether the "

@@ -115,7 +115,8 @@ def prepare(
     _require_policy(bad_files)
     data, seen, findings = _inspect(source, cache, group_by, progress)
     data, records = usable(data, seen, bad_files=bad_files)
-    data, records = with_masks(data, records, findings, bad_files=bad_files)
+    rows = [i for i, record in enumerate(seen) if record.problem is None]
+    data, records = with_masks(data, records, findings, bad_files=bad_files, rows=rows)
     require_no_leak(findings, allow_overlap=allow_overlap)
     require_sound(findings)
     _require_learnable(findings)
