@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from headstart.backbones.catalog import resolve
 from headstart.data.samples import Dataset, Sample
 from headstart.data.truths import Boxes, Mask, Palette
 from headstart.dense import detect, segment
+from headstart.dense_estimators import ObjectDetector
 from headstart.errors import ModelFileError
 from headstart.model import HEADS, blank
 from headstart.model_folder import load, save
+from headstart.options import Size
+from headstart.recipe import Recipe
 from headstart.trunk import Trunk
 
 CLASSES = ("background", "leaf")
@@ -67,6 +71,16 @@ def dataset(kind):
 
 def made(trunk, task, kind):
     return blank(trunk, dataset(task), head=kind, size=64, seed=1)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@pytest.mark.parametrize(("size", "read"), [(64, 64), (65, 96), (100, 128)])
+def test_a_size_is_rounded_up_as_every_place_says(trunk, task, size, read):
+    model = blank(trunk, dataset(task), size=size)
+    assert max(model.trunk.spec.preprocess.canvas) == read
+    option = get_args(Size)[1].help
+    for words in (option, blank.__doc__, Recipe.__doc__, ObjectDetector.__doc__):
+        assert "rounded up to a multiple of 32" in " ".join(words.split())
 
 
 def answers(model):

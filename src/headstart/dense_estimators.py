@@ -160,7 +160,8 @@ class ObjectDetector(_DenseEstimator):
     backbone : str
     head : {"auto", "faster-rcnn", "retinanet", "fcos", "ssdlite"}
     size : int
-        Longer side, in pixels, that pictures are read at; 0 is 320.
+        Longer side, in pixels, that pictures are read at, rounded up to a multiple of 32; 0 is
+        320.
     method : str or Method
         ``auto`` trains the head behind a frozen backbone; ``finetune``, ``scratch``, or one with
         settings of its own, such as ``Finetune(train_from="last")``.

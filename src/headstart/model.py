@@ -292,7 +292,7 @@ def blank(
         carry options of its kind: ``faster-rcnn?channels=64&first_stride=8``. Or a published one
         (see ``heads.published``), which brings its own trunk, trained with it.
     size : int
-        Longer side that pictures of boxes and masks are read at; by default 320.
+        Longer side of pictures of boxes and masks, rounded up to a multiple of 32; 0 is 320.
     seed : int
         Of the head.
     record : mapping, optional

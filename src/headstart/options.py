@@ -63,7 +63,9 @@ HeadName = Annotated[
 Size = Annotated[
     int,
     typer.Option(
-        min=0, help="Longer side, in pixels, at which boxes and masks are learned; 0 is 320."
+        min=0,
+        help="Longer side, in pixels, at which boxes and masks are learned, rounded up to a "
+        "multiple of 32; 0 is 320.",
     ),
 ]
 ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/photos.")]

@@ -35,7 +35,8 @@ class Recipe:
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; ``auto`` is the first.
         It may carry options, or be a published one, as for ``headstart.model.blank``.
     size : int
-        Longer side, in pixels, that pictures of boxes and masks are read at; 0 is 320.
+        Longer side, in pixels, that pictures of boxes and masks are read at, rounded up to a
+        multiple of 32; 0 is 320.
     group_by : str, optional
         Column or regular expression that names each picture's group.
     bad_files : {"error", "skip"}
