@@ -83,6 +83,24 @@ def test_a_size_is_rounded_up_as_every_place_says(trunk, task, size, read):
         assert "rounded up to a multiple of 32" in " ".join(words.split())
 
 
+@pytest.mark.parametrize("head", ["retinanet", "fcos"])
+def test_anchors_fit_what_is_learned_and_not_what_is_hard(trunk, head):
+    def made_of(boxes):
+        samples = tuple(Sample(image=p, target=boxes) for p in pictures())
+        data = Dataset(samples=samples, classes=("leaf",), kind="detection")
+        return blank(trunk, data, head=head, size=64, seed=1)
+
+    plain = ((4, 6, 16, 18), (20, 10, 34, 20))
+    crowd = (0, 0, 50, 40)
+    learned = made_of(Boxes(corners=plain, labels=("leaf",) * 2))
+    mixed = Boxes(corners=(*plain, crowd), labels=("leaf",) * 3, hard=(False, False, True))
+    both = made_of(mixed)
+    assert both.head.as_dict() == learned.head.as_dict()
+    assert both.record == learned.record
+    nothing = made_of(Boxes(corners=(crowd,), labels=("leaf",), hard=(True,)))
+    assert "anchors_reach" not in nothing.record
+
+
 def answers(model):
     samples = dataset(model.task.kind).samples
     if model.task.kind == "detection":

@@ -346,9 +346,9 @@ def blank(
 
 
 def _boxes(trunk: Trunk, data: Dataset) -> NDArray[np.float32]:
-    """All boxes on the canvas, shape (n, 4)."""
-    truths = [load_boxes(s, trunk.spec.preprocess, data.classes).boxes for s in data.samples]
-    return np.concatenate(truths)
+    """All boxes on the canvas that are learned, without the hard ones; shape (n, 4)."""
+    truths = [load_boxes(s, trunk.spec.preprocess, data.classes) for s in data.samples]
+    return np.concatenate([truth.boxes[~truth.hard] for truth in truths])
 
 
 def _named_head(text: str, kind: Kind) -> tuple[str, dict[str, Any]]:

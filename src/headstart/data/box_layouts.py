@@ -163,7 +163,7 @@ def _remarks(boxes: Sequence[Boxes], turned: int) -> list[str]:
     if empty:
         notes.append(f"{empty} pictures without objects: learned from as negatives")
     if hard:
-        notes.append(f"{hard} objects are difficult or crowds: neither learned from nor judged")
+        notes.append(f"{hard} objects are difficult or crowds: left out of training and judgement")
     if turned:
         notes.append(
             f"boxes of {turned} pictures turned as EXIF turns the picture, since the files state "

@@ -35,8 +35,9 @@ class Boxes:
     labels : tuple of str
         Its class, one for each.
     hard : tuple of bool
-        Whether an object is difficult (VOC) or a crowd (COCO): it is not learned from, and in
-        the judgement neither finding nor missing it counts. Empty for none.
+        Whether an object is difficult (VOC) or a crowd (COCO): in training it is left out, so
+        that its place counts as background; in the judgement neither finding nor missing it
+        counts. Empty for none.
     size : (int, int) or None
         Width and height of the picture that the annotation states, if it does.
 

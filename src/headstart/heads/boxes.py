@@ -197,8 +197,11 @@ class BoxHead:
         return found
 
     def reach(self, boxes: NDArray[np.floating[Any]]) -> float | None:
-        """Share of boxes (n, 4) on the canvas with an IoU of at least 0.5 with some anchor."""
-        anchors = self.anchors()
+        """Share of boxes (n, 4) on the canvas with an IoU of at least 0.5 with some anchor.
+
+        None where there is no box, and for FCOS, which has no anchors.
+        """
+        anchors = self.anchors() if len(boxes) else None
         return None if anchors is None else anchor_recall(boxes, anchors)
 
     def adapted(
