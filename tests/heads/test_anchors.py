@@ -1,5 +1,9 @@
+import time
+
 import numpy as np
 import pytest
+import torch
+from torchvision.ops import box_iou
 
 from headstart.errors import UsageError
 from headstart.heads.anchors import anchor_recall, anchors_for
@@ -74,6 +78,32 @@ def test_fitted_anchors_reach_more_than_ill_fitted_ones() -> None:
 
     sizes, _ = anchors_for(boxes, (4, 8))
     assert reached(sizes) > reached(((64.0,), (128.0,))) + 0.5
+
+
+def drawn(rng: np.random.Generator, n: int) -> np.ndarray:
+    corner = rng.uniform(0, 80, (n, 2))
+    return np.concatenate([corner, corner + rng.uniform(5, 40, (n, 2))], axis=1)
+
+
+@pytest.mark.parametrize(("n_boxes", "n_anchors"), [(300, 40), (40, 7000), (5, 70_000)])
+def test_recall_is_that_of_torchvisions_iou(n_boxes: int, n_anchors: int) -> None:
+    rng = np.random.default_rng(0)
+    boxes, anchors = drawn(rng, n_boxes), drawn(rng, n_anchors)
+    overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(anchors)).numpy().max(axis=1)
+    for iou in (0.5, float(np.quantile(overlaps, 0.5)) + 1e-6):
+        assert anchor_recall(boxes, anchors, iou=iou) == (overlaps >= iou).mean()
+
+
+def test_recall_of_many_boxes_is_that_of_some_among_all_of_them() -> None:
+    boxes = np.tile([[0.0, 0.0, 8.0, 8.0]], (1_000_000, 1))
+    boxes[250_000:] += 50  # out of reach
+    anchors = drawn(np.random.default_rng(0), 50)
+    anchors[0] = boxes[0]
+    anchors[1:] += 500
+    start = time.process_time()
+    assert anchor_recall(boxes, anchors) == pytest.approx(0.25, abs=1e-3)
+    assert time.process_time() - start < 2  # one by one it would be ten
+    assert anchor_recall(boxes[:250_000], anchors) == 1.0
 
 
 @pytest.mark.parametrize("boxes", [np.zeros((0, 4)), np.ones((3, 2)), np.ones((1, 4))])

@@ -18,6 +18,11 @@ LEAST_PLACES, MOST_PLACES = 2.0, 16.0
 """Sides of an anchor in places of its level: fewer places and most objects fall between two
 anchors, more and a place does not see the object."""
 
+MOST_JUDGED = 10_000
+"""Boxes that tell the reach to a percent, within seconds."""
+AT_ONCE = 65_536
+"""Pairs of a box and an anchor, few enough for a processor's cache."""
+
 
 def anchors_for(
     boxes: NDArray[np.floating[Any]], strides: Sequence[int], *, per_level: int = 1
@@ -83,7 +88,7 @@ def anchor_recall(
     Parameters
     ----------
     boxes : array, shape (n, 4)
-        On the canvas.
+        On the canvas. Of more than 10 000, as many are judged, evenly spaced among them.
     anchors : array, shape (m, 4)
         All of them, such as ``BoxHead.anchors()``.
     iou : float
@@ -106,15 +111,19 @@ def anchor_recall(
     0.3333333333333333
     """
     _sides(boxes)
-    anchors = np.asarray(anchors, dtype=np.float64)
-    areas = np.prod(anchors[:, 2:] - anchors[:, :2], axis=1)
-    reached = 0
-    for box in np.asarray(boxes, dtype=np.float64):  # one at a time: anchors are many
-        both = np.minimum(anchors[:, 2:], box[2:]) - np.maximum(anchors[:, :2], box[:2])
-        shared = np.prod(np.maximum(both, 0), axis=1)
-        union = areas + np.prod(box[2:] - box[:2]) - shared
-        reached += bool(np.any(shared >= iou * union))
-    return reached / len(boxes)
+    judged = np.asarray(boxes, dtype=np.float64)
+    if len(judged) > MOST_JUDGED:
+        judged = judged[np.linspace(0, len(judged) - 1, MOST_JUDGED).astype(np.intp)]
+    left, top, right, bottom = np.ascontiguousarray(np.asarray(anchors, dtype=np.float64).T)
+    areas = (right - left) * (bottom - top)
+    reached, step = 0, max(1, AT_ONCE // max(1, len(areas)))
+    for start in range(0, len(judged), step):
+        x0, y0, x1, y1 = judged[start : start + step].T[:, :, None]
+        wide = np.maximum(np.minimum(right, x1) - np.maximum(left, x0), 0)
+        shared = wide * np.maximum(np.minimum(bottom, y1) - np.maximum(top, y0), 0)
+        union = areas + (x1 - x0) * (y1 - y0) - shared
+        reached += int((shared >= iou * union).any(axis=1).sum())
+    return reached / len(judged)
 
 
 def _sides(boxes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
