@@ -77,6 +77,17 @@ def test_random_weights_have_nothing_to_forget(source, extractor):
     assert evaluation.baselines[-1].name == PROBE
 
 
+def test_a_backbone_that_has_not_moved_has_forgotten_nothing(source, extractor):
+    """As after training the head alone: another trunk, the same numbers."""
+    model = moved(source)
+    state = {k: v.clone() for k, v in source.trunk.state.items()}
+    model = replace(model, trunk=replace(source.trunk.tuned(state), origin=source.trunk.origin))
+    told, evaluation = judge(source, model, (pictures(0), pictures(1)), extractor=extractor)
+    assert "forgetting" not in told.record
+    assert "target_gain" in told.record
+    assert evaluation.baselines[-1].name == PROBE
+
+
 def test_a_model_on_the_backbone_as_it_was_is_judged_as_ever(source, extractor):
     train, test = pictures(0), pictures(1)
     probe = LinearProbe().fit(source, train, extractor=extractor)

@@ -118,6 +118,9 @@ def with_gains(
 ) -> TransferModel:
     """Write into the model's record what it gained on the target and what it forgot.
 
+    Of a backbone that is the same bit for bit, or that began with random weights, nothing is
+    said to be forgotten.
+
     Parameters
     ----------
     source, model : TransferModel
@@ -133,7 +136,8 @@ def with_gains(
     for baseline in evaluation.baselines:
         if baseline.name == PROBE:
             record["target_gain"] = baseline.lead.interval.as_dict()
-    if model.trunk.origin["from"] == source.trunk.origin["from"]:  # else it has nothing to forget
+    began_alike = model.trunk.origin["from"] == source.trunk.origin["from"]
+    if began_alike and model.trunk.fingerprint != source.trunk.fingerprint:
         forgotten = measure(source.trunk, model.trunk, test.samples, seed=seed)
         record["forgetting"] = forgotten.as_dict()
     return replace(model, record=record)
