@@ -11,6 +11,7 @@ import pytest
 from headstart import box_metrics
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.blank import blank
 from headstart.box_evaluation import TITLES, evaluate_boxes, evaluate_detections, places
 from headstart.cache import Cache
 from headstart.data.samples import Dataset, Sample
@@ -20,7 +21,6 @@ from headstart.errors import DataError, UnknownNameError
 from headstart.evaluation import evaluate
 from headstart.features import Extractor
 from headstart.gains import judge
-from headstart.model import blank
 from headstart.tasks.detection import Detection
 from headstart.trunk import Trunk
 

@@ -10,6 +10,7 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Dataset, Sample
@@ -21,7 +22,7 @@ from headstart.freezing import fingerprint
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
-from headstart.model import TransferModel, blank
+from headstart.model import TransferModel
 from headstart.tasks.detection import Detection
 from headstart.training.boxes import BoxObjective
 from headstart.training.job import Score, Session

@@ -17,6 +17,7 @@ from PIL import Image
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.blank import blank
 from headstart.box_evaluation import evaluate_detections
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
@@ -25,7 +26,7 @@ from headstart.dense import Detections
 from headstart.dense_report import dense_page
 from headstart.mask_evaluation import PixelCounts, evaluate_counts
 from headstart.mask_metrics import boundary_counts, pixel_counts
-from headstart.model import TransferModel, blank
+from headstart.model import TransferModel
 from headstart.overlays import class_colours
 from headstart.report import Facts, render_card, render_html, render_json
 from headstart.tasks.detection import Detection

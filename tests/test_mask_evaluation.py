@@ -15,6 +15,7 @@ from headstart import mask_metrics as metrics
 from headstart.answers import answer_files
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.data.samples import Dataset, Sample
 from headstart.data.truths import Mask, Palette
@@ -30,7 +31,6 @@ from headstart.mask_evaluation import (
     evaluate_masks,
     true_mask,
 )
-from headstart.model import blank
 from headstart.tasks.segmentation import Segmentation
 from headstart.trunk import Trunk
 

@@ -13,12 +13,12 @@ from safetensors.torch import save as to_bytes
 
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
+from headstart.blank import HEADS, blank
 from headstart.data.samples import Dataset, Sample
 from headstart.data.truths import Boxes, Mask, Palette
 from headstart.dense import detect, segment
 from headstart.dense_estimators import ObjectDetector
 from headstart.errors import ModelFileError
-from headstart.model import HEADS, blank
 from headstart.model_folder import load, save
 from headstart.options import Size
 from headstart.recipe import Recipe

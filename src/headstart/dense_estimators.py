@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.data.prepare import gather, select
 from headstart.data.samples import Dataset, Kind, Target
@@ -24,7 +25,6 @@ from headstart.features import Extractor
 from headstart.judging import labelled_part
 from headstart.methods import METHODS
 from headstart.methods.method import Method
-from headstart.model import blank
 from headstart.recipe import DEFAULT_BACKBONE, default_method
 from headstart.trunk import Trunk
 

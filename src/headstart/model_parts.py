@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.backbones.catalog import names
 from headstart.backbones.spec import BackboneSpec
+from headstart.blank import HEADS
 from headstart.errors import ModelFileError
 from headstart.heads.boxes import BoxHead
 from headstart.heads.head import Head
 from headstart.heads.masks import MaskHead
 from headstart.heads.pooled import LinearHead
-from headstart.model import HEADS, TransferModel
+from headstart.model import TransferModel
 from headstart.tasks.classification import Classification
 from headstart.tasks.detection import Detection
 from headstart.tasks.segmentation import Segmentation

@@ -33,7 +33,7 @@ class Recipe:
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; ``auto`` is the first.
-        It may carry options, or be a published one, as for ``headstart.model.blank``.
+        It may carry options, or be a published one, as for ``headstart.blank.blank``.
     size : int
         Longer side, in pixels, that pictures of boxes and masks are read at, rounded up to a
         multiple of 32; 0 is 320.

@@ -13,6 +13,7 @@ from typing import Any
 from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
 from headstart.baselines import PROBE
+from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.data.prepare import Prepared, prepare
 from headstart.data.samples import Dataset
@@ -36,7 +37,7 @@ from headstart.forgetting import Forgetting, sentences
 from headstart.gains import judge
 from headstart.judging import short
 from headstart.methods.method import Method
-from headstart.model import TransferModel, blank
+from headstart.model import TransferModel
 from headstart.recipe import Recipe
 from headstart.report import Facts
 from headstart.run_folder import (

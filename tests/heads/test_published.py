@@ -15,6 +15,7 @@ from torchvision.models import detection, get_model_weights, segmentation
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec
+from headstart.blank import blank
 from headstart.data.samples import Dataset, Sample
 from headstart.data.truths import Boxes, Mask, Palette
 from headstart.dense import detect, segment
@@ -28,7 +29,6 @@ from headstart.heads import published
 from headstart.heads.coco_weights import DETECTORS, coco_classes
 from headstart.heads.masks import VOC_CLASSES
 from headstart.heads.published import TABLE, Row, locate_head, names
-from headstart.model import blank
 from headstart.model_folder import load as load_model
 from headstart.model_folder import save
 from headstart.trunk import Trunk
