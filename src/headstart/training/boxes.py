@@ -129,7 +129,7 @@ class BoxObjective:
 
 
 def _loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth]) -> Tensor:
-    """The head's own terms, added; what is hard to tell is not learned from."""
+    """The head's own terms, added; hard objects are left out, and so count as background."""
     learned = [
         tuple(on_device(part[~truth.hard], network.device) for part in truth[:2])
         for truth in truths
