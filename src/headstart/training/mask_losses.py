@@ -281,16 +281,20 @@ def _lovasz_of(shares: Tensor, is_class: Tensor) -> Tensor:
 
 def _overlaps(logits: Tensor, truth: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Of every class: the share that is met and the pixels there are; predicted plus true."""
-    from torch.nn.functional import one_hot
+    import torch
 
     scores = _scores(logits, truth)
     valid = truth != IGNORED
-    shares = scores.softmax(dim=1) * valid[:, None]
-    known = one_hot(truth.masked_fill(~valid, 0), scores.shape[1]).movedim(-1, 1)
-    is_class = known.to(scores) * valid[:, None]
-    axes = (0, 2, 3)
-    pixels = is_class.sum(dim=axes)
-    return ((shares * is_class).sum(dim=axes), pixels), shares.sum(dim=axes) + pixels
+    classes = truth.masked_fill(~valid, 0)
+    shares, counted = scores.softmax(dim=1), valid.to(scores)
+    # One share a pixel is looked up: a table of all classes for every pixel takes as long as a
+    # decoder. Added up in 64 bits, for there are many.
+    met = (shares.gather(1, classes[:, None])[:, 0] * counted).flatten().double()
+    nothing = met.new_zeros(scores.shape[1])
+    both = nothing.index_add(0, classes.flatten(), met).to(scores)
+    pixels = nothing.index_add(0, classes.flatten(), counted.flatten().double()).to(scores)
+    said = torch.einsum("nchw,nhw->c", shares, counted)
+    return (both, pixels), said + pixels
 
 
 def _mean_over_present(losses: Tensor, pixels: Tensor) -> Tensor:
@@ -323,7 +327,8 @@ def _scores(logits: Tensor, truth: Tensor) -> Tensor:
             f"Expected `truth` to be int64 of shape {(n, height, width)}, got {truth.dtype} of "
             f"shape {tuple(truth.shape)}."
         )
-    if bool((((truth < 0) | (truth >= n_classes)) & (truth != IGNORED)).any()):
+    lowest, highest = truth.masked_fill(truth == IGNORED, 0).aminmax()
+    if lowest < 0 or highest >= n_classes:
         raise UsageError(
             f"Expected `truth` to hold 0 to {n_classes - 1} and {IGNORED} for pixels left out, "
             f"got {np.unique(truth.cpu().numpy())[:12]}; do decode masks by their palette."
