@@ -75,8 +75,8 @@ def test_what_cannot_be_meant_is_refused(change):
     [
         ("multiclass", "classification", LinearProbe(seed=3)),
         ("multilabel", "classification", LinearProbe(seed=3)),
-        ("detection", "detection", Finetune(train_from="head", seed=3)),
-        ("segmentation", "segmentation", Finetune(train_from="head", seed=3)),
+        ("detection", "detection", Finetune(seed=3)),
+        ("segmentation", "segmentation", Finetune(seed=3)),
     ],
 )
 def test_the_data_decide_what_is_left_open(kind, task, method):

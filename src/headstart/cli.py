@@ -132,20 +132,19 @@ def _method(name: str | None, given: Mapping[str, Any], source: str, recipe: Rec
     given = {flag: value for flag, value in given.items() if value is not None}
     if name is None and not given:
         return None
-    start: dict[str, Any] = {}
     if name is None:
         tunes = all("finetune" in flag.methods for flag in flags() if flag.name in given)
         task = recipe.settled(read(source, recipe)).task if tunes else "classification"
         name = default_method(task).name
-        start = {} if task == "classification" else {"train_from": "head"}
-    return make_method(name, {**start, **given}, seed=recipe.seed)
+    return make_method(name, given, seed=recipe.seed)
 
 
 def _require_leads(run: Run, wanted: bool) -> None:
     leads = {b.name: b.lead for b in run.evaluation.baselines}  # judged as the verdict judges
     behind = [n for n, lead in leads.items() if not lead.distinguishable or lead.interval.value < 0]
-    if wanted and behind:
-        typer.echo(f"Not better than: {', '.join(behind)}.", err=True)
+    if wanted and (behind or not leads):
+        known = ", ".join(behind) or "anything, for there is no baseline for this task"
+        typer.echo(f"Not better than: {known}.", err=True)
         raise typer.Exit(4)
 
 

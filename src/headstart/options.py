@@ -48,7 +48,7 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         help="How to learn: linear-probe (the default for classes), finetune (for boxes and "
-        "masks, from the head) or scratch."
+        "masks) or scratch."
     ),
 ]
 HeadName = Annotated[

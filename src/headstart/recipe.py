@@ -27,7 +27,7 @@ class Recipe:
         A name of the backbone grammar, such as ``torchvision/resnet18``.
     method : Method, optional
         How the model learns; by default a linear probe where classes are learned, and the head
-        behind a frozen backbone (``Finetune(train_from="head")``) for boxes and masks.
+        with the backbone's last stage (``Finetune()``) for boxes and masks.
     task : {"auto", "classification", "detection", "segmentation"}
         What is learned; ``auto`` is what the data say, anything else is held against them.
     head : str
@@ -132,7 +132,7 @@ def default_method(task: str, seed: int = 0) -> Method:
     if task in DENSE:
         from headstart.methods.finetune import Finetune
 
-        return Finetune(train_from="head", seed=seed)
+        return Finetune(seed=seed)
     from headstart.methods.linear_probe import LinearProbe
 
     return LinearProbe(seed=seed)
