@@ -101,7 +101,7 @@ class Recipe:
         --------
         >>> found = Recipe(seed=3).settled(Dataset(samples=(), classes=("cell",), kind="detection"))
         >>> found.task, found.method.train_from, found.method.seed
-        ('detection', 'head', 3)
+        ('detection', 'last:1', 3)
         """
         task = task_of(data)
         if self.task not in {"auto", task}:
