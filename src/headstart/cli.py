@@ -18,6 +18,7 @@ import typer
 
 from headstart.cache_commands import cache_app, emit
 from headstart.errors import HeadstartError, SetupError
+from headstart.evidence_commands import VERBS
 from headstart.options import (
     AllowOverlap,
     AsJson,
@@ -314,6 +315,10 @@ def doctor(as_json: AsJson = False) -> None:
         return
     for name, value in facts.items():
         typer.echo(f"{name:<12} {value}")
+
+
+for verb in VERBS:
+    app.command()(verb)
 
 
 def main() -> None:
