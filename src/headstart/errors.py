@@ -121,14 +121,20 @@ class WeightsMismatchError(SetupError):
 class MissingExtraError(SetupError):
     """An optional dependency that is not installed.
 
+    Parameters
+    ----------
+    package : str
+    extra : str or None
+        Which extra brings it; None for what is used where it is there, and never brought.
+
     Examples
     --------
     >>> str(MissingExtraError("pyarrow", extra="data"))
     "Expected the package 'pyarrow' to be installed, got none; do: pip install 'headstart[data]'"
     """
 
-    def __init__(self, package: str, *, extra: str) -> None:
+    def __init__(self, package: str, *, extra: str | None) -> None:
+        what = package if extra is None else f"'headstart[{extra}]'"
         super().__init__(
-            f"Expected the package {package!r} to be installed, got none; "
-            f"do: pip install 'headstart[{extra}]'"
+            f"Expected the package {package!r} to be installed, got none; do: pip install {what}"
         )
