@@ -37,6 +37,7 @@ from headstart.options import (
     Source,
     Task,
     TestFraction,
+    Track,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up a training of this command that was stopped.")
     ] = False,
+    track: Track = "",
     as_json: AsJson = False,
     require_lead: Annotated[
         bool, typer.Option("--require-lead", help="Exit with 4 unless every baseline is beaten.")
@@ -98,6 +100,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     from headstart.distributed import is_main, processes
     from headstart.recipe import Recipe
     from headstart.run import fit as run_fit
+    from headstart.tracking import tracked
 
     recipe = Recipe(
         backbone=backbone,
@@ -116,7 +119,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
     recipe = replace(recipe, method=_method(method, ctx.obj, source, recipe))
     with processes(device), _cache(no_cache) as cache, terminal(as_json) as shown:
         go = partial(run_fit, source, recipe, out=out, cache=cache, resume=resume)
-        run = go(observer=shown, command=_command_line())
+        with tracked(track, source, recipe, out=out, beside=shown) as told:
+            run = go(observer=told, command=_command_line())
         if as_json and is_main():
             emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
     if run.interrupted:

@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "Task",
     "TestFraction",
+    "Track",
 ]
 
 Source = Annotated[
@@ -94,6 +95,13 @@ NoCache = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
 TestFraction = Annotated[
     float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
+]
+Track = Annotated[
+    str,
+    typer.Option(
+        help="Tell the run's numbers to tensorboard, mlflow, or both with a comma; log.jsonl is "
+        "always written."
+    ),
 ]
 Offline = Annotated[
     bool | None, typer.Option("--offline", help="Open no socket (or set HEADSTART_OFFLINE=1).")
