@@ -1,0 +1,116 @@
+"""Paired tests against scipy, direct computation, and what they promise in the long run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from headstart.errors import UsageError
+from headstart.paired_tests import (
+    corrected_resampled,
+    corrected_resampled_t,
+    hierarchical,
+    holm,
+    paired_bootstrap,
+)
+
+
+def test_without_overlap_the_corrected_test_is_the_paired_t_test() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1, 12)
+    found = corrected_resampled(values, test_share=1e-12)
+    wanted = stats.ttest_1samp(values, 0.0)
+    low, high = wanted.confidence_interval(0.95)
+    assert found.p_value == pytest.approx(wanted.pvalue, rel=1e-6)
+    assert (found.interval().low, found.interval().high) == pytest.approx((low, high), rel=1e-6)
+
+
+def test_the_correction_is_that_of_nadeau_and_bengio() -> None:
+    values = np.array([0.02, 0.05, -0.01, 0.04, 0.03])
+    t = values.mean() / np.sqrt((1 / 5 + 0.25) * values.var(ddof=1))
+    found = corrected_resampled(values, test_share=0.2)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert not corrected_resampled_t(values, test_share=0.2).distinguishable
+    assert stats.ttest_1samp(values, 0).pvalue < 0.1  # which it would be without correction
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5]])
+def test_without_spread_nothing_is_claimed(values: list[float]) -> None:
+    found = corrected_resampled_t(values, test_share=0.2)
+    assert np.isnan(found.interval.low)
+    assert not found.distinguishable
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        p = rng.random(6) ** 3
+        rejected = np.zeros(6, dtype=bool)
+        for step, i in enumerate(np.argsort(p)):  # straight from the paper
+            if p[i] > 0.05 / (6 - step):
+                break
+            rejected[i] = True
+        assert ((holm(p) <= 0.05) == rejected).all()
+
+
+def test_holm_leaves_out_what_is_unknown() -> None:
+    found = holm([0.02, np.nan, 0.03])
+    assert np.isnan(found[1])
+    assert found[[0, 2]].tolist() == pytest.approx([0.04, 0.04])
+    with pytest.raises(UsageError, match="0 to 1"):
+        holm([1.2])
+
+
+def test_one_seed_on_many_pictures_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(2)
+    gaps = rng.normal(0.1, 1, 400)
+    found = paired_bootstrap(gaps[None], np.zeros((1, 400)), n_resamples=4000).interval
+    low, high = stats.ttest_1samp(gaps, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.012)
+
+
+def test_groups_are_drawn_whole() -> None:
+    rng = np.random.default_rng(3)
+    gaps = np.repeat(rng.normal(0.2, 1, 20), 10)[None]
+    groups = np.repeat(np.arange(20), 10).tolist()
+    alone = paired_bootstrap(gaps, np.zeros_like(gaps)).interval
+    whole = paired_bootstrap(gaps, np.zeros_like(gaps), groups=groups).interval
+    assert (whole.high - whole.low) / (alone.high - alone.low) == pytest.approx(
+        np.sqrt(10), rel=0.25
+    )
+
+
+def test_few_witnesses_prove_nothing() -> None:
+    one = np.ones((5, 100))
+    two = one.copy()
+    two[:, :5] = 0
+    assert not paired_bootstrap(one, two).distinguishable
+    two[:, :30] = 0
+    assert paired_bootstrap(one, two).distinguishable
+
+
+def test_intervals_cover_the_truth_over_seeds_and_pictures() -> None:
+    """Seeds, pictures and their interaction vary; 95 % intervals hold the mean, 0."""
+    rng = np.random.default_rng(4)
+    n_sets, seeds, n = 300, 5, 60
+    held, pictures_only = 0, 0
+    for k in range(n_sets):
+        seed_effect = rng.normal(0, 0.15, (seeds, 1))
+        gaps = seed_effect + rng.normal(0, 1, (1, n)) + rng.normal(0, 0.5, (seeds, n))
+        found = paired_bootstrap(gaps, np.zeros_like(gaps), n_resamples=200, seed=k).interval
+        held += found.low <= 0 <= found.high
+        means = gaps.mean(axis=0)
+        pictures_only += abs(means.mean()) <= 1.96 * means.std(ddof=1) / np.sqrt(n)
+    assert 0.92 <= held / n_sets <= 0.985
+    assert pictures_only / n_sets < held / n_sets
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(UsageError, match="as there are seeds"):
+        hierarchical([0.1, 0.2], [[0.1, 0.2]], units=3)
+    with pytest.raises(UsageError, match="as `first`"):
+        paired_bootstrap(np.ones((2, 3)), np.ones((2, 4)))
+    with pytest.raises(UsageError, match="test_share"):
+        corrected_resampled([0.1], test_share=1.0)
+    with pytest.raises(UsageError, match="finite"):
+        corrected_resampled([np.nan], test_share=0.2)
