@@ -1,0 +1,341 @@
+"""Several ways to learn on the same pictures: equal budgets, paired seeds and splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.backbones.catalog import resolve
+from headstart.backbones.weights import locate
+from headstart.blank import blank
+from headstart.cache import Cache
+from headstart.comparison import Cell, Comparison
+from headstart.comparison_files import add_cell, read_cells, write
+from headstart.contrasts import Judging, curves, effects, sentences
+from headstart.data.prepare import Prepared, prepare
+from headstart.data.repeats import nested_fractions, repeats
+from headstart.data.samples import Dataset
+from headstart.evaluation import evaluate
+from headstart.events import DataReady, JsonLog, Noted, Observer, Progressed
+from headstart.features import Extractor
+from headstart.headlines import MEASURES, headline, redrawn
+from headstart.methods.method import Method, described
+from headstart.recipe import Recipe
+from headstart.resampling import units
+from headstart.run_folder import (
+    alone,
+    claim,
+    hidden_folder,
+    resumable,
+    told_where,
+    wanted_folder,
+)
+from headstart.runtime import device
+from headstart.sources import read, settled
+from headstart.training.job import Session
+from headstart.trials import Trials, method_named
+from headstart.trunk import Trunk
+
+__all__ = ["compare"]
+
+SMALL = 200
+"""Pictures below which a single split is too much a matter of luck."""
+
+CELLS = "cells.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Split:
+    """The pictures of one cell, whatever the method."""
+
+    seed: int
+    fold: int
+    fraction: float
+    train: Dataset
+    val: Dataset | None
+    test: Dataset
+    fixed: bool
+
+
+def compare(
+    source: str | Path | Dataset,
+    trials: Trials | None = None,
+    *,
+    recipe: Recipe | None = None,
+    out: str | Path | None = None,
+    cache: Cache | None = None,
+    observer: Observer | None = None,
+    command: str = "",
+    resume: bool = False,
+) -> tuple[Comparison, Path]:
+    """Train every method on every backbone, seed and fraction, and say what differs.
+
+    In a seed, fold and fraction all methods learn from the same pictures and are tested on the
+    same. The test part is the author's where there is one; else every seed splits anew.
+
+    Parameters
+    ----------
+    source : str, Path or Dataset
+        As for `headstart.run.fit`.
+    trials : Trials, optional
+    recipe : Recipe, optional
+        Everything else; its backbone and method have no say.
+    out : str or Path, optional
+        By default ``runs/compare-<name>``.
+    cache : Cache, optional
+    observer : callable, optional
+    command : str
+    resume : bool
+        Take the cells over that ``<out>.partial/`` holds.
+
+    Returns
+    -------
+    comparison : Comparison
+    folder : Path
+        With compare.json, table.csv and log.jsonl.
+
+    Raises
+    ------
+    DataError
+        If the pictures cannot be used, or are too few.
+    UsageError
+        If an argument cannot be meant.
+
+    Examples
+    --------
+    >>> found, folder = compare("photos/", Trials(methods=("scratch", "probe")))  # doctest: +SKIP
+    """
+    trials, cache, begin = trials or Trials(), cache or Cache(), time.perf_counter()
+    recipe = recipe or Recipe()
+    wanted = wanted_folder(out, source)
+    if out is None:
+        wanted = wanted.with_name(f"compare-{wanted.name}")
+    kept = resumable(wanted)
+    with ExitStack() as held:
+        held.enter_context(alone(kept))
+        folder = held.enter_context(hidden_folder(wanted))
+        log = held.enter_context(JsonLog(folder / "log.jsonl"))
+        tell = _told(log, observer)
+        work = _Work(source, trials, recipe, cache, tell)
+        if not resume:
+            (kept / CELLS).unlink(missing_ok=True)
+        cells = work.cells(kept / CELLS)
+        found = work.summed(cells, time.perf_counter() - begin, command)
+        log.close()
+        with told_where(wanted):
+            write(found, folder)
+            final = claim(folder, wanted)
+            (kept / CELLS).unlink(missing_ok=True)
+    return found, final
+
+
+class _Work:
+    """What all cells share: the pictures, the backbones, and who is told."""
+
+    def __init__(
+        self,
+        source: str | Path | Dataset,
+        trials: Trials,
+        recipe: Recipe,
+        cache: Cache,
+        tell: Observer,
+    ) -> None:
+        data = read(source, recipe)
+        self.recipe = settled(recipe, data)
+        self.trials, self.cache, self.tell = trials, cache, tell
+        for name in trials.methods:  # wrong ones are said before anything is computed
+            self._method(name, 0)
+        self.trunks = {name: self._trunk(name) for name in trials.backbones}
+        begin = time.perf_counter()
+        self.prepared = _prepared(data, self.recipe, cache, tell)
+        tell(DataReady(prepared=self.prepared, seconds=time.perf_counter() - begin))
+        parts = {sample.split for sample in data.samples}
+        self.fixed = "train" in parts and len(parts) > 1
+        few = len(data) < SMALL and not data.is_dense
+        folds = 5 * few if trials.folds is None else trials.folds
+        self.folds = 0 if self.fixed else folds
+
+    def _trunk(self, name: str) -> Trunk:
+        spec = resolve(name, offline=self.recipe.offline)
+        return Trunk.read(spec, locate(spec, offline=self.recipe.offline))
+
+    def _method(self, name: str, seed: int) -> Method:
+        return method_named(name, self.recipe.task, seed=seed, epochs=self.trials.epochs)
+
+    def splits(self) -> list[_Split]:
+        seeds = range(self.recipe.seed, self.recipe.seed + self.trials.seeds)
+        data = self.prepared.data
+        if self.fixed:
+            parts = [(s, 0, self.prepared.train, self.prepared.test) for s in seeds]
+        else:
+            parts = [
+                (one.seed, one.fold, data.subset(one.train), data.subset(one.test))
+                for one in repeats(
+                    data.targets(),
+                    seeds=list(seeds),
+                    folds=self.folds,
+                    fraction=self.recipe.test_fraction,
+                    blocks=data.groups(),
+                )
+            ]
+        found = []
+        for seed, fold, train, test in parts:
+            shares = nested_fractions(
+                train.targets(), self.trials.fractions, blocks=train.groups(), seed=seed
+            )
+            val = self.prepared.val if self.fixed else None
+            found += [
+                _Split(
+                    seed=seed,
+                    fold=fold,
+                    fraction=share,
+                    train=train.subset(rows),
+                    val=val,
+                    test=test,
+                    fixed=self.fixed,
+                )
+                for share, rows in shares.items()
+            ]
+        return found
+
+    def cells(self, path: Path) -> tuple[Cell, ...]:
+        """Every cell, from the file where it is there; each is added as it is finished."""
+        known = dict(read_cells(path))
+        jobs = [
+            (split, backbone, name)
+            for split in self.splits()
+            for backbone in self.trials.backbones
+            for name in self.trials.methods
+        ]
+        found = []
+        for number, (split, backbone, name) in enumerate(jobs, start=1):
+            method = self._method(name, split.seed)
+            key = self._key(split, backbone, method)
+            cell = known.get(key)
+            if cell is None:
+                cell = self._cell(split, backbone, name, method)
+                add_cell(path, key, cell)
+                self.tell(Noted(text=_line(cell, number, len(jobs))))
+            found.append(replace(cell, method=name, backbone=backbone))
+            self.tell(Progressed(step="cells", done=number, total=len(jobs)))
+        return tuple(found)
+
+    def _key(self, split: _Split, backbone: str, method: Method) -> str:
+        parts = (split.train, split.val or split.train.subset(()), split.test)
+        decides = {
+            "recipe": {**self.recipe.as_dict(), "method": None, "backbone": None},
+            "method": described(method),
+            "weights": dict(self.trunks[backbone].origin),
+            "backbone": backbone,
+            "split": (split.seed, split.fold, split.fraction, split.fixed),
+            "pictures": [[(s.digest, s.group) for s in part.samples] for part in parts],
+            "targets": [part.targets().tolist() for part in parts],
+        }
+        return hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
+
+    def _cell(self, split: _Split, backbone: str, name: str, method: Method) -> Cell:
+        recipe, trunk = self.recipe, self.trunks[backbone]
+        method.check(split.train)
+        engine = "fp32" if recipe.engine == "auto" else recipe.engine
+        extractor = Extractor(cache=self.cache, engine=engine, device=recipe.device)
+        start = blank(
+            trunk,
+            split.train,
+            head=recipe.head,
+            size=recipe.size,
+            seed=split.seed,
+            offline=recipe.offline,
+        )
+        cached = False
+        if not split.train.is_dense and method.name != "scratch":
+            cached = extractor.outlook(start.trunk, split.train.samples)[1] == 0
+        begin, worked = time.perf_counter(), time.process_time()
+        model = method.fit(start, split.train, split.val, extractor=extractor, session=Session())
+        seconds, worked = time.perf_counter() - begin, time.process_time() - worked
+        if model.record.get("interrupted"):  # half a training is no cell
+            raise KeyboardInterrupt
+        evaluation = evaluate(model, split.test, extractor=extractor, seed=recipe.seed)
+        return Cell(
+            backbone=backbone,
+            method=name,
+            seed=split.seed,
+            fold=split.fold,
+            fraction=split.fraction,
+            pictures=len(split.train),
+            tested=len(split.test),
+            score=evaluation.metrics[headline(evaluation)],
+            seconds=seconds,
+            cached=cached,
+            cpu_seconds=worked,
+            gpu_seconds=seconds if device(recipe.device) == "cuda" else 0.0,
+            draws=redrawn(evaluation, split.test) if split.fixed else (),
+        )
+
+    def summed(self, cells: tuple[Cell, ...], seconds: float, command: str) -> Comparison:
+        data, test = self.prepared.data, self.prepared.test
+        measure = MEASURES[data.kind]
+        share = float(np.mean([c.tested for c in cells])) / len(data)
+        judging = Judging(
+            test_share=None if self.fixed else share, units=units(len(test), test.groups())[1]
+        )
+        shown = curves(cells, judging)
+        found = effects(cells, judging, measure)
+        return Comparison(
+            name=data.name,
+            task=self.recipe.task,
+            measure=measure,
+            cells=cells,
+            curves=shown,
+            effects=found,
+            sentences=sentences(shown, found, measure),
+            test=str(judging),
+            split=self._split_in_words(),
+            budget="by each method's own default"
+            if self.trials.epochs is None
+            else f"{self.trials.epochs} epochs at most for all that train by gradient",
+            seconds=seconds,
+            command=command,
+        )
+
+    def _split_in_words(self) -> str:
+        seeds = f"{self.trials.seeds} seed{'s' * (self.trials.seeds > 1)}"
+        if self.fixed:
+            return f"the author's test part of {len(self.prepared.test)} pictures, {seeds}"
+        if self.folds:
+            return f"{self.folds}-fold cross-validation, {seeds}"
+        return f"a new split a seed, {self.recipe.test_fraction:.0%} tested on, {seeds}"
+
+
+def _prepared(data: Dataset, recipe: Recipe, cache: Cache, tell: Observer) -> Prepared:
+    return prepare(
+        data,
+        cache=cache,
+        bad_files=recipe.bad_files,
+        allow_overlap=recipe.allow_overlap,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
+    )
+
+
+def _told(log: JsonLog, observer: Observer | None) -> Observer:
+    def tell(event: Any) -> None:
+        log(event)
+        if observer is not None:
+            observer(event)
+
+    return tell
+
+
+def _line(cell: Cell, number: int, total: int) -> str:
+    return (
+        f"{number}/{total} {cell.backbone} {cell.method}, seed {cell.seed}, {cell.fraction:.0%}: "
+        f"{cell.score} in {cell.seconds:.1f} s{' (features cached)' * cell.cached}"
+    )

@@ -1,0 +1,187 @@
+"""What the scores of many trainings say: curves by number of pictures, effects, and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from headstart.comparison import Cell, Curve, Effect, Point
+from headstart.intervals import Interval
+from headstart.paired_tests import Contrast, corrected_resampled, hierarchical, holm
+
+__all__ = ["Judging", "curves", "effects", "sentences"]
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """How repeated scores are judged.
+
+    Parameters
+    ----------
+    test_share : float or None
+        Share that each split tests on, where splits differ; None for one test part for all.
+    units : int
+        Pictures, or groups, of that one test part.
+    """
+
+    test_share: float | None = None
+    units: int = 0
+
+    def contrast(self, first: Sequence[Cell], second: Sequence[Cell] = ()) -> Contrast:
+        """Judge the mean score, or the mean lead over the second's cells of the same splits."""
+        values = np.asarray([cell.score.value for cell in first])
+        if second:
+            values = values - [cell.score.value for cell in second]
+        if self.test_share is not None:
+            return corrected_resampled(values, test_share=self.test_share)
+        draws = np.asarray([cell.draws for cell in first])
+        if second:
+            draws = draws - np.asarray([cell.draws for cell in second])
+        return hierarchical(values, draws, units=self.units)
+
+    def __str__(self) -> str:
+        if self.test_share is not None:
+            return (
+                "corrected resampled t-test over splits (Nadeau and Bengio 2003), Holm's "
+                "correction over all pairs"
+            )
+        return (
+            "paired bootstrap over pictures, with the variance between seeds added, Holm's "
+            "correction over all pairs"
+        )
+
+
+def curves(cells: Iterable[Cell], judging: Judging) -> tuple[Curve, ...]:
+    """Sum up cells by backbone, method and fraction, in the order they first appear.
+
+    >>> score = Interval(value=0.5, low=0.4, high=0.6, method="wilson")
+    >>> cells = [
+    ...     Cell(
+    ...         backbone="b", method="probe", seed=s, fraction=1.0, pictures=8, tested=2,
+    ...         score=score, seconds=1.0,
+    ...     )
+    ...     for s in (0, 1)
+    ... ]
+    >>> curves(cells, Judging(test_share=0.2))[0].points[0].pictures
+    8
+    """
+    table = _table(cells)
+    several = len({backbone for backbone, _ in table}) > 1
+    return tuple(
+        Curve(
+            name=f"{backbone} {method}" if several else method,
+            backbone=backbone,
+            method=method,
+            points=tuple(_point(by[share], judging) for share in sorted(by)),
+        )
+        for (backbone, method), by in table.items()
+    )
+
+
+def effects(cells: Iterable[Cell], judging: Judging, measure: str) -> tuple[Effect, ...]:
+    """Hold every curve against the first one at each fraction, on the same splits."""
+    cells = tuple(cells)
+    table, shown = _table(cells), curves(cells, judging)
+    reference, *others = shown
+    pairs = []
+    for curve in others:
+        ours = table[curve.backbone, curve.method]
+        theirs = table[reference.backbone, reference.method]
+        shares = sorted(set(ours) & set(theirs))
+        pairs += [(curve, at, judging.contrast(ours[at], theirs[at])) for at in shares]
+    corrected = holm([found.p_value for _, _, found in pairs])
+    return tuple(
+        _effect(curve, reference, share, (found, float(p)), measure)
+        for (curve, share, found), p in zip(pairs, corrected, strict=True)
+    )
+
+
+def sentences(shown: Sequence[Curve], found: Sequence[Effect], measure: str) -> tuple[str, ...]:
+    """Say what was found: all pictures first, then fewer, then what few pictures reach."""
+    told = [e.sentence for e in sorted(found, key=lambda e: -e.fraction)]
+    return (*told, *filter(None, (_saved(curve, measure) for curve in shown)))
+
+
+def _saved(curve: Curve, measure: str) -> str:
+    """How much of the best a curve's fewest pictures reach."""
+    few, most = curve.points[0], curve.points[-1]
+    if few is most or not most.score.value > 0:
+        return ""
+    return (
+        f"{curve.name}: with {few.fraction:.0%} of the pictures it reaches "
+        f"{few.score.value / most.score.value:.0%} of the {measure} that it has with "
+        f"{_all(most.fraction)} ({few.score.value:.3f} against {most.score.value:.3f})."
+    )
+
+
+def _table(cells: Iterable[Cell]) -> dict[tuple[str, str], dict[float, list[Cell]]]:
+    table: dict[tuple[str, str], dict[float, list[Cell]]] = {}
+    for cell in cells:
+        by = table.setdefault((cell.backbone, cell.method), {})
+        by.setdefault(cell.fraction, []).append(cell)
+    for by in table.values():
+        for members in by.values():
+            members.sort(key=lambda cell: (cell.seed, cell.fold))
+    return table
+
+
+def _point(cells: Sequence[Cell], judging: Judging) -> Point:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(cell, name) for cell in cells]))
+
+    score = judging.contrast(cells).interval(LEVEL)
+    if math.isnan(score.low):  # no spread to learn from: what a single test part can say
+        single = cells[0].score
+        score = replace(single, value=score.value)
+    low, high = max(score.low, 0.0), min(score.high, 1.0)
+    return Point(
+        fraction=cells[0].fraction,
+        pictures=round(mean("pictures")),
+        score=replace(score, low=low, high=high),
+        seconds=mean("seconds"),
+        cpu_seconds=mean("cpu_seconds"),
+        gpu_seconds=mean("gpu_seconds"),
+        scores=tuple(cell.score.value for cell in cells),
+    )
+
+
+def _effect(
+    curve: Curve, reference: Curve, share: float, found: tuple[Contrast, float], measure: str
+) -> Effect:
+    contrast, p = found
+    gap = contrast.interval(LEVEL)
+    apart = bool((gap.low > 0 or gap.high < 0) and p < 1 - LEVEL)
+    ours, theirs = (_at(one, share) for one in (curve, reference))
+    return Effect(
+        name=curve.name,
+        reference=reference.name,
+        fraction=share,
+        difference=gap,
+        p_value=p,
+        distinguishable=apart,
+        sentence=(
+            f"{curve.name} {_shown(ours)} against {reference.name} {_shown(theirs)} {measure} on "
+            f"{_all(share)}: {_shown(gap, '+')}, "
+            f"{'told apart' if apart else 'cannot be told apart'}."
+        ),
+    )
+
+
+def _at(curve: Curve, share: float) -> Interval:
+    return next(point.score for point in curve.points if point.fraction == share)
+
+
+def _shown(one: Interval, sign: str = "") -> str:
+    bounds = "[unknown]"
+    if not math.isnan(one.low):
+        bounds = f"[{one.low:{sign}.3f}, {one.high:{sign}.3f}]"
+    return f"{one.value:{sign}.3f} {bounds}"
+
+
+def _all(share: float) -> str:
+    return "all pictures" if share == 1 else f"{share:.0%} of the pictures"

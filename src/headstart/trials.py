@@ -1,0 +1,93 @@
+"""What is compared, and how often, as a value; methods by their names and options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from headstart.errors import UsageError
+from headstart.flags import flags, make_method
+from headstart.methods.method import Method
+from headstart.recipe import DEFAULT_BACKBONE, default_method
+
+__all__ = ["Trials", "method_named"]
+
+ALIASES = {"probe": "linear-probe"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What is compared, and how often.
+
+    Parameters
+    ----------
+    methods : tuple of str
+        ``scratch``, ``probe``, ``finetune`` or ``auto``, with options if need be, as in
+        ``finetune?train-from=all&epochs=5``. The first is the reference.
+    backbones : tuple of str
+    seeds : int
+        How often everything is repeated, from the recipe's seed on.
+    fractions : tuple of float
+        Shares of the training pictures to learn from, each inside the next.
+    folds : int, optional
+        Of a cross-validation a seed; 0 for one split a seed. By default 5 for fewer than 200
+        pictures of classes, else 0. Has no meaning where the data bring a test part.
+    epochs : int, optional
+        Of every method that trains by gradient, unless its own options say another.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to compare, or a name is there twice.
+    """
+
+    methods: tuple[str, ...] = ("scratch", "probe", "finetune")
+    backbones: tuple[str, ...] = (DEFAULT_BACKBONE,)
+    seeds: int = 5
+    fractions: tuple[float, ...] = (1.0,)
+    folds: int | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, given in (("methods", self.methods), ("backbones", self.backbones)):
+            if not given or len(set(given)) < len(given):
+                raise UsageError(
+                    f"Expected `{name}` to be different names, got {', '.join(given) or 'none'}."
+                )
+        if self.seeds < 1:
+            raise UsageError(f"Expected `seeds` of 1 or more, got {self.seeds}.")
+        if not self.fractions or not all(0 < one <= 1 for one in self.fractions):
+            raise UsageError(
+                f"Expected `fractions` above 0 and up to 1, got {list(self.fractions)}."
+            )
+
+
+def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
+    """Make a method of its name and options.
+
+    Raises
+    ------
+    UnknownNameError, UsageError
+        If there is no such method or option.
+
+    Examples
+    --------
+    >>> method_named("finetune?train-from=all&epochs=5", "classification").training.epochs
+    5
+    """
+    name, _, query = text.partition("?")
+    name = ALIASES.get(name, name)
+    pairs = parse_qsl(query, keep_blank_values=True)
+    given: dict[str, Any] = {key.replace("-", "_"): value for key, value in pairs}
+    known = {flag.name: flag for flag in flags()}
+    if unknown := next((key for key in given if key not in known), None):
+        raise UsageError(f"Expected options of {name}, got {unknown}; do see `fit --help`.")
+    for key, value in given.items():
+        if known[key].kind == "switch":
+            given[key] = value.lower() not in {"false", "no", "off", "0"}
+    if name == "auto":
+        name = default_method(task).name
+    if epochs is not None and name in known["epochs"].methods:
+        given.setdefault("epochs", str(epochs))
+    return make_method(name, given, seed=seed)

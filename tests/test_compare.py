@@ -1,0 +1,187 @@
+"""A comparison end to end: paired pictures, resumed cells, every task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headstart.cache import Cache
+from headstart.compare import compare
+from headstart.comparison import Cell
+from headstart.contrasts import Judging, curves, effects
+from headstart.errors import UnknownNameError, UsageError
+from headstart.events import Noted
+from headstart.intervals import Interval
+from headstart.recipe import Recipe
+from headstart.trials import Trials, method_named
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from safetensors.torch import save_file
+
+    from headstart.backbones.backbone import load
+    from headstart.backbones.catalog import resolve
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    made = load(resolve("timm/test_resnet"), pretrained=False, seed=1)
+    save_file({k: v.contiguous() for k, v in made.trunk.state_dict().items()}, path)
+    return f"file:{path}@timm/test_resnet"
+
+
+def _pictures(folder: Path, *, parts: tuple[str, ...] = ("",), each: int = 12) -> Path:
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for shade, name in ((60, "dark"), (190, "light")):
+            (folder / part / name).mkdir(parents=True)
+            for k in range(each):
+                pixels = rng.integers(shade - 50, shade + 50, (40, 40, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{k}.png")
+    return folder
+
+
+def _trials(backbone: str, **changes: Any) -> Trials:
+    given: dict[str, Any] = {
+        "methods": ("scratch", "probe"),
+        "backbones": (backbone,),
+        "seeds": 2,
+        "fractions": (0.5, 1.0),
+        "folds": 0,
+        "epochs": 2,
+    }
+    return Trials(**{**given, **changes})
+
+
+def _scores(cells: tuple[Cell, ...]) -> list[tuple[Any, ...]]:
+    return [(c.method, c.seed, c.fraction, c.pictures, c.score.value) for c in cells]
+
+
+def test_a_stopped_comparison_goes_on_and_gives_the_same(backbone: str, tmp_path: Path) -> None:
+    source = _pictures(tmp_path / "photos")
+    trials, recipe = _trials(backbone), Recipe(engine="fp32", device="cpu", offline=True)
+    cache = Cache(tmp_path / "cache")
+    whole, _ = compare(source, trials, recipe=recipe, out=tmp_path / "one", cache=cache)
+    done: list[str] = []
+
+    def stop(event: object) -> None:
+        if isinstance(event, Noted):
+            done.append(event.text)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "two"
+    with pytest.raises(KeyboardInterrupt):
+        compare(source, trials, recipe=recipe, out=out, cache=cache, observer=stop)
+    kept = tmp_path / "two.partial" / "cells.jsonl"
+    assert len(kept.read_text().splitlines()) == 3
+    with kept.open("a") as file:
+        file.write('{"key": "cut sho')  # as a kill leaves it
+    done.clear()
+    again, folder = compare(
+        source,
+        trials,
+        recipe=recipe,
+        out=out,
+        cache=cache,
+        resume=True,
+        observer=lambda e: done.append(e.text) if isinstance(e, Noted) else None,
+    )
+    assert len(done) == 5
+    assert _scores(again.cells) == _scores(whole.cells)
+    assert again.effects == whole.effects
+    assert not kept.parent.exists()
+    saved = json.loads((folder / "compare.json").read_text())
+    assert len(saved["cells"]) == 8
+    assert len((folder / "table.csv").read_text().splitlines()) == 5
+    assert {(c.seed, c.fraction): c.pictures for c in whole.cells}[0, 0.5] < 12
+
+
+def test_one_test_part_is_redrawn_alike_for_all(backbone: str, tmp_path: Path) -> None:
+    source = _pictures(tmp_path / "photos", parts=("train", "test"), each=8)
+    trials = _trials(backbone, methods=("probe", "linear-probe"), fractions=(1.0,))
+    recipe = Recipe(engine="fp32", device="cpu", offline=True)
+    cache = Cache(tmp_path / "cache")
+    found, _ = compare(source, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
+    assert all(len(cell.draws) > 100 and cell.tested == 16 for cell in found.cells)
+    assert "test part of 16" in found.split
+    assert found.effects[0].difference.value == 0
+    assert found.sentences[0].endswith("cannot be told apart.")
+
+
+def test_boxes_are_compared_by_map(backbone: str, tmp_path: Path) -> None:
+    from headstart.data.readers import read_dataset
+
+    data = read_dataset("demo:boxes").subset(range(6))
+    trials = _trials(
+        backbone,
+        methods=("finetune?train-from=head", "scratch"),
+        seeds=1,
+        fractions=(1.0,),
+        epochs=1,
+    )
+    recipe = Recipe(head="fcos?channels=64", size=64, device="cpu", offline=True)
+    cache = Cache(tmp_path / "cache")
+    found, _ = compare(data, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
+    assert found.measure == "mAP"
+    assert len(found.cells) == 2
+    assert found.effects[0].distinguishable is False
+
+
+def _cells(scores: dict[str, list[float]]) -> list[Cell]:
+    return [
+        Cell(
+            backbone="b",
+            method=name,
+            seed=seed,
+            fraction=1.0,
+            pictures=80,
+            tested=20,
+            score=Interval(value=value, low=0.0, high=1.0, method="wilson"),
+            seconds=1.0,
+        )
+        for name, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_effects_are_corrected_for_their_number() -> None:
+    base = [0.80, 0.82, 0.79, 0.81, 0.80]
+    gaps = [0.03, 0.06, 0.03, 0.05, 0.05]
+    better = [b + g for b, g in zip(base, gaps, strict=True)]
+    judging = Judging(test_share=0.2)
+    alone = effects(_cells({"a": base, "b": better}), judging, "accuracy")
+    many = {"a": base, "b": better, "c": base[::-1], "d": [*base[2:], *base[:2]]}
+    several = effects(_cells(many), judging, "accuracy")
+    assert alone[0].distinguishable
+    assert "told apart" in alone[0].sentence
+    assert several[0].p_value == pytest.approx(3 * alone[0].p_value)
+    assert several[0].difference == alone[0].difference
+
+
+def test_backbones_name_the_curves_only_where_there_are_several() -> None:
+    one = _cells({"probe": [0.8, 0.9]})
+    assert [c.name for c in curves(one, Judging(test_share=0.2))] == ["probe"]
+
+
+def test_methods_are_named_with_options() -> None:
+    made: Any = method_named("finetune?train-from=all", "classification", seed=3, epochs=7)
+    assert (made.train_from, made.training.epochs, made.seed) == ("all", 7, 3)
+    assert method_named("probe", "classification", epochs=7).name == "linear-probe"
+    assert method_named("auto", "detection").name == "finetune"
+    with pytest.raises(UnknownNameError):
+        method_named("finetun", "classification")
+    with pytest.raises(UsageError, match="nonsense"):
+        method_named("finetune?nonsense=1", "classification")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"methods": ("probe", "probe")}, {"seeds": 0}, {"fractions": (0.0,)}]
+)
+def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="Expected"):
+        Trials(**wrong)
