@@ -2,10 +2,123 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-__all__ = ["VERBS"]
+import typer
 
-VERBS: tuple[Callable[..., Any], ...] = ()
+from headstart.options import (
+    AsJson,
+    Device,
+    GroupBy,
+    HeadName,
+    NoCache,
+    Offline,
+    Seed,
+    Size,
+    Source,
+)
+
+__all__ = ["VERBS", "compare"]
+
+
+def compare(  # noqa: PLR0913 - one argument a flag
+    source: Source,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="With commas between: scratch, probe, finetune, auto; with options as in "
+            "finetune?train-from=all&epochs=5. The first is the reference."
+        ),
+    ] = "scratch,probe,finetune",
+    backbones: Annotated[
+        str, typer.Option(help="With commas between; see `headstart backbones`.")
+    ] = "embedded/efficientnet_lite0",
+    seeds: Annotated[int, typer.Option(help="How often everything is repeated.")] = 5,
+    fractions: Annotated[
+        str, typer.Option(help="Shares of the training pictures, with commas between.")
+    ] = "1",
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            help="Of a cross-validation a seed; 0 for one split a seed. Default: 5 below 200 "
+            "pictures of classes, else 0."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="At most, of every method that trains by gradient.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default runs/compare-<name>.")
+    ] = None,
+    head: HeadName = "auto",
+    size: Size = 0,
+    group_by: GroupBy = None,
+    device: Device = "auto",
+    offline: Offline = None,
+    seed: Seed = 0,
+    no_cache: NoCache = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train several ways on the same pictures, and say what can be told apart."""
+    from headstart.cache import Cache
+    from headstart.compare import compare as run_compare
+    from headstart.compare_table import show_comparison
+    from headstart.console import terminal
+    from headstart.recipe import Recipe
+    from headstart.trials import Trials
+
+    trials = Trials(
+        methods=_names(methods),
+        backbones=_names(backbones),
+        seeds=seeds,
+        fractions=_shares(fractions),
+        folds=folds,
+        epochs=epochs,
+    )
+    recipe = Recipe(
+        head=head, size=size, group_by=group_by, device=device, offline=offline, seed=seed
+    )
+    with tempfile.TemporaryDirectory(prefix="headstart-") as empty, terminal(as_json) as shown:
+        found, folder = run_compare(
+            source,
+            trials,
+            recipe=recipe,
+            out=out,
+            cache=Cache(Path(empty)) if no_cache else Cache(),
+            observer=shown,
+            command=shlex.join(["headstart", *sys.argv[1:]]),
+            resume=resume,
+        )
+        if not as_json:
+            show_comparison(shown.console, found)
+    written = {"folder": str(folder), **found.as_dict()}
+    typer.echo(json.dumps(written, indent=1, allow_nan=False) if as_json else f"Written: {folder}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    from headstart.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in _names(text))
+    except ValueError as error:
+        raise UsageError(
+            f"Expected --fractions as numbers with commas between, got {text!r}; do write "
+            "0.1,0.3,1."
+        ) from error
+
+
+VERBS: tuple[Callable[..., Any], ...] = (compare,)
 """In the order of ``headstart --help``."""
