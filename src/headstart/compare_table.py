@@ -22,8 +22,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
     for line in (found.split, f"budget: {found.budget}", found.test):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
     table = Table(box=None, padding=(0, 2))
-    for title in ("", "pictures", "mean", "seconds", "CPU s (energy proxy)"):
-        table.add_column(title, justify="left" if not title else "right")
+    for title in ("", "pictures", "mean", "seconds", "CPU s"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
     for curve in found.curves:
         for at in curve.points:
             table.add_row(
@@ -34,6 +34,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
                 f"{at.cpu_seconds:.1f}",
             )
     console.print(table, highlight=False)
+    console.print("  CPU seconds stand in for energy: a proxy", style="dim", highlight=False)
     for sentence in found.sentences[:SENTENCES]:
         console.print(f"  {escape(sentence)}", highlight=False)
     if len(found.sentences) > SENTENCES:

@@ -1,0 +1,36 @@
+"""What a terminal shows of a comparison."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich.console import Console
+
+from headstart.compare_table import show_comparison
+from headstart.comparison import Comparison, Curve, Point
+from headstart.intervals import Interval
+
+
+def test_scores_seconds_and_findings_are_shown() -> None:
+    score = Interval(value=0.875, low=0.8, high=float("nan"), method="t")
+    point = Point(fraction=0.3, pictures=24, score=score, seconds=1.25, cpu_seconds=2.5)
+    found = Comparison(
+        name="photos [a]",
+        task="classification",
+        measure="accuracy",
+        cells=(),
+        curves=(Curve(name="probe", backbone="b", method="probe", points=(point,)),),
+        effects=(),
+        sentences=tuple(f"finding {k}" for k in range(14)),
+        test="t",
+        split="s",
+        budget="b",
+        seconds=3.0,
+    )
+    text = io.StringIO()
+    show_comparison(Console(file=text, width=80), found)
+    for part in ("photos [a]", "24 (30%)", "0.875", "2.5", "proxy", "finding 0", "2 more"):
+        assert part in text.getvalue()
+    plain = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert plain["curves"][0]["points"][0]["score"]["high"] is None
