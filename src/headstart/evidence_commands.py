@@ -27,35 +27,41 @@ from headstart.options import (
 __all__ = ["VERBS", "compare"]
 
 
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="With commas between: scratch, probe, finetune, auto; with options as in "
+        "finetune?train-from=all&epochs=5. The first is the reference."
+    ),
+]
+Backbones = Annotated[str, typer.Option(help="With commas between; see `headstart backbones`.")]
+Seeds = Annotated[int, typer.Option(help="How often everything is repeated.")]
+Fractions = Annotated[
+    str, typer.Option(help="Shares of the training pictures, with commas between.")
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        help="Of a cross-validation a seed; 0 for one split a seed. Default: 5 below 200 "
+        "pictures of classes, else 0."
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="At most, of every method that trains by gradient.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder to write; default runs/compare-<name>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")]
+
+
 def compare(  # noqa: PLR0913 - one argument a flag
     source: Source,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="With commas between: scratch, probe, finetune, auto; with options as in "
-            "finetune?train-from=all&epochs=5. The first is the reference."
-        ),
-    ] = "scratch,probe,finetune",
-    backbones: Annotated[
-        str, typer.Option(help="With commas between; see `headstart backbones`.")
-    ] = "embedded/efficientnet_lite0",
-    seeds: Annotated[int, typer.Option(help="How often everything is repeated.")] = 5,
-    fractions: Annotated[
-        str, typer.Option(help="Shares of the training pictures, with commas between.")
-    ] = "1",
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            help="Of a cross-validation a seed; 0 for one split a seed. Default: 5 below 200 "
-            "pictures of classes, else 0."
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="At most, of every method that trains by gradient.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default runs/compare-<name>.")
-    ] = None,
+    methods: Methods = "scratch,probe,finetune",
+    backbones: Backbones = "embedded/efficientnet_lite0",
+    seeds: Seeds = 5,
+    fractions: Fractions = "1",
+    folds: Folds = None,
+    epochs: Epochs = None,
+    out: Out = None,
     head: HeadName = "auto",
     size: Size = 0,
     group_by: GroupBy = None,
@@ -63,9 +69,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
     offline: Offline = None,
     seed: Seed = 0,
     no_cache: NoCache = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")
-    ] = False,
+    resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
     """Train several ways on the same pictures, and say what can be told apart."""
