@@ -340,7 +340,15 @@ RULES = [
     Rule(
         name="the terminal",
         find=talks,
-        only_in=("cli.py", "cache_commands.py", "options.py", "console.py", "tables.py"),
+        only_in=(
+            "cli.py",
+            "cache_commands.py",
+            "evidence_commands.py",
+            "options.py",
+            "console.py",
+            "tables.py",
+            "compare_table.py",
+        ),
         breaks=(
             ("run.py", "print('done')"),
             ("features.py", "from rich.progress import track"),
