@@ -1,0 +1,298 @@
+"""How well features would serve a new task, before anything is trained: pure functions.
+
+Every score is better when higher, and compares backbones on the same pictures and labels only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from headstart.errors import UsageError
+
+__all__ = ["h_score", "knn_correctness", "log_me", "shrunk_h_score", "trans_rate"]
+
+Floats = NDArray[np.float64]
+
+STEPS = 200
+"""Of the fixed-point iteration of LogME, which converges in a few dozen."""
+
+
+def log_me(features: ArrayLike, targets: ArrayLike) -> float:
+    """Logarithm of the evidence of a Bayesian linear model, a picture and class.
+
+    For each class's 0/1 column y the evidence p(y | F) = N(y; 0, 1/beta I + 1/alpha F F^T) is
+    maximised over alpha and beta; the mean over classes is divided by n. It holds for fewer
+    pictures than features too, where an often copied implementation does not.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+    targets : array of labels, shape (n,)
+        Any labels; two or more different ones.
+
+    Returns
+    -------
+    float
+        Unbounded; higher is better.
+
+    Raises
+    ------
+    UsageError
+        If the arrays do not fit together, or there is one class only.
+
+    Reference
+    ---------
+    You et al., LogME: practical assessment of pre-trained models for transfer learning, ICML
+    2021, equations 2 to 4.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.repeat([0, 1], 20)
+    >>> telling = np.c_[y + 0.1 * rng.normal(size=40), np.ones(40)]
+    >>> log_me(telling, y) > log_me(rng.normal(size=(40, 2)), y)
+    True
+    """
+    f, columns = _checked(features, targets)
+    n = len(f)
+    u, s, _ = np.linalg.svd(f, full_matrices=False)
+    squares = s**2
+    found = []
+    for y in columns.T:
+        z = (u.T @ y) ** 2
+        outside = max(float(y @ y - z.sum()), 0.0)
+        found.append(_evidence(squares, z, outside, n))
+    return float(np.mean(found)) / n
+
+
+def _evidence(squares: Floats, z: Floats, outside: float, n: int) -> float:
+    """Log evidence at its maximum over alpha and beta, by MacKay's fixed point.
+
+    Parameters
+    ----------
+    squares : array, shape (r,)
+        Squared singular values of the features.
+    z : array, shape (r,)
+        Squared coordinates of the targets along the left singular vectors.
+    outside : float
+        What of the targets' squared length the features cannot reach.
+    n : int
+    """
+    alpha, beta, tiny = 1.0, 1.0, 1e-12
+    for _ in range(STEPS):
+        ratio = alpha / beta
+        shrunk = squares / (squares + ratio)
+        gamma = float(shrunk.sum())
+        weights = float((squares * z / (squares + ratio) ** 2).sum())
+        misses = outside + float(((1 - shrunk) ** 2 * z).sum())
+        last = ratio
+        alpha = max(gamma / max(weights, tiny), tiny)
+        beta = max((n - gamma) / max(misses, tiny), tiny)
+        if abs(alpha / beta - last) <= 1e-10 * last:
+            break
+    variances = 1 / beta + squares / alpha  # along the singular vectors; 1 / beta elsewhere
+    rest = n - len(squares)
+    logs = float(np.log(variances).sum()) - rest * np.log(beta)
+    distance = float((z / variances).sum()) + beta * outside
+    return float(-0.5 * (n * np.log(2 * np.pi) + logs + distance))
+
+
+def h_score(features: ArrayLike, targets: ArrayLike) -> float:
+    """Share of the features' variance that lies between classes: tr(cov(F)^+ cov(E[F | Y])).
+
+    With fewer pictures than features it is the number of classes less one whatever the
+    features are: use ``shrunk_h_score`` there.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+    targets : array of labels, shape (n,)
+
+    Returns
+    -------
+    float
+        From 0 to the number of classes less one.
+
+    Raises
+    ------
+    UsageError
+        As for ``log_me``.
+
+    Reference
+    ---------
+    Bao et al., An information-theoretic approach to transferability in task transfer learning,
+    ICIP 2019, definition 2.
+
+    Examples
+    --------
+    >>> round(h_score([[0.0], [0.0], [1.0], [1.0]], [0, 0, 1, 1]), 6)
+    1.0
+    """
+    f, columns = _checked(features, targets)
+    f = f - f.mean(axis=0)
+    means = _class_means(f, columns)
+    covariance = f.T @ f / len(f)
+    between = means.T @ means / len(f)
+    return float(np.trace(np.linalg.pinv(covariance, hermitian=True) @ between))
+
+
+def shrunk_h_score(features: ArrayLike, targets: ArrayLike) -> float:
+    """H-score with a covariance that is shrunk as Ledoit and Wolf do: for few pictures.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+    targets : array of labels, shape (n,)
+
+    Returns
+    -------
+    float
+        From 0 to the number of classes less one.
+
+    Raises
+    ------
+    UsageError
+        As for ``log_me``.
+
+    Reference
+    ---------
+    Ibrahim, Ponomareva and Mazumder, Newer is not always better: rethinking transferability
+    metrics, their peculiarities, stability and performance, ECML 2022, section 3.
+
+    Examples
+    --------
+    >>> rng, y = np.random.default_rng(0), np.repeat([0, 1], 5)
+    >>> noise = rng.normal(size=(10, 50))
+    >>> shrunk_h_score(noise, y) < h_score(noise, y)
+    True
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    f, columns = _checked(features, targets)
+    f = f - f.mean(axis=0)
+    covariance, shrinkage = ledoit_wolf(f, assume_centered=True)
+    means = _class_means(f, columns)
+    between = (1 - shrinkage) * means.T @ means / len(f)
+    return float(np.trace(np.linalg.pinv(covariance, hermitian=True) @ between))
+
+
+def trans_rate(features: ArrayLike, targets: ArrayLike, *, distortion: float = 1e-4) -> float:
+    """Mutual information of features and labels, estimated by coding rates.
+
+    R(Z) - sum over classes of (n_c / n) R(Z_c), with R(Z) = 1/2 log det(I + Z^T Z / (n eps)) of
+    features that are centred and scaled to a total variance of one.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+    targets : array of labels, shape (n,)
+    distortion : float
+        eps, above 0.
+
+    Returns
+    -------
+    float
+        At least 0.
+
+    Raises
+    ------
+    UsageError
+        As for ``log_me``.
+
+    Reference
+    ---------
+    Huang et al., Frustratingly easy transferability estimation, ICML 2022, equation 3.
+
+    Examples
+    --------
+    >>> y = np.repeat([0, 1], 10)
+    >>> trans_rate(y[:, None], y) > trans_rate(np.tile([[0.0], [1.0]], (10, 1)), y)
+    True
+    """
+    f, columns = _checked(features, targets)
+    if not distortion > 0:
+        raise UsageError(f"Expected `distortion` to be above 0, got {distortion}; do use 1e-4.")
+    f = f - f.mean(axis=0)
+    f = f / max(np.sqrt((f**2).sum() / len(f)), np.finfo(float).tiny)
+    within = [f[column == 1] for column in columns.T]
+    inner = sum(len(part) / len(f) * _coding_rate(part, distortion) for part in within)
+    return float(_coding_rate(f, distortion) - inner)
+
+
+def knn_correctness(
+    features: ArrayLike, targets: ArrayLike, *, k: int = 5, groups: ArrayLike | None = None
+) -> NDArray[np.bool_]:
+    """Whether the nearest other pictures by cosine, outside the same group, vote for the truth.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+    targets : array of labels, shape (n,)
+    k : int
+        Votes, 1 or more; the nearer weigh more, so that there are no ties.
+    groups : array, shape (n,), optional
+        Pictures of one group do not vote for each other.
+
+    Returns
+    -------
+    array of bool, shape (n,)
+
+    Raises
+    ------
+    UsageError
+        As for ``log_me``, or if ``k`` is below 1.
+
+    Examples
+    --------
+    >>> knn_correctness([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], ["a", "a", "b", "b"], k=1)
+    array([ True,  True,  True,  True])
+    """
+    f, columns = _checked(features, targets)
+    if k < 1:
+        raise UsageError(f"Expected `k` to be 1 or more, got {k}; do use 5.")
+    together = np.arange(len(f)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if together.shape != (len(f),):
+        raise UsageError(f"Expected a group for each of {len(f)} rows, got {together.shape}.")
+    f = f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), np.finfo(float).tiny)
+    found = np.zeros(len(f), dtype=bool)
+    for begin in range(0, len(f), 1024):
+        rows = slice(begin, begin + 1024)
+        likeness = f[rows] @ f.T
+        likeness[together[rows, None] == together] = -np.inf
+        votes = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
+        near = np.take_along_axis(likeness, votes, axis=1)
+        weights = np.where(np.isfinite(near), np.exp(near), 0.0)
+        sums = (weights[:, :, None] * columns[votes]).sum(axis=1)
+        answered = sums.argmax(axis=1) == columns[rows].argmax(axis=1)
+        found[rows] = answered & (sums.max(axis=1) > 0)
+    return found
+
+
+def _coding_rate(z: Floats, distortion: float) -> float:
+    s = np.linalg.svd(z, compute_uv=False)
+    return 0.5 * float(np.log1p(s**2 / (len(z) * distortion)).sum())
+
+
+def _class_means(f: Floats, columns: Floats) -> Floats:
+    """Each row's class mean, shape (n, d)."""
+    return np.asarray(columns @ ((columns.T @ f) / columns.sum(axis=0)[:, None]))
+
+
+def _checked(features: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
+    """Features in float64, and one 0/1 column for each label that occurs."""
+    f: Any = np.asarray(features, dtype=np.float64)
+    labels = np.asarray(targets)
+    if f.ndim != 2 or labels.shape != (len(f),):
+        raise UsageError(
+            f"Expected features (n, d) and n targets, got shapes {f.shape} and {labels.shape}; do "
+            "pass one row and one label a picture."
+        )
+    if not np.isfinite(f).all():
+        raise UsageError("Expected finite features, got NaN or infinity; do leave those rows out.")
+    names, codes = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise UsageError(f"Expected two classes or more, got {len(names)}; do add pictures.")
+    return f, np.eye(len(names))[codes]

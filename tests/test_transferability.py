@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import KNeighborsClassifier
+
+from headstart.errors import UsageError
+from headstart.transferability import (
+    h_score,
+    knn_correctness,
+    log_me,
+    shrunk_h_score,
+    trans_rate,
+)
+
+SCORES = (log_me, h_score, shrunk_h_score, trans_rate)
+
+
+def drawn(n: int, d: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    targets = np.arange(n) % classes
+    return rng.normal(size=(n, d)) + np.eye(classes, d)[targets], targets
+
+
+def best_evidence(f: np.ndarray, y: np.ndarray) -> float:
+    """The Gaussian log evidence itself, maximised over both variances."""
+
+    def lost(logs: np.ndarray) -> float:
+        covariance = np.exp(logs[0]) * np.eye(len(f)) + np.exp(logs[1]) * f @ f.T
+        return -multivariate_normal(np.zeros(len(f)), covariance).logpdf(y)
+
+    starts = [(a, b) for a in (-3.0, -1.0) for b in (-5.0, -2.0)]
+    options = {"xatol": 1e-8, "fatol": 1e-10, "maxiter": 4000}
+    return max(-minimize(lost, s, method="Nelder-Mead", options=options).fun for s in starts)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 5), (24, 24), (20, 60)])
+def test_log_me_is_the_gaussian_evidence_at_its_maximum(n: int, d: int) -> None:
+    f, targets = drawn(n, d)
+    wanted = np.mean([best_evidence(f, (targets == c).astype(float)) for c in range(3)]) / n
+    assert log_me(f, targets) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_h_score_is_the_discriminants_explained_variance() -> None:
+    f, targets = drawn(90, 4)
+    fitted = LinearDiscriminantAnalysis(solver="eigen").fit(f, targets)
+    within = sum(np.cov(f[targets == c].T, bias=True) / 3 for c in range(3))
+    total = np.cov(f.T, bias=True)
+    wanted = np.trace(np.linalg.solve(total, total - within))
+    assert h_score(f, targets) == pytest.approx(wanted)
+    assert fitted.score(f, targets) > 0.5
+
+
+def test_h_score_says_nothing_where_features_are_many_and_shrinkage_does() -> None:
+    noise = np.random.default_rng(0).normal(size=(30, 200))
+    targets = np.arange(30) % 3
+    telling = noise + 3 * np.eye(3, 200)[targets]
+    assert h_score(noise, targets) == pytest.approx(2)
+    assert shrunk_h_score(noise, targets) < 0.9 * shrunk_h_score(telling, targets)
+
+
+def test_trans_rate_is_the_difference_of_log_determinants() -> None:
+    f, targets = drawn(60, 5)
+    z = f - f.mean(axis=0)
+    z /= np.sqrt((z**2).sum() / len(z))
+
+    def rate(part: np.ndarray) -> float:
+        return 0.5 * np.linalg.slogdet(np.eye(5) + part.T @ part / (len(part) * 1e-4))[1]
+
+    wanted = rate(z) - sum(rate(z[targets == c]) / 3 for c in range(3))
+    assert trans_rate(f, targets) == pytest.approx(wanted)
+
+
+def test_neighbours_agree_with_scikit_learn_leaving_one_out() -> None:
+    f, targets = drawn(60, 6)
+    wanted = []
+    for row in range(60):
+        others = np.arange(60) != row
+        model = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
+        model.fit(f[others], targets[others])
+        wanted.append(model.predict(f[row : row + 1])[0] == targets[row])
+    np.testing.assert_array_equal(knn_correctness(f, targets, k=1), wanted)
+
+
+def test_neighbours_of_one_group_do_not_vote() -> None:
+    f = np.asarray([[1, 0.0], [1, 0.01], [1, 0.3], [0, 1.0], [0.01, 1], [0.3, 1]])
+    targets = np.asarray([0, 0, 1, 1, 1, 0])
+    alone = knn_correctness(f, targets, k=1)
+    assert alone[:2].all()
+    grouped = knn_correctness(f, targets, k=1, groups=[0, 0, 1, 2, 2, 3])
+    assert not grouped[:2].any()
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_do_not_depend_on_order_names_or_rotation(score) -> None:
+    f, targets = drawn(45, 7)
+    rng = np.random.default_rng(1)
+    order, turn = rng.permutation(45), np.linalg.qr(rng.normal(size=(7, 7)))[0]
+    wanted = score(f, targets)
+    assert score(f[order], targets[order]) == pytest.approx(wanted, rel=1e-6)
+    assert score(f, np.asarray(["z", "k", "a"])[targets]) == pytest.approx(wanted, rel=1e-6)
+    assert score(f, targets * 17 - 4) == pytest.approx(wanted, rel=1e-6)
+    assert score(f @ turn, targets) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_classes_that_lie_apart_score_higher_than_shuffled_ones(score) -> None:
+    f, targets = drawn(120, 8)
+    shuffled = np.random.default_rng(0).permutation(targets)
+    assert score(f, targets) > score(f, shuffled)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(6, 40), st.integers(1, 50), st.integers(2, 3), st.integers(0, 99))
+def test_ranges_hold(n: int, d: int, classes: int, seed: int) -> None:
+    f, targets = drawn(n, max(d, classes), classes, seed)
+    assert -1e-9 <= h_score(f, targets) <= classes - 1 + 1e-6
+    assert -1e-9 <= shrunk_h_score(f, targets) <= classes - 1 + 1e-6
+    assert trans_rate(f, targets) >= -1e-9
+    assert np.isfinite(log_me(f, targets))
+
+
+@pytest.mark.parametrize("score", [*SCORES, knn_correctness])
+@pytest.mark.parametrize(
+    ("features", "targets"),
+    [
+        (np.zeros((3, 2)), [0, 1]),
+        (np.zeros(3), [0, 1, 0]),
+        (np.full((3, 2), np.nan), [0, 1, 0]),
+        (np.zeros((3, 2)), [1, 1, 1]),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(score, features, targets) -> None:
+    with pytest.raises(UsageError, match="Expected"):
+        score(features, targets)
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    f, targets = drawn(9, 2)
+    with pytest.raises(UsageError, match="distortion"):
+        trans_rate(f, targets, distortion=0)
+    with pytest.raises(UsageError, match="`k`"):
+        knn_correctness(f, targets, k=0)
+    with pytest.raises(UsageError, match="group"):
+        knn_correctness(f, targets, groups=[1, 2])
