@@ -208,8 +208,8 @@ def trans_rate(features: ArrayLike, targets: ArrayLike, *, distortion: float = 1
 
     Examples
     --------
-    >>> y = np.repeat([0, 1], 10)
-    >>> trans_rate(y[:, None], y) > trans_rate(np.tile([[0.0], [1.0]], (10, 1)), y)
+    >>> y, other = np.repeat([0, 1, 2], 3), np.tile([0, 1, 2], 3)
+    >>> trans_rate(np.eye(3)[y], y) > trans_rate(np.eye(3)[other], y)
     True
     """
     f, columns = _checked(features, targets)
