@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from headstart.cache import Cache
 from headstart.data import regimes
 from headstart.data.loading import digest_of
+from headstart.data.prepare import prepare
 from headstart.errors import UnknownNameError
 
 SETS = ("near", "shifted", "hopeless", "symbols", "blanks")
@@ -42,6 +44,14 @@ def test_no_picture_is_there_twice_nor_in_the_source(name) -> None:
     own = digests[: -len(source)]
     assert len(set(own)) == len(own)
     assert not set(own) & set(digests[-len(source) :])
+
+
+@pytest.mark.parametrize("name", regimes.RIGHT)
+def test_fit_finds_nothing_to_complain_of(name, tmp_path) -> None:
+    with Cache(tmp_path) as cache:
+        prepared = prepare(regimes.make(name, 1), cache=cache)
+    assert prepared.findings == ()
+    assert len(prepared.test) == 320
 
 
 def test_parts_of_other_names_and_seeds_are_drawn_apart() -> None:
