@@ -15,11 +15,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # these networks are too small to share
 
-from headstart.runtime import prepare  # noqa: E402
+from headstart.runtime import prepare
 
 prepare()  # as the command line does, before torch is imported
 
 import numpy as np  # noqa: E402
+
 from headstart.blank import blank  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import regimes  # noqa: E402
