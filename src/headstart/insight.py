@@ -1,0 +1,325 @@
+"""What a run's features tell beside its numbers: doubtful labels, foreign pictures, weak places.
+
+Everything is computed from pooled features that the run has put into the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.box_evaluation import BoxEvaluation
+from headstart.charts import evenly
+from headstart.data.prepare import Prepared
+from headstart.data.splits import kfold
+from headstart.errors import DataError, UnknownNameError
+from headstart.evaluation import AnyEvaluation, Evaluation
+from headstart.features import Extractor
+from headstart.label_errors import confident_label_errors, label_error_scores
+from headstart.model import TransferModel
+from headstart.slices import FEWEST, Slice, compare_slices, size_thirds
+from headstart.surroundings import (
+    KEPT,
+    MOST,
+    Known,
+    Neighbourhood,
+    Outlier,
+    Place,
+    farthest,
+    neighbourhoods,
+    placed,
+)
+from headstart.tasks.classification import Classification
+from headstart.training.learning_curve import CurvePoint, probe_curve
+from headstart.training.probe import PENALTIES, Problem, search_penalty
+from headstart.trunk import Trunk
+
+__all__ = ["ASPECTS", "Insight", "LabelError", "look_into"]
+
+ASPECTS = ("slices", "curve", "labels", "outliers", "neighbours", "map")
+"""What can be looked into; boxes and masks have slices alone."""
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelError:
+    """A label that is likely wrong; ``row`` is the picture's in the data."""
+
+    row: int
+    picture: str
+    part: str
+    given: str
+    likely: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insight:
+    """What was looked into; empty where it was not, or where ``notes`` say why.
+
+    Parameters
+    ----------
+    features : str
+        Of which backbone.
+    measure : str
+        What slices are judged by.
+    slices : tuple of Slice
+    curve : tuple of CurvePoint
+    labels_looked_at, labels_in_doubt : int
+        In doubt are those whose picture confidently is of another class; of several labels None.
+    label_errors : tuple of LabelError
+    outliers : tuple of Outlier
+        The farthest first.
+    foreign : float
+        Share of the judged pictures farther from those learned from than 99 in 100 of these are
+        from each other; NaN where it is not known.
+    neighbourhoods : tuple of Neighbourhood
+    places : tuple of Place
+    map_by : str
+    notes : tuple of str
+    seconds : mapping of str to float
+        By aspect.
+    """
+
+    features: str = ""
+    measure: str = "accuracy"
+    slices: tuple[Slice, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    labels_looked_at: int = 0
+    labels_in_doubt: int | None = None
+    label_errors: tuple[LabelError, ...] = ()
+    outliers: tuple[Outlier, ...] = ()
+    foreign: float = float("nan")
+    neighbourhoods: tuple[Neighbourhood, ...] = ()
+    places: tuple[Place, ...] = ()
+    map_by: str = ""
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every number as plain values, for report.json."""
+        found = asdict(self) | {"slices": [one.as_dict() for one in self.slices]}
+        found["curve"] = [
+            {"pictures": point.pictures, "score": point.score.as_dict()} for point in self.curve
+        ]
+        return found
+
+
+def look_into(
+    source: Trunk,
+    model: TransferModel,
+    prepared: Prepared,
+    evaluation: AnyEvaluation,
+    *,
+    extractor: Extractor,
+    seed: int = 0,
+    aspects: Collection[str] = ASPECTS,
+) -> Insight:
+    """Look into what a run has learned, from features that it has cached.
+
+    Doubtful labels and the learning curve are told by the backbone as it was before training,
+    since one that has learned a wrong label confirms it; all else by the model's own.
+
+    Parameters
+    ----------
+    source : Trunk
+        The backbone before any training.
+    model : TransferModel
+    prepared : Prepared
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
+        Of ``prepared.test``.
+    extractor : Extractor
+    seed : int
+        Of folds, map and bootstrap.
+    aspects : collection of str
+        Some of ``ASPECTS``; nothing else is computed.
+
+    Returns
+    -------
+    Insight
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such aspect.
+    """
+    for name in aspects:
+        if name not in ASPECTS:
+            raise UnknownNameError("aspect", name, list(ASPECTS))
+    clock: dict[str, float] = {}
+    found = Insight(measure=_measure(evaluation))
+    if "slices" in aspects:
+        with _timed(clock, "slices"):
+            found = replace(found, slices=_slices(prepared, evaluation, seed))
+    if isinstance(evaluation, Evaluation):
+        trained = model.trunk.identity != source.identity
+        found = replace(found, features="trained backbone" if trained else "frozen backbone")
+        with _timed(clock, "features"):
+            before = Known.of(source, prepared, extractor)
+            after = Known.of(model.trunk, prepared, extractor) if trained else before
+        found = _from_labels(found, before, model, aspects=aspects, seed=seed, clock=clock)
+        found = _from_places(found, after, evaluation, aspects=aspects, seed=seed, clock=clock)
+    return replace(found, seconds=clock)
+
+
+def _measure(evaluation: AnyEvaluation) -> str:
+    if isinstance(evaluation, Evaluation):
+        several = evaluation.task.kind == "multilabel"
+        return "all labels right" if several else "accuracy"
+    boxes = isinstance(evaluation, BoxEvaluation)
+    return "share of objects right" if boxes else "mean IoU of a picture"
+
+
+def _slices(prepared: Prepared, evaluation: AnyEvaluation, seed: int) -> tuple[Slice, ...]:
+    """By group, size and class; of boxes and masks by size."""
+    test, records = prepared.test, prepared.records
+    of_record = {record.digest: (record.width, record.height) for record in records}
+    sizes = [of_record.get(sample.digest or "", (0, 0)) for sample in test.samples]
+    cuts: dict[str, Sequence[str | None]] = {"size": size_thirds(sizes)}
+    groups = test.groups()
+    if not isinstance(evaluation, Evaluation):
+        return compare_slices(_each(evaluation), cuts, groups=groups, seed=seed)
+    if evaluation.task.kind == "multiclass":
+        cuts["class"] = [evaluation.task.classes[target] for target in evaluation.targets]
+    if groups is not None:
+        counts = np.bincount(groups)
+        named = [str(sample.group) for sample in test.samples]
+        cuts["group"] = [
+            n if counts[g] >= FEWEST else None for n, g in zip(named, groups, strict=True)
+        ]
+    return compare_slices(evaluation.correct, cuts, groups=groups, seed=seed)
+
+
+def _each(evaluation: AnyEvaluation) -> Floats:
+    """A number for every picture with boxes or a mask; NaN where there is nothing to judge."""
+    if isinstance(evaluation, BoxEvaluation):
+        errors = evaluation.errors.astype(np.float64)
+        total = errors.sum(axis=1)
+        return np.asarray(np.where(total > 0, errors[:, 0] / np.maximum(total, 1), np.nan))
+    if isinstance(evaluation, Evaluation):
+        return evaluation.correct.astype(np.float64)
+    return np.asarray(evaluation.picture_iou, dtype=np.float64)
+
+
+def _from_labels(
+    found: Insight,
+    known: Known,
+    model: TransferModel,
+    *,
+    aspects: Collection[str],
+    seed: int,
+    clock: dict[str, float],
+) -> Insight:
+    """What cross-validated probes on the features tell."""
+    penalty = model.record.get("penalty")
+    try:
+        if "curve" in aspects:
+            with _timed(clock, "curve"):
+                rows = known.train[evenly(len(known.train), MOST)]
+                part = known.data.subset(rows)
+                curve = probe_curve(
+                    known.values[rows],
+                    part.targets(),
+                    kind=part.kind,
+                    groups=known.groups(rows),
+                    penalty=penalty or 1e-3,
+                    seed=seed,
+                )
+                found = replace(found, curve=curve)
+        if "labels" in aspects:
+            with _timed(clock, "labels"):
+                found = _label_errors(found, known, penalty, seed)
+    except DataError as error:  # a class in one group only cannot be held out of its own fold
+        return replace(found, notes=(*found.notes, f"Not cross-validated: {error}"))
+    return found
+
+
+def _label_errors(found: Insight, known: Known, penalty: float | None, seed: int) -> Insight:
+    data, rows = known.data, np.asarray(evenly(len(known.data), MOST), dtype=np.intp)
+    targets = data.subset(rows).targets()
+    problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
+    search = search_penalty(
+        known.values[rows],
+        problem,
+        kfold(targets, 5, blocks=known.groups(rows), seed=seed),
+        penalties=PENALTIES[2:9:2] if penalty is None else (10 * penalty, penalty),
+        weighted=problem.is_weighted("auto"),
+    )
+    task = Classification(classes=data.classes, kind=data.kind)
+    chances = task.calibrated(search.held_out, targets).probabilities(search.held_out)
+    scores = label_error_scores(chances, targets)
+    several = data.kind == "multilabel"
+    doubted = None if several else int(confident_label_errors(chances, targets).sum())
+    order = np.argsort(-scores, axis=None, kind="stable")[:KEPT]
+    places = [np.unravel_index(at, scores.shape) for at in order]
+    errors = []
+    for at in places:
+        if scores[at] <= 0.5:  # the given label is the likeliest
+            break
+        row, sample = int(rows[at[0]]), data.samples[int(rows[at[0]])]
+        given, likely = _said(data.classes, at, targets, chances)
+        errors.append(
+            LabelError(
+                row=row,
+                picture=sample.name,
+                part=sample.split or "",
+                given=given,
+                likely=likely,
+                score=float(scores[at]),
+            )
+        )
+    return replace(
+        found, label_errors=tuple(errors), labels_in_doubt=doubted, labels_looked_at=len(rows)
+    )
+
+
+def _said(
+    classes: Sequence[str], at: tuple[Any, ...], targets: Rows, chances: Floats
+) -> tuple[str, str]:
+    """Given and likely label in words."""
+    if len(at) == 1:
+        return classes[targets[at]], classes[int(chances[at[0]].argmax())]
+    name = classes[at[1]]
+    return (name, f"not {name}") if targets[at] else (f"not {name}", name)
+
+
+def _from_places(
+    found: Insight,
+    known: Known,
+    evaluation: Evaluation,
+    *,
+    aspects: Collection[str],
+    seed: int,
+    clock: dict[str, float],
+) -> Insight:
+    """What the features' places tell of the judged pictures."""
+    names = tuple(known.data.samples[row].name for row in known.test)
+    if names != evaluation.names:
+        raise DataError("Expected an evaluation of the prepared test part, got other pictures.")
+    if "outliers" in aspects and len(known.train) > 1:
+        with _timed(clock, "outliers"):
+            outliers, foreign = farthest(known, evaluation.correct)
+            found = replace(found, outliers=outliers, foreign=foreign)
+    if "neighbours" in aspects:
+        with _timed(clock, "neighbours"):
+            found = replace(found, neighbourhoods=neighbourhoods(known, evaluation))
+    if "map" in aspects:
+        with _timed(clock, "map"):
+            places, by = placed(known, evaluation.correct, seed)
+            found = replace(found, places=places, map_by=by)
+    return found
+
+
+@contextmanager
+def _timed(clock: dict[str, float], aspect: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    clock[aspect] = time.perf_counter() - begin

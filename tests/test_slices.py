@@ -1,0 +1,89 @@
+"""Slices against the rest: exact tests, groups, and how often nothing is called something."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import fisher_exact, ttest_ind
+
+from headstart.errors import UsageError
+from headstart.intervals import proportion_interval
+from headstart.slices import FEWEST, compare_slices, size_thirds
+
+
+def test_two_slices_are_fishers_test_corrected() -> None:
+    right = np.array([True] * 18 + [False] * 2 + [True] * 8 + [False] * 12)
+    found = compare_slices(right, {"class": ["a"] * 20 + ["b"] * 20})
+    exact = fisher_exact([[18, 2], [8, 12]]).pvalue
+    assert [one.p_value for one in found] == pytest.approx([2 * exact] * 2)  # Holm, two alike
+    assert found[0].score == proportion_interval(right[:20])
+    assert (found[0].rest, found[1].rest) == (0.4, 0.9)
+    assert all(one.distinguishable for one in found)
+
+
+def test_numbers_are_a_t_test() -> None:
+    rng = np.random.default_rng(0)
+    values = np.r_[rng.normal(0.8, 0.1, 50), rng.normal(0.74, 0.1, 50)]
+    found = compare_slices(values, {"size": ["s"] * 50 + ["l"] * 50})
+    reference = ttest_ind(values[:50], values[50:], equal_var=False).pvalue
+    assert math.log10(found[0].p_value) == pytest.approx(math.log10(2 * reference), abs=0.1)
+    assert found[0].score.low < values[:50].mean() < found[0].score.high
+
+
+def test_pictures_without_a_number_or_a_name_are_left_out() -> None:
+    values = np.array([1.0, 0.5, np.nan, 0.25])
+    [one] = compare_slices(values, {"size": ["s", "s", "s", None]})
+    assert (one.pictures, one.score.value, one.rest) == (2, 0.75, 0.25)
+
+
+def test_groups_that_answer_as_one_are_one_witness() -> None:
+    """Two groups a class, each all right or all wrong: 40 pictures say no more than 4 groups."""
+    groups = np.repeat(np.arange(4), 10)
+    right = groups < 2
+    cut = {"class": ["a"] * 20 + ["b"] * 20}
+    assert all(one.distinguishable for one in compare_slices(right, cut))
+    assert not any(one.distinguishable for one in compare_slices(right, cut, groups=groups))
+
+
+def test_one_group_is_held_against_the_rest_by_its_pictures() -> None:
+    groups = np.repeat(np.arange(10), 6)
+    cut = {"group": [str(group) for group in groups]}
+    found = compare_slices(groups != 9, cut, groups=groups)
+    assert [one.distinguishable for one in found] == [False] * 9 + [True]
+
+
+def test_too_few_pictures_are_not_tested() -> None:
+    right = np.array([False] * (FEWEST - 1) + [True] * 50)
+    found = compare_slices(right, {"class": ["a"] * (FEWEST - 1) + ["b"] * 50})
+    assert all(math.isnan(one.p_value) and not one.distinguishable for one in found)
+    assert found[0].as_dict()["p_value"] is None
+
+
+def test_chance_is_rarely_called_a_difference() -> None:
+    rng = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(200):
+        groups = np.repeat(np.arange(12), 5)
+        level = rng.uniform(0.4, 1.0, 12)  # groups differ, classes do not
+        right = rng.uniform(size=60) < level[groups]
+        cut = {"class": [("a", "b", "c")[group % 3] for group in groups]}
+        found = compare_slices(right, cut, groups=groups)
+        alarms += any(one.distinguishable for one in found)
+    assert alarms <= 20  # 5 in 100 are meant; 10 would be far beyond chance
+
+
+def test_thirds_of_sizes() -> None:
+    sizes = [(w, 10) for w in range(1, 31)]
+    named = size_thirds(sizes)
+    assert [named.count(name) for name in dict.fromkeys(named)] == [10, 10, 10]
+    assert size_thirds([(5, 5), (0, 0), (9, 9)])[1] is None
+    assert size_thirds([]) == []
+    two = size_thirds([(5, 5)] * 8 + [(9, 9)] * 2)
+    assert set(two) == {"small, up to 25 pixels", "large, above 25 pixels"}
+
+
+def test_cuts_name_every_picture() -> None:
+    with pytest.raises(UsageError, match="2 names"):
+        compare_slices([True, False], {"class": ["a"]})
