@@ -28,7 +28,7 @@ def test_numbers_are_a_t_test() -> None:
     values = np.r_[rng.normal(0.8, 0.1, 50), rng.normal(0.74, 0.1, 50)]
     found = compare_slices(values, {"size": ["s"] * 50 + ["l"] * 50})
     reference = ttest_ind(values[:50], values[50:], equal_var=False).pvalue
-    assert math.log10(found[0].p_value) == pytest.approx(math.log10(2 * reference), abs=0.1)
+    assert math.log10(found[0].p_value) == pytest.approx(math.log10(2 * reference), abs=0.2)
     assert found[0].score.low < values[:50].mean() < found[0].score.high
 
 
