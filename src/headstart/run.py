@@ -35,7 +35,6 @@ from headstart.events import (
 from headstart.features import Extractor, Progress
 from headstart.forgetting import Forgetting, sentences
 from headstart.gains import judge
-from headstart.insight import Insight, look_into
 from headstart.judging import short
 from headstart.methods.method import Method
 from headstart.model import TransferModel
@@ -85,8 +84,6 @@ class Run:
     verdict : tuple of str
     seconds : dict of str to float
         By step.
-    insight : Insight, optional
-        What the features tell beside the numbers; only the first process looks.
     """
 
     folder: Path
@@ -96,7 +93,6 @@ class Run:
     recipe: Recipe
     verdict: tuple[str, ...]
     seconds: dict[str, float]
-    insight: Insight | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -239,12 +235,6 @@ def _run(
     with _timed(clock, "evaluation"), main_first():
         parts = prepared.train, prepared.test
         model, evaluation = judge(start, model, parts, extractor=extractor, seed=recipe.seed)
-    insight = None
-    if is_main():
-        with _timed(clock, "insight"):
-            insight = look_into(
-                start.trunk, model, prepared, evaluation, extractor=extractor, seed=recipe.seed
-            )
     return Run(
         folder=Path(),
         model=model,
@@ -253,7 +243,6 @@ def _run(
         recipe=recipe,
         verdict=(*_stopped(model), *verdict(evaluation)),
         seconds=clock,
-        insight=insight,
     )
 
 
@@ -367,7 +356,6 @@ def _facts(run: Run, command: str) -> Facts:
         verdict=run.verdict,
         seconds=run.seconds,
         command=command,
-        insight=run.insight,
     )
 
 
