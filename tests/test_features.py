@@ -10,11 +10,12 @@ from PIL import Image
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
+from headstart.cuts import Cut
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
 from headstart.engines import compile_engine
-from headstart.errors import DataError, HeadstartError, SetupError, UnreadableImageError
-from headstart.features import Cut, Extractor
+from headstart.errors import DataError, HeadstartError, SetupError, UnreadableImageError, UsageError
+from headstart.features import Extractor
 from headstart.freezing import fingerprint
 from headstart.trunk import Trunk
 
@@ -232,3 +233,46 @@ def test_what_was_evicted_is_an_error_and_not_another_pictures(trunk, extractor)
     extractor.cache.clear()
     with pytest.raises(SetupError, match="2 of 2 pictures evicted"):
         kept.read([0, 3, 0])
+
+
+def test_one_run_gives_the_features_of_several_ends(trunk, extractor, tmp_path):
+    pictures = [*make_pictures(5), make_pictures(1)[0]]
+    found, computed = extractor.stage_features(trunk, pictures, ["layer2", "layer3", ""])
+    assert computed == 5
+    other = Extractor(cache=Cache(tmp_path / "other"), engine="fp32", device="cpu", workers=2)
+    for end, values in found.items():
+        part = trunk.until(end) if end else trunk
+        # alone, elsewhere: the same bits
+        assert np.array_equal(other.features(part, pictures).values, values)
+        # here: found again by the name of the backbone that ends there
+        assert extractor.features(part, pictures).computed == 0
+    named = Trunk(spec=trunk.until("layer3").spec, state=trunk.until("layer3").state, origin={})
+    assert named.identity != trunk.identity
+    assert extractor.features(named, pictures).reused == 5
+
+
+def test_ends_are_completed_where_some_are_kept(trunk, extractor):
+    pictures = make_pictures(4)
+    extractor.features(trunk, pictures)
+    _, computed = extractor.stage_features(trunk, pictures[:2], ["layer3", ""])
+    assert computed == 2
+    _, computed = extractor.stage_features(trunk, pictures, ["layer3", ""])
+    assert computed == 2
+    _, computed = extractor.stage_features(trunk, pictures, ["layer3"])
+    assert computed == 0
+
+
+@pytest.mark.parametrize("stage", ["layer9", "layer4"])
+def test_an_end_that_is_none_is_refused(trunk, stage):
+    with pytest.raises(UsageError, match=stage):
+        trunk.until(stage).backbone  # noqa: B018
+
+
+def test_openvino_gives_the_ends_too(trunk, tmp_path):
+    pytest.importorskip("openvino")
+    with_torch = Extractor(cache=Cache(tmp_path / "a"), engine="fp32", device="cpu")
+    compiled = Extractor(cache=Cache(tmp_path / "b"), engine="openvino", device="cpu")
+    expected, _ = with_torch.stage_features(trunk, make_pictures(3), ["layer2", ""])
+    found, _ = compiled.stage_features(trunk, make_pictures(3), ["layer2", ""])
+    for end, values in expected.items():
+        np.testing.assert_allclose(found[end], values, rtol=1e-2, atol=1e-3)

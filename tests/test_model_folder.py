@@ -595,3 +595,19 @@ def test_a_link_to_a_whole_file_is_read(folder, model, tmp_path):
     assert {k: v.tolist() for k, v in read.head.state().items()} == {
         k: v.tolist() for k, v in model.head.state().items()
     }
+
+
+def test_a_backbone_that_ends_early_comes_back_as_small_as_it_is(model, tmp_path):
+    trunk = model.trunk.until("stage3")
+    head = LinearHead(weight=np.ones((3, trunk.width), np.float32), bias=np.zeros(3, np.float32))
+    save(replace(model, trunk=trunk, head=head), tmp_path / "short")
+    save(model, tmp_path / "whole")
+    back = load(tmp_path / "short")
+    assert back.trunk.spec == trunk.spec
+    assert back.trunk.fingerprint == trunk.fingerprint
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("short", "whole")]
+    assert sizes[0] < sizes[1] / 2
+    x = torch.zeros(1, 3, 32, 32)
+    assert torch.equal(
+        back.trunk.backbone(x), model.trunk.backbone.run(x, stop="stage3").mean((2, 3))
+    )

@@ -172,6 +172,7 @@ def compile_engine(
     device: str,
     stop: str | None = None,
     taps: Sequence[str] = (),
+    ends: Sequence[str] = (),
 ) -> Running:
     """Make the function from pixels to pooled features, or to what inner stages give.
 
@@ -186,6 +187,9 @@ def compile_engine(
     taps : sequence of str
         Stages whose maps are wanted, in order, the last one to run at the end; a picture's values
         are then one row: the maps one after the other, each channels last and flattened.
+    ends : sequence of str
+        Stages whose means over places are wanted, in order, and an empty name for the pooled
+        features: one row, one after the other.
 
     Raises
     ------
@@ -204,8 +208,8 @@ def compile_engine(
             f"do use one of {', '.join(available(device))}."
         )
     if engine.startswith("openvino"):
-        return _openvino(backbone, "bf16" if engine.endswith("bf16") else "f32")
-    return _torch(backbone, engine, device, (stop, taps))
+        return _openvino(backbone, "bf16" if engine.endswith("bf16") else "f32", ends)
+    return _torch(backbone, engine, device, (stop, taps, ends))
 
 
 def runnable(engine: str, *, device: str) -> str:
@@ -303,13 +307,18 @@ def _seconds(forward: Forward, pixels: NDArray[np.uint8]) -> float:
 
 
 def _torch(
-    backbone: Backbone, engine: str, device: str, until: tuple[str | None, Sequence[str]]
+    backbone: Backbone,
+    engine: str,
+    device: str,
+    wanted: tuple[str | None, Sequence[str], Sequence[str]],
 ) -> Running:
     import copy
 
     import torch
 
-    stop, taps = until
+    from headstart.backbones.ends import Ends
+
+    stop, taps, ends = wanted
     dtype = torch.bfloat16 if engine == "bf16" else torch.float32
     preprocess = backbone.spec.preprocess
     module = copy.deepcopy(backbone).to(device=device, dtype=dtype)
@@ -329,6 +338,8 @@ def _torch(
             if taps:
                 maps = [m.permute(0, 2, 3, 1).flatten(1) for m in module.maps(x, taps)]
                 return torch.cat(maps, dim=1).float().cpu().numpy()
+            if ends:
+                return np.asarray(Ends(module, ends)(x).float().cpu().numpy())
             found = module.pooled(x) if stop is None else module.run(x, stop=stop)
             # Channels last as the next stage wants them: seen, not copied, where they are so.
             found = found.permute(0, 2, 3, 1) if found.ndim == 4 else found
@@ -350,15 +361,18 @@ def _has_openvino() -> bool:
     return find_spec("openvino") is not None
 
 
-def _openvino(backbone: Backbone, precision: str) -> Running:
+def _openvino(backbone: Backbone, precision: str, ends: Sequence[str] = ()) -> Running:
     # OpenVINO calls an analytics host at import; Headstart opens no socket that was not asked for.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
     import torch
 
+    from headstart.backbones.ends import Ends
+
     example = torch.zeros(2, 3, *backbone.spec.preprocess.shape)
     with torch.no_grad():
-        exported = torch.export.export(backbone, (example,), dynamic_shapes=(_any_batch(),))
+        module = Ends(backbone, ends) if ends else backbone
+        exported = torch.export.export(module, (example,), dynamic_shapes=(_any_batch(),))
     graph = openvino.convert_model(exported)
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.cache import Cache, key
+from headstart.cache import Cache
+from headstart.cuts import Cut, View
 from headstart.data.loading import digest_of, load_batch, map_bounded
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
@@ -30,10 +30,7 @@ from headstart.errors import SetupError, UnknownNameError
 from headstart.runtime import cores, device, one_thread_each
 from headstart.trunk import Trunk
 
-if TYPE_CHECKING:
-    from headstart.data.augment import Augmentation
-
-__all__ = ["Activations", "Cut", "Extractor", "Features", "View"]
+__all__ = ["Activations", "Extractor", "Features"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how many pictures are done, and how many there are."""
@@ -42,71 +39,6 @@ COMMIT_EVERY = 1024
 COMMIT_BYTES = 128_000_000
 """Pictures, or bytes, between two commits to the cache: what a kill can cost. Each commit is
 preceded by a hash over the weights, so that no feature of a backbone that has moved is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """One of a picture's augmented looks.
-
-    Parameters
-    ----------
-    augmentation : Augmentation
-    seed, number : int
-        Together with the picture's content they decide its pixels.
-    """
-
-    augmentation: Augmentation
-    seed: int
-    number: int
-
-    def fingerprint(self) -> str:
-        """Everything that the pixels depend on, picture and preprocessing aside."""
-        if self.augmentation.is_off:
-            return ""
-        return f"{self.augmentation.fingerprint()}:{self.seed}:{self.number}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What is computed of a picture.
-
-    Parameters
-    ----------
-    engine : str
-    stop : str, optional
-        The last stage that runs; by default all run and are pooled.
-    view : View, optional
-        By default the picture as it is.
-    taps : tuple of str
-        Stages whose maps are wanted, in order, ``stop`` at the end: a picture's values are then
-        these maps one after the other, each channels last and flattened.
-    """
-
-    engine: str
-    stop: str | None = None
-    view: View | None = None
-    taps: tuple[str, ...] = ()
-
-    def key(self, trunk: Trunk, sample: Sample) -> bytes:
-        """Digest of everything that the values depend on."""
-        parts = [self.stop or "", self.view.fingerprint() if self.view else "", *self.taps]
-        inner = parts if any(parts) else []  # pooled features of plain pictures: as ever
-        return key("features", trunk.identity, self.engine, *inner, digest_of(sample))
-
-    def shape(self, trunk: Trunk) -> tuple[int, ...]:
-        """Shape of one picture's values."""
-        if self.taps:
-            return (sum(int(np.prod(shape)) for shape in trunk.shapes_at(self.taps)),)
-        return trunk.shape_at(self.stop)
-
-    def pixels(self, samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
-        """Decode pictures as this view shows them: (n, *preprocess.shape, 3)."""
-        if self.view is None or self.view.augmentation.is_off:
-            return load_batch(samples, preprocess)
-        from headstart.data.loading import load_views
-
-        view = self.view
-        return load_views(samples, preprocess, view.augmentation, seed=view.seed, view=view.number)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,6 +161,48 @@ class Extractor:
             seconds=time.perf_counter() - begin,
         )
 
+    def stage_features(
+        self, trunk: Trunk, samples: Sequence[Sample], ends: Sequence[str]
+    ) -> tuple[dict[str, NDArray[np.float32]], int]:
+        """Features of the backbones that end behind several stages, in one run of the network.
+
+        They are kept as these backbones' own, and found again by ``features``.
+
+        Parameters
+        ----------
+        trunk : Trunk
+        samples : sequence of Sample
+        ends : sequence of str
+            Stages, in the order in which they run; an empty name, last, is the whole backbone.
+
+        Returns
+        -------
+        dict of str to array, shape (n, width of that stage)
+        int
+            Different pictures that the network ran on.
+
+        Raises
+        ------
+        UnreadableImageError
+            If a picture cannot be decoded. What was computed before it is kept.
+        """
+        rows, distinct = _distinct([digest_of(sample) for sample in samples])
+        unique = [samples[row] for row in rows]
+        cut = Cut(engine=self._choose(trunk, unique).engine, ends=tuple(ends))
+        plain = replace(cut, ends=())
+        parts = {end: trunk.until(end) if end else trunk for end in ends}
+        found = {end: self._reusable(part, plain, unique) for end, part in parts.items()}
+        missing = [i for i in range(len(unique)) if any(i not in have for have in found.values())]
+        for i, row in self._compute(trunk, cut, unique, missing):
+            values = cut.entries(trunk, unique[i], row).values()
+            for have, value in zip(found.values(), values, strict=True):
+                have[i] = value
+        stacked = {
+            end: _stack([have[i] for i in range(len(unique))])[distinct]
+            for end, have in found.items()
+        }
+        return stacked, len(missing)
+
     def outlook(self, trunk: Trunk, samples: Sequence[Sample]) -> tuple[Choice, int]:
         """Return the engine that would run, and how many pictures it would run on."""
         rows, _ = _distinct([digest_of(sample) for sample in samples])
@@ -312,6 +286,7 @@ class Extractor:
             device=device(self.device),
             stop=cut.stop,
             taps=cut.taps,
+            ends=cut.ends,
         )
         before = running.fingerprint()
         size = running.batch
@@ -322,7 +297,8 @@ class Extractor:
         try:
             for batch, rows in zip(batches, self._run(task, batches), strict=True):
                 for i, row in zip(batch, rows, strict=True):
-                    unsaved[cut.key(trunk, unique[i])] = row.tobytes()
+                    kept = cut.entries(trunk, unique[i], row)
+                    unsaved.update({name: value.tobytes() for name, value in kept.items()})
                     yield i, row
                 done += len(batch)
                 if len(unsaved) >= min(COMMIT_EVERY, COMMIT_BYTES // rows[0].nbytes):

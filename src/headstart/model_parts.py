@@ -193,7 +193,7 @@ def _require_plain(spec: BackboneSpec) -> None:
         not known
         or not re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
         or any(READS_FILES.search(option) for option in options)
-        or not all(_is_plain(value) for value in options.values())
+        or not all(_is_plain(value) for value in (*options.values(), spec.until))
     ):
         raise ModelFileError(
             "Expected the name of a timm or torchvision network and options of its layers, got "

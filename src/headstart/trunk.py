@@ -66,7 +66,7 @@ class Trunk:
     def read(cls, spec: BackboneSpec, weights: WeightsFile) -> Trunk:
         """Read weights that have been located, so that a run can fail early without them."""
         origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
-        return cls(spec=spec, state=read_state(weights, spec), origin=origin)
+        return cls(spec=spec, state=_kept(spec, read_state(weights, spec)), origin=origin)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,6 +82,7 @@ class Trunk:
             repr(sorted(self.spec.model_options)),
             self.fingerprint,
             self.spec.preprocess.fingerprint(),
+            *([f"until {self.spec.until}"] if self.spec.until else []),
         )
 
     @cached_property
@@ -101,6 +102,29 @@ class Trunk:
         """Return this backbone reading whole pictures, (height, width) pixels."""
         preprocess = replace(self.spec.preprocess, canvas=canvas)
         return replace(self, spec=replace(self.spec, preprocess=preprocess))
+
+    def until(self, stage: str) -> Trunk:
+        """Return the backbone that ends behind a stage and is pooled by the mean over places.
+
+        Raises
+        ------
+        UnknownNameError, UsageError
+            If there is no such stage, or none behind it.
+
+        Examples
+        --------
+        >>> Trunk.open("embedded/efficientnet_lite0").until("stage6").width
+        192
+        """
+        if stage not in self._ends:
+            spec = self.spec.ending(stage)
+            self._ends[stage] = replace(self, spec=spec, state=_kept(spec, self.state))
+        return self._ends[stage]
+
+    @cached_property
+    def _ends(self) -> dict[str, Trunk]:
+        """Each made once: its fingerprint is a hash of all its values."""
+        return {}
 
     def tuned(self, state: Mapping[str, Tensor]) -> Trunk:
         """Return this backbone with other values; the original classifier stays as it was.
@@ -142,6 +166,8 @@ class Trunk:
         >>> [one.shape for one in found]
         [(10, 96), (10,)]
         """
+        if self.spec.until:
+            return None, "The backbone ends before the original classifier"
         backbone = self.backbone
         tensors = {k: self.state[k] for k in backbone.head_keys} if given is None else dict(given)
         # A second classifier half-way up helps training only.
@@ -187,3 +213,11 @@ class Trunk:
     def width(self) -> int:
         """Number of pooled features."""
         return self.spec.width or self.backbone.width
+
+
+def _kept(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not spec.until:  # nothing has to be built, which takes a while
+        return state
+    from headstart.backbones.backbone import kept
+
+    return kept(spec, state)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.backbones.backbone import Backbone, assemble, load, original_head
+from headstart.backbones.backbone import Backbone, assemble, kept, load, original_head
 from headstart.backbones.catalog import names, resolve
 from headstart.backbones.weights import locate
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
@@ -136,6 +136,23 @@ def test_contract(case):
         expected = without_classifier(reference)(x)
     assert torch.equal(pooled, expected.flatten(1))
     assert torch.equal(backbone(x), pooled)
+
+    # A backbone that ends earlier is the same network as far as there, and holds nothing else.
+    if len(backbone.stages) > 1:
+        last, after = backbone.stages[-2], backbone.stages[-1]
+        ending = backbone.spec.ending(last.name)
+        part = kept(ending, backbone.trunk.state_dict())
+        short = assemble(ending, part).eval()
+        maps = backbone.run(x, stop=last.name)
+        places = maps.flatten(2).mean(2) if maps.ndim == 4 else maps.mean(1)
+        assert torch.allclose(short(x), places, rtol=1e-4, atol=1e-5)
+        assert short.stages == backbone.stages[:-1]
+        assert short.width == last.channels
+        assert set(part) == {
+            name
+            for name in backbone.trunk.state_dict()
+            if backbone.stage_of(f"trunk.{name}") != after.name
+        }
 
     # Every parameter and buffer belongs to exactly one stage, and every stage has some.
     owners = {

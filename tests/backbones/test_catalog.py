@@ -201,3 +201,18 @@ def test_the_table_imports_no_library():
         "assert not {'torch', 'torchvision', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_can_end_the_network_early():
+    spec = resolve("resnet18?crop=64&until=layer2")
+    assert spec.until == "layer2"
+    assert spec.width == 128
+    assert spec.preprocess.crop == 64
+    assert resolve(spec.name) == spec
+    assert BackboneSpec.from_dict(spec.as_dict()) == spec
+    assert spec.ending("layer1").name == "torchvision/resnet18?crop=64&until=layer1"
+    with pytest.raises(UnknownNameError, match="layer3"):
+        resolve("resnet18?until=layre3")
+    file = resolve("file:a/w.pth@torchvision/resnet18?until=layer3")
+    assert file.file == "a/w.pth"
+    assert file.width == 256

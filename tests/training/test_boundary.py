@@ -9,10 +9,11 @@ import pytest
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
+from headstart.cuts import Cut, View
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Dataset, Sample
 from headstart.errors import SetupError
-from headstart.features import Cut, Extractor, View
+from headstart.features import Extractor
 from headstart.freezing import FreezePlan, StageRow, plan
 from headstart.heads.pooled import LinearHead
 from headstart.methods import finetune

@@ -9,11 +9,11 @@ import torch
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
+from headstart.cuts import Cut, View
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Sample
 from headstart.data.transforms import Preprocess
 from headstart.errors import UnreadableImageError
-from headstart.features import Cut, View
 from headstart.freezing import fingerprint, plan
 from headstart.heads.pooled import LinearHead
 from headstart.training import costs

@@ -11,12 +11,13 @@ import torch
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
+from headstart.cuts import Cut
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
 from headstart.drift import measure
 from headstart.errors import UsageError
-from headstart.features import Cut, Extractor
+from headstart.features import Extractor
 from headstart.freezing import plan
 from headstart.heads.pooled import LinearHead
 from headstart.methods.finetune import Finetune

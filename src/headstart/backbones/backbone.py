@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec, Stage
-from headstart.backbones.stages import Cut, Plan, plan
+from headstart.backbones.stages import Cut, Plan, ended, plan
 from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
-__all__ = ["Backbone", "assemble", "load", "original_head"]
+__all__ = ["Backbone", "assemble", "kept", "load", "original_head"]
 
 
 class Backbone(nn.Module):
@@ -248,7 +248,7 @@ def assemble(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbone:
     """
     trunk, how = _empty(spec)
     heads = tuple(sorted(k for k in state if any(_within(k, path) for path in how.heads)))
-    mine = {key: tensor for key, tensor in state.items() if key not in heads}
+    mine = {k: v for k, v in _without(state, how.dropped).items() if k not in heads}
     for name, buffer in trunk.named_buffers():  # files of old versions do not have these
         if name.endswith("num_batches_tracked"):
             mine.setdefault(name, torch.zeros(buffer.shape, dtype=buffer.dtype))
@@ -261,6 +261,12 @@ def assemble(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbone:
     return result
 
 
+def kept(spec: BackboneSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the tensors behind the stage that a backbone ends with, its classifier's too."""
+    _, how = _empty(spec)
+    return _without(state, (*how.dropped, *how.heads)) if spec.until else dict(state)
+
+
 def original_head(spec: BackboneSpec, weights: WeightsFile) -> dict[str, Tensor]:
     """Read the original classifier's tensors, by the library's names; empty if none is there."""
     _, how = _empty(spec)
@@ -269,7 +275,12 @@ def original_head(spec: BackboneSpec, weights: WeightsFile) -> dict[str, Tensor]
 
 
 def _build(spec: BackboneSpec) -> tuple[nn.Module, Plan]:
-    """Make the library's network without its classifier."""
+    """Make the library's network without its classifier, as far as it is wanted."""
+    model, how = _whole(spec)
+    return model, ended(how, model, spec.until) if spec.until else how
+
+
+def _whole(spec: BackboneSpec) -> tuple[nn.Module, Plan]:
     library, _, name = spec.architecture.partition("/")
     if library == "timm":
         import timm
@@ -300,6 +311,10 @@ def _empty(spec: BackboneSpec) -> tuple[nn.Module, Plan]:
 
 def _within(key: str, path: str) -> bool:
     return key == path or key.startswith(f"{path}.")
+
+
+def _without(state: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not any(_within(k, path) for path in paths)}
 
 
 def _made_by_loading(trunk: nn.Module) -> bool:

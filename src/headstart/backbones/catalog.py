@@ -11,7 +11,8 @@
 
 Any name may carry options, ``?crop=288&pad_type=same``: those of ``Preprocess`` change what the
 weights expect, all others go to the library that builds the network. ``?canvas=240,320`` has it
-read whole pictures, 240 pixels high and 320 wide.
+read whole pictures, 240 pixels high and 320 wide. ``?until=layer3`` ends the network behind that
+stage.
 """
 
 from __future__ import annotations
@@ -125,6 +126,9 @@ def _with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
     if not query:
         return spec
     given = parse_qsl(query, keep_blank_values=True, strict_parsing=False)
+    if until := dict(given).get("until"):
+        others = "&".join(one for one in query.split("&") if not one.startswith("until="))
+        return _with_options(spec, others).ending(until)
     ours = {key: _setting(key, text) for key, text in given if key in PREPROCESS_FIELDS}
     if "crop" in ours and "resize" not in ours:  # keep the share of the picture that is seen
         seen = spec.preprocess.crop / spec.preprocess.resize

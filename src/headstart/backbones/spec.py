@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from headstart.data.transforms import Preprocess
-from headstart.errors import UsageError
+from headstart.errors import UnknownNameError, UsageError
 
 __all__ = ["BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]
 
@@ -72,6 +72,9 @@ class BackboneSpec:
         Of the pooled features; 0 when not known without building the network.
     model_options : tuple of (str, value) pairs
         Given to the library when the network is built, such as ``("pad_type", "same")``.
+    until : str
+        The last stage that is part of it, pooled by the mean over places; empty for all of the
+        network, pooled as it was published.
 
     Examples
     --------
@@ -104,10 +107,42 @@ class BackboneSpec:
     stages: tuple[Stage, ...] = ()
     width: int = 0
     model_options: tuple[tuple[str, Option], ...] = ()
+    until: str = ""
+
+    def ending(self, stage: str) -> Self:
+        """Return the backbone that ends behind a stage.
+
+        Raises
+        ------
+        UnknownNameError
+            If its stages are known, and this is none of them.
+
+        Examples
+        --------
+        >>> from headstart.backbones.catalog import resolve
+        >>> resolve("resnet18").ending("layer3").name, resolve("resnet18?until=layer3").width
+        ('torchvision/resnet18?until=layer3', 256)
+        """
+        names = [known.name for known in self.stages]
+        if names and stage not in names:
+            raise UnknownNameError("stage", stage, names)
+        kept = self.stages[: names.index(stage) + 1] if names else ()
+        file, at, rest = self.name.rpartition("@")
+        plain, _, query = rest.partition("?")
+        others = [one for one in query.split("&") if one and not one.startswith("until=")]
+        return replace(
+            self,
+            name=f"{file}{at}{plain}?{'&'.join([*others, f'until={stage}'])}",
+            stages=kept,
+            width=kept[-1].channels if kept else 0,
+            until=stage,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.until:  # models of whole networks are read by earlier releases too
+            del values["until"]
         return values | {
             "preprocess": self.preprocess.as_dict(),
             "stages": [[stage.name, stage.channels, stage.stride] for stage in self.stages],

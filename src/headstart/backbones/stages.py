@@ -14,7 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Cut", "Plan", "plan"]
+from headstart.errors import UnknownNameError, UsageError
+
+__all__ = ["Cut", "Plan", "ended", "mean_of_places", "plan"]
 
 Step = str | Callable[[nn.Module, Tensor], Tensor]
 
@@ -53,11 +55,14 @@ class Plan:
         From the last stage's output to (n, width), what the original classifier reads.
     heads : tuple of str
         Paths of the classifier's parts: in the weights' file, but not in the backbone.
+    dropped : tuple of str
+        Paths of the stages behind the one that it ends with.
     """
 
     cuts: tuple[Cut, ...]
     pool: Callable[[nn.Module, Tensor], Tensor]
     heads: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
 
 
 def plan(architecture: str, model: nn.Module) -> Plan:
@@ -79,6 +84,47 @@ def plan(architecture: str, model: nn.Module) -> Plan:
     if architecture.startswith("timm/"):
         return _timm(family, model)
     return _TORCHVISION[family](model)
+
+
+def ended(how: Plan, model: nn.Module, stage: str) -> Plan:
+    """Take the stages behind one out of a network, in place; what is left is pooled by the mean.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such stage.
+    UsageError
+        If no stage comes behind it.
+    """
+    known = [cut.name for cut in how.cuts]
+    if stage not in known:
+        raise UnknownNameError("stage", stage, known)
+    end = known.index(stage) + 1
+    if end == len(known):
+        raise UsageError(
+            f"Expected `until` to name a stage before the last one, got {stage!r}; do leave it "
+            "out: the backbone ends there."
+        )
+    dropped = tuple(path for cut in how.cuts[end:] for path in cut.paths)
+    for path in dropped:
+        owner, _, name = path.rpartition(".")
+        parent = model.get_submodule(owner)
+        is_module = isinstance(getattr(parent, name), nn.Module)
+        setattr(parent, name, nn.Identity() if is_module else None)
+    return Plan(cuts=how.cuts[:end], pool=_mean, heads=how.heads, dropped=dropped)
+
+
+def _mean(model: nn.Module, x: Tensor) -> Tensor:
+    return mean_of_places(x)
+
+
+def mean_of_places(x: Tensor) -> Tensor:
+    """Mean over places (n, channels) of maps (n, channels, h, w) or tokens (n, tokens, channels).
+
+    >>> mean_of_places(torch.ones(2, 8, 3, 3)).shape
+    torch.Size([2, 8])
+    """
+    return x.mean(1) if x.ndim == 3 else x.mean((2, 3))
 
 
 def _timm(family: str, model: nn.Module) -> Plan:

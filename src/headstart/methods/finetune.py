@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.cuts import View
 from headstart.data.augment import Augmentation
 from headstart.data.samples import DENSE, Dataset, Kind
 from headstart.data.splits import kfold
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
-from headstart.features import Extractor, View
+from headstart.features import Extractor
 from headstart.freezing import FreezePlan, plan
 from headstart.heads.head import Head
 from headstart.heads.pooled import LinearHead

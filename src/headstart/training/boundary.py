@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from headstart.cache import Cache
+from headstart.cuts import Cut, View
 from headstart.data.augment import Augmentation
 from headstart.data.samples import Sample
 from headstart.distributed import is_main, sum_scalar
 from headstart.errors import SetupError
-from headstart.features import Cut, Extractor, View
+from headstart.features import Extractor
 from headstart.freezing import FreezePlan
 from headstart.heads.head import Head
 from headstart.runtime import available_memory, device

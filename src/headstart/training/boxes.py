@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.box_metrics import best_threshold, box_scores, match_boxes
+from headstart.cuts import View
 from headstart.data.loading import BoxTruth, digest_of, load_boxes, view_of_boxes
 from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
-from headstart.features import View
 from headstart.tasks.detection import Detection
 from headstart.training.inputs import Inputs
 from headstart.training.job import Rows, Score

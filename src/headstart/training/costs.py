@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.cache import Cache, key
+from headstart.cuts import Cut
 from headstart.data.loading import digest_of
 from headstart.data.samples import Sample
 from headstart.engines import CPU_BATCH, GPU_BATCH
-from headstart.features import Cut
 from headstart.freezing import FreezePlan, constant
 from headstart.heads.head import Head
 from headstart.runtime import cores, machine, versions

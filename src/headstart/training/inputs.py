@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.cuts import Cut, View
 from headstart.data.augment import Augmentation
 from headstart.data.loading import digest_of, load_canvas, load_pixels, view_of
 from headstart.data.samples import Sample
 from headstart.distributed import main_first
 from headstart.engines import CPU_BATCH, GPU_BATCH, Running
-from headstart.features import Activations, Cut, Extractor, View
+from headstart.features import Activations, Extractor
 from headstart.freezing import constant
 from headstart.runtime import available_memory, cores, device, one_thread_each
 from headstart.training.boundary import MEMORY_SHARE, Where

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.cuts import View
 from headstart.data.loading import digest_of, load_mask, view_of_mask
 from headstart.data.samples import Dataset, Sample
 from headstart.data.transforms import Preprocess
 from headstart.data.truths import IGNORED
-from headstart.features import View
 from headstart.mask_metrics import mean_iou_score, pixel_counts
 from headstart.tasks.segmentation import Segmentation
 from headstart.training.inputs import Inputs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.features import Cut
+from headstart.cuts import Cut
 from headstart.freezing import (
     FreezePlan,
     constant,
