@@ -5,9 +5,7 @@ Everything is computed from pooled features that the run has put into the cache.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -23,6 +21,7 @@ from headstart.evaluation import AnyEvaluation, Evaluation
 from headstart.features import Extractor
 from headstart.label_errors import confident_label_errors, label_error_scores
 from headstart.model import TransferModel
+from headstart.runtime import timed
 from headstart.slices import FEWEST, Slice, compare_slices, size_thirds
 from headstart.surroundings import (
     KEPT,
@@ -157,12 +156,12 @@ def look_into(
     clock: dict[str, float] = {}
     found = Insight(measure=_measure(evaluation))
     if "slices" in aspects:
-        with _timed(clock, "slices"):
+        with timed(clock, "slices"):
             found = replace(found, slices=_slices(prepared, evaluation, seed))
     if isinstance(evaluation, Evaluation):
         trained = model.trunk.identity != source.identity
         found = replace(found, features="trained backbone" if trained else "frozen backbone")
-        with _timed(clock, "features"):
+        with timed(clock, "features"):
             before = Known.of(source, prepared, extractor)
             after = Known.of(model.trunk, prepared, extractor) if trained else before
         found = _from_labels(found, before, model, aspects=aspects, seed=seed, clock=clock)
@@ -222,7 +221,7 @@ def _from_labels(
     penalty = model.record.get("penalty")
     try:
         if "curve" in aspects:
-            with _timed(clock, "curve"):
+            with timed(clock, "curve"):
                 rows = known.train[evenly(len(known.train), MOST)]
                 part = known.data.subset(rows)
                 curve = probe_curve(
@@ -235,7 +234,7 @@ def _from_labels(
                 )
                 found = replace(found, curve=curve)
         if "labels" in aspects:
-            with _timed(clock, "labels"):
+            with timed(clock, "labels"):
                 found = _label_errors(found, known, penalty, seed)
     except DataError as error:  # a class in one group only cannot be held out of its own fold
         return replace(found, notes=(*found.notes, f"Not cross-validated: {error}"))
@@ -305,21 +304,14 @@ def _from_places(
     if names != evaluation.names:
         raise DataError("Expected an evaluation of the prepared test part, got other pictures.")
     if "outliers" in aspects and len(known.train) > 1:
-        with _timed(clock, "outliers"):
+        with timed(clock, "outliers"):
             outliers, foreign = farthest(known, evaluation.correct)
             found = replace(found, outliers=outliers, foreign=foreign)
     if "neighbours" in aspects:
-        with _timed(clock, "neighbours"):
+        with timed(clock, "neighbours"):
             found = replace(found, neighbourhoods=neighbourhoods(known, evaluation))
     if "map" in aspects:
-        with _timed(clock, "map"):
+        with timed(clock, "map"):
             places, by = placed(known, evaluation.correct, seed)
             found = replace(found, places=places, map_by=by)
     return found
-
-
-@contextmanager
-def _timed(clock: dict[str, float], aspect: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    clock[aspect] = time.perf_counter() - begin

@@ -31,6 +31,12 @@ LIMITS = {
     "mistakes": 24,
     "mistakes_in_json": 200,
     "worst": 8,
+    "label_errors": 24,
+    "outliers": 12,
+    "neighbourhoods": 8,
+    "slices": 20,
+    "map_classes": 14,
+    "candidates": 30,
     "findings_each": 20,
     "paths_each": 4,
 }

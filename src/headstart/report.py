@@ -26,6 +26,8 @@ from headstart.data.samples import SPLITS, SplitName
 from headstart.dense_report import dense_extras, dense_page, dense_values
 from headstart.evaluation import AnyEvaluation, Evaluation
 from headstart.forgetting import Forgetting, sentences
+from headstart.insight import Insight
+from headstart.insight_page import insight_extras, insight_page
 from headstart.intervals import Interval
 from headstart.model import TransferModel
 from headstart.pages import LIMITS
@@ -56,6 +58,8 @@ class Facts:
         By step.
     command : str
         How the run was started.
+    insight : Insight, optional
+        What its features tell beside the numbers.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Facts:
     verdict: tuple[str, ...]
     seconds: Mapping[str, float]
     command: str
+    insight: Insight | None = None
 
 
 def render_html(facts: Facts) -> str:
@@ -78,6 +83,7 @@ def render_html(facts: Facts) -> str:
     return _template("report.html.j2").render(
         **_shared(facts),
         **_page(facts),
+        **insight_page(facts.insight, facts.prepared, facts.model.record),
         findings=_findings(facts.prepared),
         epochs=_epochs(facts.model.record),
         root=_root(facts.prepared),
@@ -119,6 +125,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
         },
         "evaluation": numbers,
         **_extras(facts),
+        **insight_extras(facts.insight),
     }
     plain: dict[str, Any] = _plain(found)
     return plain

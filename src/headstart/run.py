@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from headstart.events import (
 from headstart.features import Extractor, Progress
 from headstart.forgetting import Forgetting, sentences
 from headstart.gains import judge
+from headstart.insight import Insight, look_into
 from headstart.judging import short
 from headstart.methods.method import Method
 from headstart.model import TransferModel
@@ -51,7 +52,7 @@ from headstart.run_folder import (
     wanted_folder,
     write_files,
 )
-from headstart.runtime import cores, device, versions
+from headstart.runtime import cores, device, timed, versions
 from headstart.sources import read, settled
 from headstart.training.job import Session
 from headstart.trunk import Trunk
@@ -84,6 +85,8 @@ class Run:
     verdict : tuple of str
     seconds : dict of str to float
         By step.
+    insight : Insight, optional
+        What the features tell beside the numbers; only the first process looks.
     """
 
     folder: Path
@@ -93,6 +96,7 @@ class Run:
     recipe: Recipe
     verdict: tuple[str, ...]
     seconds: dict[str, float]
+    insight: Insight | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -207,7 +211,7 @@ def _run(
         device(recipe.device)
     spec = resolve(recipe.backbone, offline=recipe.offline)
     weights = locate(spec, offline=recipe.offline)
-    with _timed(clock, "scan and checks"), main_first():
+    with timed(clock, "scan and checks"), main_first():
         data = read(source, recipe)
         recipe = settled(recipe, data)
         prepared = _prepared(data, recipe, cache, progress)
@@ -220,21 +224,21 @@ def _run(
             notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
     engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    with _timed(clock, "backbone and head" if is_dense else "backbone and engine"):
+    with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
         start = _blank(recipe, prepared, Trunk.read(spec, weights))
         plan = _plan(method, start, prepared, extractor)
     notify(plan)
     if not is_dense:
-        with _timed(clock, "features"), main_first():
+        with timed(clock, "features"), main_first():
             extractor.features(start.trunk, prepared.data.samples)
     session = _session(notify, checkpoints, resume, MEASURES.get(start.task.kind, "macro F1"))
-    with _timed(clock, "head" if plan.outline.plan is None else "training"):
+    with timed(clock, "head" if plan.outline.plan is None else "training"):
         model = method.fit(
             start, prepared.train, prepared.val, extractor=extractor, session=session
         )
-    with _timed(clock, "evaluation"), main_first():
-        parts = prepared.train, prepared.test
-        model, evaluation = judge(start, model, parts, extractor=extractor, seed=recipe.seed)
+    model, evaluation, insight = _judged(
+        start, model, prepared, extractor=extractor, seed=recipe.seed, clock=clock
+    )
     return Run(
         folder=Path(),
         model=model,
@@ -243,7 +247,28 @@ def _run(
         recipe=recipe,
         verdict=(*_stopped(model), *verdict(evaluation)),
         seconds=clock,
+        insight=insight,
     )
+
+
+def _judged(
+    start: TransferModel,
+    model: TransferModel,
+    prepared: Prepared,
+    *,
+    extractor: Extractor,
+    seed: int,
+    clock: dict[str, float],
+) -> tuple[TransferModel, AnyEvaluation, Insight | None]:
+    """Hold the model against the held-out part, and look into what it has learned from."""
+    with timed(clock, "evaluation"), main_first():
+        parts = prepared.train, prepared.test
+        model, evaluation = judge(start, model, parts, extractor=extractor, seed=seed)
+    if not is_main():
+        return model, evaluation, None
+    with timed(clock, "insight"):
+        found = look_into(start.trunk, model, prepared, evaluation, extractor=extractor, seed=seed)
+    return model, evaluation, found
 
 
 def _method(recipe: Recipe) -> Method:
@@ -356,14 +381,8 @@ def _facts(run: Run, command: str) -> Facts:
         verdict=run.verdict,
         seconds=run.seconds,
         command=command,
+        insight=run.insight,
     )
-
-
-@contextmanager
-def _timed(clock: dict[str, float], step: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    clock[step] = time.perf_counter() - begin
 
 
 def _both(first: Observer, second: Observer | None) -> Observer:

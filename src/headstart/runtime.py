@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +25,7 @@ __all__ = [
     "peak_memory",
     "prepare",
     "threads",
+    "timed",
     "versions",
 ]
 
@@ -177,3 +181,18 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def timed(clock: dict[str, float], step: str) -> Iterator[None]:
+    """Write down how many seconds a step took; one that fails is not written down.
+
+    >>> clock = {}
+    >>> with timed(clock, "sum"):
+    ...     total = sum(range(10))
+    >>> list(clock)
+    ['sum']
+    """
+    begin = time.perf_counter()
+    yield
+    clock[step] = time.perf_counter() - begin
