@@ -9,6 +9,7 @@ from typing import Any
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.spec import BackboneSpec
 from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.data import regimes
@@ -19,7 +20,7 @@ from headstart.methods.scratch import Scratch
 from headstart.training.optim import Training
 from headstart.trunk import Trunk
 
-__all__ = ["SMALL", "pretrain", "random_trunk", "regime_backbone"]
+__all__ = ["SMALL", "pretrain", "random_like", "random_trunk", "regime_backbone"]
 
 SMALL = f"timm/test_resnet?crop={regimes.SIDE}&resize={regimes.SIDE}"
 """The network of the drawn sets: 0.4 million parameters, a second or less an epoch."""
@@ -40,7 +41,15 @@ def random_trunk(architecture: str, *, seed: int = 0) -> Trunk:
     >>> random_trunk(SMALL).origin["from"]
     'random weights'
     """
-    spec = resolve(architecture)
+    return random_like(resolve(architecture), seed=seed)
+
+
+def random_like(spec: BackboneSpec, *, seed: int = 0) -> Trunk:
+    """Draw the weights of a backbone anew, instead of reading them.
+
+    >>> random_like(resolve(SMALL)).width
+    96
+    """
     network = load(spec, pretrained=False, seed=seed)
     origin = {"sha256": "", "from": "random weights", "file": ""}
     return Trunk(spec=spec, state=network.trunk.state_dict(), origin=origin)

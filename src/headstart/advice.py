@@ -1,0 +1,373 @@
+"""The race: which backbone, how much of it, how to learn, shown on held-out training pictures.
+
+Linear probes at several depths cost one look at every picture. At most two trainings are promoted
+and race against the best probe, fold by fold, until one is better beyond chance, nothing is
+gained, or the time is up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.contenders import (
+    Contender,
+    depths,
+    expected_features,
+    expected_probe,
+    expected_training,
+    probe_of,
+    raced,
+    refusal,
+    trainings,
+)
+from headstart.data.samples import Dataset
+from headstart.errors import TrainingError, UsageError
+from headstart.features import Extractor
+from headstart.methods.method import Method
+from headstart.probing import Entry, Ground, best_probe, gained, is_useless, probes
+from headstart.race import (
+    MEASURES,
+    RULE,
+    TRAININGS_SHARE,
+    Row,
+    best_of,
+    gain,
+    level_of,
+    picture_scores,
+    score,
+    undecidable,
+)
+from headstart.trunk import Trunk
+
+__all__ = ["BUDGET", "Decision", "decide", "foretell"]
+
+BUDGET = 300.0
+"""Seconds for the race and the training of its winner, where nothing else is said."""
+
+Told = Callable[[str], None]
+Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision:
+    """What was chosen, and why.
+
+    Parameters
+    ----------
+    method : Method
+    trunk : Trunk
+    engine : str
+        What made the features.
+    record : dict
+        As plain values, for the model's record and the report.
+    """
+
+    method: Method
+    trunk: Trunk
+    engine: str
+    record: dict[str, Any]
+
+
+def decide(
+    trunks: Sequence[Trunk],
+    train: Dataset,
+    val: Dataset | None = None,
+    *,
+    extractor: Extractor,
+    budget: float = BUDGET,
+    seed: int = 0,
+    told: Told | None = None,
+) -> Decision:
+    """Race the ways to learn on the training pictures, and choose one.
+
+    Parameters
+    ----------
+    trunks : sequence of Trunk
+        Backbones to choose from; the first is kept unless another is better beyond chance.
+    train : Dataset
+        Classes of whole pictures. All scores are of held-out pictures of this part.
+    val : Dataset, optional
+        What trainings stop on; by default a share of what they learn from.
+    extractor : Extractor
+    budget : float
+        Seconds for the race and the training of its winner; 0 for probes alone.
+    seed : int
+        Of folds and trainings.
+    told : callable, optional
+        Given a line for every step.
+
+    Raises
+    ------
+    UsageError
+        If there is no backbone, or boxes or masks are to be learned.
+    DataError
+        If a class has too few pictures or groups for two folds.
+
+    Examples
+    --------
+    >>> from headstart import Cache, read_dataset
+    >>> data, cache = read_dataset("demo:symbols"), Cache()  # doctest: +SKIP
+    >>> trunk = Trunk.open("embedded/efficientnet_lite0")  # doctest: +SKIP
+    >>> decide([trunk], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
+    'linear-probe'
+    """
+    ground = _ground(trunks, (train, val), extractor, budget, seed, told)
+    found = probes(ground, trunks)
+    best = best_probe(ground, found)
+    racing, out = _promoted(ground, best)
+    winner = _run(ground, best, racing) if racing else best
+    winner.note(state="chosen")
+    ground.why.append(f"Chosen: {winner.row.name}.")
+    entries = [*found, *racing, *out]
+    ground.estimated += sum(one.row.estimated for one in (*found, *racing))
+    return Decision(
+        method=winner.who.method,
+        trunk=winner.who.trunk,
+        engine=extractor.outlook(winner.who.whole, train.samples)[0].engine,
+        record=_record(ground, [one.row for one in entries]),
+    )
+
+
+def foretell(
+    trunks: Sequence[Trunk],
+    train: Dataset,
+    val: Dataset | None = None,
+    *,
+    extractor: Extractor,
+    budget: float = BUDGET,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Say what a race would do and what it would take, without learning anything.
+
+    Returns
+    -------
+    dict
+        As ``Decision.record``; a training's estimate is of all folds and the training afterwards,
+        so that the sum is the most that a race would take.
+
+    Raises
+    ------
+    UsageError, DataError
+        As ``decide``.
+    """
+    ground = _ground(trunks, (train, val), extractor, budget, seed, None)
+    rows = []
+    for trunk in trunks:
+        ends = depths(trunk)
+        looking = expected_features(trunk, train.samples, train, extractor=extractor)
+        for end in reversed(ends):
+            who = probe_of(trunk, end, seed, named=len(trunks) > 1)
+            solving = expected_probe(len(train), who.trunk.width, len(train.classes))
+            rows.append(Entry.of(who, _none(ground), estimated=looking / len(ends) + solving).row)
+    taken = sum(row.estimated for row in rows)
+    for place in trainings(trunks[0], seed, hopeless=False):
+        for who in place:
+            entry, reason, need = _considered(ground, who, taken)
+            rows.append(entry.row)
+            if not reason:
+                fold, whole = need
+                note = f"the first fold {_time(fold)}, the training afterwards {_time(whole)}"
+                folds = fold + fold / (1 + len(who.others)) * (len(ground.folds) - 1)
+                rows[-1] = replace(rows[-1], estimated=folds + whole, note=note)
+                taken += fold
+                break
+    ground.why.append(
+        "Trainings take part where the best probe answers enough held-out pictures wrong, and only "
+        "as long as they gain: the sum is the most that the race would take."
+    )
+    ground.estimated = sum(row.estimated for row in rows if row.state != "left out")
+    return _record(ground, rows)
+
+
+def _ground(
+    trunks: Sequence[Trunk],
+    parts: tuple[Dataset, Dataset | None],
+    extractor: Extractor,
+    budget: float,
+    seed: int,
+    told: Told | None,
+) -> Ground:
+    train, val = parts
+    if not trunks:
+        raise UsageError("Expected a backbone to choose from, got none; do name one.")
+    if train.is_dense:
+        raise UsageError(
+            f"Expected classes of whole pictures, got {train.kind}; do name the method, such as "
+            "--method finetune."
+        )
+    probe_of(trunks[0], "", seed).method.check(train)
+    return Ground(
+        train=train,
+        val=val,
+        extractor=extractor,
+        budget=budget,
+        seed=seed,
+        told=told or (lambda _: None),
+    )
+
+
+def _promoted(ground: Ground, best: Entry) -> tuple[list[Entry], list[Entry]]:
+    """Who races against the best probe, and who is left out, with the reason."""
+    if reason := undecidable(best.values, _level(ground)):
+        ground.why.append(f"{reason}. Nothing was trained.")
+        return [], []
+    if ground.budget <= 0:
+        ground.why.append("No time was given to train anything (--budget).")
+        return [], []
+    racing: list[Entry] = []
+    out: list[Entry] = []
+    trunk = best.who.whole
+    for place in trainings(trunk, ground.seed, hopeless=is_useless(ground, trunk)):
+        for who in place:
+            # Each that takes part runs a fold before the first look at them.
+            taken = ground.spent + sum(one.row.estimated for one in racing)
+            entry, reason, (fold, _) = _considered(ground, who, taken)
+            if not reason:
+                entry.note(estimated=fold)
+                racing.append(entry)
+                break
+            ground.why.append(f"{_capital(who.name)} was left out: {reason}.")
+            out.append(entry)
+    return racing, out
+
+
+def _considered(
+    ground: Ground, who: Contender, taken: float
+) -> tuple[Entry, str, tuple[float, float]]:
+    """A contender for promotion, why not, and the seconds of a fold and of a whole training."""
+    entry = Entry.of(who, _none(ground), state="promoted")
+    learn, asked = _parts(ground, ground.folds[0])
+    reason = refusal(who, [ground.train.subset(rows) for rows, _ in ground.folds])
+    if reason := reason.split(";")[0].rstrip("."):
+        entry.note(state="left out", note=reason)
+        return entry, reason, (0.0, 0.0)
+    fold = _expected(ground, who, learn, len(asked)) * (1 + len(who.others))
+    whole = _expected(ground, who, ground.train, 0)
+    if taken + fold + whole > ground.budget:
+        reason = (
+            f"one fold would take {_time(fold)} and the training afterwards {_time(whole)}, which "
+            f"is more than is left of {_time(ground.budget)} (--budget)"
+        )
+        entry.note(state="left out", note=reason)
+    return entry, reason, (fold, whole)
+
+
+def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
+    """Fold by fold, until one is better, none gains, or the time is up."""
+    alive = list(racing)
+    for number, fold in enumerate(ground.folds, start=1):
+        alive = [one for one in alive if _lap(ground, one, number, fold)]
+        gains = [_look(ground, one, best, number) for one in alive]
+        if (place := best_of(gains)) is not None:
+            won = alive[place]
+            ground.why.append(
+                f"{_capital(won.row.name)} is better than the {best.row.name}: {gained(won)}, on "
+                f"{won.row.pictures} held-out pictures."
+            )
+            return won
+        for one, found in zip(list(alive), gains, strict=True):
+            if found.interval.high < 0 or (number > 1 and found.interval.value <= 0):
+                one.note(note=f"no gain after {_folds(number)}")
+                alive.remove(one)
+        if not alive:
+            break
+    for one in racing:
+        if one.row.gain is not None:
+            tail = f" ({one.row.note})" if one.row.note else ""
+            ground.why.append(
+                f"{_capital(one.row.name)} is not better than the {best.row.name}, beyond chance: "
+                f"{gained(one)}{tail}."
+            )
+    return best
+
+
+def _lap(ground: Ground, one: Entry, number: int, fold: Fold) -> bool:
+    """Train on one fold's pictures and answer its others; False where the time is up."""
+    learn, asked = _parts(ground, fold)
+    rates = 1 + len(one.who.others)
+    expected = _expected(ground, one.who, learn, len(asked)) * rates
+    if number > 1:
+        usual = one.lap_seconds
+        whole = usual * len(ground.train) / len(learn)
+        if ground.spent + usual + whole > ground.budget:
+            one.note(note=f"the time was up after {_folds(number - 1)}")
+            return False
+    begin = ground.spent
+    try:
+        logits, one.who = raced(one.who, learn, ground.val, asked, extractor=ground.extractor)
+    except TrainingError as error:
+        one.note(note=str(error).split(";")[0], seconds=one.row.seconds + ground.spent - begin)
+        return False
+    one.values[fold[1]] = picture_scores(ground.train.kind, asked.targets(), logits)
+    one.lap_seconds = (ground.spent - begin) / rates
+    before = one.row.estimated if number > 1 else 0.0
+    one.note(seconds=one.row.seconds + ground.spent - begin, estimated=before + expected)
+    return True
+
+
+def _look(ground: Ground, one: Entry, best: Entry, number: int) -> Any:
+    """Compare one with the best probe on the pictures that it has answered."""
+    there, kind = ~np.isnan(one.values), ground.train.kind
+    groups = None if ground.groups is None else ground.groups[there]
+    mine, other = one.values[there], best.values[there]
+    found = gain(mine, other, groups, kind, level=_level(ground))
+    one.note(
+        pictures=int(there.sum()),
+        score=score(mine, groups, kind),
+        against=best.row.name,
+        gain=found.interval,
+        distinguishable=found.distinguishable,
+    )
+    ground.told(
+        f"{one.who.name}, {_folds(number)} of {len(ground.folds)}: {gained(one)} over the probe, "
+        f"{one.row.seconds:.1f} s"
+    )
+    return found
+
+
+def _level(ground: Ground) -> float:
+    """Two trainings, each looked at after every fold."""
+    return level_of(TRAININGS_SHARE, 2 * len(ground.folds))
+
+
+def _expected(ground: Ground, who: Contender, data: Dataset, asked: int) -> float:
+    return expected_training(who, data, ground.val, asked, extractor=ground.extractor)
+
+
+def _parts(ground: Ground, fold: Fold) -> tuple[Dataset, Dataset]:
+    return ground.train.subset(fold[0]), ground.train.subset(fold[1])
+
+
+def _none(ground: Ground) -> NDArray[np.float64]:
+    return np.full(len(ground.train), np.nan)
+
+
+def _record(ground: Ground, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "measure": MEASURES[ground.train.kind],
+        "rule": RULE,
+        "why": list(ground.why),
+        "budget": ground.budget,
+        "estimated": ground.estimated,
+        "seconds": ground.spent,
+        "pictures": len(ground.train),
+        "folds": len(ground.folds),
+        "rows": [row.as_dict() for row in rows],
+    }
+
+
+def _folds(number: int) -> str:
+    return f"{number} fold{'s' * (number > 1)}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,206 @@
+"""Linear probes at several depths of several backbones, on the same held-out pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.contenders import (
+    Contender,
+    costs,
+    depths,
+    expected_features,
+    expected_probe,
+    probe_of,
+)
+from headstart.data.repeats import nested_fractions
+from headstart.data.samples import Dataset
+from headstart.data.splits import kfold
+from headstart.features import Extractor
+from headstart.pretraining import random_like
+from headstart.race import PROBES_SHARE, Row, best_of, gain, level_of, picture_scores, score
+from headstart.training.probe import Problem, search_penalty
+from headstart.trunk import Trunk
+
+__all__ = ["Entry", "Ground", "best_probe", "gained", "is_useless", "probes"]
+
+FOLDS = 5
+
+CONTROL_PICTURES = 500
+CONTROL_FROM = 200
+"""Training pictures that random weights are tried on, and from which on they are."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(kw_only=True, eq=False)
+class Entry:
+    """A contender in a race: what its answer to each picture was worth, and its row.
+
+    Parameters
+    ----------
+    who : Contender
+    values : array, shape (n,)
+        NaN where it has not answered.
+    row : Row
+    lap_seconds : float
+        Of the last fold, one training.
+    """
+
+    who: Contender
+    values: Floats
+    row: Row
+    lap_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, who: Contender, values: Floats, **more: Any) -> Entry:
+        """Enter a contender; ``more`` are fields of its row."""
+        row = Row(
+            name=who.name,
+            backbone=who.trunk.spec.name,
+            stage=who.trunk.spec.until,
+            method=who.method.name,
+            megabytes=who.megabytes,
+            **more,
+        )
+        return cls(who=who, values=values, row=row)
+
+    def note(self, **changes: Any) -> None:
+        """Write into its row."""
+        self.row = replace(self.row, **changes)
+
+
+@dataclass(kw_only=True, eq=False)
+class Ground:
+    """What all contenders share: pictures, folds, time, and what is noted on the way.
+
+    Parameters
+    ----------
+    train : Dataset
+    val : Dataset or None
+        What trainings stop on.
+    extractor : Extractor
+    budget : float
+        Seconds.
+    seed : int
+    told : callable
+        Given a line for every step.
+    """
+
+    train: Dataset
+    val: Dataset | None
+    extractor: Extractor
+    budget: float
+    seed: int
+    told: Callable[[str], None]
+    begin: float = field(default_factory=time.perf_counter)
+    why: list[str] = field(default_factory=list)
+    estimated: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.groups = self.train.groups()
+        self.folds = kfold(self.train.targets(), FOLDS, blocks=self.groups, seed=self.seed)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the race began."""
+        return time.perf_counter() - self.begin
+
+
+def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
+    """Probe every backbone at several depths; the first one's whole network comes first."""
+    found: list[Entry] = []
+    train = ground.train
+    for trunk in trunks:
+        ends, begin = depths(trunk), ground.spent
+        expected = expected_features(trunk, train.samples, train, extractor=ground.extractor)
+        features, _ = ground.extractor.stage_features(trunk, train.samples, ends)
+        looking = (ground.spent - begin) / len(ends)
+        for end in reversed(ends):
+            begin = ground.spent
+            who = probe_of(trunk, end, ground.seed, named=len(trunks) > 1)
+            values = _held_out(train, features[end], ground.folds)
+            solving = expected_probe(len(train), who.trunk.width, len(train.classes))
+            entry = Entry.of(
+                who,
+                values,
+                pictures=len(values),
+                score=score(values, ground.groups, train.kind),
+                seconds=looking + ground.spent - begin,
+                estimated=expected / len(ends) + solving,
+            )
+            ground.told(f"{who.name}: {entry.row.score}, {entry.row.seconds:.1f} s")
+            found.append(entry)
+    return found
+
+
+def best_probe(ground: Ground, found: list[Entry]) -> Entry:
+    """The first one, unless another is better beyond chance."""
+    first, *others = found
+    level = level_of(PROBES_SHARE, len(others))
+    gains = []
+    for one in others:
+        more = gain(one.values, first.values, ground.groups, ground.train.kind, level=level)
+        one.note(against=first.row.name, gain=more.interval, distinguishable=more.distinguishable)
+        gains.append(more)
+    place = best_of(gains)
+    if place is not None:
+        best = others[place]
+        ground.why.append(
+            f"The {best.row.name} is better than the {first.row.name}: {gained(best)}."
+        )
+        return best
+    if others:
+        ground.why.append(f"No other probe is better than the {first.row.name}, beyond chance.")
+    return first
+
+
+def is_useless(ground: Ground, trunk: Trunk) -> bool:
+    """Whether the same network with random weights probes as well: the source is no help."""
+    train = ground.train
+    if len(train) < CONTROL_FROM:
+        return False
+    if len(train) > CONTROL_PICTURES:
+        share = CONTROL_PICTURES / len(train)
+        rows = nested_fractions(train.targets(), (share,), blocks=ground.groups, seed=ground.seed)
+        train = train.subset(rows[share])
+    begin, kind = ground.spent, train.kind
+    looking = len(train) * costs(trunk, train, ground.extractor).seconds
+    ground.estimated += looking + 2 * expected_probe(len(train), trunk.width, len(train.classes))
+    folds = kfold(train.targets(), FOLDS, blocks=train.groups(), seed=ground.seed)
+    learned, drawn = (
+        _held_out(train, ground.extractor.features(one, train.samples).values, folds)
+        for one in (trunk, random_like(trunk.spec, seed=ground.seed))
+    )
+    found = gain(learned, drawn, train.groups(), kind, level=0.95)
+    told = f"{drawn.mean():.3f} with random weights, {learned.mean():.3f} with the learned ones"
+    ground.told(f"control, a probe on {len(train)} pictures: {told}, {ground.spent - begin:.1f} s")
+    if found.distinguishable and found.interval.value > 0:
+        return False
+    ground.why.append(
+        f"What the backbone has learned is of no use here: a probe on {len(train)} pictures "
+        f"reaches {told}. So training from scratch takes part."
+    )
+    return True
+
+
+def gained(one: Entry) -> str:
+    """Its gain, in a few characters."""
+    found = one.row.gain
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else "not measured"
+
+
+def _held_out(
+    data: Dataset, features: Any, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
+) -> Floats:
+    """What a probe's answers out of fold are worth."""
+    targets = data.targets()
+    problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
+    found = search_penalty(features, problem, folds, weighted=problem.is_weighted("auto"))
+    logits = np.asarray(found.held_out, dtype=np.float64)
+    return picture_scores(data.kind, targets, logits)
