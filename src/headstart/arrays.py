@@ -18,6 +18,7 @@ __all__ = [
     "Ints",
     "Weights",
     "check_width",
+    "labelled",
     "mean_defined",
     "multiclass_pair",
     "pair",
@@ -126,6 +127,28 @@ def check_width(truth: Ints, guess: Ints, n_classes: int) -> None:
             f"Expected labels of {n_classes} classes, got labels of {found}; do number classes "
             "from 0 to K - 1 and pass that K."
         )
+
+
+def labelled(features: Array, targets: Array) -> tuple[Floats, Ints]:
+    """Rows of features, and each row's class from 0 on, whatever the classes are called.
+
+    >>> labelled([[0.5], [1.5]], ["no", "yes"])
+    (array([[0.5],
+           [1.5]]), array([0, 1]))
+    """
+    f: Any = np.asarray(features, dtype=np.float64)
+    labels = np.asarray(targets)
+    if f.ndim != 2 or labels.shape != (len(f),):
+        raise UsageError(
+            f"Expected features (n, d) and n targets, got shapes {f.shape} and {labels.shape}; do "
+            "pass one row and one label a picture."
+        )
+    if not np.isfinite(f).all():
+        raise UsageError("Expected finite features, got NaN or infinity; do leave those rows out.")
+    names, codes = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        raise UsageError(f"Expected two classes or more, got {len(names)}; do add pictures.")
+    return f, codes
 
 
 def width(truth: Ints, guess: Ints) -> int:

@@ -5,16 +5,13 @@ Every score is better when higher, and compares backbones on the same pictures a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from headstart.arrays import Floats, labelled
 from headstart.errors import UsageError
 
 __all__ = ["h_score", "knn_correctness", "log_me", "shrunk_h_score", "trans_rate"]
-
-Floats = NDArray[np.float64]
 
 STEPS = 200
 """Of the fixed-point iteration of LogME, which converges in a few dozen."""
@@ -283,16 +280,5 @@ def _class_means(f: Floats, columns: Floats) -> Floats:
 
 def _checked(features: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
     """Features in float64, and one 0/1 column for each label that occurs."""
-    f: Any = np.asarray(features, dtype=np.float64)
-    labels = np.asarray(targets)
-    if f.ndim != 2 or labels.shape != (len(f),):
-        raise UsageError(
-            f"Expected features (n, d) and n targets, got shapes {f.shape} and {labels.shape}; do "
-            "pass one row and one label a picture."
-        )
-    if not np.isfinite(f).all():
-        raise UsageError("Expected finite features, got NaN or infinity; do leave those rows out.")
-    names, codes = np.unique(labels, return_inverse=True)
-    if len(names) < 2:
-        raise UsageError(f"Expected two classes or more, got {len(names)}; do add pictures.")
-    return f, np.eye(len(names))[codes]
+    f, codes = labelled(features, targets)
+    return f, np.eye(codes.max() + 1)[codes]
