@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
 from sklearn.metrics import f1_score
 
-from headstart.errors import ModelFileError
+from headstart.errors import ModelFileError, UsageError
 from headstart.metrics import log_loss
 from headstart.tasks.classification import Classification
 
@@ -110,3 +112,77 @@ def test_few_pictures_answered_right_do_not_ask_for_any_confidence():
     assert careful == pytest.approx(grid[cost.argmin()], rel=1e-3)
     many = task.calibrated(np.tile(logits, (400, 1)), np.tile(targets, 400), spread=0.25)
     assert many.temperature < 0.45
+
+
+# ------------------------------------------------------------------------- abstaining
+
+SURE = Classification(classes=ANIMALS.classes, max_risk=0.05)
+
+
+def test_without_a_wish_nothing_is_chosen_and_nothing_abstains():
+    task = ANIMALS.calibrated(*drawn(1.0))
+    assert task.selected is None
+    assert task.abstains(task.probabilities(np.zeros((2, 3)))) is None
+
+
+def test_answers_begin_where_the_risk_is_shown_to_be_low_enough():
+    logits, targets = drawn(2.0)
+    task = SURE.calibrated(logits, targets)
+    chances = task.probabilities(logits)
+    left_out = task.abstains(chances)
+    wrong = task.predicted(chances) != targets
+    assert 0.1 < left_out.mean() < 0.9
+    assert wrong[~left_out].mean() == pytest.approx(task.selected.risk)
+    assert task.selected.risk < task.selected.bound <= 0.05 < wrong.mean()
+    assert chances.max(axis=1)[left_out].max() < chances.max(axis=1)[~left_out].min()
+
+
+def test_groups_prove_less():
+    logits, targets = drawn(1.0, n=1000)
+    groups = np.arange(1000) // 10
+    alone, together = (SURE.calibrated(logits, targets, groups=g).selected for g in (None, groups))
+    assert together.provable > alone.provable
+
+
+def test_a_wish_that_cannot_be_shown_to_hold_is_remembered_and_nothing_abstains():
+    logits, targets = drawn(1.0, n=30)
+    task = SURE.calibrated(logits, targets)
+    assert task.max_risk == 0.05
+    assert task.selected.threshold is None
+    assert task.abstains(task.probabilities(logits)) is None
+
+
+@pytest.mark.parametrize("n", [30, 4000])
+def test_what_was_chosen_is_kept_in_the_file(n):
+    task = SURE.calibrated(*drawn(1.0, n=n))
+    assert Classification.from_dict(json.loads(json.dumps(task.as_dict()))) == task
+
+
+def test_a_file_of_an_older_version_is_read():
+    values = ANIMALS.as_dict()
+    del values["max_risk"], values["selected"]
+    assert Classification.from_dict(values) == ANIMALS
+
+
+@pytest.mark.parametrize(
+    "change", [{"selected": {"threshold": 0.5}}, {"max_risk": 2}, {"max_risk": "x"}]
+)
+def test_a_file_with_a_choice_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ModelFileError):
+        Classification.from_dict(ANIMALS.as_dict() | change)
+
+
+def test_a_wish_for_several_labels_is_refused():
+    with pytest.raises(UsageError, match="any number of labels"):
+        Classification(classes=("red", "round"), kind="multilabel", max_risk=0.05)
+
+
+def test_two_classes_abstain_by_the_likelier_one():
+    rng = np.random.default_rng(4)
+    logits = np.stack([np.zeros(3000), rng.normal(scale=3, size=3000)], axis=1)
+    targets = (rng.random(3000) < expit(logits[:, 1])).astype(int)
+    task = Classification(classes=("no", "yes"), max_risk=0.1).calibrated(logits, targets)
+    chances = task.probabilities(logits)
+    left_out = task.abstains(chances)
+    assert left_out.any()
+    assert set(task.predicted(chances)[~left_out]) == {0, 1}

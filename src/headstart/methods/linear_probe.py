@@ -111,11 +111,11 @@ class LinearProbe:
         search = search_penalty(
             extracted.values, problem, folds, penalties=self.penalties, weighted=weighted
         )
-        task = Classification(classes=train.classes, kind=train.kind)
+        task = Classification(classes=train.classes, kind=train.kind, max_risk=model.task.max_risk)
         return replace(
             model,
             head=search.head,
-            task=task.calibrated(search.held_out, targets),
+            task=task.calibrated(search.held_out, targets, groups=train.groups()),
             engine=extracted.engine.engine,
             record={
                 **model.record,

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.samples import Kind
-from headstart.errors import ModelFileError
+from headstart.errors import ModelFileError, UsageError
+from headstart.resampling import Groups
+from headstart.selective import Selected, threshold_for_risk
 
 __all__ = ["Classification"]
 
@@ -34,6 +36,16 @@ class Classification:
         Logits are divided by it before they become probabilities.
     thresholds : tuple of float
         Multilabel only: a label is given from this probability on; empty means 0.5.
+    max_risk : float or None
+        Multiclass only: share of the answers that may be wrong; what is less sure is left to
+        somebody else.
+    selected : Selected or None
+        The confidence that answers begin at, chosen for ``max_risk`` when the task is calibrated.
+
+    Raises
+    ------
+    UsageError
+        If ``max_risk`` is no share, or is asked of several labels.
 
     Examples
     --------
@@ -46,6 +58,21 @@ class Classification:
     kind: Kind = "multiclass"
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
+    max_risk: float | None = None
+    selected: Selected | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_risk is not None and self.kind == "multilabel":
+            raise UsageError(
+                "Expected `max_risk` for one class a picture, got it for any number of labels, "
+                "where no one confidence answers for all; do leave it out: a label is given from "
+                "a probability of its own on."
+            )
+        if self.max_risk is not None and not 0 < self.max_risk < 1:
+            raise UsageError(
+                f"Expected `max_risk` to lie between 0 and 1, got {self.max_risk}; do give a share "
+                "such as 0.02."
+            )
 
     @property
     def name(self) -> str:
@@ -75,10 +102,26 @@ class Classification:
             return [tuple(names[row.astype(bool)]) for row in predicted]
         return [self.classes[index] for index in predicted]
 
+    def abstains(self, probabilities: Array) -> NDArray[np.bool_] | None:
+        """Whether each picture's answer is too unsure to count, shape (n,).
+
+        None where no confidence was chosen: nothing is known of what a threshold would do.
+        """
+        if self.selected is None or self.selected.threshold is None:
+            return None
+        return np.asarray(probabilities.max(axis=1) < self.selected.threshold)
+
     def calibrated(
-        self, logits: Array, targets: NDArray[np.integer[Any]], *, spread: float = math.inf
+        self,
+        logits: Array,
+        targets: NDArray[np.integer[Any]],
+        *,
+        spread: float = math.inf,
+        groups: Groups = None,
     ) -> Classification:
         """Return the same task with temperature (and thresholds) fitted on held-out logits.
+
+        With ``max_risk`` the confidence that answers begin at is chosen on them as well.
 
         Parameters
         ----------
@@ -90,6 +133,8 @@ class Classification:
             How far the logarithm of the temperature is likely to be from 0 (the standard
             deviation of a normal prior). A few dozen pictures that are all answered right would
             otherwise ask for any confidence; many pictures outweigh it.
+        groups : n hashables, optional
+            Pictures that are not independent of each other, for ``max_risk``.
 
         Returns
         -------
@@ -102,14 +147,26 @@ class Classification:
         """
         fitted = replace(self, temperature=_best_temperature(self, logits, targets, spread))
         if self.kind == "multiclass":
-            return fitted
+            return fitted._selecting(logits, targets, groups)
         probabilities = fitted.probabilities(logits)
         columns = zip(targets.T, probabilities.T, strict=True)
         return replace(fitted, thresholds=tuple(_best_threshold(*pair) for pair in columns))
 
+    def _selecting(
+        self, logits: Array, targets: NDArray[np.integer[Any]], groups: Groups
+    ) -> Classification:
+        if self.max_risk is None:
+            return replace(self, selected=None)
+        chances = self.probabilities(logits)
+        correct = self.predicted(chances) == targets
+        sure = chances.max(axis=1)
+        found = threshold_for_risk(sure, correct, max_risk=self.max_risk, groups=groups)
+        return replace(self, selected=found)
+
     def as_dict(self) -> dict[str, Any]:
         """The task as plain values, for model.json."""
-        return {"name": self.name, **asdict(self)}
+        selected = None if self.selected is None else self.selected.as_dict()
+        return {"name": self.name, **asdict(self), "selected": selected}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Classification:
@@ -120,14 +177,17 @@ class Classification:
         ModelFileError
             If a value is missing or makes no sense.
         """
+        risk, selected = values.get("max_risk"), values.get("selected")  # older files have none
         try:
             task = cls(
                 classes=tuple(str(name) for name in values["classes"]),
                 kind=values["kind"],
                 temperature=float(values["temperature"]),
                 thresholds=tuple(float(t) for t in values["thresholds"]),
+                max_risk=None if risk is None else float(risk),
+                selected=None if selected is None else Selected.from_dict(selected),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, UsageError) as error:
             raise ModelFileError(f"Expected a classification task, got {error!r}.") from error
         if (
             task.kind not in {"multiclass", "multilabel"}

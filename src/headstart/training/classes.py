@@ -131,7 +131,9 @@ class ClassObjective:
     def settled(self, task: Classification, answers: NDArray[np.float64]) -> Classification:
         """Fit the temperature (and thresholds) to the held-out logits."""
         blank = replace(task, temperature=1.0, thresholds=())
-        return blank.calibrated(answers, self.val.targets(), spread=TEMPERATURE_SPREAD)
+        return blank.calibrated(
+            answers, self.val.targets(), spread=TEMPERATURE_SPREAD, groups=self.val.groups()
+        )
 
     @cached_property
     def _targets(self) -> NDArray[np.intp]:
