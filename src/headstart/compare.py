@@ -16,6 +16,8 @@ from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
 from headstart.blank import blank
 from headstart.cache import Cache
+from headstart.compare_figure import draw
+from headstart.compare_page import render_page
 from headstart.comparison import Cell, Comparison
 from headstart.comparison_files import add_cell, read_cells, write
 from headstart.contrasts import Judging, curves, effects, sentences
@@ -99,7 +101,7 @@ def compare(
     -------
     comparison : Comparison
     folder : Path
-        With compare.json, table.csv and log.jsonl.
+        With compare.html, compare.png, compare.json, table.csv and log.jsonl.
 
     Raises
     ------
@@ -131,6 +133,8 @@ def compare(
         log.close()
         with told_where(wanted):
             write(found, folder)
+            draw(found, folder / "compare.png")
+            (folder / "compare.html").write_text(render_page(found), encoding="utf-8")
             final = claim(folder, wanted)
             (kept / CELLS).unlink(missing_ok=True)
     return found, final

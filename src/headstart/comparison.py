@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from headstart.intervals import Interval
@@ -35,6 +36,14 @@ class Cell:
         Whether the backbone's answers were there already, so that ``seconds`` is without them.
     cpu_seconds, gpu_seconds : float
         What the processor worked and the GPU was held: a proxy of energy, no measurement of it.
+    trains : str
+        What learned, such as ``head, solved`` or ``layer4 and head``.
+    parameters : int
+        That learned.
+    steps : int
+        Of gradient descent that were taken; 0 where a solver did it.
+    rules : mapping of str to float
+        What simple rules reach on the same test pictures, by their names, in the same measure.
     draws : tuple of float
         The score on resampled test pictures, the same resamples for all cells of a comparison;
         empty where every seed has a test part of its own.
@@ -52,6 +61,10 @@ class Cell:
     cached: bool = False
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    trains: str = ""
+    parameters: int = 0
+    steps: int = 0
+    rules: Mapping[str, float] = field(default_factory=dict)
     draws: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,6 +84,12 @@ class Point:
     score : Interval
     seconds, cpu_seconds, gpu_seconds : float
         Mean of a training.
+    trains : str
+        What learned.
+    parameters, steps : int
+        That learned, and of gradient descent that were taken; means, rounded.
+    rules : mapping of str to float
+        Mean score of simple rules on the same test pictures.
     scores : tuple of float
         Of every seed (and fold).
     """
@@ -81,6 +100,10 @@ class Point:
     seconds: float
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    trains: str = ""
+    parameters: int = 0
+    steps: int = 0
+    rules: Mapping[str, float] = field(default_factory=dict)
     scores: tuple[float, ...] = ()
 
 

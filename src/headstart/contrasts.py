@@ -37,12 +37,16 @@ class Judging:
         values = np.asarray([cell.score.value for cell in first])
         if second:
             values = values - [cell.score.value for cell in second]
+        known = np.isfinite(values)  # a measure may be undefined on a test part, such as no object
+        if not known.any():
+            return Contrast(value=math.nan, error=math.nan, freedom=0, method="undefined")
+        values = values[known]
         if self.test_share is not None:
             return corrected_resampled(values, test_share=self.test_share)
         draws = np.asarray([cell.draws for cell in first])
         if second:
             draws = draws - np.asarray([cell.draws for cell in second])
-        return hierarchical(values, draws, units=self.units)
+        return hierarchical(values, draws[known], units=self.units)
 
     def __str__(self) -> str:
         if self.test_share is not None:
@@ -110,7 +114,7 @@ def sentences(shown: Sequence[Curve], found: Sequence[Effect], measure: str) -> 
 def _saved(curve: Curve, measure: str) -> str:
     """How much of the best a curve's fewest pictures reach."""
     few, most = curve.points[0], curve.points[-1]
-    if few is most or not most.score.value > 0:
+    if few is most or not most.score.value > 0 or math.isnan(few.score.value):
         return ""
     return (
         f"{curve.name}: with {few.fraction:.0%} of the pictures it reaches "
@@ -146,6 +150,13 @@ def _point(cells: Sequence[Cell], judging: Judging) -> Point:
         seconds=mean("seconds"),
         cpu_seconds=mean("cpu_seconds"),
         gpu_seconds=mean("gpu_seconds"),
+        trains=cells[0].trains,
+        parameters=round(mean("parameters")),
+        steps=round(mean("steps")),
+        rules={
+            name: float(np.mean([cell.rules.get(name, math.nan) for cell in cells]))
+            for name in cells[0].rules
+        },
         scores=tuple(cell.score.value for cell in cells),
     )
 
@@ -177,6 +188,8 @@ def _at(curve: Curve, share: float) -> Interval:
 
 
 def _shown(one: Interval, sign: str = "") -> str:
+    if math.isnan(one.value):
+        return "undefined"
     bounds = "[unknown]"
     if not math.isnan(one.low):
         bounds = f"[{one.low:{sign}.3f}, {one.high:{sign}.3f}]"
