@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from headstart.box_evaluation import evaluate_detections
 from headstart.data.truths import Boxes
 from headstart.dense import Detections
 from headstart.evaluation import evaluate_probabilities
+from headstart.selective import threshold_for_risk
 from headstart.tasks.classification import Classification
 from headstart.tasks.detection import Detection
 
@@ -45,6 +47,17 @@ def test_labels_are_listed_in_one_cell():
     assert [row["truth"] for row in rows] == ["red|round", "", "round"]
     assert [row["answer"] for row in rows] == ["red|round", "", "red"]
     assert [row["correct"] for row in rows] == ["1", "1", "0"]
+
+
+def test_who_abstains_has_a_column_where_somebody_may():
+    chosen = threshold_for_risk(np.linspace(0, 1, 999), np.arange(999) > 300, max_risk=0.05)
+    task = replace(ANIMALS, max_risk=0.05, selected=replace(chosen, threshold=0.6))
+    chances = np.array([[0.6, 0.4, 0.0], [0.59, 0.4, 0.01]])
+    found = evaluate_probabilities(task, chances, np.array([0, 0]), names=("a", "b"))
+    rows = list(csv.DictReader(io.StringIO(class_csv(found))))
+    assert [row["abstains"] for row in rows] == ["0", "1"]
+    assert [row["answer"] for row in rows] == ["ant", "ant"]
+    assert [row["bee"] for row in rows] == ["0.400000"] * 2
 
 
 @pytest.fixture

@@ -96,6 +96,16 @@ def test_predictions_name_the_picture_and_the_label(console):
     assert "(none)" in shown
 
 
+def test_who_abstains_is_shown_beside_the_class(console):
+    one = Prediction(name="b.jpg", label="red", probability=0.9, probabilities={}, abstains=True)
+    two = Prediction(name="c.jpg", label="red", probability=0.99, probabilities={}, abstains=False)
+    show_predictions(console, [one, two], ("red",))
+    lines = text(console).splitlines()
+    assert lines[0].split() == ["picture", "label", "probability", "answer"]
+    assert lines[1].split() == ["b.jpg", "red", "0.900", "abstains"]
+    assert lines[2].split() == ["c.jpg", "red", "0.990", "given"]
+
+
 def test_findings_can_be_shown_in_full(console):
     show_findings(console, findings(30), limit=100)
     assert text(console).count("warning:") == 30

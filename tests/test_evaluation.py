@@ -29,6 +29,7 @@ from headstart.intervals import (
     wilson_interval,
 )
 from headstart.model import TransferModel
+from headstart.selective import threshold_for_risk
 from headstart.tasks.classification import Classification
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
@@ -408,3 +409,29 @@ def test_a_multilabel_model_is_judged_on_single_labels_too(model, extractor):
     found = evaluate(replace(model, task=task), data, extractor=extractor, train=data)
     np.testing.assert_array_equal(found.targets, [[1, 0, 0], [0, 0, 1]])
     json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_threshold_is_held_against_the_judged_pictures():
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.full(3, 0.1), 2000)
+    targets = np.array([rng.choice(3, p=p) for p in chances])
+    sure, correct = chances.max(axis=1), chances.argmax(axis=1) == targets
+    chosen = threshold_for_risk(sure, correct, max_risk=0.1)
+    task = replace(ANIMALS, max_risk=0.1, selected=chosen)
+    found = judged(task, chances[:200], targets[:200])
+    kept = sure[:200] >= chosen.threshold
+    assert found.abstention.coverage == wilson_interval(kept.sum(), 200)
+    assert found.abstention.risk == wilson_interval((~correct[:200])[kept].sum(), kept.sum())
+    assert found.metrics["accuracy"] == wilson_interval(correct[:200].sum(), 200)  # of all
+    told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert told["abstention"]["coverage"]["value"] == kept.mean()
+    assert 0 < told["aurc"] < np.mean(~correct[:200])
+    assert found.abstention.sentence() in verdict(found)
+
+
+def test_without_a_wanted_risk_nothing_is_said_of_abstaining():
+    found = judged(PAIR, [[0.9, 0.1], [0.2, 0.8]], [0, 1])
+    assert found.abstention is None
+    assert found.as_dict()["abstention"] is None
+    assert not any("bstain" in sentence for sentence in verdict(found))
+    assert judged(LABELS, [[0.9, 0.1]], [[1, 0]]).as_dict()["aurc"] is None

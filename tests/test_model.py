@@ -20,6 +20,8 @@ from headstart.evaluation import evaluate
 from headstart.features import Extractor
 from headstart.heads.pooled import LinearHead
 from headstart.model import Prediction, TransferModel, predictions_csv, predictions_json
+from headstart.model_folder import load, save
+from headstart.selective import threshold_for_risk
 from headstart.tasks.classification import Classification
 from headstart.trunk import Trunk
 
@@ -321,3 +323,49 @@ def test_several_labels_are_not_judged_as_one(model, labels):
     assert model.aligned(data.subset([0])).targets().tolist() == [0]
     several = replace(model, task=replace(model.task, kind="multilabel"))
     assert several.aligned(data).targets().sum() == 1 + len(labels)
+
+
+# ------------------------------------------------------------------------- abstaining
+
+
+@pytest.fixture(scope="module")
+def careful(model):
+    """A model that answers about half of what it is asked."""
+    logits = model.linear_head().logits
+    extractor = Extractor(cache=Cache(), engine="fp32", device="cpu")
+    samples = [Sample(image=pixels) for pixels in random_pixels(40)]
+    sure = model.task.probabilities(logits(extractor.features(model.trunk, samples).values))
+    chosen = threshold_for_risk(np.linspace(0, 1, 1000), np.arange(1000) > 300, max_risk=0.05)
+    chosen = replace(chosen, threshold=float(np.median(sure.max(axis=1))))
+    return replace(model, task=replace(model.task, max_risk=0.05, selected=chosen))
+
+
+def test_what_is_too_unsure_abstains_and_keeps_its_class(model, careful):
+    pictures = random_pixels(40)
+    free, held = ask(model, pictures), ask(careful, pictures)
+    assert [one.label for one in free] == [one.label for one in held]
+    assert {one.abstains for one in free} == {None}
+    threshold = careful.task.selected.threshold
+    assert [one.abstains for one in held] == [one.probability < threshold for one in free]
+    assert {one.abstains for one in held} == {False, True}
+
+
+def test_files_say_who_abstains_only_where_somebody_may(model, careful):
+    pictures = random_pixels(40)
+    free, held = ask(model, pictures), ask(careful, pictures)
+    assert all("abstains" not in row for row in predictions_json(free))
+    assert [row["abstains"] for row in predictions_json(held)] == [p.abstains for p in held]
+    assert "abstains" not in predictions_csv(free)
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(held))))
+    assert [row["abstains"] for row in rows] == [str(int(p.abstains)) for p in held]
+    assert [float(row["bee"]) for row in rows] == pytest.approx(
+        [p.probabilities["bee"] for p in held], abs=1e-6
+    )
+
+
+def test_a_model_that_may_abstain_is_saved_and_loaded(careful, tmp_path):
+    save(careful, tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert again.task == careful.task
+    pictures = random_pixels(5)
+    assert ask(again, pictures) == ask(careful, pictures)

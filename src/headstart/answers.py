@@ -47,6 +47,8 @@ def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
 def class_csv(evaluation: Evaluation) -> str:
     """Every picture with its truth, answer and probabilities, as the text of a CSV file.
 
+    A model that may abstain has a column for it, 0 or 1, behind ``correct``.
+
     >>> from headstart.evaluation import evaluate_probabilities
     >>> task = Classification(classes=("cat", "dog"))
     >>> one = evaluate_probabilities(
@@ -58,12 +60,15 @@ def class_csv(evaluation: Evaluation) -> str:
     task = evaluation.task
     truth = _by_name(task, evaluation.targets)
     answer = _by_name(task, evaluation.predicted)
-    rows = zip(evaluation.names, truth, answer, evaluation.correct, strict=True)
+    unsure = task.abstains(evaluation.probabilities)
+    left_out = [[]] * len(truth) if unsure is None else [[int(one)] for one in unsure]
+    rows = zip(evaluation.names, truth, answer, evaluation.correct, left_out, strict=True)
+    may = [] if unsure is None else ["abstains"]
     return _table(
-        ["picture", "truth", "answer", "correct", *task.classes],
+        ["picture", "truth", "answer", "correct", *may, *task.classes],
         (
-            [name, true, said, int(right), *(f"{chance:.6f}" for chance in chances)]
-            for (name, true, said, right), chances in zip(
+            [name, true, said, int(right), *out, *(f"{chance:.6f}" for chance in chances)]
+            for (name, true, said, right, out), chances in zip(
                 rows, evaluation.probabilities, strict=True
             )
         ),

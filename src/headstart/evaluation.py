@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart import metrics
+from headstart.abstention import Abstention, judge_abstention
 from headstart.baselines import (
     Baseline,
     correctness,
@@ -25,6 +26,7 @@ from headstart.intervals import Interval, bootstrap_intervals, proportion_interv
 from headstart.mask_evaluation import MaskEvaluation, evaluate_masks
 from headstart.metrics import Reliability
 from headstart.model import TransferModel
+from headstart.selective import risk_coverage
 from headstart.tasks.classification import Classification
 
 __all__ = [
@@ -87,6 +89,8 @@ class Evaluation:
     baselines : tuple of Baseline
     n_groups : int or None
         Groups that were resampled whole, if the pictures have groups.
+    abstention : Abstention or None
+        What answering only from a confidence on brought, where a risk was wanted.
     """
 
     task: Classification
@@ -98,6 +102,7 @@ class Evaluation:
     reliability: Reliability
     baselines: tuple[Baseline, ...] = ()
     n_groups: int | None = None
+    abstention: Abstention | None = None
 
     @property
     def predicted(self) -> Targets:
@@ -127,6 +132,8 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Every number as plain values, for report.json."""
+        several, said = self.task.kind == "multilabel", self.abstention
+        sure = self.probabilities.max(axis=1)
         return {
             "pictures": len(self.names),
             "groups": self.n_groups,
@@ -140,7 +147,9 @@ class Evaluation:
                 }
                 for row in self.per_class
             ],
-            "confusion": None if self.task.kind == "multilabel" else self.confusion.tolist(),
+            "confusion": None if several else self.confusion.tolist(),
+            "aurc": None if several else risk_coverage(sure, self.correct).aurc,
+            "abstention": None if said is None else said.as_dict(),
             "baselines": [
                 {
                     "name": baseline.name,
@@ -314,6 +323,7 @@ def evaluate_probabilities(
         reliability=metrics.reliability_curve(targets, probabilities, CALIBRATION_BINS),
         baselines=baselines,
         n_groups=None if groups is None else len(np.unique(groups)),
+        abstention=judge_abstention(task.selected, probabilities.max(axis=1), correct, groups),
     )
 
 

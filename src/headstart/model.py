@@ -39,12 +39,16 @@ class Prediction:
         Calibrated probability of ``label``; for multilabel of the likeliest label.
     probabilities : dict of str to float
         Of every class, by name.
+    abstains : bool or None
+        Whether ``label`` is too unsure to count, for a model with a wanted risk; None where no
+        such threshold was chosen.
     """
 
     name: str
     label: str | tuple[str, ...]
     probability: float
     probabilities: dict[str, float]
+    abstains: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,13 +238,16 @@ class TransferModel:
 
     def _classified(self, samples: Sequence[Sample], extractor: Extractor) -> Iterator[Prediction]:
         chances = self.predict_probabilities(samples, extractor=extractor)
-        rows = zip(samples, self.task.labels(chances), chances, strict=True)
-        for sample, label, chance in rows:
+        unsure = self.task.abstains(chances)
+        left_out = [None] * len(chances) if unsure is None else unsure.tolist()
+        rows = zip(samples, self.task.labels(chances), chances, left_out, strict=True)
+        for sample, label, chance, abstains in rows:
             yield Prediction(
                 name=sample.name,
                 label=label,
                 probability=float(chance.max()),
                 probabilities=dict(zip(self.task.classes, map(float, chance), strict=True)),
+                abstains=abstains,
             )
 
 
@@ -249,12 +256,15 @@ Answer = Prediction | Detections | Segmented
 
 
 def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Predictions as plain values."""
-    return [asdict(prediction) for prediction in predictions]
+    """Predictions as plain values; ``abstains`` where the model has a threshold for it."""
+    rows = [asdict(prediction) for prediction in predictions]
+    return [{k: v for k, v in row.items() if k != "abstains" or v is not None} for row in rows]
 
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
     """Predictions as the text of a CSV file: picture, label, probability, every class.
+
+    A model that may abstain has a column for it, 0 or 1, behind the probability.
 
     >>> one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
     >>> predictions_csv([one]).splitlines()
@@ -263,9 +273,11 @@ def predictions_csv(predictions: Sequence[Prediction]) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     classes = list(predictions[0].probabilities) if predictions else []
-    writer.writerow(["picture", "label", "probability", *classes])
+    may = any(one.abstains is not None for one in predictions)
+    writer.writerow(["picture", "label", "probability", *["abstains"] * may, *classes])
     for one in predictions:
         label = one.label if isinstance(one.label, str) else "|".join(one.label)
-        numbers = [one.probability, *one.probabilities.values()]
-        writer.writerow([one.name, label, *(f"{number:.6f}" for number in numbers)])
+        first, *others = (f"{x:.6f}" for x in (one.probability, *one.probabilities.values()))
+        said = [int(bool(one.abstains))] * may
+        writer.writerow([one.name, label, first, *said, *others])
     return table.getvalue()

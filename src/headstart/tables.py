@@ -132,7 +132,7 @@ def show_predictions(console: Console, found: Iterable[Answer], classes: Sequenc
     rows = [row for one in found for row in _rows(one, classes)]
     table = Table(box=None, padding=(0, 2))
     for title in rows[0] if rows else ():
-        is_text = title in {"picture", "label", "class"}
+        is_text = title in {"picture", "label", "class", "answer"}
         table.add_column(title, justify="left" if is_text else "right")
     for row in rows:
         table.add_row(*map(escape, row.values()))
@@ -162,7 +162,10 @@ def _rows(one: Answer, classes: Sequence[str]) -> list[dict[str, str]]:
             for name, share in shares.items()
         ]
     label = one.label if isinstance(one.label, str) else ", ".join(one.label) or "(none)"
-    return [{"picture": one.name, "label": label, "probability": f"{one.probability:.3f}"}]
+    row = {"picture": one.name, "label": label, "probability": f"{one.probability:.3f}"}
+    if one.abstains is None:
+        return [row]
+    return [row | {"answer": "abstains" if one.abstains else "given"}]
 
 
 def _class_table(parts: Mapping[str, Dataset], kind: str) -> Table:

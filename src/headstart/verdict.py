@@ -52,6 +52,7 @@ def _of_classes(evaluation: Evaluation) -> tuple[str, ...]:
     return (
         f"{what} {accuracy} on {_pictures(evaluation)} (95 % interval).",
         *map(_against, evaluation.baselines),
+        *(() if evaluation.abstention is None else (evaluation.abstention.sentence(),)),
         *_wide(accuracy),
         *_unseen([row.name for row in evaluation.per_class if row.count == 0]),
     )
