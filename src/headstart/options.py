@@ -19,6 +19,7 @@ __all__ = [
     "FitCommand",
     "GroupBy",
     "HeadName",
+    "MaxRisk",
     "MethodName",
     "ModelFolder",
     "NoCache",
@@ -95,6 +96,13 @@ NoCache = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
 TestFraction = Annotated[
     float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
+]
+MaxRisk = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the answers that may be wrong, such as 0.02: the model abstains where it is "
+        "not sure enough."
+    ),
 ]
 Track = Annotated[
     str,

@@ -45,6 +45,9 @@ class Recipe:
         Go on although the same picture lies on both sides of a split.
     test_fraction : float
         Share of the pictures to test on, where the data bring no split.
+    max_risk : float, optional
+        Share of a classifier's answers that may be wrong, between 0 and 1: where it is less sure
+        than that takes, it abstains. The threshold is chosen on pictures held out of training.
     engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
         Arithmetic of the frozen backbone; ``auto`` measures.
     device : {"auto", "cpu", "cuda", "mps"}
@@ -71,6 +74,7 @@ class Recipe:
     bad_files: BadFiles = "error"
     allow_overlap: bool = False
     test_fraction: float = 0.2
+    max_risk: float | None = None
     engine: str = "auto"
     device: str = "auto"
     offline: bool | None = None
@@ -83,6 +87,11 @@ class Recipe:
             raise UsageError(f"Expected `size` to be 0 or more pixels, got {self.size}.")
         if self.seed < 0:
             raise UsageError(f"Expected `seed` to be 0 or more, got {self.seed}.")
+        if self.max_risk is not None and not 0 < self.max_risk < 1:
+            raise UsageError(
+                f"Expected `max_risk` to lie between 0 and 1, got {self.max_risk}; do give a share "
+                "such as 0.02."
+            )
         if not 0 < self.test_fraction < 1:
             raise UsageError(
                 "Expected `test_fraction` to lie between 0 and 1, got "
@@ -103,6 +112,11 @@ class Recipe:
         >>> found.task, found.method.train_from, found.method.seed
         ('detection', 'last:1', 3)
         """
+        if self.max_risk is not None and data.kind != "multiclass":
+            raise UsageError(
+                f"Expected one class a picture where a risk is wanted, got {data.kind} in "
+                f"{data.name!r}; do leave --max-risk out: its answers have thresholds of their own."
+            )
         task = task_of(data)
         if self.task not in {"auto", task}:
             raise UsageError(

@@ -361,7 +361,7 @@ def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
         "seed": recipe.seed,
         "versions": versions(),
     }
-    return blank(
+    made = blank(
         trunk,
         train,
         head=recipe.head,
@@ -370,6 +370,9 @@ def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
         record=record,
         offline=recipe.offline,
     )
+    if recipe.max_risk is None:
+        return made
+    return replace(made, task=replace(made.task, max_risk=recipe.max_risk))
 
 
 def _facts(run: Run, command: str) -> Facts:
