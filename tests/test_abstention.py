@@ -1,12 +1,25 @@
+"""What abstaining brings is counted on other pictures, alone and through a whole run."""
+
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from headstart.abstention import judge_abstention
+from headstart.cache import Cache
+from headstart.data.samples import Dataset
+from headstart.errors import UsageError
 from headstart.intervals import proportion_interval, wilson_interval
+from headstart.methods.finetune import Finetune
+from headstart.methods.linear_probe import LinearProbe
+from headstart.model_folder import load
+from headstart.recipe import Recipe
+from headstart.run import fit
 from headstart.selective import threshold_for_risk
+from headstart.training.optim import Training
 
 
 @pytest.fixture
@@ -69,3 +82,68 @@ def test_a_threshold_of_minus_infinity_reads_as_nothing(chosen):
     )
     assert found.coverage.value == 1
     assert "below 0.000" in found.sentence()
+
+
+# ------------------------------------------------------------------------- through a run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Dark and light noise, learned easily: 30 pictures of each."""
+    root = tmp_path_factory.mktemp("data") / "noise"
+    for name, mean in (("dark", 60), ("light", 180)):
+        (root / name).mkdir(parents=True)
+        for i in range(30):
+            rng = np.random.default_rng([i, mean])
+            pixels = rng.normal(mean, 30, (40, 40, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+RECIPE = Recipe(engine="fp32", device="cpu", method=LinearProbe(), max_risk=0.2)
+
+
+def test_a_run_chooses_on_the_training_part_and_judges_on_the_test_part(pictures, store, tmp_path):
+    run = fit(pictures, RECIPE, out=tmp_path / "run", cache=store)
+    chosen = run.model.task.selected
+    assert chosen.pictures == len(run.prepared.train)
+    assert chosen.threshold is not None
+    assert run.recipe.as_dict()["max_risk"] == 0.2
+    told = json.loads((run.folder / "report.json").read_text())["evaluation"]["abstention"]
+    assert told["selected"] == chosen.as_dict()
+    assert told["coverage"]["value"] == run.evaluation.abstention.coverage.value
+    moved = run.folder.rename(tmp_path / "elsewhere")
+    found = load(moved).predict([s.image for s in run.prepared.test.samples], cache=store)
+    assert np.mean([not one.abstains for one in found]) == told["coverage"]["value"]
+    rows = (moved / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "picture,truth,answer,correct,abstains,dark,light"
+
+
+def test_a_run_that_cannot_show_the_risk_says_so_and_answers_everything(pictures, store, tmp_path):
+    run = fit(pictures, replace(RECIPE, max_risk=0.01), out=tmp_path / "run", cache=store)
+    assert any("could show no less than" in sentence for sentence in run.verdict)
+    [one] = load(run.folder).predict(run.prepared.test.samples[0].image, cache=store)
+    assert one.abstains is None
+
+
+def test_fine_tuning_chooses_on_the_held_out_pictures(pictures, store, tmp_path):
+    method = Finetune(train_from="head", training=Training(epochs=1))
+    run = fit(pictures, replace(RECIPE, method=method), out=tmp_path / "run", cache=store)
+    assert run.model.task.selected.pictures < len(run.prepared.train)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "detection", "segmentation"])
+def test_other_tasks_are_refused(kind):
+    data = Dataset(samples=(), classes=("a",), kind=kind)
+    with pytest.raises(UsageError, match="leave --max-risk out"):
+        RECIPE.settled(data)
+
+
+def test_a_risk_that_is_no_share_is_refused():
+    with pytest.raises(UsageError, match="max_risk"):
+        Recipe(max_risk=1.5)
