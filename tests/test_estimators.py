@@ -452,3 +452,24 @@ def test_methods_that_train_are_named_or_given(method, backbone, tmp_path):
     assert by_name == METHODS[method](seed=5, loss=replace(settings.loss, imbalance="none"))
     with pytest.raises(UnknownNameError, match=method):
         ImageClassifier(method=method[:-1], **options).fit(pictures, labels)
+
+
+# ---------------------------------------------------------------- abstaining
+
+
+def test_with_a_wanted_risk_it_says_which_pictures_are_too_unsure(classifier):
+    pictures, names = coloured(n=16)
+    classifier.set_params(max_risk=0.3).fit(pictures, names)
+    threshold = classifier.model_.task.selected.threshold
+    sure = classifier.predict_proba(pictures).max(axis=1)
+    np.testing.assert_array_equal(classifier.abstains(pictures), sure < threshold)
+    assert clone(classifier).max_risk == 0.3
+
+
+def test_where_no_threshold_is_known_it_says_why(classifier):
+    pictures, names = coloured(n=4)
+    with pytest.raises(UsageError, match="got none wanted"):
+        classifier.fit(pictures, names).abstains(pictures)
+    classifier.set_params(max_risk=0.01)
+    with pytest.raises(UsageError, match="could show no less than"):
+        classifier.fit(pictures, names).abstains(pictures)

@@ -49,6 +49,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     folds : int
         Of the cross-validation that chooses the penalty.
     imbalance : {"auto", "none", "balanced"}
+    max_risk : float or None
+        Share of the answers that may be wrong; ``abstains`` says which pictures are too unsure
+        for it.
     engine, device : str
     cache_dir : str or None
         Where features are kept; None is the user's cache.
@@ -79,6 +82,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str | Method = "linear-probe",
         folds: int = 5,
         imbalance: Imbalance = "auto",
+        max_risk: float | None = None,
         engine: str = "auto",
         device: str = "auto",
         cache_dir: str | None = None,
@@ -88,6 +92,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.method = method
         self.folds = folds
         self.imbalance = imbalance
+        self.max_risk = max_risk
         self.engine = engine
         self.device = device
         self.cache_dir = cache_dir
@@ -118,7 +123,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         samples = select(data.samples, cache=store, bad_files="error")
         method = self._method()
         trunk = Trunk.open(self.backbone)
-        blank = TransferModel(trunk=trunk, task=Classification(classes=data.classes))
+        task = Classification(classes=data.classes, max_risk=self.max_risk)
+        blank = TransferModel(trunk=trunk, task=task)
         extractor = Extractor(cache=store, engine=self.engine, device=self.device)
         self.model_ = method.fit(blank, replace(data, samples=samples), extractor=extractor)
         self.classes_ = names
@@ -138,6 +144,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         engine = runnable(self.model_.engine, device=self.device)
         extractor = Extractor(cache=store, engine=engine, device=self.device)
         return self.model_.predict_probabilities(samples, extractor=extractor)
+
+    def abstains(self, X: Any) -> NDArray[np.bool_]:
+        """Say which pictures' answers are too unsure for ``max_risk``, shape (n,).
+
+        Raises
+        ------
+        UsageError
+            If no risk was wanted, or no threshold could be shown to reach it; it says why.
+        """
+        found = self.predict_proba(X)
+        unsure = self.model_.task.abstains(found)
+        if unsure is None:
+            chosen = self.model_.task.selected
+            why = "got none wanted; do set `max_risk`." if chosen is None else chosen.sentence()
+            raise UsageError(f"Expected a threshold for a wanted risk, {why}")
+        return np.asarray(unsure)
 
     def score(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
