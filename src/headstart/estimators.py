@@ -75,7 +75,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     array(['half', 'full'], dtype='<U4')
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - scikit-learn's contract: an argument a setting
         self,
         backbone: str = DEFAULT_BACKBONE,
         *,
