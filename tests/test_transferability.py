@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
+from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -60,6 +61,22 @@ def test_h_score_says_nothing_where_features_are_many_and_shrinkage_does() -> No
     telling = noise + 3 * np.eye(3, 200)[targets]
     assert h_score(noise, targets) == pytest.approx(2)
     assert shrunk_h_score(noise, targets) < 0.9 * shrunk_h_score(telling, targets)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 4), (30, 80), (6, 1)])
+def test_shrunk_h_score_is_that_of_scikit_learns_covariance(n: int, d: int) -> None:
+    f, targets = np.random.default_rng(0).normal(size=(n, d)), np.arange(n) % 3
+    f[:, 0] += 3 * targets
+    covariance, shrinkage = ledoit_wolf(f)
+    means = np.asarray([f[targets == c].mean(axis=0) for c in range(3)])[targets] - f.mean(axis=0)
+    between = (1 - shrinkage) * means.T @ means / n
+    wanted = np.trace(np.linalg.solve(covariance, between))
+    assert shrunk_h_score(f, targets) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("score", SCORES[1:])
+def test_features_that_are_all_alike_are_worth_nothing(score) -> None:
+    assert score(np.full((9, 4), 0.1), np.arange(9) % 3) == pytest.approx(0, abs=1e-9)
 
 
 def test_trans_rate_is_the_difference_of_log_determinants() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "Floats",
     "Ints",
     "Weights",
+    "centred",
     "check_width",
     "labelled",
     "mean_defined",
@@ -149,6 +150,19 @@ def labelled(features: Array, targets: Array) -> tuple[Floats, Ints]:
     if len(names) < 2:
         raise UsageError(f"Expected two classes or more, got {len(names)}; do add pictures.")
     return f, codes
+
+
+def centred(features: Floats) -> Floats:
+    """Columns less their means; those that do not vary are 0 and not rounding's remains.
+
+    >>> centred(np.array([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]]))
+    array([[ 0., -1.],
+           [ 0.,  0.],
+           [ 0.,  1.]])
+    """
+    spread = features - features.mean(axis=0)
+    flat = np.abs(spread).max(axis=0) <= 1e-13 * np.abs(features).max(axis=0)
+    return np.asarray(np.where(flat, 0.0, spread))
 
 
 def width(truth: Ints, guess: Ints) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from headstart.arrays import Floats, Ints, labelled
+from headstart.arrays import Floats, Ints, centred, labelled
 
 __all__ = ["gbc", "parc", "sfda"]
 
@@ -184,7 +184,7 @@ def _log_posterior(f: Floats, codes: Ints, share: float) -> Floats:
 
 def _components(f: Floats, most: int) -> Floats:
     """Coordinates along the principal components, centred, shape (n, most at most)."""
-    u, s, _ = np.linalg.svd(f - f.mean(axis=0), full_matrices=False)
+    u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
     kept = max(1, min(most, int((s > 1e-10 * s[0]).sum())))
     return np.asarray(u[:, :kept] * s[:kept])
 

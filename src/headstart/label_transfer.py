@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 from numpy.typing import ArrayLike
 
-from headstart.arrays import Floats, Ints, labelled
+from headstart.arrays import Floats, Ints, centred, labelled
 from headstart.errors import UsageError
 
 __all__ = ["leep", "nce", "nleep"]
@@ -166,10 +166,9 @@ def nleep(
 
 def _principal(f: Floats) -> Floats:
     """Coordinates that hold most of the variance, of unit total; one of zeros if none varies."""
-    spread = f - f.mean(axis=0)
-    u, s, _ = np.linalg.svd(spread, full_matrices=False)
+    u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
     total = float((s**2).sum())
-    if s[0] <= 1e-12 * max(float(np.abs(f).max()), 1e-300):
+    if total <= 0:
         return np.zeros((len(f), 1))
     kept = int(np.searchsorted(np.cumsum(s**2), ENERGY * total)) + 1
     found = u[:, :kept] * s[:kept]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headstart.arrays import Floats, labelled
+from headstart.arrays import Floats, centred, labelled
 from headstart.errors import UsageError
 
 __all__ = ["h_score", "knn_correctness", "log_me", "shrunk_h_score", "trans_rate"]
@@ -129,11 +129,9 @@ def h_score(features: ArrayLike, targets: ArrayLike) -> float:
     1.0
     """
     f, columns = _checked(features, targets)
-    f = f - f.mean(axis=0)
-    means = _class_means(f, columns)
-    covariance = f.T @ f / len(f)
-    between = means.T @ means / len(f)
-    return float(np.trace(np.linalg.pinv(covariance, hermitian=True) @ between))
+    u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
+    held = s > 1e-10 * max(s[0], 1e-300)
+    return float((_class_means(u[:, held], columns) ** 2).sum())
 
 
 def shrunk_h_score(features: ArrayLike, targets: ArrayLike) -> float:
@@ -166,14 +164,21 @@ def shrunk_h_score(features: ArrayLike, targets: ArrayLike) -> float:
     >>> shrunk_h_score(noise, y) < h_score(noise, y)
     True
     """
-    from sklearn.covariance import ledoit_wolf
-
     f, columns = _checked(features, targets)
-    f = f - f.mean(axis=0)
-    covariance, shrinkage = ledoit_wolf(f, assume_centered=True)
-    means = _class_means(f, columns)
-    between = (1 - shrinkage) * means.T @ means / len(f)
-    return float(np.trace(np.linalg.pinv(covariance, hermitian=True) @ between))
+    n, d = f.shape
+    u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
+    variances = s**2 / n  # along the principal axes; 0 along all others, where no mean lies
+    mean = variances.sum() / d
+    if mean <= 0:
+        return 0.0
+    places = u * s
+    distance = (variances**2).sum() - d * mean**2
+    noise = (((places**2).sum(axis=1) ** 2).sum() / n - (variances**2).sum()) / n
+    shrinkage = float(min(noise / distance, 1.0)) if distance > 0 else 0.0
+    between = (_class_means(places, columns) ** 2).mean(axis=0)
+    total = (1 - shrinkage) * variances + shrinkage * mean
+    held = total > 1e-20 * total.max()
+    return float((1 - shrinkage) * (between[held] / total[held]).sum())
 
 
 def trans_rate(features: ArrayLike, targets: ArrayLike, *, distortion: float = 1e-4) -> float:
@@ -212,7 +217,7 @@ def trans_rate(features: ArrayLike, targets: ArrayLike, *, distortion: float = 1
     f, columns = _checked(features, targets)
     if not distortion > 0:
         raise UsageError(f"Expected `distortion` to be above 0, got {distortion}; do use 1e-4.")
-    f = f - f.mean(axis=0)
+    f = centred(f)
     f = f / max(np.sqrt((f**2).sum() / len(f)), np.finfo(float).tiny)
     within = [f[column == 1] for column in columns.T]
     inner = sum(len(part) / len(f) * _coding_rate(part, distortion) for part in within)
