@@ -61,7 +61,7 @@ def test_what_could_not_be_chosen_is_said():
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [(0, "that is kept"), (20, "neither confirm nor refute"), (100, "that is MORE")],
+    [(0, "which is kept"), (20, "neither confirm nor refute"), (100, "EXCEEDED")],
 )
 def test_the_words_say_whether_the_wish_is_kept(chosen, wrong, said):
     found = judge_abstention(chosen, np.ones(500), np.arange(500) >= wrong)

@@ -32,6 +32,7 @@ from headstart.heads.pooled import LinearHead
 from headstart.intervals import Difference, Interval
 from headstart.model import TransferModel
 from headstart.report import Facts, render_card, render_html, render_json
+from headstart.selective import threshold_for_risk
 from headstart.tasks.classification import Classification
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
@@ -482,7 +483,7 @@ def test_a_model_without_a_penalty_search_has_no_curve() -> None:
     given = facts()
     bare = replace(given, model=replace(given.model, record={}))
     page = Page(render_html(bare))
-    assert len(page.all("svg")) == 1
+    assert len(page.all("svg")) == 2  # calibration and risk
     assert "penalty" not in page.section("made")
     assert render_card(bare)
 
@@ -591,7 +592,7 @@ def test_epochs_without_a_score_have_no_curve_of_it() -> None:
     assert "2 epochs. The loss" in page.section("training")
     assert "11.0000–1.0" in page.section("training")
     one = Page(render_html(tuned(epochs=epochs[:1])))
-    assert len(one.all("svg")) == 1
+    assert len(one.all("svg")) == 2  # calibration and risk
     assert "1 epoch;" in one.section("training")
 
 
@@ -647,3 +648,54 @@ def test_a_tuned_page_is_whole_and_its_names_are_text() -> None:
     assert page.section("training").count(HOSTILE) == 3
     assert page.section("kept").count(HOSTILE) == 3
     assert page.all("script") == []
+
+
+# ------------------------------------------------------------------------- abstaining
+
+
+def careful(max_risk: float = 0.1) -> Facts:
+    """A model with a threshold for a wanted risk, and as many pictures as that takes."""
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.full(2, 0.1), 1500)
+    targets = np.array([rng.choice(2, p=p) for p in chances])
+    sure, correct = chances.max(axis=1), chances.argmax(axis=1) == targets
+    chosen = threshold_for_risk(sure[300:], correct[300:], max_risk=max_risk)
+    given = facts()
+    task = replace(given.model.task, max_risk=max_risk, selected=chosen)
+    judged = evaluate_probabilities(
+        task, chances[:300], targets[:300], names=tuple(f"{i}.png" for i in range(300))
+    )
+    model = replace(given.model, task=task)
+    return replace(given, model=model, evaluation=judged, verdict=verdict(judged))
+
+
+def test_the_curve_of_risk_is_drawn_with_the_threshold_on_it() -> None:
+    given = careful(0.02)
+    said = given.evaluation.abstention
+    assert said.coverage.value < 1
+    html = render_html(given)
+    section = Page(html).section("selective")
+    assert f"{said.coverage.value:.3f}" in section
+    assert f"{said.risk.value:.3f}" in section
+    assert "Wanted: at most 0.02" in section
+    drawing = html.split('id="risk-title"')[1].split("</svg>")[0]
+    mark = re.search(r'class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawing)
+    assert float(mark[1]) == pytest.approx(300 * said.coverage.value, abs=0.1)
+    line = re.search(r'class="line" points="([^"]*)"', drawing)[1].split()
+    ends = [tuple(map(float, point.split(","))) for point in line]
+    assert ends[-1][0] == 300  # everything answered
+    nearest = min(ends, key=lambda point: abs(point[0] - float(mark[1])))
+    assert nearest[1] == pytest.approx(float(mark[2]), abs=3)
+    assert len(ends) < 70
+    told = render_json(given)["evaluation"]["abstention"]["selected"]
+    assert told["threshold"] == pytest.approx(said.selected.threshold)
+
+
+def test_a_risk_that_cannot_be_shown_is_said_on_the_page() -> None:
+    section = Page(render_html(careful(0.0001))).section("selective")
+    assert "No threshold is shown" in section
+    assert "Wanted" not in section
+
+
+def test_without_a_wanted_risk_the_page_says_how_to_want_one() -> None:
+    assert "--max-risk" in Page(render_html(facts())).section("selective")

@@ -47,11 +47,11 @@ class Abstention:
             judged = f"none of these pictures, so that nothing can be said of its answers; {wanted}"
             return f"Abstains below {self.selected.threshold:.3f}: it answers {judged}."
         if self.risk.low > self.selected.max_risk:
-            judged = "that is MORE: do not rely on it for pictures such as these"
+            judged = "which is EXCEEDED: do not rely on it for pictures such as these"
         elif self.risk.high <= self.selected.max_risk:
-            judged = "that is kept"
+            judged = "which is kept"
         else:
-            judged = "so many pictures can neither confirm nor refute it"
+            judged = "which these pictures can neither confirm nor refute"
         return (
             f"Abstains below {max(self.selected.threshold, 0):.3f}: it answers {self.coverage} of "
             f"the pictures, and {self.risk} of these answers are wrong; {wanted}, {judged}."

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from headstart import charts
+from headstart.abstention import Abstention
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Sample
 from headstart.evaluation import TITLES, Evaluation
 from headstart.heads.pooled import LinearHead
+from headstart.intervals import Interval, wilson_interval
 from headstart.model import TransferModel
 from headstart.pages import LIMITS, examples, thumbnails
+from headstart.selective import risk_coverage
 
 __all__ = ["class_extras", "class_page", "class_values"]
 
 ERRORS = ("log_loss", "brier", "ece")
 """Metrics that are better when lower."""
+
+MOST_POINTS = 60
+"""Of the curve of risk by coverage."""
 
 
 def class_values(evaluation: Evaluation, model: TransferModel) -> dict[str, Any]:
@@ -64,6 +70,7 @@ def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared)
             *([] if is_multilabel else [("confusion", "Confusions")]),
             ("classes", "Classes"),
             ("calibration", "Calibration"),
+            *([] if is_multilabel else [("selective", "Abstaining")]),
             *([] if is_multilabel else [("mistakes", "Mistakes")]),
         ],
         "examples": shown,
@@ -72,8 +79,62 @@ def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared)
         "counts": None if is_multilabel else evaluation.confusion,
         "per_class": _per_class(evaluation),
         "plot": charts.reliability_plot(evaluation.reliability, independent=independent),
+        "selective": None if is_multilabel else _selective(evaluation, independent),
         "penalties": charts.curve(candidates) if len(candidates) > 1 else None,
     }
+
+
+def _selective(evaluation: Evaluation, independent: bool) -> dict[str, Any]:
+    """Risk by coverage, placed in the box of the other curves; shares run from 0 to 1."""
+    n, said = len(evaluation.names), evaluation.abstention
+    curve = risk_coverage(evaluation.probabilities.max(axis=1), evaluation.correct)
+    rows = [
+        {"coverage": float(coverage), "risk": float(risk), "threshold": float(threshold)}
+        for coverage, risk, threshold in zip(
+            curve.coverage, curve.risk, curve.thresholds, strict=True
+        )
+    ]
+    shown = [rows[i] for i in charts.evenly(len(rows) - 1, MOST_POINTS)] + rows[-1:]
+    wanted = None if said is None else said.selected.max_risk
+    # The surest few pictures say little, and would decide the axis.
+    high = max([row["risk"] for row in shown if row["coverage"] >= 0.1] + [wanted or 0.0])
+    top = charts.axis_end(Interval(value=high, low=0.0, high=high * 1.2, method=""))
+    top = max(top, 0.01)
+
+    def at(coverage: float, risk: float) -> str:
+        x, y = charts.CURVE_WIDTH * coverage, charts.CURVE_HEIGHT * (1 - min(risk / top, 1.0))
+        return f"{x:.1f},{y:.1f}"
+
+    ends = [wilson_interval(r["risk"] * n * r["coverage"], n * r["coverage"]) for r in shown]
+    upper = [at(row["coverage"], end.high) for row, end in zip(shown, ends, strict=True)]
+    lower = [at(row["coverage"], end.low) for row, end in zip(shown, ends, strict=True)]
+    return {
+        "line": " ".join(at(row["coverage"], row["risk"]) for row in shown),
+        "band": " ".join(upper + lower[::-1]) if independent else "",
+        "ticks": [(charts.CURVE_HEIGHT * (1 - i / 4), top * i / 4) for i in range(5)],
+        "wanted": None if wanted is None else charts.CURVE_HEIGHT * (1 - wanted / top),
+        "mark": _mark(said, at),
+        "aurc": curve.aurc,
+        "said": said,
+        "rows": _at_coverages(rows),
+    }
+
+
+def _mark(said: Abstention | None, at: Callable[[float, float], str]) -> tuple[str, str] | None:
+    """Where the chosen threshold lies; None where there is none, or nothing was answered."""
+    if said is None or said.coverage is None or said.risk is None or math.isnan(said.risk.value):
+        return None
+    x, y = at(said.coverage.value, said.risk.value).split(",")
+    return x, y
+
+
+def _at_coverages(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The strictest threshold that answers at least so many tenths of the pictures."""
+    found = [
+        next(row for row in rows if row["coverage"] >= tenths / 10 - 1e-9)
+        for tenths in range(1, 11)
+    ]
+    return [row for i, row in enumerate(found) if row not in found[:i]]
 
 
 def class_extras(evaluation: Evaluation, prepared: Prepared) -> dict[str, Any]:
