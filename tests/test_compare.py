@@ -18,7 +18,7 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.events import Noted
 from headstart.intervals import Interval
 from headstart.recipe import Recipe
-from headstart.trials import Trials, method_named
+from headstart.trials import Trials, in_steps, method_named
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,39 @@ def test_methods_are_named_with_options() -> None:
         method_named("finetune?nonsense=1", "classification")
 
 
+@pytest.mark.parametrize(("kind", "batch"), [("multiclass", 16), ("detection", 8)])
+@pytest.mark.parametrize("pictures", [7, 40, 130])
+def test_steps_are_the_same_for_few_and_many(kind: Any, batch: int, pictures: int) -> None:
+    for name in ("scratch", "finetune"):
+        given: Any = in_steps(method_named(name, "classification"), 200, pictures, kind)
+        per_epoch = -(-pictures // batch)
+        assert abs(given.training.epochs * per_epoch - 200) <= per_epoch / 2
+    own: Any = in_steps(method_named("scratch?epochs=3", "classification"), 200, pictures, kind)
+    assert own.training.epochs == 3
+    probe = method_named("probe", "classification")
+    assert in_steps(probe, 200, pictures, kind) is probe
+
+
+def test_what_has_no_score_is_left_out() -> None:
+    nan = float("nan")
+    base, other = [0.80, 0.82, nan, 0.81, 0.80], [0.83, 0.88, 0.9, 0.86, nan]
+    judging = Judging(test_share=0.2)
+    (found,) = effects(_cells({"a": base, "b": other}), judging, "accuracy")
+    assert found.difference.value == pytest.approx((0.03 + 0.06 + 0.05) / 3)
+    (nothing,) = effects(_cells({"a": [nan, nan], "b": [0.5, 0.6]}), judging, "accuracy")
+    assert not nothing.distinguishable
+    assert "undefined" in nothing.sentence
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"methods": ("probe", "probe")}, {"seeds": 0}, {"fractions": (0.0,)}]
+    "wrong",
+    [
+        {"methods": ("probe", "probe")},
+        {"seeds": 0},
+        {"fractions": (0.0,)},
+        {"folds": 1},
+        {"steps": 0},
+    ],
 )
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="Expected"):

@@ -14,7 +14,17 @@ from headstart.intervals import Interval
 
 def test_scores_seconds_and_findings_are_shown() -> None:
     score = Interval(value=0.875, low=0.8, high=float("nan"), method="t")
-    point = Point(fraction=0.3, pictures=24, score=score, seconds=1.25, cpu_seconds=2.5)
+    point = Point(
+        fraction=0.3,
+        pictures=24,
+        score=score,
+        seconds=1.25,
+        cpu_seconds=2.5,
+        trains="layer4 and head",
+        parameters=12_810,
+        steps=150,
+        rules={"majority class": 0.375},
+    )
     found = Comparison(
         name="photos [a]",
         task="classification",
@@ -30,7 +40,10 @@ def test_scores_seconds_and_findings_are_shown() -> None:
     )
     text = io.StringIO()
     show_comparison(Console(file=text, width=80), found)
-    for part in ("photos [a]", "24 (30%)", "0.875", "2.5", "proxy", "finding 0", "2 more"):
+    shown = ("photos [a]", "24 (30%)", "0.875", "2.5", "proxy", "finding 0", "2 more")
+    baseline = ("majority class", "0.375")
+    for part in (*shown, *baseline, "150", "layer4 and head: 12,810 parameters"):
         assert part in text.getvalue()
+    assert all(len(line) <= 80 for line in text.getvalue().splitlines())
     plain = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert plain["curves"][0]["points"][0]["score"]["high"] is None

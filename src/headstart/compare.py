@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
-from headstart.blank import blank
 from headstart.cache import Cache
+from headstart.cells import Split, learned_from, train_cell
 from headstart.compare_figure import draw
 from headstart.compare_page import render_page
 from headstart.comparison import Cell, Comparison
@@ -24,10 +24,8 @@ from headstart.contrasts import Judging, curves, effects, sentences
 from headstart.data.prepare import Prepared, prepare
 from headstart.data.repeats import nested_fractions, repeats
 from headstart.data.samples import Dataset
-from headstart.evaluation import evaluate
 from headstart.events import DataReady, JsonLog, Noted, Observer, Progressed
-from headstart.features import Extractor
-from headstart.headlines import MEASURES, headline, redrawn
+from headstart.headlines import MEASURES
 from headstart.methods.method import Method, described
 from headstart.recipe import Recipe
 from headstart.resampling import units
@@ -39,10 +37,8 @@ from headstart.run_folder import (
     told_where,
     wanted_folder,
 )
-from headstart.runtime import device
 from headstart.sources import read, settled
-from headstart.training.job import Session
-from headstart.trials import Trials, method_named
+from headstart.trials import Trials, in_steps, method_named
 from headstart.trunk import Trunk
 
 __all__ = ["compare"]
@@ -51,19 +47,6 @@ SMALL = 200
 """Pictures below which a single split is too much a matter of luck."""
 
 CELLS = "cells.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Split:
-    """The pictures of one cell, whatever the method."""
-
-    seed: int
-    fold: int
-    fraction: float
-    train: Dataset
-    val: Dataset | None
-    test: Dataset
-    fixed: bool
 
 
 def compare(
@@ -155,7 +138,7 @@ class _Work:
         self.recipe = settled(recipe, data)
         self.trials, self.cache, self.tell = trials, cache, tell
         for name in trials.methods:  # wrong ones are said before anything is computed
-            self._method(name, 0)
+            self._named(name, 0)
         self.trunks = {name: self._trunk(name) for name in trials.backbones}
         begin = time.perf_counter()
         self.prepared = _prepared(data, self.recipe, cache, tell)
@@ -170,10 +153,16 @@ class _Work:
         spec = resolve(name, offline=self.recipe.offline)
         return Trunk.read(spec, locate(spec, offline=self.recipe.offline))
 
-    def _method(self, name: str, seed: int) -> Method:
+    def _named(self, name: str, seed: int) -> Method:
         return method_named(name, self.recipe.task, seed=seed, epochs=self.trials.epochs)
 
-    def splits(self) -> list[_Split]:
+    def _method(self, name: str, split: Split) -> Method:
+        method = self._named(name, split.seed)
+        if self.trials.steps is None:
+            return method
+        return in_steps(method, self.trials.steps, learned_from(split), split.train.kind)
+
+    def splits(self) -> list[Split]:
         seeds = range(self.recipe.seed, self.recipe.seed + self.trials.seeds)
         data = self.prepared.data
         if self.fixed:
@@ -196,7 +185,7 @@ class _Work:
             )
             val = self.prepared.val if self.fixed else None
             found += [
-                _Split(
+                Split(
                     seed=seed,
                     fold=fold,
                     fraction=share,
@@ -220,18 +209,25 @@ class _Work:
         ]
         found = []
         for number, (split, backbone, name) in enumerate(jobs, start=1):
-            method = self._method(name, split.seed)
+            method = self._method(name, split)
             key = self._key(split, backbone, method)
             cell = known.get(key)
             if cell is None:
-                cell = self._cell(split, backbone, name, method)
+                made = train_cell(
+                    split,
+                    method,
+                    trunk=self.trunks[backbone],
+                    recipe=self.recipe,
+                    cache=self.cache,
+                )
+                cell = replace(made, method=name, backbone=backbone)
                 add_cell(path, key, cell)
                 self.tell(Noted(text=_line(cell, number, len(jobs))))
             found.append(replace(cell, method=name, backbone=backbone))
             self.tell(Progressed(step="cells", done=number, total=len(jobs)))
         return tuple(found)
 
-    def _key(self, split: _Split, backbone: str, method: Method) -> str:
+    def _key(self, split: Split, backbone: str, method: Method) -> str:
         parts = (split.train, split.val or split.train.subset(()), split.test)
         decides = {
             "recipe": {**self.recipe.as_dict(), "method": None, "backbone": None},
@@ -243,44 +239,6 @@ class _Work:
             "targets": [part.targets().tolist() for part in parts],
         }
         return hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
-
-    def _cell(self, split: _Split, backbone: str, name: str, method: Method) -> Cell:
-        recipe, trunk = self.recipe, self.trunks[backbone]
-        method.check(split.train)
-        engine = "fp32" if recipe.engine == "auto" else recipe.engine
-        extractor = Extractor(cache=self.cache, engine=engine, device=recipe.device)
-        start = blank(
-            trunk,
-            split.train,
-            head=recipe.head,
-            size=recipe.size,
-            seed=split.seed,
-            offline=recipe.offline,
-        )
-        cached = False
-        if not split.train.is_dense and method.name != "scratch":
-            cached = extractor.outlook(start.trunk, split.train.samples)[1] == 0
-        begin, worked = time.perf_counter(), time.process_time()
-        model = method.fit(start, split.train, split.val, extractor=extractor, session=Session())
-        seconds, worked = time.perf_counter() - begin, time.process_time() - worked
-        if model.record.get("interrupted"):  # half a training is no cell
-            raise KeyboardInterrupt
-        evaluation = evaluate(model, split.test, extractor=extractor, seed=recipe.seed)
-        return Cell(
-            backbone=backbone,
-            method=name,
-            seed=split.seed,
-            fold=split.fold,
-            fraction=split.fraction,
-            pictures=len(split.train),
-            tested=len(split.test),
-            score=evaluation.metrics[headline(evaluation)],
-            seconds=seconds,
-            cached=cached,
-            cpu_seconds=worked,
-            gpu_seconds=seconds if device(recipe.device) == "cuda" else 0.0,
-            draws=redrawn(evaluation, split.test) if split.fixed else (),
-        )
 
     def summed(self, cells: tuple[Cell, ...], seconds: float, command: str) -> Comparison:
         data, test = self.prepared.data, self.prepared.test
@@ -301,9 +259,7 @@ class _Work:
             sentences=sentences(shown, found, measure),
             test=str(judging),
             split=self._split_in_words(),
-            budget="by each method's own default"
-            if self.trials.epochs is None
-            else f"{self.trials.epochs} epochs at most for all that train by gradient",
+            budget=self.trials.budget(),
             seconds=seconds,
             command=command,
         )

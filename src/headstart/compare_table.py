@@ -21,8 +21,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
     console.print(f"[bold]{escape(found.measure)}[/] of {escape(found.name)}", highlight=False)
     for line in (found.split, f"budget: {found.budget}", found.test):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
-    table = Table(box=None, padding=(0, 2))
-    for title in ("", "pictures", "mean", "seconds", "CPU s"):
+    table = Table(box=None, padding=(0, 1))
+    for title in ("", "pictures", "mean", "steps", "seconds", "CPU s"):
         table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
     for curve in found.curves:
         for at in curve.points:
@@ -30,13 +30,25 @@ def show_comparison(console: Console, found: Comparison) -> None:
                 escape(curve.name),
                 f"{at.pictures} ({at.fraction:.0%})",
                 escape(str(at.score)),
+                str(at.steps or "-"),
                 f"{at.seconds:.1f}",
                 f"{at.cpu_seconds:.1f}",
             )
+    for name, value in _rules(found).items():
+        table.add_row(f"[dim]{escape(name)}[/]", "", f"{value:.3f}" + " " * len(" [0.000, 1.000]"))
     console.print(table, highlight=False)
+    for curve in found.curves:
+        at = curve.points[-1]
+        told = f"  {curve.name} trains {at.trains}: {at.parameters:,} parameters"
+        console.print(escape(told), style="dim", highlight=False)
     console.print("  CPU seconds stand in for energy: a proxy", style="dim", highlight=False)
     for sentence in found.sentences[:SENTENCES]:
         console.print(f"  {escape(sentence)}", highlight=False)
     if len(found.sentences) > SENTENCES:
         more = len(found.sentences) - SENTENCES
         console.print(f"  … and {more} more in compare.json", style="dim")
+
+
+def _rules(found: Comparison) -> dict[str, float]:
+    """What rules that look at no picture reach, with all pictures to learn from."""
+    return dict(found.curves[0].points[-1].rules) if found.curves else {}

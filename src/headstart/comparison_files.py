@@ -44,11 +44,14 @@ def write(found: Comparison, folder: Path) -> None:
     (folder / "compare.json").write_text(text, encoding="utf-8")
     with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(
-            ("backbone", "method", "fraction", "pictures", found.measure, "low", "high", "seconds")
-        )
+        score = (found.measure, "low", "high")
+        costs = ("trains", "parameters", "steps", "seconds", "cpu_seconds", "gpu_seconds")
+        rules = list(dict.fromkeys(n for c in found.curves for at in c.points for n in at.rules))
+        rows.writerow(("backbone", "method", "fraction", "pictures", *score, *rules, *costs))
         for curve in found.curves:
             for at in curve.points:
-                s = at.score
-                cells = (at.fraction, at.pictures, s.value, s.low, s.high, round(at.seconds, 3))
-                rows.writerow((curve.backbone, curve.method, *cells))
+                s, simple = at.score, [at.rules.get(name, "") for name in rules]
+                cells = (at.fraction, at.pictures, s.value, s.low, s.high, *simple)
+                seconds = (at.seconds, at.cpu_seconds, at.gpu_seconds)
+                spent = (at.trains, at.parameters, at.steps, *(round(t, 3) for t in seconds))
+                rows.writerow((curve.backbone, curve.method, *cells, *spent))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from headstart.options import (
+    AllowOverlap,
     AsJson,
+    BadFiles,
+    Budget,
     Device,
+    Engine,
     GroupBy,
     HeadName,
     NoCache,
@@ -22,9 +25,14 @@ from headstart.options import (
     Seed,
     Size,
     Source,
+    TestFraction,
+    in_seconds,
+    opened_cache,
+    policy_of,
 )
+from headstart.options import Backbones as RacingBackbones
 
-__all__ = ["VERBS", "compare"]
+__all__ = ["VERBS", "compare", "plan"]
 
 
 Methods = Annotated[
@@ -49,6 +57,10 @@ Folds = Annotated[
 Epochs = Annotated[
     int | None, typer.Option(help="At most, of every method that trains by gradient.")
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Instead of epochs: the same number of steps for few and many pictures."),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; default runs/compare-<name>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")]
 
@@ -61,10 +73,14 @@ def compare(  # noqa: PLR0913 - one argument a flag
     fractions: Fractions = "1",
     folds: Folds = None,
     epochs: Epochs = None,
+    steps: Steps = None,
     out: Out = None,
     head: HeadName = "auto",
     size: Size = 0,
     group_by: GroupBy = None,
+    bad_files: BadFiles = "error",
+    allow_overlap: AllowOverlap = False,
+    test_fraction: TestFraction = 0.2,
     device: Device = "auto",
     offline: Offline = None,
     seed: Seed = 0,
@@ -73,7 +89,6 @@ def compare(  # noqa: PLR0913 - one argument a flag
     as_json: AsJson = False,
 ) -> None:
     """Train several ways on the same pictures, and say what can be told apart."""
-    from headstart.cache import Cache
     from headstart.compare import compare as run_compare
     from headstart.compare_table import show_comparison
     from headstart.console import terminal
@@ -87,17 +102,26 @@ def compare(  # noqa: PLR0913 - one argument a flag
         fractions=_shares(fractions),
         folds=folds,
         epochs=epochs,
+        steps=steps,
     )
     recipe = Recipe(
-        head=head, size=size, group_by=group_by, device=device, offline=offline, seed=seed
+        head=head,
+        size=size,
+        group_by=group_by,
+        bad_files=policy_of(bad_files),
+        allow_overlap=allow_overlap,
+        test_fraction=test_fraction,
+        device=device,
+        offline=offline,
+        seed=seed,
     )
-    with tempfile.TemporaryDirectory(prefix="headstart-") as empty, terminal(as_json) as shown:
+    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
         found, folder = run_compare(
             source,
             trials,
             recipe=recipe,
             out=out,
-            cache=Cache(Path(empty)) if no_cache else Cache(),
+            cache=cache,
             observer=shown,
             command=shlex.join(["headstart", *sys.argv[1:]]),
             resume=resume,
@@ -124,5 +148,55 @@ def _shares(text: str) -> tuple[float, ...]:
         ) from error
 
 
-VERBS: tuple[Callable[..., Any], ...] = (compare,)
+def plan(  # noqa: PLR0913 - one argument a flag
+    source: Source,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto for the race; or linear-probe, finetune, scratch, with options as in "
+            "finetune?train-from=all&epochs=5."
+        ),
+    ] = "auto",
+    backbones: RacingBackbones = "embedded/efficientnet_lite0",
+    budget: Budget = "2m",
+    head: HeadName = "auto",
+    size: Size = 0,
+    group_by: GroupBy = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    offline: Offline = None,
+    seed: Seed = 0,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what `fit` would do and how long it would take, without training."""
+    from headstart.console import terminal
+    from headstart.planning import plan as run_plan
+    from headstart.recipe import Recipe
+    from headstart.trials import method_named
+
+    first, *rivals = _names(backbones) or ("",)
+    recipe = Recipe(
+        backbone=first,
+        rivals=tuple(rivals),
+        method=None if method == "auto" else method_named(method, "classification", seed=seed),
+        budget=in_seconds(budget),
+        head=head,
+        size=size,
+        group_by=group_by,
+        engine=engine,
+        device=device,
+        offline=offline,
+        seed=seed,
+    )
+    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
+        found = run_plan(source, recipe, cache=cache, observer=shown)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+
+
+VERBS: tuple[Callable[..., Any], ...] = (
+    plan,
+    compare,
+)
 """In the order of ``headstart --help``."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
+if TYPE_CHECKING:
+    from headstart.cache import Cache
+
 __all__ = [
     "AllowOverlap",
     "AsJson",
+    "Backbone",
+    "Backbones",
     "BadFiles",
+    "Budget",
     "Device",
     "Engine",
     "FitCommand",
@@ -24,12 +33,17 @@ __all__ = [
     "ModelFolder",
     "NoCache",
     "Offline",
+    "RequireLead",
+    "Resume",
+    "RunFolder",
     "Seed",
     "Size",
     "Source",
     "Task",
     "TestFraction",
     "Track",
+    "opened_cache",
+    "policy_of",
 ]
 
 Source = Annotated[
@@ -49,8 +63,31 @@ Task = Annotated[
 MethodName = Annotated[
     str | None,
     typer.Option(
-        help="How to learn: linear-probe (the default for classes), finetune (for boxes and "
-        "masks) or scratch."
+        help="How to learn: auto races the ways on held-out training pictures (the default for "
+        "classes); linear-probe, finetune (the default for boxes and masks) or scratch."
+    ),
+]
+RunFolder = Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")]
+Backbone = Annotated[
+    str, typer.Option(help="What the pictures are seen with; see `headstart backbones`.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Take up a training of this command that was stopped.")
+]
+RequireLead = Annotated[
+    bool, typer.Option("--require-lead", help="Exit with 4 unless every baseline is beaten.")
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="Time for the race and the training of its winner, as in 90s, 10m or 1h; 0 for linear "
+        "probes alone."
+    ),
+]
+Backbones = Annotated[
+    str,
+    typer.Option(
+        help="With commas between: they race, and the first is kept unless another is better."
     ),
 ]
 HeadName = Annotated[
@@ -114,6 +151,59 @@ Track = Annotated[
 Offline = Annotated[
     bool | None, typer.Option("--offline", help="Open no socket (or set HEADSTART_OFFLINE=1).")
 ]
+
+
+@contextmanager
+def opened_cache(throwaway: bool) -> Iterator[Cache]:
+    """The user's cache, or one that is gone afterwards."""
+    from headstart.cache import Cache
+
+    if not throwaway:
+        yield Cache()
+        return
+    with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as cache:
+        yield cache
+
+
+def policy_of(bad_files: str) -> Literal["error", "skip"]:
+    """What to do with files that cannot be decoded, by its name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is none of that name.
+    """
+    from headstart.errors import UnknownNameError
+
+    match bad_files:
+        case "error" | "skip":
+            return bad_files
+    raise UnknownNameError("bad-files", bad_files, ["error", "skip"])
+
+
+def in_seconds(text: str) -> float:
+    """Read a time as it is typed.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+
+    Examples
+    --------
+    >>> [in_seconds(text) for text in ("90s", "10m", "1.5h", "0")]
+    [90.0, 600.0, 5400.0, 0.0]
+    """
+    from headstart.errors import UsageError
+
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        seconds = float(text if unit is None else text[:-1]) * (unit or 1.0)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"Expected a time such as 90s, 10m or 1h, got {text!r}; do write one.")
+    return seconds
 
 
 class FitCommand(TyperCommand):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from headstart.data.samples import Kind
 from headstart.errors import UsageError
 from headstart.flags import flags, make_method
 from headstart.methods.method import Method
 from headstart.recipe import DEFAULT_BACKBONE, default_method
 
-__all__ = ["Trials", "method_named"]
+__all__ = ["Trials", "in_steps", "method_named"]
 
 ALIASES = {"probe": "linear-probe"}
 
@@ -35,6 +36,9 @@ class Trials:
         pictures of classes, else 0. Has no meaning where the data bring a test part.
     epochs : int, optional
         Of every method that trains by gradient, unless its own options say another.
+    steps : int, optional
+        Of gradient descent instead, the same however many pictures there are: as many whole
+        epochs as come nearest.
 
     Raises
     ------
@@ -48,19 +52,40 @@ class Trials:
     fractions: tuple[float, ...] = (1.0,)
     folds: int | None = None
     epochs: int | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, given in (("methods", self.methods), ("backbones", self.backbones)):
-            if not given or len(set(given)) < len(given):
+        for name, names in (("methods", self.methods), ("backbones", self.backbones)):
+            if not names or len(set(names)) < len(names):
                 raise UsageError(
-                    f"Expected `{name}` to be different names, got {', '.join(given) or 'none'}."
+                    f"Expected `{name}` to be different names, got {', '.join(names) or 'none'}."
                 )
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError("Expected `epochs` or `steps`, got both; do leave one out.")
+        for name in ("epochs", "steps"):
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise UsageError(f"Expected `{name}` of 1 or more, got {given}.")
+        if self.folds is not None and (self.folds < 0 or self.folds == 1):
+            raise UsageError(f"Expected `folds` of 2 or more, or 0 for none, got {self.folds}.")
         if self.seeds < 1:
             raise UsageError(f"Expected `seeds` of 1 or more, got {self.seeds}.")
         if not self.fractions or not all(0 < one <= 1 for one in self.fractions):
             raise UsageError(
                 f"Expected `fractions` above 0 and up to 1, got {list(self.fractions)}."
             )
+
+    def budget(self) -> str:
+        """What all trainings are given, in words.
+
+        >>> Trials(steps=300).budget()
+        '300 steps at most for all that train by gradient, in whole epochs'
+        """
+        if self.steps is not None:
+            return f"{self.steps} steps at most for all that train by gradient, in whole epochs"
+        if self.epochs is not None:
+            return f"{self.epochs} epochs at most for all that train by gradient"
+        return "by each method's own default"
 
 
 def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
@@ -91,3 +116,30 @@ def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = No
     if epochs is not None and name in known["epochs"].methods:
         given.setdefault("epochs", str(epochs))
     return make_method(name, given, seed=seed)
+
+
+def in_steps(method: Method, steps: int, pictures: int, kind: Kind) -> Method:
+    """Give a method that trains by gradient so many epochs that it takes about ``steps`` steps.
+
+    Parameters
+    ----------
+    method : Method
+        Returned as it is where it is solved, or where its own options say how many epochs.
+    steps : int
+    pictures : int
+        That gradients are taken of.
+    kind : str
+        Of the data; decides how large a batch is.
+
+    Examples
+    --------
+    >>> scratch = method_named("scratch", "classification")
+    >>> [in_steps(scratch, 300, n, "multiclass").training.epochs for n in (32, 320, 3200)]
+    [150, 15, 3]
+    """
+    training = getattr(method, "training", None)
+    if training is None or training.epochs:
+        return method
+    per_epoch = training.for_kind(kind).for_pictures(pictures).steps_per_epoch(pictures)
+    epochs = max(1, round(steps / per_epoch))
+    return replace(method, training=replace(training, epochs=epochs))  # type: ignore[type-var]
