@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset, Sample
 from headstart.errors import DataError
 from headstart.evaluation import Evaluation, evaluate_probabilities
@@ -112,10 +114,35 @@ def test_what_is_kept_is_bounded() -> None:
     assert len(farthest(held, correct)[0]) == KEPT
     found, _ = placed(held, correct)
     assert len(found) == MAPPED
-    assert sum(one.right is None for one in found) == 300
+    assert sum(one.right is None for one in found) == MAPPED - 300
 
 
 def test_too_few_for_a_map() -> None:
     assert placed(known(train=1, test=1), np.ones(1, bool)) == ((), "")
     one_feature = placed(known(train=3, test=3, d=2), np.ones(3, bool))
     assert len(one_feature[0]) == 6
+
+
+class Counting:
+    """Features of one number for every picture, and which pictures were asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def features(self, trunk: object, samples: tuple[Sample, ...]) -> SimpleNamespace:
+        self.asked += [sample.digest or "" for sample in samples]
+        numbers = [float(sample.digest or "nan") for sample in samples]
+        return SimpleNamespace(values=np.array(numbers, np.float32)[:, None])
+
+
+def test_a_trained_backbone_sees_only_so_many_pictures_again() -> None:
+    data = known(train=60, test=40).data
+    prepared, extractor = Prepared(data=data, records=(), findings=()), Counting()
+    held = Known.of(None, prepared, extractor, most=6)  # type: ignore[arg-type]
+    assert held.train.tolist() == [0, 10, 20, 30, 40, 50]
+    assert held.test.tolist() == list(range(60, 100))
+    assert extractor.asked == [str(row) for row in (*held.train, *held.test)]
+    assert [held.values[row, 0] for row in (20, 60)] == [20, 60]
+    assert np.isnan(held.values[1])
+    whole = Known.of(None, prepared, Counting())  # type: ignore[arg-type]
+    assert whole.values[:, 0].tolist() == list(range(100))
