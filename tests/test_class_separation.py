@@ -88,7 +88,7 @@ def test_sfda_is_two_discriminants_with_mixing_between() -> None:
         within = sum(np.cov(x[targets == c].T, bias=True) * counts[c] / 60 for c in range(3))
         between = np.cov(means[targets].T, bias=True)
         lam = np.exp(-5 * np.linalg.eigvalsh(within)[-1]) if lam is None else lam
-        u = eigh(between, (1 - lam) * within + lam * np.eye(4))[1][:, -2:]
+        u = eigh(between, (1 - lam) * within + lam * np.trace(within) / 4 * np.eye(4))[1][:, -2:]
         z, v = x @ u, means @ u
         scores = z @ v.T - (v**2).sum(axis=1) / 2 + np.log(counts / 60)
         return log_softmax(scores, axis=1), lam
@@ -99,6 +99,18 @@ def test_sfda_is_two_discriminants_with_mixing_between() -> None:
     mixed = sure * f + (1 - sure) * others
     second, _ = log_chance(mixed - mixed.mean(axis=0), lam)
     assert sfda(f, targets) == pytest.approx(second[np.arange(60), targets].mean(), rel=1e-8)
+
+
+def test_sfda_of_classes_that_are_points_is_certain() -> None:
+    targets = np.arange(12) % 3
+    assert sfda(np.eye(3)[targets], targets) == pytest.approx(0, abs=1e-6)
+
+
+def test_sfda_tells_backbones_apart_with_fewer_pictures_than_features() -> None:
+    f, targets = drawn(60, 400)
+    found = [sfda(f + apart * np.eye(3, 400)[targets], targets) for apart in (0, 4, 8)]
+    assert found[0] < -0.01
+    assert found[0] < 2 * found[1] < 4 * found[2] < 0
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -118,9 +118,10 @@ def sfda(features: ArrayLike, targets: ArrayLike) -> float:
 
     A regularised discriminant is fitted; then each picture is drawn towards the mean of the
     other classes, the more the less sure its own class is, and the discriminant is fitted again
-    and judged. Features are first scaled to a total variance of one, so that the score does
-    not hang on their unit (in the paper it does, and says nothing for fewer pictures than
-    features).
+    and judged. What is added to the scatter within classes is as large as that scatter on
+    average, and how much of it follows from features of total variance one: the score does not
+    hang on their unit. (In the paper it does, and says nothing for fewer pictures than features
+    where the unit is small.)
 
     Parameters
     ----------
@@ -141,7 +142,8 @@ def sfda(features: ArrayLike, targets: ArrayLike) -> float:
     ---------
     Shao et al., Not all models are equal: predicting model transferability in a
     self-challenging Fisher space, ECCV 2022, section 4: regularised FDA with the share
-    exp(-a sigma(S_W)) of the identity, a = 5; ConfMix by the discriminant's own probability.
+    exp(-a sigma(S_W)) of the identity, a = 5, here times tr(S_W) / d; ConfMix by the
+    discriminant's own probability.
 
     Examples
     --------
@@ -174,8 +176,9 @@ def _log_posterior(f: Floats, codes: Ints, share: float) -> Floats:
     """Log probabilities by a regularised linear discriminant, shape (n, classes)."""
     means, counts = _means(f, codes)
     inner = f - means[codes]
-    within = inner.T @ inner / len(f)
-    within = (1 - share) * within + share * np.eye(len(within))
+    within, d = inner.T @ inner / len(f), f.shape[1]
+    size = max(float(np.trace(within)), 1e-9 * float((f**2).sum()) / len(f), 1e-300) / d
+    within = (1 - share) * within + share * size * np.eye(d)
     axes = np.linalg.solve(within, means.T)
     scores = f @ axes - 0.5 * (means.T * axes).sum(axis=0) + np.log(counts / len(f))
     top = scores.max(axis=1, keepdims=True)
