@@ -41,7 +41,7 @@ def _pictures(folder: Path, *, parts: tuple[str, ...] = ("",), each: int = 12) -
             (folder / part / name).mkdir(parents=True)
             for k in range(each):
                 pixels = rng.integers(shade - 50, shade + 50, (40, 40, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / part / name / f"{k}.png")
+                Image.fromarray(pixels).save(folder / part / name / f"{k // 3}_{k}.png")
     return folder
 
 
@@ -130,6 +130,66 @@ def test_boxes_are_compared_by_map(backbone: str, tmp_path: Path) -> None:
     assert found.measure == "mAP"
     assert len(found.cells) == 2
     assert found.effects[0].distinguishable is False
+
+
+def test_masks_are_compared_by_iou(backbone: str, tmp_path: Path) -> None:
+    from headstart.data.readers import read_dataset
+
+    data = read_dataset("demo:masks").subset(range(8))
+    methods = ("finetune?train-from=head", "scratch")
+    trials = _trials(backbone, methods=methods, seeds=1, folds=2, fractions=(1.0,), epochs=1)
+    recipe = Recipe(head="fpn?width=32&pyramid=32", size=64, device="cpu", offline=True)
+    cache = Cache(tmp_path / "cache")
+    found, _ = compare(data, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
+    assert found.measure == "mean IoU"
+    assert [cell.tested for cell in found.cells] == [4, 4, 4, 4]
+    assert {cell.trains for cell in found.cells} == {"head", "everything"}
+    assert all("one class everywhere" in cell.rules for cell in found.cells)
+
+
+def test_labels_are_compared_by_average_precision(backbone: str, tmp_path: Path) -> None:
+    from headstart.data.readers import read_dataset
+
+    data = read_dataset("demo:shapes").subset(range(40))
+    trials = _trials(backbone, methods=("probe", "finetune"), seeds=1, fractions=(1.0,), epochs=1)
+    recipe = Recipe(engine="fp32", device="cpu", offline=True)
+    cache = Cache(tmp_path / "cache")
+    found, folder = compare(data, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
+    assert found.measure == "mean average precision"
+    assert found.cells[0].rules["chance"] == found.cells[1].rules["chance"]
+    assert "Do ask for more seeds" in found.sentences[0]
+    assert "Do ask for more seeds" in (folder / "compare.html").read_text()
+
+
+def test_folds_keep_groups_whole_and_test_every_picture_once(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart import compare as module
+    from headstart.cells import Split
+
+    source = _pictures(tmp_path / "photos", each=15)
+    splits: list[Split] = []
+    real = module.train_cell
+
+    def seen(split: Split, *given: Any, **more: Any) -> Cell:
+        splits.append(split)
+        return real(split, *given, **more)
+
+    monkeypatch.setattr(module, "train_cell", seen)
+    trials = _trials(backbone, methods=("probe",), seeds=2, folds=5, fractions=(0.5, 1.0))
+    recipe = Recipe(engine="fp32", device="cpu", offline=True, group_by=r"(\w+/\d+)_\d+\.png")
+    cache = Cache(tmp_path / "cache")
+    found, _ = compare(source, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
+    assert found.split == "5-fold cross-validation, 2 seeds"
+    for seed in (0, 1):
+        whole = [s for s in splits if s.seed == seed and s.fraction == 1]
+        assert len(whole) == 5
+        tested = [str(sample.image) for split in whole for sample in split.test.samples]
+        assert len(tested) == len(set(tested)) == 30
+    for split in splits:
+        groups = [{s.group for s in part.samples} for part in (split.train, split.test)]
+        assert len(groups[1]) >= 2
+        assert groups[0].isdisjoint(groups[1])
 
 
 def _cells(scores: dict[str, list[float]]) -> list[Cell]:

@@ -48,6 +48,9 @@ SMALL = 200
 
 CELLS = "cells.jsonl"
 
+LINES = 40
+"""Trainings that are told one by one; of more, some."""
+
 
 def compare(
     source: str | Path | Dataset,
@@ -222,7 +225,8 @@ class _Work:
                 )
                 cell = replace(made, method=name, backbone=backbone)
                 add_cell(path, key, cell)
-                self.tell(Noted(text=_line(cell, number, len(jobs))))
+                if number % max(1, len(jobs) // LINES) == 0 or number == len(jobs):
+                    self.tell(Noted(text=_line(cell, number, len(jobs), self.folds)))
             found.append(replace(cell, method=name, backbone=backbone))
             self.tell(Progressed(step="cells", done=number, total=len(jobs)))
         return tuple(found)
@@ -294,8 +298,9 @@ def _told(log: JsonLog, observer: Observer | None) -> Observer:
     return tell
 
 
-def _line(cell: Cell, number: int, total: int) -> str:
+def _line(cell: Cell, number: int, total: int, folds: int) -> str:
+    part = f"seed {cell.seed}, fold {cell.fold + 1}" if folds else f"seed {cell.seed}"
     return (
-        f"{number}/{total} {cell.backbone} {cell.method}, seed {cell.seed}, {cell.fraction:.0%}: "
+        f"{number}/{total} {cell.backbone} {cell.method}, {part}, {cell.fraction:.0%}: "
         f"{cell.score} in {cell.seconds:.1f} s{' (features cached)' * cell.cached}"
     )

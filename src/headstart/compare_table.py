@@ -23,7 +23,10 @@ def show_comparison(console: Console, found: Comparison) -> None:
         console.print(f"  {escape(line)}", style="dim", highlight=False)
     table = Table(box=None, padding=(0, 1))
     for title in ("", "pictures", "mean", "steps", "seconds", "CPU s"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+        if title:
+            table.add_column(title, justify="right", no_wrap=True)
+        else:
+            table.add_column(title, overflow="fold")
     for curve in found.curves:
         for at in curve.points:
             table.add_row(

@@ -16,6 +16,11 @@ __all__ = ["Judging", "curves", "effects", "sentences"]
 
 LEVEL = 0.95
 
+ONE_SPLIT = (
+    "One training of each tells nothing of how much another one would differ: no difference has an "
+    "interval. Do ask for more seeds, or for folds."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
@@ -108,6 +113,9 @@ def effects(cells: Iterable[Cell], judging: Judging, measure: str) -> tuple[Effe
 def sentences(shown: Sequence[Curve], found: Sequence[Effect], measure: str) -> tuple[str, ...]:
     """Say what was found: all pictures first, then fewer, then what few pictures reach."""
     told = [e.sentence for e in sorted(found, key=lambda e: -e.fraction)]
+    alone = all(len(at.scores) == 1 for curve in shown for at in curve.points)
+    if alone and found and all(math.isnan(e.difference.low) for e in found):
+        told.insert(0, ONE_SPLIT)
     return (*told, *filter(None, (_saved(curve, measure) for curve in shown)))
 
 

@@ -82,10 +82,15 @@ class Trials:
         '300 steps at most for all that train by gradient, in whole epochs'
         """
         if self.steps is not None:
-            return f"{self.steps} steps at most for all that train by gradient, in whole epochs"
+            most = _counted(self.steps, "step")
+            return f"{most} at most for all that train by gradient, in whole epochs"
         if self.epochs is not None:
-            return f"{self.epochs} epochs at most for all that train by gradient"
-        return "by each method's own default"
+            return f"{_counted(self.epochs, 'epoch')} at most for all that train by gradient"
+        return "each method's own options and defaults"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
