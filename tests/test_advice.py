@@ -59,7 +59,7 @@ def truths(monkeypatch):
     return accuracy
 
 
-LAST, ALL = "fine-tuning the last stage", "fine-tuning all stages"
+LAST, ALL = "fine-tuning last stage", "fine-tuning all stages"
 
 
 def states(found):

@@ -16,6 +16,7 @@ from headstart.data.augment import Augmentation
 from headstart.flags import flags
 from headstart.methods import METHODS
 from headstart.methods.finetune import Finetune
+from headstart.options import in_seconds
 from headstart.recipe import Recipe
 from headstart.training.losses import Loss
 from headstart.training.optim import Training
@@ -56,7 +57,7 @@ def model(photos, tmp_path_factory):
 def test_fit_tells_the_story_in_order_and_writes_the_folder(photos, capsys, tmp_path):
     code, out, err = run(capsys, "fit", photos, "--out", tmp_path / "run", "--engine", "fp32")
     assert (code, err) == (0, "")
-    places = [out.index(word) for word in ("Data", "Plan", "Verdict", "Time", "Files", "Next")]
+    places = [out.index(word) for word in ("Data", "Race", "Plan", "Verdict", "Time", "Files", "Next")]
     assert places == sorted(places)
     assert len(out.splitlines()) <= 45
     assert "\x1b" not in out  # no colours and no bars where nobody watches
@@ -219,7 +220,8 @@ def test_offline_opens_no_socket(monkeypatch, photos, capsys, tmp_path):
 
 
 def test_cache_shows_and_clears(photos, capsys, tmp_path):
-    run(capsys, "fit", photos, "--out", tmp_path / "run", "--engine", "fp32")
+    probe = "--method", "linear-probe"
+    run(capsys, "fit", photos, "--out", tmp_path / "run", "--engine", "fp32", *probe)
     _, out, _ = run(capsys, "cache", "show", "--json")
     assert json.loads(out)["kinds"]["features"]["entries"] == 20
     code, out, _ = run(capsys, "cache", "clear", "--kind", "features")
@@ -252,6 +254,8 @@ def test_demo_writes_class_folders(capsys, tmp_path):
 def test_flags_agree_with_the_dataclasses():
     """One definition: a field of the recipe is a flag of the same default."""
     flags = {name: p.default for name, p in inspect.signature(cli.fit).parameters.items()}
+    flags["budget"] = in_seconds(flags["budget"])
+    flags["rivals"] = tuple(flags["backbones"])  # the first of them is the backbone
     for field in dataclasses.fields(Recipe()):
         if field.name != "method":
             assert flags[field.name] == getattr(Recipe(), field.name), field.name

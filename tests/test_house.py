@@ -348,6 +348,7 @@ RULES = [
             "console.py",
             "tables.py",
             "compare_table.py",
+            "decision_table.py",
         ),
         breaks=(
             ("run.py", "print('done')"),

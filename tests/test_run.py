@@ -35,7 +35,7 @@ FILES = {
     "resolved.yaml",
     "log.jsonl",
 }
-FP32 = Recipe(engine="fp32", device="cpu")
+FP32 = Recipe(engine="fp32", device="cpu", method=LinearProbe())
 
 
 def draw(path, kind, seed):
@@ -308,7 +308,7 @@ def test_a_tuned_model_is_told_epoch_by_epoch_and_compared(tiny, photos, store, 
 def test_the_probe_of_the_comparison_is_the_probe(tiny, photos, store, tmp_path):
     """Neighbours and probe see the backbone as it was, not as it is."""
     tuned = fit(photos, tuning(tiny), out=tmp_path / "run", cache=store)
-    plain = Recipe(engine="fp32", device="cpu", backbone=tiny)
+    plain = Recipe(engine="fp32", device="cpu", backbone=tiny, method=LinearProbe())
     probe = fit(photos, plain, out=tmp_path / "probe", cache=store)
     majority, neighbours, compared = tuned.evaluation.baselines
     assert compared.accuracy == probe.evaluation.metrics["accuracy"]

@@ -17,8 +17,9 @@ from headstart.data.samples import Dataset, Sample
 from headstart.engines import Choice
 from headstart.errors import MissingExtraError, UnknownNameError, UsageError
 from headstart.evaluation import evaluate_probabilities
-from headstart.events import DataReady, EpochDone, Finished, Noted, Planned
+from headstart.events import DataReady, Decided, EpochDone, Finished, Noted, Planned
 from headstart.intervals import Interval
+from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Outline
 from headstart.recipe import Recipe
 from headstart.tasks.classification import Classification
@@ -89,6 +90,7 @@ def events(folder):
     first = Epoch(number=0, loss=None, score=0.5, held_out_loss=0.7, seconds=0.1, best=0)
     second = Epoch(number=1, loss=0.6, score=0.75, held_out_loss=0.625, seconds=2.0, best=1)
     yield DataReady(prepared=Prepared(data=data, records=(), findings=()), seconds=0.5)
+    yield Decided(record={}, backbone="resnet18", method=LinearProbe(seed=5))
     yield Planned(
         outline=Outline(title="linear probe", trains="a layer"),
         trunk=Trunk(spec=resolve("torchvision/resnet18"), state={}, origin={}),
@@ -195,7 +197,7 @@ def test_what_ends_a_run_closes_the_trackers(fake, tmp_path, error, status) -> N
 def test_the_log_of_a_run_that_failed_is_not_written_into(tmp_path) -> None:
     (tmp_path / "pets.tensorboard").mkdir()
     tracker = Tracker(("tensorboard",), Recipe(), folder=tmp_path / "pets")
-    for event in list(events(tmp_path / "pets"))[:2]:
+    for event in list(events(tmp_path / "pets"))[:3]:
         tracker(event)
     tracker.close()
     tracker.close()
@@ -223,7 +225,7 @@ def test_nothing_is_tracked_unless_asked(tmp_path, monkeypatch) -> None:
     with tracked("tensorboard", "photos", out=tmp_path / "run", beside=heard.append) as told:
         for event in events(tmp_path / "run"):
             told(event)
-    assert len(heard) == 7
+    assert len(heard) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -31,6 +31,7 @@ from headstart.features import Extractor
 from headstart.methods.method import Method
 from headstart.probing import Entry, Ground, best_probe, gained, is_useless, probes
 from headstart.race import (
+    BUDGET,
     MEASURES,
     RULE,
     TRAININGS_SHARE,
@@ -44,10 +45,7 @@ from headstart.race import (
 )
 from headstart.trunk import Trunk
 
-__all__ = ["BUDGET", "Decision", "decide", "foretell"]
-
-BUDGET = 300.0
-"""Seconds for the race and the training of its winner, where nothing else is said."""
+__all__ = ["Decision", "decide", "foretell"]
 
 Told = Callable[[str], None]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headstart.cache_commands import cache_app, emit
-from headstart.errors import HeadstartError, SetupError
+from headstart.errors import HeadstartError, SetupError, UsageError
 from headstart.evidence_commands import VERBS
 from headstart.options import (
     AllowOverlap,
     AsJson,
+    Backbone,
+    Backbones,
     BadFiles,
+    Budget,
     Device,
     Engine,
     FitCommand,
@@ -33,12 +36,16 @@ from headstart.options import (
     ModelFolder,
     NoCache,
     Offline,
+    RequireLead,
+    Resume,
+    RunFolder,
     Seed,
     Size,
     Source,
     Task,
     TestFraction,
     Track,
+    in_seconds,
 )
 
 if TYPE_CHECKING:
@@ -74,10 +81,10 @@ def fit(  # noqa: PLR0913 - one argument a flag
     task: Task = "auto",
     head: HeadName = "auto",
     size: Size = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")] = None,
-    backbone: Annotated[
-        str, typer.Option(help="What the pictures are seen with; see `headstart backbones`.")
-    ] = "embedded/efficientnet_lite0",
+    out: RunFolder = None,
+    backbone: Backbone = "embedded/efficientnet_lite0",
+    backbones: Backbones = "",
+    budget: Budget = "2m",
     group_by: GroupBy = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
@@ -88,14 +95,10 @@ def fit(  # noqa: PLR0913 - one argument a flag
     offline: Offline = None,
     seed: Seed = 0,
     no_cache: NoCache = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Take up a training of this command that was stopped.")
-    ] = False,
+    resume: Resume = False,
     track: Track = "",
     as_json: AsJson = False,
-    require_lead: Annotated[
-        bool, typer.Option("--require-lead", help="Exit with 4 unless every baseline is beaten.")
-    ] = False,
+    require_lead: RequireLead = False,
 ) -> None:
     """Learn from pictures, judge the result, and write a run's folder."""
     from headstart.console import terminal
@@ -104,8 +107,11 @@ def fit(  # noqa: PLR0913 - one argument a flag
     from headstart.run import fit as run_fit
     from headstart.tracking import tracked
 
+    first, *rivals = filter(None, backbones.split(",")) if backbones else (backbone,)
     recipe = Recipe(
-        backbone=backbone,
+        backbone=first,
+        rivals=tuple(rivals),
+        budget=in_seconds(budget),
         task=task,
         head=head,
         size=size,
@@ -138,7 +144,12 @@ def _method(name: str | None, given: Mapping[str, Any], source: str, recipe: Rec
     from headstart.sources import read
 
     given = {flag: value for flag, value in given.items() if value is not None}
-    if name is None and not given:
+    if name == "auto" and given:
+        raise UsageError(
+            f"Expected no flags of a method with --method auto, got {', '.join(given)}; do name "
+            "the method."
+        )
+    if name == "auto" or (name is None and not given):
         return None
     if name is None:
         tunes = all("finetune" in flag.methods for flag in flags() if flag.name in given)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.markup import escape
 
+from headstart.decision_table import show_decision
 from headstart.tables import show_data, show_evaluation, show_findings, stage_table
 
 if TYPE_CHECKING:
@@ -57,7 +58,15 @@ class Terminal:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        from headstart.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
+        from headstart.events import (
+            DataReady,
+            Decided,
+            EpochDone,
+            Finished,
+            Noted,
+            Planned,
+            Progressed,
+        )
 
         match event:
             case Progressed(step=step, done=done, total=total):
@@ -65,6 +74,9 @@ class Terminal:
             case DataReady(prepared=prepared):
                 self._stop()
                 self._data(prepared)
+            case Decided(record=record):
+                self._stop()
+                show_decision(self.console, record)
             case Planned():
                 self._stop()
                 self._plan(event)

@@ -98,12 +98,11 @@ def depths(trunk: Trunk) -> tuple[str, ...]:
 
 def probe_of(trunk: Trunk, end: str, seed: int, *, named: bool = False) -> Contender:
     """Make the linear probe behind a stage; ``named`` where there are several backbones."""
-    where = f"behind {end}" if end else "on the whole backbone"
-    if named:
-        where = f"of {trunk.spec.name} behind {end}" if end else f"of {trunk.spec.name}"
+    what = "linear probe" + (f" at {end}" if end else "")
     part = trunk.until(end) if end else trunk
     method = LinearProbe(seed=seed)
-    return Contender(name=f"linear probe {where}", trunk=part, whole=trunk, method=method)
+    name = f"{what} of {trunk.spec.name}" if named else what
+    return Contender(name=name, trunk=part, whole=trunk, method=method)
 
 
 def trainings(trunk: Trunk, seed: int, *, hopeless: bool) -> tuple[tuple[Contender, ...], ...]:
@@ -126,14 +125,14 @@ def trainings(trunk: Trunk, seed: int, *, hopeless: bool) -> tuple[tuple[Contend
             others=tuple(others),
         )
 
-    last = tuned("the last stage", "last:1")
+    last = tuned("last stage", "last:1")
     if hopeless:
         fresh = Scratch(training=TO_THE_END, seed=seed)
         name = "training from scratch"
         return (last,), (Contender(name=name, trunk=trunk, whole=trunk, method=fresh),)
     stages = len(trunk.spec.stages or trunk.backbone.stages)
     deeper = [tuned("all stages", "all")] if stages > 1 else []
-    deeper += [tuned("the last two stages", "last:2")] if stages > 2 else []
+    deeper += [tuned("two stages", "last:2")] if stages > 2 else []
     return (last,), tuple(deeper)
 
 
@@ -165,7 +164,13 @@ def expected_probe(n: int, width: int, n_classes: int) -> float:
 
 
 def expected_training(
-    contender: Contender, data: Dataset, val: Dataset | None, asked: int, *, extractor: Extractor
+    contender: Contender,
+    data: Dataset,
+    val: Dataset | None,
+    asked: int,
+    *,
+    extractor: Extractor,
+    start: TransferModel | None = None,
 ) -> float:
     """Seconds of a training on ``data``, and of ``asked`` answers.
 
@@ -179,16 +184,19 @@ def expected_training(
     asked : int
         Pictures that it is to answer then.
     extractor : Extractor
+    start : TransferModel, optional
+        What it starts from, where boxes or masks are learned.
     """
     trunk, how = contender.trunk, contender.method
-    start = blank(trunk, data)
+    start = start or blank(trunk, data)
     outline = how.outline(start, data, extractor=extractor)
     head = start.head_for(data, seed=how.seed)  # type: ignore[attr-defined]
     judged = round(SELECTION_SHARE * len(data)) if val is None else len(val)
     learned = len(data) - judged if val is None else len(data)
     if outline.plan is None:
-        return expected_probe(len(data), trunk.width, len(data.classes))
-    solves = isinstance(how, Finetune)
+        looking = expected_features(trunk, data.samples, data, extractor=extractor)
+        return looking + expected_probe(len(data), trunk.width, len(data.classes))
+    solves = isinstance(how, Finetune) and not data.is_dense
     seconds = training_seconds(
         trunk,
         outline.plan,
@@ -200,7 +208,8 @@ def expected_training(
         extractor=extractor,
     )
     seconds += solves * expected_probe(learned, trunk.width, len(data.classes))
-    return seconds + asked * costs(trunk, data, extractor).seconds
+    each = costs_of(trunk, outline.plan, head, data, extractor=extractor)
+    return seconds + asked * each.seconds
 
 
 def costs(trunk: Trunk, data: Dataset, extractor: Extractor) -> Costs:

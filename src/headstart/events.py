@@ -13,12 +13,13 @@ from headstart.data.prepare import Prepared
 from headstart.engines import Choice
 from headstart.evaluation import AnyEvaluation
 from headstart.heads.head import Head
-from headstart.methods.method import Outline
+from headstart.methods.method import Method, Outline
 from headstart.training.job import Epoch
 from headstart.trunk import Trunk
 
 __all__ = [
     "DataReady",
+    "Decided",
     "EpochDone",
     "Event",
     "Finished",
@@ -70,6 +71,24 @@ class DataReady:
 
     prepared: Prepared
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decided:
+    """A race has chosen backbone and method.
+
+    Parameters
+    ----------
+    record : mapping
+        As ``headstart.advice.Decision.record``.
+    backbone : str
+        Its name; empty where a race was only planned.
+    method : Method or None
+    """
+
+    record: Mapping[str, Any]
+    backbone: str = ""
+    method: Method | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +153,7 @@ class Finished:
     kept: tuple[str, ...] = ()
 
 
-Event = Progressed | Noted | DataReady | Planned | EpochDone | Finished
+Event = Progressed | Noted | DataReady | Decided | Planned | EpochDone | Finished
 Observer = Callable[[Event], None]
 
 
@@ -170,6 +189,8 @@ class JsonLog:
                     "held_out": prepared.test.counts(),
                     "findings": [finding.message for finding in prepared.findings],
                 }
+            case Decided(record=record):
+                line = {"event": "decision", **record}
             case Planned():
                 line = {
                     "event": "plan",

@@ -32,7 +32,7 @@ from headstart.options import (
 )
 from headstart.options import Backbones as RacingBackbones
 
-__all__ = ["VERBS", "compare", "plan"]
+__all__ = ["VERBS", "compare", "plan", "rank"]
 
 
 Methods = Annotated[
@@ -195,8 +195,67 @@ def plan(  # noqa: PLR0913 - one argument a flag
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
 
 
+def rank(  # noqa: PLR0913 - one argument a flag
+    source: Source,
+    backbones: Backbones,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="With commas between, the order is by the first: linear-probe, knn, log-me, "
+            "h-score, shrunk-h-score, trans-rate, nleep, leep, nce, gbc, parc, sfda. Default: all "
+            "but h-score, by linear-probe."
+        ),
+    ] = "",
+    max_pictures: Annotated[
+        int, typer.Option(min=0, help="Training pictures to look at, at most about; 0 for all.")
+    ] = 500,
+    group_by: GroupBy = None,
+    bad_files: BadFiles = "error",
+    allow_overlap: AllowOverlap = False,
+    test_fraction: TestFraction = 0.2,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    offline: Offline = None,
+    seed: Seed = 0,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which backbone's features tell the classes apart best, and what each costs."""
+    from headstart.console import terminal
+    from headstart.rank_table import show_ranking
+    from headstart.ranking import rank as run_rank
+    from headstart.recipe import Recipe
+    from headstart.scorecard import DEFAULTS
+
+    recipe = Recipe(
+        group_by=group_by,
+        bad_files=policy_of(bad_files),
+        allow_overlap=allow_overlap,
+        test_fraction=test_fraction,
+        engine=engine,
+        device=device,
+        offline=offline,
+        seed=seed,
+    )
+    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
+        found = run_rank(
+            source,
+            _names(backbones),
+            recipe=recipe,
+            measures=_names(measure) or DEFAULTS,
+            most=max_pictures,
+            cache=cache,
+            observer=shown,
+        )
+        if not as_json:
+            show_ranking(shown.console, found)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1, allow_nan=False))
+
+
 VERBS: tuple[Callable[..., Any], ...] = (
     plan,
+    rank,
     compare,
 )
 """In the order of ``headstart --help``."""

@@ -134,7 +134,6 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
                 seconds=looking + ground.spent - begin,
                 estimated=expected / len(ends) + solving,
             )
-            ground.told(f"{who.name}: {entry.row.score}, {entry.row.seconds:.1f} s")
             found.append(entry)
     return found
 

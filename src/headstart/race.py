@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headstart.data.samples import Kind
 
 __all__ = [
+    "BUDGET",
     "MEASURES",
     "PROBES_SHARE",
     "RULE",
@@ -44,8 +45,14 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-PROBES_SHARE, TRAININGS_SHARE = 0.02, 0.03
-"""Of the 5 %: for choosing another stage or backbone to probe, and for training one."""
+PROBES_SHARE = 0.02
+"""Of the 5 %: for choosing another stage or backbone to probe."""
+
+TRAININGS_SHARE = 0.03
+"""Of the 5 %: for training one."""
+
+BUDGET = 120.0
+"""Seconds for a race and the training of its winner, where nothing else is said."""
 
 MEASURES: Mapping[str, str] = {
     "multiclass": "accuracy",

@@ -10,6 +10,7 @@ from headstart.data.prepare import BadFiles
 from headstart.data.samples import DENSE, Dataset
 from headstart.errors import UnknownNameError, UsageError
 from headstart.methods.method import Method, described
+from headstart.race import BUDGET
 
 __all__ = ["DEFAULT_BACKBONE", "TASKS", "Recipe", "default_method", "task_of"]
 
@@ -26,8 +27,12 @@ class Recipe:
     backbone : str
         A name of the backbone grammar, such as ``torchvision/resnet18``.
     method : Method, optional
-        How the model learns; by default a linear probe where classes are learned, and the head
-        with the backbone's last stage (``Finetune()``) for boxes and masks.
+        How the model learns; by default what wins a race (``headstart.advice``) where classes are
+        learned, and the head with the backbone's last stage (``Finetune()``) for boxes and masks.
+    rivals : tuple of str
+        Other backbones that a race may choose.
+    budget : float
+        Seconds for a race and the training of its winner; 0 for linear probes alone.
     task : {"auto", "classification", "detection", "segmentation"}
         What is learned; ``auto`` is what the data say, anything else is held against them.
     head : str
@@ -62,11 +67,14 @@ class Recipe:
     UnknownNameError
         If there is no such task.
     UsageError
-        If the seed or the size is negative, or the share to test on is none.
+        If the seed, the size or the budget is negative, the share to test on is none, or a
+        method is named where backbones race.
     """
 
     backbone: str = DEFAULT_BACKBONE
     method: Method | None = None
+    rivals: tuple[str, ...] = ()
+    budget: float = BUDGET
     task: str = "auto"
     head: str = "auto"
     size: int = 0
@@ -83,6 +91,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.task not in {"auto", *TASKS}:
             raise UnknownNameError("task", self.task, ["auto", *TASKS])
+        object.__setattr__(self, "rivals", tuple(self.rivals))  # a list, where JSON brought it
+        if not self.budget >= 0:
+            raise UsageError(f"Expected `budget` to be 0 or more seconds, got {self.budget}.")
+        if self.rivals and self.method is not None:
+            raise UsageError(
+                f"Expected no method where backbones race, got {self.method.name}; do leave it "
+                "out, or name one backbone."
+            )
         if self.size < 0:
             raise UsageError(f"Expected `size` to be 0 or more pixels, got {self.size}.")
         if self.seed < 0:
@@ -99,7 +115,9 @@ class Recipe:
             )
 
     def settled(self, data: Dataset) -> Recipe:
-        """Return the recipe with what it left open decided by the data: task and method.
+        """Return the recipe with what it left open decided by the data's kind.
+
+        The task always; the method of boxes and masks. That of classes is left to a race.
 
         Raises
         ------
@@ -124,7 +142,15 @@ class Recipe:
                 f"({data.notes[0] if data.notes else 'by its targets'}); do use --task {task}, or "
                 "give data with other labels."
             )
-        return replace(self, task=task, method=self.method or default_method(task, self.seed))
+        method = self.method
+        if method is None and data.is_dense:
+            if self.rivals:
+                raise UsageError(
+                    f"Expected one backbone for {data.kind}, got {len(self.rivals) + 1}; do "
+                    "compare them with `headstart compare`."
+                )
+            method = default_method(task, self.seed)
+        return replace(self, task=task, method=method)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
@@ -142,7 +168,7 @@ def task_of(data: Dataset) -> str:
 
 
 def default_method(task: str, seed: int = 0) -> Method:
-    """Make the method that a task is learned with where none is named."""
+    """Make the method that a task is learned with where none is named, and none is raced."""
     if task in DENSE:
         from headstart.methods.finetune import Finetune
 

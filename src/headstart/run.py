@@ -53,6 +53,7 @@ from headstart.run_folder import (
     write_files,
 )
 from headstart.runtime import cores, device, timed, versions
+from headstart.settling import choose, require_meant, rivals_of
 from headstart.sources import read, settled
 from headstart.training.job import Session
 from headstart.trunk import Trunk
@@ -210,22 +211,28 @@ def _run(
     if recipe.device != "auto":  # which never fails, and would have to import torch
         device(recipe.device)
     spec = resolve(recipe.backbone, offline=recipe.offline)
-    weights = locate(spec, offline=recipe.offline)
+    weights, others = locate(spec, offline=recipe.offline), rivals_of(recipe)
     with timed(clock, "scan and checks"), main_first():
         data = read(source, recipe)
         recipe = settled(recipe, data)
         prepared = _prepared(data, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
-    method, is_dense = _method(recipe), prepared.data.is_dense
-    _require_meant(recipe, method, prepared.train, resume)
+    is_dense = prepared.data.is_dense
+    require_meant(recipe, prepared.train, resume)
+    engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
+    extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
+    with timed(clock, "race" if recipe.method is None else "weights"):
+        trunks = [Trunk.read(spec, weights), *others]
+        recipe, trunk, extractor, more = choose(
+            recipe, trunks, prepared, extractor=extractor, notify=notify
+        )
+    method = _method(recipe)
     if method.resumes and is_main():
         held.enter_context(alone(checkpoints))
         if not resume and forget(checkpoints):
             notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
-    engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
-    extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
-        start = _blank(recipe, prepared, Trunk.read(spec, weights))
+        start = _blank(recipe, prepared, trunk, more)
         plan = _plan(method, start, prepared, extractor)
     notify(plan)
     if not is_dense:
@@ -275,20 +282,6 @@ def _method(recipe: Recipe) -> Method:
     if recipe.method is None:
         raise UsageError("Expected a recipe that its data have settled, got one without a method.")
     return recipe.method
-
-
-def _require_meant(recipe: Recipe, method: Method, train: Dataset, resume: bool) -> None:
-    """Refuse what does not go together before anything is computed."""
-    if train.is_dense and recipe.engine not in {"auto", "fp32"}:
-        raise UsageError(
-            f"Expected --engine fp32 for {train.kind}, got {recipe.engine}; do leave it out."
-        )
-    method.check(train)
-    if resume and not method.resumes:
-        raise UsageError(
-            f"Expected a method that can be resumed, got {method.name}; do name the method "
-            "of the run that was stopped, such as --method finetune."
-        )
 
 
 def _prepared(data: Dataset, recipe: Recipe, cache: Cache, progress: Progress) -> Prepared:
@@ -343,7 +336,9 @@ def _plan(
     )
 
 
-def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
+def _blank(
+    recipe: Recipe, prepared: Prepared, trunk: Trunk, more: Mapping[str, Any]
+) -> TransferModel:
     train, selected = prepared.train, prepared.train.samples[:0]
     if _method(recipe).resumes and prepared.val is not None:  # the epoch was chosen on these
         selected = prepared.val.samples
@@ -360,6 +355,7 @@ def _blank(recipe: Recipe, prepared: Prepared, trunk: Trunk) -> TransferModel:
         "data": about,
         "seed": recipe.seed,
         "versions": versions(),
+        **more,
     }
     made = blank(
         trunk,

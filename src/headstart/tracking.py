@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,16 @@ from headstart.backbones.weights import is_offline
 from headstart.data.samples import Dataset
 from headstart.distributed import is_main
 from headstart.errors import MissingExtraError, UnknownNameError, UsageError
-from headstart.events import DataReady, EpochDone, Event, Finished, Noted, Observer, Planned
+from headstart.events import (
+    DataReady,
+    Decided,
+    EpochDone,
+    Event,
+    Finished,
+    Noted,
+    Observer,
+    Planned,
+)
 from headstart.recipe import Recipe
 from headstart.run_folder import told_where, wanted_folder
 
@@ -152,6 +162,8 @@ class Tracker:
         match event:
             case DataReady(prepared=prepared):
                 self._recipe = self._recipe.settled(prepared.data)
+            case Decided(backbone=backbone, method=method) if method is not None:
+                self._recipe = replace(self._recipe, backbone=backbone, method=method, rivals=())
             case Planned():
                 self._begin(event)
             case EpochDone(epoch=epoch, measure=measure):

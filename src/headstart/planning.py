@@ -1,0 +1,140 @@
+"""What a run would do and what it would take, without learning anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from headstart.advice import foretell
+from headstart.backbones.catalog import resolve
+from headstart.backbones.weights import locate
+from headstart.blank import blank
+from headstart.cache import Cache
+from headstart.contenders import Contender, expected_training
+from headstart.data.prepare import Prepared, prepare
+from headstart.data.samples import Dataset
+from headstart.events import DataReady, Decided, Observer, Progressed
+from headstart.features import Extractor
+from headstart.methods.method import Method
+from headstart.race import Row
+from headstart.recipe import Recipe
+from headstart.settling import require_meant, rivals_of
+from headstart.sources import read, settled
+from headstart.trunk import Trunk
+
+__all__ = ["plan"]
+
+
+def plan(
+    source: str | Path | Dataset,
+    recipe: Recipe | None = None,
+    *,
+    cache: Cache | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Read and check the pictures, measure this machine, and say what a run would take.
+
+    Parameters
+    ----------
+    source : str, Path or Dataset
+        As for `headstart.run.fit`.
+    recipe : Recipe, optional
+        Without a method, of the race that would choose one.
+    cache : Cache, optional
+        Features that are kept cost nothing; measured times are remembered.
+    observer : callable, optional
+
+    Returns
+    -------
+    dict
+        As the record of a race, with no scores: ``rows`` have what each part is expected to take
+        in seconds, ``estimated`` is the most that all would.
+
+    Raises
+    ------
+    DataError, SetupError, UsageError
+        As `headstart.run.fit`.
+
+    Examples
+    --------
+    >>> plan("demo:symbols")["rows"][0]["name"]  # doctest: +SKIP
+    'linear probe on the whole backbone'
+    """
+    recipe, cache = recipe or Recipe(), cache or Cache()
+    tell: Observer = observer or (lambda _: None)
+
+    def progress(step: str, done: int, total: int) -> None:
+        tell(Progressed(step=step, done=done, total=total))
+
+    spec = resolve(recipe.backbone, offline=recipe.offline)
+    weights, others = locate(spec, offline=recipe.offline), rivals_of(recipe)
+    data = read(source, recipe)
+    recipe = settled(recipe, data)
+    prepared = prepare(
+        data,
+        cache=cache,
+        bad_files=recipe.bad_files,
+        allow_overlap=recipe.allow_overlap,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        progress=progress,
+    )
+    tell(DataReady(prepared=prepared, seconds=0.0))
+    require_meant(recipe, prepared.train, resume=False)
+    engine = "fp32" if prepared.data.is_dense else recipe.engine
+    extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
+    trunk = Trunk.read(spec, weights)
+    if recipe.method is None:
+        found = foretell(
+            [trunk, *others],
+            prepared.train,
+            prepared.val,
+            extractor=extractor,
+            budget=recipe.budget,
+            seed=recipe.seed,
+        )
+    else:
+        found = _of_one(recipe, recipe.method, trunk, prepared, extractor)
+    tell(Decided(record=found))
+    return found
+
+
+def _of_one(
+    recipe: Recipe, method: Method, trunk: Trunk, prepared: Prepared, extractor: Extractor
+) -> dict[str, Any]:
+    """The same for a method that is named: one training, no race."""
+    train = prepared.train
+    start = blank(
+        trunk,
+        train,
+        head=recipe.head,
+        size=recipe.size,
+        seed=recipe.seed,
+        offline=recipe.offline,
+    )
+    outline = method.outline(start, train, extractor=extractor)
+    who = Contender(name=outline.title, trunk=start.trunk, whole=start.trunk, method=method)
+    seconds = expected_training(
+        who, train, prepared.val, len(prepared.test), extractor=extractor, start=start
+    )
+    row = Row(
+        name=outline.title,
+        backbone=trunk.spec.name,
+        stage=trunk.spec.until,
+        method=method.name,
+        estimated=seconds,
+        megabytes=who.megabytes,
+        state="chosen",
+        note=outline.trains,
+    )
+    return {
+        "measure": "one training",
+        "rule": "",
+        "why": [f"Trains {outline.trains}."],
+        "budget": None,
+        "estimated": seconds,
+        "seconds": 0.0,
+        "pictures": len(train),
+        "folds": 0,
+        "rows": [row.as_dict()],
+    }
