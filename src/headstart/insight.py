@@ -59,8 +59,8 @@ DIRECTIONS = 128
 """Of the features, those that vary most: the probes here read no others. They find as many wrong
 labels in a tenth of the time (docs/insight.md)."""
 
-WEAKEST = 1e-4
-"""The probes here have no weaker penalty, for the same reason."""
+STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Penalties of the probes here: none weaker, for the same reason."""
 
 SEEN_AGAIN = 500
 """Pictures learned from that a trained backbone looks at once more, at most."""
@@ -223,10 +223,10 @@ def _from_features(
     trained = model.trunk.identity != source.identity
     found = replace(found, features="trained backbone" if trained else "frozen backbone")
     before = Known.of(source, prepared, extractor)
-    penalty = max(float(model.record.get("penalty") or 0.0), WEAKEST)
+    penalty = max(float(model.record.get("penalty") or STRENGTHS[2]), STRENGTHS[-1])
     coarse = replace(before, values=_main_directions(before.values))
     found = look(found, "curve", lambda: {"curve": _curve(coarse, penalty, seed)})
-    found = look(found, "labels", lambda: _label_errors(coarse, penalty, seed))
+    found = look(found, "labels", lambda: _label_errors(coarse, seed))
     after = before
     if trained:
         exact = replace(extractor, engine=model.engine)  # in which the judged part is cached
@@ -280,12 +280,13 @@ def _each(evaluation: AnyEvaluation) -> Floats:
     return np.asarray(evaluation.picture_iou, dtype=np.float64)
 
 
-def _main_directions(values: NDArray[np.float32]) -> Floats:
+def _main_directions(values: NDArray[np.floating[Any]]) -> Floats:
     """Features in the directions in which they vary most, ``DIRECTIONS`` at most."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # for few pictures quicker than many threads
-        return principal_basis(values).apply(values)[:, -DIRECTIONS:]
+        main = principal_basis(values).apply(values)[:, -DIRECTIONS:]
+    return np.asarray(main, dtype=np.float64)
 
 
 def _curve(known: Known, penalty: float, seed: int) -> tuple[CurvePoint, ...]:
@@ -301,7 +302,7 @@ def _curve(known: Known, penalty: float, seed: int) -> tuple[CurvePoint, ...]:
     )
 
 
-def _label_errors(known: Known, penalty: float, seed: int) -> dict[str, Any]:
+def _label_errors(known: Known, seed: int) -> dict[str, Any]:
     data, rows = known.data, np.asarray(evenly(len(known.data), MOST), dtype=np.intp)
     targets = data.subset(rows).targets()
     problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
@@ -309,7 +310,7 @@ def _label_errors(known: Known, penalty: float, seed: int) -> dict[str, Any]:
         known.values[rows],
         problem,
         kfold(targets, 5, blocks=known.groups(rows), seed=seed),
-        penalties=(penalty,),
+        penalties=STRENGTHS,
         weighted=problem.is_weighted("auto"),
     )
     task = Classification(classes=data.classes, kind=data.kind)

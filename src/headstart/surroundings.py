@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,7 @@ class Known:
     """Pictures with their features, and which of them were learned from or judged."""
 
     data: Dataset
-    values: NDArray[np.float32]
+    values: NDArray[np.floating[Any]]
     train: Rows
     test: Rows
 
@@ -225,7 +226,7 @@ def placed(
     Returns
     -------
     places : tuple of Place
-        Empty for fewer than three pictures.
+        Empty for fewer than three pictures, and where all features are alike.
     by : str
         How the map was made: "t-SNE", or "PCA" for few pictures.
 
@@ -237,7 +238,7 @@ def placed(
     learned = evenly(len(known.train), MAPPED - len(judged))
     rows = np.concatenate([known.test[judged], known.train[learned]]).astype(np.intp)
     outcome = [*correct[judged].tolist(), *(None for _ in learned)]
-    if len(rows) < 3:
+    if len(rows) < 3 or not np.ptp(known.values[rows], axis=0).any():
         return (), ""
     places, by = _flat(known.values[rows], seed)
     low, high = places.min(axis=0), places.max(axis=0)
@@ -255,7 +256,7 @@ def placed(
     ), by
 
 
-def _flat(values: NDArray[np.float32], seed: int) -> tuple[Floats, str]:
+def _flat(values: NDArray[np.floating[Any]], seed: int) -> tuple[Floats, str]:
     """Two places for every picture, and by which method."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
