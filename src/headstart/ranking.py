@@ -1,0 +1,283 @@
+"""Which backbone would serve these pictures best, before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.backbones.catalog import resolve
+from headstart.backbones.weights import locate
+from headstart.cache import Cache
+from headstart.data.loading import load_batch
+from headstart.data.prepare import Prepared, prepare
+from headstart.data.repeats import nested_fractions
+from headstart.data.samples import Dataset
+from headstart.data.splits import kfold
+from headstart.engines import CPU_BATCH, compile_engine
+from headstart.errors import DataError, UnknownNameError, UsageError
+from headstart.events import DataReady, Noted, Observer, Progressed
+from headstart.features import Extractor
+from headstart.race import picture_scores
+from headstart.recipe import Recipe
+from headstart.runtime import device
+from headstart.scorecard import DEFAULTS, MEASURES, PROBE, Features, scored
+from headstart.sources import read, settled
+from headstart.standings import Ranked, Ranking, ordered, sentences
+from headstart.training.probe import Problem, search_penalty
+from headstart.trunk import Trunk
+
+__all__ = ["MOST", "rank"]
+
+MOST = 500
+"""Training pictures that are looked at, where nothing else is said."""
+
+FOLDS = 5
+BLOCKS = 10
+TIMED = 3
+
+Rows = NDArray[np.intp]
+
+
+def rank(
+    source: str | Path | Dataset,
+    backbones: Sequence[str],
+    *,
+    recipe: Recipe | None = None,
+    measures: Sequence[str] = DEFAULTS,
+    most: int = MOST,
+    cache: Cache | None = None,
+    observer: Observer | None = None,
+) -> Ranking:
+    """Score backbones on training pictures, and put them in order.
+
+    The pictures are those that ``fit`` would learn from: the held-out ones are never looked at,
+    and remain good for judging what is trained afterwards.
+
+    Parameters
+    ----------
+    source : str, Path or Dataset
+        As for `headstart.run.fit`.
+    backbones : sequence of str
+        Names of the backbone grammar.
+    recipe : Recipe, optional
+        Split, engine, device and seed; its backbone and method have no say.
+    measures : sequence of str
+        Some of ``scorecard.MEASURES``; the order is by the first.
+    most : int
+        Training pictures to look at, spread over the classes in whole groups; 0 for all.
+    cache : Cache, optional
+    observer : callable, optional
+
+    Returns
+    -------
+    Ranking
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such backbone or measure.
+    UsageError
+        If none or one is named twice, or the first measure is defined for none of them.
+    DataError
+        If the pictures cannot be used, or show one class only.
+    WeightsNotFoundError
+        If weights are missing; said before anything is computed.
+
+    Examples
+    --------
+    >>> found = rank("photos/", ["resnet18", "resnet50"])  # doctest: +SKIP
+    >>> found.rows[0].backbone  # doctest: +SKIP
+    'torchvision/resnet50'
+    """
+    begin, cache, recipe = time.perf_counter(), cache or Cache(), recipe or Recipe()
+    tell: Observer = observer or (lambda _: None)
+    _require_names(backbones, measures, most)
+    found = [resolve(name, offline=recipe.offline) for name in backbones]
+    weights = [locate(spec, offline=recipe.offline) for spec in found]
+    data = read(source, recipe)
+    recipe = settled(recipe, data)
+    prepared = _prepared(data, recipe, cache, tell)
+    _require_classes(prepared.train)
+    tell(DataReady(prepared=prepared, seconds=time.perf_counter() - begin))
+    look = _Look(_few(prepared.train, most, recipe.seed), recipe, cache, tell, tuple(measures))
+    seen = []
+    for spec, file in zip(found, weights, strict=True):
+        seen.append(look.at(Trunk.read(spec, file)))
+        tell(Noted(text=_line(seen[-1], measures[0], look)))
+    rows = ordered(seen, measures[0], look.shared)
+    return Ranking(
+        name=prepared.data.name,
+        task=recipe.task,
+        measure=measures[0],
+        pictures=len(look.data),
+        available=len(prepared.train),
+        groups=None if look.groups is None else len(np.unique(look.groups)),
+        rows=rows,
+        sentences=sentences(rows, measures),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+class _Look:
+    """What all backbones share: pictures, blocks, measures, and how features are made."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        recipe: Recipe,
+        cache: Cache,
+        tell: Observer,
+        measures: tuple[str, ...],
+    ) -> None:
+        self.data, self.recipe, self.measures = data, recipe, measures
+        self.extractor = Extractor(
+            cache=cache,
+            engine=recipe.engine,
+            device=recipe.device,
+            progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
+        )
+        self.targets, self.groups, self.why = data.targets(), data.groups(), ""
+        try:
+            self.folds = self._folds(FOLDS)
+            self.blocks = [held for _, held in self._folds(BLOCKS)]
+        except DataError as error:  # a class in one group only: no fold, and no block
+            self.folds, self.blocks, self.why = [], [], str(error)
+
+    def _folds(self, count: int) -> list[tuple[Rows, Rows]]:
+        return kfold(self.targets, count, blocks=self.groups, seed=self.recipe.seed)
+
+    @property
+    def shared(self) -> Features:
+        """What all backbones' features have in common, without the features."""
+        return Features(
+            values=np.zeros((len(self.targets), 0)),
+            targets=self.targets,
+            kind=self.data.kind,
+            groups=self.groups,
+        )
+
+    def at(self, trunk: Trunk) -> Ranked:
+        """Score one backbone."""
+        data = self.data
+        seen = self.extractor.features(trunk, data.samples)
+        chances, none = _source_chances(trunk, seen.values)
+        given = replace(
+            self.shared,
+            values=seen.values.astype(np.float64),
+            worths=self._worths(seen.values) if PROBE in self.measures and self.folds else None,
+            chances=chances,
+            missing={PROBE: self.why, "source": none},
+        )
+        engine = seen.engine.engine
+        return Ranked(
+            backbone=trunk.spec.name,
+            scores=scored(given, self.measures, self.blocks),
+            milliseconds=1000 * _seconds(trunk, data, engine, self.extractor),
+            engine=engine,
+            seconds=seen.seconds,
+            computed=seen.computed,
+            reused=seen.reused,
+            megabytes=trunk.parameters * 4 / 1e6,
+            width=trunk.width,
+        )
+
+    def _worths(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What a probe's answers out of fold are worth."""
+        data, targets = self.data, self.targets
+        problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
+        found = search_penalty(values, problem, self.folds, weighted=problem.is_weighted("auto"))
+        return picture_scores(data.kind, targets, np.asarray(found.held_out, dtype=np.float64))
+
+
+def _require_names(backbones: Sequence[str], measures: Sequence[str], most: int) -> None:
+    for what, names in (("backbone", backbones), ("measure", measures)):
+        if not names or len(set(names)) < len(names):
+            raise UsageError(
+                f"Expected a {what} or more, each once, got {', '.join(names) or 'none'}; do name "
+                "them with commas between."
+            )
+    for name in measures:
+        if name not in MEASURES:
+            raise UnknownNameError("measure", name, list(MEASURES))
+    if most < 0 or 0 < most < 10:
+        raise UsageError(f"Expected --max-pictures of 10 or more, or 0 for all, got {most}.")
+
+
+def _prepared(data: Dataset, recipe: Recipe, cache: Cache, tell: Observer) -> Prepared:
+    return prepare(
+        data,
+        cache=cache,
+        bad_files=recipe.bad_files,
+        allow_overlap=recipe.allow_overlap,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
+    )
+
+
+def _require_classes(train: Dataset) -> None:
+    if train.is_dense:
+        raise UsageError(
+            f"Expected classes of whole pictures to rank backbones by, got {train.kind}; do "
+            "compare backbones with `headstart compare --backbones` there."
+        )
+    if sum(count > 0 for count in train.counts().values()) < 2:
+        raise DataError(
+            f"Expected pictures of two classes or more to learn from in {train.name!r}, got "
+            f"{', '.join(train.classes) or 'none'}; do add a class."
+        )
+
+
+def _few(train: Dataset, most: int, seed: int) -> Dataset:
+    """At most about so many pictures, in whole groups, the classes' shares kept."""
+    if not 0 < most < len(train):
+        return train
+    share = most / len(train)
+    rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=seed)
+    return train.subset(rows[share])
+
+
+def _source_chances(
+    trunk: Trunk, values: NDArray[np.float32]
+) -> tuple[NDArray[np.float64] | None, str]:
+    """Probabilities of the classes that the backbone was trained on, or why there are none."""
+    found, why = trunk.classifier()
+    if found is None:
+        return None, why
+    weight, bias = found
+    logits = values.astype(np.float64) @ weight.T + bias
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return chances / chances.sum(axis=1, keepdims=True), ""
+
+
+def _seconds(trunk: Trunk, data: Dataset, engine: str, extractor: Extractor) -> float:
+    """Seconds of a picture through the network, decoded before, on one core or the GPU."""
+    import torch
+
+    pixels = load_batch(data.samples[:CPU_BATCH], trunk.spec.preprocess)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a pass, where every core has its own pictures
+    try:
+        run = compile_engine(trunk.backbone, engine, device=device(extractor.device))
+        found = [_timed(run, pixels) for _ in range(TIMED + 1)]
+    finally:
+        torch.set_num_threads(before)
+    return min(found[1:]) / run.batch
+
+
+def _timed(run: Any, pixels: NDArray[np.uint8]) -> float:
+    begin = time.perf_counter()
+    run(pixels)
+    return time.perf_counter() - begin
+
+
+def _line(row: Ranked, measure: str, look: _Look) -> str:
+    number = row.scores[measure].interval or row.scores[measure].missing
+    kept = "features kept" if not row.computed else f"{row.seconds:.1f} s"
+    return f"{row.label}: {number}, {len(look.data)} pictures, {kept}"
