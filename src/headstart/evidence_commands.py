@@ -20,6 +20,7 @@ from headstart.options import (
     Engine,
     GroupBy,
     HeadName,
+    ModelFolder,
     NoCache,
     Offline,
     Seed,
@@ -32,7 +33,7 @@ from headstart.options import (
 )
 from headstart.options import Backbones as RacingBackbones
 
-__all__ = ["VERBS", "compare", "plan", "rank"]
+__all__ = ["VERBS", "compare", "explain", "plan", "rank"]
 
 
 Methods = Annotated[
@@ -253,9 +254,43 @@ def rank(  # noqa: PLR0913 - one argument a flag
         typer.echo(json.dumps(found.as_dict(), indent=1, allow_nan=False))
 
 
+def explain(
+    model: ModelFolder,
+    pictures: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write, new or empty: a drawing a picture, index.html.")
+    ] = Path("explanations"),
+    method: Annotated[
+        str, typer.Option(help="grad-cam (quick) or occlusion (any backbone; 170 times the work).")
+    ] = "grad-cam",
+    label: Annotated[
+        str | None, typer.Option("--class", help="What to explain; default: the likeliest class.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Draw where in pictures a classifier finds its answer; exit 2 if one cannot be read."""
+    from headstart.explain_page import explain_pictures
+
+    means: Any = method
+    rows, unreadable = explain_pictures(
+        model, pictures, out=out, method=means, label=label, device=device
+    )
+    if as_json:
+        told = {"folder": str(out), "pictures": rows, "unreadable": unreadable}
+        typer.echo(json.dumps(told, indent=1, allow_nan=False))
+    else:
+        typer.echo(f"Drew {len(rows)} pictures; open {out / 'index.html'}.")
+    for one in unreadable:
+        typer.echo(f"headstart: left out {one}", err=True)
+    if unreadable:
+        raise typer.Exit(2)
+
+
 VERBS: tuple[Callable[..., Any], ...] = (
     plan,
     rank,
     compare,
+    explain,
 )
 """In the order of ``headstart --help``."""

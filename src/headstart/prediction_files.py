@@ -31,7 +31,15 @@ from headstart.dense_output import (
 from headstart.errors import SetupError, UnknownNameError, UsageError
 from headstart.model import Answer, predictions_csv, predictions_json
 
-__all__ = ["FORMATS", "as_csv", "as_json", "require_format", "write_found"]
+__all__ = [
+    "FORMATS",
+    "as_csv",
+    "as_json",
+    "new_folder",
+    "require_format",
+    "write_found",
+    "write_pictures",
+]
 
 FORMATS = {
     "classification": ("table", "json", "csv"),
@@ -127,14 +135,22 @@ def write_found(
     """
     if form not in _WRITERS:
         raise UnknownNameError("format", form, list(_WRITERS))
-    with _new(folder) as made:
+    with new_folder(folder) as made:
         _WRITERS[form](made, found, classes)
     return folder
 
 
 @contextmanager
-def _new(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside the wanted one, which becomes it at the end."""
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the wanted one, which becomes it at the end, or is gone.
+
+    Raises
+    ------
+    UsageError
+        If there is something in the wanted one.
+    SetupError
+        If it cannot be written.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
             f"Expected {folder} to be new or empty, got one with files; do name another --out."
@@ -186,16 +202,19 @@ def _write_yolo(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
 
 
 def _write_masks(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    _write_pictures(folder / "masks", found, lambda sample, one: mask_png(one.mask, len(classes)))
+    write_pictures(folder / "masks", found, lambda sample, one: mask_png(one.mask, len(classes)))
     _put(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
 def _write_overlays(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    _write_pictures(folder, found, partial(_overlay, classes=classes))
+    write_pictures(folder, found, partial(_overlay, classes=classes))
 
 
-def _write_pictures(folder: Path, found: Pairs, make: Callable[[Sample, Any], bytes]) -> None:
-    """Write one PNG an answer at once, and name them at the end, when all names are known."""
+def write_pictures(folder: Path, found: Pairs, make: Callable[[Sample, Any], bytes]) -> None:
+    """Write one PNG an answer at once, and name them at the end, when all names are known.
+
+    Names are those of ``dense_output.stems``, in the order of the answers.
+    """
     names = []
     folder.mkdir(parents=True, exist_ok=True)
     for number, (sample, one) in enumerate(found):
