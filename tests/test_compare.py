@@ -14,7 +14,7 @@ from headstart.cache import Cache
 from headstart.compare import compare
 from headstart.comparison import Cell
 from headstart.contrasts import Judging, curves, effects
-from headstart.errors import UnknownNameError, UsageError
+from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.events import Noted
 from headstart.intervals import Interval
 from headstart.recipe import Recipe
@@ -190,6 +190,18 @@ def test_folds_keep_groups_whole_and_test_every_picture_once(
         groups = [{s.group for s in part.samples} for part in (split.train, split.test)]
         assert len(groups[1]) >= 2
         assert groups[0].isdisjoint(groups[1])
+
+
+def test_too_few_pictures_are_said_before_any_training(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart import compare as module
+
+    monkeypatch.setattr(module, "train_cell", lambda *_, **__: pytest.fail("it was trained"))
+    source = _pictures(tmp_path / "photos", each=12)
+    trials = _trials(backbone, methods=("scratch", "finetune"), fractions=(0.1, 1.0))
+    with pytest.raises(DataError, match=r"at least 3 .*finetune would get at fraction 0\.1"):
+        compare(source, trials, out=tmp_path / "out", cache=Cache(tmp_path / "cache"))
 
 
 def _cells(scores: dict[str, list[float]]) -> list[Cell]:

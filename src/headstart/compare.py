@@ -24,6 +24,7 @@ from headstart.contrasts import Judging, curves, effects, sentences
 from headstart.data.prepare import Prepared, prepare
 from headstart.data.repeats import nested_fractions, repeats
 from headstart.data.samples import Dataset
+from headstart.errors import DataError
 from headstart.events import DataReady, JsonLog, Noted, Observer, Progressed
 from headstart.headlines import MEASURES
 from headstart.methods.method import Method, described
@@ -210,6 +211,7 @@ class _Work:
             for backbone in self.trials.backbones
             for name in self.trials.methods
         ]
+        self._require_enough(jobs)
         found = []
         for number, (split, backbone, name) in enumerate(jobs, start=1):
             method = self._method(name, split)
@@ -230,6 +232,17 @@ class _Work:
             found.append(replace(cell, method=name, backbone=backbone))
             self.tell(Progressed(step="cells", done=number, total=len(jobs)))
         return tuple(found)
+
+    def _require_enough(self, jobs: list[tuple[Split, str, str]]) -> None:
+        """Refuse what some method cannot learn from before another has learned for an hour."""
+        for split, _, name in jobs:
+            try:
+                self._named(name, split.seed).check(split.train)
+            except DataError as error:
+                raise DataError(
+                    f"{error} This is what {name} would get at fraction {split.fraction:g} of "
+                    f"seed {split.seed}: {len(split.train)} pictures; do ask for larger fractions."
+                ) from error
 
     def _key(self, split: Split, backbone: str, method: Method) -> str:
         parts = (split.train, split.val or split.train.subset(()), split.test)
