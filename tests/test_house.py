@@ -349,6 +349,7 @@ RULES = [
             "tables.py",
             "compare_table.py",
             "decision_table.py",
+            "rank_table.py",
         ),
         breaks=(
             ("run.py", "print('done')"),
