@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def show_ranking(console: Console, found: Ranking) -> None:
     if others and len(found.rows) > COLUMNS:
         console.print("  … and more backbones with --json", style="dim")
     for sentence in found.sentences:
-        console.print(f"  {escape(sentence)}", highlight=False)
+        console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)
 
 
 def _order(found: Ranking) -> Table:
