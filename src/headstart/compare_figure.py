@@ -10,6 +10,7 @@ from headstart.comparison_plot import Line, Plot, placed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["DPI", "draw"]
 
@@ -18,6 +19,9 @@ SIZE = 5.5, 3.6
 """Inches: as wide as the text of a page with one column."""
 
 INK, SOFT, FAINT = "#1b2026", "#59636e", "#dde2e7"
+LETTERS = 84
+"""That a line of the legend holds."""
+
 MARKERS = {"circle": "o", "square": "s", "diamond": "D"}
 
 
@@ -42,7 +46,7 @@ def draw(found: Comparison, path: Path) -> None:
             _line(axes, line, is_joined=plot.is_curve)
         _axes(axes, plot, found.measure)
         if plot.is_curve:
-            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+            _legend(figure, plot)
         canvas.print_figure(path, dpi=DPI, format="png", facecolor="white")
 
 
@@ -62,6 +66,15 @@ def _line(axes: Axes, line: Line, *, is_joined: bool) -> None:
         elinewidth=1.1,
         capsize=2.5,
         label=_plain(line.name),
+    )
+
+
+def _legend(figure: Figure, plot: Plot) -> None:
+    """Name the curves above the axes, where no interval can cross the names."""
+    longest = max(len(line.name) for line in plot.lines)
+    columns = max(1, min(len(plot.lines), LETTERS // (longest + 6)))
+    figure.legend(
+        loc="outside upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=INK
     )
 
 

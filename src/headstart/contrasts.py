@@ -184,7 +184,7 @@ def _effect(
         p_value=p,
         distinguishable=apart,
         sentence=(
-            f"{curve.name} {_shown(ours)} against {reference.name} {_shown(theirs)} {measure} on "
+            f"{curve.name} {_mean(ours)} against {reference.name} {_mean(theirs)} {measure} on "
             f"{_all(share)}: {_shown(gap, '+')}, "
             f"{'told apart' if apart else 'cannot be told apart'}."
         ),
@@ -195,7 +195,11 @@ def _at(curve: Curve, share: float) -> Interval:
     return next(point.score for point in curve.points if point.fraction == share)
 
 
-def _shown(one: Interval, sign: str = "") -> str:
+def _mean(one: Interval) -> str:
+    return "undefined" if math.isnan(one.value) else f"{one.value:.3f}"
+
+
+def _shown(one: Interval, sign: str) -> str:
     if math.isnan(one.value):
         return "undefined"
     bounds = "[unknown]"
