@@ -145,7 +145,7 @@ def test_the_page_says_what_a_map_is_worth(tmp_path):
     text = Page((tmp_path / "maps" / "index.html").read_text()).text
     assert "no place that is covered makes it less sure" in text
     assert "it says <dog>" in text
-    assert "the lightest place is worth 0.20 of it" in text
+    assert "covering the lightest place costs 0.20" in text
     assert [row["most"] for row in explanation_rows(found)] == [0, 0.2]
 
 
