@@ -28,7 +28,7 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
     kind = "held-out training" if record["folds"] else "training"
     about = f"{record['measure']} on {record['pictures']} {kind} pictures, {_time(record, planned)}"
     console.print(f"[bold]{title}[/]  {escape(about)}", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("", overflow="fold")
     for name in () if planned else ("score", "gain"):
@@ -40,7 +40,7 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
         table.add_row(
             MARKS.get(row["state"], " "),
             escape(row["name"]),
-            *numbers,
+            *map(escape, numbers),
             f"{seconds:.1f} s" if seconds else "",
             style="bold" if row["state"] == "chosen" else "",
         )

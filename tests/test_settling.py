@@ -1,0 +1,128 @@
+"""A recipe without a method is settled by a race, and a run says what was chosen."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from headstart import settling
+from headstart.cache import Cache
+from headstart.data.samples import Dataset, Sample
+from headstart.errors import UnknownNameError, UsageError
+from headstart.events import Decided, JsonLog, Noted
+from headstart.features import Extractor
+from headstart.methods.finetune import Finetune
+from headstart.methods.linear_probe import LinearProbe
+from headstart.model_folder import load
+from headstart.planning import plan
+from headstart.pretraining import SMALL, random_trunk
+from headstart.recipe import Recipe
+from headstart.run import fit
+from headstart.settling import require_meant, rivals_of
+from headstart.trunk import Trunk
+
+
+def drawn(n=40, seed=0, kind="multiclass"):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        image = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        image[:, : 16 * (i % 2)] += 120
+        samples.append(Sample(image=image, target=("full", "half")[i % 2], title=f"{i}.png"))
+    return Dataset(samples=tuple(samples), classes=("full", "half"), kind=kind, name="halves")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Two backbones of one's own, as files."""
+    from safetensors.torch import save_file
+
+    names = []
+    for seed in (0, 1):
+        path = tmp_path_factory.mktemp("weights") / f"{seed}.safetensors"
+        state = random_trunk(SMALL, seed=seed).state
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+        names.append(f"file:{path}@{SMALL}")
+    return names
+
+
+@pytest.fixture
+def cache(tmp_path):
+    with Cache(tmp_path / "cache") as opened:
+        yield opened
+
+
+def test_a_run_without_a_method_races_and_keeps_the_decision(weights, cache, tmp_path):
+    first, second = weights
+    recipe = Recipe(backbone=first, rivals=(second,), engine="fp32", device="cpu")
+    told = []
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=told.append)
+    (decided,) = (event for event in told if isinstance(event, Decided))
+    assert decided.method == run.recipe.method == LinearProbe()
+    assert decided.backbone == run.recipe.backbone
+    assert len(decided.record["rows"]) == 6  # three depths of two backbones
+    assert "race" in run.seconds
+    kept = load(run.folder).record["decision"]
+    assert kept == json.loads(json.dumps(decided.record))
+    written = yaml.safe_load((run.folder / "resolved.yaml").read_text())
+    assert written["method"]["name"] == "linear-probe"
+    lines = (run.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines].count("decision") == 1
+    assert run.evaluation.metrics["accuracy"].value == 1.0
+
+
+def test_a_method_that_is_named_is_not_raced(weights, cache, tmp_path):
+    recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
+    told = []
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=told.append)
+    assert not any(isinstance(event, Decided) for event in told)
+    assert "decision" not in run.model.record
+
+
+def test_several_processes_do_not_race_and_say_so(weights, monkeypatch):
+    monkeypatch.setattr(settling, "world", lambda: 2)
+    told = []
+    trunk = random_trunk(SMALL)
+    found, same, _, record = settling.choose(
+        Recipe(task="classification", seed=4),
+        [trunk],
+        None,
+        extractor=None,
+        notify=told.append,
+    )
+    assert found.method == LinearProbe(seed=4)
+    assert same is trunk
+    assert record == {}
+    assert [type(event) for event in told] == [Noted]
+
+
+def test_what_cannot_be_meant_is_said_before_anything_is_computed(weights):
+    with pytest.raises(UsageError, match="--method finetune"):
+        require_meant(Recipe(), drawn(), resume=True)
+    with pytest.raises(UsageError, match="can be resumed, got linear-probe"):
+        require_meant(Recipe(method=LinearProbe()), drawn(), resume=True)
+    require_meant(Recipe(method=Finetune()), drawn(), resume=True)
+    with pytest.raises(UnknownNameError, match="resnet18"):
+        rivals_of(Recipe(rivals=("resnet81",)))
+
+
+def test_a_plan_trains_nothing_and_counts_every_part(weights, cache):
+    recipe = Recipe(backbone=weights[0], engine="fp32", device="cpu")
+    found = plan(drawn(), recipe, cache=cache)
+    assert [row["state"] for row in found["rows"][:3]] == ["probed"] * 3
+    assert found["estimated"] > 0
+    assert found["pictures"] == 32
+    extractor = Extractor(cache=cache, engine="fp32", device="cpu")
+    samples = drawn().samples
+    assert extractor.outlook(Trunk.open(weights[0]), samples)[1] == len(samples)  # none is kept
+    named = plan(drawn(), Recipe(backbone=weights[0], method=Finetune(), device="cpu"), cache=cache)
+    assert [row["method"] for row in named["rows"]] == ["finetune"]
+    assert named["estimated"] > 0
+
+
+def test_a_log_holds_the_decision(tmp_path):
+    with JsonLog(tmp_path / "log.jsonl") as log:
+        log(Decided(record={"why": ["so"], "rows": []}))
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["why"] == ["so"]
