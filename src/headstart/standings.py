@@ -31,8 +31,8 @@ class Ranked:
         The first one's number less this one's, at the level that holds for all of them; None
         for the first, and where this one has no number.
     milliseconds : float
-        Of a picture through the network on one core (or on the GPU), measured now, whatever
-        was in the cache; reading the picture is not in it.
+        Of one core (or the GPU) for a picture's way through the network, measured now, whatever
+        was in the cache and whatever else the machine does; reading the picture is not in it.
     engine : str
         The arithmetic that was timed.
     seconds : float
