@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,39 @@ def test_folds_keep_groups_whole_and_test_every_picture_once(
         groups = [{s.group for s in part.samples} for part in (split.train, split.test)]
         assert len(groups[1]) >= 2
         assert groups[0].isdisjoint(groups[1])
+
+
+def test_a_race_sees_only_what_is_learned_from(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart import cells as module
+
+    raced: list[set[str]] = []
+    real = module.decide
+
+    def seen(trunks: Any, train: Any, *given: Any, **more: Any) -> Any:
+        raced.append({str(sample.image) for sample in train.samples})
+        return real(trunks, train, *given, **more)
+
+    monkeypatch.setattr(module, "decide", seen)
+    source = _pictures(tmp_path / "photos")
+    trials = _trials(backbone, methods=("probe", "auto"), fractions=(1.0,))
+    recipe = Recipe(engine="fp32", device="cpu", offline=True, budget=0)
+    cache = Cache(tmp_path / "cache")
+    found, _ = compare(source, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
+    auto = [cell for cell in found.cells if cell.method == "auto"]
+    assert [cell.pictures for cell in auto] == [len(pictures) for pictures in raced]
+    assert all(cell.trains == "head, solved" for cell in auto)  # without a budget probes alone
+    assert found.curves[1].name == "auto"
+
+
+def test_what_a_race_chose_is_counted() -> None:
+    cells = [
+        replace(cell, trains="head, solved" if k else "layer4 and head")
+        for k, cell in enumerate(_cells({"auto": [0.8, 0.9, 0.85]}))
+    ]
+    (curve,) = curves(cells, Judging(test_share=0.2))
+    assert curve.points[0].trains == "head, solved (2 of 3); layer4 and head (1 of 3)"
 
 
 def test_too_few_pictures_are_said_before_any_training(

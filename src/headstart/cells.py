@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headstart.advice import decide
 from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.comparison import Cell
@@ -56,8 +57,20 @@ def learned_from(split: Split) -> int:
     return len(held_out(split.train, split.seed)[0])
 
 
-def train_cell(split: Split, method: Method, *, trunk: Trunk, recipe: Recipe, cache: Cache) -> Cell:
+def train_cell(
+    split: Split, method: Method | None, *, trunk: Trunk, recipe: Recipe, cache: Cache
+) -> Cell:
     """Train on a split, and judge on its test part.
+
+    Parameters
+    ----------
+    split : Split
+    method : Method or None
+        None lets the pictures to learn from choose it, in a race whose time is the cell's.
+    trunk : Trunk
+    recipe : Recipe
+        Everything else.
+    cache : Cache
 
     Raises
     ------
@@ -70,9 +83,24 @@ def train_cell(split: Split, method: Method, *, trunk: Trunk, recipe: Recipe, ca
     --------
     >>> train_cell(split, method, trunk=trunk, recipe=recipe, cache=cache)  # doctest: +SKIP
     """
-    method.check(split.train)
     engine = "fp32" if recipe.engine == "auto" else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device)
+    cached = False
+    if not split.train.is_dense and (method is None or method.name != "scratch"):
+        cached = extractor.outlook(trunk, split.train.samples)[1] == 0
+    begin, worked = time.perf_counter(), time.process_time()
+    name = "auto" if method is None else method.name
+    if method is None:
+        found = decide(
+            [trunk],
+            split.train,
+            split.val,
+            extractor=extractor,
+            budget=recipe.budget,
+            seed=split.seed,
+        )
+        method, trunk = found.method, found.trunk
+    method.check(split.train)
     start = blank(
         trunk,
         split.train,
@@ -81,10 +109,6 @@ def train_cell(split: Split, method: Method, *, trunk: Trunk, recipe: Recipe, ca
         seed=split.seed,
         offline=recipe.offline,
     )
-    cached = False
-    if not split.train.is_dense and method.name != "scratch":
-        cached = extractor.outlook(start.trunk, split.train.samples)[1] == 0
-    begin, worked = time.perf_counter(), time.process_time()
     model = method.fit(start, split.train, split.val, extractor=extractor, session=Session())
     seconds, worked = time.perf_counter() - begin, time.process_time() - worked
     if model.record.get("interrupted"):
@@ -92,7 +116,7 @@ def train_cell(split: Split, method: Method, *, trunk: Trunk, recipe: Recipe, ca
     evaluation = evaluate(model, split.test, extractor=extractor, seed=recipe.seed)
     return Cell(
         backbone=trunk.spec.name,
-        method=method.name,
+        method=name,
         seed=split.seed,
         fold=split.fold,
         fraction=split.fraction,

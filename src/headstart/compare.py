@@ -160,7 +160,9 @@ class _Work:
     def _named(self, name: str, seed: int) -> Method:
         return method_named(name, self.recipe.task, seed=seed, epochs=self.trials.epochs)
 
-    def _method(self, name: str, split: Split) -> Method:
+    def _method(self, name: str, split: Split) -> Method | None:
+        if name == "auto" and not split.train.is_dense:
+            return None  # a race is part of the cell
         method = self._named(name, split.seed)
         if self.trials.steps is None:
             return method
@@ -244,11 +246,11 @@ class _Work:
                     f"seed {split.seed}: {len(split.train)} pictures; do ask for larger fractions."
                 ) from error
 
-    def _key(self, split: Split, backbone: str, method: Method) -> str:
+    def _key(self, split: Split, backbone: str, method: Method | None) -> str:
         parts = (split.train, split.val or split.train.subset(()), split.test)
         decides = {
             "recipe": {**self.recipe.as_dict(), "method": None, "backbone": None},
-            "method": described(method),
+            "method": "auto" if method is None else described(method),
             "weights": dict(self.trunks[backbone].origin),
             "backbone": backbone,
             "split": (split.seed, split.fold, split.fraction, split.fixed),

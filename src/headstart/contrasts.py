@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -158,7 +159,7 @@ def _point(cells: Sequence[Cell], judging: Judging) -> Point:
         seconds=mean("seconds"),
         cpu_seconds=mean("cpu_seconds"),
         gpu_seconds=mean("gpu_seconds"),
-        trains=cells[0].trains,
+        trains=_trained(cells),
         parameters=round(mean("parameters")),
         steps=round(mean("steps")),
         rules={
@@ -167,6 +168,14 @@ def _point(cells: Sequence[Cell], judging: Judging) -> Point:
         },
         scores=tuple(cell.score.value for cell in cells),
     )
+
+
+def _trained(cells: Sequence[Cell]) -> str:
+    """What learned; how often each, where a race did not always choose the same."""
+    every = Counter(cell.trains for cell in cells).most_common()
+    if len(every) == 1:
+        return every[0][0]
+    return "; ".join(f"{what} ({count} of {len(cells)})" for what, count in every)
 
 
 def _effect(

@@ -39,8 +39,9 @@ __all__ = ["VERBS", "compare", "explain", "plan", "rank"]
 Methods = Annotated[
     str,
     typer.Option(
-        help="With commas between: scratch, probe, finetune, auto; with options as in "
-        "finetune?train-from=all&epochs=5. The first is the reference."
+        help="With commas between: scratch, probe, finetune, with options as in "
+        "finetune?train-from=all&epochs=5; auto is a race in every training. The first is the "
+        "reference."
     ),
 ]
 Backbones = Annotated[str, typer.Option(help="With commas between; see `headstart backbones`.")]
@@ -75,6 +76,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
     folds: Folds = None,
     epochs: Epochs = None,
     steps: Steps = None,
+    budget: Budget = "2m",
     out: Out = None,
     head: HeadName = "auto",
     size: Size = 0,
@@ -106,6 +108,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
         steps=steps,
     )
     recipe = Recipe(
+        budget=in_seconds(budget),
         head=head,
         size=size,
         group_by=group_by,

@@ -24,8 +24,9 @@ class Trials:
     Parameters
     ----------
     methods : tuple of str
-        ``scratch``, ``probe``, ``finetune`` or ``auto``, with options if need be, as in
-        ``finetune?train-from=all&epochs=5``. The first is the reference.
+        ``scratch``, ``probe`` or ``finetune``, with options if need be, as in
+        ``finetune?train-from=all&epochs=5``; or ``auto``, what wins a race on the pictures to
+        learn from. The first is the reference.
     backbones : tuple of str
     seeds : int
         How often everything is repeated, from the recipe's seed on.
