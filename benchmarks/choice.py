@@ -135,7 +135,7 @@ def main():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+")
+    parser.add_argument("folders", nargs="*", default=["demo:symbols"])
     parser.add_argument("--backbones", default="embedded/efficientnet_lite0")
     parser.add_argument("--train", type=int, default=150)
     parser.add_argument("--test", type=int, default=200)

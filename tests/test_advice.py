@@ -123,6 +123,13 @@ def test_without_time_only_probes_are_run(trunk, extractor):
     assert "--budget" in next(r["note"] for r in found.record["rows"] if r["name"] == ALL)
 
 
+def test_of_very_many_pictures_only_the_first_probe_is_solved(trunk, extractor, monkeypatch):
+    monkeypatch.setattr("headstart.probing.expected_probe", lambda *_: 1e6)
+    found = decide([trunk], drawn(60, noise=0), extractor=extractor)
+    assert [row["name"] for row in found.record["rows"]] == ["linear probe"]
+    assert sum("takes too long" in why for why in found.record["why"]) == 2
+
+
 def test_the_time_that_is_up_ends_the_race_between_folds(trunk, extractor, truths, monkeypatch):
     truths |= {LAST: 0.8, ALL: 0.8}
     seconds = itertools.count(0, 1.0)  # every look at the clock takes one

@@ -124,8 +124,11 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
         for end in reversed(ends):
             begin = ground.spent
             who = probe_of(trunk, end, ground.seed, named=len(trunks) > 1)
-            values = _held_out(train, features[end], ground.folds)
             solving = expected_probe(len(train), who.trunk.width, len(train.classes))
+            if found and 0 < ground.budget < begin + solving:  # of very many pictures
+                ground.why.append(f"The {who.name} was left out: solving it takes too long.")
+                continue
+            values = _held_out(train, features[end], ground.folds)
             entry = Entry.of(
                 who,
                 values,
