@@ -283,6 +283,30 @@ def test_the_verb_prints_a_table_and_json(
     assert set(plain["rows"][0]["scores"]) == {"knn", "log-me"}
 
 
-def test_objects_are_not_ranked_yet(backbones: tuple[str, str]) -> None:
-    with pytest.raises(UsageError, match="headstart compare"):
-        rank("demo:boxes", backbones, recipe=RECIPE)
+@pytest.mark.parametrize("source", ["demo:boxes", "demo:masks"])
+def test_objects_and_regions_are_ranked(
+    backbones: tuple[str, str], source: str, tmp_path: Path
+) -> None:
+    recipe = Recipe(device="cpu", offline=True, size=64)
+    given: dict[str, Any] = {"recipe": recipe, "measures": ["knn", "log-me", "leep"], "most": 40}
+    ranking = rank(source, backbones[::-1], cache=Cache(tmp_path), **given)
+    first = ranking.rows[0]
+    assert first.backbone == backbones[0]
+    assert ranking.regions > ranking.pictures >= 30
+    assert ranking.groups <= ranking.pictures  # regions of a picture are not independent
+    assert first.scores["log-me"].interval.low < first.scores["log-me"].interval.value
+    assert "whole pictures" in first.scores["leep"].missing
+    assert first.milliseconds > 0
+    assert first.width == 96
+    text = io.StringIO()
+    show_ranking(Console(file=text, width=80, emoji=False), ranking)
+    assert f"{ranking.regions} {'objects' if 'boxes' in source else 'regions'}" in text.getvalue()
+
+
+def test_what_is_for_boxes_or_for_classes_only_is_refused(
+    backbones: tuple[str, str], photos: Path
+) -> None:
+    with pytest.raises(UsageError, match="fp32"):
+        rank("demo:boxes", backbones, recipe=Recipe(engine="bf16", device="cpu", offline=True))
+    with pytest.raises(UsageError, match="crop"):
+        rank(photos, backbones, recipe=Recipe(size=64, device="cpu", offline=True))

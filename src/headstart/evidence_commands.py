@@ -213,6 +213,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     max_pictures: Annotated[
         int, typer.Option(min=0, help="Training pictures to look at, at most about; 0 for all.")
     ] = 500,
+    size: Size = 0,
     group_by: GroupBy = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
@@ -232,6 +233,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     from headstart.scorecard import DEFAULTS
 
     recipe = Recipe(
+        size=size,
         group_by=group_by,
         bad_files=policy_of(bad_files),
         allow_overlap=allow_overlap,

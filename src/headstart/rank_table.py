@@ -31,8 +31,12 @@ def show_ranking(console: Console, found: Ranking) -> None:
     found : Ranking
     """
     of = f" of {found.available}" * (found.available > found.pictures)
+    what = {"detection": "objects", "segmentation": "regions"}.get(found.task)
+    parts = f", {found.regions} {what}" if what else ""
     groups = "" if found.groups is None else f" in {found.groups} groups"
-    about = f"{found.name} by {found.measure}: {found.pictures}{of} training pictures{groups}"
+    about = (
+        f"{found.name} by {found.measure}: {found.pictures}{of} training pictures{parts}{groups}"
+    )
     console.print(f"[bold]Ranking[/]  {escape(about)}", highlight=False, soft_wrap=True)
     console.print(_order(found), highlight=False)
     console.print(_costs(found.rows), highlight=False)

@@ -6,24 +6,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.weights import locate
+from headstart.blank import LONG_SIDE
 from headstart.cache import Cache
 from headstart.data.loading import load_batch
+from headstart.data.placement import canvas_for
 from headstart.data.prepare import Prepared, prepare
 from headstart.data.repeats import nested_fractions
-from headstart.data.samples import Dataset
+from headstart.data.samples import Dataset, Kind
+from headstart.data.sizes import shown_size
 from headstart.data.splits import kfold
 from headstart.engines import CPU_BATCH, compile_engine
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.events import DataReady, Noted, Observer, Progressed
 from headstart.features import Extractor
+from headstart.features import Features as Pooled
 from headstart.race import picture_scores
 from headstart.recipe import Recipe
+from headstart.regions import Regions, region_features
 from headstart.runtime import device
 from headstart.scorecard import DEFAULTS, MEASURES, PROBE, Features, scored
 from headstart.sources import read, settled
@@ -40,7 +46,11 @@ FOLDS = 5
 BLOCKS = 10
 TIMED = 3
 
+MOST_REGIONS = 1000
+"""Objects or regions that are scored: more say little more, as those of a picture are alike."""
+
 Rows = NDArray[np.intp]
+Floats = NDArray[np.float64]
 
 
 def rank(
@@ -56,7 +66,8 @@ def rank(
     """Score backbones on training pictures, and put them in order.
 
     The pictures are those that ``fit`` would learn from: the held-out ones are never looked at,
-    and remain good for judging what is trained afterwards.
+    and remain good for judging what is trained afterwards. For boxes and masks what is scored are
+    the objects, or the regions of each class, by the mean of the last maps under them.
 
     Parameters
     ----------
@@ -102,21 +113,23 @@ def rank(
     data = read(source, recipe)
     recipe = settled(recipe, data)
     prepared = _prepared(data, recipe, cache, tell)
-    _require_classes(prepared.train)
+    _require_meant(prepared.train, recipe)
     tell(DataReady(prepared=prepared, seconds=time.perf_counter() - begin))
     look = _Look(_few(prepared.train, most, recipe.seed), recipe, cache, tell, tuple(measures))
     seen = []
     for spec, file in zip(found, weights, strict=True):
         seen.append(look.at(Trunk.read(spec, file)))
         tell(Noted(text=_line(seen[-1], measures[0], look)))
-    rows = ordered(seen, measures[0], look.shared)
+    rows = ordered(seen, measures[0], look.known)
+    groups = look.known.groups
     return Ranking(
         name=prepared.data.name,
         task=recipe.task,
         measure=measures[0],
         pictures=len(look.data),
         available=len(prepared.train),
-        groups=None if look.groups is None else len(np.unique(look.groups)),
+        regions=len(look.known.targets) if data.is_dense else None,
+        groups=None if groups is None else len(np.unique(groups)),
         rows=rows,
         sentences=sentences(rows, measures),
         seconds=time.perf_counter() - begin,
@@ -137,61 +150,96 @@ class _Look:
         self.data, self.recipe, self.measures = data, recipe, measures
         self.extractor = Extractor(
             cache=cache,
-            engine=recipe.engine,
+            engine="fp32" if data.is_dense else recipe.engine,
             device=recipe.device,
             progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
         )
-        self.targets, self.groups, self.why = data.targets(), data.groups(), ""
+        self.folds: list[tuple[Rows, Rows]] = []
+        self.blocks: list[Rows] = []
+        self.why = ""
+        if data.is_dense:
+            sizes = [shown_size(sample.image) for sample in data.samples]
+            self.canvas = canvas_for(sizes, recipe.size or LONG_SIDE)
+        else:
+            self._settle(data.targets(), data.groups())
+
+    def _settle(self, targets: Rows, groups: Rows | None) -> None:
+        """Fix what is scored, the same for all backbones."""
+        kind: Kind = "multiclass" if self.data.is_dense else self.data.kind
+        blank = np.zeros((len(targets), 0))
+        self.known = Features(values=blank, targets=targets, kind=kind, groups=groups)
         try:
-            self.folds = self._folds(FOLDS)
-            self.blocks = [held for _, held in self._folds(BLOCKS)]
+            self.folds, blocks = self._folds(FOLDS), self._folds(BLOCKS)
+            self.blocks = [held for _, held in blocks]
         except DataError as error:  # a class in one group only: no fold, and no block
-            self.folds, self.blocks, self.why = [], [], str(error)
+            self.folds, self.why = [], str(error)
 
     def _folds(self, count: int) -> list[tuple[Rows, Rows]]:
-        return kfold(self.targets, count, blocks=self.groups, seed=self.recipe.seed)
-
-    @property
-    def shared(self) -> Features:
-        """What all backbones' features have in common, without the features."""
-        return Features(
-            values=np.zeros((len(self.targets), 0)),
-            targets=self.targets,
-            kind=self.data.kind,
-            groups=self.groups,
-        )
+        known, seed = self.known, self.recipe.seed
+        return kfold(known.targets, count, blocks=known.groups, seed=seed)
 
     def at(self, trunk: Trunk) -> Ranked:
         """Score one backbone."""
-        data = self.data
-        seen = self.extractor.features(trunk, data.samples)
-        chances, none = _source_chances(trunk, seen.values)
-        given = replace(
-            self.shared,
-            values=seen.values.astype(np.float64),
-            worths=self._worths(seen.values) if PROBE in self.measures and self.folds else None,
-            chances=chances,
-            missing={PROBE: self.why, "source": none},
-        )
-        engine = seen.engine.engine
+        if self.data.is_dense:
+            trunk = trunk.on_canvas(self.canvas)
+            given, costs = self._regions(trunk)
+        else:
+            given, costs = self._whole(trunk)
+        if PROBE in self.measures and self.folds:
+            given = replace(given, worths=self._worths(given.values))
+        milliseconds = 1000 * _seconds(trunk, self.data, costs["engine"], self.extractor)
         return Ranked(
             backbone=trunk.spec.name,
             scores=scored(given, self.measures, self.blocks),
-            milliseconds=1000 * _seconds(trunk, data, engine, self.extractor),
-            engine=engine,
-            seconds=seen.seconds,
-            computed=seen.computed,
-            reused=seen.reused,
+            milliseconds=milliseconds,
             megabytes=trunk.parameters * 4 / 1e6,
-            width=trunk.width,
+            width=given.values.shape[1],
+            **costs,
         )
 
-    def _worths(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _whole(self, trunk: Trunk) -> tuple[Features, dict[str, Any]]:
+        """Features of whole pictures, and what they cost."""
+        seen = self.extractor.features(trunk, self.data.samples)
+        chances, none = _source_chances(trunk, seen.values)
+        given = replace(
+            self.known,
+            values=seen.values.astype(np.float64),
+            chances=chances,
+            missing={PROBE: self.why, "source": none},
+        )
+        return given, {"engine": seen.engine.engine, **_pass(seen)}
+
+    def _regions(self, trunk: Trunk) -> tuple[Features, dict[str, Any]]:
+        """Features of objects or regions, and what they cost."""
+        seen = region_features(self.extractor, trunk, self.data)
+        groups = self.data.groups()
+        of = seen.pictures if groups is None else groups[seen.pictures]
+        rows = _few_regions(seen, of, self.data, self.recipe.seed)
+        if not hasattr(self, "known"):  # boxes and masks are read with the first maps
+            self._settle(seen.targets[rows], of[rows])
+        none = "The source's classes are of whole pictures"
+        given = replace(
+            self.known,
+            values=seen.values[rows].astype(np.float64),
+            missing={PROBE: self.why, "source": none},
+        )
+        return given, {"engine": self.extractor.engine, **_pass(seen)}
+
+    def _worths(self, values: Floats) -> Floats:
         """What a probe's answers out of fold are worth."""
-        data, targets = self.data, self.targets
-        problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
-        found = search_penalty(values, problem, self.folds, weighted=problem.is_weighted("auto"))
-        return picture_scores(data.kind, targets, np.asarray(found.held_out, dtype=np.float64))
+        kind, targets = self.known.kind, self.known.targets
+        problem = Problem.of(targets, n_classes=len(self.data.classes), kind=kind)
+        found = search_penalty(
+            values.astype(np.float32),
+            problem,
+            self.folds,
+            weighted=problem.is_weighted("auto"),
+        )
+        return picture_scores(kind, targets, np.asarray(found.held_out, dtype=np.float64))
+
+
+def _pass(seen: Pooled | Regions) -> dict[str, Any]:
+    return {"seconds": seen.seconds, "computed": seen.computed, "reused": seen.reused}
 
 
 def _require_names(backbones: Sequence[str], measures: Sequence[str], most: int) -> None:
@@ -220,16 +268,21 @@ def _prepared(data: Dataset, recipe: Recipe, cache: Cache, tell: Observer) -> Pr
     )
 
 
-def _require_classes(train: Dataset) -> None:
-    if train.is_dense:
+def _require_meant(train: Dataset, recipe: Recipe) -> None:
+    if train.is_dense and recipe.engine not in {"auto", "fp32"}:
         raise UsageError(
-            f"Expected classes of whole pictures to rank backbones by, got {train.kind}; do "
-            "compare backbones with `headstart compare --backbones` there."
+            f"Expected --engine fp32 for {train.kind}, got {recipe.engine}; do leave it out."
+        )
+    if recipe.size and not train.is_dense:
+        raise UsageError(
+            "Expected a size for boxes or masks only, got one for classes; do name the "
+            "backbone's crop instead, such as ?crop=288."
         )
     if sum(count > 0 for count in train.counts().values()) < 2:
         raise DataError(
-            f"Expected pictures of two classes or more to learn from in {train.name!r}, got "
-            f"{', '.join(train.classes) or 'none'}; do add a class."
+            f"Expected two classes or more to learn from in {train.name!r}, got "
+            f"{', '.join(train.classes) or 'none'}; do add a class, or compare backbones by "
+            "training: headstart compare --backbones."
         )
 
 
@@ -240,6 +293,20 @@ def _few(train: Dataset, most: int, seed: int) -> Dataset:
     share = most / len(train)
     rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=seed)
     return train.subset(rows[share])
+
+
+def _few_regions(seen: Regions, groups: Rows, data: Dataset, seed: int) -> Rows:
+    """At most about so many regions, of whole pictures, the classes' shares kept."""
+    count = len(seen.targets)
+    if len(np.unique(seen.targets)) < 2:
+        raise DataError(
+            f"Expected objects or regions of two classes or more in {data.name!r}, got one; do "
+            "raise --max-pictures, or compare backbones by training: headstart compare."
+        )
+    if count <= MOST_REGIONS:
+        return np.arange(count)
+    share = MOST_REGIONS / count
+    return nested_fractions(seen.targets, (share,), blocks=groups, seed=seed)[share]
 
 
 def _source_chances(

@@ -102,12 +102,14 @@ class Ranking:
     pictures, available : int
         Training pictures that were looked at, and that there are.
     groups : int or None
-        Groups among those looked at.
+        Groups among what was scored.
     rows : tuple of Ranked
     sentences : tuple of str
         What can be said of them.
     seconds : float
         Of everything.
+    regions : int or None
+        Objects, or regions of a class, that were scored; None where whole pictures were.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Ranking:
     rows: tuple[Ranked, ...]
     sentences: tuple[str, ...]
     seconds: float
+    regions: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
