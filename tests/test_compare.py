@@ -274,6 +274,17 @@ def test_backbones_name_the_curves_only_where_there_are_several() -> None:
     assert [c.name for c in curves(one, Judging(test_share=0.2))] == ["probe"]
 
 
+def test_files_of_one_name_keep_their_folders() -> None:
+    two = [
+        replace(cell, backbone=f"file:{folder}/own.safetensors@timm/resnet18")
+        for folder in ("first", "second")
+        for cell in _cells({"probe": [0.8, 0.9]})
+    ]
+    names = [curve.name for curve in curves(two, Judging(test_share=0.2))]
+    assert len(set(names)) == 2
+    assert names[0].startswith("file:first/")
+
+
 def test_methods_are_named_with_options() -> None:
     made: Any = method_named("finetune?train-from=all", "classification", seed=3, epochs=7)
     assert (made.train_from, made.training.epochs, made.seed) == ("all", 7, 3)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 import numpy as np
 
@@ -81,10 +82,10 @@ def curves(cells: Iterable[Cell], judging: Judging) -> tuple[Curve, ...]:
     8
     """
     table = _table(cells)
-    several = len({backbone for backbone, _ in table}) > 1
+    short = _short({backbone for backbone, _ in table})
     return tuple(
         Curve(
-            name=f"{backbone} {method}" if several else method,
+            name=f"{short[backbone]} {method}" if len(short) > 1 else method,
             backbone=backbone,
             method=method,
             points=tuple(_point(by[share], judging) for share in sorted(by)),
@@ -130,6 +131,19 @@ def _saved(curve: Curve, measure: str) -> str:
         f"{few.score.value / most.score.value:.0%} of the {measure} that it has with "
         f"{_all(most.fraction)} ({few.score.value:.3f} against {most.score.value:.3f})."
     )
+
+
+def _short(backbones: set[str]) -> dict[str, str]:
+    """Backbones by the names of their files, where these tell them apart.
+
+    >>> sorted(_short({"file:some/where/own.safetensors@timm/resnet18", "a/b"}).values())
+    ['a/b', 'own.safetensors']
+    """
+    files = {one: one.removeprefix("file:").partition("@")[0] for one in backbones}
+    names = {
+        one: PurePath(file).name if one.startswith("file:") else one for one, file in files.items()
+    }
+    return names if len(set(names.values())) == len(names) else {one: one for one in backbones}
 
 
 def _table(cells: Iterable[Cell]) -> dict[tuple[str, str], dict[float, list[Cell]]]:

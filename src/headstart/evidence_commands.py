@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,15 +99,8 @@ def compare(  # noqa: PLR0913 - one argument a flag
     from headstart.recipe import Recipe
     from headstart.trials import Trials
 
-    trials = Trials(
-        methods=_names(methods),
-        backbones=_names(backbones),
-        seeds=seeds,
-        fractions=_shares(fractions),
-        folds=folds,
-        epochs=epochs,
-        steps=steps,
-    )
+    trials = Trials(methods=_names(methods), backbones=_names(backbones), seeds=seeds, folds=folds)
+    trials = replace(trials, fractions=_shares(fractions), epochs=epochs, steps=steps)
     recipe = Recipe(
         budget=in_seconds(budget),
         head=head,
