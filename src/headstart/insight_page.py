@@ -83,7 +83,7 @@ def insight_extras(insight: Insight | None) -> dict[str, Any]:
 
 def _sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     titles = {
-        "slices": "Slices",
+        "slices": "Better or worse",
         "curve": "More pictures",
         "label_errors": "Doubtful labels",
         "outliers": "Foreign pictures",

@@ -32,6 +32,7 @@ LIMITS = {
     "mistakes_in_json": 200,
     "worst": 8,
     "label_errors": 24,
+    "label_errors_at_once": 12,
     "outliers": 12,
     "neighbourhoods": 8,
     "slices": 20,
