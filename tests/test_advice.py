@@ -160,7 +160,7 @@ def test_groups_stay_together(trunk, extractor, truths):
 def test_the_plan_says_what_the_race_would_do_and_learns_nothing(trunk, extractor, monkeypatch):
     monkeypatch.setattr(advice, "raced", None)
     monkeypatch.setattr("headstart.probing.search_penalty", None)
-    found = foretell([trunk], drawn(60, noise=0.5), extractor=extractor)
+    found = foretell([trunk], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
     assert [row["state"] for row in found["rows"]] == ["probed"] * 3 + ["promoted"] * 2
     assert found["estimated"] == pytest.approx(sum(row["estimated"] for row in found["rows"]))
     assert json.loads(json.dumps(found))["rows"][0]["score"] is None
