@@ -20,7 +20,7 @@ from headstart.data.prepare import prepare
 from headstart.data.splits import kfold
 from headstart.errors import DataError, UnknownNameError, UsageError, WeightsNotFoundError
 from headstart.features import Extractor
-from headstart.intervals import Difference, Interval
+from headstart.intervals import Difference, Interval, paired_proportion_difference
 from headstart.rank_table import show_ranking
 from headstart.ranking import rank
 from headstart.recipe import Recipe
@@ -241,6 +241,21 @@ def test_sentences_say_who_is_as_good_and_quicker_and_who_dissents() -> None:
     assert told[1] == "Cannot be distinguished from it on these pictures: embedded/[b]."
     assert "embedded/[b] is the quickest: 3.2 ms a picture against 12.3 ms" in told[2]
     assert told[3] == "embedded/[b] would come first by gbc."
+
+
+def test_each_difference_is_at_the_level_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    worths = [(rng.random(80) < share).astype(float) for share in (0.9, 0.8, 0.7)]
+    rows = [
+        _row(f"{i}", {"knn": Score(measure="knn", interval=_interval(w.mean()), worths=w)})
+        for i, w in enumerate(worths)
+    ]
+    shared = Features(values=np.zeros((80, 0)), targets=np.arange(80) % 2)
+    found = ordered(rows[::-1], "knn", shared)
+    assert [row.backbone for row in found] == ["0", "1", "2"]
+    for row, other in zip(found[1:], worths[1:], strict=True):
+        wanted = paired_proportion_difference(worths[0] > 0, other > 0, level=1 - 0.05 / 3)
+        assert row.behind == wanted
 
 
 def test_backbones_without_a_number_come_last() -> None:

@@ -28,8 +28,8 @@ class Ranked:
     scores : mapping of str to Score
         By measure.
     behind : Difference or None
-        The first one's number less this one's, at the level that holds for all of them; None
-        for the first, and where this one has no number.
+        The first one's number less this one's, at the level that holds for all pairs; None for
+        the first, and where this one has no number.
     milliseconds : float
         Of one core (or the GPU) for a picture's way through the network, measured now, whatever
         was in the cache and whatever else the machine does; reading the picture is not in it.
@@ -160,7 +160,8 @@ def ordered(rows: Sequence[Ranked], measure: str, features: Features) -> tuple[R
             f"{first.scores[measure].missing or 'no number'}; do name another one first, such as "
             f"{'knn' if measure == PROBE else PROBE}."
         )
-    level, one = level_of(0.05, len(others)), first.scores[measure]
+    # All pairs are looked at: which one is first, the same pictures have said.
+    level, one = level_of(0.05, len(rows) * len(others) // 2), first.scores[measure]
     gaps = [
         None if value(row) == -math.inf else ahead(one, row.scores[measure], features, level=level)
         for row in others
