@@ -67,6 +67,14 @@ def test_heights_are_scores_between_round_levels() -> None:
     assert (mark.low, mark.high) == pytest.approx(((0.58 - 0.55) / 0.25, (0.66 - 0.55) / 0.25))
 
 
+def test_single_trainings_lie_at_their_scores() -> None:
+    scores = (0.41, 0.62, 0.83)
+    plot = placed(comparison((point(10, 0.62, 0.01, scores=scores), point(20, 0.7))))
+    levels = [float(text) for _, text in plot.y_ticks]
+    placed_at = [levels[0] + y * (levels[-1] - levels[0]) for y in plot.lines[0].marks[0].every]
+    assert placed_at == pytest.approx(scores)
+
+
 def test_what_is_not_known_is_not_drawn() -> None:
     alone = Interval(value=0.7, low=NAN, high=NAN, method="t")
     nothing = Interval(value=NAN, low=NAN, high=NAN, method="t")

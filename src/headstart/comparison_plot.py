@@ -201,12 +201,12 @@ def _slot(number: int, count: int) -> float:
 
 
 def _levels(shown: Sequence[Curve]) -> list[float]:
-    """Round levels from below the lowest interval to above the highest, inside 0 to 1."""
+    """Round levels that hold all intervals and single trainings, inside 0 to 1."""
     ends = [
         end
         for curve in shown
         for at in curve.points
-        for end in (at.score.value, at.score.low, at.score.high)
+        for end in (at.score.value, at.score.low, at.score.high, *at.scores)
         if math.isfinite(end)
     ] or [0.0, 1.0]
     low, high = max(min(ends), 0.0), min(max(ends), 1.0)
