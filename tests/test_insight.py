@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +14,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
-from headstart.data.prepare import Prepared
+from headstart.backbones.catalog import resolve
+from headstart.backbones.weights import locate
+from headstart.cache import Cache
+from headstart.data import demo
+from headstart.data.prepare import Prepared, prepare
 from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.errors import SetupError, UnknownNameError
 from headstart.evaluation import evaluate_probabilities
+from headstart.features import Extractor
 from headstart.insight import ASPECTS, Insight, look_into
 from headstart.tasks.classification import Classification
+from headstart.trunk import Trunk
 
 
 @dataclass
@@ -149,6 +156,44 @@ def test_planted_wrong_labels_come_first() -> None:
     scores = [one.score for one in found.label_errors]
     assert scores == sorted(scores, reverse=True)
     assert min(scores) > 0.5
+
+
+def test_wrong_labels_planted_in_pictures_are_found(tmp_path: Path) -> None:
+    """The same as benchmarks/label_noise.py with fewer pictures: real features, 5 % wrong."""
+    spec = resolve("embedded/efficientnet_lite0", offline=True)
+    trunk = Trunk.read(spec, locate(spec, offline=True))
+    whole = demo.load("digits")
+    some = whole.subset([row for row in range(240) if row % 60 < 30])
+    with Cache(tmp_path) as cache:
+        clean = prepare(replace(some, classes=whole.classes[:4]), cache=cache)
+        extractor = Extractor(cache=cache, engine="fp32", device="cpu")
+        hits = 0
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            planted = rng.choice(120, 6, replace=False).tolist()
+            held = Setting(
+                prepared=clean,
+                values=np.zeros(0),
+                targets=clean.data.targets(),
+                correct=np.ones(len(clean.test), bool),
+                task=Classification(classes=clean.data.classes),
+            )
+            source = SimpleNamespace(trunk=trunk, record={})
+            noisy = mislabelled(held, planted).prepared
+            judged = noisy.test.targets()
+            names = tuple(sample.name for sample in noisy.test.samples)
+            evaluation = evaluate_probabilities(held.task, np.eye(4)[judged], judged, names=names)
+            found = look_into(
+                trunk,
+                source,  # type: ignore[arg-type]
+                noisy,
+                evaluation,
+                extractor=extractor,
+                seed=seed,
+                aspects=("labels",),
+            )
+            hits += len({one.row for one in found.label_errors[:6]} & set(planted))
+    assert hits / 24 >= 0.6
 
 
 def test_the_doubt_ranks_as_scikit_learn_would() -> None:

@@ -56,8 +56,8 @@ TITLES = {
 }
 
 DIRECTIONS = 128
-"""Of the features, those that vary most: the probes here read no others. They find as many wrong
-labels in a tenth of the time (docs/insight.md)."""
+"""Of the features, those that vary most: the probes here read no others. They find about as many
+wrong labels in a third of the time (docs/insight.md)."""
 
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
 """Penalties of the probes here: none weaker, for the same reason."""
