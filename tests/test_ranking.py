@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from headstart.cache import Cache
 from headstart.cli import app
 from headstart.data.prepare import prepare
+from headstart.data.samples import Dataset, Sample
 from headstart.data.splits import kfold
 from headstart.errors import DataError, UnknownNameError, UsageError, WeightsNotFoundError
 from headstart.features import Extractor
@@ -178,6 +179,26 @@ def test_a_class_of_one_patient_has_no_probe_and_is_told_why(
     assert "class" in first["linear-probe"].missing
     with pytest.raises(UsageError, match="linear-probe: Expected"):
         rank(source, backbones, recipe=recipe, measures=["linear-probe"])
+
+
+def test_several_labels_a_picture_are_ranked_by_the_probe(
+    backbones: tuple[str, str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    samples = []
+    for k in range(60):
+        is_light, is_red = k % 2, k // 2 % 2
+        pixels = rng.integers(0, 60, (32, 32, 3)).astype(np.uint8) + np.uint8(120 * is_light)
+        pixels[..., 0] += np.uint8(70 * is_red)
+        labels = ("light",) * is_light + ("red",) * is_red
+        samples.append(Sample(image=pixels, target=labels))
+    data = Dataset(samples=tuple(samples), classes=("light", "red"), kind="multilabel")
+    ranking = rank(data, backbones[::-1], recipe=RECIPE, cache=Cache(tmp_path))
+    first = ranking.rows[0]
+    assert first.backbone == backbones[0]
+    assert first.scores["linear-probe"].interval.value > 0.8
+    assert all("one class" in first.scores[name].missing for name in DEFAULTS[1:])
+    json.dumps(ranking.as_dict(), allow_nan=False)
 
 
 def _shared() -> Features:
