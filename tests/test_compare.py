@@ -137,7 +137,7 @@ def test_masks_are_compared_by_iou(backbone: str, tmp_path: Path) -> None:
     from headstart.data.readers import read_dataset
 
     data = read_dataset("demo:masks").subset(range(8))
-    methods = ("finetune?train-from=head", "scratch")
+    methods = ("probe", "scratch")
     trials = _trials(backbone, methods=methods, seeds=1, folds=2, fractions=(1.0,), epochs=1)
     recipe = Recipe(head="fpn?width=32&pyramid=32", size=64, device="cpu", offline=True)
     cache = Cache(tmp_path / "cache")
@@ -292,8 +292,12 @@ def test_methods_are_named_with_options() -> None:
     assert method_named("auto", "detection").name == "finetune"
     with pytest.raises(UnknownNameError):
         method_named("finetun", "classification")
-    with pytest.raises(UsageError, match="nonsense"):
-        method_named("finetune?nonsense=1", "classification")
+    head: Any = method_named("probe?epochs=4", "detection")
+    assert (head.name, head.train_from, head.training.epochs) == ("finetune", "head", 4)
+    with pytest.raises(UnknownNameError, match="did you mean 'epochs'"):
+        method_named("finetune?epoch=1", "classification")
+    with pytest.raises(UsageError, match="name the method"):
+        method_named("auto?epochs=3", "classification")
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("multiclass", 16), ("detection", 8)])

@@ -127,7 +127,8 @@ def compare(  # noqa: PLR0913 - one argument a flag
         if not as_json:
             show_comparison(shown.console, found)
     written = {"folder": str(folder), **found.as_dict()}
-    typer.echo(json.dumps(written, indent=1, allow_nan=False) if as_json else f"Written: {folder}")
+    files = f"Written: {folder}/: compare.html, compare.png, compare.json, table.csv"
+    typer.echo(json.dumps(written, indent=1, allow_nan=False) if as_json else files)
 
 
 def _names(text: str) -> tuple[str, ...]:

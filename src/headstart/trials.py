@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from headstart.data.samples import Kind
-from headstart.errors import UsageError
+from headstart.errors import UnknownNameError, UsageError
 from headstart.flags import flags, make_method
+from headstart.methods import METHODS
 from headstart.methods.method import Method
 from headstart.recipe import DEFAULT_BACKBONE, default_method
 
@@ -24,9 +25,9 @@ class Trials:
     Parameters
     ----------
     methods : tuple of str
-        ``scratch``, ``probe`` or ``finetune``, with options if need be, as in
-        ``finetune?train-from=all&epochs=5``; or ``auto``, what wins a race on the pictures to
-        learn from. The first is the reference.
+        ``scratch``, ``probe`` (for boxes and masks: the head alone) or ``finetune``, with options
+        if need be, as in ``finetune?train-from=all&epochs=5``; or ``auto``, what wins a race on
+        the pictures to learn from. The first is the reference.
     backbones : tuple of str
     seeds : int
         How often everything is repeated, from the recipe's seed on.
@@ -108,17 +109,24 @@ def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = No
     5
     """
     name, _, query = text.partition("?")
-    name = ALIASES.get(name, name)
     pairs = parse_qsl(query, keep_blank_values=True)
     given: dict[str, Any] = {key.replace("-", "_"): value for key, value in pairs}
+    if name == "probe" and task != "classification":  # what is frozen and what learns are the same
+        name, given = "finetune", {"train_from": "head", **given}
+    if name == "auto":
+        if given:
+            raise UsageError(f"Expected auto without options, got {query}; do name the method.")
+        name = default_method(task).name
+    name = ALIASES.get(name, name)
+    if name not in METHODS:
+        raise UnknownNameError("method", name, [*METHODS, *ALIASES, "auto"])
     known = {flag.name: flag for flag in flags()}
-    if unknown := next((key for key in given if key not in known), None):
-        raise UsageError(f"Expected options of {name}, got {unknown}; do see `fit --help`.")
     for key, value in given.items():
+        if key not in known:
+            own = [flag.option[2:] for flag in flags() if name in flag.methods]
+            raise UnknownNameError(f"option of {name}", key.replace("_", "-"), own)
         if known[key].kind == "switch":
             given[key] = value.lower() not in {"false", "no", "off", "0"}
-    if name == "auto":
-        name = default_method(task).name
     if epochs is not None and name in known["epochs"].methods:
         given.setdefault("epochs", str(epochs))
     return make_method(name, given, seed=seed)
