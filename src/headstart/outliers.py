@@ -50,8 +50,9 @@ class Gaussian:
 class Outliers:
     """What was learned from, ready to say how far other pictures are from it.
 
-    ``knn`` is the default: it needs no labels, supposes no shape of the classes, and on the
-    embedded sets it told foreign pictures and left-out classes best (docs/insight.md).
+    ``knn`` is the default: it needs no labels, supposes no shape of the classes, and told the
+    pictures of other sets without fault; none told left-out classes best on both sets that were
+    measured (docs/insight.md).
 
     Parameters
     ----------
