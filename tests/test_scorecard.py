@@ -11,7 +11,7 @@ from headstart.class_separation import parc
 from headstart.errors import UnknownNameError, UsageError
 from headstart.intervals import paired_proportion_difference, proportion_interval
 from headstart.label_transfer import leep, nce
-from headstart.scorecard import DEFAULTS, MEASURES, PROBE, Features, ahead, jackknife, scored
+from headstart.scorecard import MEASURES, PROBE, Features, ahead, jackknife, scored
 from headstart.transferability import knn_correctness, log_me
 
 
@@ -89,7 +89,7 @@ def test_intervals_hold_what_other_pictures_of_the_kind_score() -> None:
 
 
 def test_no_interval_leaves_what_a_number_can_be() -> None:
-    found = scored(drawn(apart=4.0), DEFAULTS, blocks())
+    found = scored(drawn(apart=4.0), list(MEASURES), blocks())
     for name, one in found.items():
         made = MEASURES[name]
         assert made.least <= one.interval.low <= one.interval.high <= made.most, name
@@ -97,7 +97,7 @@ def test_no_interval_leaves_what_a_number_can_be() -> None:
 
 def test_better_features_are_ahead_and_equal_ones_are_not() -> None:
     far, near, same = drawn(apart=3.0), drawn(apart=0.3), drawn(apart=0.3, seed=1)
-    names = [name for name in DEFAULTS if MEASURES[name].of_features] + ["knn"]
+    names = [name for name in MEASURES if MEASURES[name].of_features] + ["knn"]
     of_far, of_near, of_same = (scored(one, names, blocks()) for one in (far, near, same))
     clear = 0
     for name in names:

@@ -202,7 +202,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
         typer.Option(
             help="With commas between, the order is by the first: linear-probe, knn, log-me, "
             "h-score, shrunk-h-score, trans-rate, nleep, leep, nce, gbc, parc, sfda. Default: all "
-            "but h-score, by linear-probe."
+            "but h-score and sfda, by linear-probe."
         ),
     ] = "",
     max_pictures: Annotated[

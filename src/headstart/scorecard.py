@@ -126,8 +126,9 @@ MEASURES: Mapping[str, Measure] = {
 }
 """By name, as given to ``--measure``; each is better when higher."""
 
-DEFAULTS = tuple(name for name in MEASURES if name != "h-score")
-"""All but the plain H-score, which is the same for all backbones where features are many."""
+DEFAULTS = tuple(name for name in MEASURES if name not in {"h-score", "sfda"})
+"""All but two that mislead where features are many: the plain H-score is the same for all
+backbones there, and SFDA has been seen to put random weights first (docs/rank.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
