@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
+from sklearn.metrics import average_precision_score
 
 from headstart.class_separation import parc
 from headstart.errors import UnknownNameError, UsageError
@@ -21,7 +22,7 @@ def drawn(n: int = 60, d: int = 5, seed: int = 0, apart: float = 1.0) -> Feature
     return Features(
         values=rng.normal(size=(n, d)) + apart * np.eye(3, d)[targets],
         targets=targets,
-        worths=(rng.random(n) < 0.8).astype(float),
+        answers=np.eye(3)[targets] + rng.normal(size=(n, 3)),
         chances=rng.dirichlet(np.ones(7), size=n),
     )
 
@@ -71,9 +72,12 @@ def test_scores_are_the_measures_own_also_where_features_are_many() -> None:
 def test_means_over_pictures_have_the_interval_of_a_share() -> None:
     groups = np.arange(60) // 3
     given = drawn()
-    given = Features(values=given.values, targets=given.targets, worths=given.worths, groups=groups)
+    given = Features(
+        values=given.values, targets=given.targets, answers=given.answers, groups=groups
+    )
     found = scored(given, [PROBE, "knn"], blocks())
-    assert found[PROBE].interval == proportion_interval(given.worths > 0.5, groups)
+    answered = given.answers.argmax(axis=1) == given.targets
+    assert found[PROBE].interval == proportion_interval(answered, groups)
     right = knn_correctness(given.values, given.targets, groups=groups)
     assert found["knn"].interval == proportion_interval(right, groups)
 
@@ -112,8 +116,24 @@ def test_better_features_are_ahead_and_equal_ones_are_not() -> None:
 def test_shares_are_compared_as_pairs() -> None:
     one, two = drawn(seed=0), drawn(seed=1)
     a, b = (scored(features, [PROBE], [])[PROBE] for features in (one, two))
-    wanted = paired_proportion_difference(one.worths > 0.5, two.worths > 0.5)
+    wanted = paired_proportion_difference(
+        *(f.answers.argmax(axis=1) == f.targets for f in (one, two))
+    )
     assert ahead(a, b, one) == wanted
+
+
+def test_several_labels_are_scored_by_their_mean_average_precision() -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random((60, 4)) < 0.4).astype(np.intp)
+    logits = targets + rng.normal(size=(60, 4))
+    given = Features(values=logits, targets=targets, kind="multilabel", answers=logits)
+    found = scored(given, [PROBE], blocks())[PROBE]
+    wanted = average_precision_score(targets, logits, average="macro")
+    assert found.interval.value == pytest.approx(wanted)
+    assert 0 <= found.interval.low < wanted < found.interval.high <= 1
+    worse = Features(values=logits, targets=targets, kind="multilabel", answers=0.0 * logits)
+    behind = ahead(found, scored(worse, [PROBE], blocks())[PROBE], given)
+    assert behind.distinguishable
 
 
 def test_a_block_that_holds_all_but_one_class_is_not_left_out() -> None:

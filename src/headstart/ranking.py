@@ -27,7 +27,6 @@ from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.events import DataReady, Noted, Observer, Progressed
 from headstart.features import Extractor
 from headstart.features import Features as Pooled
-from headstart.race import picture_scores
 from headstart.recipe import Recipe
 from headstart.regions import Regions, region_features
 from headstart.runtime import device
@@ -186,7 +185,7 @@ class _Look:
         else:
             given, costs = self._whole(trunk)
         if PROBE in self.measures and self.folds:
-            given = replace(given, worths=self._worths(given.values))
+            given = replace(given, answers=self._answers(given.values))
         milliseconds = 1000 * _seconds(trunk, self.data, costs["engine"], self.extractor)
         return Ranked(
             backbone=trunk.spec.name,
@@ -225,8 +224,8 @@ class _Look:
         )
         return given, {"engine": self.extractor.engine, **_pass(seen)}
 
-    def _worths(self, values: Floats) -> Floats:
-        """What a probe's answers out of fold are worth."""
+    def _answers(self, values: Floats) -> Floats:
+        """Logits of a probe's answers out of fold."""
         kind, targets = self.known.kind, self.known.targets
         problem = Problem.of(targets, n_classes=len(self.data.classes), kind=kind)
         found = search_penalty(
@@ -235,7 +234,7 @@ class _Look:
             self.folds,
             weighted=problem.is_weighted("auto"),
         )
-        return picture_scores(kind, targets, np.asarray(found.held_out, dtype=np.float64))
+        return np.asarray(found.held_out, dtype=np.float64)
 
 
 def _pass(seen: Pooled | Regions) -> dict[str, Any]:

@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 from headstart.class_separation import gbc, parc, sfda
 from headstart.errors import UnknownNameError, UsageError
-from headstart.intervals import Difference, Interval
+from headstart.intervals import (
+    Difference,
+    Interval,
+    paired_proportion_difference,
+    proportion_interval,
+)
 from headstart.label_transfer import leep, nce, nleep
-from headstart.race import gain, score
+from headstart.metrics import mean_average_precision_score
 from headstart.resampling import student_quantile
 from headstart.transferability import h_score, knn_correctness, log_me, shrunk_h_score, trans_rate
 
@@ -54,19 +59,19 @@ class Features:
         Of the targets; objects and regions count as multiclass.
     groups : array, shape (n,), or None
         What is not independent.
-    worths : array, shape (n,), or None
-        What a cross-validated probe's answer to each was worth, see `race.picture_scores`.
+    answers : array, shape (n, n_classes), or None
+        Logits of a cross-validated probe, each picture's by the fold that has not seen it.
     chances : array, shape (n, Z), or None
         Probabilities of the classes that the backbone was trained on.
     missing : mapping of str to str
-        Why ``worths`` (under "linear-probe") or ``chances`` (under "source") are None.
+        Why ``answers`` (under "linear-probe") or ``chances`` (under "source") are None.
     """
 
     values: Floats
     targets: Rows
     kind: Kind = "multiclass"
     groups: Rows | None = None
-    worths: Floats | None = None
+    answers: Floats | None = None
     chances: Floats | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
@@ -103,7 +108,7 @@ class Measure:
 
 
 MEASURES: Mapping[str, Measure] = {
-    PROBE: Measure(title="cross-validated linear probe"),
+    PROBE: Measure(title="cross-validated linear probe", least=0.0, most=1.0),
     "knn": Measure(title="nearest neighbours, leaving one out"),
     "log-me": Measure(title="LogME, evidence a picture", of_features=log_me),
     "h-score": Measure(title="H-score, covariance as it is", of_features=h_score, least=0.0),
@@ -201,7 +206,7 @@ def scored(
 
 def _score(name: str, features: Features, turned: Floats, blocks: Sequence[Rows]) -> Score:
     if name == PROBE:
-        return _mean(name, features, features.worths)
+        return _probed(features, blocks)
     if features.kind == "multilabel":
         return Score(measure=name, missing="defined for one class a picture")
     if name == "knn":
@@ -210,24 +215,41 @@ def _score(name: str, features: Features, turned: Floats, blocks: Sequence[Rows]
     made = MEASURES[name]
     if made.of_features is not None:
         table = turned if made.is_turnable else features.values
-        return _jackknifed(name, table, features.targets, blocks)
+        return _jackknifed(name, made.of_features, table, features.targets, blocks)
     if features.chances is None or made.of_chances is None:
         return Score(measure=name, missing=features.missing.get("source", "no source classes"))
-    return _jackknifed(name, features.chances, features.targets, blocks)
+    return _jackknifed(name, made.of_chances, features.chances, features.targets, blocks)
 
 
-def _mean(name: str, features: Features, worths: Floats | None) -> Score:
-    if worths is None:
-        return Score(measure=name, missing=features.missing.get(name, "not computed"))
-    interval = score(worths, features.groups, features.kind)
+def _probed(features: Features, blocks: Sequence[Rows]) -> Score:
+    """Accuracy of a probe's answers; of several labels their mean average precision."""
+    logits, targets = features.answers, features.targets
+    if logits is None:
+        return Score(measure=PROBE, missing=features.missing.get(PROBE, "not computed"))
+    if features.kind == "multilabel":
+        chances = np.exp(-np.logaddexp(0.0, -logits))
+        return _jackknifed(PROBE, _mean_precision, chances, targets, blocks)
+    right = logits.argmax(axis=1) == targets
+    return _mean(PROBE, features, right.astype(np.float64))
+
+
+def _mean_precision(chances: Floats, targets: Rows) -> float:
+    return float(mean_average_precision_score(targets, chances))
+
+
+def _mean(name: str, features: Features, worths: Floats) -> Score:
+    interval = proportion_interval(worths > 0.5, features.groups)
     return Score(measure=name, interval=interval, worths=worths)
 
 
-def _jackknifed(name: str, table: Floats, targets: Rows, blocks: Sequence[Rows]) -> Score:
+def _jackknifed(
+    name: str,
+    number: Callable[[Floats, Rows], float],
+    table: Floats,
+    targets: Rows,
+    blocks: Sequence[Rows],
+) -> Score:
     made = MEASURES[name]
-    number = made.of_features or made.of_chances
-    if number is None:  # a share of pictures, which has an interval of its own
-        raise UsageError(f"Expected a measure of features or of chances, got {name}.")
     kept = list(_rests(len(targets), targets, blocks))
     without = np.asarray([number(table[rows], targets[rows]) for rows in kept])
     interval = jackknife(number(table, targets), without)
@@ -294,7 +316,7 @@ def ahead(first: Score, other: Score, features: Features, *, level: float = 0.95
     first, other : Score
         Of the same measure, pictures and blocks, both with a number.
     features : Features
-        Of either: its kind and groups are read.
+        Of either: its groups are read.
     level : float
 
     Returns
@@ -314,10 +336,11 @@ def ahead(first: Score, other: Score, features: Features, *, level: float = 0.95
             "do compare backbones that both have one."
         )
     if first.worths is not None and other.worths is not None:
-        return gain(first.worths, other.worths, features.groups, features.kind, level=level)
+        one, two = first.worths > 0.5, other.worths > 0.5
+        return paired_proportion_difference(one, two, features.groups, level=level)
     gap = first.interval.value - other.interval.value
-    one, two = first.left_out, other.left_out
-    blank = np.zeros(0)
-    paired = blank if one is None or two is None else one - two
+    paired = np.zeros(0)
+    if first.left_out is not None and other.left_out is not None:
+        paired = first.left_out - other.left_out
     found = jackknife(gap, paired, level=level)
     return Difference(interval=found, distinguishable=bool(found.low > 0 or found.high < 0))

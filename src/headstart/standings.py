@@ -10,7 +10,6 @@ from typing import Any
 
 from headstart.errors import UsageError
 from headstart.intervals import Difference
-from headstart.race import level_of
 from headstart.scorecard import MEASURES, PROBE, Features, Score, ahead
 
 __all__ = ["Ranked", "Ranking", "ordered", "sentences"]
@@ -141,7 +140,7 @@ def ordered(rows: Sequence[Ranked], measure: str, features: Features) -> tuple[R
     rows : sequence of Ranked
     measure : str
     features : Features
-        Of any of them: kind and groups are read.
+        Of any of them: groups are read.
 
     Raises
     ------
@@ -161,9 +160,11 @@ def ordered(rows: Sequence[Ranked], measure: str, features: Features) -> tuple[R
             f"{'knn' if measure == PROBE else PROBE}."
         )
     # All pairs are looked at: which one is first, the same pictures have said.
-    level, one = level_of(0.05, len(rows) * len(others) // 2), first.scores[measure]
+    pairs, one = max(len(rows) * len(others) // 2, 1), first.scores[measure]
     gaps = [
-        None if value(row) == -math.inf else ahead(one, row.scores[measure], features, level=level)
+        None
+        if value(row) == -math.inf
+        else ahead(one, row.scores[measure], features, level=1 - 0.05 / pairs)
         for row in others
     ]
     behind = (replace(row, behind=gap) for row, gap in zip(others, gaps, strict=True))
