@@ -27,6 +27,7 @@ from headstart.data.samples import Dataset, Sample
 from headstart.data.scan import ImageRecord
 from headstart.data.transforms import Preprocess
 from headstart.evaluation import ClassRow, Evaluation, evaluate_probabilities
+from headstart.explain import Explanation
 from headstart.forgetting import Forgetting, SourceChange, StageDrift
 from headstart.heads.pooled import LinearHead
 from headstart.intervals import Difference, Interval
@@ -699,3 +700,42 @@ def test_a_risk_that_cannot_be_shown_is_said_on_the_page() -> None:
 
 def test_without_a_wanted_risk_the_page_says_how_to_want_one() -> None:
     assert "--max-risk" in Page(render_html(facts())).section("selective")
+
+
+# ------------------------------------------------------------------------- maps
+
+
+def test_maps_of_the_surest_mistakes_and_of_right_answers_are_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = facts(wrong=2)
+    judged, classes = given.evaluation, given.model.task.classes
+    right = np.flatnonzero(judged.correct)
+    rows = judged.mistakes(3) + [right[i * len(right) // 3] for i in range(3)]
+
+    def explained(model: Any, samples: Any, **_: Any) -> Any:
+        for sample, row in zip(samples, rows, strict=True):
+            yield Explanation(
+                name=sample.name,
+                label=classes[judged.predicted[row]],
+                probability=0.875,
+                answer="",
+                method="grad-cam",
+                heat=np.eye(3),
+                part=(0.0, 0.0, 1.0, 1.0),
+            )
+
+    monkeypatch.setattr("headstart.class_report.explain", explained)
+    html = render_html(given)
+    page = Page(html)
+    section = page.section("looks")
+    assert section.count("and is right") == 3
+    assert section.count("labelled") == 2  # there are no more mistakes
+    assert html.split('id="looks"')[1].split("</section>")[0].count("data:image/jpeg") == 5
+    assert "Where it looks" in page.text
+
+
+def test_where_no_map_can_be_made_there_is_no_section() -> None:
+    page = Page(render_html(facts()))  # whose network does not exist
+    assert "looks" not in page.sections
+    assert "Where it looks" not in page.text

@@ -7,15 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from headstart import charts
 from headstart.abstention import Abstention
+from headstart.data.images import decode
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Sample
+from headstart.errors import HeadstartError
 from headstart.evaluation import TITLES, Evaluation
+from headstart.explain import explain
 from headstart.heads.pooled import LinearHead
+from headstart.heat_maps import draw_heat
 from headstart.intervals import Interval, wilson_interval
 from headstart.model import TransferModel
-from headstart.pages import LIMITS, examples, thumbnails
+from headstart.pages import LIMITS, examples, jpeg_uri, thumbnails
 from headstart.selective import risk_coverage
 
 __all__ = ["class_extras", "class_page", "class_values"]
@@ -25,6 +31,9 @@ ERRORS = ("log_loss", "brier", "ece")
 
 MOST_POINTS = 60
 """Of the curve of risk by coverage."""
+
+MAPS_EACH, MAP_SIDE = 3, 224
+"""Wrong and right answers whose maps are drawn, and the longer side of such a picture."""
 
 
 def class_values(evaluation: Evaluation, model: TransferModel) -> dict[str, Any]:
@@ -62,6 +71,7 @@ def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared)
     """What only the page says."""
     is_multilabel = model.task.kind == "multilabel"
     shown, mistakes = _illustrated(evaluation, prepared)
+    maps = [] if is_multilabel else _maps(evaluation, model, prepared)
     candidates = [(c["penalty"], c["log_loss"]) for c in model.record.get("candidates", ())]
     # The cells of one picture, and the pictures of one group, are not independent.
     independent = not is_multilabel and evaluation.n_groups is None
@@ -72,7 +82,9 @@ def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared)
             ("calibration", "Calibration"),
             *([] if is_multilabel else [("selective", "Abstaining")]),
             *([] if is_multilabel else [("mistakes", "Mistakes")]),
+            *([("looks", "Where it looks")] if maps else []),
         ],
+        "maps": maps,
         "examples": shown,
         "mistakes": mistakes,
         "n_wrong": int((~evaluation.correct).sum()),
@@ -82,6 +94,33 @@ def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared)
         "selective": None if is_multilabel else _selective(evaluation, independent),
         "penalties": charts.curve(candidates) if len(candidates) > 1 else None,
     }
+
+
+def _maps(evaluation: Evaluation, model: TransferModel, prepared: Prepared) -> list[dict[str, Any]]:
+    """Grad-CAM of the surest mistakes and some right answers; none where it cannot be made."""
+    samples = prepared.test.samples
+    if tuple(sample.name for sample in samples) != evaluation.names:
+        return []
+    right = np.flatnonzero(evaluation.correct)
+    rows = evaluation.mistakes(MAPS_EACH)
+    rows += [int(right[i]) for i in charts.evenly(len(right), MAPS_EACH)]
+    classes, chosen, maps = evaluation.task.classes, [samples[row] for row in rows], []
+    try:
+        for row, one in zip(rows, explain(model, chosen, wanted_device="cpu"), strict=True):
+            picture = decode(samples[row].image, at_least=MAP_SIDE)
+            drawn = draw_heat(picture, one.heat, one.part, long_side=MAP_SIDE)
+            maps.append(
+                {
+                    "picture": one.name,
+                    "answer": one.label,
+                    "probability": one.probability,
+                    "truth": classes[evaluation.targets[row]],
+                    "drawing": jpeg_uri(drawn, quality=80),
+                }
+            )
+    except (HeadstartError, RuntimeError):  # no maps, a picture that is gone, memory
+        return []
+    return maps
 
 
 def _selective(evaluation: Evaluation, independent: bool) -> dict[str, Any]:

@@ -259,7 +259,9 @@ class _Network:
         self.preprocess = model.trunk.spec.preprocess
         self._task = model.task
         self._device = device(wanted_device)
-        self._backbone = constant(copy.deepcopy(model.trunk.backbone)).to(self._device)
+        self._backbone = model.trunk.backbone  # constant, on the CPU
+        if self._device != "cpu":
+            self._backbone = constant(copy.deepcopy(self._backbone)).to(self._device)
         self._head = constant(model.linear_head().module()).to(self._device)
 
     def maps(self, pixels: Pixels) -> Tensor:
