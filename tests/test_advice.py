@@ -185,3 +185,21 @@ def test_what_cannot_be_raced_is_refused(trunk, extractor):
     one = drawn(20, noise=0).subset(range(0, 20, 2))
     with pytest.raises(DataError, match="2 classes"):
         decide([trunk], one, extractor=extractor)
+
+
+def test_labels_are_raced_too(trunk, extractor, truths):
+    rng = np.random.default_rng(0)
+    names = ("bright", "left", "odd")
+    samples = []
+    for _ in range(90):
+        held = [name for name in names if rng.random() < 0.5]
+        image = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+        image += np.uint8(90 * ("bright" in held))
+        image[:, :16] += np.uint8(60 * ("left" in held))
+        samples.append(Sample(image=image, target=tuple(held)))
+    data = Dataset(samples=tuple(samples), classes=names, kind="multilabel")
+    found = decide([trunk], data, extractor=extractor, budget=0)
+    assert found.record["measure"] == "mean average precision"
+    assert found.method.name == "linear-probe"
+    for row in found.record["rows"]:
+        assert 0.3 < row["score"]["low"] < row["score"]["value"] < row["score"]["high"] <= 1

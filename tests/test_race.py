@@ -3,19 +3,10 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, label_ranking_average_precision_score
+from sklearn.metrics import accuracy_score, average_precision_score
 
 from headstart.intervals import Difference, Interval
-from headstart.race import (
-    TRAININGS_SHARE,
-    Row,
-    best_of,
-    gain,
-    level_of,
-    picture_scores,
-    score,
-    undecidable,
-)
+from headstart.race import TRAININGS_SHARE, Judge, Row, best_of, level_of
 
 
 def difference(value, distinguishable):
@@ -23,24 +14,53 @@ def difference(value, distinguishable):
     return Difference(interval=interval, distinguishable=distinguishable)
 
 
+def judge_of(targets, groups=None, kind="multiclass"):
+    return Judge(kind=kind, targets=np.asarray(targets), groups=groups)
+
+
 def test_labels_are_scored_as_scikit_learn_scores_them():
     rng = np.random.default_rng(0)
-    targets = (rng.random((60, 7)) < 0.3).astype(int)
-    targets[0], targets[1] = 0, 1  # no label at all, and all of them
-    chances = rng.random((60, 7)).round(1)  # with ties
-    found = picture_scores("multilabel", targets, chances)
-    expected = [
-        label_ranking_average_precision_score(t[None], c[None])
-        for t, c in zip(targets, chances, strict=True)
-    ]
-    np.testing.assert_allclose(found, expected)
+    targets = (rng.random((200, 5)) < 0.3).astype(int)
+    logits = 2.0 * targets + rng.normal(size=targets.shape)
+    judge = judge_of(targets, kind="multilabel")
+    values = judge.worth(logits)
+    np.testing.assert_allclose(values, 1 / (1 + np.exp(-logits)))
+    found = judge.score(values)
+    assert found.value == pytest.approx(average_precision_score(targets, logits, average="macro"))
+    assert found.low < found.value < found.high <= 1.0
+    chance = judge.worth(rng.normal(size=targets.shape))
+    assert judge.gain(values, chance, level=0.997).distinguishable
+    assert not judge.gain(chance, chance, level=0.95).distinguishable
 
 
 def test_classes_are_scored_by_accuracy():
     rng = np.random.default_rng(0)
-    targets, chances = rng.integers(0, 4, 50), rng.random((50, 4))
-    found = picture_scores("multiclass", targets, chances)
-    assert found.mean() == accuracy_score(targets, chances.argmax(axis=1))
+    targets, logits = rng.integers(0, 4, 50), rng.random((50, 4))
+    judge = judge_of(targets)
+    values = judge.worth(logits)
+    assert judge.score(values).value == accuracy_score(targets, logits.argmax(axis=1))
+    rows = np.array([3, 7, 11])
+    np.testing.assert_array_equal(judge.worth(logits[rows], rows), values[rows])
+
+
+def test_only_pictures_that_both_have_answered_are_compared():
+    judge = judge_of(np.zeros(100, dtype=int))
+    part = np.where(np.arange(100) < 40, 1.0, np.nan)
+    base = np.where(np.arange(100) < 40, 0.0, 1.0)
+    assert judge.gain(part, base, level=0.95).interval.value == 1.0
+    assert judge.score(part).value == 1.0
+    assert len(judge.answered(part)) == 40
+    labels = judge_of(np.ones((100, 2), dtype=int), kind="multilabel")
+    assert len(labels.answered(np.stack([part, part], axis=1))) == 40
+
+
+def test_labels_are_right_as_a_whole_or_wrong():
+    targets = np.tile([1, 0], (100, 1))
+    chances = np.tile([0.9, 0.1], (100, 1))
+    judge = judge_of(targets, kind="multilabel")
+    assert judge.undecidable(chances, 0.997).startswith("0 of 100")
+    chances[:20, 1] = 0.8
+    assert judge.undecidable(chances, 0.997) == ""
 
 
 @pytest.mark.parametrize("level", [0.95, 0.99, 0.997])
@@ -48,8 +68,9 @@ def test_too_few_errors_are_those_that_a_sign_test_says_nothing_of(level):
     for wrong in range(15):
         values = np.r_[np.zeros(wrong), np.ones(200)]
         p = binomtest(wrong, wrong).pvalue if wrong else 1.0  # a perfect rival wins each of them
-        assert bool(undecidable(values, level)) == (p > 1 - level)
-        perfect = gain(np.ones(len(values)), values, None, "multiclass", level=level)
+        judge = judge_of(np.zeros(len(values), dtype=int))
+        assert bool(judge.undecidable(values, level)) == (p > 1 - level)
+        perfect = judge.gain(np.ones(len(values)), values, level=level)
         if p > 1 - level:
             assert not perfect.distinguishable
 
@@ -61,7 +82,7 @@ def test_chance_wins_no_more_often_than_it_is_given():
     for _ in range(races):
         base, *rivals = rng.random((3, 200)) < 0.7
         looks = [
-            gain(one[:n] * 1.0, base[:n] * 1.0, None, "multiclass", level=level)
+            judge_of(np.zeros(n, dtype=int)).gain(one[:n], base[:n], level=level)
             for one in rivals
             for n in (40, 80, 120, 160, 200)
         ]
@@ -73,8 +94,9 @@ def test_a_group_counts_once():
     """What ten pictures of one patient say ten times is said once."""
     groups = np.repeat(np.arange(8), 10)
     base = np.where(groups < 4, 0.0, 1.0)
-    alone = gain(np.ones(80), base, None, "multiclass", level=0.997)
-    together = gain(np.ones(80), base, groups, "multiclass", level=0.997)
+    alone = judge_of(np.zeros(80, dtype=int)).gain(np.ones(80), base, level=0.997)
+    judge = judge_of(np.zeros(80, dtype=int), groups)
+    together = judge.gain(np.ones(80), base, level=0.997)
     assert alone.distinguishable
     assert not together.distinguishable
 
@@ -84,13 +106,6 @@ def test_the_largest_gain_beyond_chance_wins():
     assert best_of([difference(0.5, False), difference(0.1, True)]) == 1
     assert best_of([difference(-0.5, True), difference(0.3, False), None]) is None
     assert best_of([]) is None
-
-
-def test_a_score_of_labels_stays_within_bounds():
-    values = np.r_[np.ones(30), 0.5]
-    found = score(values, None, "multilabel")
-    assert found.value == pytest.approx(values.mean())
-    assert found.low < found.value < found.high <= 1.0
 
 
 def test_a_row_is_plain_values():

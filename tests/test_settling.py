@@ -19,7 +19,7 @@ from headstart.planning import plan
 from headstart.pretraining import SMALL, random_trunk
 from headstart.recipe import Recipe
 from headstart.run import fit
-from headstart.settling import require_meant, rivals_of
+from headstart.settling import located, require_meant
 from headstart.trunk import Trunk
 
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_meant_is_said_before_anything_is_computed(weights):
         require_meant(Recipe(method=LinearProbe()), drawn(), resume=True)
     require_meant(Recipe(method=Finetune()), drawn(), resume=True)
     with pytest.raises(UnknownNameError, match="resnet18"):
-        rivals_of(Recipe(rivals=("resnet81",)))
+        located(Recipe(rivals=("resnet81",)))
 
 
 def test_a_plan_trains_nothing_and_counts_every_part(weights, cache):

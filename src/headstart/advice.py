@@ -37,11 +37,7 @@ from headstart.race import (
     TRAININGS_SHARE,
     Row,
     best_of,
-    gain,
     level_of,
-    picture_scores,
-    score,
-    undecidable,
 )
 from headstart.trunk import Trunk
 
@@ -211,7 +207,7 @@ def _ground(
 
 def _promoted(ground: Ground, best: Entry) -> tuple[list[Entry], list[Entry]]:
     """Who races against the best probe, and who is left out, with the reason."""
-    if reason := undecidable(best.values, _level(ground)):
+    if reason := ground.judge.undecidable(best.values, _level(ground)):
         ground.why.append(f"{reason}. Nothing was trained.")
         return [], []
     if ground.budget <= 0:
@@ -301,7 +297,7 @@ def _lap(ground: Ground, one: Entry, number: int, fold: Fold) -> bool:
     except TrainingError as error:
         one.note(note=str(error).split(";")[0], seconds=one.row.seconds + ground.spent - begin)
         return False
-    one.values[fold[1]] = picture_scores(ground.train.kind, asked.targets(), logits)
+    one.values[fold[1]] = ground.judge.worth(logits, fold[1])
     one.lap_seconds = (ground.spent - begin) / rates
     before = one.row.estimated if number > 1 else 0.0
     one.note(seconds=one.row.seconds + ground.spent - begin, estimated=before + expected)
@@ -310,13 +306,10 @@ def _lap(ground: Ground, one: Entry, number: int, fold: Fold) -> bool:
 
 def _look(ground: Ground, one: Entry, best: Entry, number: int) -> Any:
     """Compare one with the best probe on the pictures that it has answered."""
-    there, kind = ~np.isnan(one.values), ground.train.kind
-    groups = None if ground.groups is None else ground.groups[there]
-    mine, other = one.values[there], best.values[there]
-    found = gain(mine, other, groups, kind, level=_level(ground))
+    found = ground.judge.gain(one.values, best.values, level=_level(ground))
     one.note(
-        pictures=int(there.sum()),
-        score=score(mine, groups, kind),
+        pictures=len(ground.judge.answered(one.values)),
+        score=ground.judge.score(one.values),
         against=best.row.name,
         gain=found.interval,
         distinguishable=found.distinguishable,
@@ -342,7 +335,7 @@ def _parts(ground: Ground, fold: Fold) -> tuple[Dataset, Dataset]:
 
 
 def _none(ground: Ground) -> NDArray[np.float64]:
-    return np.full(len(ground.train), np.nan)
+    return np.full(ground.judge.targets.shape, np.nan)
 
 
 def _record(ground: Ground, rows: Sequence[Row]) -> dict[str, Any]:

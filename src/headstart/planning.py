@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from headstart.advice import foretell
-from headstart.backbones.catalog import resolve
-from headstart.backbones.weights import locate
 from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.contenders import Contender, expected_training
@@ -18,7 +16,7 @@ from headstart.features import Extractor
 from headstart.methods.method import Method
 from headstart.race import Row
 from headstart.recipe import Recipe
-from headstart.settling import require_meant, rivals_of
+from headstart.settling import located, require_meant
 from headstart.sources import read, settled
 from headstart.trunk import Trunk
 
@@ -66,8 +64,7 @@ def plan(
     def progress(step: str, done: int, total: int) -> None:
         tell(Progressed(step=step, done=done, total=total))
 
-    spec = resolve(recipe.backbone, offline=recipe.offline)
-    weights, others = locate(spec, offline=recipe.offline), rivals_of(recipe)
+    weights = located(recipe)
     data = read(source, recipe)
     recipe = settled(recipe, data)
     prepared = prepare(
@@ -83,10 +80,10 @@ def plan(
     require_meant(recipe, prepared.train, resume=False)
     engine = "fp32" if prepared.data.is_dense else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    trunk = Trunk.read(spec, weights)
+    trunks = [Trunk.read(*found) for found in weights]
     if recipe.method is None:
         found = foretell(
-            [trunk, *others],
+            trunks,
             prepared.train,
             prepared.val,
             extractor=extractor,
@@ -94,7 +91,7 @@ def plan(
             seed=recipe.seed,
         )
     else:
-        found = _of_one(recipe, recipe.method, trunk, prepared, extractor)
+        found = _of_one(recipe, recipe.method, trunks[0], prepared, extractor)
     tell(Decided(record=found))
     return found
 

@@ -23,7 +23,7 @@ from headstart.data.samples import Dataset
 from headstart.data.splits import kfold
 from headstart.features import Extractor
 from headstart.pretraining import random_like
-from headstart.race import PROBES_SHARE, Row, best_of, gain, level_of, picture_scores, score
+from headstart.race import PROBES_SHARE, Judge, Row, best_of, level_of
 from headstart.training.probe import Problem, search_penalty
 from headstart.trunk import Trunk
 
@@ -36,6 +36,7 @@ CONTROL_FROM = 200
 """Training pictures that random weights are tried on, and from which on they are."""
 
 Floats = NDArray[np.float64]
+Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,8 +46,8 @@ class Entry:
     Parameters
     ----------
     who : Contender
-    values : array, shape (n,)
-        NaN where it has not answered.
+    values : array, shape (n,) or (n, n_classes)
+        As ``Judge.worth``; NaN where it has not answered.
     row : Row
     lap_seconds : float
         Of the last fold, one training.
@@ -103,8 +104,7 @@ class Ground:
     estimated: float = 0.0
 
     def __post_init__(self) -> None:
-        self.groups = self.train.groups()
-        self.folds = kfold(self.train.targets(), FOLDS, blocks=self.groups, seed=self.seed)
+        self.judge, self.folds = _laid_out(self.train, self.seed)
 
     @property
     def spent(self) -> float:
@@ -128,12 +128,12 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
             if found and 0 < ground.budget < begin + solving:  # of very many pictures
                 ground.why.append(f"The {who.name} was left out: solving it takes too long.")
                 continue
-            values = _held_out(train, features[end], ground.folds)
+            values = _held_out(train, features[end], ground.folds, ground.judge)
             entry = Entry.of(
                 who,
                 values,
                 pictures=len(values),
-                score=score(values, ground.groups, train.kind),
+                score=ground.judge.score(values),
                 seconds=looking + ground.spent - begin,
                 estimated=expected / len(ends) + solving,
             )
@@ -147,7 +147,7 @@ def best_probe(ground: Ground, found: list[Entry]) -> Entry:
     level = level_of(PROBES_SHARE, len(others))
     gains = []
     for one in others:
-        more = gain(one.values, first.values, ground.groups, ground.train.kind, level=level)
+        more = ground.judge.gain(one.values, first.values, level=level)
         one.note(against=first.row.name, gain=more.interval, distinguishable=more.distinguishable)
         gains.append(more)
     place = best_of(gains)
@@ -169,18 +169,19 @@ def is_useless(ground: Ground, trunk: Trunk) -> bool:
         return False
     if len(train) > CONTROL_PICTURES:
         share = CONTROL_PICTURES / len(train)
-        rows = nested_fractions(train.targets(), (share,), blocks=ground.groups, seed=ground.seed)
+        rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=ground.seed)
         train = train.subset(rows[share])
-    begin, kind = ground.spent, train.kind
+    begin = ground.spent
     looking = len(train) * costs(trunk, train, ground.extractor).seconds
     ground.estimated += looking + 2 * expected_probe(len(train), trunk.width, len(train.classes))
-    folds = kfold(train.targets(), FOLDS, blocks=train.groups(), seed=ground.seed)
+    judge, folds = _laid_out(train, ground.seed)
     learned, drawn = (
-        _held_out(train, ground.extractor.features(one, train.samples).values, folds)
+        _held_out(train, ground.extractor.features(one, train.samples).values, folds, judge)
         for one in (trunk, random_like(trunk.spec, seed=ground.seed))
     )
-    found = gain(learned, drawn, train.groups(), kind, level=0.95)
-    told = f"{drawn.mean():.3f} with random weights, {learned.mean():.3f} with the learned ones"
+    found = judge.gain(learned, drawn, level=0.95)
+    reached = [judge.score(values).value for values in (drawn, learned)]
+    told = "{:.3f} with random weights, {:.3f} with the learned ones".format(*reached)
     ground.told(f"control, a probe on {len(train)} pictures: {told}, {ground.spent - begin:.1f} s")
     if found.distinguishable and found.interval.value > 0:
         return False
@@ -197,12 +198,14 @@ def gained(one: Entry) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else "not measured"
 
 
-def _held_out(
-    data: Dataset, features: Any, folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
-) -> Floats:
+def _laid_out(data: Dataset, seed: int) -> tuple[Judge, Sequence[Fold]]:
+    groups, targets = data.groups(), data.targets()
+    judge = Judge(kind=data.kind, targets=targets, groups=groups)
+    return judge, kfold(targets, FOLDS, blocks=groups, seed=seed)
+
+
+def _held_out(data: Dataset, features: Any, folds: Sequence[Fold], judge: Judge) -> Floats:
     """What a probe's answers out of fold are worth."""
-    targets = data.targets()
-    problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
+    problem = Problem.of(judge.targets, n_classes=len(data.classes), kind=data.kind)
     found = search_penalty(features, problem, folds, weighted=problem.is_weighted("auto"))
-    logits = np.asarray(found.held_out, dtype=np.float64)
-    return picture_scores(data.kind, targets, logits)
+    return judge.worth(np.asarray(found.held_out, dtype=np.float64))

@@ -21,8 +21,9 @@ from headstart.intervals import (
     paired_proportion_difference,
     proportion_interval,
 )
-from headstart.paired_tests import paired_bootstrap
-from headstart.resampling import Groups
+from headstart.metrics import mean_average_precision_score
+from headstart.paired_tests import Contrast, hierarchical
+from headstart.resampling import Groups, resamples, units
 
 if TYPE_CHECKING:
     from headstart.data.samples import Kind
@@ -33,14 +34,11 @@ __all__ = [
     "PROBES_SHARE",
     "RULE",
     "TRAININGS_SHARE",
+    "Judge",
     "Row",
     "best_of",
-    "gain",
     "level_of",
-    "picture_scores",
-    "score",
     "sound",
-    "undecidable",
 ]
 
 Floats = NDArray[np.float64]
@@ -56,9 +54,12 @@ BUDGET = 120.0
 
 MEASURES: Mapping[str, str] = {
     "multiclass": "accuracy",
-    "multilabel": "label ranking average precision",
+    "multilabel": "mean average precision",
 }
-"""What a picture is worth, by the kind of data: the mean over pictures is the score."""
+"""What is compared, by the kind of data."""
+
+DRAWS = 1000
+"""Of the pictures anew, where several labels a picture are judged."""
 
 RULE = (
     "A linear probe on the whole backbone is taken unless another way to learn is better on the "
@@ -116,45 +117,6 @@ class Row:
         }
 
 
-def picture_scores(kind: Kind, targets: NDArray[np.integer[Any]], chances: Floats) -> Floats:
-    """What each picture's answer is worth, 0 to 1.
-
-    Parameters
-    ----------
-    kind : {"multiclass", "multilabel"}
-    targets : array, shape (n,) or (n, n_classes)
-    chances : array, shape (n, n_classes)
-        Probabilities or logits: only their order in a picture counts.
-
-    Returns
-    -------
-    array, shape (n,)
-        1 for a right class, 0 for a wrong one; for labels the picture's label ranking average
-        precision.
-
-    References
-    ----------
-    Tsoumakas, Katakis and Vlahavas (2010), "Mining multi-label data", section 3.2, for labels.
-
-    Examples
-    --------
-    >>> picture_scores("multiclass", np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]])).tolist()
-    [1.0, 0.0]
-    >>> picture_scores("multilabel", np.array([[1, 0, 1]]), np.array([[0.9, 0.8, 0.1]])).round(3)
-    array([0.833])
-    """
-    if kind != "multilabel":
-        return np.asarray(chances.argmax(axis=1) == targets, dtype=np.float64)
-    # Rank of each label, ties counted against it; and how many true ones are as high.
-    at_least = chances[:, None, :] >= chances[:, :, None]
-    ranks = at_least.sum(axis=2)
-    hits = (at_least & (targets[:, None, :] == 1)).sum(axis=2)
-    true = targets == 1
-    found = np.where(true, hits / ranks, 0.0).sum(axis=1) / np.maximum(true.sum(axis=1), 1)
-    # Where all labels hold, or none does, no order is wrong.
-    return np.asarray(np.where(true.sum(axis=1) % targets.shape[1] == 0, 1.0, found))
-
-
 def level_of(share: float, looks: int) -> float:
     """Level of each interval, so that all looks together are wrong in a share of all cases.
 
@@ -164,54 +126,123 @@ def level_of(share: float, looks: int) -> float:
     return 1.0 - share / max(looks, 1)
 
 
-def score(values: Floats, groups: Groups, kind: Kind) -> Interval:
-    """The mean over pictures, with its 95 % interval.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """What answers to the same held-out pictures are worth, one beside the other.
 
-    >>> print(score(np.ones(20), None, "multiclass"))
-    1.000 [0.839, 1.000]
-    """
-    if kind != "multilabel":
-        return proportion_interval(values > 0.5, groups)
-    found = paired_bootstrap(values[None], np.zeros((1, len(values))), groups=groups).interval
-    high = min(found.high, 1.0) if found.high == found.high else found.high
-    return Interval(value=found.value, low=found.low, high=high, method=found.method)
+    Answers that are not there yet are NaN; only pictures that both have answered are compared.
 
+    Parameters
+    ----------
+    kind : {"multiclass", "multilabel"}
+    targets : array, shape (n,) or (n, n_classes)
+    groups : n hashables, optional
+        Pictures of one group are no independent witnesses.
 
-def gain(
-    values: Floats, against: Floats, groups: Groups, kind: Kind, *, level: float
-) -> Difference:
-    """How much better one is than another on the same pictures, at the level that decides.
-
-    >>> more, less = np.arange(200) < 190, np.arange(200) < 120
-    >>> gain(more * 1.0, less * 1.0, None, "multiclass", level=0.997).distinguishable
+    Examples
+    --------
+    >>> judge = Judge(kind="multiclass", targets=np.zeros(200, dtype=int))
+    >>> print(judge.score(np.ones(200)))
+    1.000 [0.981, 1.000]
+    >>> judge.gain(np.arange(200) < 190, np.arange(200) < 120, level=0.997).distinguishable
     True
     """
-    if kind != "multilabel":
-        return paired_proportion_difference(values > 0.5, against > 0.5, groups, level=level)
-    return paired_bootstrap(values[None], against[None], groups=groups, level=level)
+
+    kind: Kind
+    targets: NDArray[np.integer[Any]]
+    groups: Groups = None
+
+    def worth(self, logits: Floats, rows: NDArray[np.intp] | None = None) -> Floats:
+        """What is kept of answers: of classes right or wrong, (n,); of labels chances, (n, k).
+
+        Parameters
+        ----------
+        logits : array, shape (m, n_classes)
+        rows : array, shape (m,), optional
+            The pictures that they answer; by default all.
+        """
+        if self.kind == "multilabel":
+            return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
+        targets = self.targets if rows is None else self.targets[rows]
+        return np.asarray(logits.argmax(axis=1) == targets, dtype=np.float64)
+
+    def score(self, values: Floats) -> Interval:
+        """Accuracy, or mean average precision, with its 95 % interval."""
+        there, groups = self._shared(values)
+        if self.kind != "multilabel":
+            return proportion_interval(values[there] > 0.5, groups)
+        found = self._contrast(values, None, there).interval()
+        low, high = np.clip([found.low, found.high], 0, 1).tolist()
+        return Interval(value=found.value, low=low, high=high, method=found.method)
+
+    def gain(self, values: Floats, against: Floats, *, level: float) -> Difference:
+        """How much better one is than another, at the level that decides."""
+        there, groups = self._shared(values, against)
+        if self.kind != "multilabel":
+            one, two = values[there] > 0.5, against[there] > 0.5
+            return paired_proportion_difference(one, two, groups, level=level)
+        return self._contrast(values, against, there).difference(level)
+
+    def undecidable(self, values: Floats, level: float) -> str:
+        """Say why no rival could be told apart, however good; empty where one could.
+
+        A rival can only be right where this one is wrong: with few such pictures a sign test
+        cannot say at this level that it was no chance, even if every one is put right.
+
+        Examples
+        --------
+        >>> judge = Judge(kind="multiclass", targets=np.zeros(100, dtype=int))
+        >>> judge.undecidable(np.arange(100) > 2, 0.997)[:46]
+        '3 of 100 held-out pictures are answered wrong:'
+        """
+        right = np.asarray(values, dtype=np.float64) > 0.5
+        if self.kind == "multilabel":
+            right = (right == (self.targets == 1)).all(axis=1)
+        wrong = int((~right).sum())
+        if wrong >= math.ceil(math.log2(2 / (1 - level))):
+            return ""
+        return (
+            f"{wrong} of {len(right)} held-out pictures are answered wrong: even a perfect rival "
+            "could not be told apart"
+        )
+
+    def answered(self, values: Floats) -> NDArray[np.intp]:
+        """Return the pictures that have an answer."""
+        return np.flatnonzero(
+            ~np.isnan(np.asarray(values, np.float64).reshape(len(values), -1)[:, 0])
+        )
+
+    def _shared(self, *answers: Floats) -> tuple[NDArray[np.intp], Groups]:
+        there = self.answered(answers[0])
+        for other in answers[1:]:
+            there = np.intersect1d(there, self.answered(other))
+        groups = None if self.groups is None else np.asarray(self.groups)[there]
+        return there, groups
+
+    def _contrast(
+        self, values: Floats, against: Floats | None, there: NDArray[np.intp]
+    ) -> Contrast:
+        """Mean average precision, or a difference of two, on pictures that are drawn anew."""
+        groups = None if self.groups is None else np.asarray(self.groups)[there]
+        codes, count = units(len(there), groups)
+        targets = self.targets[there]
+
+        def precision(weights: Floats) -> Floats:
+            found = mean_average_precision_score(targets, values[there], sample_weight=weights)
+            if against is not None:
+                other = mean_average_precision_score(targets, against[there], sample_weight=weights)
+                found = found - other
+            return np.ravel(found)
+
+        blocks = resamples(codes, count, DRAWS, np.random.default_rng(0))
+        draws = np.concatenate([precision(block) for block in blocks])
+        whole = precision(np.ones((1, len(there))))
+        return hierarchical(whole, draws[None], units=count)
 
 
 def sound(found: Difference) -> bool:
     """Whether the first is better, and not by chance."""
     return found.distinguishable and found.interval.value > 0
-
-
-def undecidable(values: Floats, level: float) -> str:
-    """Say why no rival could be told apart, however good; empty where one could.
-
-    A rival can only be right where this one is wrong: with few such pictures a sign test cannot
-    say at this level that it was no chance, even if every one is put right.
-
-    >>> undecidable(np.arange(100) > 2, 0.997)
-    '3 of 100 held-out pictures are answered wrong: even a perfect rival could not be told apart'
-    """
-    wrong = int((np.asarray(values, dtype=np.float64) < 1.0).sum())
-    if wrong >= math.ceil(math.log2(2 / (1 - level))):
-        return ""
-    return (
-        f"{wrong} of {len(values)} held-out pictures are answered wrong: even a perfect rival "
-        "could not be told apart"
-    )
 
 
 def best_of(gains: Sequence[Difference | None]) -> int | None:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headstart.backbones.catalog import resolve
-from headstart.backbones.weights import locate
 from headstart.baselines import PROBE
 from headstart.blank import blank
 from headstart.cache import Cache
@@ -53,7 +51,7 @@ from headstart.run_folder import (
     write_files,
 )
 from headstart.runtime import cores, device, timed, versions
-from headstart.settling import choose, require_meant, rivals_of
+from headstart.settling import choose, located, require_meant
 from headstart.sources import read, settled
 from headstart.training.job import Session
 from headstart.trunk import Trunk
@@ -210,8 +208,7 @@ def _run(
     # A wrong name or missing weights are said before anything is scanned.
     if recipe.device != "auto":  # which never fails, and would have to import torch
         device(recipe.device)
-    spec = resolve(recipe.backbone, offline=recipe.offline)
-    weights, others = locate(spec, offline=recipe.offline), rivals_of(recipe)
+    weights = located(recipe)
     with timed(clock, "scan and checks"), main_first():
         data = read(source, recipe)
         recipe = settled(recipe, data)
@@ -222,15 +219,13 @@ def _run(
     engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     with timed(clock, "race" if recipe.method is None else "weights"):
-        trunks = [Trunk.read(spec, weights), *others]
+        trunks = [Trunk.read(*found) for found in weights]
         recipe, trunk, extractor, more = choose(
             recipe, trunks, prepared, extractor=extractor, notify=notify
         )
     method = _method(recipe)
     if method.resumes and is_main():
-        held.enter_context(alone(checkpoints))
-        if not resume and forget(checkpoints):
-            notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
+        _take_up(checkpoints, resume, held, notify)
     with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
         start = _blank(recipe, prepared, trunk, more)
         plan = _plan(method, start, prepared, extractor)
@@ -239,10 +234,9 @@ def _run(
         with timed(clock, "features"), main_first():
             extractor.features(start.trunk, prepared.data.samples)
     session = _session(notify, checkpoints, resume, MEASURES.get(start.task.kind, "macro F1"))
+    parts = prepared.train, prepared.val
     with timed(clock, "head" if plan.outline.plan is None else "training"):
-        model = method.fit(
-            start, prepared.train, prepared.val, extractor=extractor, session=session
-        )
+        model = method.fit(start, *parts, extractor=extractor, session=session)
     model, evaluation, insight = _judged(
         start, model, prepared, extractor=extractor, seed=recipe.seed, clock=clock
     )
@@ -256,6 +250,13 @@ def _run(
         seconds=clock,
         insight=insight,
     )
+
+
+def _take_up(checkpoints: Path, resume: bool, held: ExitStack, notify: Observer) -> None:
+    """Keep others from the checkpoints; begin without what an earlier training left."""
+    held.enter_context(alone(checkpoints))
+    if not resume and forget(checkpoints):
+        notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
 
 
 def _judged(

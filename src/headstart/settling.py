@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.weights import locate
+from headstart.backbones.spec import BackboneSpec
+from headstart.backbones.weights import WeightsFile, locate
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset
 from headstart.distributed import world
@@ -17,7 +18,7 @@ from headstart.features import Extractor
 from headstart.recipe import Recipe, default_method
 from headstart.trunk import Trunk
 
-__all__ = ["choose", "require_meant", "rivals_of"]
+__all__ = ["choose", "located", "require_meant"]
 
 TOGETHER = (
     "Several processes cannot race, for their clocks differ: a linear probe is taken. Name the "
@@ -25,19 +26,19 @@ TOGETHER = (
 )
 
 
-def rivals_of(recipe: Recipe) -> list[Trunk]:
-    """Read the other backbones that a race may choose.
+def located(recipe: Recipe) -> list[tuple[BackboneSpec, WeightsFile]]:
+    """Find the weights of the backbone, and of others that a race may choose.
 
     Raises
     ------
     UnknownNameError
         If there is no such backbone.
-    WeightsNotFoundError, WeightsMismatchError
-        If its weights are nowhere to be had, or are damaged.
+    WeightsNotFoundError
+        If its weights are nowhere to be had.
     """
-    specs = [resolve(name, offline=recipe.offline) for name in recipe.rivals]
-    found = [(spec, locate(spec, offline=recipe.offline)) for spec in specs]
-    return [Trunk.read(*pair) for pair in found]
+    names = (recipe.backbone, *recipe.rivals)
+    specs = [resolve(name, offline=recipe.offline) for name in names]
+    return [(spec, locate(spec, offline=recipe.offline)) for spec in specs]
 
 
 def choose(
