@@ -6,13 +6,11 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,10 +44,11 @@ from headstart.options import (
     TestFraction,
     Track,
     in_seconds,
+    opened_cache,
+    policy_of,
 )
 
 if TYPE_CHECKING:
-    from headstart.cache import Cache
     from headstart.recipe import Recipe
     from headstart.run import Run
 
@@ -116,7 +115,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
         head=head,
         size=size,
         group_by=group_by,
-        bad_files=_policy(bad_files),
+        bad_files=policy_of(bad_files),
         allow_overlap=allow_overlap,
         test_fraction=test_fraction,
         max_risk=max_risk,
@@ -126,7 +125,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
         seed=seed,
     )
     recipe = replace(recipe, method=_method(method, ctx.obj, source, recipe))
-    with processes(device), _cache(no_cache) as cache, terminal(as_json) as shown:
+    with processes(device), opened_cache(no_cache) as cache, terminal(as_json) as shown:
         go = partial(run_fit, source, recipe, out=out, cache=cache, resume=resume)
         with tracked(track, source, recipe, out=out, beside=shown) as told:
             run = go(observer=told, command=_command_line())
@@ -206,7 +205,7 @@ def predict(  # noqa: PLR0913 - one argument a flag
     form, classes = "json" if as_json else output, fitted.task.classes
     require_format(form, fitted.task.name)
     store = Cache()
-    samples = select(gather(pictures), cache=store, bad_files=_policy(bad_files))
+    samples = select(gather(pictures), cache=store, bad_files=policy_of(bad_files))
     found = fitted.answers(
         samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
     )
@@ -240,12 +239,12 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     from headstart.tables import show_evaluation
     from headstart.verdict import verdict
 
-    with _cache(no_cache) as cache:
+    with opened_cache(no_cache) as cache:
         evaluation = evaluate_source(
             model,
             source,
             group_by=group_by,
-            bad_files=_policy(bad_files),
+            bad_files=policy_of(bad_files),
             allow_overlap=allow_overlap,
             device=device,
             cache=cache,
@@ -266,7 +265,7 @@ def data_check(
     from headstart.data.prepare import inspect
     from headstart.tables import show_data, show_findings
 
-    with _cache(no_cache) as cache, terminal(as_json) as shown:
+    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
         data, findings = inspect(source, cache=cache, group_by=group_by, progress=shown.progress)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
@@ -370,27 +369,6 @@ def main() -> None:
 def _complain(message: str, code: int) -> int:
     typer.echo(f"headstart: {message}", err=True)
     return code
-
-
-@contextmanager
-def _cache(throwaway: bool) -> Iterator[Cache]:
-    """The user's cache, or one that is gone afterwards."""
-    from headstart.cache import Cache
-
-    if not throwaway:
-        yield Cache()
-        return
-    with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as cache:
-        yield cache
-
-
-def _policy(name: str) -> Literal["error", "skip"]:
-    from headstart.errors import UnknownNameError
-
-    match name:
-        case "error" | "skip":
-            return name
-    raise UnknownNameError("bad-files", name, ["error", "skip"])
 
 
 def _command_line() -> str:
