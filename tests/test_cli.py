@@ -57,7 +57,9 @@ def model(photos, tmp_path_factory):
 def test_fit_tells_the_story_in_order_and_writes_the_folder(photos, capsys, tmp_path):
     code, out, err = run(capsys, "fit", photos, "--out", tmp_path / "run", "--engine", "fp32")
     assert (code, err) == (0, "")
-    places = [out.index(word) for word in ("Data", "Race", "Plan", "Verdict", "Time", "Files", "Next")]
+    places = [
+        out.index(word) for word in ("Data", "Race", "Plan", "Verdict", "Time", "Files", "Next")
+    ]
     assert places == sorted(places)
     assert len(out.splitlines()) <= 45
     assert "\x1b" not in out  # no colours and no bars where nobody watches
