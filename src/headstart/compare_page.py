@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
-
-from headstart import charts
-from headstart.comparison import Comparison, Effect
+from headstart.comparison import Comparison
 from headstart.comparison_plot import placed
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from headstart.pages import page_template
 
 __all__ = ["render_page"]
 
@@ -36,7 +30,7 @@ def render_page(found: Comparison) -> str:
         for curve in found.curves
         for at in curve.points
     ]
-    return _template().render(
+    return page_template("compare.html.j2").render(
         found=found,
         plot=placed(found),
         rows=rows,
@@ -45,37 +39,3 @@ def render_page(found: Comparison) -> str:
         said=found.sentences[1:SENTENCES],
         folded=found.sentences[SENTENCES:],
     )
-
-
-def _told(effect: Effect) -> str:
-    return "told apart" if effect.distinguishable else "cannot be told apart"
-
-
-def _amount(number: int) -> str:
-    r"""A count as a person reads it.
-
-    >>> _amount(0), _amount(12810), _amount(3_400_000)
-    ('0', '12,810', '3.40\xa0M')
-    """
-    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.2f}\N{NO-BREAK SPACE}M"
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("headstart"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Any] = {
-        "unbroken": charts.unbroken,
-        "told": _told,
-        "amount": _amount,
-        "percent": charts.percent,
-    }
-    environment.filters.update(filters)
-    return environment.get_template("compare.html.j2")

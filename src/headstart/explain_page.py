@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart import charts
 from headstart.cache import Cache
 from headstart.data.checks import scan, usable
 from headstart.data.images import decode
@@ -21,10 +19,8 @@ from headstart.dense_output import png, stems
 from headstart.explain import Explanation, Means, explain
 from headstart.heat_maps import LONG_SIDE, draw_heat
 from headstart.model_folder import load
+from headstart.pages import page_template
 from headstart.prediction_files import new_folder, write_pictures
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 __all__ = ["drawn", "explain_pictures", "explanation_rows", "write_explanations"]
 
@@ -128,7 +124,9 @@ def write_explanations(
         rows = explanation_rows(kept)
         text = json.dumps(rows, indent=1, allow_nan=False)
         (made / "explanations.json").write_text(text, encoding="utf-8")
-        page = _template().render(title=title, rows=rows, unreadable=unreadable)
+        page = page_template("explain.html.j2").render(
+            title=title, rows=rows, unreadable=unreadable
+        )
         (made / "index.html").write_text(page, encoding="utf-8")
     return rows
 
@@ -169,20 +167,3 @@ def _png(sample: Sample, found: Explanation) -> bytes:
     from PIL import Image
 
     return png(Image.fromarray(drawn(sample, found)))
-
-
-@cache
-def _template() -> Template:
-    from urllib.parse import quote
-
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("headstart"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=charts.percent, address=quote)
-    return environment.get_template("explain.html.j2")

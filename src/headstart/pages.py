@@ -1,4 +1,4 @@
-"""What all pages of a report share: how much they show, and small pictures inside them."""
+"""What all pages share: how they are made, how much they show, small pictures inside them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,10 @@ from headstart.data.samples import Dataset, Sample, labels_of
 from headstart.errors import UnreadableImageError
 from headstart.runtime import cores
 
-__all__ = ["LIMITS", "THUMBNAIL", "examples", "jpeg_uri", "thumbnails"]
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["LIMITS", "THUMBNAIL", "examples", "jpeg_uri", "page_template", "thumbnails"]
 
 LIMITS = {
     "classes_in_table": 20,  # of the confusion matrix; above, the pairs confused most
@@ -97,3 +102,48 @@ def jpeg_uri(pixels: NDArray[np.uint8], *, quality: int) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+@cache
+def page_template(name: str) -> Template:
+    """Open a template, in which text is escaped and what is not there is an error.
+
+    Parameters
+    ----------
+    name : str
+        Of a file in ``templates/``; ``*.html.j2`` is escaped, Markdown has a filter of its own.
+
+    Examples
+    --------
+    >>> page_template("card.md.j2").name
+    'card.md.j2'
+    """
+    from urllib.parse import quote
+
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("headstart"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        address=quote,
+        amount=_amount,
+        count=lambda number: f"{number:,}",
+        markdown=charts.markdown,
+        percent=charts.percent,
+        unbroken=charts.unbroken,
+    )
+    return environment.get_template(name)
+
+
+def _amount(number: int) -> str:
+    r"""A count as a person reads it.
+
+    >>> _amount(0), _amount(12810), _amount(3_400_000)
+    ('0', '12,810', '3.40\xa0M')
+    """
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.2f}\N{NO-BREAK SPACE}M"

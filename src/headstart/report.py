@@ -12,9 +12,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +29,7 @@ from headstart.insight import Insight
 from headstart.insight_page import insight_extras, insight_page
 from headstart.intervals import Interval
 from headstart.model import TransferModel
-from headstart.pages import LIMITS
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from headstart.pages import LIMITS, page_template
 
 __all__ = ["Facts", "render_card", "render_html", "render_json"]
 
@@ -80,7 +76,7 @@ def render_html(facts: Facts) -> str:
     >>> Path("report.html").write_text(render_html(facts))  # doctest: +SKIP
     """
     seen = [record for record in facts.prepared.records if record.width]
-    return _template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         **_shared(facts),
         **_page(facts),
         **insight_page(facts.insight, facts.prepared, facts.model.record),
@@ -133,7 +129,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
 
 def render_card(facts: Facts) -> str:
     """Write the model card, in Markdown: what it is, from what, how good, its limits."""
-    return _template("card.md.j2").render(**_shared(facts))
+    return page_template("card.md.j2").render(**_shared(facts))
 
 
 def _shared(facts: Facts) -> dict[str, Any]:
@@ -268,23 +264,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-@cache
-def _template(name: str) -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("headstart"),
-        autoescape=select_autoescape(["html.j2"]),  # Markdown has a filter of its own
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        markdown=charts.markdown,
-        unbroken=charts.unbroken,
-        percent=charts.percent,
-        count=lambda number: f"{number:,}",
-    )
-    return environment.get_template(name)
