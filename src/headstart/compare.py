@@ -21,11 +21,10 @@ from headstart.compare_page import render_page
 from headstart.comparison import Cell, Comparison
 from headstart.comparison_files import add_cell, read_cells, write
 from headstart.contrasts import Judging, curves, effects, sentences
-from headstart.data.prepare import Prepared, prepare
 from headstart.data.repeats import nested_fractions, repeats
 from headstart.data.samples import Dataset
 from headstart.errors import DataError
-from headstart.events import DataReady, JsonLog, Noted, Observer, Progressed
+from headstart.events import DataReady, JsonLog, Noted, Observer, Progressed, progress_of
 from headstart.headlines import MEASURES
 from headstart.methods.method import Method, described
 from headstart.recipe import Recipe
@@ -38,7 +37,7 @@ from headstart.run_folder import (
     told_where,
     wanted_folder,
 )
-from headstart.sources import read, settled
+from headstart.sources import checked, read, settled
 from headstart.trials import Trials, in_steps, method_named
 from headstart.trunk import Trunk
 
@@ -145,7 +144,7 @@ class _Work:
             self._named(name, 0)
         self.trunks = {name: self._trunk(name) for name in trials.backbones}
         begin = time.perf_counter()
-        self.prepared = _prepared(data, self.recipe, cache, tell)
+        self.prepared = checked(data, self.recipe, cache, progress_of(tell))
         tell(DataReady(prepared=self.prepared, seconds=time.perf_counter() - begin))
         parts = {sample.split for sample in data.samples}
         self.fixed = "train" in parts and len(parts) > 1
@@ -290,18 +289,6 @@ class _Work:
         if self.folds:
             return f"{self.folds}-fold cross-validation, {seeds}"
         return f"a new split a seed, {self.recipe.test_fraction:.0%} tested on, {seeds}"
-
-
-def _prepared(data: Dataset, recipe: Recipe, cache: Cache, tell: Observer) -> Prepared:
-    return prepare(
-        data,
-        cache=cache,
-        bad_files=recipe.bad_files,
-        allow_overlap=recipe.allow_overlap,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.seed,
-        progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
-    )
 
 
 def _told(log: JsonLog, observer: Observer | None) -> Observer:

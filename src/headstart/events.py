@@ -28,6 +28,7 @@ __all__ = [
     "Observer",
     "Planned",
     "Progressed",
+    "progress_of",
 ]
 
 
@@ -155,6 +156,15 @@ class Finished:
 
 Event = Progressed | Noted | DataReady | Decided | Planned | EpochDone | Finished
 Observer = Callable[[Event], None]
+
+
+def progress_of(notify: Observer) -> Callable[[str, int, int], None]:
+    """Make a step's progress an event.
+
+    >>> progress_of(print)("features", 1, 2)
+    Progressed(step='features', done=1, total=2)
+    """
+    return lambda step, done, total: notify(Progressed(step=step, done=done, total=total))
 
 
 class JsonLog:

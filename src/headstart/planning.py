@@ -9,15 +9,15 @@ from headstart.advice import foretell
 from headstart.blank import blank
 from headstart.cache import Cache
 from headstart.contenders import Contender, expected_training
-from headstart.data.prepare import Prepared, prepare
+from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset
-from headstart.events import DataReady, Decided, Observer, Progressed
+from headstart.events import DataReady, Decided, Observer, progress_of
 from headstart.features import Extractor
 from headstart.methods.method import Method
 from headstart.race import Row
 from headstart.recipe import Recipe
 from headstart.settling import located, require_meant
-from headstart.sources import read, settled
+from headstart.sources import checked, read, settled
 from headstart.trunk import Trunk
 
 __all__ = ["plan"]
@@ -60,22 +60,11 @@ def plan(
     """
     recipe, cache = recipe or Recipe(), cache or Cache()
     tell: Observer = observer or (lambda _: None)
-
-    def progress(step: str, done: int, total: int) -> None:
-        tell(Progressed(step=step, done=done, total=total))
-
+    progress = progress_of(tell)
     weights = located(recipe)
     data = read(source, recipe)
     recipe = settled(recipe, data)
-    prepared = prepare(
-        data,
-        cache=cache,
-        bad_files=recipe.bad_files,
-        allow_overlap=recipe.allow_overlap,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.seed,
-        progress=progress,
-    )
+    prepared = checked(data, recipe, cache, progress)
     tell(DataReady(prepared=prepared, seconds=0.0))
     require_meant(recipe, prepared.train, resume=False)
     engine = "fp32" if prepared.data.is_dense else recipe.engine

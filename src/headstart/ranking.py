@@ -17,21 +17,20 @@ from headstart.blank import LONG_SIDE
 from headstart.cache import Cache
 from headstart.data.loading import load_batch
 from headstart.data.placement import canvas_for
-from headstart.data.prepare import Prepared, prepare
 from headstart.data.repeats import nested_fractions
 from headstart.data.samples import Dataset, Kind
 from headstart.data.sizes import shown_size
 from headstart.data.splits import kfold
 from headstart.engines import CPU_BATCH, compile_engine
 from headstart.errors import DataError, UnknownNameError, UsageError
-from headstart.events import DataReady, Noted, Observer, Progressed
+from headstart.events import DataReady, Noted, Observer, progress_of
 from headstart.features import Extractor
 from headstart.features import Features as Pooled
 from headstart.recipe import Recipe
 from headstart.regions import Regions, region_features
 from headstart.runtime import device
 from headstart.scorecard import DEFAULTS, MEASURES, PROBE, Features, scored
-from headstart.sources import read, settled
+from headstart.sources import checked, read, settled
 from headstart.standings import Ranked, Ranking, ordered, sentences
 from headstart.training.probe import Problem, search_penalty
 from headstart.trunk import Trunk
@@ -111,7 +110,7 @@ def rank(
     weights = [locate(spec, offline=recipe.offline) for spec in found]
     data = read(source, recipe)
     recipe = settled(recipe, data)
-    prepared = _prepared(data, recipe, cache, tell)
+    prepared = checked(data, recipe, cache, progress_of(tell))
     _require_meant(prepared.train, recipe)
     tell(DataReady(prepared=prepared, seconds=time.perf_counter() - begin))
     look = _Look(_few(prepared.train, most, recipe.seed), recipe, cache, tell, tuple(measures))
@@ -151,7 +150,7 @@ class _Look:
             cache=cache,
             engine="fp32" if data.is_dense else recipe.engine,
             device=recipe.device,
-            progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
+            progress=progress_of(tell),
         )
         self.folds: list[tuple[Rows, Rows]] = []
         self.blocks: list[Rows] = []
@@ -253,18 +252,6 @@ def _require_names(backbones: Sequence[str], measures: Sequence[str], most: int)
             raise UnknownNameError("measure", name, list(MEASURES))
     if most < 0 or 0 < most < 10:
         raise UsageError(f"Expected --max-pictures of 10 or more, or 0 for all, got {most}.")
-
-
-def _prepared(data: Dataset, recipe: Recipe, cache: Cache, tell: Observer) -> Prepared:
-    return prepare(
-        data,
-        cache=cache,
-        bad_files=recipe.bad_files,
-        allow_overlap=recipe.allow_overlap,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.seed,
-        progress=lambda step, done, total: tell(Progressed(step=step, done=done, total=total)),
-    )
 
 
 def _require_meant(train: Dataset, recipe: Recipe) -> None:

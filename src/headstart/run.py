@@ -13,7 +13,7 @@ from typing import Any
 from headstart.baselines import PROBE
 from headstart.blank import blank
 from headstart.cache import Cache
-from headstart.data.prepare import Prepared, prepare
+from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset
 from headstart.distributed import is_main, main_first, processes
 from headstart.engines import Choice
@@ -28,9 +28,9 @@ from headstart.events import (
     Noted,
     Observer,
     Planned,
-    Progressed,
+    progress_of,
 )
-from headstart.features import Extractor, Progress
+from headstart.features import Extractor
 from headstart.forgetting import Forgetting, sentences
 from headstart.gains import judge
 from headstart.insight import Insight, look_into
@@ -52,7 +52,7 @@ from headstart.run_folder import (
 )
 from headstart.runtime import cores, device, timed, versions
 from headstart.settling import choose, located, require_meant
-from headstart.sources import read, settled
+from headstart.sources import checked, read, settled
 from headstart.training.job import Session
 from headstart.trunk import Trunk
 from headstart.verdict import verdict
@@ -201,10 +201,7 @@ def _run(
     resume: bool,
 ) -> Run:
     clock: dict[str, float] = {}
-
-    def progress(step: str, done: int, total: int) -> None:
-        notify(Progressed(step=step, done=done, total=total))
-
+    progress = progress_of(notify)
     # A wrong name or missing weights are said before anything is scanned.
     if recipe.device != "auto":  # which never fails, and would have to import torch
         device(recipe.device)
@@ -212,7 +209,7 @@ def _run(
     with timed(clock, "scan and checks"), main_first():
         data = read(source, recipe)
         recipe = settled(recipe, data)
-        prepared = _prepared(data, recipe, cache, progress)
+        prepared = checked(data, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
     is_dense = prepared.data.is_dense
     require_meant(recipe, prepared.train, resume)
@@ -285,22 +282,10 @@ def _method(recipe: Recipe) -> Method:
     return recipe.method
 
 
-def _prepared(data: Dataset, recipe: Recipe, cache: Cache, progress: Progress) -> Prepared:
-    return prepare(
-        data,
-        cache=cache,
-        bad_files=recipe.bad_files,
-        allow_overlap=recipe.allow_overlap,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.seed,
-        progress=progress,
-    )
-
-
 def _session(notify: Observer, checkpoints: Path, resume: bool, measure: str) -> Session:
     return Session(
         told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most, measure=measure)),
-        progress=lambda step, done, total: notify(Progressed(step=step, done=done, total=total)),
+        progress=progress_of(notify),
         folder=checkpoints,
         resume=resume,
     )

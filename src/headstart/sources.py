@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headstart.cache import Cache
+from headstart.data.prepare import Prepared, prepare
 from headstart.data.readers import read_dataset
 from headstart.data.samples import DENSE, Dataset
+from headstart.features import Progress
 from headstart.heads.published import is_published, locate_head, split
 from headstart.recipe import Recipe
 
-__all__ = ["read", "settled"]
+__all__ = ["checked", "read", "settled"]
 
 
 def read(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
@@ -47,3 +50,22 @@ def settled(recipe: Recipe, data: Dataset) -> Recipe:
     if is_published(name) and (data.kind == "detection" or data.kind == "segmentation"):
         locate_head(name, data.kind, offline=recipe.offline)
     return recipe
+
+
+def checked(data: Dataset, recipe: Recipe, cache: Cache, progress: Progress | None) -> Prepared:
+    """Scan, check and split what was read, as the recipe says.
+
+    Raises
+    ------
+    DataError
+        If the pictures, boxes or masks cannot be used as they are.
+    """
+    return prepare(
+        data,
+        cache=cache,
+        bad_files=recipe.bad_files,
+        allow_overlap=recipe.allow_overlap,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        progress=progress,
+    )
