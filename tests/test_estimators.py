@@ -383,17 +383,17 @@ def test_in_a_pipeline(classifier, photos):
 
 
 def test_each_picture_is_seen_by_the_backbone_once(classifier, photos, tmp_path, monkeypatch):
-    from headstart import features
+    from headstart import cuts
 
     classifier.set_params(cache_dir=str(tmp_path / "cache"))
     seen = []
-    real = features.load_batch
+    real = cuts.load_batch
 
     def count(samples, preprocess):
         seen.extend(samples)
         return real(samples, preprocess)
 
-    monkeypatch.setattr(features, "load_batch", count)
+    monkeypatch.setattr(cuts, "load_batch", count)
     paths, labels = paths_and_labels(photos)
     cross_val_score(classifier, paths, labels, cv=4, error_score="raise")
     assert len(seen) == len(paths)
