@@ -323,6 +323,24 @@ def test_the_command_of_the_page_is_understood(asked, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "first", "rivals"),
+    [
+        (
+            "resnet18?mean=0.5,0.5,0.5&crop=96, vgg16",
+            "resnet18?mean=0.5,0.5,0.5&crop=96",
+            ["vgg16"],
+        ),
+        ("a?canvas=240,320,b,", "a?canvas=240,320", ["b"]),
+        (",", "embedded/efficientnet_lite0", []),
+    ],
+)
+def test_the_names_that_race_may_have_commas(typed, first, rivals, asked, capsys):
+    run(capsys, "fit", "photos", "--backbones", typed)
+    assert asked[0].backbone == first
+    assert list(asked[0].rivals) == rivals
+
+
 def test_help_shows_every_flag_under_its_methods(capsys):
     code, out, err = run(capsys, "fit", "--help")
     assert (code, err) == (0, "")

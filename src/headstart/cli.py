@@ -44,6 +44,7 @@ from headstart.options import (
     TestFraction,
     Track,
     in_seconds,
+    listed,
     opened_cache,
     policy_of,
 )
@@ -106,7 +107,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     from headstart.run import fit as run_fit
     from headstart.tracking import tracked
 
-    first, *rivals = filter(None, backbones.split(",")) if backbones else (backbone,)
+    first, *rivals = listed(backbones) or (backbone,)
     recipe = Recipe(
         backbone=first,
         rivals=tuple(rivals),

@@ -29,6 +29,7 @@ from headstart.options import (
     Source,
     TestFraction,
     in_seconds,
+    listed,
     opened_cache,
     policy_of,
 )
@@ -99,7 +100,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
     from headstart.recipe import Recipe
     from headstart.trials import Trials
 
-    trials = Trials(methods=_names(methods), backbones=_names(backbones), seeds=seeds, folds=folds)
+    trials = Trials(methods=_names(methods), backbones=listed(backbones), seeds=seeds, folds=folds)
     trials = replace(trials, fractions=_shares(fractions), epochs=epochs, steps=steps)
     recipe = Recipe(
         budget=in_seconds(budget),
@@ -174,7 +175,7 @@ def plan(  # noqa: PLR0913 - one argument a flag
     from headstart.recipe import Recipe
     from headstart.trials import method_named
 
-    first, *rivals = _names(backbones) or ("",)
+    first, *rivals = listed(backbones) or ("",)
     recipe = Recipe(
         backbone=first,
         rivals=tuple(rivals),
@@ -241,7 +242,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     with opened_cache(no_cache) as cache, terminal(as_json) as shown:
         found = run_rank(
             source,
-            _names(backbones),
+            listed(backbones),
             recipe=recipe,
             measures=_names(measure) or DEFAULTS,
             most=max_pictures,

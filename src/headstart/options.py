@@ -42,6 +42,7 @@ __all__ = [
     "Task",
     "TestFraction",
     "Track",
+    "listed",
     "opened_cache",
     "policy_of",
 ]
@@ -204,6 +205,31 @@ def in_seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"Expected a time such as 90s, 10m or 1h, got {text!r}; do write one.")
     return seconds
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Names with commas between; a number after one belongs to the options of the name before.
+
+    Examples
+    --------
+    >>> listed("resnet18?mean=0.5,0.5,0.5&std=0.2, vgg16")
+    ('resnet18?mean=0.5,0.5,0.5&std=0.2', 'vgg16')
+    """
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if found and "?" in found[-1] and _is_number(part.partition("&")[0]):
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return tuple(found)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class FitCommand(TyperCommand):
