@@ -114,6 +114,30 @@ def test_a_training_that_fails_is_left_and_not_the_run(trunk, extractor, truths)
     assert row["note"] == "Expected a finite loss, got nan"
 
 
+def test_groups_that_a_training_cannot_part_cost_only_that_training(trunk, extractor, truths):
+    truths |= {LAST: DataError("Expected groups, got one; do add some."), ALL: 0.99}
+    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor)
+    assert found.method.train_from == "all"
+    row = next(row for row in found.record["rows"] if row["name"] == LAST)
+    assert row["note"] == "Expected groups, got one"
+
+
+def test_who_comes_second_does_not_begin_when_the_time_is_up(trunk, extractor, truths, monkeypatch):
+    truths |= {LAST: 0.8, ALL: 0.99}
+    real, slow = advice.raced, []
+
+    def raced(who, *parts, extractor):
+        slow.append(who.name)
+        return real(who, *parts, extractor=extractor)
+
+    monkeypatch.setattr(advice, "raced", raced)
+    monkeypatch.setattr(Ground, "spent", property(lambda self: 1000.0 if slow else 1.0))
+    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor, budget=30)
+    assert slow == [LAST]
+    row = next(row for row in found.record["rows"] if row["name"] == ALL)
+    assert row["note"] == "the time was up after 0 folds"
+
+
 def test_without_time_only_probes_are_run(trunk, extractor):
     found = decide([trunk], drawn(60, noise=0.5), extractor=extractor, budget=0)
     assert found.method.name == "linear-probe"

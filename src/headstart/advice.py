@@ -26,7 +26,7 @@ from headstart.contenders import (
     trainings,
 )
 from headstart.data.samples import Dataset
-from headstart.errors import TrainingError, UsageError
+from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features import Extractor
 from headstart.methods.method import Method
 from headstart.probing import Entry, Ground, best_probe, gained, is_useless, probes
@@ -285,16 +285,18 @@ def _lap(ground: Ground, one: Entry, number: int, fold: Fold) -> bool:
     learn, asked = _parts(ground, fold)
     rates = 1 + len(one.who.others)
     expected = _expected(ground, one.who, learn, len(asked)) * rates
-    if number > 1:
+    if number == 1:  # another, before it, may have taken more than was expected
+        usual, whole = expected, _expected(ground, one.who, ground.train, 0)
+    else:
         usual = one.lap_seconds
         whole = usual * len(ground.train) / len(learn)
-        if ground.spent + usual + whole > ground.budget:
-            one.note(note=f"the time was up after {_folds(number - 1)}")
-            return False
+    if ground.spent + usual + whole > ground.budget:
+        one.note(note=f"the time was up after {_folds(number - 1)}")
+        return False
     begin = ground.spent
     try:
         logits, one.who = raced(one.who, learn, ground.val, asked, extractor=ground.extractor)
-    except TrainingError as error:
+    except (TrainingError, DataError) as error:  # also groups that its own parts cannot be made of
         one.note(note=str(error).split(";")[0], seconds=one.row.seconds + ground.spent - begin)
         return False
     one.values[fold[1]] = ground.judge.worth(logits, fold[1])
@@ -353,7 +355,7 @@ def _record(ground: Ground, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _folds(number: int) -> str:
-    return f"{number} fold{'s' * (number > 1)}"
+    return f"{number} fold{'s' * (number != 1)}"
 
 
 def _capital(text: str) -> str:
