@@ -154,6 +154,22 @@ def test_of_very_many_pictures_only_the_first_probe_is_solved(trunk, extractor, 
     assert sum("takes too long" in why for why in found.record["why"]) == 2
 
 
+def test_another_backbone_is_not_looked_at_when_that_takes_too_long(trunk, extractor, monkeypatch):
+    monkeypatch.setattr("headstart.probing.expected_features", lambda *_, **__: 1e6)
+    other = random_trunk(SMALL, seed=1)
+    found = decide([trunk, other], drawn(60, noise=0), extractor=extractor)
+    assert len(found.record["rows"]) == 3  # of the first
+    assert any("was left out: looking" in why for why in found.record["why"])
+
+
+def test_random_weights_are_not_tried_without_time(trunk, extractor, truths, monkeypatch):
+    monkeypatch.setattr("headstart.probing.random_like", None)  # would raise
+    truths |= {LAST: 0.5, ALL: 0.5}
+    monkeypatch.setattr(Ground, "spent", property(lambda self: 999.0))
+    found = decide([trunk], drawn(240, noise=0.5), extractor=extractor, budget=1000)
+    assert not any("random weights" in why for why in found.record["why"])
+
+
 def test_the_time_that_is_up_ends_the_race_between_folds(trunk, extractor, truths, monkeypatch):
     truths |= {LAST: 0.8, ALL: 0.8}
     seconds = itertools.count(0, 1.0)  # every look at the clock takes one

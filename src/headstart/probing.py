@@ -119,6 +119,10 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
     for trunk in trunks:
         ends, begin = depths(trunk), ground.spent
         expected = expected_features(trunk, train.samples, train, extractor=ground.extractor)
+        if found and 0 < ground.budget < begin + expected:
+            name = trunk.spec.name
+            ground.why.append(f"{name} was left out: looking at the pictures takes too long.")
+            continue
         features, _ = ground.extractor.stage_features(trunk, train.samples, ends)
         looking = (ground.spent - begin) / len(ends)
         for end in reversed(ends):
@@ -173,7 +177,10 @@ def is_useless(ground: Ground, trunk: Trunk) -> bool:
         train = train.subset(rows[share])
     begin = ground.spent
     looking = len(train) * costs(trunk, train, ground.extractor).seconds
-    ground.estimated += looking + 2 * expected_probe(len(train), trunk.width, len(train.classes))
+    taken = looking + 2 * expected_probe(len(train), trunk.width, len(train.classes))
+    if begin + taken > ground.budget:  # then no training fits either
+        return False
+    ground.estimated += taken
     judge, folds = _laid_out(train, ground.seed)
     learned, drawn = (
         _held_out(train, ground.extractor.features(one, train.samples).values, folds, judge)
