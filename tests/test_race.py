@@ -90,6 +90,40 @@ def test_chance_wins_no_more_often_than_it_is_given():
     assert wins / races <= TRAININGS_SHARE
 
 
+def test_chance_wins_no_more_often_among_rare_labels():
+    """Two equal rivals, labels on a few pictures of 60: at most 1.5 % a rival, over five looks."""
+    rng, wins, times = np.random.default_rng(0), 0, 250
+    for _ in range(times):
+        targets = (rng.random((60, 3)) < 0.05).astype(int)
+        targets[:2] = 1
+        judge = judge_of(targets, kind="multilabel")
+        one, two = (judge.worth(1.5 * targets + rng.normal(size=(60, 3))) for _ in range(2))
+        seen = np.full(one.shape, np.nan)
+        for rows in np.array_split(rng.permutation(60), 5):
+            seen[rows] = one[rows]
+            if judge.gain(seen, two, level=level_of(TRAININGS_SHARE, 10)).distinguishable:
+                wins += 1
+                break
+    # either way counts here, so twice the share; unguarded, many more are told apart
+    assert binomtest(wins, times, TRAININGS_SHARE, alternative="greater").pvalue > 0.01
+
+
+def test_pictures_without_any_label_tell_nothing():
+    judge = judge_of(np.zeros((9, 2), dtype=int), kind="multilabel")
+    assert np.isnan(judge.score(np.full((9, 2), 0.5)).value)
+    assert not judge.gain(np.full((9, 2), 0.5), np.zeros((9, 2)), level=0.95).distinguishable
+
+
+def test_labels_that_hardly_any_picture_shows_tell_nothing():
+    targets = np.zeros((50, 2), dtype=int)
+    targets[:4] = 1
+    judge = judge_of(targets, kind="multilabel")
+    found = judge.gain(targets * 0.9, 1 - targets * 0.9, level=0.95)
+    assert not found.distinguishable
+    assert np.isnan(found.interval.low)
+    assert found.interval.value > 0
+
+
 def test_a_group_counts_once():
     """What ten pictures of one patient say ten times is said once."""
     groups = np.repeat(np.arange(8), 10)

@@ -52,11 +52,15 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
 
 
 def _score(found: Mapping[str, Any] | None) -> str:
-    return "" if found is None else f"{found['value']:.3f} [{_bounds(found, '.3f')}]"
+    if found is None or found["value"] is None:  # nothing to judge by
+        return ""
+    return f"{found['value']:.3f} [{_bounds(found, '.3f')}]"
 
 
 def _gain(found: Mapping[str, Any] | None) -> str:
-    return "" if found is None else f"{found['value']:+.3f} [{_bounds(found, '+.3f')}]"
+    if found is None or found["value"] is None:  # nothing to judge by
+        return ""
+    return f"{found['value']:+.3f} [{_bounds(found, '+.3f')}]"
 
 
 def _bounds(found: Mapping[str, Any], form: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +60,10 @@ MEASURES: Mapping[str, str] = {
 
 DRAWS = 1000
 """Of the pictures anew, where several labels a picture are judged."""
+
+WITNESSES = 5
+"""Pictures (or groups) with a label from which on it tells one rival from another: on fewer, the
+bootstrap takes its average precision for more certain than it is."""
 
 RULE = (
     "A linear probe on the whole backbone is taken unless another way to learn is better on the "
@@ -176,12 +180,21 @@ class Judge:
         return Interval(value=found.value, low=low, high=high, method=found.method)
 
     def gain(self, values: Floats, against: Floats, *, level: float) -> Difference:
-        """How much better one is than another, at the level that decides."""
+        """How much better one is than another, at the level that decides.
+
+        Of several labels those count that at least five pictures (or groups) show.
+        """
         there, groups = self._shared(values, against)
         if self.kind != "multilabel":
             one, two = values[there] > 0.5, against[there] > 0.5
             return paired_proportion_difference(one, two, groups, level=level)
-        return self._contrast(values, against, there).difference(level)
+        told = [label for label in range(self.targets.shape[1]) if self._witnessed(there, label)]
+        if told:
+            fewer = replace(self, targets=self.targets[:, told])
+            return fewer._contrast(values[:, told], against[:, told], there).difference(level)
+        found = self._contrast(values, against, there).interval(level)
+        unknown = replace(found, low=math.nan, high=math.nan)
+        return Difference(interval=unknown, distinguishable=False)
 
     def undecidable(self, values: Floats, level: float) -> str:
         """Say why no rival could be told apart, however good; empty where one could.
@@ -212,6 +225,11 @@ class Judge:
             ~np.isnan(np.asarray(values, np.float64).reshape(len(values), -1)[:, 0])
         )
 
+    def _witnessed(self, there: NDArray[np.intp], label: int) -> bool:
+        shown = there[self.targets[there, label] == 1]
+        count = len(shown) if self.groups is None else len(set(np.asarray(self.groups)[shown]))
+        return count >= WITNESSES
+
     def _shared(self, *answers: Floats) -> tuple[NDArray[np.intp], Groups]:
         there = self.answered(answers[0])
         for other in answers[1:]:
@@ -226,6 +244,9 @@ class Judge:
         groups = None if self.groups is None else np.asarray(self.groups)[there]
         codes, count = units(len(there), groups)
         targets = self.targets[there]
+        if not targets.any():  # of no label there is a picture
+            nan = math.nan
+            return Contrast(value=nan, error=nan, freedom=nan, method="bootstrap-pictures")
 
         def precision(weights: Floats) -> Floats:
             found = mean_average_precision_score(targets, values[there], sample_weight=weights)
