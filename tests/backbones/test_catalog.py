@@ -216,3 +216,8 @@ def test_a_name_can_end_the_network_early():
     file = resolve("file:a/w.pth@torchvision/resnet18?until=layer3")
     assert file.file == "a/w.pth"
     assert file.width == 256
+
+
+def test_an_end_without_a_stage_is_refused():
+    with pytest.raises(UsageError, match="until"):
+        resolve("resnet18?until=")

@@ -129,6 +129,10 @@ def _with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
     if until := dict(given).get("until"):
         others = "&".join(one for one in query.split("&") if not one.startswith("until="))
         return _with_options(spec, others).ending(until)
+    if until == "":
+        raise UsageError(
+            f"Expected `until` to name a stage, got nothing in {query!r}; do name one."
+        )
     ours = {key: _setting(key, text) for key, text in given if key in PREPROCESS_FIELDS}
     if "crop" in ours and "resize" not in ours:  # keep the share of the picture that is seen
         seen = spec.preprocess.crop / spec.preprocess.resize
