@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from headstart import settling
+from headstart.advice import Decision
 from headstart.cache import Cache
+from headstart.contenders import TO_THE_END
 from headstart.data.samples import Dataset, Sample
 from headstart.errors import UnknownNameError, UsageError
-from headstart.events import Decided, JsonLog, Noted
+from headstart.events import Decided, EpochDone, JsonLog, Noted
 from headstart.features import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
@@ -98,8 +100,6 @@ def test_several_processes_do_not_race_and_say_so(weights, monkeypatch):
 
 
 def test_what_cannot_be_meant_is_said_before_anything_is_computed(weights):
-    with pytest.raises(UsageError, match="--method finetune"):
-        require_meant(Recipe(), drawn(), resume=True)
     with pytest.raises(UsageError, match="can be resumed, got linear-probe"):
         require_meant(Recipe(method=LinearProbe()), drawn(), resume=True)
     require_meant(Recipe(method=Finetune()), drawn(), resume=True)
@@ -126,3 +126,36 @@ def test_a_log_holds_the_decision(tmp_path):
         log(Decided(record={"why": ["so"], "rows": []}))
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
     assert json.loads(line)["why"] == ["so"]
+
+
+def test_a_training_that_a_race_chose_goes_on_without_racing_again(
+    weights, cache, tmp_path, monkeypatch
+):
+    chosen = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=0)
+    races = []
+
+    def decided(trunks, *_, extractor, **__):
+        races.append(1)
+        record = {"why": ["so"], "rows": [], "folds": 5, "pictures": 32, "measure": "accuracy"}
+        record |= {"budget": 1.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
+        return Decision(method=chosen, trunk=trunks[0], engine="fp32", record=record)
+
+    monkeypatch.setattr("headstart.advice.decide", decided)
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+
+    def killed(event):
+        if isinstance(event, EpochDone) and event.epoch.number == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(UsageError, match="begin without --resume"):
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    whole = fit(drawn(), recipe, out=tmp_path / "whole", cache=cache)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed)
+    assert len(races) == 2
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    assert len(races) == 2
+    assert run.recipe.method == chosen
+    assert run.model.trunk.fingerprint == whole.model.trunk.fingerprint
+    assert load(run.folder).record["decision"]["why"] == ["so"]
+    assert not (tmp_path / "run.partial").exists()

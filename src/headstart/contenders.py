@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from headstart.blank import blank
 from headstart.cuts import Cut
 from headstart.data.samples import Dataset, Sample
-from headstart.errors import DataError, TrainingError
+from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
@@ -32,9 +32,11 @@ __all__ = [
     "expected_features",
     "expected_probe",
     "expected_training",
+    "in_short",
     "probe_of",
     "raced",
     "refusal",
+    "remade",
     "trainings",
 ]
 
@@ -220,6 +222,38 @@ def costs(trunk: Trunk, data: Dataset, extractor: Extractor) -> Costs:
     if outline.plan is None:  # a fine-tuning always has one
         return Costs(forward=0.0, pixels=0.0)
     return costs_of(trunk, outline.plan, start.head_for(data, seed=0), data, extractor=extractor)
+
+
+def in_short(method: Method) -> dict[str, Any]:
+    """What tells one training of a race from another, as plain values; see ``remade``."""
+    names = ("train_from", "learning_rate", "seed")
+    told = {name: getattr(method, name) for name in names if hasattr(method, name)}
+    return {"name": method.name, **told}
+
+
+def remade(values: Mapping[str, Any]) -> Method:
+    """Make the training of a race again.
+
+    Raises
+    ------
+    UsageError
+        If that is none.
+
+    Examples
+    --------
+    >>> chosen = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=3)
+    >>> remade(in_short(chosen)) == chosen
+    True
+    """
+    kinds: dict[str, Any] = {"finetune": Finetune, "scratch": Scratch}
+    given = dict(values)
+    try:
+        kind = kinds[given.pop("name")]
+        return kind(**given, training=TO_THE_END)  # type: ignore[no-any-return]
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"Expected what a race has chosen, got {values}; do begin without --resume."
+        ) from error
 
 
 def raced(

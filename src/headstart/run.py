@@ -51,7 +51,7 @@ from headstart.run_folder import (
     write_files,
 )
 from headstart.runtime import cores, device, timed, versions
-from headstart.settling import choose, located, require_meant
+from headstart.settling import choose, keep, located, require_meant
 from headstart.sources import checked, read, settled
 from headstart.training.job import Session
 from headstart.trunk import Trunk
@@ -217,12 +217,14 @@ def _run(
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     with timed(clock, "race" if recipe.method is None else "weights"):
         trunks = [Trunk.read(*found) for found in weights]
+        kept = checkpoints if resume else None
         recipe, trunk, extractor, more = choose(
-            recipe, trunks, prepared, extractor=extractor, notify=notify
+            recipe, trunks, prepared, extractor=extractor, notify=notify, kept=kept
         )
     method = _method(recipe)
     if method.resumes and is_main():
         _take_up(checkpoints, resume, held, notify)
+        keep(recipe, extractor.engine, more, checkpoints)
     with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
         start = _blank(recipe, prepared, trunk, more)
         plan = _plan(method, start, prepared, extractor)

@@ -39,6 +39,10 @@ LOCK = "in-use"
 """Number of the process that trains, and its machine."""
 
 
+RACE = "race.json"
+"""What a race has chosen, beside the checkpoints of the training that it chose."""
+
+
 def slug(source: str | Path | Dataset) -> str:
     """Name a run's folder after what it learned from.
 
@@ -199,6 +203,7 @@ def forget(folder: Path) -> bool:
     there = (folder / checkpoint.NAME).exists()
     if folder.is_dir():
         checkpoint.remove(folder)
+        (folder / RACE).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
     return there

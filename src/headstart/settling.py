@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from headstart.backbones.catalog import resolve
@@ -16,9 +18,10 @@ from headstart.errors import UsageError
 from headstart.events import Decided, Noted, Observer
 from headstart.features import Extractor
 from headstart.recipe import Recipe, default_method
+from headstart.run_folder import RACE, told_where
 from headstart.trunk import Trunk
 
-__all__ = ["choose", "located", "require_meant"]
+__all__ = ["choose", "keep", "located", "require_meant"]
 
 TOGETHER = (
     "Several processes cannot race, for their clocks differ: a linear probe is taken. Name the "
@@ -48,8 +51,19 @@ def choose(
     *,
     extractor: Extractor,
     notify: Observer,
+    kept: Path | None = None,
 ) -> tuple[Recipe, Trunk, Extractor, dict[str, Any]]:
     """Let the training pictures choose what the recipe leaves open.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    trunks : sequence of Trunk
+    prepared : Prepared
+    extractor : Extractor
+    notify : callable
+    kept : Path, optional
+        Folder of a training that shall go on: what was chosen for it is not raced for again.
 
     Returns
     -------
@@ -60,9 +74,16 @@ def choose(
         With the engine that made the features.
     dict
         What belongs in the model's record.
+
+    Raises
+    ------
+    UsageError
+        If nothing was chosen for the training that shall go on.
     """
     if recipe.method is not None:
         return recipe, trunks[0], extractor, {}
+    if kept is not None:
+        return _recalled(recipe, trunks, extractor, kept)
     if world() > 1:
         notify(Noted(text=TOGETHER))
         method = default_method(recipe.task, recipe.seed)
@@ -84,6 +105,37 @@ def choose(
     return settled, found.trunk, replace(extractor, engine=found.engine), record
 
 
+def keep(recipe: Recipe, engine: str, record: Mapping[str, Any], folder: Path) -> None:
+    """Write what a race has chosen beside the checkpoints, for ``--resume``."""
+    if not record or recipe.method is None:
+        return
+    from headstart.contenders import in_short
+
+    chosen = {"method": in_short(recipe.method), "backbone": recipe.backbone, "engine": engine}
+    text = json.dumps({**chosen, "record": record})
+    with told_where(folder):
+        (folder / RACE).write_text(text, encoding="utf-8")
+
+
+def _recalled(
+    recipe: Recipe, trunks: Sequence[Trunk], extractor: Extractor, folder: Path
+) -> tuple[Recipe, Trunk, Extractor, dict[str, Any]]:
+    from headstart.contenders import remade
+
+    try:
+        chosen = json.loads((folder / RACE).read_text(encoding="utf-8"))
+        trunk = next(one for one in trunks if one.spec.name == chosen["backbone"])
+        method = remade(chosen["method"])
+        settled = replace(recipe, method=method, backbone=trunk.spec.name, rivals=())
+        return settled, trunk, replace(extractor, engine=chosen["engine"]), chosen["record"]
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UsageError(
+            f"Expected a training that was stopped in {folder}, got none that a race had chosen "
+            "for these backbones; do begin without --resume, or name the method of that run, such "
+            "as --method finetune."
+        ) from error
+
+
 def require_meant(recipe: Recipe, train: Dataset, resume: bool) -> None:
     """Refuse what does not go together before anything is computed.
 
@@ -101,8 +153,8 @@ def require_meant(recipe: Recipe, train: Dataset, resume: bool) -> None:
     method = recipe.method
     if method is not None:
         method.check(train)
-    if resume and (method is None or not method.resumes):
+    if resume and method is not None and not method.resumes:
         raise UsageError(
-            f"Expected a method that can be resumed, got {method.name if method else 'none'}; do "
-            "name the method of the run that was stopped, such as --method finetune."
+            f"Expected a method that can be resumed, got {method.name}; do name the method of the "
+            "run that was stopped, such as --method finetune."
         )
