@@ -202,10 +202,26 @@ def test_the_plan_says_what_the_race_would_do_and_learns_nothing(trunk, extracto
     monkeypatch.setattr("headstart.probing.search_penalty", None)
     found = foretell([trunk], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
     assert [row["state"] for row in found["rows"]] == ["probed"] * 3 + ["promoted"] * 2
-    assert found["estimated"] == pytest.approx(sum(row["estimated"] for row in found["rows"]))
+    parts = sum(row["estimated"] for row in found["rows"])
+    assert parts < found["estimated"] < 2 * parts  # one of the two is trained afterwards
     assert json.loads(json.dumps(found))["rows"][0]["score"] is None
     short = foretell([trunk], drawn(60, noise=0.5), extractor=extractor, budget=0.01)
     assert {row["state"] for row in short["rows"]} == {"probed", "left out"}
+    assert short["estimated"] == pytest.approx(sum(r["estimated"] for r in short["rows"][:3]))
+    assert "would be left out: one fold would take" in short["why"][0]
+    less = foretell(
+        [trunk], drawn(60, noise=0.5), extractor=extractor, budget=0.9 * found["estimated"]
+    )
+    assert less["estimated"] <= 0.9 * found["estimated"]  # it stops when the time is up
+
+
+def test_the_plan_counts_the_control_with_random_weights(trunk, extractor):
+    few, many = (
+        foretell([trunk], drawn(n, noise=0.5), extractor=extractor, budget=0) for n in (199, 201)
+    )
+    parts = [sum(row["estimated"] for row in one["rows"][:3]) for one in (few, many)]
+    assert few["estimated"] == pytest.approx(parts[0])
+    assert many["estimated"] > parts[1] + 0.5
 
 
 def test_the_same_seed_decides_the_same(trunk, extractor):

@@ -187,3 +187,35 @@ def test_compare_of_a_wrong_path_is_a_problem_of_the_data(
     assert code in {1, 2}
     assert "fotos" in errors
     assert not (tmp_path / "found").exists()
+
+
+def test_a_plan_sees_the_split_that_fit_would(
+    photos: Path, backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["plan", photos, "--backbone", backbone, "--offline", "--budget", "0", "--json"]
+    usual, fewer = (
+        json.loads(_typed(capsys, *given, *more)[1]) for more in ([], ["--test-fraction", "0.5"])
+    )
+    assert usual["pictures"] > fewer["pictures"] > 0
+    (photos / "dark" / "broken.png").write_bytes(b"no picture")
+    try:
+        code, _, told = _typed(capsys, *given)
+        assert code == 2
+        assert "broken.png" in told
+        found = json.loads(_typed(capsys, *given, "--bad-files", "skip")[1])
+        assert found["pictures"] == usual["pictures"]
+    finally:
+        (photos / "dark" / "broken.png").unlink()
+    code, _, told = _typed(capsys, *given, "--task", "detection")
+    assert code == 2
+    assert "detection" in told
+
+
+def test_one_flag_names_the_backbones(
+    photos: Path, backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("plan", "fit"):
+        both = ("--backbone", backbone, "--backbones", "resnet18")
+        code, _, told = _typed(capsys, verb, photos, *both)
+        assert code == 1
+        assert "Expected --backbone or --backbones, got both" in told

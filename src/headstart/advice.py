@@ -29,7 +29,15 @@ from headstart.data.samples import Dataset
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features import Extractor
 from headstart.methods.method import Method
-from headstart.probing import Entry, Ground, best_probe, gained, is_useless, probes
+from headstart.probing import (
+    Entry,
+    Ground,
+    best_probe,
+    control_seconds,
+    gained,
+    is_useless,
+    probes,
+)
 from headstart.race import (
     BUDGET,
     MEASURES,
@@ -141,8 +149,9 @@ def foretell(
     Returns
     -------
     dict
-        As ``Decision.record``; a training's estimate is of all folds and the training afterwards,
-        so that the sum is the most that a race would take.
+        As ``Decision.record``; a training's estimate is of all folds. ``estimated`` is what the
+        race would take if all of them ran, with the dearest training afterwards, as far as the
+        budget lets it.
 
     Raises
     ------
@@ -158,23 +167,30 @@ def foretell(
             who = probe_of(trunk, end, seed, named=len(trunks) > 1)
             solving = expected_probe(len(train), who.trunk.width, len(train.classes))
             rows.append(Entry.of(who, _none(ground), estimated=looking / len(ends) + solving).row)
-    taken = sum(row.estimated for row in rows)
+    taken = sum(row.estimated for row in rows) + control_seconds(ground, trunks[0])
+    ground.estimated, longest = taken, 0.0
     for place in trainings(trunks[0], seed, hopeless=False):
         for who in place:
-            entry, reason, need = _considered(ground, who, taken)
+            entry, reason, (fold, whole) = _considered(ground, who, taken)
             rows.append(entry.row)
-            if not reason:
-                fold, whole = need
+            if reason:
+                ground.why.append(f"{_capital(who.name)} would be left out: {reason}.")
+            else:
                 note = f"the first fold {_time(fold)}, the training afterwards {_time(whole)}"
+                ground.why.append(f"{_capital(who.name)}: {note}.")
                 folds = fold + fold / (1 + len(who.others)) * (len(ground.folds) - 1)
-                rows[-1] = replace(rows[-1], estimated=folds + whole, note=note)
+                rows[-1] = replace(rows[-1], estimated=folds, note=note)
                 taken += fold
+                longest = max(longest, whole)
+                ground.estimated += folds
                 break
+    if longest:
+        ground.estimated = min(ground.estimated + longest, ground.budget)
     ground.why.append(
         "Trainings take part where the best probe answers enough held-out pictures wrong, and only "
-        "as long as they gain: the sum is the most that the race would take."
+        "as long as they gain and the time lasts; those of another backbone, or from scratch, take "
+        "their own time."
     )
-    ground.estimated = sum(row.estimated for row in rows if row.state != "left out")
     return _record(ground, rows)
 
 
@@ -255,7 +271,7 @@ def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
     """Fold by fold, until one is better, none gains, or the time is up."""
     alive = list(racing)
     for number, fold in enumerate(ground.folds, start=1):
-        alive = [one for one in alive if _lap(ground, one, number, fold)]
+        alive = [one for one in alive if _lap(ground, one, alive, number, fold)]
         gains = [_look(ground, one, best, number) for one in alive]
         if (place := best_of(gains)) is not None:
             won = alive[place]
@@ -280,17 +296,18 @@ def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
     return best
 
 
-def _lap(ground: Ground, one: Entry, number: int, fold: Fold) -> bool:
+def _lap(ground: Ground, one: Entry, alive: list[Entry], number: int, fold: Fold) -> bool:
     """Train on one fold's pictures and answer its others; False where the time is up."""
     learn, asked = _parts(ground, fold)
     rates = 1 + len(one.who.others)
     expected = _expected(ground, one.who, learn, len(asked)) * rates
     if number == 1:  # another, before it, may have taken more than was expected
-        usual, whole = expected, _expected(ground, one.who, ground.train, 0)
+        usual, one.whole_seconds = expected, _expected(ground, one.who, ground.train, 0)
     else:
         usual = one.lap_seconds
-        whole = usual * len(ground.train) / len(learn)
-    if ground.spent + usual + whole > ground.budget:
+        one.whole_seconds = usual * len(ground.train) / len(learn)
+    # Whoever wins is trained afterwards.
+    if ground.spent + usual + max(other.whole_seconds for other in alive) > ground.budget:
         one.note(note=f"the time was up after {_folds(number - 1)}")
         return False
     begin = ground.spent

@@ -44,9 +44,9 @@ from headstart.options import (
     TestFraction,
     Track,
     in_seconds,
-    listed,
     opened_cache,
     policy_of,
+    racing,
 )
 
 if TYPE_CHECKING:
@@ -107,10 +107,10 @@ def fit(  # noqa: PLR0913 - one argument a flag
     from headstart.run import fit as run_fit
     from headstart.tracking import tracked
 
-    first, *rivals = listed(backbones) or (backbone,)
+    first, rivals = racing(backbone, backbones)
     recipe = Recipe(
         backbone=first,
-        rivals=tuple(rivals),
+        rivals=rivals,
         budget=in_seconds(budget),
         task=task,
         head=head,

@@ -15,6 +15,7 @@ import typer
 from headstart.options import (
     AllowOverlap,
     AsJson,
+    Backbone,
     BadFiles,
     Budget,
     Device,
@@ -27,13 +28,15 @@ from headstart.options import (
     Seed,
     Size,
     Source,
+    Task,
     TestFraction,
     in_seconds,
     listed,
     opened_cache,
     policy_of,
+    racing,
 )
-from headstart.options import Backbones as RacingBackbones
+from headstart.options import Backbones as Rivals
 
 __all__ = ["VERBS", "compare", "explain", "plan", "rank"]
 
@@ -157,11 +160,16 @@ def plan(  # noqa: PLR0913 - one argument a flag
             "finetune?train-from=all&epochs=5."
         ),
     ] = "auto",
-    backbones: RacingBackbones = "embedded/efficientnet_lite0",
+    task: Task = "auto",
+    backbone: Backbone = "embedded/efficientnet_lite0",
+    backbones: Rivals = "",
     budget: Budget = "2m",
     head: HeadName = "auto",
     size: Size = 0,
     group_by: GroupBy = None,
+    bad_files: BadFiles = "error",
+    allow_overlap: AllowOverlap = False,
+    test_fraction: TestFraction = 0.2,
     engine: Engine = "auto",
     device: Device = "auto",
     offline: Offline = None,
@@ -175,15 +183,19 @@ def plan(  # noqa: PLR0913 - one argument a flag
     from headstart.recipe import Recipe
     from headstart.trials import method_named
 
-    first, *rivals = listed(backbones) or ("",)
+    first, rivals = racing(backbone, backbones)
     recipe = Recipe(
         backbone=first,
-        rivals=tuple(rivals),
+        rivals=rivals,
         method=None if method == "auto" else method_named(method, "classification", seed=seed),
+        task=task,
         budget=in_seconds(budget),
         head=head,
         size=size,
         group_by=group_by,
+        bad_files=policy_of(bad_files),
+        allow_overlap=allow_overlap,
+        test_fraction=test_fraction,
         engine=engine,
         device=device,
         offline=offline,

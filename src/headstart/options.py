@@ -42,9 +42,11 @@ __all__ = [
     "Task",
     "TestFraction",
     "Track",
+    "in_seconds",
     "listed",
     "opened_cache",
     "policy_of",
+    "racing",
 ]
 
 Source = Annotated[
@@ -222,6 +224,35 @@ def listed(text: str) -> tuple[str, ...]:
         else:
             found.append(part)
     return tuple(found)
+
+
+def racing(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
+    """The backbone of a run, and others that race against it.
+
+    Raises
+    ------
+    UsageError
+        If both flags name some.
+
+    Examples
+    --------
+    >>> racing("resnet18", "")
+    ('resnet18', ())
+    >>> racing("embedded/efficientnet_lite0", "vgg16,resnet18")
+    ('vgg16', ('resnet18',))
+    """
+    from headstart.errors import UsageError
+    from headstart.recipe import DEFAULT_BACKBONE
+
+    if not backbones:
+        return backbone, ()
+    if backbone != DEFAULT_BACKBONE:
+        raise UsageError(
+            f"Expected --backbone or --backbones, got both; do write --backbones "
+            f"{backbone},{backbones}."
+        )
+    first, *rivals = listed(backbones) or (backbone,)
+    return first, tuple(rivals)
 
 
 def _is_number(text: str) -> bool:

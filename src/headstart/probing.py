@@ -27,7 +27,7 @@ from headstart.race import PROBES_SHARE, Judge, Row, best_of, level_of
 from headstart.training.probe import Problem, search_penalty
 from headstart.trunk import Trunk
 
-__all__ = ["Entry", "Ground", "best_probe", "gained", "is_useless", "probes"]
+__all__ = ["Entry", "Ground", "best_probe", "control_seconds", "gained", "is_useless", "probes"]
 
 FOLDS = 5
 
@@ -51,12 +51,15 @@ class Entry:
     row : Row
     lap_seconds : float
         Of the last fold, one training.
+    whole_seconds : float
+        Expected of the training on all pictures.
     """
 
     who: Contender
     values: Floats
     row: Row
     lap_seconds: float = 0.0
+    whole_seconds: float = 0.0
 
     @classmethod
     def of(cls, who: Contender, values: Floats, **more: Any) -> Entry:
@@ -168,16 +171,14 @@ def best_probe(ground: Ground, found: list[Entry]) -> Entry:
 
 def is_useless(ground: Ground, trunk: Trunk) -> bool:
     """Whether the same network with random weights probes as well: the source is no help."""
-    train = ground.train
-    if len(train) < CONTROL_FROM:
+    train, taken = ground.train, control_seconds(ground, trunk)
+    if not taken:
         return False
     if len(train) > CONTROL_PICTURES:
         share = CONTROL_PICTURES / len(train)
         rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=ground.seed)
         train = train.subset(rows[share])
     begin = ground.spent
-    looking = len(train) * costs(trunk, train, ground.extractor).seconds
-    taken = looking + 2 * expected_probe(len(train), trunk.width, len(train.classes))
     if begin + taken > ground.budget:  # then no training fits either
         return False
     ground.estimated += taken
@@ -197,6 +198,15 @@ def is_useless(ground: Ground, trunk: Trunk) -> bool:
         f"reaches {told}. So training from scratch takes part."
     )
     return True
+
+
+def control_seconds(ground: Ground, trunk: Trunk) -> float:
+    """What trying random weights should take; 0 where they are not tried."""
+    train, count = ground.train, min(len(ground.train), CONTROL_PICTURES)
+    if len(train) < CONTROL_FROM:
+        return 0.0
+    looking = count * costs(trunk, train, ground.extractor).seconds
+    return looking + 2 * expected_probe(count, trunk.width, len(train.classes))
 
 
 def gained(one: Entry) -> str:
