@@ -11,7 +11,6 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -314,16 +313,14 @@ def _modules_by_stage(backbone: Backbone) -> Iterator[tuple[nn.Module, str]]:
     """Modules that lie in one stage: by what they hold, or, as dropout, by what is around them."""
     holds: dict[str, set[str]] = {}
     for name in backbone.state_dict():
-        with suppress(UnknownNameError):  # what the library leaves unused
-            stage = backbone.stage_of(name)
+        if (stage := backbone.find_stage(name)) is not None:
             for path in accumulate(name.split("."), "{}.{}".format):
                 holds.setdefault(path, set()).add(stage)
     for path, module in backbone.named_modules():  # the outer one before its inner ones
         if path and path not in holds:
             holds[path] = holds.get(path.rpartition(".")[0], set())
-            if len(holds[path]) != 1:  # a step of its own, perhaps
-                with suppress(UnknownNameError):
-                    holds[path] = {backbone.stage_of(f"{path}.weight")}
+            if len(holds[path]) != 1 and (stage := backbone.find_stage(f"{path}.weight")):
+                holds[path] = {stage}  # a step of its own
         if len(stages := holds.get(path, set())) == 1:
             yield module, next(iter(stages))
 

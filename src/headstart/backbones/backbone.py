@@ -165,13 +165,19 @@ class Backbone(nn.Module):
         >>> load("torchvision/resnet18", pretrained=False).stage_of("trunk.bn1.running_mean")
         'stem'
         """
+        if (stage := self.find_stage(parameter)) is None:
+            raise UnknownNameError("parameter", parameter, self.state_dict())
+        return stage
+
+    def find_stage(self, parameter: str) -> str | None:
+        """As ``stage_of``; None where the network leaves it unused."""
         name = parameter.removeprefix("trunk.")
         owner, _, inner = name.partition(".parametrizations.")  # as torch renames what it adapts
         name = f"{owner}.{inner.partition('.')[0]}" if inner else name
         for cut in self._plan.cuts:
             if any(name == path or name.startswith(f"{path}.") for path in cut.paths):
                 return cut.name
-        raise UnknownNameError("parameter", parameter, self.state_dict())
+        return None
 
     def _place(self, stage: str) -> int:
         known = [cut.name for cut in self._plan.cuts]
