@@ -86,12 +86,8 @@ class Backbone(nn.Module):
         start : str, optional
             The first stage that runs; by default the first of all.
         stop : str, optional
-            The last stage that runs; by default the last of all.
-
-        Returns
-        -------
-        tensor
-            What ``stop`` gives: maps (n, channels, h, w) or tokens (n, tokens, channels).
+            The last stage that runs; by default the last of all. It gives maps
+            (n, channels, h, w) or tokens (n, tokens, channels).
 
         Raises
         ------
@@ -148,12 +144,7 @@ class Backbone(nn.Module):
         return self._plan.pool(self.trunk, features)
 
     def stage_of(self, parameter: str) -> str:
-        """Name of the stage that a parameter or buffer belongs to.
-
-        Parameters
-        ----------
-        parameter : str
-            As in ``named_parameters()`` or ``state_dict()``.
+        """Name of the stage of a parameter or buffer, as ``state_dict()`` calls it.
 
         Raises
         ------
