@@ -89,7 +89,7 @@ def test_more_pictures_and_more_stages_are_expected_to_take_longer(trunk, extrac
     (last,), (whole, _) = trainings(trunk, 0, hopeless=False)
     found = [
         expected_training(who, data, None, 10, extractor=extractor)
-        for who, data in ((last, drawn(24)), (whole, drawn(24)), (whole, drawn(400)))
+        for who, data in ((last, drawn(100)), (whole, drawn(100)), (whole, drawn(400)))
     ]
     assert 0 < found[0] < found[1] < found[2]
 

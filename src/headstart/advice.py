@@ -18,7 +18,6 @@ from headstart.contenders import (
     Contender,
     depths,
     expected_features,
-    expected_probe,
     expected_training,
     probe_of,
     raced,
@@ -126,7 +125,8 @@ def decide(
     winner.note(state="chosen")
     ground.why.append(f"Chosen: {winner.row.name}.")
     entries = [*found, *racing, *out]
-    ground.estimated += sum(one.row.estimated for one in (*found, *racing))
+    ran = [one.row.estimated for one in (*found, *racing) if one.row.seconds]
+    ground.estimated += ground.measured + sum(ran)
     return Decision(
         method=winner.who.method,
         trunk=winner.who.trunk,
@@ -165,7 +165,7 @@ def foretell(
         looking = expected_features(trunk, train.samples, train, extractor=extractor)
         for end in reversed(ends):
             who = probe_of(trunk, end, seed, named=len(trunks) > 1)
-            solving = expected_probe(len(train), who.trunk.width, len(train.classes))
+            solving = ground.probe_seconds(len(train), who.trunk.width)
             rows.append(Entry.of(who, _none(ground), estimated=looking / len(ends) + solving).row)
     taken = sum(row.estimated for row in rows) + control_seconds(ground, trunks[0])
     ground.estimated, longest = taken, 0.0
@@ -300,14 +300,14 @@ def _lap(ground: Ground, one: Entry, alive: list[Entry], number: int, fold: Fold
     """Train on one fold's pictures and answer its others; False where the time is up."""
     learn, asked = _parts(ground, fold)
     rates = 1 + len(one.who.others)
-    expected = _expected(ground, one.who, learn, len(asked)) * rates
     if number == 1:  # another, before it, may have taken more than was expected
-        usual, one.whole_seconds = expected, _expected(ground, one.who, ground.train, 0)
+        expected = _expected(ground, one.who, learn, len(asked)) * rates
+        one.whole_seconds = _expected(ground, one.who, ground.train, 0)
     else:
-        usual = one.lap_seconds
-        one.whole_seconds = usual * len(ground.train) / len(learn)
+        expected = one.lap_seconds
+        one.whole_seconds = expected * len(ground.train) / len(learn)
     # Whoever wins is trained afterwards.
-    if ground.spent + usual + max(other.whole_seconds for other in alive) > ground.budget:
+    if ground.spent + expected + max(other.whole_seconds for other in alive) > ground.budget:
         one.note(note=f"the time was up after {_folds(number - 1)}")
         return False
     begin = ground.spent
@@ -346,7 +346,10 @@ def _level(ground: Ground) -> float:
 
 
 def _expected(ground: Ground, who: Contender, data: Dataset, asked: int) -> float:
-    return expected_training(who, data, ground.val, asked, extractor=ground.extractor)
+    with ground.measuring():
+        return expected_training(
+            who, data, ground.val, asked, extractor=ground.extractor, pace=ground.pace
+        )
 
 
 def _parts(ground: Ground, fold: Fold) -> tuple[Dataset, Dataset]:
@@ -365,6 +368,7 @@ def _record(ground: Ground, rows: Sequence[Row]) -> dict[str, Any]:
         "budget": ground.budget,
         "estimated": ground.estimated,
         "seconds": ground.spent,
+        "measured": ground.measured,
         "pictures": len(ground.train),
         "folds": len(ground.folds),
         "rows": [row.as_dict() for row in rows],

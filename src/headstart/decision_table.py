@@ -75,4 +75,6 @@ def _time(record: Mapping[str, Any], planned: bool) -> str:
         budget = f" of {record['budget']:.0f} s"
     if planned:
         return f"at most {record['estimated']:.0f} s{budget}"
-    return f"in {record['seconds']:.0f} s{budget}"
+    measured = record.get("measured", 0.0)
+    of_it = f", {measured:.0f} s of it to measure this machine" if measured >= 1 else ""
+    return f"in {record['seconds']:.0f} s{budget}{of_it}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,6 +95,15 @@ class Ground:
     seed : int
     told : callable
         Given a line for every step.
+    begin : float
+    why : list of str
+        The decision's reasons so far.
+    estimated : float
+        Seconds that what has run was expected to take.
+    pace : float
+        How much longer than expected the first probe took: others are as hard.
+    measured : float
+        Seconds that went into measuring this machine, so that the rest can be foreseen.
     """
 
     train: Dataset
@@ -105,6 +115,8 @@ class Ground:
     begin: float = field(default_factory=time.perf_counter)
     why: list[str] = field(default_factory=list)
     estimated: float = 0.0
+    pace: float = 1.0
+    measured: float = 0.0
 
     def __post_init__(self) -> None:
         self.judge, self.folds = _laid_out(self.train, self.seed)
@@ -114,14 +126,27 @@ class Ground:
         """Seconds since the race began."""
         return time.perf_counter() - self.begin
 
+    def probe_seconds(self, n: int, width: int) -> float:
+        """What a probe on n pictures should take."""
+        return self.pace * expected_probe(n, width, len(self.train.classes))
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the block's seconds as measuring: they are over when the estimate is made."""
+        begin = self.spent
+        yield
+        self.measured += self.spent - begin
+
 
 def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
     """Probe every backbone at several depths; the first one's whole network comes first."""
     found: list[Entry] = []
     train = ground.train
     for trunk in trunks:
-        ends, begin = depths(trunk), ground.spent
-        expected = expected_features(trunk, train.samples, train, extractor=ground.extractor)
+        with ground.measuring():
+            ends = depths(trunk)
+            expected = expected_features(trunk, train.samples, train, extractor=ground.extractor)
+        begin = ground.spent
         if found and 0 < ground.budget < begin + expected:
             name = trunk.spec.name
             ground.why.append(f"{name} was left out: looking at the pictures takes too long.")
@@ -131,11 +156,13 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
         for end in reversed(ends):
             begin = ground.spent
             who = probe_of(trunk, end, ground.seed, named=len(trunks) > 1)
-            solving = expected_probe(len(train), who.trunk.width, len(train.classes))
+            solving = ground.probe_seconds(len(train), who.trunk.width)
             if found and 0 < ground.budget < begin + solving:  # of very many pictures
                 ground.why.append(f"The {who.name} was left out: solving it takes too long.")
                 continue
             values = _held_out(train, features[end], ground.folds, ground.judge)
+            if not found:
+                ground.pace = (ground.spent - begin) / solving
             entry = Entry.of(
                 who,
                 values,
@@ -171,7 +198,9 @@ def best_probe(ground: Ground, found: list[Entry]) -> Entry:
 
 def is_useless(ground: Ground, trunk: Trunk) -> bool:
     """Whether the same network with random weights probes as well: the source is no help."""
-    train, taken = ground.train, control_seconds(ground, trunk)
+    train = ground.train
+    with ground.measuring():
+        taken = control_seconds(ground, trunk)
     if not taken:
         return False
     if len(train) > CONTROL_PICTURES:
@@ -206,7 +235,7 @@ def control_seconds(ground: Ground, trunk: Trunk) -> float:
     if len(train) < CONTROL_FROM:
         return 0.0
     looking = count * costs(trunk, train, ground.extractor).seconds
-    return looking + 2 * expected_probe(count, trunk.width, len(train.classes))
+    return looking + 2 * ground.probe_seconds(count, trunk.width)
 
 
 def gained(one: Entry) -> str:

@@ -13,7 +13,15 @@ from headstart.methods.scratch import Scratch
 from headstart.pretraining import SMALL, random_trunk
 from headstart.training import boundary, duration
 from headstart.training.costs import Measured, StageCost
-from headstart.training.duration import Costs, costs_of, feature_seconds, training_seconds
+from headstart.training.duration import (
+    EPOCH,
+    ONCE,
+    STEP,
+    Costs,
+    costs_of,
+    feature_seconds,
+    training_seconds,
+)
 from headstart.training.optim import Training
 
 
@@ -54,7 +62,7 @@ def test_a_training_of_everything_is_its_steps_and_its_looks(given, extractor):
     method = Scratch(training=Training(epochs=3, batch_size=5))
     learned, looks = 10 * 3, 4 * (3 + 2)  # judged after every epoch, before, and at the end
     by_hand = learned * 2.0 + 3 * 2 * 0.5 + (learned + looks) * 0.25
-    by_hand += looks * len(given.backbone.stages)
+    by_hand += looks * len(given.backbone.stages) + ONCE + 3 * EPOCH + 6 * STEP
     assert expected(given, method, "all", extractor) == pytest.approx(by_hand)
 
 
