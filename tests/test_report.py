@@ -702,6 +702,26 @@ def test_without_a_wanted_risk_the_page_says_how_to_want_one() -> None:
     assert "--max-risk" in Page(render_html(facts())).section("selective")
 
 
+def test_the_card_says_where_the_model_abstains() -> None:
+    given = careful(0.02)
+    card = render_card(given)
+    assert f"below {given.model.task.selected.threshold:.3f} it abstains" in card
+    assert "at most 2 % of the answers" in card
+    assert "it abstains" not in render_card(careful(0.0001)).split("## How to use it")[1]
+    assert "it abstains" not in render_card(facts())
+
+
+def test_the_card_says_what_a_race_has_weighed() -> None:
+    decision = {"rows": [{}, {}, {}], "why": [f"The {HOSTILE} is better.", "Chosen: probe."]}
+    given = facts()
+    record = {**given.model.record, "decision": decision}
+    card = render_card(replace(given, model=replace(given.model, record=record)))
+    assert "A race on held-out training pictures chose it among 3 ways to learn" in card
+    assert f"- The {markdown(HOSTILE)} is better.\n- Chosen: probe.\n" in card
+    assert "\n\n\n\n" not in card
+    assert "A race" not in render_card(given)
+
+
 # ------------------------------------------------------------------------- maps
 
 
