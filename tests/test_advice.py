@@ -135,7 +135,12 @@ def test_who_comes_second_does_not_begin_when_the_time_is_up(trunk, extractor, t
     found = decide([trunk], drawn(150, noise=0.5), extractor=extractor, budget=30)
     assert slow == [LAST]
     row = next(row for row in found.record["rows"] if row["name"] == ALL)
-    assert row["note"] == "the time was up after 0 folds"
+    assert row["note"] == "the time was up before its first fold"
+    assert row["state"] == "left out"
+    assert any(
+        why.startswith(f"{row['name'].capitalize()} has no score: the time")
+        for why in found.record["why"]
+    )
 
 
 def test_without_time_only_probes_are_run(trunk, extractor):

@@ -287,7 +287,10 @@ def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
         if not alive:
             break
     for one in racing:
-        if one.row.gain is not None:
+        if one.row.gain is None:
+            one.note(state=one.row.state if one.row.seconds else "left out")
+            ground.why.append(f"{_capital(one.row.name)} has no score: {one.row.note}.")
+        else:
             tail = f" ({one.row.note})" if one.row.note else ""
             ground.why.append(
                 f"{_capital(one.row.name)} is not better than the {best.row.name}, beyond chance: "
@@ -308,7 +311,8 @@ def _lap(ground: Ground, one: Entry, alive: list[Entry], number: int, fold: Fold
         one.whole_seconds = expected * len(ground.train) / len(learn)
     # Whoever wins is trained afterwards.
     if ground.spent + expected + max(other.whole_seconds for other in alive) > ground.budget:
-        one.note(note=f"the time was up after {_folds(number - 1)}")
+        when = f"after {_folds(number - 1)}" if number > 1 else "before its first fold"
+        one.note(note=f"the time was up {when}")
         return False
     begin = ground.spent
     try:
