@@ -16,7 +16,7 @@ SCORES = (gbc, parc, sfda)
 
 def drawn(n: int, d: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    targets = np.arange(n) % classes
+    targets = np.minimum(np.arange(n) % (classes + 1), classes - 1)  # the last is twice as common
     return rng.normal(size=(n, d)) + np.eye(classes, d)[targets], targets
 
 
@@ -64,6 +64,38 @@ def test_gbc_of_a_class_of_one_picture_is_finite_and_tells_it_apart() -> None:
     far = f.copy()
     far[6] += 50
     assert -6 <= near < gbc(far, targets) <= 0
+
+
+def test_gbc_takes_a_class_of_one_picture_to_be_as_wide_as_the_others() -> None:
+    """Two classes of variances 1 and 9, three pictures each, and two classes of one."""
+    step = np.sqrt(1.5)
+    f = np.r_[[-step, 0, step], 3 * np.asarray([-step, 0, step]) + 4, 10.0, -6.0][:, None]
+    normals = [norm(0, 1), norm(4, 3), norm(10, np.sqrt(5)), norm(-6, np.sqrt(5))]
+    total = 0.0
+    for i, one in enumerate(normals):
+        for two in normals[:i]:
+            total += quad(lambda x, p=one, q=two: np.sqrt(p.pdf(x) * q.pdf(x)), -50, 50, limit=200)[
+                0
+            ]
+    assert gbc(f, [0, 0, 0, 1, 1, 1, 2, 3]) == pytest.approx(-2 * total, rel=1e-6)
+
+
+def test_gbc_of_classes_that_are_points_is_certain() -> None:
+    assert gbc([[0.0], [1.0], [3.0]], ["a", "b", "c"]) == 0
+    assert gbc([[0.0], [0.0], [1.0], [1.0], [3.0]], [0, 0, 1, 1, 2]) == 0
+
+
+def test_parc_of_rows_without_spread_is_that_of_correlation_zero() -> None:
+    f, targets = drawn(12, 5)
+    f[0], f[5] = 1e3, -0.1
+    apart, unlike = [], []
+    for i in range(12):
+        for j in range(i + 1, 12):
+            flat = {i, j} & {0, 5}
+            apart.append(1.0 if flat else 1 - pearsonr(f[i], f[j])[0])
+            unlike.append(float(targets[i] != targets[j]))
+    assert parc(f, targets) == pytest.approx(spearmanr(apart, unlike)[0])
+    assert parc(f.astype(np.float32), targets) == pytest.approx(parc(f, targets), abs=0.02)
 
 
 def test_parc_is_the_rank_correlation_over_pairs() -> None:

@@ -56,7 +56,7 @@ def gbc(features: ArrayLike, targets: ArrayLike) -> float:
     means, counts = _means(f, codes)
     squares = np.bincount(codes, weights=((f - means[codes]) ** 2).mean(axis=1))
     widths = squares / counts
-    widths[counts == 1] = squares.sum() / len(f)
+    widths[counts == 1] = squares.sum() / max(counts[counts > 1].sum(), 1)
     widths = np.maximum(widths, 1e-9 * max(float((f**2).mean()), 1e-30))
     joined = (widths[:, None] + widths) / 2
     apart = ((means[:, None] - means) ** 2).sum(axis=2) / joined / 8
