@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from sklearn.covariance import ledoit_wolf
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.cross_decomposition import CCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from headstart.errors import UsageError
@@ -23,7 +23,7 @@ SCORES = (log_me, h_score, shrunk_h_score, trans_rate)
 
 def drawn(n: int, d: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    targets = np.arange(n) % classes
+    targets = np.minimum(np.arange(n) % (classes + 1), classes - 1)  # the last is twice as common
     return rng.normal(size=(n, d)) + np.eye(classes, d)[targets], targets
 
 
@@ -79,14 +79,22 @@ def test_log_me_of_features_that_tell_all_or_nothing_is_a_number() -> None:
     assert log_me(np.zeros((12, 4)), targets) == pytest.approx(np.mean(noise))
 
 
-def test_h_score_is_the_discriminants_explained_variance() -> None:
+def test_h_score_is_the_sum_of_squared_canonical_correlations() -> None:
+    """Of features and 0/1 labels, by scikit-learn's iteration; the code decomposes once."""
     f, targets = drawn(90, 4)
-    fitted = LinearDiscriminantAnalysis(solver="eigen").fit(f, targets)
-    within = sum(np.cov(f[targets == c].T, bias=True) / 3 for c in range(3))
-    total = np.cov(f.T, bias=True)
-    wanted = np.trace(np.linalg.solve(total, total - within))
-    assert h_score(f, targets) == pytest.approx(wanted)
-    assert fitted.score(f, targets) > 0.5
+    labels = np.eye(3)[targets]
+    one, two = CCA(2, max_iter=5000, tol=1e-12).fit_transform(f, labels)
+    wanted = sum(np.corrcoef(one[:, i], two[:, i])[0, 1] ** 2 for i in range(2))
+    assert h_score(f, targets) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_h_score_of_repeated_and_constant_features_is_that_of_each_once() -> None:
+    f, targets = drawn(50, 4)
+    wider = np.c_[f, f[:, :2], f[:, 2:] * -8, np.full(50, 1e3)]
+    assert h_score(wider, targets) == pytest.approx(h_score(f, targets))
+    assert h_score(wider.astype(np.float32), targets) == pytest.approx(
+        h_score(f, targets), rel=1e-5
+    )
 
 
 def test_h_score_says_nothing_where_features_are_many_and_shrinkage_does() -> None:
@@ -99,7 +107,7 @@ def test_h_score_says_nothing_where_features_are_many_and_shrinkage_does() -> No
 
 @pytest.mark.parametrize(("n", "d"), [(60, 4), (30, 80), (6, 1)])
 def test_shrunk_h_score_is_that_of_scikit_learns_covariance(n: int, d: int) -> None:
-    f, targets = np.random.default_rng(0).normal(size=(n, d)), np.arange(n) % 3
+    f, targets = np.random.default_rng(0).normal(size=(n, d)), drawn(n, 3)[1]
     f[:, 0] += 3 * targets
     covariance, shrinkage = ledoit_wolf(f)
     means = np.asarray([f[targets == c].mean(axis=0) for c in range(3)])[targets] - f.mean(axis=0)
@@ -121,7 +129,7 @@ def test_trans_rate_is_the_difference_of_log_determinants() -> None:
     def rate(part: np.ndarray) -> float:
         return 0.5 * np.linalg.slogdet(np.eye(5) + part.T @ part / (len(part) * 1e-4))[1]
 
-    wanted = rate(z) - sum(rate(z[targets == c]) / 3 for c in range(3))
+    wanted = rate(z) - sum(np.mean(targets == c) * rate(z[targets == c]) for c in range(3))
     assert trans_rate(f, targets) == pytest.approx(wanted)
 
 
@@ -134,6 +142,25 @@ def test_neighbours_agree_with_scikit_learn_leaving_one_out() -> None:
         model.fit(f[others], targets[others])
         wanted.append(model.predict(f[row : row + 1])[0] == targets[row])
     np.testing.assert_array_equal(knn_correctness(f, targets, k=1), wanted)
+
+
+@pytest.mark.parametrize(("n", "k"), [(60, 5), (60, 2), (1100, 7), (11, 20)])
+def test_nearer_neighbours_weigh_more(n: int, k: int) -> None:
+    f, targets = drawn(n, 6)
+    model = KNeighborsClassifier(
+        min(k, n - 1) + 1,  # the first is the picture itself, and is given no weight
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda d: np.exp(1 - d) * (np.arange(d.shape[1]) > 0),
+    ).fit(f, targets)
+    wanted = model.predict(f) == targets
+    assert 0 < wanted.mean() < 1
+    np.testing.assert_array_equal(knn_correctness(f, targets, k=k), wanted)
+
+
+def test_neighbours_are_nobody_where_all_are_one_group() -> None:
+    f, targets = drawn(9, 3)
+    assert not knn_correctness(f, targets, groups=np.zeros(9)).any()
 
 
 def test_neighbours_of_one_group_do_not_vote() -> None:
