@@ -92,7 +92,8 @@ def test_a_stopped_comparison_goes_on_and_gives_the_same(backbone: str, tmp_path
         resume=True,
         observer=lambda e: done.append(e.text) if isinstance(e, Noted) else None,
     )
-    assert len(done) == 5
+    assert len(done) == 6
+    assert done[0].startswith("3 of 8 trainings are taken over from ")
     assert _scores(again.cells) == _scores(whole.cells)
     assert again.effects == whole.effects
     assert not kept.parent.exists()
@@ -100,6 +101,59 @@ def test_a_stopped_comparison_goes_on_and_gives_the_same(backbone: str, tmp_path
     assert len(saved["cells"]) == 8
     assert len((folder / "table.csv").read_text().splitlines()) == 5
     assert {(c.seed, c.fraction): c.pictures for c in whole.cells}[0, 0.5] < 12
+
+
+def _taken_over(backbone: str, folder: Path, resume: bool) -> tuple[Any, list[str]]:
+    """A comparison stopped after two trainings, begun again; every training took an hour."""
+    source, done = _pictures(folder / "photos"), []
+    given = {"recipe": Recipe(engine="fp32", device="cpu", offline=True), "out": folder / "two"}
+    given["cache"] = Cache(folder / "cache")
+    trials = _trials(backbone, methods=("probe",), fractions=(1.0,), seeds=3)
+
+    def stop(event: object) -> None:
+        if isinstance(event, Noted) and event.text.startswith("2/3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(source, trials, **given, observer=stop)
+    kept = folder / "two.partial" / "cells.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    for row in rows:
+        row["cell"]["seconds"] = 3600.0
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def tell(event: object) -> None:
+        if isinstance(event, Noted):
+            done.append(event.text)
+
+    found, _ = compare(source, trials, **given, observer=tell, resume=resume)
+    return found, done
+
+
+def test_what_was_taken_over_counts_in_the_time(backbone: str, tmp_path: Path) -> None:
+    found, told = _taken_over(backbone, tmp_path, resume=True)
+    assert told[0].startswith("2 of 3 trainings are taken over from ")
+    assert 7200 < found.seconds < 7260
+
+
+def test_trainings_that_are_thrown_away_are_said(backbone: str, tmp_path: Path) -> None:
+    found, told = _taken_over(backbone, tmp_path, resume=False)
+    assert told[0].startswith("Begun anew: the 2 trainings kept in ")
+    assert "--resume" in told[0]
+    assert found.seconds < 60
+
+
+def test_resuming_nothing_is_said(backbone: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    compare(
+        _pictures(tmp_path / "photos"),
+        _trials(backbone, methods=("probe",), fractions=(1.0,), seeds=1),
+        recipe=Recipe(engine="fp32", device="cpu", offline=True),
+        out=tmp_path / "out",
+        resume=True,
+        observer=lambda e: told.append(e.text) if isinstance(e, Noted) else None,
+    )
+    assert told[0].startswith("0 of 1 trainings are taken over from ")
 
 
 def test_one_test_part_is_redrawn_alike_for_all(backbone: str, tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ SMALL = 200
 
 CELLS = "cells.jsonl"
 
+BEGUN_ANEW = (
+    "Begun anew: the {count} trainings kept in {folder} were not asked for (--resume takes them "
+    "over), and are deleted."
+)
+
+TAKEN_OVER = "{kept} of {all} trainings are taken over from {path}."
+
 LINES = 40
 """Trainings that are told one by one; of more, some."""
 
@@ -112,10 +119,11 @@ def compare(
         log = held.enter_context(JsonLog(folder / "log.jsonl"))
         tell = _told(log, observer)
         work = _Work(source, trials, recipe, cache, tell)
-        if not resume:
-            (kept / CELLS).unlink(missing_ok=True)
-        cells = work.cells(kept / CELLS)
-        found = work.summed(cells, time.perf_counter() - begin, command)
+        if not resume and (count := len(dict(read_cells(kept / CELLS)))):
+            tell(Noted(text=BEGUN_ANEW.format(count=count, folder=kept)))
+            (kept / CELLS).unlink()
+        cells, earlier = work.cells(kept / CELLS, resume)
+        found = work.summed(cells, earlier + time.perf_counter() - begin, command)
         log.close()
         with told_where(wanted):
             write(found, folder)
@@ -203,8 +211,11 @@ class _Work:
             ]
         return found
 
-    def cells(self, path: Path) -> tuple[Cell, ...]:
-        """Every cell, from the file where it is there; each is added as it is finished."""
+    def cells(self, path: Path, resume: bool) -> tuple[tuple[Cell, ...], float]:
+        """Every cell, from the file where it is there, and what those of the file took.
+
+        Each is added as it is finished.
+        """
         known = dict(read_cells(path))
         jobs = [
             (split, backbone, name)
@@ -213,10 +224,14 @@ class _Work:
             for name in self.trials.methods
         ]
         self._require_enough(jobs)
+        methods = [self._method(name, split) for split, _, name in jobs]
+        keys = [self._key(job[0], job[1], m) for job, m in zip(jobs, methods, strict=True)]
+        earlier = [known[key].seconds for key in keys if key in known]
+        if resume:
+            self.tell(Noted(text=TAKEN_OVER.format(kept=len(earlier), all=len(jobs), path=path)))
         found = []
         for number, (split, backbone, name) in enumerate(jobs, start=1):
-            method = self._method(name, split)
-            key = self._key(split, backbone, method)
+            method, key = methods[number - 1], keys[number - 1]
             cell = known.get(key)
             if cell is None:
                 made = train_cell(
@@ -232,7 +247,7 @@ class _Work:
                     self.tell(Noted(text=_line(cell, number, len(jobs), self.folds)))
             found.append(replace(cell, method=name, backbone=backbone))
             self.tell(Progressed(step="cells", done=number, total=len(jobs)))
-        return tuple(found)
+        return tuple(found), sum(earlier)
 
     def _require_enough(self, jobs: list[tuple[Split, str, str]]) -> None:
         """Refuse what some method cannot learn from before another has learned for an hour."""
