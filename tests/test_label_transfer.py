@@ -106,6 +106,39 @@ def test_nleep_is_leep_of_the_mixture_that_scikit_learn_fits() -> None:
     assert nleep(f, targets, components=3) == pytest.approx(wanted, abs=1e-3)
 
 
+def test_nleep_of_one_part_is_the_shares_and_of_blobs_their_conditional_entropy() -> None:
+    rng = np.random.default_rng(0)
+    blob = np.repeat(np.arange(4), 10)
+    f = np.c_[10.0 * (blob % 2), 7.0 * (blob // 2)] + 1e-3 * rng.normal(size=(40, 2))
+    targets = rng.integers(0, 3, 40)
+    assert nleep(f, targets, components=1) == pytest.approx(-entropy(targets))
+    assert nleep(f, targets, components=4) == pytest.approx(nce(blob, targets), abs=1e-6)
+    # two parts lie along the axis that varies most, not along the whitened ones
+    assert nleep(f, targets, components=2) == pytest.approx(nce(blob % 2, targets), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "parts"), [(100, 2, 10), (30, 2, 6), (12, 3, 2), (9, 2, 2)]
+)
+def test_nleep_has_five_parts_a_class_and_five_pictures_a_part(n, classes, parts) -> None:
+    rng = np.random.default_rng(2)
+    f, targets = rng.normal(size=(n, 6)), np.arange(n) % classes
+    told = {k: nleep(f, targets, components=k) for k in (parts - 1, parts, parts + 1)}
+    assert nleep(f, targets) == told[parts]
+    assert len(set(told.values())) == 3
+
+
+def test_nleep_reads_the_components_that_hold_four_fifths_of_the_variance() -> None:
+    targets = np.arange(60) % 2
+    start = np.c_[np.ones(60), targets, np.random.default_rng(0).normal(size=(60, 2))]
+    telling, *noise = np.linalg.qr(start)[0].T[1:]
+    three = np.stack([*noise, telling], axis=1)
+    enough, short = (three * np.sqrt(v) for v in ((0.5, 0.31, 0.19), (0.5, 0.29, 0.21)))
+    assert nleep(enough, targets) == pytest.approx(nleep(enough[:, :2], targets), abs=1e-9)
+    assert nleep(enough, targets) < -0.3
+    assert nleep(short, targets) == pytest.approx(0, abs=1e-6)
+
+
 def test_nleep_does_not_hang_on_order_shift_turn_or_scale() -> None:
     f, targets = blobs()
     rng = np.random.default_rng(1)
@@ -135,6 +168,7 @@ def test_nleep_of_features_that_are_all_alike_is_the_shares() -> None:
         (np.full((3, 2), 0.5), [1, 1, 1]),
         (np.full((3, 2), 0.6), [0, 1, 0]),
         (np.asarray([[1.5, -0.5]] * 3), [0, 1, 0]),
+        (np.asarray([[0.5, 0.5], [0.5, 0.5], [0.5, 0.6]]), [0, 1, 0]),
         (np.full((3, 2), np.nan), [0, 1, 0]),
     ],
 )
