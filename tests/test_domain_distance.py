@@ -1,8 +1,11 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
 from headstart.domain_distance import (
@@ -59,6 +62,22 @@ def test_mmd_p_values_of_sets_alike_are_uniform() -> None:
     assert np.mean(np.asarray(found) <= 0.1) < 0.22
     far = mmd_p_value(*sets(20, 20, 3, 2.0), permutations=99)
     assert far == pytest.approx(0.01)
+
+
+def test_mmd_p_value_is_the_share_of_all_splits_that_are_as_far() -> None:
+    a, b = np.asarray([[0.0], [0.4], [1.3]]), np.asarray([[0.9], [2.2], [2.4], [3.1]])
+    both, found = np.concatenate([a, b]), mmd_by_loops(a, b)
+    splits = [np.isin(np.arange(7), kept) for kept in combinations(range(7), 3)]
+    far = [mmd_by_loops(both[one], both[~one]) >= found - 1e-12 for one in splits]
+    assert mmd_p_value(a, b, permutations=4000) == pytest.approx(np.mean(far), abs=0.02)
+    assert mmd_p_value(np.ones((3, 1)), np.ones((4, 1)), permutations=50) == 1  # all are as far
+
+
+def test_mmd_where_most_pictures_are_copies_has_the_mean_width() -> None:
+    a, b = np.zeros((5, 1)), np.asarray([[0.0], [0.0], [0.0], [0.0], [3.0]])
+    apart = np.exp(-9 / (2 * 9 * 9 / 45))  # 9 of 45 pairs are 3 apart
+    within = (12 + 8 * apart) / 20
+    assert mmd(a, b) == pytest.approx(1 + within - 2 * (20 + 5 * apart) / 25)
 
 
 @pytest.mark.parametrize(("n", "m"), [(60, 80), (300, 40)])
@@ -129,6 +148,26 @@ def test_proxy_a_distance_is_two_less_four_times_the_held_out_error() -> None:
     error = (model.predict(fresh_a).mean() + (1 - model.predict(fresh_b)).mean()) / 2
     assert found.low < 2 * (1 - 2 * error) < found.high
     assert found.low < found.value < found.high
+
+
+def test_proxy_a_distance_of_known_errors_has_the_joined_wilson_intervals() -> None:
+    """3 of 33 and 1 of 25 lie with the other set, whatever the folds; both sets weigh alike."""
+    a, b = np.repeat([0.0, 10.0], [30, 3])[:, None], np.repeat([0.0, 10.0], [1, 24])[:, None]
+    found = proxy_a_distance(1e4 * a + 7, 1e4 * b + 7, level=0.9)
+    shares = [3 / 33, 1 / 25]
+    sides = [binomtest(k, n).proportion_ci(0.9, "wilson") for k, n in ((3, 33), (1, 25))]
+    error = sum(shares) / 2
+    down = np.sqrt(sum((p - side.low) ** 2 for p, side in zip(shares, sides, strict=True))) / 2
+    up = np.sqrt(sum((side.high - p) ** 2 for p, side in zip(shares, sides, strict=True))) / 2
+    assert found.value == pytest.approx(2 - 4 * error)
+    assert (found.low, found.high) == pytest.approx((2 - 4 * (error + up), 2 - 4 * (error - down)))
+
+
+def test_proxy_a_distance_needs_two_of_each_set_and_says_so_of_the_smaller() -> None:
+    two, many = np.asarray([[0.0], [0.1]]), np.asarray([[9.0], [9.1], [9.2], [9.3]])
+    assert proxy_a_distance(two, many, folds=2).value == 2
+    with pytest.raises(UsageError, match=r"\[1, 4\]"):
+        proxy_a_distance(two, many, groups=([1, 1], [2, 3, 4, 5]))
 
 
 def test_proxy_a_distance_of_sets_alike_reaches_down_to_zero() -> None:
