@@ -1,6 +1,8 @@
 """A recipe without a method is settled by a race, and a run says what was chosen."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,34 +130,93 @@ def test_a_log_holds_the_decision(tmp_path):
     assert json.loads(line)["why"] == ["so"]
 
 
-def test_a_training_that_a_race_chose_goes_on_without_racing_again(
-    weights, cache, tmp_path, monkeypatch
-):
-    chosen = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=0)
-    races = []
+CHOSEN = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=0)
 
-    def decided(trunks, *_, extractor, **__):
-        races.append(1)
+
+@pytest.fixture
+def races(monkeypatch):
+    """Every race is won by fine-tuning all stages; here is what each was asked."""
+    asked = []
+
+    def decided(trunks, train, *_, extractor, **__):
+        asked.append(train)
         record = {"why": ["so"], "rows": [], "folds": 5, "pictures": 32, "measure": "accuracy"}
         record |= {"budget": 1.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
-        return Decision(method=chosen, trunk=trunks[0], engine="fp32", record=record)
+        return Decision(method=CHOSEN, trunk=trunks[0], engine="fp32", record=record)
 
     monkeypatch.setattr("headstart.advice.decide", decided)
-    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    return asked
 
-    def killed(event):
-        if isinstance(event, EpochDone) and event.epoch.number == 2:
+
+def killed(after):
+    """Watch until an epoch of this number is over."""
+
+    def watch(event):
+        if isinstance(event, EpochDone) and event.epoch.number == after:
             raise RuntimeError("killed")
 
-    with pytest.raises(UsageError, match="begin without --resume"):
-        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    return watch
+
+
+def test_a_training_that_a_race_chose_goes_on_without_racing_again(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
     whole = fit(drawn(), recipe, out=tmp_path / "whole", cache=cache)
     with pytest.raises(RuntimeError, match="killed"):
-        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed)
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(2))
     assert len(races) == 2
     run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
     assert len(races) == 2
-    assert run.recipe.method == chosen
+    assert run.recipe.method == CHOSEN
     assert run.model.trunk.fingerprint == whole.model.trunk.fingerprint
     assert load(run.folder).record["decision"]["why"] == ["so"]
     assert not (tmp_path / "run.partial").exists()
+
+
+def test_a_race_that_was_stopped_itself_is_run_again(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    arguments = {"out": tmp_path / "run", "cache": cache, "resume": True}
+    with pytest.raises(RuntimeError, match="killed"):  # nothing is there: it begins
+        fit(drawn(), recipe, **arguments, observer=killed(0))
+    assert len(races) == 1
+    assert fit(drawn(), recipe, **arguments).recipe.method == CHOSEN
+    assert len(races) == 1
+
+
+def test_a_checkpoint_that_no_race_has_left_is_not_raced_over(weights, cache, tmp_path, races):
+    partial = tmp_path / "run.partial"
+    partial.mkdir()
+    (partial / "checkpoint.safetensors").write_bytes(b"of a method that was named")
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    for text in (None, "", "[]", "{}", '{"method": {}, "backbone": "other"}'):
+        if text is not None:
+            (partial / "race.json").write_text(text)
+        with pytest.raises(UsageError, match="name the method of that run"):
+            fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    assert races == []
+
+
+def test_a_choice_is_not_taken_over_to_another_run(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(0))
+    kept = tmp_path / "run.partial" / "race.json"
+    before = kept.read_text()
+    assert not kept.with_name("checkpoint.safetensors").exists()  # which would tell them apart
+
+    def refused(data, other, parts):
+        with pytest.raises(UsageError, match=f"got one with another {parts};"):
+            fit(data, other, out=tmp_path / "run", cache=cache, resume=True)
+
+    refused(drawn(seed=1), recipe, "data")
+    refused(drawn(), replace(recipe, seed=1), "data, seed")
+    refused(drawn(), replace(recipe, test_fraction=0.4), "data")
+    path = Path(weights[0].removeprefix("file:").partition("@")[0])
+    first = path.read_bytes()
+    try:
+        path.write_bytes(Path(weights[1].removeprefix("file:").partition("@")[0]).read_bytes())
+        refused(drawn(), recipe, "weights")
+    finally:
+        path.write_bytes(first)
+    assert kept.read_text() == before
+    fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    assert len(races) == 1

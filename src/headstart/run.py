@@ -44,6 +44,7 @@ from headstart.run_folder import (
     claim,
     forget,
     hidden_folder,
+    is_begun,
     resumable,
     slug,
     told_where,
@@ -217,14 +218,14 @@ def _run(
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     with timed(clock, "race" if recipe.method is None else "weights"):
         trunks = [Trunk.read(*found) for found in weights]
-        kept = checkpoints if resume else None
+        kept = checkpoints if resume and is_begun(checkpoints) else None
         recipe, trunk, extractor, more = choose(
             recipe, trunks, prepared, extractor=extractor, notify=notify, kept=kept
         )
     method = _method(recipe)
     if method.resumes and is_main():
         _take_up(checkpoints, resume, held, notify)
-        keep(recipe, extractor.engine, more, checkpoints)
+        keep(recipe, trunk, prepared, extractor.engine, more, checkpoints)
     with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
         start = _blank(recipe, prepared, trunk, more)
         plan = _plan(method, start, prepared, extractor)

@@ -28,6 +28,7 @@ __all__ = [
     "claim",
     "forget",
     "hidden_folder",
+    "is_begun",
     "resumable",
     "slug",
     "told_where",
@@ -125,6 +126,11 @@ def resumable(wanted: Path) -> Path:
     'photos.partial'
     """
     return wanted.with_name(f"{wanted.name}.partial")
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a training, or the race that chose it, has left something to go on with."""
+    return any((folder / name).exists() for name in (checkpoint.NAME, RACE))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +12,9 @@ from typing import Any
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec
 from headstart.backbones.weights import WeightsFile, locate
+from headstart.data.loading import digest_of
 from headstart.data.prepare import Prepared
-from headstart.data.samples import Dataset
+from headstart.data.samples import Dataset, fingerprint_of
 from headstart.distributed import world
 from headstart.errors import UsageError
 from headstart.events import Decided, Noted, Observer
@@ -78,12 +80,13 @@ def choose(
     Raises
     ------
     UsageError
-        If nothing was chosen for the training that shall go on.
+        If nothing was chosen for the training that shall go on, or on other pictures, with
+        another seed or other weights; it says which.
     """
     if recipe.method is not None:
         return recipe, trunks[0], extractor, {}
     if kept is not None:
-        return _recalled(recipe, trunks, extractor, kept)
+        return _recalled(recipe, trunks, prepared, extractor, kept)
     if world() > 1:
         notify(Noted(text=TOGETHER))
         method = default_method(recipe.task, recipe.seed)
@@ -105,20 +108,49 @@ def choose(
     return settled, found.trunk, replace(extractor, engine=found.engine), record
 
 
-def keep(recipe: Recipe, engine: str, record: Mapping[str, Any], folder: Path) -> None:
-    """Write what a race has chosen beside the checkpoints, for ``--resume``."""
-    if not record or recipe.method is None:
+def keep(
+    recipe: Recipe,
+    trunk: Trunk,
+    prepared: Prepared,
+    engine: str,
+    record: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write what a race has chosen beside the checkpoints, for ``--resume``; once."""
+    if not record or recipe.method is None or (folder / RACE).exists():
         return
     from headstart.contenders import in_short
 
-    chosen = {"method": in_short(recipe.method), "backbone": recipe.backbone, "engine": engine}
-    text = json.dumps({**chosen, "record": record})
+    text = json.dumps(
+        {
+            "method": in_short(recipe.method),
+            "backbone": recipe.backbone,
+            "engine": engine,
+            "identity": _identity(recipe, trunk, prepared),
+            "record": record,
+        }
+    )
     with told_where(folder):
         (folder / RACE).write_text(text, encoding="utf-8")
 
 
+def _identity(recipe: Recipe, trunk: Trunk, prepared: Prepared) -> dict[str, str]:
+    """What a choice rests on: chosen on other pictures, it may have seen those to test on."""
+    parts = (prepared.train, *(() if prepared.val is None else (prepared.val,)))
+    seen = [[(digest_of(s), fingerprint_of(s.target)) for s in part.samples] for part in parts]
+    return {
+        "data": hashlib.sha256(repr(seen).encode()).hexdigest(),
+        "seed": str(recipe.seed),
+        "weights": trunk.identity.hex(),
+    }
+
+
 def _recalled(
-    recipe: Recipe, trunks: Sequence[Trunk], extractor: Extractor, folder: Path
+    recipe: Recipe,
+    trunks: Sequence[Trunk],
+    prepared: Prepared,
+    extractor: Extractor,
+    folder: Path,
 ) -> tuple[Recipe, Trunk, Extractor, dict[str, Any]]:
     from headstart.contenders import remade
 
@@ -126,14 +158,22 @@ def _recalled(
         chosen = json.loads((folder / RACE).read_text(encoding="utf-8"))
         trunk = next(one for one in trunks if one.spec.name == chosen["backbone"])
         method = remade(chosen["method"])
-        settled = replace(recipe, method=method, backbone=trunk.spec.name, rivals=())
-        return settled, trunk, replace(extractor, engine=chosen["engine"]), chosen["record"]
+        engine, record, identity = chosen["engine"], dict(chosen["record"]), chosen["identity"]
+        found = _identity(recipe, trunk, prepared)
+        different = [part for part in found if identity[part] != found[part]]
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UsageError(
             f"Expected a training that was stopped in {folder}, got none that a race had chosen "
             "for these backbones; do begin without --resume, or name the method of that run, such "
             "as --method finetune."
         ) from error
+    if different:
+        raise UsageError(
+            f"Expected to resume the same run from {folder / RACE}, got one with another "
+            f"{', '.join(different)}; do give what that run was given, or begin without --resume."
+        )
+    settled = replace(recipe, method=method, backbone=trunk.spec.name, rivals=())
+    return settled, trunk, replace(extractor, engine=engine), record
 
 
 def require_meant(recipe: Recipe, train: Dataset, resume: bool) -> None:
