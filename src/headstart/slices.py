@@ -218,6 +218,7 @@ def _clustered(values: Floats, inside: NDArray[np.bool_], groups: Groups) -> flo
         return math.nan
     spread = math.sqrt(count / (count - 1) * float(np.square(totals).sum()))
     difference = float(parts[0][1] - parts[1][1])
-    if spread == 0:  # all alike on both sides: that they are so apart is all that is known
-        return float(fisher_exact(np.diag(sides)).pvalue) if difference else 1.0
+    rounding = 1e-12 * float(np.abs(values).max())
+    if spread <= rounding:  # all alike on both sides: that they are so apart is all that is known
+        return float(fisher_exact(np.diag(sides)).pvalue) if abs(difference) > rounding else 1.0
     return float(2 * t.sf(abs(difference) / spread, min(sides) - 1))
