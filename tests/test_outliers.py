@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import mahalanobis
+from scipy.spatial.distance import cdist, mahalanobis, pdist
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -48,6 +48,50 @@ def test_the_distance_is_mahalanobis() -> None:
     relative = Outliers.fit(known, targets, method="relative_mahalanobis").scores(asked)
     np.testing.assert_allclose(plain, of, rtol=1e-6)
     np.testing.assert_allclose(relative, np.subtract(of, background), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6, 1e12])
+def test_the_unit_of_the_features_does_not_matter(method: OutlierMethod, unit: float) -> None:
+    known, targets = clouds()
+    asked, _ = clouds(1)
+    wanted = Outliers.fit(known, targets, method=method).scores(asked)
+    found = Outliers.fit(unit * known, targets, method=method).scores(unit * asked)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_without_classes_the_distance_is_from_the_mean_of_all() -> None:
+    known, _ = clouds()
+    asked, _ = clouds(1)
+    scores = Outliers.fit(known, method="mahalanobis").scores(asked)
+    np.testing.assert_allclose(scores, LedoitWolf().fit(known).mahalanobis(asked), rtol=1e-6)
+    apart = Outliers.fit(known, method="relative_mahalanobis").scores(asked)
+    np.testing.assert_allclose(apart, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_features_that_do_not_vary_have_finite_distances(method: OutlierMethod) -> None:
+    found = Outliers.fit(np.full((5, 3), 0.1), np.arange(5) % 2, method=method)
+    assert np.isfinite(found.scores([[0.1, 0.1, 0.1], [1.0, 2.0, 3.0]])).all()
+
+
+def test_more_neighbours_than_there_are_is_the_farthest() -> None:
+    known, _ = clouds(n=7)
+    asked, _ = clouds(1, n=4)
+    others = cdist(normalize(asked), normalize(known))
+    found = Outliers.fit(known, k=50)
+    np.testing.assert_allclose(found.scores(asked), np.sort(others)[:, 5])  # as for known ones
+    alone = cdist(normalize(known), normalize(known)).max(axis=1)
+    np.testing.assert_allclose(found.typical, np.sort(alone), atol=1e-7)
+    two = Outliers.fit(known[:2])
+    np.testing.assert_allclose(two.typical, pdist(normalize(known[:2])).repeat(2))
+
+
+def test_more_pictures_than_a_block_are_compared_alike() -> None:
+    known, _ = clouds(n=1100)
+    reference = NearestNeighbors(n_neighbors=2).fit(normalize(known))
+    wanted = np.sort(reference.kneighbors()[0][:, 1])
+    np.testing.assert_allclose(Outliers.fit(known, k=2).typical, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["knn", "mahalanobis"])

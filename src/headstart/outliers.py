@@ -37,7 +37,7 @@ class Gaussian:
         means = np.stack([features[codes == code].mean(axis=0) for code in np.unique(codes)])
         covariance, _ = ledoit_wolf(features - means[codes], assume_centered=True)
         values, vectors = np.linalg.eigh(covariance)
-        floor = max(float(values[-1]), 1.0) * np.finfo(np.float64).eps
+        floor = (float(values[-1]) or 1.0) * np.finfo(np.float64).eps
         whiten = vectors / np.sqrt(np.maximum(values, floor))
         return cls(means=means @ whiten, whiten=whiten)
 
