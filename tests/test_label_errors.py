@@ -21,7 +21,7 @@ def drawn(seed: int, n: int = 40, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
 @given(seed=st.integers(0, 10_000))
 def test_the_joint_is_the_papers(seed: int) -> None:
     """Northcutt et al., equations 1 and 2, picture by picture."""
-    chances, labels = drawn(seed)
+    chances, labels = drawn(seed, n=1 + seed % 40)  # also classes of one picture, or none
     k = chances.shape[1]
     thresholds = [chances[labels == j, j].mean() if (labels == j).any() else 9.0 for j in range(k)]
     expected = np.zeros((k, k), dtype=int)
@@ -48,6 +48,13 @@ def test_scores_are_their_formulas(seed: int) -> None:
     ):
         assert confidence == pytest.approx(1 - row[label])
         assert margin == pytest.approx((1 - row[label] + np.delete(row, label).max()) / 2)
+
+
+@given(share=st.floats(0.01, 0.99), n=st.integers(1, 50))
+def test_equal_probabilities_reach_their_mean_whatever_the_rounding(share: float, n: int) -> None:
+    chances = np.tile([share, 1 - share, 0.0], (n, 1))
+    assert confident_joint(chances, np.zeros(n, np.intp))[0].tolist() == [n, 0, 0]
+    assert not confident_label_errors(chances, np.zeros(n, np.intp)).any()
 
 
 def test_a_class_without_a_picture_is_nobodys() -> None:
