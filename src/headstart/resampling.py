@@ -157,23 +157,12 @@ def normal_quantile(level: float) -> float:
     return _NORMAL.inv_cdf((1 + level) / 2)
 
 
-def student_quantile(level: float, freedom: int) -> float:
-    """Two-sided quantile of Student's t: exact to 2 degrees of freedom, then to 0.3 %.
-
-    Reference: Abramowitz and Stegun (1964), eq. 26.7.5.
+def student_quantile(level: float, freedom: float) -> float:
+    """Two-sided quantile of Student's t.
 
     >>> round(student_quantile(0.95, 10), 3)
     2.228
     """
-    if freedom == 1:
-        return math.tan(math.pi * level / 2)
-    if freedom == 2:
-        return level * math.sqrt(2 / (1 - level**2))
-    z = normal_quantile(level)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + level) / 2))
