@@ -119,6 +119,18 @@ def test_predict_prints_a_table_json_and_csv(model, photos, capsys):
     assert len(out.splitlines()) == 21
 
 
+def test_a_table_of_predictions_shows_whole_names(model, photos, capsys, tmp_path):
+    folder = tmp_path / ("a folder with a long name " * 4)
+    folder.mkdir()
+    for name in ("one.png", "two.png"):
+        (folder / name).write_bytes((photos / "dark" / "0.png").read_bytes())
+    _, out, _ = run(capsys, "predict", model, folder)
+    told = "".join(line[: out.index("label")].strip() for line in out.splitlines()[1:])
+    for name in ("one.png", "two.png"):
+        assert name in told
+    assert "…" not in out
+
+
 def test_evaluate_prints_the_verdict(model, photos, capsys):
     code, _, err = run(capsys, "evaluate", model, photos)
     assert code == 2

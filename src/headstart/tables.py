@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -133,7 +133,8 @@ def show_predictions(console: Console, found: Iterable[Answer], classes: Sequenc
     table = Table(box=None, padding=(0, 2))
     for title in rows[0] if rows else ():
         is_text = title in {"picture", "label", "class", "answer"}
-        table.add_column(title, justify="left" if is_text else "right")
+        fold: Literal["fold", "ellipsis"] = "fold" if title == "picture" else "ellipsis"
+        table.add_column(title, justify="left" if is_text else "right", overflow=fold)
     for row in rows:
         table.add_row(*map(escape, row.values()))
     console.print(table, highlight=False)
