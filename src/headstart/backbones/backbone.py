@@ -323,7 +323,7 @@ def _made_by_loading(trunk: nn.Module) -> bool:
 def _require_match(
     spec: BackboneSpec, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> None:
-    """Compare names and shapes; list every difference."""
+    """Compare names and shapes; say how many differ, and which first."""
     faults = [f"missing {name}" for name in expected if name not in given]
     faults += [f"not expected {name}" for name in given if name not in expected]
     faults += [
@@ -332,9 +332,10 @@ def _require_match(
         if name in given and given[name].shape != tensor.shape
     ]
     if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise WeightsMismatchError(
             f"Expected weights of {spec.architecture}, got {len(faults)} differences: "
-            f"{'; '.join(faults)}; do name the architecture that the file was made for."
+            f"{'; '.join(faults[:8])}{more}; do name the architecture that the file was made for."
         )
 
 
