@@ -75,6 +75,8 @@ class UnknownNameError(UsageError):
         else:
             shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
             hint = f"known names are {shown}."
+            if kind == "backbone":  # there are too many for their beginning to help
+                hint = "`headstart backbones` lists them, and the kinds of names."
         super().__init__(f"Expected `{kind}` to be a known name, got {name!r}; {hint}")
 
 

@@ -165,6 +165,13 @@ def test_unknown_names_get_the_nearest(name, nearest):
         resolve(name)
 
 
+@pytest.mark.parametrize("name", ["nope", "nope/nope"])
+def test_unknown_names_with_nothing_near_get_the_list(name):
+    with pytest.raises(UnknownNameError, match="`headstart backbones` lists them") as caught:
+        resolve(name)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
     "name",
     [
