@@ -146,6 +146,8 @@ def test_what_cannot_be_ranked_is_refused(
         rank(photos, [f"file:{tmp_path}/none.pth@timm/test_resnet"], recipe=RECIPE)
     with pytest.raises(DataError):
         rank(tmp_path / "nowhere", backbones, recipe=RECIPE)
+    with pytest.raises(DataError, match="nowhere"):  # before weights are fetched
+        rank(tmp_path / "nowhere", [f"file:{tmp_path}/none.pth@timm/test_resnet"], recipe=RECIPE)
     lonely = tmp_path / "lonely" / "dark"
     lonely.mkdir(parents=True)
     for path in sorted((photos / "dark").iterdir())[:12]:

@@ -107,8 +107,8 @@ def rank(
     tell: Observer = observer or (lambda _: None)
     _require_names(backbones, measures, most)
     found = [resolve(name, offline=recipe.offline) for name in backbones]
+    data = read(source, recipe)  # a mistyped path is said before weights are fetched
     weights = [locate(spec, offline=recipe.offline) for spec in found]
-    data = read(source, recipe)
     recipe = settled(recipe, data)
     prepared = checked(data, recipe, cache, progress_of(tell))
     _require_meant(prepared.train, recipe)
