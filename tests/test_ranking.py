@@ -109,6 +109,29 @@ def test_the_probes_number_is_its_accuracy_out_of_fold(
     assert ranking.rows[1].scores["linear-probe"].interval.value == pytest.approx(wanted)
 
 
+def test_a_probe_is_fitted_for_the_accuracy_it_is_judged_by(
+    backbones: tuple[str, str], photos: Path, tmp_path: Path
+) -> None:
+    """One that weighs rare classes up is worse than the commonest where nothing is seen."""
+    for name, count in (("dark", 8), ("light", 40)):
+        (tmp_path / "rare" / name).mkdir(parents=True)
+        for k in range(count):
+            picture = (photos / name / f"{k}.png").read_bytes()
+            (tmp_path / "rare" / name / f"{k}.png").write_bytes(picture)
+    cache = Cache(tmp_path / "cache")
+    measures = ["linear-probe"]
+    found = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=measures, cache=cache)
+    interval = found.rows[1].scores["linear-probe"].interval
+    assert interval is not None
+    train = prepare(tmp_path / "rare", cache=cache).train
+    assert interval.value == pytest.approx(np.mean(train.targets() == 1))
+    assert found.sentences[-1] == (
+        f"Saying 'light' every time would reach {interval.value:.3f}: that takes no backbone."
+    )
+    by = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=["log-me"], cache=cache)
+    assert "every time" not in " ".join(by.sentences)
+
+
 def test_kept_features_do_not_look_like_a_quick_backbone(
     found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
 ) -> None:

@@ -129,7 +129,7 @@ def rank(
         regions=len(look.known.targets) if data.is_dense else None,
         groups=None if groups is None else len(np.unique(groups)),
         rows=rows,
-        sentences=sentences(rows, measures),
+        sentences=(*sentences(rows, measures), *look.without_looking(measures[0])),
         seconds=time.perf_counter() - begin,
     )
 
@@ -195,6 +195,14 @@ class _Look:
             **costs,
         )
 
+    def without_looking(self, measure: str) -> tuple[str, ...]:
+        """What the commonest class reaches, where right answers are counted."""
+        if self.known.kind == "multilabel" or measure not in {PROBE, "knn"}:
+            return ()
+        counts = np.bincount(self.known.targets)
+        share, name = counts.max() / counts.sum(), self.data.classes[int(counts.argmax())]
+        return (f"Saying {name!r} every time would reach {share:.3f}: that takes no backbone.",)
+
     def _whole(self, trunk: Trunk) -> tuple[Features, dict[str, Any]]:
         """Features of whole pictures, and what they cost."""
         seen = self.extractor.features(trunk, self.data.samples)
@@ -224,15 +232,13 @@ class _Look:
         return given, {"engine": self.extractor.engine, **_pass(seen)}
 
     def _answers(self, values: Floats) -> Floats:
-        """Logits of a probe's answers out of fold."""
+        """Logits of a probe's answers out of fold.
+
+        Classes are not weighted: the answers are judged by how many are right.
+        """
         kind, targets = self.known.kind, self.known.targets
         problem = Problem.of(targets, n_classes=len(self.data.classes), kind=kind)
-        found = search_penalty(
-            values.astype(np.float32),
-            problem,
-            self.folds,
-            weighted=problem.is_weighted("auto"),
-        )
+        found = search_penalty(values.astype(np.float32), problem, self.folds)
         return np.asarray(found.held_out, dtype=np.float64)
 
 
