@@ -70,6 +70,10 @@ def test_weights_count_as_repeated_pictures():
     np.testing.assert_allclose(weighted.risk, repeated.risk)
     np.testing.assert_allclose(weighted.coverage, repeated.coverage)
     assert weighted.aurc == pytest.approx(repeated.aurc)
+    none = risk_coverage([0.9, 0.8], np.array([True, False]), np.array([0.0, 2.0]))
+    assert (none.thresholds.tolist(), none.risk.tolist()) == ([0.8], [1.0])
+    with pytest.raises(UsageError, match="weights"):
+        risk_coverage([0.9, 0.8], np.array([True, False]), np.ones((3, 2)))
 
 
 def test_surest_right_has_a_lower_area_than_surest_wrong():
@@ -87,6 +91,12 @@ def test_the_bound_is_clopper_and_pearsons(errors, answered, level):
     bound = risk_upper_bound(errors, answered, level)
     assert bound == pytest.approx(stats.beta.ppf(level, errors + 1, answered - errors))
     assert stats.binom.cdf(errors, answered, bound) == pytest.approx(1 - level)  # lemma 3.1
+
+
+@pytest.mark.parametrize(("errors", "answered"), [(-1, 5), (6, 5), (0, math.inf), (math.nan, 5)])
+def test_counts_that_cannot_be_are_refused(errors, answered):
+    with pytest.raises(UsageError, match="`errors`"):
+        risk_upper_bound(errors, answered)
 
 
 def test_nothing_answered_shows_nothing():
@@ -115,6 +125,56 @@ def test_the_threshold_does_what_it_says_on_its_own_pictures():
     assert found.bound == pytest.approx(stats.beta.ppf(per_look, wrong + 1, answered - wrong))
     assert found.risk < found.bound <= 0.05
     assert found.looks == LOOKS
+
+
+def numbers_looked_at(n, max_risk, error=0.05):
+    """As many evenly spread numbers of answers, ten at most, as are a twentieth of all apart; of
+    the least of them all must be right for (1 - max_risk)**least to be within its error."""
+    for looks in range(10, 1, -1):
+        least = next(k for k in range(10**6) if (1 - max_risk) ** k <= error / looks)
+        if (n - least) / n >= 0.05 * (looks - 1):
+            return np.linspace(least, n, looks).round().astype(int)
+    return [n]
+
+
+@pytest.mark.parametrize(
+    ("n", "max_risk"), [(1000, 0.05), (150, 0.05), (113, 0.05), (60, 0.05), (400, 0.2)]
+)
+def test_the_looks_reach_from_what_could_just_be_shown_to_everything(n, max_risk):
+    counts = numbers_looked_at(n, max_risk)
+    sure = np.arange(n) / n
+    for surest_right in (counts[0], counts[0] - 1):
+        found = threshold_for_risk(sure, np.arange(n) >= n - surest_right, max_risk=max_risk)
+        assert found.looks == len(counts)
+        assert (found.threshold is not None) == (surest_right == counts[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_none_is_shown_the_look_with_the_best_bound_is_told(seed):
+    rng = np.random.default_rng(seed)
+    sure = rng.random(300)
+    right = rng.random(300) < (0.75, 0.6 + 0.35 * sure, 0.9 - 0.3 * sure, 0.85)[seed]
+    counts = numbers_looked_at(300, 0.03)
+    rows = []
+    for count in counts:
+        wrong = int((~right[np.argsort(-sure)[:count]]).sum())
+        rows.append(
+            (stats.beta.ppf(1 - 0.05 / len(counts), wrong + 1, count - wrong), count, wrong)
+        )
+    bound, count, wrong = min(rows)
+    found = threshold_for_risk(sure, right, max_risk=0.03)
+    assert found.threshold is None
+    assert (found.bound, found.coverage) == pytest.approx((bound, count / 300))
+    assert found.risk == pytest.approx(wrong / count)
+
+
+def test_groups_that_are_all_wrong_show_nothing():
+    names = np.repeat(np.arange(30), 4)
+    found = threshold_for_risk(
+        np.arange(120) / 120, np.zeros(120, bool), max_risk=0.3, groups=names
+    )
+    assert found.threshold is None
+    assert (found.bound, found.risk) == (1, 1)
 
 
 def test_a_bound_holds_in_95_of_100_draws_where_every_threshold_is_a_little_too_risky():
@@ -146,7 +206,7 @@ def test_the_bound_holds_where_confidence_tells_risk():
 
 @pytest.mark.parametrize("likeness", [1.0, 0.3])
 def test_the_bound_holds_for_groups_that_are_right_or_wrong_together(likeness):
-    rng, draws, size, groups = np.random.default_rng(2), 200, 8, 75
+    rng, draws, size, groups = np.random.default_rng(2), 800, 8, 75
     error, names = 0.0501, np.repeat(np.arange(75), 8)
     chosen = blind = 0
     for _ in range(draws):
@@ -206,6 +266,13 @@ def test_too_few_pictures_show_nothing_and_the_words_say_how_many_do():
     assert found.threshold is None
     assert found.provable == pytest.approx(1 - 0.05 ** (1 / 40))
     assert "40 pictures could show no less than 7.2 %" in found.sentence()
+
+
+@pytest.mark.parametrize(("n", "shown"), [(58, False), (59, True), (60, True), (70, True)])
+def test_what_is_provable_is_shown_where_every_answer_is_right(n, shown):
+    found = threshold_for_risk(np.arange(n) / n, np.ones(n, bool), max_risk=0.05)
+    assert (found.threshold is not None) == shown == (found.provable <= 0.05)
+    assert found.bound == pytest.approx(1 - 0.05 ** (1 / n))
 
 
 def test_a_poor_model_shows_nothing_and_the_words_say_how_near_it_came():

@@ -320,7 +320,7 @@ def _just(above: float) -> float:
 
 def _looks(n: int, independent: float, max_risk: float, error: float) -> list[int]:
     """Numbers of answers to look at, falling from n to the least that could show the risk."""
-    for looks in range(LOOKS, 0, -1):
+    for looks in range(LOOKS, 1, -1):
         needed = math.log(error / looks) / math.log1p(-max_risk) / independent
         if needed + (looks - 1) * APART <= 1:
             least = math.ceil(needed * n - 1e-9)
