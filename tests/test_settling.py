@@ -123,6 +123,18 @@ def test_a_plan_trains_nothing_and_counts_every_part(weights, cache):
     assert named["estimated"] > 0
 
 
+def test_a_plan_for_a_probe_counts_the_pictures_to_be_judged(weights, cache):
+    recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
+    parts = ["train"] * 20 + ["test"] * 20
+    samples = (replace(s, split=p) for s, p in zip(drawn().samples, parts, strict=True))
+    data = replace(drawn(), samples=tuple(samples))
+    trunk, extractor = Trunk.open(weights[0]), Extractor(cache=cache, engine="fp32", device="cpu")
+    extractor.features(trunk, data.samples[:20])
+    before = plan(data, recipe, cache=cache)["estimated"]
+    extractor.features(trunk, data.samples[20:])  # what is kept costs nothing
+    assert plan(data, recipe, cache=cache)["estimated"] < before
+
+
 def test_a_log_holds_the_decision(tmp_path):
     with JsonLog(tmp_path / "log.jsonl") as log:
         log(Decided(record={"why": ["so"], "rows": []}))

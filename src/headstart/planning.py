@@ -8,7 +8,7 @@ from typing import Any
 from headstart.advice import foretell
 from headstart.blank import blank
 from headstart.cache import Cache
-from headstart.contenders import Contender, expected_training
+from headstart.contenders import Contender, expected_features, expected_training
 from headstart.data.prepare import Prepared
 from headstart.data.samples import Dataset
 from headstart.events import DataReady, Decided, Observer, progress_of
@@ -103,6 +103,9 @@ def _of_one(
     seconds = expected_training(
         who, train, prepared.val, len(prepared.test), extractor=extractor, start=start
     )
+    if outline.plan is None:  # what is judged is looked at as well, and kept
+        others = (*(prepared.val.samples if prepared.val else ()), *prepared.test.samples)
+        seconds += expected_features(trunk, others, train, extractor=extractor)
     row = Row(
         name=outline.title,
         backbone=trunk.spec.name,
