@@ -167,7 +167,10 @@ def foretell(
             who = probe_of(trunk, end, seed, named=len(trunks) > 1)
             solving = ground.probe_seconds(len(train), who.trunk.width)
             rows.append(Entry.of(who, _none(ground), estimated=looking / len(ends) + solving).row)
-    taken = sum(row.estimated for row in rows) + control_seconds(ground, trunks[0])
+    taken = sum(row.estimated for row in rows)
+    control = control_seconds(ground, trunks[0])
+    if taken + control <= ground.budget:  # as for ``is_useless``
+        taken += control
     ground.estimated, longest = taken, 0.0
     for place in trainings(trunks[0], seed, hopeless=False):
         for who in place:
