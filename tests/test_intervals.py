@@ -115,6 +115,25 @@ def test_groups_that_agree_count_as_one_answer_each() -> None:
     assert found.method == "wilson-clustered"
 
 
+def test_many_pictures_in_few_groups_have_the_cluster_t_interval() -> None:
+    """Ten groups of 1 to 2000 pictures: the ratio estimator's t-interval, 9 degrees of freedom."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(10), rng.integers(1000, 2000, 10))
+    right = rng.random(len(groups)) < rng.uniform(0.45, 0.65, 10)[groups]
+    totals = np.bincount(groups, weights=right - right.mean())
+    error = math.sqrt(10 / 9 * (totals**2).sum()) / len(groups)
+    found = proportion_interval(right, groups)
+    half = stats.t.ppf(0.975, 9) * error
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.02)
+    other = rng.random(len(groups)) < 0.5
+    gaps = right.astype(float) - other
+    totals = np.bincount(groups, weights=gaps - gaps.mean())
+    error = math.sqrt(10 / 9 * (totals**2).sum()) / len(groups)
+    paired = paired_proportion_difference(right, other, groups).interval
+    half = stats.t.ppf(0.975, 9) * error
+    assert (paired.high - paired.low) / 2 == pytest.approx(half, rel=0.05)
+
+
 def test_no_pictures_say_nothing() -> None:
     for found in (proportion_interval([]), wilson_interval(0, 0), proportion_interval([], [])):
         assert str(found) == "undefined"
@@ -382,3 +401,29 @@ def test_grouped_accuracy_coverage() -> None:
     assert 0.93 <= held["clustered"] / SETS <= 0.97
     assert 0.92 <= held["bootstrap"] / SETS <= 0.97  # 30 groups are few for a bootstrap
     assert held["as if independent"] / SETS < 0.85  # what the groups are for
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.3, 0.8])
+def test_paired_difference_coverage(likeness: float) -> None:
+    """A quarter of the pictures tell two models apart, 7 to 3, more or less alike in a group."""
+    held = {"clustered": 0, "as if independent": 0}
+    for number in range(SETS // 3):
+        rng = np.random.default_rng([15, number])
+        groups = np.repeat(np.arange(30), rng.integers(1, 12, 30))
+        spread = (1 - likeness) / max(likeness, 1e-6)
+
+        def chance(p: float, rng: Any = rng, groups: Any = groups, spread: float = spread) -> Any:
+            return rng.beta(p * spread, (1 - p) * spread, 30)[groups]
+
+        differ = rng.random(len(groups)) < chance(0.25)
+        for_a = rng.random(len(groups)) < chance(0.7)
+        right = rng.random(len(groups)) < 0.8
+        a, b = np.where(differ, for_a, right), np.where(differ, ~for_a, right)
+        for name, known in zip(held, (groups, None), strict=True):
+            found = paired_proportion_difference(a, b, known).interval
+            held[name] += found.low <= 0.1 <= found.high
+    assert held["clustered"] / (SETS // 3) >= 0.93
+    if likeness == 0:
+        assert 0.93 <= held["as if independent"] / (SETS // 3) <= 0.97
+    else:
+        assert held["as if independent"] / (SETS // 3) < 0.87
