@@ -133,6 +133,21 @@ def test_trans_rate_is_the_difference_of_log_determinants() -> None:
     assert trans_rate(f, targets) == pytest.approx(wanted)
 
 
+def test_trans_rate_nears_the_difference_of_gaussian_entropies() -> None:
+    """Where the distortion vanishes, R is the entropy of a normal distribution but for a term
+    that both sides share; the scale of the features cancels."""
+    f, targets = drawn(80, 4)
+    f = 100 * (f - f.mean(axis=0))
+
+    def entropy(part: np.ndarray) -> float:
+        return stats.multivariate_normal(np.zeros(4), part.T @ part / len(part)).entropy()
+
+    wanted = entropy(f) - sum(np.mean(targets == c) * entropy(f[targets == c]) for c in range(3))
+    assert trans_rate(f, targets, distortion=1e-12) == pytest.approx(wanted, rel=1e-6)
+    assert trans_rate(f, targets, distortion=1e-4) == trans_rate(f, targets)
+    assert trans_rate(f, targets, distortion=1.0) < wanted / 2
+
+
 def test_neighbours_agree_with_scikit_learn_leaving_one_out() -> None:
     f, targets = drawn(60, 6)
     wanted = []
@@ -156,6 +171,13 @@ def test_nearer_neighbours_weigh_more(n: int, k: int) -> None:
     wanted = model.predict(f) == targets
     assert 0 < wanted.mean() < 1
     np.testing.assert_array_equal(knn_correctness(f, targets, k=k), wanted)
+
+
+def test_five_neighbours_vote_unless_told_otherwise() -> None:
+    f, targets = drawn(200, 6)
+    np.testing.assert_array_equal(knn_correctness(f, targets), knn_correctness(f, targets, k=5))
+    for k in (4, 6):
+        assert (knn_correctness(f, targets) != knn_correctness(f, targets, k=k)).any()
 
 
 def test_neighbours_are_nobody_where_all_are_one_group() -> None:

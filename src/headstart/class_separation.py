@@ -92,7 +92,8 @@ def parc(features: ArrayLike, targets: ArrayLike) -> float:
     Reference
     ---------
     Bolya, Mittapalli and Hoffman, Scalable diverse model selection for accessible transfer
-    learning, NeurIPS 2021, equations 4 to 6; without its reduction of the features.
+    learning, NeurIPS 2021, equations 4 to 6; without its reduction of the features, and without
+    the standardising of each feature that programs often add.
 
     Examples
     --------
