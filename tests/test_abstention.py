@@ -69,6 +69,13 @@ def test_the_words_say_whether_the_wish_is_kept(chosen, wrong, said):
     assert "at most 0.05 was wanted" in found.sentence()
 
 
+def test_where_every_answer_counts_no_threshold_is_told():
+    every = threshold_for_risk(np.linspace(0.5, 1, 1000), np.ones(1000, bool), max_risk=0.05)
+    told = judge_abstention(every, np.array([0.1, 0.9]), np.array([True, True])).sentence()
+    assert told.startswith("Abstains nowhere: it answers 1.000 [")
+    assert "0.000:" not in told
+
+
 def test_where_nothing_is_answered_nothing_can_be_said(chosen):
     found = judge_abstention(chosen, np.zeros(5), np.ones(5, bool))
     assert math.isnan(found.risk.value)
@@ -81,7 +88,7 @@ def test_a_threshold_of_minus_infinity_reads_as_nothing(chosen):
         replace(chosen, threshold=-math.inf), np.linspace(0, 1, 9), np.ones(9, bool)
     )
     assert found.coverage.value == 1
-    assert "below 0.000" in found.sentence()
+    assert found.sentence().startswith("Abstains nowhere: ")
 
 
 # ------------------------------------------------------------------------- through a run

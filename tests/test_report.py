@@ -692,6 +692,15 @@ def test_the_curve_of_risk_is_drawn_with_the_threshold_on_it() -> None:
     assert told["threshold"] == pytest.approx(said.selected.threshold)
 
 
+def test_a_model_that_abstains_nowhere_is_told_without_a_threshold() -> None:
+    given = careful(0.4)
+    assert given.model.task.selected.coverage == 1
+    section = Page(render_html(given)).section("selective")
+    assert "it abstains nowhere (the dot)" in section
+    assert "somebody else" not in section
+    assert "It answers every picture: at most 40 % of its answers are wrong" in render_card(given)
+
+
 def test_a_risk_that_cannot_be_shown_is_said_on_the_page() -> None:
     section = Page(render_html(careful(0.0001))).section("selective")
     assert "No threshold is shown" in section

@@ -52,9 +52,11 @@ class Abstention:
             judged = "which is kept"
         else:
             judged = "which these pictures can neither confirm nor refute"
+        least = self.selected.threshold
+        where = f"Abstains below {least:.3f}" if least > 0 else "Abstains nowhere"
         return (
-            f"Abstains below {max(self.selected.threshold, 0):.3f}: it answers {self.coverage} of "
-            f"the pictures, and {self.risk} of these answers are wrong; {wanted}, {judged}."
+            f"{where}: it answers {self.coverage} of the pictures, and {self.risk} of these "
+            f"answers are wrong; {wanted}, {judged}."
         )
 
     def as_dict(self) -> dict[str, Any]:
