@@ -240,6 +240,16 @@ def page_of(run: Run, insight: Insight | None, **record: Any) -> str:
     return render_html(facts)
 
 
+def test_no_count_of_doubts_contradicts_the_labels_shown(run: Run) -> None:
+    """A label may be likelier wrong than right, and yet its picture look like no other class's."""
+    assert run.insight is not None
+    few = replace(run.insight, labels_in_doubt=0, label_errors=(doubt(0), doubt(1)))
+    section = page_of(run, few).split('id="insight-label_errors"')[1].split("</section>")[0]
+    assert section.count("rather <b>dog</b>") == 2
+    assert "rather look like another class" not in section
+    assert "as clearly as that class's own pictures do on average: 0." in section
+
+
 def test_a_run_has_every_section_and_every_link_leads_somewhere(run: Run) -> None:
     html = (run.folder / "report.html").read_text()
     ids = set(re.findall(r'id="([^"]+)"', html))
