@@ -59,7 +59,7 @@ def log_me(features: ArrayLike, targets: ArrayLike) -> float:
     f, columns = _checked(features, targets)
     n = len(f)
     u, s, _ = np.linalg.svd(f, full_matrices=False)
-    squares = (s / max(float(s[0]), 1e-300)) ** 2  # alpha takes up any unit of the features
+    squares = (s / s.max(initial=1e-300)) ** 2  # alpha takes up any unit of the features
     z = (u.T @ columns).T ** 2
     outside = np.maximum(columns.sum(axis=0) - z.sum(axis=1), 0.0)
     found = [_evidence(squares, *one, n) for one in zip(z, outside, strict=True)]
