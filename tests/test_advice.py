@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -242,6 +243,14 @@ def test_the_plan_counts_the_control_with_random_weights(trunk, extractor, monke
     assert more(199, 120) == pytest.approx(1)
     assert more(201, 120) > 1.2
     assert more(201, 0) == pytest.approx(1)  # as a race, which tries them only for trainings
+
+
+def test_a_refusal_that_names_some_of_many_classes_ends_in_words(trunk, extractor):
+    few = drawn(14, noise=0).samples
+    samples = tuple(replace(one, target=f"class{i % 7}") for i, one in enumerate(few))
+    data = Dataset(samples=samples, classes=tuple(f"class{i}" for i in range(7)))
+    found = foretell([trunk], data, extractor=extractor, budget=60)
+    assert [row["note"][-8:] for row in found["rows"][3:]] == ["'class4'"] * 3
 
 
 def test_the_same_seed_decides_the_same(trunk, extractor):

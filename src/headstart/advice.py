@@ -256,7 +256,7 @@ def _considered(
     entry = Entry.of(who, _none(ground), state="promoted")
     learn, asked = _parts(ground, ground.folds[0])
     reason = refusal(who, [ground.train.subset(rows) for rows, _ in ground.folds])
-    if reason := reason.split(";")[0].rstrip("."):
+    if reason := reason.split(";")[0].rstrip(" .,"):  # also of "a, b, ..."
         entry.note(state="left out", note=reason)
         return entry, reason, (0.0, 0.0)
     fold = _expected(ground, who, learn, len(asked)) * (1 + len(who.others))
