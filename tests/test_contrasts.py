@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -136,3 +137,41 @@ def test_one_training_of_each_is_said_to_tell_nothing() -> None:
     more = [replace(one, seed=1) for one in cells]
     told = sentences(curves([*cells, *more], SPLITS), found, "accuracy")
     assert ONE_SPLIT not in told
+
+
+def test_what_is_worse_is_told_apart_too_and_all_pictures_come_first() -> None:
+    base, gaps = [0.8, 0.82, 0.79, 0.81], [0.10, 0.12, 0.11, 0.11]
+    cells = [
+        cell(m, k, b - g * (m == "b"), fraction=share)
+        for share in (0.1, 1.0)
+        for m in "ab"
+        for k, (b, g) in enumerate(zip(base, gaps, strict=True))
+    ]
+    found = effects(cells, SPLITS, "accuracy")
+    assert all(one.distinguishable and one.difference.high < 0 for one in found)
+    first, second, *_ = sentences(curves(cells, SPLITS), found, "accuracy")
+    assert first.startswith("b 0.695 against a 0.805 accuracy on all pictures: -0.110 [-0.")
+    assert second.startswith("b 0.695 against a 0.805 accuracy on 10% of the pictures: -0.110 [-0.")
+    assert first.endswith("], told apart.")
+
+
+def test_what_no_test_part_defines_is_undefined() -> None:
+    cells = [cell(m, k, 0.5) for m in "ab" for k in range(3)]
+    unknown = Interval(value=math.nan, low=math.nan, high=math.nan, method="none")
+    cells[3:] = [replace(one, score=unknown) for one in cells[3:]]
+    (found,) = effects(cells, SPLITS, "accuracy")
+    assert math.isnan(found.difference.value)
+    assert not found.distinguishable
+    assert found.sentence.startswith("b undefined against a 0.500 accuracy on all pictures: undef")
+
+
+def test_curves_have_their_backbones_names_where_there_are_several() -> None:
+    named = {"file:x/own.pth@timm/y": "own.pth", "embedded/z": "embedded/z"}
+    cells = [cell("probe", 0, 0.5, backbone=one) for one in named]
+    assert [one.name for one in curves(cells, SPLITS)] == [f"{n} probe" for n in named.values()]
+    assert [one.name for one in curves(cells[:1], SPLITS)] == ["probe"]
+
+
+def test_the_test_is_named() -> None:
+    assert "Nadeau and Bengio" in str(SPLITS)
+    assert "bootstrap over pictures" in str(Judging(units=9))

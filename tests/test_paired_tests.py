@@ -34,7 +34,7 @@ def test_the_correction_is_that_of_nadeau_and_bengio() -> None:
     assert stats.ttest_1samp(values, 0).pvalue < 0.1  # which it would be without correction
 
 
-@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5]])
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5], [0.1, 0.1, 0.1]])
 def test_without_spread_nothing_is_claimed(values: list[float]) -> None:
     found = corrected_resampled_t(values, test_share=0.2)
     assert np.isnan(found.interval.low)
@@ -120,11 +120,14 @@ def test_too_few_draws_or_pictures_are_unknown() -> None:
     assert hierarchical([0.0, 0.1], draws_of(np.zeros(2), 0.01), units=2).error > 0
 
 
-@pytest.mark.parametrize(("differing", "enough"), [(5, False), (6, True)])
-def test_six_pictures_are_the_fewest_witnesses(differing: int, enough: bool) -> None:
-    """By a sign test, 2 / 2**5 is above 0.05 and 2 / 2**6 below; the t-interval leaves out 0."""
+@pytest.mark.parametrize(
+    ("differing", "level", "enough"), [(5, 0.95, False), (6, 0.95, True), (6, 0.96, True)]
+)
+def test_six_pictures_are_the_fewest_witnesses(differing: int, level: float, enough: bool) -> None:
+    """By a sign test, 2 / 2**5 is 0.06 and 2 / 2**6 is 0.03; the t-interval leaves out 0."""
     one = np.arange(20)[None] < differing
-    found = paired_bootstrap(one, np.zeros_like(one))
+    assert (stats.binomtest(0, differing).pvalue < 1 - level) == enough
+    found = paired_bootstrap(one, np.zeros_like(one), level=level)
     assert found.interval.low > 0
     assert found.distinguishable is enough
 
