@@ -146,3 +146,14 @@ def test_a_row_is_plain_values():
     row = Row(name="a", backbone="b", stage="", method="scratch").as_dict()
     assert row["score"] is None
     assert row["state"] == "probed"
+
+
+def test_labels_that_too_few_pictures_show_cannot_be_decided():
+    targets = np.zeros((40, 10), dtype=int)
+    targets[np.arange(40), np.arange(40) % 10] = 1  # four of each
+    wrong = 1.0 - targets
+    judge = Judge(kind="multilabel", targets=targets)
+    assert not judge.gain(targets * 1.0, wrong, level=0.997).distinguishable
+    assert "No label is shown by 5" in judge.undecidable(wrong, 0.997)
+    targets[0, 1] = 1  # a fifth
+    assert judge.undecidable(1.0 - targets, 0.997) == ""

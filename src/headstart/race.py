@@ -211,6 +211,9 @@ class Judge:
         right = np.asarray(values, dtype=np.float64) > 0.5
         if self.kind == "multilabel":
             right = (right == (self.targets == 1)).all(axis=1)
+            there = self.answered(values)
+            if not any(self._witnessed(there, k) for k in range(self.targets.shape[1])):
+                return f"No label is shown by {WITNESSES} held-out pictures (or groups)"
         wrong = int((~right).sum())
         if wrong >= math.ceil(math.log2(2 / (1 - level))):
             return ""
