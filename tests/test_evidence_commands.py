@@ -138,7 +138,7 @@ def test_compare_stopped_by_hand_goes_on_where_it_was(
     given = _compare(photos, backbone, tmp_path / "found")
     code, _, errors = _typed(capsys, *given)
     assert code == 130
-    assert "--resume" in errors
+    assert "(a training or a comparison: with --resume)" in errors
     assert "Traceback" not in errors
     monkeypatch.setattr(compare, "train_cell", lambda *a, **k: trained.append(a) or real(*a, **k))
     code, told, errors = _typed(capsys, *given, "--resume")

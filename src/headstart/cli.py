@@ -363,7 +363,8 @@ def main() -> None:
         wrapped = SetupError(f"Expected the disk and the files to work, got {error}.")
         code = _complain(str(wrapped), wrapped.exit_code)
     if code == 130:  # the parser turns Ctrl-C into this code as well
-        _complain("Stopped. What was computed is kept; run again (a training: with --resume).", 130)
+        told = "Stopped. What was computed is kept; run again"
+        _complain(f"{told} (a training or a comparison: with --resume).", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
