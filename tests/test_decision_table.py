@@ -55,6 +55,16 @@ def test_a_race_fits_eighty_columns_with_its_numbers():
     assert "Chosen" not in out  # as the star says
 
 
+def test_a_score_of_fewer_pictures_says_so():
+    found = Interval(value=0.65, low=0.5, high=0.75, method="test")
+    rows = [row("a", score=found, pictures=40), row("fine-tuning b", score=found, pictures=8)]
+    out = shown(record(rows))
+    assert out.count("0.650 [0.500, 0.750]") == 2
+    assert out.count("0.750] of 8") == 1
+    assert "of 40" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_a_plan_has_times_and_no_scores():
     out = shown(record([row("linear probe", estimated=3.0)], budget=None))
     assert "Plan" in out

@@ -35,7 +35,7 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
         table.add_column(name, no_wrap=True)
     table.add_column("expected" if planned else "seconds", justify="right", no_wrap=True)
     for row in record["rows"]:
-        numbers = () if planned else (_score(row["score"]), _gain(row["gain"]))
+        numbers = () if planned else (_score(row, record["pictures"]), _gain(row["gain"]))
         seconds = row["estimated"] if planned else row["seconds"]
         table.add_row(
             MARKS.get(row["state"], " "),
@@ -51,10 +51,13 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
-def _score(found: Mapping[str, Any] | None) -> str:
+def _score(row: Mapping[str, Any], pictures: int) -> str:
+    """With how many pictures it is of, where others have answered more: the gain is on these."""
+    found = row["score"]
     if found is None or found["value"] is None:  # nothing to judge by
         return ""
-    return f"{found['value']:.3f} [{_bounds(found, '.3f')}]"
+    of = f" of {row['pictures']}" if 0 < row["pictures"] < pictures else ""
+    return f"{found['value']:.3f} [{_bounds(found, '.3f')}]{of}"
 
 
 def _gain(found: Mapping[str, Any] | None) -> str:
