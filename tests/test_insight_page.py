@@ -82,7 +82,7 @@ def test_sections_are_those_that_have_something_to_say() -> None:
         "Foreign pictures",
     ]
     assert found["insight"]["label_errors"] == []
-    assert found["insight"]["outliers"] == []  # none is farther than 95 in 100
+    assert found["insight"]["outliers"] == []  # none is farther than 99 in 100
 
 
 def test_what_is_shown_is_bounded_and_has_its_own_picture() -> None:
@@ -95,7 +95,7 @@ def test_what_is_shown_is_bounded_and_has_its_own_picture() -> None:
 
 
 def test_foreign_are_those_beyond_most_or_all_where_that_is_not_known() -> None:
-    outliers = (outlier(30, 1.0), outlier(31, 0.95), outlier(32, 0.9))
+    outliers = (outlier(30, 1.0), outlier(31, 0.99), outlier(32, 0.98))
     found = shown(Insight(outliers=outliers))["insight"]["outliers"]
     assert [one.row for one, _ in found] == [30, 31]
     unknown = tuple(outlier(row, math.nan) for row in (30, 31))

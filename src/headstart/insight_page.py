@@ -22,7 +22,7 @@ from headstart.training.learning_curve import CurvePoint
 __all__ = ["Band", "band", "insight_extras", "insight_page"]
 
 MAP_SIZE = 600.0, 400.0
-FOREIGN = 0.95
+FOREIGN = 0.99
 """Pictures are shown as foreign that are farther off than so many of those learned from."""
 
 
