@@ -246,3 +246,8 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
         knn_correctness(f, targets, k=0)
     with pytest.raises(UsageError, match="group"):
         knn_correctness(f, targets, groups=[1, 2])
+
+
+@pytest.mark.parametrize("score", [h_score, shrunk_h_score, trans_rate])
+def test_features_of_no_width_tell_nothing(score) -> None:
+    assert score(np.zeros((4, 0)), [0, 1, 0, 1]) == 0.0

@@ -132,7 +132,7 @@ def h_score(features: ArrayLike, targets: ArrayLike) -> float:
     """
     f, columns = _checked(features, targets)
     u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
-    held = s > 1e-10 * max(s[0], 1e-300)
+    held = s > 1e-10 * max(s.max(initial=0.0), 1e-300)
     return float((_class_means(u[:, held], columns) ** 2).sum())
 
 
@@ -170,8 +170,8 @@ def shrunk_h_score(features: ArrayLike, targets: ArrayLike) -> float:
     n, d = f.shape
     u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
     variances = s**2 / n  # along the principal axes; 0 along all others, where no mean lies
-    mean = variances.sum() / d
-    if mean <= 0:
+    mean = variances.sum() / max(d, 1)
+    if not mean > 0:
         return 0.0
     places = u * s
     distance = (variances**2).sum() - d * mean**2
