@@ -162,11 +162,11 @@ def expected_features(
 def expected_probe(n: int, width: int, n_classes: int) -> float:
     """Seconds of a probe's search on features, by what two cores took on eight sets of pictures.
 
-    Half of 48 such searches took 0.7 to 1.4 times as long: the solver's steps depend on how hard
-    the classes are to tell apart.
+    Half of 48 such searches took 0.4 to 1.0 times as long, a tenth of them over 1.1 times: the
+    solver's steps depend on how hard the classes are to tell apart.
     """
     rank, columns = min(n, width), n_classes if n_classes > 2 else 1
-    return 0.03 * columns + 1.2e-6 * n * rank * columns + 2.5e-10 * n * width * rank
+    return 0.1 + 0.05 * columns + 1.2e-6 * n * rank * columns + 2.5e-10 * n * width * rank
 
 
 def expected_training(
