@@ -230,8 +230,8 @@ class _Work:
         if resume:
             self.tell(Noted(text=TAKEN_OVER.format(kept=len(earlier), all=len(jobs), path=path)))
         found = []
-        for number, (split, backbone, name) in enumerate(jobs, start=1):
-            method, key = methods[number - 1], keys[number - 1]
+        for number, (job, method, key) in enumerate(zip(jobs, methods, keys, strict=True), start=1):
+            split, backbone, name = job
             cell = known.get(key)
             if cell is None:
                 made = train_cell(

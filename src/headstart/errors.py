@@ -60,6 +60,8 @@ class UnknownNameError(UsageError):
         The name that was given.
     known : iterable of str
         The names that exist.
+    listing : str, optional
+        What to say where none is near, instead of the first names: there are too many.
 
     Examples
     --------
@@ -67,16 +69,14 @@ class UnknownNameError(UsageError):
     "Expected `backbone` to be a known name, got 'resnet5O'; did you mean 'resnet50'?"
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, listing: str = "") -> None:
         names = sorted(known)
         nearest = get_close_matches(name, names, n=1, cutoff=0.5)
         if nearest:
             hint = f"did you mean {nearest[0]!r}?"
         else:
             shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            hint = f"known names are {shown}."
-            if kind == "backbone":  # there are too many for their beginning to help
-                hint = "`headstart backbones` lists them, and the kinds of names."
+            hint = listing or f"known names are {shown}."
         super().__init__(f"Expected `{kind}` to be a known name, got {name!r}; {hint}")
 
 

@@ -46,7 +46,7 @@ def plan(
     -------
     dict
         As the record of a race, with no scores: ``rows`` have what each part is expected to take
-        in seconds, ``estimated`` is the most that all would.
+        in seconds, ``estimated`` is what all would, within the budget.
 
     Raises
     ------

@@ -39,7 +39,6 @@ __all__ = [
 LOCK = "in-use"
 """Number of the process that trains, and its machine."""
 
-
 RACE = "race.json"
 """What a race has chosen, beside the checkpoints of the training that it chose."""
 

@@ -171,7 +171,7 @@ def shrunk_h_score(features: ArrayLike, targets: ArrayLike) -> float:
     u, s, _ = np.linalg.svd(centred(f), full_matrices=False)
     variances = s**2 / n  # along the principal axes; 0 along all others, where no mean lies
     mean = variances.sum() / max(d, 1)
-    if not mean > 0:
+    if mean <= 0:
         return 0.0
     places = u * s
     distance = (variances**2).sum() - d * mean**2

@@ -30,6 +30,7 @@ from headstart.errors import UnknownNameError, UsageError
 __all__ = ["BackboneSpec", "Stage", "names", "resolve"]
 
 PREPROCESS_FIELDS = tuple(field.name for field in fields(Preprocess))
+LISTING = "`headstart backbones` lists them, and the kinds of names."
 
 
 def names() -> list[str]:
@@ -88,7 +89,7 @@ def _plain(name: str, offline: bool | None) -> BackboneSpec:
         from headstart.backbones.weights import hub_config
 
         return _hub(rest, hub_config(rest, offline=offline))
-    raise UnknownNameError("backbone", name, [*table(), "timm/...", "hf/..."])
+    raise UnknownNameError("backbone", name, [*table(), "timm/...", "hf/..."], listing=LISTING)
 
 
 def _bare(name: str) -> BackboneSpec:
@@ -181,7 +182,7 @@ def _timm(name: str) -> BackboneSpec:
 
     known = {*timm.list_models(), *timm.list_models(pretrained=True)}
     if name not in known:
-        raise UnknownNameError("backbone", name, {*names(), *known})
+        raise UnknownNameError("backbone", name, {*names(), *known}, listing=LISTING)
     published = timm.get_pretrained_cfg(name)
     config: dict[str, Any] = vars(published) if published is not None else {}
     repo = config.get("hf_hub_id") or ""
