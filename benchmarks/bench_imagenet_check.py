@@ -17,11 +17,11 @@ import torch
 
 from headstart.backbones.backbone import load, original_head
 from headstart.backbones.catalog import resolve
+from headstart.backbones.freezing import constant
 from headstart.backbones.weights import locate
-from headstart.data.loading import load_batch
-from headstart.data.samples import Sample
-from headstart.freezing import constant
-from headstart.intervals import wilson_interval
+from headstart.data.dataset import Sample
+from headstart.data.loader import load_batch
+from headstart.metrics.confidence_intervals import wilson_interval
 
 FILES = {
     "resnet18_in1k_vq.pth": "@torchvision/resnet18",

@@ -23,18 +23,18 @@ prepare_machine()  # as the command line does, before torch is imported
 
 import numpy as np  # noqa: E402
 
-from headstart.advice import decide  # noqa: E402
 from headstart.backbones.catalog import resolve  # noqa: E402
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
-from headstart.contenders import Contender, depths, probe_of, raced, trainings  # noqa: E402
 from headstart.data.prepare import prepare  # noqa: E402
 from headstart.data.readers import read_dataset  # noqa: E402
-from headstart.data.repeats import nested_fractions  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
-from headstart.intervals import paired_proportion_difference, proportion_interval  # noqa: E402
+from headstart.data.splits import nested_fractions  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
-from headstart.pretraining import random_like  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
+from headstart.methods.pretraining import random_like  # noqa: E402
+from headstart.metrics.confidence_intervals import paired_proportion_difference, proportion_interval  # noqa: E402
+from headstart.selection.candidates import Contender, depths, probe_of, raced, trainings  # noqa: E402
+from headstart.selection.race import decide  # noqa: E402
 
 
 def opened(name):
@@ -58,7 +58,7 @@ def tried(contender, train, test):
         extractor = Extractor(cache=cache, engine="fp32")
         begin = time.perf_counter()
         if isinstance(contender.method, LinearProbe):
-            from headstart.blank import blank
+            from headstart.models.build import blank
 
             model = contender.method.fit(blank(contender.trunk, train), train, extractor=extractor)
             features = extractor.features(contender.trunk, test.samples).values

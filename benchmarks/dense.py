@@ -29,15 +29,15 @@ prepare()  # as the command line does, before torch is imported
 import accelerate  # noqa: E402, F401 - imports of many seconds are not part of a training
 import torch._dynamo  # noqa: E402, F401 - as above: the first optimiser would
 
-from headstart.blank import blank  # noqa: E402
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import prepare as data_prepare  # noqa: E402
-from headstart.evaluation import evaluate  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
+from headstart.evaluation.classification import evaluate  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
+from headstart.models.build import blank  # noqa: E402
 from headstart.training.optim import Training  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
 
 SETS = {
     "bccd": ("detection/bccd_voc", "faster-rcnn?channels=64", 256, 16),

@@ -14,13 +14,13 @@ from collections import defaultdict
 
 import numpy as np
 
-from headstart import box_metrics, mask_metrics
-from headstart.box_evaluation import evaluate_detections, places
-from headstart.data.truths import Boxes
-from headstart.dense import Detections
-from headstart.mask_evaluation import PixelCounts, evaluate_counts
-from headstart.tasks.detection import Detection
-from headstart.tasks.segmentation import Segmentation
+from headstart.data.dataset import Boxes
+from headstart.evaluation.detection import evaluate_detections, places
+from headstart.evaluation.segmentation import PixelCounts, evaluate_counts
+from headstart.metrics import detection as box_metrics
+from headstart.metrics import segmentation as mask_metrics
+from headstart.models.inference import Detections
+from headstart.models.tasks import Detection, Segmentation
 
 CLASSES, SHARES = ("a", "b", "c"), (0.6, 0.3, 0.1)
 POPULATION, DRAWS = 4000, 300

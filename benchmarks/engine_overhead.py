@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 from headstart.training.engine import train  # noqa: E402
 from headstart.training.job import Job, Score  # noqa: E402
 from headstart.training.optim import Training, rate_at  # noqa: E402
-from headstart.training.sampling import epoch_order  # noqa: E402
+from headstart.training.samplers import epoch_order  # noqa: E402
 
 BATCH, CLASSES, RATE = 32, 10, 1e-4
 

@@ -26,14 +26,14 @@ prepare()  # as the command line does, before torch is imported
 
 import torch  # noqa: E402
 
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
+from headstart.data.dataset import Sample  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
-from headstart.data.loading import load_batch  # noqa: E402
+from headstart.data.loader import load_batch  # noqa: E402
 from headstart.data.readers import list_images  # noqa: E402
-from headstart.data.samples import Sample  # noqa: E402
-from headstart.engines import compile_engine  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
+from headstart.features.engines import compile_engine  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 
 BATCHES = (4, 16)
 """Pictures at a time of the bare forward; the best counts."""

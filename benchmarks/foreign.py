@@ -14,13 +14,13 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from headstart.backbones.catalog import resolve
+from headstart.backbones.trunk import Trunk
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
-from headstart.data.demo import load
+from headstart.data.demo.classification import load
 from headstart.data.splits import kfold
-from headstart.features import Extractor
-from headstart.outliers import METHODS, Outliers
-from headstart.trunk import Trunk
+from headstart.features.extractor import Extractor
+from headstart.metrics.outliers import METHODS, Outliers
 
 WAYS = {**{name: {"method": name} for name in METHODS}, "knn, k=5": {"method": "knn", "k": 5}}
 

@@ -18,20 +18,24 @@ from types import SimpleNamespace
 import numpy as np
 
 from headstart.backbones.catalog import resolve
+from headstart.backbones.trunk import Trunk
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
-from headstart.data.demo import load
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.demo.classification import load
 from headstart.data.prepare import Prepared, prepare
-from headstart.data.samples import Dataset, Sample
 from headstart.data.splits import kfold
-from headstart.evaluation import evaluate_probabilities
-from headstart.features import Extractor
-from headstart.insight import DIRECTIONS, STRENGTHS, look_into
-from headstart.label_errors import MEASURES, label_error_scores
-from headstart.tasks.classification import Classification
-from headstart.training.logistic import principal_basis
-from headstart.training.probe import PENALTIES, Problem, search_penalty
-from headstart.trunk import Trunk
+from headstart.evaluation.classification import evaluate_probabilities
+from headstart.evaluation.insight import DIRECTIONS, STRENGTHS, look_into
+from headstart.features.extractor import Extractor
+from headstart.metrics.label_errors import MEASURES, label_error_scores
+from headstart.models.tasks import Classification
+from headstart.training.logistic_regression import (
+    PENALTIES,
+    Problem,
+    principal_basis,
+    search_penalty,
+)
 
 BACKBONE = "embedded/efficientnet_lite0"
 WAYS = {

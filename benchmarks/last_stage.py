@@ -39,21 +39,21 @@ from torchvision import transforms  # noqa: E402
 
 from headstart.backbones.backbone import load  # noqa: E402
 from headstart.backbones.catalog import resolve  # noqa: E402
+from headstart.backbones.freezing import plan, trained  # noqa: E402
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
 from headstart.data.readers import read_dataset  # noqa: E402
 from headstart.data.splits import holdout  # noqa: E402
 from headstart.errors import WeightsNotFoundError  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
-from headstart.freezing import plan, trained  # noqa: E402
-from headstart.heads.pooled import LinearHead  # noqa: E402
-from headstart.intervals import proportion_interval  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
-from headstart.model import TransferModel  # noqa: E402
-from headstart.tasks.classification import Classification  # noqa: E402
+from headstart.metrics.confidence_intervals import proportion_interval  # noqa: E402
+from headstart.models.heads.linear import LinearHead  # noqa: E402
+from headstart.models.tasks import Classification  # noqa: E402
+from headstart.models.transfer_model import TransferModel  # noqa: E402
 from headstart.training.optim import Training  # noqa: E402
-from headstart.training.tuning import held_out  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
+from headstart.training.trainer import held_out  # noqa: E402
 
 BATCH, WORKERS, TESTED = 32, 2, 300
 RATE, HEAD_RATE, DECAY, WARM_UP, CLIP = 1e-4, 1e-3, 0.01, 0.1, 1.0

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from headstart.intervals import wilson_interval
+from headstart.metrics.confidence_intervals import wilson_interval
 
 HEADSTART = str(Path(sys.executable).with_name("headstart"))
 

@@ -1,8 +1,8 @@
 """Does the race pick the right way to learn, and does it take as long as it says?
 
-Every drawn set of ``headstart.data.regimes`` and every seed, in an empty cache, on one core: which
-method is chosen, on training pictures alone; what it reaches on the part ``test`` beside all the
-others, trained whole; and the estimate beside the time.
+Every drawn set of ``headstart.data.demo.regimes`` and every seed, in an empty cache, on one core:
+which method is chosen, on training images alone; what it reaches on the part ``test`` beside all
+the others, trained whole; and the estimate beside the time.
 
     python benchmarks/race.py [--seeds 10] [--weights FOLDER] [--out runs.jsonl] [--only-choice]
 """
@@ -21,16 +21,16 @@ prepare()  # as the command line does, before torch is imported
 
 import numpy as np  # noqa: E402
 
-from headstart.advice import decide  # noqa: E402
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import regimes  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
-from headstart.intervals import wilson_interval  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
+from headstart.methods.pretraining import regime_backbone  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
-from headstart.pretraining import regime_backbone  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
+from headstart.metrics.confidence_intervals import wilson_interval  # noqa: E402
+from headstart.selection.race import decide  # noqa: E402
 from regimes import measured  # noqa: E402
 
 

@@ -21,15 +21,15 @@ prepare()  # as the command line does, before torch is imported
 
 import numpy as np  # noqa: E402
 
-from headstart.blank import blank  # noqa: E402
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import regimes  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
+from headstart.methods.pretraining import SMALL, random_trunk, regime_backbone  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
-from headstart.pretraining import SMALL, random_trunk, regime_backbone  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
+from headstart.models.build import blank  # noqa: E402
 
 FAST = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 

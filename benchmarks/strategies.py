@@ -31,19 +31,19 @@ import accelerate  # noqa: E402, F401 - imports of many seconds are not part of 
 import numpy as np  # noqa: E402
 import torch._dynamo  # noqa: E402, F401 - as above: the first optimiser would
 
+from headstart.backbones.trunk import Trunk  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
 from headstart.data.readers import read_dataset  # noqa: E402
 from headstart.data.splits import holdout, per_class  # noqa: E402
-from headstart.features import Extractor  # noqa: E402
-from headstart.intervals import paired_proportion_difference, proportion_interval  # noqa: E402
+from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
-from headstart.model import TransferModel  # noqa: E402
-from headstart.tasks.classification import Classification  # noqa: E402
+from headstart.metrics.confidence_intervals import paired_proportion_difference, proportion_interval  # noqa: E402
+from headstart.models.tasks import Classification  # noqa: E402
+from headstart.models.transfer_model import TransferModel  # noqa: E402
 from headstart.training.optim import Training  # noqa: E402
-from headstart.trunk import Trunk  # noqa: E402
 
 SETS = ("ants_bees", "cats_dogs", "chest_xray")
 BACKBONES = {

@@ -24,7 +24,7 @@ from sklearn.utils import estimator_checks
 from headstart import ImageClassifier
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
-from headstart.data.samples import Dataset
+from headstart.data.dataset import Dataset
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
 from headstart.methods.linear_probe import LinearProbe
 
@@ -136,11 +136,11 @@ def test_booleans_come_back_as_booleans(classifier):
 
 def test_it_is_the_linear_probe(classifier, backbone):
     """No logic of its own: the same model as the method gives."""
-    from headstart.data.samples import Sample
-    from headstart.features import Extractor
-    from headstart.model import TransferModel
-    from headstart.tasks.classification import Classification
-    from headstart.trunk import Trunk
+    from headstart.backbones.trunk import Trunk
+    from headstart.data.dataset import Sample
+    from headstart.features.extractor import Extractor
+    from headstart.models.tasks import Classification
+    from headstart.models.transfer_model import TransferModel
 
     pixels, names = coloured()
     classifier.fit(pixels, names)
@@ -190,7 +190,9 @@ def test_prediction_uses_the_engine_that_the_head_learned_from(classifier, monke
     classifier.fit(pixels, names)
     expected = classifier.predict_proba(pixels)
     classifier.set_params(engine="auto")
-    monkeypatch.setattr("headstart.features.choose", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(
+        "headstart.features.extractor.choose", lambda *a, **k: pytest.fail("measured")
+    )
     np.testing.assert_array_equal(classifier.predict_proba(pixels), expected)
 
 
@@ -383,7 +385,7 @@ def test_in_a_pipeline(classifier, photos):
 
 
 def test_each_picture_is_seen_by_the_backbone_once(classifier, photos, tmp_path, monkeypatch):
-    from headstart import cuts
+    from headstart.features import extractor as cuts
 
     classifier.set_params(cache_dir=str(tmp_path / "cache"))
     seen = []

@@ -128,16 +128,29 @@ def missing_from(page: str, names: Iterable[str]) -> list[str]:
 
 def test_the_architecture_shows_every_module() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    modules = {path.name for path in (ROOT / "src").rglob("*.py")}
-    assert missing_from(page, sorted(modules)) == []
+    package = ROOT / "src" / "headstart"
+    paths = [path.relative_to(package) for path in package.rglob("*.py")]
+    rooms = {part for path in paths for part in path.parts[:-1]}
+    files = {path.name for path in paths}
+    assert missing_from(page, sorted({f"{room}/" for room in rooms} | files)) == []
     assert missing_from(page, ["no_such_room.py"])
+    assert len(page.splitlines()) <= 150
 
 
-def test_the_architecture_shows_the_floors_of_the_contract() -> None:
+def test_the_architecture_shows_the_layers_of_the_contract() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = {one["id"]: one for one in config["tool"]["importlinter"]["contracts"]}
     page = " ".join((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split())
-    assert " -> ".join(contracts["floors"]["layers"]) in page
+    assert len(contracts["rooms"]["layers"]) <= 12
+    assert " -> ".join(contracts["rooms"]["layers"]) in page
+
+
+def test_every_room_names_its_files() -> None:
+    package = ROOT / "src" / "headstart"
+    for path in package.rglob("__init__.py"):
+        if path.parent != package:
+            inside = sorted(p.name for p in path.parent.glob("*.py") if p != path)
+            assert missing_from(path.read_text(encoding="utf-8"), inside) == [], path
 
 
 def test_the_index_of_the_docs_links_every_page_and_only_those() -> None:

@@ -78,7 +78,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = headstart.ImageClasifier
 
 
-@pytest.mark.parametrize("module", ["headstart", "headstart.cli"])
+@pytest.mark.parametrize("module", ["headstart", "headstart.cli.app"])
 def test_the_import_is_light(module: str) -> None:
     """`import headstart` and `headstart --help` come at once; what is heavy waits for its use."""
     assert loaded_by(f"import {module}") & HEAVY == set()

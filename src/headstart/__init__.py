@@ -7,62 +7,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
-    from headstart.data.augment import Augmentation
+    from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
     from headstart.data.readers import read_dataset
-    from headstart.data.samples import Dataset, Sample
-    from headstart.data.truths import Boxes, Mask, Palette
-    from headstart.dense import Detections, Segmented
-    from headstart.dense_estimators import ImageSegmenter, ObjectDetector
+    from headstart.data.transforms.augment import Augmentation
     from headstart.errors import DataError, HeadstartError, SetupError, TrainingError, UsageError
-    from headstart.estimators import ImageClassifier
-    from headstart.evaluation import Evaluation, evaluate
+    from headstart.estimators import ImageClassifier, ImageSegmenter, ObjectDetector
+    from headstart.evaluation.classification import Evaluation, evaluate
     from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
-    from headstart.model import Prediction, TransferModel
-    from headstart.model_folder import load, save
-    from headstart.recipe import Recipe
-    from headstart.run import Run, fit
-    from headstart.training.losses import Loss
+    from headstart.models.inference import Detections, Segmented
+    from headstart.models.saving import load, save
+    from headstart.models.transfer_model import Prediction, TransferModel
+    from headstart.training.losses.classification import Loss
     from headstart.training.optim import Training
-    from headstart.training.penalties import Regularisation
+    from headstart.training.regularisation.penalties import Regularisation
+    from headstart.workflows.fit import Run, fit
+    from headstart.workflows.recipe import Recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Augmentation": "headstart.data.augment",
-    "Boxes": "headstart.data.truths",
+    "Augmentation": "headstart.data.transforms.augment",
+    "Boxes": "headstart.data.dataset",
     "Cache": "headstart.cache",
     "DataError": "headstart.errors",
-    "Dataset": "headstart.data.samples",
-    "Detections": "headstart.dense",
-    "Evaluation": "headstart.evaluation",
+    "Dataset": "headstart.data.dataset",
+    "Detections": "headstart.models.inference",
+    "Evaluation": "headstart.evaluation.classification",
     "Finetune": "headstart.methods.finetune",
     "HeadstartError": "headstart.errors",
     "ImageClassifier": "headstart.estimators",
-    "ImageSegmenter": "headstart.dense_estimators",
+    "ImageSegmenter": "headstart.estimators",
     "LinearProbe": "headstart.methods.linear_probe",
-    "Loss": "headstart.training.losses",
-    "Mask": "headstart.data.truths",
-    "ObjectDetector": "headstart.dense_estimators",
-    "Palette": "headstart.data.truths",
-    "Prediction": "headstart.model",
-    "Recipe": "headstart.recipe",
-    "Regularisation": "headstart.training.penalties",
-    "Run": "headstart.run",
-    "Sample": "headstart.data.samples",
+    "Loss": "headstart.training.losses.classification",
+    "Mask": "headstart.data.dataset",
+    "ObjectDetector": "headstart.estimators",
+    "Palette": "headstart.data.dataset",
+    "Prediction": "headstart.models.transfer_model",
+    "Recipe": "headstart.workflows.recipe",
+    "Regularisation": "headstart.training.regularisation.penalties",
+    "Run": "headstart.workflows.fit",
+    "Sample": "headstart.data.dataset",
     "Scratch": "headstart.methods.scratch",
-    "Segmented": "headstart.dense",
+    "Segmented": "headstart.models.inference",
     "SetupError": "headstart.errors",
     "Training": "headstart.training.optim",
     "TrainingError": "headstart.errors",
-    "TransferModel": "headstart.model",
+    "TransferModel": "headstart.models.transfer_model",
     "UsageError": "headstart.errors",
-    "evaluate": "headstart.evaluation",
-    "fit": "headstart.run",
-    "load": "headstart.model_folder",
+    "evaluate": "headstart.evaluation.classification",
+    "fit": "headstart.workflows.fit",
+    "load": "headstart.models.saving",
     "read_dataset": "headstart.data.readers",
-    "save": "headstart.model_folder",
+    "save": "headstart.models.saving",
 }
 """Where each public name lives; it is imported when first asked for, so this import is light."""
 

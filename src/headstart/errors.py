@@ -17,6 +17,8 @@ HeadstartError                      exit code
 Messages read "Expected ..., got ...; do ...".
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from difflib import get_close_matches
 

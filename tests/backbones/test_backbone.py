@@ -10,9 +10,9 @@ from torch import nn
 
 from headstart.backbones.backbone import Backbone, assemble, kept, load, original_head
 from headstart.backbones.catalog import names, resolve
+from headstart.backbones.freezing import fingerprint
 from headstart.backbones.weights import locate
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
-from headstart.freezing import fingerprint
 
 ARCHITECTURES = {spec.architecture: spec.name for spec in map(resolve, names())}
 SIDES = {"torchvision/inception_v3": 160, "torchvision/vit_b_16": 224}

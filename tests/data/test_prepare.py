@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from headstart.cache import Cache
+from headstart.data.dataset import Dataset, Sample
 from headstart.data.prepare import gather, inspect, keep_together, prepare, select
-from headstart.data.samples import Dataset, Sample
 from headstart.errors import (
     DataError,
     LayoutError,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from headstart.data.dataset import Dataset
 from headstart.data.readers import list_images, read_dataset
-from headstart.data.samples import Dataset
 from headstart.errors import (
     DataError,
     LayoutError,

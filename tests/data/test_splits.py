@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from headstart.data.samples import Dataset, Sample
-from headstart.data.splits import assign, blocks, holdout, kfold, per_class
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.splits import assign, blocks, evenly, holdout, kfold, per_class
 from headstart.errors import DataError, UsageError
 
 Ints = NDArray[np.intp]
@@ -428,3 +428,12 @@ def test_too_little_to_test_on_is_said_by_name(groups, said):
     with pytest.raises(DataError) as caught:
         assign(Dataset(samples=samples, classes=("cat", "dog")))
     assert said in str(caught.value)
+
+
+@given(st.integers(0, 200), st.integers(1, 50))
+def test_evenly_spread_places_are_distinct_and_in_range(count: int, limit: int) -> None:
+    places = evenly(count, limit)
+    assert len(places) == len(set(places)) == min(count, limit)
+    assert all(0 <= place < count for place in places)
+    gaps = np.diff([*places, count])
+    assert len(places) == 0 or gaps.max() - gaps.min() <= 1

@@ -14,25 +14,25 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import model_folder
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.trunk import Trunk
 from headstart.cache import Cache
-from headstart.data.samples import Dataset, Sample
-from headstart.data.transforms import Preprocess
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import SetupError, UnknownNameError, UsageError
-from headstart.features import Extractor
+from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
-from headstart.metrics import macro_f1_score
-from headstart.model import TransferModel
-from headstart.tasks.classification import Classification
+from headstart.metrics.classification import macro_f1_score
+from headstart.models import saving as model_folder
+from headstart.models.tasks import Classification
+from headstart.models.transfer_model import TransferModel
 from headstart.training import checkpoint
-from headstart.training.classes import ClassObjective
 from headstart.training.job import Score, Session
 from headstart.training.network import Network
+from headstart.training.objectives import ClassObjective
 from headstart.training.optim import Training
-from headstart.trunk import Trunk
 
 SMALL = Preprocess(
     resize=36, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -203,21 +203,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headstart import distributed, model_folder
+from headstart import distributed
+from headstart.models import saving as model_folder
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
-from headstart.data.samples import Dataset, Sample
-from headstart.data.transforms import Preprocess
-from headstart.features import Extractor
-from headstart.freezing import fingerprint
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.transforms.preprocess import Preprocess
+from headstart.features.extractor import Extractor
+from headstart.backbones.freezing import fingerprint
 from headstart.methods.finetune import Finetune
-from headstart.model import TransferModel
-from headstart.tasks.classification import Classification
+from headstart.models.transfer_model import TransferModel
+from headstart.models.tasks import Classification
 from headstart.training import checkpoint, engine
 from headstart.training.job import Session
 from headstart.training.optim import Training
-from headstart.trunk import Trunk
+from headstart.backbones.trunk import Trunk
 
 SGD = Training(optimiser="sgd", epochs=3, batch_size=8)
 METHODS = {

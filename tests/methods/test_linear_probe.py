@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from headstart.data.samples import Dataset, Sample
+from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.methods.linear_probe import LinearProbe
 

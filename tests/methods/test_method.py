@@ -9,26 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import model_folder
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.freezing import fingerprint
+from headstart.backbones.trunk import Trunk
 from headstart.cache import Cache
-from headstart.data.augment import Augmentation
-from headstart.data.samples import Dataset, Sample
-from headstart.data.transforms import Preprocess
-from headstart.features import Extractor
-from headstart.freezing import fingerprint
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.transforms.augment import Augmentation
+from headstart.data.transforms.preprocess import Preprocess
+from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
-from headstart.model import TransferModel
-from headstart.tasks.classification import Classification
-from headstart.training import tuning
-from headstart.training.classes import ClassObjective
+from headstart.models import saving as model_folder
+from headstart.models.tasks import Classification
+from headstart.models.transfer_model import TransferModel
+from headstart.training import trainer as tuning
 from headstart.training.job import Score
-from headstart.training.losses import Loss
+from headstart.training.losses.classification import Loss
+from headstart.training.objectives import ClassObjective
 from headstart.training.optim import Training
-from headstart.trunk import Trunk
 
 SMALL = Preprocess(
     resize=36, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)

@@ -8,16 +8,16 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.trunk import Trunk
 from headstart.cache import Cache
-from headstart.data.samples import Dataset, Sample
-from headstart.data.transforms import Preprocess
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, UsageError
-from headstart.features import Extractor
+from headstart.features.extractor import Extractor
 from headstart.methods.scratch import Scratch
-from headstart.model import TransferModel
-from headstart.tasks.classification import Classification
+from headstart.models.tasks import Classification
+from headstart.models.transfer_model import TransferModel
 from headstart.training.optim import Training
-from headstart.trunk import Trunk
 
 LOOK = Preprocess(resize=36, crop=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
 SHORT = Training(epochs=1, batch_size=8)

@@ -6,12 +6,7 @@ from torch import nn
 
 from headstart.backbones.backbone import load
 from headstart.errors import UsageError
-from headstart.training.adapters import (
-    add_lora,
-    add_stoch_norm,
-    merge_lora,
-    remove_stoch_norm,
-)
+from headstart.training.adapters import add_lora, add_stoch_norm, merge_lora, remove_stoch_norm
 
 
 def drawn(*shape, seed=0):

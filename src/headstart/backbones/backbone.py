@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec, Stage
-from headstart.backbones.stages import Cut, Plan, ended, plan
+from headstart.backbones.stages import Cut, Plan, ended, mean_of_places, plan
 from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
-__all__ = ["Backbone", "assemble", "kept", "load", "original_head"]
+__all__ = ["Backbone", "Ends", "assemble", "kept", "load", "original_head"]
 
 
 class Backbone(nn.Module):
@@ -395,3 +395,36 @@ def _stage(name: str, shape: tuple[int, ...], read: tuple[int, int], channels: i
     last = channels is not None and shape[-1] == channels and shape[1] != channels
     width, place = (shape[3], shape[1]) if last else (shape[1], shape[2])
     return Stage(name=name, channels=width, stride=2 ** round(math.log2(read[0] / place)))
+
+
+class Ends(nn.Module):
+    """Means over places behind some stages, and the pooled features, as one row a picture.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    ends : sequence of str
+        Stages in the order in which they run; an empty name, last, is the pooled features.
+
+    Examples
+    --------
+    >>> from headstart.backbones.backbone import load
+    >>> backbone = load("torchvision/resnet18", pretrained=False).eval()
+    >>> Ends(backbone, ["layer2", ""])(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 640])
+    """
+
+    def __init__(self, backbone: Backbone, ends: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.ends = tuple(ends)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (n, sum of the widths) of normalised pictures (n, 3, H, W)."""
+        last = self.backbone.stages[-1].name
+        maps = self.backbone.maps(x, [end or last for end in self.ends])
+        rows = [
+            mean_of_places(one) if end else self.backbone.pool(one)
+            for end, one in zip(self.ends, maps, strict=True)
+        ]
+        return torch.cat(rows, dim=1)

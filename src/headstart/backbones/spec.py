@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from headstart.data.transforms import Preprocess
+from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError
 
 __all__ = ["BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]

@@ -1,1 +1,8 @@
-"""Examples: reading, decoding, checking, splitting and batching them."""
+"""From files to batches.
+
+Read dataset.py (samples, targets, Dataset), readers.py (from a path to a Dataset, by the formats
+in formats/), images.py and masks.py (the only decoders), checks/ (unreadable files, duplicates,
+leaks), splits.py and stratify.py (train, validation and test parts), transforms/ (preprocessing
+and augmentation), loader.py (batches), prepare.py (all of this in the order of a run), draw.py
+(boxes and masks drawn on images) and demo/ (embedded example sets).
+"""

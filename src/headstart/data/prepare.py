@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from headstart.cache import Cache
-from headstart.data.box_checks import require_sound, settled
-from headstart.data.checks import (
+from headstart.data.checks.boxes import require_sound, settled
+from headstart.data.checks.images import (
     Finding,
     ImageRecord,
     check,
@@ -22,9 +22,9 @@ from headstart.data.checks import (
     scan,
     usable,
 )
-from headstart.data.mask_checks import check_masks, with_masks
+from headstart.data.checks.masks import check_masks, with_masks
+from headstart.data.dataset import SPLITS, Dataset, Sample
 from headstart.data.readers import list_images, read_dataset
-from headstart.data.samples import SPLITS, Dataset, Sample
 from headstart.data.splits import assign, blocks
 from headstart.errors import DataError, UnknownNameError, UsageError
 
@@ -245,7 +245,7 @@ def keep_together(data: Dataset, duplicates: Iterable[Iterable[int]]) -> Dataset
 
     Examples
     --------
-    >>> from headstart.data.samples import Sample
+    >>> from headstart.data.dataset import Sample
     >>> data = Dataset(samples=tuple(Sample(image=b"") for _ in range(3)), classes=())
     >>> keep_together(data, [(0, 2)]).groups()
     array([0, 1, 0])

@@ -1,7 +1,10 @@
-"""How a model learns; one module a method, one contract in method.py.
+"""How a model learns: one file per method, one contract.
 
-``METHODS`` is the table of them all, by the names that people use. It is read when it is first
-asked for, so that a run imports its own method only.
+Read method.py (the contract), linear_probe.py, finetune.py and scratch.py (the methods),
+pretraining.py (weights of your own) and flags.py (the methods' fields as command-line flags).
+
+``METHODS`` is the table of all methods by name. It is filled on first use, so that a run imports
+only its own method.
 """
 
 from __future__ import annotations

@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.cuts import View
-from headstart.data.augment import Augmentation
-from headstart.data.samples import DENSE, Dataset, Kind
+from headstart.backbones.freezing import FreezePlan, plan
+from headstart.backbones.trunk import Trunk
+from headstart.data.dataset import DENSE, Dataset, Kind
 from headstart.data.splits import kfold
+from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
-from headstart.features import Extractor
-from headstart.freezing import FreezePlan, plan
-from headstart.heads.head import Head
-from headstart.heads.pooled import LinearHead
+from headstart.features.extractor import Extractor, View
 from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
-from headstart.model import TransferModel
+from headstart.models.heads.head import Head
+from headstart.models.heads.linear import LinearHead
+from headstart.models.transfer_model import TransferModel
 from headstart.runtime import device
-from headstart.training.boundary import BoundaryPlan, Demand, agreed, foresee
-from headstart.training.classes import Solve
+from headstart.training.activation_cache import BoundaryPlan, Demand, agreed, foresee
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
-from headstart.training.losses import Loss
-from headstart.training.mask_losses import MaskLoss
+from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training.losses.classification import Loss
+from headstart.training.losses.segmentation import MaskLoss
 from headstart.training.network import Network, boundary_cut
+from headstart.training.objectives import Solve
 from headstart.training.optim import Training
-from headstart.training.penalties import Regularisation
-from headstart.training.probe import Problem, search_penalty
-from headstart.training.terms import bind
-from headstart.training.tuning import (
+from headstart.training.regularisation.penalties import Regularisation
+from headstart.training.regularisation.terms import bind
+from headstart.training.trainer import (
     SELECTION_SHARE,
     Settings,
     Tuned,
@@ -41,7 +41,6 @@ from headstart.training.tuning import (
     objective_for,
     tune,
 )
-from headstart.trunk import Trunk
 
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from headstart.data.samples import Dataset
+from headstart.data.dataset import Dataset
 from headstart.data.splits import kfold
 from headstart.errors import UnknownNameError, UsageError
-from headstart.features import Extractor
+from headstart.features.extractor import Extractor
 from headstart.methods.method import Outline, described, require_two_of_each
-from headstart.model import TransferModel
-from headstart.tasks.classification import Classification
+from headstart.models.tasks import Classification
+from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
-from headstart.training.probe import PENALTIES, Imbalance, Problem, search_penalty
+from headstart.training.logistic_regression import PENALTIES, Imbalance, Problem, search_penalty
 
 __all__ = ["LinearProbe"]
 

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from headstart.data.samples import Dataset
+from headstart.backbones.freezing import FreezePlan
+from headstart.data.dataset import Dataset
 from headstart.errors import DataError, UsageError
-from headstart.features import Extractor
-from headstart.freezing import FreezePlan
-from headstart.model import TransferModel
+from headstart.features.extractor import Extractor
+from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
-from headstart.training.losses import Loss
+from headstart.training.losses.classification import Loss
 
 __all__ = ["Method", "Outline", "described", "require_fitting", "require_two_of_each"]
 

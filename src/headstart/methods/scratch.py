@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from headstart.data.augment import Augmentation
-from headstart.data.samples import Dataset, Kind
+from headstart.backbones.freezing import FreezePlan, plan
+from headstart.backbones.trunk import Trunk
+from headstart.data.dataset import Dataset, Kind
+from headstart.data.transforms.augment import Augmentation
 from headstart.errors import UsageError
-from headstart.features import Extractor
-from headstart.freezing import FreezePlan, plan
-from headstart.heads.published import names as published_names
+from headstart.features.extractor import Extractor
 from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
-from headstart.model import TransferModel
+from headstart.models.heads.pretrained import names as published_names
+from headstart.models.transfer_model import TransferModel
 from headstart.runtime import device
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
-from headstart.training.losses import Loss
-from headstart.training.mask_losses import MaskLoss
+from headstart.training.losses.classification import Loss
+from headstart.training.losses.segmentation import MaskLoss
 from headstart.training.network import Network
 from headstart.training.optim import Training
-from headstart.training.tuning import Settings, composed, held_out, objective_for, tune
-from headstart.trunk import Trunk
+from headstart.training.trainer import Settings, composed, held_out, objective_for, tune
 
 __all__ = ["Scratch"]
 

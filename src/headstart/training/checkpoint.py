@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.backbones.freezing import fingerprint
 from headstart.errors import ModelFileError, SetupError, UsageError
-from headstart.freezing import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.loading import map_bounded
+from headstart.data.loader import map_bounded
 from headstart.distributed import (
     broadcast_tensors,
     is_main,
@@ -28,12 +28,11 @@ from headstart.distributed import (
 from headstart.errors import SetupError, TrainingError
 from headstart.runtime import cores, one_thread_each
 from headstart.training import checkpoint
-from headstart.training.averaging import ema, ema_decay, greedy_soup
 from headstart.training.checkpoint import Checkpoint, flatten_optimiser, restore_optimiser
-from headstart.training.failures import capture, is_out_of_memory
-from headstart.training.interruption import Interruption
+from headstart.training.interruption import Interruption, capture, is_out_of_memory
 from headstart.training.job import Epoch, History, Job, Rows, Score, Session
 from headstart.training.optim import PATIENCE_FROM, Training, make_optimiser, rate_at
+from headstart.training.weight_averaging import ema, ema_decay, greedy_soup
 
 if TYPE_CHECKING:
     from torch import Tensor

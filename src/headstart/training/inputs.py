@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.cuts import Cut, View
-from headstart.data.augment import Augmentation
-from headstart.data.loading import digest_of, load_canvas, load_pixels, view_of
-from headstart.data.samples import Sample
+from headstart.backbones.freezing import constant
+from headstart.backbones.trunk import Trunk
+from headstart.data.dataset import Sample
+from headstart.data.loader import digest_of, load_canvas, load_pixels, view_of
+from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import main_first
-from headstart.engines import CPU_BATCH, GPU_BATCH, Running
-from headstart.features import Activations, Extractor
-from headstart.freezing import constant
+from headstart.features.engines import CPU_BATCH, GPU_BATCH, Running
+from headstart.features.extractor import Activations, Cut, Extractor, View
 from headstart.runtime import available_memory, cores, device, one_thread_each
-from headstart.training.boundary import MEMORY_SHARE, Where
-from headstart.trunk import Trunk
+from headstart.training.activation_cache import MEMORY_SHARE, Where
 
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.cuts import Cut
-from headstart.freezing import (
+from headstart.backbones.freezing import (
     FreezePlan,
     constant,
     fingerprint,
@@ -21,7 +20,8 @@ from headstart.freezing import (
     start_training,
     trained,
 )
-from headstart.heads.head import Head
+from headstart.features.extractor import Cut
+from headstart.models.heads.head import Head
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

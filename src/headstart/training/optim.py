@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from headstart.data.samples import DENSE, Kind
+from headstart.data.dataset import DENSE, Kind
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:

@@ -1,0 +1,5 @@
+"""Checks of images, boxes and masks before training.
+
+Read scan.py (decode and hash every image once), images.py (unreadable files, duplicates, leaks
+between splits, label conflicts), boxes.py and masks.py.
+"""

@@ -1,1 +1,0 @@
-"""What is put on top of a trunk."""

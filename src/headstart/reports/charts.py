@@ -1,0 +1,371 @@
+"""Values to places and words on a page: pure functions, no markup, no pictures."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.splits import evenly
+from headstart.metrics.classification import Reliability
+from headstart.metrics.confidence_intervals import Interval, wilson_interval
+
+__all__ = [
+    "Bar",
+    "Curve",
+    "Pair",
+    "ReliabilityPlot",
+    "Tick",
+    "axis_end",
+    "confused_pairs",
+    "curve",
+    "epoch_curve",
+    "interval_bar",
+    "markdown",
+    "percent",
+    "reliability_plot",
+    "row_shares",
+    "unbroken",
+]
+
+SIDE = 300.0
+"""Side of the reliability diagram's square in its own units; strips below and left are added."""
+
+STRIP = 56.0
+"""Height of the strip that shows how many pictures each bin has."""
+
+CURVE_WIDTH, CURVE_HEIGHT = 300.0, 150.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A number with its interval on an axis, in percent of the axis; None where undefined.
+
+    ``left`` and ``width`` place the interval, ``point`` the number.
+    """
+
+    point: float | None
+    left: float | None
+    width: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """A place on an axis, in the plot's units, and what to write there."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """How many pictures of class ``truth`` were called ``answer``, and their share of the class."""
+
+    truth: int
+    answer: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """One bin of the reliability diagram: what it says, and where it is drawn.
+
+    ``low`` and ``high`` are the ends of the interval, None where there is none; ``x``, ``y``
+    and they are places, downwards; ``height`` is that of the bar in the strip below.
+    """
+
+    confidence: float
+    accuracy: float
+    weight: float
+    share: float
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    left: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityPlot:
+    """Bins that hold something, and the line through them."""
+
+    bins: tuple[Bin, ...]
+    line: str
+    step: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A line over an axis: its points as SVG text, ticks, and the chosen point, -1 for none."""
+
+    line: str
+    points: tuple[tuple[float, float], ...]
+    chosen: int
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def interval_bar(interval: Interval, top: float = 1.0) -> Bar:
+    """Place an interval on an axis from 0 to ``top``.
+
+    Parameters
+    ----------
+    interval : Interval
+    top : float
+        The axis' end, above 0; what lies beyond is cut.
+
+    Returns
+    -------
+    Bar
+
+    Examples
+    --------
+    >>> interval_bar(Interval(value=0.5, low=0.25, high=0.75, method=""))
+    Bar(point=50.0, left=25.0, width=50.0)
+    >>> interval_bar(wilson_interval(0, 0))
+    Bar(point=None, left=None, width=None)
+    """
+    point = _percent(interval.value, top)
+    left, right = _percent(interval.low, top), _percent(interval.high, top)
+    if left is None or right is None:
+        return Bar(point=point, left=None, width=None)
+    return Bar(point=point, left=left, width=round(right - left, 2))
+
+
+def _percent(value: float, top: float) -> float | None:
+    if math.isnan(value):
+        return None
+    return round(100 * min(max(value / top, 0.0), 1.0), 2)
+
+
+def axis_end(interval: Interval) -> float:
+    """Where an axis from 0 ends that holds the interval: 1, 2 or 5 times a power of ten.
+
+    >>> axis_end(Interval(value=0.11, low=0.1, high=0.13, method=""))
+    0.2
+    >>> axis_end(wilson_interval(0, 0))
+    1.0
+    """
+    largest = max((end for end in (interval.value, interval.high) if math.isfinite(end)), default=1)
+    if largest <= 0:
+        return 1.0
+    exponent = math.floor(math.log10(largest))
+    steps = (float(f"{lead}e{exponent}") for lead in (1, 2, 5))
+    return next((step for step in steps if step >= largest), float(f"1e{exponent + 1}"))
+
+
+def row_shares(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Share of each row's pictures, same shape, 0 to 1; NaN in rows without a picture.
+
+    >>> row_shares(np.array([[3, 1], [0, 0]]))
+    array([[0.75, 0.25],
+           [ nan,  nan]])
+    """
+    totals = confusion.sum(axis=1, keepdims=True).astype(np.float64)
+    return np.asarray(confusion / np.where(totals == 0, np.nan, totals))
+
+
+def confused_pairs(confusion: NDArray[np.integer], limit: int | None = None) -> list[Pair]:
+    """Pairs of classes that were mistaken for each other, the most frequent first.
+
+    Parameters
+    ----------
+    confusion : array of int, shape (n_classes, n_classes)
+        Pictures by true class (rows) and answer (columns).
+    limit : int, optional
+
+    Examples
+    --------
+    >>> confused_pairs(np.array([[3, 1], [0, 2]]))
+    [Pair(truth=0, answer=1, count=1, share=0.25)]
+    """
+    wrong = confusion - np.diag(np.diag(confusion))
+    rows, columns = np.nonzero(wrong)
+    counts = wrong[rows, columns]
+    totals = confusion.sum(axis=1)
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return [
+        Pair(
+            truth=int(rows[i]),
+            answer=int(columns[i]),
+            count=int(counts[i]),
+            share=float(counts[i] / totals[rows[i]]),
+        )
+        for i in order
+    ]
+
+
+def reliability_plot(reliability: Reliability, *, independent: bool = True) -> ReliabilityPlot:
+    """Place the bins of a reliability diagram in a square of side ``SIDE``.
+
+    Parameters
+    ----------
+    reliability : Reliability
+        Arrays of shape (n_bins,).
+    independent : bool
+        Whether what is counted is independent, so that each bin has a 95 % interval.
+
+    Returns
+    -------
+    ReliabilityPlot
+        Without empty bins.
+
+    Examples
+    --------
+    >>> found = Reliability(
+    ...     confidence=np.array([np.nan, 0.8]),
+    ...     accuracy=np.array([np.nan, 0.5]),
+    ...     weight=np.array([0.0, 10.0]),
+    ... )
+    >>> [(one.x, one.y, one.share) for one in reliability_plot(found).bins]
+    [(240.0, 150.0, 1.0)]
+    """
+    weights = np.asarray(reliability.weight, dtype=np.float64)
+    n_bins, total, largest = len(weights), float(weights.sum()), float(weights.max(initial=0))
+    bins = []
+    for i in np.flatnonzero(weights > 0):
+        sure, right = float(reliability.confidence[i]), float(reliability.accuracy[i])
+        found = wilson_interval(right * weights[i], weights[i]) if independent else None
+        bins.append(
+            Bin(
+                confidence=sure,
+                accuracy=right,
+                weight=float(weights[i]),
+                share=float(weights[i]) / total,
+                x=_place(sure),
+                y=_place(1 - right),
+                low=None if found is None else _place(1 - found.low),
+                high=None if found is None else _place(1 - found.high),
+                left=round(SIDE * float(i) / n_bins, 2),
+                height=round(STRIP * float(weights[i]) / largest, 2),
+            )
+        )
+    line = " ".join(f"{one.x:g},{one.y:g}" for one in bins)
+    return ReliabilityPlot(bins=tuple(bins), line=line, step=round(SIDE / max(n_bins, 1), 2))
+
+
+def _place(share: float) -> float:
+    return round(SIDE * share, 2)
+
+
+def curve(points: Sequence[tuple[float, float]]) -> Curve:
+    """Place (x, y) points over a logarithmic x axis; the lowest y is the chosen one.
+
+    Parameters
+    ----------
+    points : sequence of (x, y)
+        At least one; x above 0, y finite.
+
+    Examples
+    --------
+    >>> placed = curve([(0.1, 2.0), (0.01, 1.0)])
+    >>> placed.line, placed.chosen, [tick.text for tick in placed.x_ticks]
+    ('300,0 0,150', 1, ['10⁻²', '10⁻¹'])
+    """
+    exponents = [math.log10(x) for x, _ in points]
+    heights = [y for _, y in points]
+    decades = range(math.ceil(min(exponents) - 1e-9), math.floor(max(exponents) + 1e-9) + 1)
+    ticks = [(float(e), "10" + _superscript(e)) for e in decades]
+    return _curve(exponents, heights, heights.index(min(heights)), ticks)
+
+
+def epoch_curve(
+    points: Sequence[tuple[int, float | None]], best: int | None = None
+) -> Curve | None:
+    """Place one number of every epoch; the epoch that was kept is the chosen one.
+
+    Parameters
+    ----------
+    points : sequence of (epoch, number)
+        Epochs whose number is None or not finite are left out.
+    best : int, optional
+        The epoch that was kept.
+
+    Returns
+    -------
+    Curve or None
+        None where fewer than two epochs have a number.
+
+    Examples
+    --------
+    >>> placed = epoch_curve([(1, 0.5), (2, 0.75), (3, math.nan), (4, 0.6)], best=2)
+    >>> placed.line, placed.chosen, [tick.text for tick in placed.x_ticks]
+    ('0,150 100,0 300,90', 1, ['1', '2', '4'])
+    """
+    known = [(epoch, y) for epoch, y in points if y is not None and math.isfinite(y)]
+    if len(known) < 2:
+        return None
+    epochs = [epoch for epoch, _ in known]
+    chosen = epochs.index(best) if best in epochs else -1
+    marked = [epochs[i] for i in evenly(len(epochs) - 1, 5)] + epochs[-1:]
+    ticks = [(float(epoch), str(epoch)) for epoch in marked]
+    return _curve([float(epoch) for epoch in epochs], [y for _, y in known], chosen, ticks)
+
+
+def _curve(
+    xs: Sequence[float], ys: Sequence[float], chosen: int, ticks: Sequence[tuple[float, str]]
+) -> Curve:
+    """Place points in the box of ``CURVE_WIDTH`` by ``CURVE_HEIGHT``."""
+    first, last = min(xs), max(xs)
+    low, high = min(ys), max(ys)
+
+    def across(x: float) -> float:
+        share = (x - first) / (last - first) if last > first else 0.5
+        return round(CURVE_WIDTH * share, 2)
+
+    def down(y: float) -> float:
+        return round(CURVE_HEIGHT * ((high - y) / (high - low) if high > low else 0.5), 2)
+
+    placed = tuple((across(x), down(y)) for x, y in zip(xs, ys, strict=True))
+    marks = [low, (low + high) / 2, high] if high > low else [low]
+    return Curve(
+        line=" ".join(f"{x:g},{y:g}" for x, y in placed),
+        points=placed,
+        chosen=chosen,
+        x_ticks=tuple(Tick(at=across(x), text=text) for x, text in ticks),
+        y_ticks=tuple(Tick(at=down(y), text=f"{y:.3g}") for y in marks),
+    )
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def percent(share: float) -> str:
+    r"""A share as a person reads it; only what is none or all is called 0 or 100.
+
+    >>> percent(0.5), percent(0.999), percent(0.001), percent(1.0), percent(math.nan)
+    ('50\xa0%', '>99\xa0%', '<1\xa0%', '100\xa0%', '–')
+    """
+    if math.isnan(share):
+        return "–"
+    shown = str(round(100 * share))
+    if shown == "100" and share < 1:
+        shown = ">99"
+    if shown == "0" and share > 0:
+        shown = "<1"
+    return f"{shown}\N{NO-BREAK SPACE}%"
+
+
+def unbroken(sentence: str) -> str:
+    r"""Keep every interval of a sentence on one line, and every number with its percent sign.
+
+    >>> unbroken("Accuracy 0.9 [0.8, 0.95] (95 % interval).")
+    'Accuracy 0.9 [0.8,\xa00.95] (95\xa0% interval).'
+    """
+    return re.sub(r"\[[^\]]*\]|\d %", lambda it: it[0].replace(" ", "\N{NO-BREAK SPACE}"), sentence)
+
+
+def markdown(text: object) -> str:
+    r"""Text that means itself in Markdown, on one line; tables and inline HTML included.
+
+    >>> print(markdown("a|b <i>"))
+    a\|b \<i\>
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", " ".join(str(text).split()))

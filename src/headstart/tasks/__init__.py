@@ -1,1 +1,0 @@
-"""What is asked of a picture; one module a task, one contract in task.py."""

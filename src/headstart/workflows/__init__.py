@@ -1,0 +1,6 @@
+"""One file per verb, and what a run is.
+
+Read recipe.py (all settings of a run), fit.py, evaluate.py, plan.py, compare.py and rank.py (the
+verbs), resolve.py (settings that the data decide), events.py (progress events and the log),
+run_folder.py (the files of a run) and tracking.py (TensorBoard and MLflow).
+"""

@@ -1,0 +1,219 @@
+"""What a person sees stays short, plain and safe, whatever the data are called."""
+
+import io
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from headstart.backbones.catalog import resolve
+from headstart.backbones.freezing import FreezePlan, StageRow
+from headstart.backbones.trunk import Trunk
+from headstart.cli.tables import show_evaluation, show_findings, show_predictions
+from headstart.cli.terminal import Terminal
+from headstart.data.checks.images import Finding
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.prepare import Prepared
+from headstart.evaluation.classification import evaluate_probabilities
+from headstart.evaluation.summary import verdict
+from headstart.features.engines import Choice
+from headstart.methods.method import Outline
+from headstart.models.tasks import Classification
+from headstart.models.transfer_model import Prediction
+from headstart.training.job import Epoch
+from headstart.workflows.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
+
+MANY = tuple(f"class [bold]{i}[/]" for i in range(200))
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=100, force_terminal=False)
+
+
+def text(console):
+    return console.file.getvalue()
+
+
+def findings(n):
+    return tuple(
+        Finding(kind="duplicate", severity="warning", message=f"[red]{i}", paths=("a", "b"))
+        for i in range(n)
+    )
+
+
+def test_many_classes_and_findings_stay_short(console):
+    samples = tuple(
+        Sample(image=b"", target=name, split=split) for name in MANY for split in ("train", "test")
+    )
+    data = Dataset(samples=samples, classes=MANY)
+    prepared = Prepared(data=data, records=(), findings=findings(50))
+    Terminal(console)(DataReady(prepared=prepared, seconds=1.0))
+    shown = text(console)
+    assert len(shown.splitlines()) <= 22
+    assert "190 more" in shown
+    assert "45 more findings" in shown
+    assert "class [bold]0[/]" in shown  # markup in names is text
+
+
+def test_nothing_found_is_said(console):
+    show_findings(console, ())
+    assert "no duplicates" in text(console)
+
+
+def test_a_verdict_of_many_classes_stays_short(console):
+    task = Classification(classes=MANY)
+    targets = np.arange(400) % 200
+    probabilities = np.full((400, 200), 0.5 / 199)
+    probabilities[np.arange(400), targets] = 0.5
+    found = evaluate_probabilities(task, probabilities, targets, names=("x",) * 400)
+    show_evaluation(console, found, verdict(found))
+    assert len(text(console).splitlines()) <= 16
+    assert "1.000 [0.990, 1.000]" in text(console)
+
+
+def test_bars_are_for_terminals_only(console):
+    terminal = Terminal(console)
+    with terminal:
+        terminal(Progressed(step="features", done=1, total=2))
+    assert text(console) == ""
+    watched = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with Terminal(watched) as terminal:
+        terminal(Progressed(step="features", done=1, total=2))
+    assert "features" in text(watched)
+
+
+def test_predictions_name_the_picture_and_the_label(console):
+    one = Prediction(name="[b].jpg", label=("red", "round"), probability=0.9, probabilities={})
+    none = Prediction(name="c.jpg", label=(), probability=0.1, probabilities={})
+    show_predictions(console, [one, none], ("a", "b"))
+    shown = text(console)
+    assert "[b].jpg" in shown
+    assert "red, round" in shown
+    assert "(none)" in shown
+
+
+def test_who_abstains_is_shown_beside_the_class(console):
+    one = Prediction(name="b.jpg", label="red", probability=0.9, probabilities={}, abstains=True)
+    two = Prediction(name="c.jpg", label="red", probability=0.99, probabilities={}, abstains=False)
+    show_predictions(console, [one, two], ("red",))
+    lines = text(console).splitlines()
+    assert lines[0].split() == ["picture", "label", "probability", "answer"]
+    assert lines[1].split() == ["b.jpg", "red", "0.900", "abstains"]
+    assert lines[2].split() == ["c.jpg", "red", "0.990", "given"]
+
+
+def test_findings_can_be_shown_in_full(console):
+    show_findings(console, findings(30), limit=100)
+    assert text(console).count("warning:") == 30
+
+
+def test_an_unknown_event_is_no_crash(console):
+    Terminal(console)(SimpleNamespace())
+    assert text(console) == ""
+
+
+def test_the_next_command_can_be_copied_into_a_shell(console):
+    task = Classification(classes=("cat", "dog"))
+    evaluation = evaluate_probabilities(
+        task, np.eye(2).repeat(4, axis=0), np.arange(2).repeat(4), names=("a.png",) * 8
+    )
+    with Terminal(console) as terminal:
+        terminal(
+            Finished(folder=Path("my runs/it's"), evaluation=evaluation, verdict=(), seconds={})
+        )
+    next_line = next(line for line in text(console).splitlines() if line.startswith("Next"))
+    assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "PICTURE"]
+
+
+def epochs(scores):
+    for number, score in enumerate(scores, start=1):
+        best = 1 + scores.index(max(scores[:number]))
+        yield EpochDone(epoch=epoch(number, score, best), most=len(scores))
+
+
+def epoch(number, score, best):
+    return Epoch(number=number, loss=0.5, score=score, held_out_loss=0.25, seconds=2.0, best=best)
+
+
+def test_a_short_training_is_one_line_an_epoch(console):
+    terminal = Terminal(console)
+    for event in epochs([0.5, 0.75, 0.625]):
+        terminal(event)
+    assert text(console).splitlines() == [
+        "  epoch 1/3  loss 0.500  held-out macro F1 0.500, loss 0.250  2.0 s  * best",
+        "  epoch 2/3  loss 0.500  held-out macro F1 0.750, loss 0.250  2.0 s  * best",
+        "  epoch 3/3  loss 0.500  held-out macro F1 0.625, loss 0.250  2.0 s  (best: 2)",
+    ]
+
+
+def test_after_a_resume_the_first_epoch_is_not_the_best_for_being_the_first(console):
+    Terminal(console)(EpochDone(epoch=epoch(2, 0.625, best=1), most=3))
+    assert text(console).endswith("2.0 s  (best: 1)\n")
+
+
+def test_a_long_training_stays_short_and_names_the_best(console):
+    terminal = Terminal(console)
+    for event in epochs([0.1 + 0.5 * (number == 333) for number in range(1, 501)]):
+        terminal(event)
+    shown = text(console).splitlines()
+    assert len(shown) <= 21
+    assert shown[-1].endswith("(best: 333)")
+    assert "epoch 500/500" in shown[-1]
+
+
+def stage(name, trainable=0, **options):
+    return StageRow(stage=name, parameters=1200, trainable=trainable, **options)
+
+
+def test_a_plan_is_a_table_of_stages(console):
+    rows = (stage("stem"), stage("[b]", 1200, learning_rate=1e-4, from_epoch=3), stage("last"))
+    outline = Outline(
+        title="fine-tuning",
+        trains="[i] and the head",
+        plan=FreezePlan(rows=rows),
+        kept="to stem",
+        precision="fp32",
+    )
+    spec = resolve("torchvision/resnet18")
+    Terminal(console)(
+        Planned(
+            outline=outline,
+            trunk=Trunk(spec=spec, state={}, origin={"sha256": "0" * 64, "from": "here"}),
+            engine=Choice(engine="bf16"),
+            parameters=3600,
+            to_compute=1,
+            pictures=2,
+            seconds=None,
+            cache_bytes=10,
+        )
+    )
+    shown = [line.split() for line in text(console).splitlines()]
+    assert ["stem", "1,200", "0", "–", "frozen", "yes"] in shown
+    assert ["[b]", "1,200", "1,200", "1.0e-04", "from", "epoch", "3", "frozen", "no"] in shown
+    assert ["last", "1,200", "0", "–", "frozen", "no"] in shown  # what it sees moves
+    assert ["kept", "to", "stem"] in shown
+    assert ["engine", "features", "bf16;", "training", "fp32"] in shown
+    assert "checked by hash" not in text(console)
+
+
+def test_notes_and_what_was_kept_are_shown(console):
+    evaluation = evaluate_probabilities(
+        Classification(classes=("a", "b")), np.eye(2), np.arange(2), names=("x", "y")
+    )
+    Terminal(console)(Noted(text="Begun anew: [x]"))
+    Terminal(console)(
+        Finished(
+            folder=Path("r"),
+            evaluation=evaluation,
+            verdict=(),
+            seconds={},
+            notes=("Out of memory at step 3.",),
+            kept=("Target +0.010.", "Source -0.020."),
+        )
+    )
+    for words in ("Begun anew: [x]", "Out of memory", "Target +0.010", "Source -0.020"):
+        assert words in text(console)

@@ -1,0 +1,249 @@
+"""Boxes that cannot be learned from are named and left out; the others are left alone."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from headstart.cache import Cache
+from headstart.data.checks.boxes import require_sound, settled
+from headstart.data.checks.scan import ImageRecord, scan
+from headstart.data.dataset import Boxes, Dataset, Sample
+from headstart.data.prepare import inspect, prepare
+from headstart.data.splits import kfold
+from headstart.errors import DataError, UsageError
+
+WIDTH, HEIGHT = 40, 30
+GOOD = (2.0, 3.0, 20.0, 25.0)
+
+
+def dataset(*targets, image=None):
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8) if image is None else image
+    samples = tuple(
+        Sample(image=pixels, target=target, title=f"{i}.jpg") for i, target in enumerate(targets)
+    )
+    return Dataset(samples=samples, classes=("cat", "dog"), kind="detection")
+
+
+def boxes(*corners, labels=None, **more):
+    return Boxes(corners=corners, labels=labels or ("cat",) * len(corners), **more)
+
+
+def settle(target):
+    clean, findings = settled(dataset(target))
+    return clean.samples[0].target, [(f.kind, f.severity, f.message) for f in findings]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Boxes(),
+        Boxes(size=(WIDTH, HEIGHT)),
+        boxes(GOOD, size=(WIDTH, HEIGHT)),
+        boxes(GOOD, (0, 0, WIDTH, HEIGHT), hard=(True, False)),
+        boxes(GOOD, GOOD, labels=("cat", "dog")),
+        None,
+    ],
+)
+def test_sound_boxes_are_the_same_objects(target):
+    clean, _ = settled(dataset(target))
+    assert clean.samples[0].target is target
+
+
+@pytest.mark.parametrize(
+    ("corners", "kind", "words", "left"),
+    [
+        ((5, 5, 5, 9), "box-empty", "1 box at most 1 pixel wide or high left out: cat at", None),
+        ((5, 5, 6, 9), "box-empty", "cat at 5, 5, 6, 9", None),
+        ((9, 9, 5, 5), "box-empty", "cat at 9, 9, 5, 5", None),
+        ((50, 5, 60, 9), "box-outside", "outside the picture of 40 x 30 left out", None),
+        ((-9, 5, 0.5, 9), "box-outside", "outside the picture", None),
+        ((-1, -0.5, 41.5, 9), None, None, (0, 0, 40, 9)),
+        ((-2, 5, 10, 9), "box-outside", "reaching out of the picture of 40 x 30", (0, 5, 10, 9)),
+        ((30, 5, 10000, 9), "box-outside", "clipped: cat at 30, 5, 10000, 9", (30, 5, 40, 9)),
+    ],
+)
+def test_each_wrong_box_is_named_and_the_others_stay(corners, kind, words, left):
+    target = boxes(GOOD, corners, labels=("dog", "cat"), hard=(False, True))
+    clean, findings = settle(target)
+    assert clean.corners == ((GOOD,) if left is None else (GOOD, left))
+    assert clean.labels == (("dog",) if left is None else ("dog", "cat"))
+    assert clean.hard == ((False,) if left is None else (False, True))
+    if kind is None:
+        assert findings == []
+        return
+    ((found, severity, message),) = findings
+    assert (found, severity) == (kind, "warning")
+    assert message.startswith("0.jpg: 1 box ")
+    assert words in message
+
+
+def test_repeated_boxes_and_boxes_of_two_classes():
+    target = boxes(GOOD, GOOD, GOOD, (1, 1, 9, 9), labels=("cat", "cat", "dog", "cat"))
+    clean, findings = settle(target)
+    assert clean.labels == ("cat", "dog", "cat")
+    assert findings == [
+        ("box-repeated", "warning", "0.jpg: 1 box given before left out: cat at 2, 3, 20, 25"),
+        ("label-conflict", "warning", "0.jpg: the same box is labelled cat and dog"),
+    ]
+
+
+def test_many_boxes_make_one_finding():
+    target = boxes(*((i, i, i, i) for i in range(9)))
+    clean, ((kind, _, message),) = settle(target)
+    assert clean.labels == ()
+    assert kind == "box-empty"
+    assert "9 boxes" in message
+    assert message.endswith("cat at 2, 2, 2, 2 and 6 more")
+
+
+def test_another_size_is_an_error_only_where_boxes_do_not_fit():
+    fits, findings = settle(boxes(GOOD, size=(80, 60)))
+    assert fits.corners == (GOOD,)
+    expected = "0.jpg: the annotation states 80 x 60, the picture has 40 x 30"
+    assert findings == [("box-size", "warning", expected)]
+    data = dataset(boxes((30, 30, 70, 50), size=(80, 60)), boxes(GOOD, size=(41, 30)))
+    _, findings = settled(data)
+    assert [(f.kind, f.severity, f.paths) for f in findings if f.kind == "box-size"] == [
+        ("box-size", "error", ("0.jpg",)),
+        ("box-size", "warning", ("1.jpg",)),
+    ]
+    with pytest.raises(DataError, match=r"(?s)got 1 pictures of another size.*0\.jpg.*30 pixels"):
+        require_sound(findings)
+
+
+@given(st.lists(st.tuples(*[st.floats(-20, 60)] * 4), max_size=6))
+def test_what_is_settled_lies_inside_and_stays(corners):
+    clean, findings = settled(dataset(boxes(*corners)))
+    array = clean.samples[0].target.array()
+    assert (array >= 0).all()
+    assert (array <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
+    assert (array[:, 2:] > array[:, :2]).all()
+    again, none = settled(clean)
+    assert again == clean or again.samples[0].target == clean.samples[0].target
+    assert none == ()
+    gone = len(corners) - len(array)
+    assert bool(gone) <= bool(findings)
+
+
+def test_sizes_from_records_headers_and_bytes_agree(tmp_path):
+    picture = Image.new("RGB", (WIDTH, HEIGHT))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown as 30 x 40
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    target = boxes((0, 0, 40, 40), size=(HEIGHT, WIDTH))
+    for image in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
+        data = dataset(target, image=image)
+        clean, _ = settled(data)
+        assert clean.samples[0].target.corners == ((0, 0, 30, 40),)
+        assert settled(data, scan(data.samples)) == settled(data)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "stated", "unclear"),
+    [
+        (6, (40, 30), (30, 40), False),
+        (6, (40, 30), None, True),
+        (6, (30, 30), (30, 30), True),
+        (3, (40, 30), (40, 30), True),
+        (1, (40, 30), None, False),
+    ],
+)
+def test_turned_pictures_whose_boxes_may_not_be(tmp_path, orientation, size, stated, unclear):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
+    data = dataset(boxes(GOOD, size=stated), Boxes(size=stated), image=tmp_path / "a.jpg")
+    for records in (None, scan(data.samples)):
+        _, findings = settled(data, records)
+        assert [(f.kind, f.paths) for f in findings] == [("box-turned", ("0.jpg",))] * unclear
+
+
+def test_pictures_that_cannot_be_read_keep_their_boxes(tmp_path):
+    data = dataset(boxes((5, 5, 5, 5)), image=tmp_path / "no-such.jpg")
+    assert settled(data) == (data, ())
+    assert settled(data, [ImageRecord(digest="", problem="no such file")]) == (data, ())
+    with pytest.raises(UsageError, match="one record for each of 1 samples, got 0"):
+        settled(data, [])
+
+
+def test_other_tasks_are_left_alone():
+    data = Dataset(samples=(Sample(image=b"", target="cat"),), classes=("cat",))
+    assert settled(data) == (data, ())
+
+
+# ---------------------------------------------------------------- a whole set
+
+
+def scene(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Twelve pictures of four films: every third without objects, one with a box of no area."""
+    root = tmp_path / "cells"
+    root.mkdir()
+    images, annotations = [], []
+    for i in range(12):
+        scene(i).save(root / f"{i}.png")
+        size = {"width": WIDTH, "height": HEIGHT}
+        images.append({"id": i, "file_name": f"{i}.png", "video_id": i // 3, **size})
+        if i % 3:
+            box = {"image_id": i, "category_id": i % 2, "bbox": [2, 2, 10, 10 if i != 7 else 0]}
+            annotations.append({"id": i, **box})
+            annotations.append({"id": 100 + i, **box, "category_id": 1, "bbox": [5, 5, 9, 9]})
+    categories = [{"id": 0, "name": "red"}, {"id": 1, "name": "white"}, {"id": 2, "name": "none"}]
+    value = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "boxes.json").write_text(json.dumps(value))
+    return root
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
+
+
+def test_a_set_is_read_checked_and_split(cells, cache):
+    prepared = prepare(cells, cache=cache, test_fraction=0.25)
+    data = prepared.data
+    assert (data.kind, data.classes, len(data)) == ("detection", ("red", "white"), 12)
+    assert sum(not sample.target.labels for sample in data.samples) == 4
+    assert data.counts() == {"red": 4, "white": 11}
+    found = {finding.kind: finding.message for finding in prepared.findings}
+    assert found.keys() == {"box-empty", "rare-class"}
+    assert "7.png: 1 box at most" in found["box-empty"]
+    assert found["rare-class"] == "class 'red' has only 4 objects to learn from"
+    sides = {sample.group: {s.split for s in data.samples if s.group == sample.group}
+             for sample in data.samples}  # fmt: skip
+    assert len(sides) == 4
+    assert all(len(side) == 1 for side in sides.values())
+    assert len(prepared.test) == 3
+    assert any(not sample.target.labels for sample in prepared.train.samples)
+    assert inspect(cells, cache=cache)[0].counts() == data.counts()
+
+
+def test_folds_of_a_detection_set(cells, cache):
+    data = prepare(cells, cache=cache).data
+    folds = kfold(data.targets(), 4, blocks=data.groups())
+    assert sorted(i for _, test in folds for i in test) == list(range(12))
+
+
+def test_pictures_that_were_scaled_without_their_boxes_are_refused(cells, cache):
+    for path in cells.glob("*.png"):
+        Image.open(path).resize((8, 6)).save(path)
+    with pytest.raises(DataError, match="Expected boxes that lie in their pictures, got 8"):
+        prepare(cells, cache=cache, allow_overlap=True)
+    _, findings = inspect(cells, cache=cache)
+    assert {f.severity for f in findings if f.kind == "box-size"} == {"error", "warning"}
+
+
+def test_a_missing_picture_is_an_error_or_skipped(cells, cache):
+    (cells / "3.png").unlink()
+    with pytest.raises(DataError, match=r"3\.png: no such file"):
+        prepare(cells, cache=cache)
+    assert len(prepare(cells, cache=cache, bad_files="skip").data) == 11

@@ -1,0 +1,37 @@
+"""The shown size: what the decoder's pixels have, of every kind of source."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headstart.data.images import decode, shown_size
+from headstart.errors import UnreadableImageError
+
+
+def jpeg(orientation: int) -> bytes:
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_is_the_size_of_the_decoded_pixels(orientation, tmp_path):
+    data = jpeg(orientation)
+    (path := tmp_path / "a.jpg").write_bytes(data)
+    shape = decode(data).shape[:2]
+    assert shape == ((20, 30) if orientation < 5 else (30, 20))
+    assert shown_size(data) == shown_size(path) == shown_size(str(path)) == shape
+    assert shown_size(Image.open(path)) == shape
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (4, 7, 1), (4, 7, 3)], ids=str)
+def test_arrays_are_shown_as_they_are(shape):
+    assert shown_size(np.zeros(shape, np.uint8)) == (4, 7)
+
+
+def test_refuses_what_is_no_picture(tmp_path):
+    with pytest.raises(UnreadableImageError, match="no such file"):
+        shown_size(tmp_path / "none.png")

@@ -1,0 +1,97 @@
+"""Likely label errors, against a direct reading of the paper's equations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+
+from headstart.errors import HeadstartError, UnknownNameError, UsageError
+from headstart.metrics.label_errors import (
+    confident_joint,
+    confident_label_errors,
+    label_error_scores,
+)
+
+
+def drawn(seed: int, n: int = 40, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.ones(k), n), rng.integers(0, k, n)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_the_joint_is_the_papers(seed: int) -> None:
+    """Northcutt et al., equations 1 and 2, picture by picture."""
+    chances, labels = drawn(seed, n=1 + seed % 40)  # also classes of one picture, or none
+    k = chances.shape[1]
+    thresholds = [chances[labels == j, j].mean() if (labels == j).any() else 9.0 for j in range(k)]
+    expected = np.zeros((k, k), dtype=int)
+    off = []
+    for row, label in zip(chances, labels, strict=True):
+        reached = [j for j in range(k) if row[j] >= thresholds[j] - 1e-12]
+        best = max(reached, key=lambda j: row[j]) if reached else None
+        off.append(best is not None and best != label)
+        if best is not None:
+            expected[label, best] += 1
+    assert confident_joint(chances, labels).tolist() == expected.tolist()
+    assert confident_label_errors(chances, labels).tolist() == off
+
+
+@given(seed=st.integers(0, 10_000))
+def test_scores_are_their_formulas(seed: int) -> None:
+    chances, labels = drawn(seed)
+    for row, label, margin, confidence in zip(
+        chances,
+        labels,
+        label_error_scores(chances, labels, measure="normalized_margin"),
+        label_error_scores(chances, labels, measure="self_confidence"),
+        strict=True,
+    ):
+        assert confidence == pytest.approx(1 - row[label])
+        assert margin == pytest.approx((1 - row[label] + np.delete(row, label).max()) / 2)
+
+
+@given(share=st.floats(0.01, 0.99), n=st.integers(1, 50))
+def test_equal_probabilities_reach_their_mean_whatever_the_rounding(share: float, n: int) -> None:
+    chances = np.tile([share, 1 - share, 0.0], (n, 1))
+    assert confident_joint(chances, np.zeros(n, np.intp))[0].tolist() == [n, 0, 0]
+    assert not confident_label_errors(chances, np.zeros(n, np.intp)).any()
+
+
+def test_a_class_without_a_picture_is_nobodys() -> None:
+    chances = np.array([[0.1, 0.2, 0.7], [0.2, 0.1, 0.7]])
+    assert confident_joint(chances, np.array([0, 1]))[:, 2].tolist() == [0, 0, 0]
+
+
+def test_labels_of_any_number_are_scored_one_by_one() -> None:
+    found = label_error_scores(np.array([[0.9, 0.2]]), np.array([[0, 1]]))
+    assert found.tolist() == [[0.9, 0.8]]
+
+
+def test_planted_errors_come_first() -> None:
+    """Out-of-fold probabilities of scikit-learn's logistic regression on two known clouds."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1], 100)
+    features = rng.normal(size=(200, 5)) + 3.0 * truth[:, None]
+    planted = rng.choice(200, 10, replace=False)
+    labels = truth.copy()
+    labels[planted] = 1 - labels[planted]
+    chances = cross_val_predict(
+        LogisticRegression(), features, labels, cv=5, method="predict_proba"
+    )
+    first = np.argsort(-label_error_scores(chances, labels))[:10]
+    assert set(first) == set(planted)
+    assert set(np.flatnonzero(confident_label_errors(chances, labels))) == set(planted)
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    chances, labels = drawn(0)
+    with pytest.raises(UnknownNameError, match="self_confidence"):
+        label_error_scores(chances, labels, measure="self-confidence")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="class indices"):
+        confident_joint(np.array([[0.9, 0.2]]), np.array([[0, 1]]))
+    with pytest.raises(HeadstartError):
+        label_error_scores(chances, labels[1:])

@@ -1,0 +1,366 @@
+"""Every strategy on boxes and masks: the same freezing, cache, loop and words as for classes."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from headstart.backbones.backbone import load
+from headstart.backbones.catalog import resolve
+from headstart.backbones.freezing import fingerprint
+from headstart.backbones.trunk import Trunk
+from headstart.cache import Cache
+from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
+from headstart.data.transforms.augment import Augmentation
+from headstart.errors import DataError, HeadstartError, UsageError
+from headstart.features.extractor import Extractor
+from headstart.methods.finetune import Finetune
+from headstart.methods.linear_probe import LinearProbe
+from headstart.methods.scratch import Scratch
+from headstart.models.build import blank
+from headstart.models.inference import detect, segment
+from headstart.models.tasks import Detection
+from headstart.models.transfer_model import TransferModel
+from headstart.training.job import Score, Session
+from headstart.training.losses.classification import Loss
+from headstart.training.losses.segmentation import MaskLoss
+from headstart.training.objectives import BoxObjective, MaskObjective
+from headstart.training.optim import Training
+from headstart.training.regularisation.penalties import Regularisation
+
+PALETTE = Palette(codes=((0, "background"), (1, "red"), (2, "blue")))
+COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+SHORT = Training(epochs=2, batch_size=4)
+VIEWS = Augmentation(flip=True, crop=0.7, brightness=0.2, views=2)
+HEADS = {
+    "detection": ("faster-rcnn", "retinanet", "fcos", "ssdlite"),
+    "segmentation": ("unet", "unetplusplus", "deeplabv3plus", "fpn", "deeplabv3"),
+}
+METHODS = {
+    "head": Finetune(train_from="head", training=SHORT),
+    "last": Finetune(training=SHORT),
+    "last, views": Finetune(training=SHORT, augmentation=VIEWS),
+    "all": Finetune(train_from="all", training=SHORT),
+    "unfreeze": Finetune(train_from="last:2", unfreeze_every=1, training=SHORT),
+    "norm": Finetune(train_from="last:2", only="norm", training=SHORT),
+    "lora": Finetune(train_from="last:2", only="lora", lora_rank=2, training=SHORT),
+    "train": Finetune(train_from="last:2", batch_norm="train", training=SHORT),
+    "adapt": Finetune(train_from="last:2", batch_norm="adapt", training=SHORT),
+    "anchored": Finetune(training=SHORT, regularisation=Regularisation(l2_sp=0.1, l2_sp_head=0.1)),
+    "maps and features": Finetune(
+        training=SHORT, regularisation=Regularisation(delta=0.1, bss=0.01)
+    ),
+    "average": Finetune(training=replace(SHORT, ema=0.5, soup=2), wise_ft=0.7),
+    "scratch": Scratch(training=SHORT),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    spec = resolve("timm/test_resnet")
+    state = load(spec, pretrained=False, seed=0).trunk.state_dict()
+    return Trunk(spec=spec, state=state, origin={"from": "test"})
+
+
+@pytest.fixture
+def extractor(tmp_path):
+    return Extractor(cache=Cache(tmp_path / "kept"), engine="fp32", device="cpu", workers=1)
+
+
+@pytest.fixture
+def every_epoch_is_better(monkeypatch):
+    """So that the last one is kept, and not the start, whatever a few steps have learned."""
+    for objective in (BoxObjective, MaskObjective):
+        count = itertools.count()
+        monkeypatch.setattr(objective, "score", lambda *_, n=count: Score(float(next(n)), 0.0))
+
+
+def scene(number):
+    """A picture with a red and a blue rectangle (every fifth: with none), and what it shows."""
+    rng = np.random.default_rng(number)
+    height, width = (60, 90) if number % 2 else (80, 64)
+    pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+    mask, corners = np.zeros((height, width), dtype=np.uint8), []
+    for place, name in enumerate(() if number % 5 == 4 else COLOURS):
+        top, left = rng.integers(2, 14), 2 + place * width // 2 + int(rng.integers(0, 6))
+        bottom, right = top + int(rng.integers(18, 40)), left + int(rng.integers(14, 24))
+        pixels[top:bottom, left:right] = COLOURS[name]
+        mask[top:bottom, left:right] = 1 + place
+        corners.append((left, top, right, bottom))
+    return pixels, mask, Boxes(corners=tuple(corners), labels=tuple(COLOURS)[: len(corners)])
+
+
+def data(kind, n=10):
+    samples = []
+    for number in range(n):
+        pixels, mask, boxes = scene(number)
+        present = tuple(PALETTE.names[code] for code in np.unique(mask))
+        target = (
+            boxes if kind == "detection" else Mask(source=mask, palette=PALETTE, present=present)
+        )
+        samples.append(Sample(image=pixels, target=target, title=f"{number}.png"))
+    classes = tuple(COLOURS) if kind == "detection" else PALETTE.names
+    return Dataset(samples=tuple(samples), classes=classes, kind=kind)
+
+
+def made(trunk, kind, head="auto", n=10):
+    found = data(kind, n)
+    return blank(trunk, found, head=head, size=64, seed=0), found
+
+
+def settled(model):
+    """Everything that training decides, to the bit."""
+    head = {k: torch.from_numpy(v) for k, v in model.head.state().items()}
+    return fingerprint(model.trunk.state), fingerprint(head), model.task
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_strategy_trains_what_it_says_and_leaves_the_rest(trunk, extractor, kind, name):
+    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+    before = settled(model)
+    told = []
+    session = Session(told=lambda epoch, _: told.append(epoch))
+    found = METHODS[name].fit(model, train, extractor=extractor, session=session)
+    assert settled(model) == before
+    assert [epoch.number for epoch in told] == [0, 1, 2]
+    assert all(np.isfinite(epoch.loss) for epoch in told[1:])
+    constant = [row["stage"] for row in found.record["plan"]["stages"] if not row["trainable"]]
+    same = [k for k, v in found.trunk.state.items() if torch.equal(v, model.trunk.state[k])]
+    backbone = model.trunk.backbone
+    moved = {backbone.stage_of(f"trunk.{k}") for k in found.trunk.state if k not in same}
+    if name not in {"adapt", "scratch"}:
+        assert not moved & set(constant)
+    json.dumps(found.record, allow_nan=False)
+    again = METHODS[name].fit(model, train, extractor=extractor)
+    assert settled(again) == settled(found)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("augmentation", [Augmentation(), VIEWS], ids=["plain", "views"])
+@pytest.mark.parametrize("train_from", ["head", "last:2"])
+def test_with_and_without_the_cache_the_weights_are_the_same(
+    trunk, extractor, kind, augmentation, train_from, every_epoch_is_better
+):
+    model, train = made(trunk, kind, "fcos" if kind == "detection" else "unet")
+    rates = {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "augmentation": augmentation}
+    how = {"train_from": train_from, "training": SHORT, **rates}
+    found = [
+        Finetune(boundary_cache=switch, **how).fit(model, train, extractor=extractor)
+        for switch in ("on", "off")
+    ]
+    for name, value in found[0].trunk.state.items():
+        torch.testing.assert_close(value, found[1].trunk.state[name], atol=1e-6, rtol=0)
+    other = found[1].head.state()
+    for name, value in found[0].head.state().items():
+        np.testing.assert_allclose(value, other[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [(kind, head) for kind, heads in HEADS.items() for head in heads]
+)
+def test_every_head_learns_behind_a_frozen_trunk_and_answers_in_the_picture(
+    trunk, extractor, kind, head, every_epoch_is_better
+):
+    model, train = made(trunk, kind, head)
+    found = Finetune(train_from="head", training=SHORT).fit(model, train, extractor=extractor)
+    assert fingerprint(found.trunk.state) == fingerprint(model.trunk.state)
+    assert any((v != model.head.state()[k]).any() for k, v in found.head.state().items())
+    sizes = [sample.image.shape[:2] for sample in train.samples[:3]]
+    if kind == "segmentation":
+        masks = [one.mask for one in segment(found.trunk, found.head, train.samples[:3])]
+        assert [mask.shape for mask in masks] == sizes
+        assert max(mask.max() for mask in masks) < 3
+        return
+    for one, (height, width) in zip(
+        detect(found.trunk, found.head, train.samples[:3]), sizes, strict=True
+    ):
+        assert one.size == (width, height)
+        assert (one.boxes >= 0).all()
+        assert (one.boxes <= [width, height, width, height]).all()
+        assert (np.diff(one.scores) <= 0).all()
+        assert set(one.labels) <= {0, 1}
+
+
+def test_boxes_are_learned_and_the_threshold_is_set(trunk, extractor):
+    model, train = made(trunk, "detection", "fcos", n=16)
+    training = Training(epochs=25, batch_size=4, patience=25)
+    how = Finetune(train_from="all", batch_norm="train", learning_rate=1e-3, training=training)
+    found = how.fit(model, train, train, extractor=extractor)
+    epochs = found.record["epochs"]
+    assert max(epoch["score"] for epoch in epochs) > epochs[0]["score"] + 0.2
+    assert found.task != Detection(classes=train.classes)
+    best = detect(found.trunk, found.head, train.samples[:1])[0]
+    truth = train.samples[0].target.array()
+    overlap = [iou(best.boxes[best.labels == k][0], truth[k]) for k in (0, 1)]
+    assert min(overlap) > 0.5
+
+
+def test_masks_are_learned(trunk, extractor):
+    model, train = made(trunk, "segmentation", "unet", n=12)
+    training = Training(epochs=12, batch_size=4, patience=25)
+    how = Finetune(train_from="all", batch_norm="train", learning_rate=1e-3, training=training)
+    found = how.fit(model, train, train, extractor=extractor)
+    masks = [one.mask for one in segment(found.trunk, found.head, train.samples)]
+    truths = [sample.target.source for sample in train.samples]
+    right = np.mean([(a == b).mean() for a, b in zip(masks, truths, strict=True)])
+    plain = np.mean([(truth == 0).mean() for truth in truths])
+    assert right > plain + 0.6 * (1 - plain)
+
+
+def iou(one, other):
+    left, top = np.maximum(one[:2], other[:2])
+    right, bottom = np.minimum(one[2:], other[2:])
+    shared = max(0, right - left) * max(0, bottom - top)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
+    return shared / (sum(areas) - shared)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (Finetune(start="probe"), "start"),
+        (Finetune(mixup=0.2), "mixup"),
+        (Finetune(dropout=0.1), "dropout"),
+        (Scratch(loss=Loss(focal=2.0)), "loss"),
+        (LinearProbe(), "--train-from head"),
+        (Finetune(regularisation=Regularisation(lwf=0.1)), "whole pictures"),
+        (Finetune(augmentation=Augmentation(policy="randaugment")), "settings that .* policy"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_what_is_for_classes_only_is_refused_by_name(trunk, extractor, kind, how, said):
+    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+    with pytest.raises(UsageError, match=said):
+        how.fit(model, train, extractor=extractor)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_nothing_to_learn_is_said(trunk, extractor, kind):
+    model, train = made(trunk, kind)
+    with pytest.raises(DataError, match="at least 2 pictures"):
+        Finetune(training=SHORT).fit(model, train.subset([0]), extractor=extractor)
+
+
+def test_a_model_without_a_head_is_refused(trunk, extractor):
+    train = data("detection")
+    with pytest.raises(UsageError, match="head for detection"):
+        Finetune().fit(
+            TransferModel(trunk=trunk, task=Detection(classes=train.classes)),
+            train,
+            extractor=extractor,
+        )
+
+
+@pytest.mark.parametrize("loss", ["ce", "dice", "focal", "lovasz", "jaccard", "ce+dice"])
+def test_every_loss_of_masks_trains(trunk, extractor, loss):
+    model, train = made(trunk, "segmentation", "fpn")
+    how = MaskLoss(kind=loss, class_weights="balanced" if loss.startswith("ce") else "none")
+    found = Finetune(train_from="head", mask_loss=how, training=SHORT).fit(
+        model, train, extractor=extractor
+    )
+    assert all(np.isfinite(epoch["held_out_loss"]) for epoch in found.record["epochs"])
+
+
+def test_tiles_agree_with_the_whole_where_one_tile_is_the_whole(trunk):
+    model, train = made(trunk, "segmentation", "fpn")
+    whole = [one.mask for one in segment(model.trunk, model.head, train.samples[:3])]
+    tiled = [one.mask for one in segment(model.trunk, model.head, train.samples[:3], tile=90)]
+    for one, other in zip(whole, tiled, strict=True):
+        assert one.shape == other.shape
+    np.testing.assert_array_equal(whole[1], tiled[1])  # 60 x 90: as large as the window
+
+
+def test_tiles_see_what_is_lost_in_the_whole(trunk, extractor):
+    """A model of small pictures finds its classes again in a picture nine times as large."""
+    model, train = made(trunk, "segmentation", "unet", n=12)
+    how = Finetune(
+        train_from="all",
+        batch_norm="train",
+        learning_rate=1e-3,
+        training=Training(epochs=12, batch_size=4, patience=25),
+    )
+    found = how.fit(model, train, train, extractor=extractor)
+    pixels, mask, _ = scene(1)
+    large = Sample(image=np.tile(pixels, (4, 4, 1)), title="large.png")
+    truth = np.tile(mask, (4, 4))
+    whole, tiled = (
+        next(iter(segment(found.trunk, found.head, [large], tile=tile))).mask for tile in (0, 90)
+    )
+    assert whole.shape == tiled.shape == truth.shape
+    assert (tiled == truth).mean() > (whole == truth).mean() + 0.05
+    with pytest.raises(UsageError, match="tile"):
+        next(iter(segment(found.trunk, found.head, [large], tile=-1)))
+
+
+def test_a_head_takes_the_options_of_its_name(trunk):
+    train = data("detection")
+    plain, light = (
+        blank(trunk, train, head=head, size=64).head
+        for head in ("faster-rcnn", "faster-rcnn?channels=64&first_stride=8")
+    )
+    sizes = [sum(value.size for value in head.state().values()) for head in (plain, light)]
+    assert sizes[1] < sizes[0] / 1.5
+    assert len(light.taps) < len(plain.taps)
+    for wrong, said in (("unet", "faster-rcnn"), ("fcos?chanels=64", "channels")):
+        with pytest.raises(UsageError, match=said):
+            blank(trunk, train, head=wrong, size=64)
+
+
+def test_from_scratch_no_trained_head_is_taken(trunk, extractor):
+    model, train = made(trunk, "detection", "fcos")
+    spec = replace(model.trunk.spec, name="torchvision/fcos_resnet50_fpn")  # as published ones have
+    trained = replace(model, trunk=replace(model.trunk, spec=spec))
+    with pytest.raises(UsageError, match="random head"):
+        Scratch(training=SHORT).fit(trained, train, extractor=extractor)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_rate_finder_sees_the_views_that_are_kept(trunk, extractor, kind):
+    """It takes more epochs than the training, whose views are all that is kept."""
+    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+    how = Finetune(
+        learning_rate="auto",
+        boundary_cache="on",
+        augmentation=replace(VIEWS, views=10),
+        training=replace(SHORT, batch_size=10),
+    )
+    found = how.fit(model, train, extractor=extractor)
+    assert found.record["learning_rate_found"]["scale"] > 0
+
+
+def stopped(model, train, extractor, folder, **how):
+    """A training that Ctrl-C ended in its second epoch, with a checkpoint."""
+
+    def stop(epoch, _):
+        if epoch.number == 1:
+            raise KeyboardInterrupt
+
+    session = Session(told=stop, folder=folder)
+    Finetune(training=SHORT, **how).fit(model, train, extractor=extractor, session=session)
+
+
+def test_a_training_is_taken_up_with_its_own_head_and_truth_only(trunk, extractor, tmp_path):
+    model, train = made(trunk, "segmentation", "fpn")
+    stopped(model, train, extractor, tmp_path)
+    again = Session(folder=tmp_path, resume=True)
+    inverted = replace(train.samples[0], target=Mask(source=2 - scene(0)[1], palette=PALETTE))
+    other = replace(train, samples=(inverted, *train.samples[1:]))
+    for start, data_ in ((blank(trunk, train, head="unet", size=64), train), (model, other)):
+        with pytest.raises(HeadstartError, match=r"head|data"):
+            Finetune(training=SHORT).fit(start, data_, extractor=extractor, session=again)
+    found = Finetune(training=SHORT).fit(model, train, extractor=extractor, session=again)
+    whole = Finetune(training=SHORT).fit(model, train, extractor=extractor)
+    assert settled(found) == settled(whole)

@@ -1,0 +1,28 @@
+"""Detection as a value."""
+
+import pytest
+
+from headstart.errors import ModelFileError
+from headstart.models.tasks import Detection
+
+
+def test_it_comes_back_from_its_values():
+    task = Detection(classes=("cell", "platelet"), threshold=0.25)
+    assert Detection.from_dict(task.as_dict()) == task
+    assert task.as_dict()["name"] == task.name == task.kind
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"classes": ["a"]},
+        {"classes": [], "threshold": 0.5},
+        {"classes": ["a"], "threshold": 2},
+        {"classes": ["a"], "threshold": "much"},
+        {"classes": ["a"], "threshold": float("nan")},
+    ],
+)
+def test_a_detection_task_of_no_sense_is_refused(values):
+    with pytest.raises(ModelFileError, match="detection task"):
+        Detection.from_dict(values)

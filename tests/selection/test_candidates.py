@@ -1,0 +1,138 @@
+"""Who takes part in a race, and what each is expected to cost."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from headstart.backbones.catalog import resolve
+from headstart.cache import Cache
+from headstart.data.dataset import Dataset, Sample
+from headstart.errors import TrainingError
+from headstart.features.extractor import Extractor
+from headstart.methods.finetune import Finetune
+from headstart.methods.pretraining import SMALL, random_like, random_trunk
+from headstart.methods.scratch import Scratch
+from headstart.models.transfer_model import TransferModel
+from headstart.selection.candidates import (
+    depths,
+    expected_features,
+    expected_training,
+    probe_of,
+    raced,
+    refusal,
+    trainings,
+)
+from headstart.training.optim import Training
+
+
+def drawn(n=24, seed=0):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        image = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        image[:, : 16 * (i % 2)] += 120
+        samples.append(Sample(image=image, target=("full", "half")[i % 2]))
+    return Dataset(samples=tuple(samples), classes=("full", "half"))
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return random_trunk(SMALL)
+
+
+@pytest.fixture
+def extractor(tmp_path):
+    with Cache(tmp_path / "cache") as cache:
+        yield Extractor(cache=cache, engine="fp32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision/resnet18", ("layer2", "layer3", "")),
+        ("embedded/efficientnet_lite0", ("stage3", "stage5", "")),
+        ("timm/vit_tiny_patch16_224", ("blocks2", "blocks3", "")),
+    ],
+)
+def test_probes_stand_at_several_depths(name, expected):
+    trunk = random_like(resolve(name))
+    assert depths(trunk) == expected
+    for end in expected[:-1]:
+        assert trunk.until(end).width
+
+
+def test_two_places_are_for_trainings(trunk):
+    last, deeper = trainings(trunk, 3, hopeless=False)
+    assert [one.method.train_from for one in (*last, *deeper)] == ["last:1", "all", "last:2"]
+    last, fresh = trainings(trunk, 3, hopeless=True)
+    assert [type(one.method) for one in (*last, *fresh)] == [Finetune, Scratch]
+    assert all(one.method.seed == 3 for one in (*last, *deeper, *fresh))
+
+
+def test_a_method_that_cannot_learn_says_why(trunk):
+    few = drawn(4)
+    contender = trainings(trunk, 0, hopeless=False)[0][0]
+    assert "at least 3 pictures" in refusal(contender, [drawn(), few])
+    assert refusal(probe_of(trunk, "", 0), [few]) == ""
+
+
+def test_what_is_kept_costs_nothing(trunk, extractor):
+    data = drawn()
+    before = expected_features(trunk, data.samples, data, extractor=extractor)
+    extractor.features(trunk, data.samples)
+    assert before > 0
+    assert expected_features(trunk, data.samples, data, extractor=extractor) == 0
+
+
+def test_more_pictures_and_more_stages_are_expected_to_take_longer(trunk, extractor):
+    (last,), (whole, _) = trainings(trunk, 0, hopeless=False)
+    found = [
+        expected_training(who, data, None, 10, extractor=extractor)
+        for who, data in ((last, drawn(100)), (whole, drawn(100)), (whole, drawn(400)))
+    ]
+    assert 0 < found[0] < found[1] < found[2]
+
+
+def test_a_race_answers_what_was_held_out(trunk, extractor):
+    data = drawn(40)
+    learn, asked = data.subset(range(30)), data.subset(range(30, 40))
+    who = probe_of(trunk, "", 0)
+    quick = Training(epochs=2, patience=9)
+    first, second = (Finetune(learning_rate=r, training=quick) for r in (1e-9, 1e-3))
+    entered = replace(who, method=first, others=(second,))
+    logits, after = raced(entered, learn, None, asked, extractor=extractor)
+    assert after.others == ()
+    assert after.method in (first, second)
+    model = after.method.fit(
+        TransferModel(trunk=trunk, task=first_task(data)), learn, extractor=extractor
+    )
+    exact = replace(extractor, engine="fp32")
+    features = exact.features(model.trunk, asked.samples).values
+    np.testing.assert_allclose(logits, model.linear_head().logits(features), atol=1e-4)
+
+
+def first_task(data):
+    from headstart.models.tasks import Classification
+
+    return Classification(classes=data.classes)
+
+
+def test_rates_that_fail_are_left_and_the_last_is_an_error(trunk, extractor, monkeypatch):
+    data = drawn(24)
+    who = trainings(trunk, 0, hopeless=False)[0][0]
+
+    def fails(self, model, train, val=None, **_):
+        if self.learning_rate > 1e-4:
+            raise TrainingError("Expected a finite loss, got nan.")
+        return real(self, model, train, val, **_)
+
+    quick = Training(epochs=1)
+    methods = [Finetune(learning_rate=rate, training=quick) for rate in (1e-3, 1e-5)]
+    real = Finetune.fit
+    monkeypatch.setattr(Finetune, "fit", fails)
+    entered = replace(who, method=methods[0], others=(methods[1],))
+    _, after = raced(entered, data, None, data, extractor=extractor)
+    assert after.method is methods[1]
+    with pytest.raises(TrainingError, match="finite"):
+        raced(replace(who, method=methods[0], others=()), data, None, data, extractor=extractor)

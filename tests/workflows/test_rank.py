@@ -1,0 +1,377 @@
+"""Ranking backbones end to end, through the Python call and the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from sklearn.metrics import accuracy_score
+from typer.testing import CliRunner
+
+from headstart.backbones.trunk import Trunk
+from headstart.cache import Cache
+from headstart.cli.app import app
+from headstart.cli.tables import show_ranking
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.prepare import prepare
+from headstart.data.splits import kfold
+from headstart.errors import DataError, UnknownNameError, UsageError, WeightsNotFoundError
+from headstart.features.extractor import Extractor
+from headstart.metrics.confidence_intervals import (
+    Difference,
+    Interval,
+    paired_proportion_difference,
+)
+from headstart.selection.ranking import Ranked, Ranking, ordered, sentences
+from headstart.selection.scores import DEFAULTS, Features, Score
+from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.workflows.rank import rank
+from headstart.workflows.recipe import Recipe
+
+RECIPE = Recipe(engine="fp32", device="cpu", offline=True)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A tiny network, and the same with weights that see nothing."""
+    from safetensors.torch import save_file
+
+    from headstart.backbones.backbone import load
+    from headstart.backbones.catalog import resolve
+
+    folder, names = tmp_path_factory.mktemp("weights"), []
+    for name, scale in (("seeing", 1.0), ("blind", 0.0)):
+        made = load(resolve("timm/test_resnet"), pretrained=False, seed=1)
+        state = {k: (v * scale).contiguous() for k, v in made.trunk.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+        names.append(f"file:{folder / name}.safetensors@timm/test_resnet")
+    return names[0], names[1]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "photos"
+    for shade, name in ((60, "dark"), (190, "light")):
+        (folder / name).mkdir(parents=True)
+        for k in range(40):
+            pixels = rng.integers(shade - 50, shade + 50, (40, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(
+    backbones: tuple[str, str], photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ranking, Cache]:
+    cache = Cache(tmp_path_factory.mktemp("kept"))
+    return rank(photos, backbones[::-1], recipe=RECIPE, cache=cache), cache
+
+
+def test_the_backbone_that_sees_comes_first(
+    found: tuple[Ranking, Cache], backbones: tuple[str, str]
+) -> None:
+    ranking, _ = found
+    first, last = ranking.rows
+    assert (first.backbone, last.backbone) == backbones
+    assert first.behind is None
+    assert last.behind is not None
+    assert last.behind.distinguishable
+    assert first.scores["linear-probe"].interval.value > 0.95
+    assert last.scores["linear-probe"].interval.value < 0.7
+    for name in DEFAULTS:
+        one, two = (row.scores[name].interval for row in ranking.rows)
+        if one is not None and name not in {"leep", "nce"}:  # whose source classes are random
+            assert one.value > two.value, name
+    assert "ahead of all others" in ranking.sentences[1]
+
+
+def test_only_training_pictures_are_looked_at(found: tuple[Ranking, Cache], photos: Path) -> None:
+    ranking, cache = found
+    train = prepare(photos, cache=cache, test_fraction=0.2, seed=0).train
+    assert ranking.pictures == ranking.available == len(train) == 64
+    assert ranking.rows[0].computed + ranking.rows[0].reused == 64
+
+
+def test_the_probes_number_is_its_accuracy_out_of_fold(
+    found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
+) -> None:
+    ranking, cache = found
+    train = prepare(photos, cache=cache).train
+    trunk = Trunk.open(backbones[1], offline=True)
+    features = Extractor(cache=cache, engine="fp32", device="cpu").features(trunk, train.samples)
+    targets = train.targets()
+    folds = kfold(targets, 5, blocks=train.groups(), seed=0)
+    problem = Problem.of(targets, n_classes=2, kind="multiclass")
+    held_out = search_penalty(features.values, problem, folds).held_out
+    wanted = accuracy_score(targets, held_out.argmax(axis=1))
+    assert ranking.rows[1].scores["linear-probe"].interval.value == pytest.approx(wanted)
+
+
+def test_a_probe_is_fitted_for_the_accuracy_it_is_judged_by(
+    backbones: tuple[str, str], photos: Path, tmp_path: Path
+) -> None:
+    """One that weighs rare classes up is worse than the commonest where nothing is seen."""
+    for name, count in (("dark", 8), ("light", 40)):
+        (tmp_path / "rare" / name).mkdir(parents=True)
+        for k in range(count):
+            picture = (photos / name / f"{k}.png").read_bytes()
+            (tmp_path / "rare" / name / f"{k}.png").write_bytes(picture)
+    cache = Cache(tmp_path / "cache")
+    measures = ["linear-probe"]
+    found = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=measures, cache=cache)
+    interval = found.rows[1].scores["linear-probe"].interval
+    assert interval is not None
+    train = prepare(tmp_path / "rare", cache=cache).train
+    assert interval.value == pytest.approx(np.mean(train.targets() == 1))
+    assert found.sentences[-1] == (
+        f"Saying 'light' every time would reach {interval.value:.3f}: that takes no backbone."
+    )
+    by = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=["log-me"], cache=cache)
+    assert "every time" not in " ".join(by.sentences)
+
+
+def test_kept_features_do_not_look_like_a_quick_backbone(
+    found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
+) -> None:
+    ranking, cache = found
+    again = rank(photos, backbones[:1], recipe=RECIPE, measures=["knn"], cache=cache).rows[0]
+    assert (again.computed, again.reused) == (0, 64)
+    assert again.milliseconds > 0.1 * ranking.rows[0].milliseconds
+    numbers = [row.scores["knn"].interval for row in (again, ranking.rows[0])]
+    assert numbers[0] == numbers[1]
+
+
+def test_some_pictures_are_enough(
+    found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
+) -> None:
+    few = rank(photos, backbones, recipe=RECIPE, measures=["log-me"], most=20, cache=found[1])
+    assert (few.pictures, few.available) == (20, 64)
+    assert few.rows[0].backbone == backbones[0]
+    assert few.as_dict()["rows"][0]["scores"]["log-me"]["method"] == "block jackknife"
+
+
+def test_what_cannot_be_ranked_is_refused(
+    backbones: tuple[str, str], photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnknownNameError, match="resnet18"):
+        rank(photos, ["torchvision/resnet81"], recipe=RECIPE)
+    with pytest.raises(UnknownNameError, match="did you mean 'log-me'"):
+        rank(photos, backbones, recipe=RECIPE, measures=["logme"])
+    with pytest.raises(UsageError, match="each once"):
+        rank(photos, [backbones[0], backbones[0]], recipe=RECIPE)
+    with pytest.raises(UsageError, match="none"):
+        rank(photos, [], recipe=RECIPE)
+    with pytest.raises(UsageError, match="max-pictures"):
+        rank(photos, backbones, recipe=RECIPE, most=3)
+    with pytest.raises(WeightsNotFoundError):
+        rank(photos, [f"file:{tmp_path}/none.pth@timm/test_resnet"], recipe=RECIPE)
+    with pytest.raises(DataError):
+        rank(tmp_path / "nowhere", backbones, recipe=RECIPE)
+    with pytest.raises(DataError, match="nowhere"):  # before weights are fetched
+        rank(tmp_path / "nowhere", [f"file:{tmp_path}/none.pth@timm/test_resnet"], recipe=RECIPE)
+    lonely = tmp_path / "lonely" / "dark"
+    lonely.mkdir(parents=True)
+    for path in sorted((photos / "dark").iterdir())[:12]:
+        (lonely / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="class"):
+        rank(tmp_path / "lonely", backbones, recipe=RECIPE)
+
+
+def test_a_first_measure_that_no_backbone_has_is_refused() -> None:
+    bare = {"leep": Score(measure="leep", missing="no source classes")}
+    with pytest.raises(UsageError, match=r"no source classes; do name .*linear-probe"):
+        ordered([_row("a", bare)], "leep", _shared())
+
+
+def test_a_class_of_one_patient_has_no_probe_and_is_told_why(
+    backbones: tuple[str, str], photos: Path, tmp_path: Path
+) -> None:
+    for name in ("dark", "light"):
+        for k, path in enumerate(sorted((photos / name).iterdir())[:16]):
+            part = "val" if k > 12 else "train"
+            patient = k if name == "light" else part
+            to = tmp_path / "p" / part / name / f"{patient}_{k}.png"
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(path.read_bytes())
+    recipe = Recipe(engine="fp32", device="cpu", offline=True, group_by=r"([a-z0-9]+)_\d+\.png")
+    source = tmp_path / "p"
+    ranking = rank(source, backbones, recipe=recipe, measures=["log-me", "linear-probe"])
+    assert ranking.groups == 14
+    first = ranking.rows[0].scores
+    assert np.isnan(first["log-me"].interval.low)  # no blocks to leave out either
+    assert "class" in first["linear-probe"].missing
+    with pytest.raises(UsageError, match="linear-probe: Expected"):
+        rank(source, backbones, recipe=recipe, measures=["linear-probe"])
+
+
+def test_several_labels_a_picture_are_ranked_by_the_probe(
+    backbones: tuple[str, str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    samples = []
+    for k in range(60):
+        is_light, is_red = k % 2, k // 2 % 2
+        pixels = rng.integers(0, 60, (32, 32, 3)).astype(np.uint8) + np.uint8(120 * is_light)
+        pixels[..., 0] += np.uint8(70 * is_red)
+        labels = ("light",) * is_light + ("red",) * is_red
+        samples.append(Sample(image=pixels, target=labels))
+    data = Dataset(samples=tuple(samples), classes=("light", "red"), kind="multilabel")
+    ranking = rank(data, backbones[::-1], recipe=RECIPE, cache=Cache(tmp_path))
+    first = ranking.rows[0]
+    assert first.backbone == backbones[0]
+    assert first.scores["linear-probe"].interval.value > 0.8
+    assert all("one class" in first.scores[name].missing for name in DEFAULTS[1:])
+    json.dumps(ranking.as_dict(), allow_nan=False)
+
+
+def _shared() -> Features:
+    return Features(values=np.zeros((4, 0)), targets=np.asarray([0, 0, 1, 1]))
+
+
+def _interval(value: float) -> Interval:
+    return Interval(value=value, low=value - 0.05, high=value + 0.05, method="t")
+
+
+def _row(name: str, scores: dict[str, Score], **more: Any) -> Ranked:
+    given: dict[str, Any] = {
+        "milliseconds": 12.34,
+        "engine": "fp32",
+        "seconds": 2.5,
+        "computed": 10,
+        "reused": 0,
+        "megabytes": 18.8,
+        "width": 1280,
+    }
+    return Ranked(backbone=name, scores=scores, **{**given, **more})
+
+
+def _scores(probe: float, gbc: float) -> dict[str, Score]:
+    return {
+        "linear-probe": Score(measure="linear-probe", interval=_interval(probe)),
+        "gbc": Score(measure="gbc", interval=_interval(gbc)),
+        "leep": Score(measure="leep", missing="no source classes"),
+    }
+
+
+def _ranking() -> Ranking:
+    gap = Interval(value=0.01, low=-0.02, high=0.04, method="newcombe-paired")
+    rows = (
+        _row("timm/a_rather_long_name_of_a_network.with_a_tag_in22k", _scores(0.97, -0.2)),
+        _row(
+            "embedded/[b]",
+            _scores(0.96, -1e-7),
+            behind=Difference(interval=gap, distinguishable=False),
+            milliseconds=3.2,
+            computed=0,
+            reused=10,
+        ),
+    )
+    return Ranking(
+        name="photos [x]",
+        task="classification",
+        measure="linear-probe",
+        pictures=200,
+        available=900,
+        groups=70,
+        rows=rows,
+        sentences=sentences(rows, ["linear-probe", "gbc", "leep"]),
+        seconds=3.0,
+    )
+
+
+def test_sentences_say_who_is_as_good_and_quicker_and_who_dissents() -> None:
+    told = _ranking().sentences
+    assert told[0].startswith("timm/a_rather")
+    assert told[1] == "Cannot be distinguished from it on these pictures: embedded/[b]."
+    assert "embedded/[b] is the quickest: 3.2 ms a picture against 12.3 ms" in told[2]
+    assert told[3] == "embedded/[b] would come first by gbc."
+
+
+def test_each_difference_is_at_the_level_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    worths = [(rng.random(80) < share).astype(float) for share in (0.9, 0.8, 0.7)]
+    rows = [
+        _row(f"{i}", {"knn": Score(measure="knn", interval=_interval(w.mean()), worths=w)})
+        for i, w in enumerate(worths)
+    ]
+    shared = Features(values=np.zeros((80, 0)), targets=np.arange(80) % 2)
+    found = ordered(rows[::-1], "knn", shared)
+    assert [row.backbone for row in found] == ["0", "1", "2"]
+    for row, other in zip(found[1:], worths[1:], strict=True):
+        wanted = paired_proportion_difference(worths[0] > 0, other > 0, level=1 - 0.05 / 3)
+        assert row.behind == wanted
+
+
+def test_backbones_without_a_number_come_last() -> None:
+    worths = np.asarray([1.0, 1.0, 0.0, 1.0])
+    score = Score(measure="leep", interval=_interval(-0.3), worths=worths)
+    none = Score(measure="leep", missing="no source classes")
+    rows = ordered([_row("none", {"leep": none}), _row("some", {"leep": score})], "leep", _shared())
+    assert [row.backbone for row in rows] == ["some", "none"]
+    assert rows[1].behind is None
+
+
+def test_the_table_fits_80_columns() -> None:
+    text = io.StringIO()
+    show_ranking(Console(file=text, width=80, emoji=False), _ranking())
+    shown = text.getvalue()
+    assert max(map(len, shown.splitlines()[1:])) <= 80
+    for part in (
+        "photos [x]", "200 of 900", "70 groups", "0.970 [0.920, 1.020]", "12.3",
+        "+0.010 [-0.020, +0.040] =", "kept", "18.8", "1280", "-1.0e-07*", "–",
+        "embedded/[b]", "cannot be distinguished",
+    ):  # fmt: skip
+        assert part in shown
+
+
+def test_the_verb_prints_a_table_and_json(
+    backbones: tuple[str, str], photos: Path, found: tuple[Ranking, Cache]
+) -> None:
+    given = [str(photos), "--backbones", ",".join(backbones), "--offline", "--engine", "fp32"]
+    some = ["rank", *given, "--measure", "knn,log-me", "--max-pictures", "30"]
+    said = CliRunner().invoke(app, some)
+    assert said.exit_code == 0, said.output
+    assert "Ranking" in said.output
+    assert "ms a picture" in said.output
+    said = CliRunner().invoke(app, [*some, "--json"])
+    plain = json.loads(said.stdout)
+    assert plain["measure"] == "knn"
+    assert plain["pictures"] == 30
+    assert [row["backbone"] for row in plain["rows"]] == list(backbones)
+    assert plain["rows"][1]["behind"]["distinguishable"] is True
+    assert set(plain["rows"][0]["scores"]) == {"knn", "log-me"}
+
+
+@pytest.mark.parametrize("source", ["demo:boxes", "demo:masks"])
+def test_objects_and_regions_are_ranked(
+    backbones: tuple[str, str], source: str, tmp_path: Path
+) -> None:
+    recipe = Recipe(device="cpu", offline=True, size=64)
+    given: dict[str, Any] = {"recipe": recipe, "measures": ["knn", "log-me", "leep"], "most": 40}
+    ranking = rank(source, backbones[::-1], cache=Cache(tmp_path), **given)
+    first = ranking.rows[0]
+    assert first.backbone == backbones[0]
+    assert ranking.regions > ranking.pictures >= 30
+    assert ranking.groups <= ranking.pictures  # regions of a picture are not independent
+    assert first.scores["log-me"].interval.low < first.scores["log-me"].interval.value
+    assert "whole pictures" in first.scores["leep"].missing
+    assert first.milliseconds > 0
+    assert first.width == 96
+    text = io.StringIO()
+    show_ranking(Console(file=text, width=80, emoji=False), ranking)
+    assert f"{ranking.regions} {'objects' if 'boxes' in source else 'regions'}" in text.getvalue()
+
+
+def test_what_is_for_boxes_or_for_classes_only_is_refused(
+    backbones: tuple[str, str], photos: Path
+) -> None:
+    with pytest.raises(UsageError, match="fp32"):
+        rank("demo:boxes", backbones, recipe=Recipe(engine="bf16", device="cpu", offline=True))
+    with pytest.raises(UsageError, match="crop"):
+        rank(photos, backbones, recipe=Recipe(size=64, device="cpu", offline=True))

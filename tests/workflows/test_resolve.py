@@ -1,0 +1,234 @@
+"""A recipe without a method is settled by a race, and a run says what was chosen."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from headstart.backbones.trunk import Trunk
+from headstart.cache import Cache
+from headstart.data.dataset import Dataset, Sample
+from headstart.errors import UnknownNameError, UsageError
+from headstart.features.extractor import Extractor
+from headstart.methods.finetune import Finetune
+from headstart.methods.linear_probe import LinearProbe
+from headstart.methods.pretraining import SMALL, random_trunk
+from headstart.models.saving import load
+from headstart.selection.candidates import TO_THE_END
+from headstart.selection.race import Decision
+from headstart.workflows import resolve as settling
+from headstart.workflows.events import Decided, EpochDone, JsonLog, Noted
+from headstart.workflows.fit import fit
+from headstart.workflows.plan import plan
+from headstart.workflows.recipe import Recipe
+from headstart.workflows.resolve import located, require_meant
+
+
+def drawn(n=40, seed=0, kind="multiclass"):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        image = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        image[:, : 16 * (i % 2)] += 120
+        samples.append(Sample(image=image, target=("full", "half")[i % 2], title=f"{i}.png"))
+    return Dataset(samples=tuple(samples), classes=("full", "half"), kind=kind, name="halves")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Two backbones of one's own, as files."""
+    from safetensors.torch import save_file
+
+    names = []
+    for seed in (0, 1):
+        path = tmp_path_factory.mktemp("weights") / f"{seed}.safetensors"
+        state = random_trunk(SMALL, seed=seed).state
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+        names.append(f"file:{path}@{SMALL}")
+    return names
+
+
+@pytest.fixture
+def cache(tmp_path):
+    with Cache(tmp_path / "cache") as opened:
+        yield opened
+
+
+def test_a_run_without_a_method_races_and_keeps_the_decision(weights, cache, tmp_path):
+    first, second = weights
+    recipe = Recipe(backbone=first, rivals=(second,), engine="fp32", device="cpu")
+    told = []
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=told.append)
+    (decided,) = (event for event in told if isinstance(event, Decided))
+    assert decided.method == run.recipe.method == LinearProbe()
+    assert decided.backbone == run.recipe.backbone
+    assert len(decided.record["rows"]) == 6  # three depths of two backbones
+    assert "race" in run.seconds
+    kept = load(run.folder).record["decision"]
+    assert kept == json.loads(json.dumps(decided.record))
+    written = yaml.safe_load((run.folder / "resolved.yaml").read_text())
+    assert written["method"]["name"] == "linear-probe"
+    lines = (run.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines].count("decision") == 1
+    assert run.evaluation.metrics["accuracy"].value == 1.0
+
+
+def test_a_method_that_is_named_is_not_raced(weights, cache, tmp_path):
+    recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
+    told = []
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=told.append)
+    assert not any(isinstance(event, Decided) for event in told)
+    assert "decision" not in run.model.record
+
+
+def test_several_processes_do_not_race_and_say_so(weights, monkeypatch):
+    monkeypatch.setattr(settling, "world", lambda: 2)
+    told = []
+    trunk = random_trunk(SMALL)
+    found, same, _, record = settling.choose(
+        Recipe(task="classification", seed=4),
+        [trunk],
+        None,
+        extractor=None,
+        notify=told.append,
+    )
+    assert found.method == LinearProbe(seed=4)
+    assert same is trunk
+    assert record == {}
+    assert [type(event) for event in told] == [Noted]
+
+
+def test_what_cannot_be_meant_is_said_before_anything_is_computed(weights):
+    with pytest.raises(UsageError, match="can be resumed, got linear-probe"):
+        require_meant(Recipe(method=LinearProbe()), drawn(), resume=True)
+    require_meant(Recipe(method=Finetune()), drawn(), resume=True)
+    with pytest.raises(UnknownNameError, match="resnet18"):
+        located(Recipe(rivals=("resnet81",)))
+
+
+def test_a_plan_trains_nothing_and_counts_every_part(weights, cache):
+    recipe = Recipe(backbone=weights[0], engine="fp32", device="cpu")
+    found = plan(drawn(), recipe, cache=cache)
+    assert [row["state"] for row in found["rows"][:3]] == ["probed"] * 3
+    assert found["estimated"] > 0
+    assert found["pictures"] == 32
+    extractor = Extractor(cache=cache, engine="fp32", device="cpu")
+    samples = drawn().samples
+    assert extractor.outlook(Trunk.open(weights[0]), samples)[1] == len(samples)  # none is kept
+    named = plan(drawn(), Recipe(backbone=weights[0], method=Finetune(), device="cpu"), cache=cache)
+    assert [row["method"] for row in named["rows"]] == ["finetune"]
+    assert named["estimated"] > 0
+
+
+def test_a_plan_for_a_probe_counts_the_pictures_to_be_judged(weights, cache):
+    recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
+    parts = ["train"] * 20 + ["test"] * 20
+    samples = (replace(s, split=p) for s, p in zip(drawn().samples, parts, strict=True))
+    data = replace(drawn(), samples=tuple(samples))
+    trunk, extractor = Trunk.open(weights[0]), Extractor(cache=cache, engine="fp32", device="cpu")
+    extractor.features(trunk, data.samples[:20])
+    before = plan(data, recipe, cache=cache)["estimated"]
+    extractor.features(trunk, data.samples[20:])  # what is kept costs nothing
+    assert plan(data, recipe, cache=cache)["estimated"] < before
+
+
+def test_a_log_holds_the_decision(tmp_path):
+    with JsonLog(tmp_path / "log.jsonl") as log:
+        log(Decided(record={"why": ["so"], "rows": []}))
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["why"] == ["so"]
+
+
+CHOSEN = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=0)
+
+
+@pytest.fixture
+def races(monkeypatch):
+    """Every race is won by fine-tuning all stages; here is what each was asked."""
+    asked = []
+
+    def decided(trunks, train, *_, extractor, **__):
+        asked.append(train)
+        record = {"why": ["so"], "rows": [], "folds": 5, "pictures": 32, "measure": "accuracy"}
+        record |= {"budget": 1.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
+        return Decision(method=CHOSEN, trunk=trunks[0], engine="fp32", record=record)
+
+    monkeypatch.setattr("headstart.selection.race.decide", decided)
+    return asked
+
+
+def killed(after):
+    """Watch until an epoch of this number is over."""
+
+    def watch(event):
+        if isinstance(event, EpochDone) and event.epoch.number == after:
+            raise RuntimeError("killed")
+
+    return watch
+
+
+def test_a_training_that_a_race_chose_goes_on_without_racing_again(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    whole = fit(drawn(), recipe, out=tmp_path / "whole", cache=cache)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(2))
+    assert len(races) == 2
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    assert len(races) == 2
+    assert run.recipe.method == CHOSEN
+    assert run.model.trunk.fingerprint == whole.model.trunk.fingerprint
+    assert load(run.folder).record["decision"]["why"] == ["so"]
+    assert not (tmp_path / "run.partial").exists()
+
+
+def test_a_race_that_was_stopped_itself_is_run_again(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    arguments = {"out": tmp_path / "run", "cache": cache, "resume": True}
+    with pytest.raises(RuntimeError, match="killed"):  # nothing is there: it begins
+        fit(drawn(), recipe, **arguments, observer=killed(0))
+    assert len(races) == 1
+    assert fit(drawn(), recipe, **arguments).recipe.method == CHOSEN
+    assert len(races) == 1
+
+
+def test_a_checkpoint_that_no_race_has_left_is_not_raced_over(weights, cache, tmp_path, races):
+    partial = tmp_path / "run.partial"
+    partial.mkdir()
+    (partial / "checkpoint.safetensors").write_bytes(b"of a method that was named")
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    for text in (None, "", "[]", "{}", '{"method": {}, "backbone": "other"}'):
+        if text is not None:
+            (partial / "race.json").write_text(text)
+        with pytest.raises(UsageError, match="name the method of that run"):
+            fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    assert races == []
+
+
+def test_a_choice_is_not_taken_over_to_another_run(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(0))
+    kept = tmp_path / "run.partial" / "race.json"
+    before = kept.read_text()
+    assert not kept.with_name("checkpoint.safetensors").exists()  # which would tell them apart
+
+    def refused(data, other, parts):
+        with pytest.raises(UsageError, match=f"got one with another {parts};"):
+            fit(data, other, out=tmp_path / "run", cache=cache, resume=True)
+
+    refused(drawn(seed=1), recipe, "data")
+    refused(drawn(), replace(recipe, seed=1), "data, seed")
+    refused(drawn(), replace(recipe, test_fraction=0.4), "data")
+    path = Path(weights[0].removeprefix("file:").partition("@")[0])
+    first = path.read_bytes()
+    try:
+        path.write_bytes(Path(weights[1].removeprefix("file:").partition("@")[0]).read_bytes())
+        refused(drawn(), recipe, "weights")
+    finally:
+        path.write_bytes(first)
+    assert kept.read_text() == before
+    fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    assert len(races) == 1
