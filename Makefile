@@ -19,7 +19,7 @@ help: ## List the verbs.
 
 install: $(VENV)/.installed-dev ## Create the environment with everything a developer needs.
 
-demo: $(VENV)/.installed ## Run the main job on an embedded example set; downloads no pictures, no weights.
+demo: $(VENV)/.installed ## Run the main job on an embedded example set; downloads no images, no weights.
 	$(BIN)/headstart fit demo:$(DEMO) --offline --out $(OUT)
 
 test: install ## Run the tests and the examples in the docstrings.
@@ -32,7 +32,7 @@ lint: install ## Check style, types, the direction of imports, the house rules a
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_house.py tests/test_project.py
 
-bench: install ## Measure speed; needs pictures of your own, see benchmarks/.
+bench: install ## Measure speed; needs images of your own, see benchmarks/.
 	@set -e; for script in $(wildcard benchmarks/*.py); do \
 	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 	$(BIN)/python -m pytest -m bench || test $$? -eq 5  # 5: no test carries the mark

@@ -1,9 +1,9 @@
-"""The race's choice beside the best found by trying everything, on folders of real pictures.
+"""The race's choice beside the best found by trying everything, on folders of real images.
 
 For every set: each backbone with a linear probe at three depths, with its last stage and with all
-stages fine-tuned (the rate chosen on pictures held out of the training part), each trained whole
+stages fine-tuned (the rate chosen on images held out of the training part), each trained whole
 and judged on the test part; and the race, which sees the training part alone, with what its choice
-reaches on the same test pictures. Every training begins with an empty cache; subsets are by class,
+reaches on the same test images. Every training begins with an empty cache; subsets are by class,
 from a fixed seed.
 
     python benchmarks/choice.py FOLDER... --backbones a,b,c,random:d [--train 150] [--test 200]
@@ -24,7 +24,7 @@ prepare_machine()  # as the command line does, before torch is imported
 import numpy as np  # noqa: E402
 
 from headstart.backbones.catalog import resolve  # noqa: E402
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.prepare import prepare  # noqa: E402
 from headstart.data.readers import read_dataset  # noqa: E402
@@ -33,7 +33,7 @@ from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
 from headstart.methods.pretraining import random_like  # noqa: E402
 from headstart.metrics.confidence_intervals import paired_proportion_difference, proportion_interval  # noqa: E402
-from headstart.selection.candidates import Contender, depths, probe_of, raced, trainings  # noqa: E402
+from headstart.selection.candidates import Candidate, depths, probe_of, raced, trainings  # noqa: E402
 from headstart.selection.race import decide  # noqa: E402
 
 
@@ -41,11 +41,11 @@ def opened(name):
     """A backbone by name, or one with random weights."""
     if name.startswith("random:"):
         return random_like(resolve(name.removeprefix("random:")))
-    return Trunk.open(name, offline=True)
+    return FrozenBackbone.open(name, offline=True)
 
 
 def some(data, wanted):
-    """A stratified subset of about so many pictures."""
+    """A stratified subset of about so many images."""
     if wanted >= len(data):
         return data
     share = wanted / len(data)
@@ -53,15 +53,17 @@ def some(data, wanted):
 
 
 def tried(contender, train, test):
-    """Which test pictures are answered right after training on all others, and the seconds."""
+    """Which test images are answered right after training on all others, and the seconds."""
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine="fp32")
         begin = time.perf_counter()
         if isinstance(contender.method, LinearProbe):
-            from headstart.models.build import blank
+            from headstart.models.build import create_model
 
-            model = contender.method.fit(blank(contender.trunk, train), train, extractor=extractor)
-            features = extractor.features(contender.trunk, test.samples).values
+            model = contender.method.fit(
+                create_model(contender.backbone, train), train, extractor=extractor
+            )
+            features = extractor.features(contender.backbone, test.samples).values
             logits = model.linear_head().logits(features)
         else:
             logits, _ = raced(contender, train, None, test, extractor=extractor)
@@ -74,12 +76,12 @@ def measured(folder, names, sizes):
         prepared = prepare(read_dataset(folder), cache=cache, allow_overlap=True)
     train, test = some(prepared.train, sizes[0]), some(prepared.test, sizes[1])
     yield {"set": Path(folder).name, "train": len(train), "test": len(test)}
-    trunks = {name: opened(name) for name in names}
+    backbones = {name: opened(name) for name in names}
     right = {}
-    for name, trunk in trunks.items():
+    for name, backbone in backbones.items():
         shown = name.rpartition("/")[2]
-        ways = [(f"probe {end or 'whole'}", probe_of(trunk, end, 0)) for end in depths(trunk)]
-        (last,), (whole, *_) = trainings(trunk, 0, hopeless=False)
+        ways = [(f"probe {end or 'whole'}", probe_of(backbone, end, 0)) for end in depths(backbone)]
+        (last,), (whole, *_) = trainings(backbone, 0, hopeless=False)
         ways += [] if name.startswith("random:") else [("fine-tuning last stage", last)]
         ways += [("fine-tuning all stages", whole)]
         for way, contender in ways:
@@ -91,17 +93,21 @@ def measured(folder, names, sizes):
                 "seconds": round(seconds, 1),
                 "accuracy": proportion_interval(right[shown, way]).as_dict(),
             }
-    yield race(Path(folder).name, trunks, train, test, right)
+    yield race(Path(folder).name, backbones, train, test, right)
 
 
-def race(name, trunks, train, test, right):
+def race(name, backbones, train, test, right):
     """The choice, what it reaches, and how far that is from the best of all."""
     with tempfile.TemporaryDirectory() as where, Cache(Path(where)) as cache:
         begin = time.perf_counter()
         extractor = Extractor(cache=cache, engine="fp32")
-        found = decide(list(trunks.values()), train, extractor=extractor, budget=ARGUMENTS.budget)
+        found = decide(
+            list(backbones.values()), train, extractor=extractor, budget=ARGUMENTS.budget
+        )
         seconds = time.perf_counter() - begin
-    chosen = Contender(name="chosen", trunk=found.trunk, whole=found.trunk, method=found.method)
+    chosen = Candidate(
+        name="chosen", backbone=found.backbone, whole=found.backbone, method=found.method
+    )
     hits, training = tried(chosen, train, test)
     best = max(right, key=lambda way: right[way].mean())
     behind = paired_proportion_difference(hits, right[best])

@@ -1,9 +1,9 @@
 """Boxes on BCCD and masks on CamVid: how much of a pretrained network should learn.
 
-Rows: from scratch, a frozen trunk with and without the boundary cache, its last stage, the whole.
-All learn from the same pictures with the same head, picture size, epochs and batch size, stop on
-the data's val part (the best epoch is kept) and are judged on its test part, whose pictures are
-resampled for the intervals. Seconds are those of the training, extraction and judging of every
+Rows: from scratch, a frozen backbone with and without the activation cache, its last stage,
+the whole. All learn from the same images with the same head, image size, epochs and batch size,
+stop on the data's val part (the best epoch is kept) and are judged on its test part, whose images
+are resampled for the intervals. Seconds are those of the training, extraction and judging of every
 epoch included, each with an empty cache; head rates 1e-3, backbone 1e-4 (scratch 1e-3). A line of
 JSON is appended for each run, so a run that was stopped goes on where it was.
 
@@ -29,14 +29,14 @@ prepare()  # as the command line does, before torch is imported
 import accelerate  # noqa: E402, F401 - imports of many seconds are not part of a training
 import torch._dynamo  # noqa: E402, F401 - as above: the first optimiser would
 
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import prepare as data_prepare  # noqa: E402
 from headstart.evaluation.classification import evaluate  # noqa: E402
 from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
-from headstart.models.build import blank  # noqa: E402
+from headstart.models.build import create_model  # noqa: E402
 from headstart.training.optim import Training  # noqa: E402
 
 SETS = {
@@ -57,7 +57,7 @@ def method_of(name, training, seed):
     train_from = {"last stage": "last:1", "full": "all"}.get(name, "head")
     return Finetune(
         train_from=train_from,
-        boundary_cache="off" if name == "frozen, uncached" else "on",
+        activation_cache="off" if name == "frozen, uncached" else "on",
         training=training,
         seed=seed,
     )
@@ -75,19 +75,19 @@ def run(name, arguments, seed):
     )
     with tempfile.TemporaryDirectory() as kept:
         cache = Cache(Path(kept))
-        # Two pictures of BCCD are nearly the same in train and val; the test part is clean.
+        # Two images of BCCD are nearly the same in train and val; the test part is clean.
         found = data_prepare.prepare(
             Path(arguments.data, folder), cache=cache, seed=0, allow_overlap=True
         )
-        backbone = arguments.backbone.format(data=arguments.data)
-        trunk = Trunk.open(backbone, offline=True)
-        model = blank(trunk, found.train, head=head, size=size, seed=seed)
-        model.trunk.backbone  # noqa: B018 - built before the clock runs
+        module = arguments.backbone.format(data=arguments.data)
+        backbone = FrozenBackbone.open(module, offline=True)
+        model = create_model(backbone, found.train, head=head, size=size, seed=seed)
+        model.backbone.module  # noqa: B018 - built before the clock runs
         extractor = Extractor(cache=cache, engine="fp32")
         begin = time.perf_counter()
         method = method_of(name, training, seed)
         if name == "full":
-            method = replace(method, boundary_cache="auto")
+            method = replace(method, activation_cache="auto")
         fitted = method.fit(model, found.train, found.val, extractor=extractor)
         seconds = time.perf_counter() - begin
         judged = evaluate(fitted, found.test, extractor=extractor, seed=0)
@@ -96,7 +96,7 @@ def run(name, arguments, seed):
         "name": name,
         "seed": seed,
         "head": head,
-        "canvas": list(model.trunk.spec.preprocess.shape),
+        "canvas": list(model.backbone.spec.preprocess.shape),
         "epochs": training.epochs,
         "batch_size": training.batch_size,
         "backbone": arguments.backbone.partition("@")[2] or arguments.backbone,

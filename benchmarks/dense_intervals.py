@@ -1,8 +1,8 @@
-"""How often the intervals of boxes and masks hold the truth, on simulated pictures.
+"""How often the intervals of boxes and masks hold the truth, on simulated images.
 
     python benchmarks/dense_intervals.py [draws]
 
-A large population of pictures is made up, each with a difficulty of its own; the metrics of all
+A large population of images is made up, each with a difficulty of its own; the metrics of all
 of it are the truth. Small sets are drawn from it and evaluated. The table in docs/intervals.md
 is what this prints.
 """
@@ -20,14 +20,14 @@ from headstart.evaluation.segmentation import PixelCounts, evaluate_counts
 from headstart.metrics import detection as box_metrics
 from headstart.metrics import segmentation as mask_metrics
 from headstart.models.inference import Detections
-from headstart.models.tasks import Detection, Segmentation
+from headstart.models.tasks import DetectionTask, SegmentationTask
 
 CLASSES, SHARES = ("a", "b", "c"), (0.6, 0.3, 0.1)
 POPULATION, DRAWS = 4000, 300
 
 
-def picture(rng):
-    """Five objects or so; of a hard picture fewer are found, and more that are not there."""
+def image(rng):
+    """Five objects or so; of a hard image fewer are found, and more that are not there."""
     ease, count = rng.beta(4, 2), rng.poisson(5)
     corner = rng.uniform(0, 400, (count, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(30, 120, (count, 2))], axis=1)
@@ -52,7 +52,7 @@ def picture(rng):
 
 
 def pixels(rng):
-    """Four classes of very different size; the rare one is in few pictures large."""
+    """Four classes of very different size; the rare one is in few images large."""
     right = rng.beta(6, 2, 4)
     total = (rng.dirichlet((6, 3, 1, 0.3)) * 40_000).astype(int)
     hits = (total * right).astype(int)
@@ -66,7 +66,7 @@ def pixels(rng):
 
 
 def boxes_held(n, draws, rng):
-    population = [picture(rng) for _ in range(POPULATION)]
+    population = [image(rng) for _ in range(POPULATION)]
     plain = [(d.boxes, d.scores, d.labels) for _, d in population]
     there = [(t.array(), places(t, CLASSES), t.is_hard()) for t, _ in population]
     truth = box_metrics.box_scores(box_metrics.match_boxes(plain, there, 3))
@@ -74,7 +74,7 @@ def boxes_held(n, draws, rng):
     for draw in range(draws):
         rows = rng.choice(POPULATION, n, replace=False)
         truths, found = zip(*(population[i] for i in rows), strict=True)
-        one = evaluate_detections(Detection(classes=CLASSES), found, truths, seed=draw)
+        one = evaluate_detections(DetectionTask(classes=CLASSES), found, truths, seed=draw)
         for name, number in one.metrics.items():
             held[name].append(number.low <= truth[name] <= number.high)
             bias[name].append(number.value - truth[name])
@@ -93,7 +93,9 @@ def masks_held(n, draws, rng):
         rows = rng.choice(POPULATION, n, replace=False)
         drawn = PixelCounts(counts[rows], edges[rows])
         names = tuple(map(str, rows))
-        one = evaluate_counts(Segmentation(classes=tuple("abcd")), drawn, names=names, seed=draw)
+        one = evaluate_counts(
+            SegmentationTask(classes=tuple("abcd")), drawn, names=names, seed=draw
+        )
         for name, value in truth.items():
             number = one.metrics[name]
             held[name].append(number.low <= value <= number.high)
@@ -103,7 +105,7 @@ def masks_held(n, draws, rng):
 
 def main():
     draws = int(sys.argv[1]) if len(sys.argv) > 1 else DRAWS
-    print("| metric | pictures | intervals that hold the truth, % | mean error |")
+    print("| metric | images | intervals that hold the truth, % | mean error |")
     print("| --- | ---: | ---: | ---: |")
     for n in (30, 80):
         for simulate in (boxes_held, masks_held):

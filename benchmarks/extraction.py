@@ -1,14 +1,14 @@
-"""How near feature extraction comes to the bare forward pass of the same trunk.
+"""How near feature extraction comes to the bare forward pass of the same backbone.
 
 Bare: pixels ready in memory, normalised, in the engine's precision and channels_last; the
 better of one stream with all threads and one single-threaded stream a core. Extraction: JPEG
-files in the page cache, an empty cache of features, everything that a run does per picture;
-told with and without building the engine, which costs the same for few and many pictures. Both
+files in the page cache, an empty cache of features, everything that a run does per image;
+told with and without building the engine, which costs the same for few and many images. Both
 sides take turns.
 
-    python benchmarks/extraction.py [FOLDER] [--backbone NAME] [--engine auto] [--pictures 512]
+    python benchmarks/extraction.py [FOLDER] [--backbone NAME] [--engine auto] [--images 512]
 
-FOLDER holds pictures at any depth; by default HEADSTART_BENCH_DATA.
+FOLDER holds images at any depth; by default HEADSTART_BENCH_DATA.
 """
 
 import argparse
@@ -26,7 +26,7 @@ prepare()  # as the command line does, before torch is imported
 
 import torch  # noqa: E402
 
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.dataset import Sample  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
@@ -36,22 +36,22 @@ from headstart.features.engines import compile_engine  # noqa: E402
 from headstart.features.extractor import Extractor  # noqa: E402
 
 BATCHES = (4, 16)
-"""Pictures at a time of the bare forward; the best counts."""
+"""Images at a time of the bare forward; the best counts."""
 
 
-def bare_forward(trunk, engine, pixels):
-    """A function of a batch's number that runs the trunk on it, and nothing else."""
+def bare_forward(backbone, engine, pixels):
+    """A function of a batch's number that runs the backbone on it, and nothing else."""
     # Elsewhere the call itself, which normalises and hands over pixels, is the least there is.
     if engine.startswith("openvino") or device() != "cpu":
-        forward = compile_engine(trunk.backbone, engine, device=device()).forward
+        forward = compile_engine(backbone.module, engine, device=device()).forward
         return lambda i: forward(pixels[i % len(pixels)])
     dtype = torch.bfloat16 if engine == "bf16" else torch.float32
-    module = copy.deepcopy(trunk.backbone).to(dtype=dtype, memory_format=torch.channels_last)
+    module = copy.deepcopy(backbone.module).to(dtype=dtype, memory_format=torch.channels_last)
     for layer in module.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.float()
     batches = [
-        trunk.spec.preprocess.normalise(torch.from_numpy(batch).permute(0, 3, 1, 2))
+        backbone.spec.preprocess.normalise(torch.from_numpy(batch).permute(0, 3, 1, 2))
         .to(dtype)
         .contiguous(memory_format=torch.channels_last)
         for batch in pixels
@@ -80,8 +80,8 @@ def stream_per_core(forward, n, batch):
         return n * batch / (time.perf_counter() - begin)
 
 
-def extraction(trunk, engine, samples):
-    """Pictures per second with everything, and from the first batch on (no compilation)."""
+def extraction(backbone, engine, samples):
+    """Images per second with everything, and from the first batch on (no compilation)."""
     times = []
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(
@@ -89,7 +89,7 @@ def extraction(trunk, engine, samples):
             engine=engine,
             progress=lambda step, done, total: times.append((time.perf_counter(), done)),
         )
-        found = extractor.features(trunk, samples)
+        found = extractor.features(backbone, samples)
     (begin, first), (end, last) = times[0], times[-1]
     return found.computed / found.seconds, (last - first) / (end - begin)
 
@@ -98,23 +98,25 @@ BARE = {"bare, all threads": all_threads, "bare, a stream a core": stream_per_co
 STEADY, WHOLE = "extraction, from its first batch on", "extraction, building the engine included"
 
 
-def chosen(trunk, samples):
+def chosen(backbone, samples):
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
-        choice, _ = Extractor(cache=cache).outlook(trunk, samples)
+        choice, _ = Extractor(cache=cache).outlook(backbone, samples)
     print(f"Engine: {choice.describe()}")
     return choice.engine
 
 
 def measure(arguments):
-    paths = list_images(arguments.folder)[: arguments.pictures // 16 * 16]
+    paths = list_images(arguments.folder)[: arguments.images // 16 * 16]
     samples = [Sample(image=path, digest=digest(path.read_bytes())) for path in paths]
-    trunk = Trunk.open(arguments.backbone, offline=True)
-    engine = chosen(trunk, samples) if arguments.engine == "auto" else arguments.engine
-    kept = [load_batch(samples[at : at + 16], trunk.spec.preprocess) for at in range(0, 256, 16)]
+    backbone = FrozenBackbone.open(arguments.backbone, offline=True)
+    engine = chosen(backbone, samples) if arguments.engine == "auto" else arguments.engine
+    kept = [load_batch(samples[at : at + 16], backbone.spec.preprocess) for at in range(0, 256, 16)]
     sides = {}
     for batch in BATCHES:
-        cut = [pixels[at : at + batch] for pixels in kept for at in range(0, len(pixels), batch)]
-        forward = bare_forward(trunk, engine, cut)
+        split_point = [
+            pixels[at : at + batch] for pixels in kept for at in range(0, len(pixels), batch)
+        ]
+        forward = bare_forward(backbone, engine, split_point)
         all_threads(forward, 2, batch)
         for name, side in BARE.items():
             sides[f"{name}, batches of {batch}"] = (side, forward, len(samples) // batch, batch)
@@ -122,7 +124,7 @@ def measure(arguments):
     for _ in range(arguments.rounds):
         for name, (side, *rest) in sides.items():
             rates[name].append(side(*rest))
-        whole, steady = extraction(trunk, engine, samples)
+        whole, steady = extraction(backbone, engine, samples)
         rates[STEADY].append(steady)
         rates[WHOLE].append(whole)
     return engine, len(samples), rates
@@ -133,15 +135,15 @@ def main():
     parser.add_argument("folder", nargs="?", default=os.environ.get("HEADSTART_BENCH_DATA"))
     parser.add_argument("--backbone", default="embedded/efficientnet_lite0")
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if not arguments.folder:
         print("Skipped: set HEADSTART_BENCH_DATA.")
         return
     engine, n, rates = measure(arguments)
-    print(f"{arguments.backbone}, {engine}, {n} pictures, {cores()} cores\n")
-    print("| | pictures/s | median |\n|---|---|---:|")
+    print(f"{arguments.backbone}, {engine}, {n} images, {cores()} cores\n")
+    print("| | images/s | median |\n|---|---|---:|")
     for name, each in rates.items():
         print(f"| {name} | {', '.join(f'{rate:.1f}' for rate in each)} | {median(each):.1f} |")
     middle = {name: median(each) for name, each in rates.items()}

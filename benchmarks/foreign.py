@@ -1,8 +1,8 @@
-"""Which distance tells foreign pictures from those that are like the ones learned from?
+"""Which distance tells foreign images from those that are like the ones learned from?
 
-Of each embedded set four fifths of the pictures of all classes but one are learned from. The
+Of each embedded set four fifths of the images of all classes but one are learned from. The
 others are judged: those of the class left out, or of another set, are foreign. AUROC is the
-chance that a foreign picture is farther off than one that is not; the mean over all classes that
+chance that a foreign image is farther off than one that is not; the mean over all classes that
 are left out, and over all other sets.
 
     python benchmarks/foreign.py [digits symbols textures]
@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.demo.classification import load
@@ -26,7 +26,7 @@ WAYS = {**{name: {"method": name} for name in METHODS}, "knn, k=5": {"method": "
 
 
 def auroc(learned, own, foreign, options):
-    """How well foreign pictures are told from own ones."""
+    """How well foreign images are told from own ones."""
     values, targets, groups = learned
     fitted = Outliers.fit(values, targets, groups=groups, **options)
     scores = np.concatenate([fitted.scores(own), fitted.scores(foreign)])
@@ -39,10 +39,10 @@ def main():
     parser.add_argument("sets", nargs="*", default=["digits", "symbols", "textures"])
     names = parser.parse_args().sets
     spec = resolve("embedded/efficientnet_lite0", offline=True)
-    trunk = Trunk.read(spec, locate(spec, offline=True))
+    backbone = FrozenBackbone.read(spec, locate(spec, offline=True))
     extractor = Extractor(cache=Cache(), engine="fp32", device="cpu")
     sets = {name: load(name) for name in names}
-    values = {name: extractor.features(trunk, sets[name].samples).values for name in names}
+    values = {name: extractor.features(backbone, sets[name].samples).values for name in names}
     for name, data in sets.items():
         targets, groups = data.targets(), data.groups()
         train, test = kfold(targets, 5, blocks=groups, seed=0)[0]

@@ -1,7 +1,7 @@
 """How many of the labels that a report doubts first are wrong, where wrong ones were planted?
 
-A seed gives 5 % of the pictures of an embedded set a class that is not theirs, anywhere in the
-set. Precision is the share of planted labels among the first k doubts of ``look_into``, with k
+A seed gives 5 % of the images of an embedded set a class that is not theirs, anywhere in the
+set. Precision is the share of planted labels among the first k doubts of ``diagnose``, with k
 the number planted, or 50 with ``--first 50``. The mean over the seeds has a 95 % interval (t).
 
     python benchmarks/label_noise.py [digits symbols textures all-digits] [--seeds 20] [--ways]
@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
@@ -26,10 +26,10 @@ from headstart.data.demo.classification import load
 from headstart.data.prepare import Prepared, prepare
 from headstart.data.splits import kfold
 from headstart.evaluation.classification import evaluate_probabilities
-from headstart.evaluation.insight import DIRECTIONS, STRENGTHS, look_into
+from headstart.evaluation.insight import DIRECTIONS, STRENGTHS, diagnose
 from headstart.features.extractor import Extractor
 from headstart.metrics.label_errors import MEASURES, label_error_scores
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.training.logistic_regression import (
     PENALTIES,
     Problem,
@@ -61,7 +61,7 @@ def all_digits():
 
 
 def planted(prepared, seed, share=0.05):
-    """Give some pictures a class that is not theirs; return the data and their rows."""
+    """Give some images a class that is not theirs; return the data and their rows."""
     data, rng = prepared.data, np.random.default_rng(seed)
     samples = list(data.samples)
     rows = rng.choice(len(samples), round(share * len(samples)), replace=False)
@@ -71,16 +71,16 @@ def planted(prepared, seed, share=0.05):
     return replace(data, samples=tuple(samples)), set(rows.tolist())
 
 
-def doubted(data, trunk, extractor, seed):
-    """Rows of the pictures whose labels a report doubts, the most doubtful first."""
+def doubted(data, backbone, extractor, seed):
+    """Rows of the images whose labels a report doubts, the most doubtful first."""
     prepared = Prepared(data=data, records=(), findings=())
-    test, task = prepared.test, Classification(classes=data.classes)
+    test, task = prepared.test, ClassificationTask(classes=data.classes)
     chances = np.full((len(test), len(data.classes)), 1 / len(data.classes))
     names = tuple(sample.name for sample in test.samples)
     judged = evaluate_probabilities(task, chances, test.targets(), names=names)
-    model = SimpleNamespace(trunk=trunk, record={})
-    found = look_into(
-        trunk, model, prepared, judged, extractor=extractor, seed=seed, aspects=("labels",)
+    model = SimpleNamespace(backbone=backbone, record={})
+    found = diagnose(
+        backbone, model, prepared, judged, extractor=extractor, seed=seed, aspects=("labels",)
     )
     if found.notes:
         raise SystemExit(found.notes[0])
@@ -106,7 +106,7 @@ def ways(name, data, values, wrong, seed):
         main = principal_basis(values).apply(values)[:, -(directions or values.shape[1]) :]
         held_out = search_penalty(main, problem, folds, penalties=penalties).held_out
         seconds = time.process_time() - begin
-        task = Classification(classes=data.classes).calibrated(held_out, targets)
+        task = ClassificationTask(classes=data.classes).calibrated(held_out, targets)
         for measure in MEASURES:
             scores = label_error_scores(task.probabilities(held_out), targets, measure=measure)
             first = np.argsort(-scores, kind="stable")[: len(wrong)]
@@ -123,7 +123,7 @@ def main():
     parser.add_argument("--ways", action="store_true")
     options = parser.parse_args()
     spec, cache = resolve(BACKBONE, offline=True), Cache()
-    trunk = Trunk.read(spec, locate(spec, offline=True))
+    backbone = FrozenBackbone.read(spec, locate(spec, offline=True))
     extractor = Extractor(cache=cache, engine="fp32", device="cpu")
     for name in options.sets:
         clean = prepare(all_digits() if name == "all-digits" else load(name), cache=cache)
@@ -131,15 +131,15 @@ def main():
         for seed in range(options.seeds):
             data, wrong = planted(clean, seed)
             if options.ways:
-                values = extractor.features(trunk, data.samples).values
+                values = extractor.features(backbone, data.samples).values
                 for line, hit, seconds in ways(name, data, values, wrong, seed):
                     lines.setdefault(line, []).append((hit, seconds))
             else:
                 first = options.first or len(wrong)
-                named = doubted(data, trunk, extractor, seed)[:first]
+                named = doubted(data, backbone, extractor, seed)[:first]
                 rows.append(len(wrong & set(named)) / first)
         if rows:
-            told = f"{len(clean.data)} pictures, {len(wrong)} wrong labels, first {first}"
+            told = f"{len(clean.data)} images, {len(wrong)} wrong labels, first {first}"
             print(f"{name}: {told}: precision {interval(rows)}", flush=True)
         for line, found in lines.items():
             hits, seconds = zip(*found, strict=True)

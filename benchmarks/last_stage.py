@@ -2,11 +2,11 @@
 
 Plain: torchvision's or timm's network, everything before the last stage frozen, all of it in
 inference mode as ours is by default, a new layer for the classes, AdamW, the whole network run on
-every picture in every epoch, from JPEG through a DataLoader with 2 workers. Ours: ``Finetune``
+every image in every epoch, from JPEG through a DataLoader with 2 workers. Ours: ``Finetune``
 with an empty cache, so that the one pass of the frozen part counts. Both: float32, the same
-pictures, trained parameters, rates, schedule, clipping, batch size and epochs, judged once an
+images, trained parameters, rates, schedule, clipping, batch size and epochs, judged once an
 epoch on the same held-out 15 % and kept as they were in the best epoch. Seconds run from the
-weights in memory to the trained network; accuracy is that on pictures neither has seen. The sides
+weights in memory to the trained network; accuracy is that on images neither has seen. The sides
 take turns. Without weights of its own, ResNet-50 runs with random ones: then only seconds count.
 
     python benchmarks/last_stage.py [FOLDER] [--backbone NAME ...] [--photos 1000] [--epochs 10]
@@ -40,7 +40,7 @@ from torchvision import transforms  # noqa: E402
 from headstart.backbones.backbone import load  # noqa: E402
 from headstart.backbones.catalog import resolve  # noqa: E402
 from headstart.backbones.freezing import plan, trained  # noqa: E402
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
 from headstart.data.readers import read_dataset  # noqa: E402
@@ -50,7 +50,7 @@ from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.metrics.confidence_intervals import proportion_interval  # noqa: E402
 from headstart.models.heads.linear import LinearHead  # noqa: E402
-from headstart.models.tasks import Classification  # noqa: E402
+from headstart.models.tasks import ClassificationTask  # noqa: E402
 from headstart.models.transfer_model import TransferModel  # noqa: E402
 from headstart.training.optim import Training  # noqa: E402
 from headstart.training.trainer import held_out  # noqa: E402
@@ -60,7 +60,7 @@ RATE, HEAD_RATE, DECAY, WARM_UP, CLIP = 1e-4, 1e-3, 0.01, 0.1, 1.0
 
 
 class Photos(Dataset):
-    """Pictures as torchvision's transforms leave them, with their classes' numbers."""
+    """Images as torchvision's transforms leave them, with their classes' numbers."""
 
     def __init__(self, data, expects):
         self.paths = [sample.image for sample in data.samples]
@@ -84,21 +84,21 @@ class Photos(Dataset):
             return self.look(image.convert("RGB")), self.targets[index]
 
 
-def network(trunk, n_classes):
+def network(backbone, n_classes):
     """The library's own network with the backbone's weights and a new last layer."""
-    library, _, name = trunk.spec.architecture.partition("/")
+    library, _, name = backbone.spec.architecture.partition("/")
     if library == "timm":
         import timm
 
-        model = timm.create_model(name, num_classes=n_classes, **dict(trunk.spec.model_options))
+        model = timm.create_model(name, num_classes=n_classes, **dict(backbone.spec.model_options))
         head = model.get_classifier()
     else:
         from torchvision import models
 
         model = models.get_model(name, num_classes=n_classes)
         head = model.fc
-    mine = {k: v for k, v in trunk.state.items() if k in dict(model.named_parameters())}
-    mine |= {k: v for k, v in trunk.state.items() if k in dict(model.named_buffers())}
+    mine = {k: v for k, v in backbone.state.items() if k in dict(model.named_parameters())}
+    mine |= {k: v for k, v in backbone.state.items() if k in dict(model.named_buffers())}
     heads = {id(p) for p in head.parameters()}
     of_head = {name for name, p in model.named_parameters() if id(p) in heads}
     missing = model.load_state_dict(
@@ -143,23 +143,23 @@ def answers(model, loader):
     return torch.cat([model(x).argmax(1) == y for x, y in loader]).numpy()
 
 
-def plain(trunk, parts, arguments, seed):
-    """Seconds, and whether each test picture is right."""
+def plain(backbone, parts, arguments, seed):
+    """Seconds, and whether each test image is right."""
     learn, select, test = parts
     torch.manual_seed(seed)
     begin = time.perf_counter()
-    model, head = network(trunk, len(learn.classes))
+    model, head = network(backbone, len(learn.classes))
     start = LinearHead.random(head.in_features, len(learn.classes), seed=seed)  # ours has it too
     head.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in start.state().items()})
     model.eval()
     if arguments.channels_last:
         model.to(memory_format=torch.channels_last)
-    names = arguments.trained[trunk.spec.name]
+    names = arguments.trained[backbone.spec.name]
     optimiser = torch.optim.AdamW(groups_of(model, head, names))
     moving = [p for group in optimiser.param_groups for p in group["params"]]
     options = {"batch_size": BATCH, "num_workers": WORKERS}
-    loader = DataLoader(Photos(learn, trunk.spec.preprocess), shuffle=True, **options)
-    judging = DataLoader(Photos(select, trunk.spec.preprocess), **options)
+    loader = DataLoader(Photos(learn, backbone.spec.preprocess), shuffle=True, **options)
+    judging = DataLoader(Photos(select, backbone.spec.preprocess), **options)
     pace = schedule(optimiser, arguments.epochs * len(loader))
     best, kept = -1.0, {}
     for _ in range(arguments.epochs):
@@ -174,19 +174,19 @@ def plain(trunk, parts, arguments, seed):
             best, kept = reached, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
     seconds = time.perf_counter() - begin
-    return seconds, answers(model, DataLoader(Photos(test, trunk.spec.preprocess), **options))
+    return seconds, answers(model, DataLoader(Photos(test, backbone.spec.preprocess), **options))
 
 
-def ours(trunk, parts, arguments, seed):
-    """Seconds, and whether each test picture is right."""
+def ours(backbone, parts, arguments, seed):
+    """Seconds, and whether each test image is right."""
     learn, select, test = parts
-    fresh = replace(trunk)  # builds its module anew, as the other side does
+    fresh = replace(backbone)  # builds its module anew, as the other side does
     method = Finetune(
         train_from=arguments.train_from,
         start="random",
         learning_rate=RATE,
         head_learning_rate=HEAD_RATE,
-        boundary_cache="on",
+        activation_cache="on",
         training=Training(
             epochs=arguments.epochs,
             batch_size=BATCH,
@@ -197,7 +197,7 @@ def ours(trunk, parts, arguments, seed):
         ),
         seed=seed,
     )
-    blank = TransferModel(trunk=fresh, task=Classification(classes=learn.classes))
+    blank = TransferModel(backbone=fresh, task=ClassificationTask(classes=learn.classes))
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine="fp32", device="cpu")
         begin = time.perf_counter()
@@ -207,14 +207,14 @@ def ours(trunk, parts, arguments, seed):
     return seconds, chances.argmax(1) == test.targets()
 
 
-def open_trunk(name):
+def open_backbone(name):
     """The backbone, and whether its weights are random because there are none."""
     try:
-        return Trunk.open(name, offline=True), False
+        return FrozenBackbone.open(name, offline=True), False
     except WeightsNotFoundError:
         made = load(resolve(name, offline=True), pretrained=False, seed=0).state_dict()
         state = {key.removeprefix("trunk."): tensor for key, tensor in made.items()}
-        return Trunk(spec=resolve(name, offline=True), state=state, origin={}), True
+        return FrozenBackbone(spec=resolve(name, offline=True), state=state, origin={}), True
 
 
 def parts_of(folder, photos, seed):
@@ -231,11 +231,11 @@ def parts_of(folder, photos, seed):
 
 
 def measure(name, arguments):
-    """A row of the table; every seed draws pictures anew and is one whole training."""
-    trunk, is_random = open_trunk(name)
-    what = plan(trunk.backbone, train_from=arguments.train_from)
-    arguments.trained[trunk.spec.name] = {
-        key.removeprefix("trunk.") for key in trained(trunk.backbone, what)
+    """A row of the table; every seed draws images anew and is one whole training."""
+    backbone, is_random = open_backbone(name)
+    what = plan(backbone.module, train_from=arguments.train_from)
+    arguments.trained[backbone.spec.name] = {
+        key.removeprefix("trunk.") for key in trained(backbone.module, what)
     }
     seconds, right = {ours: [], plain: []}, {ours: [], plain: []}
     seeds = arguments.seeds or (1 if is_random or "resnet50" in name else 3)
@@ -243,7 +243,7 @@ def measure(name, arguments):
         parts = parts_of(arguments.folder, arguments.photos, seed)
         turn = (ours, plain) if seed % 2 == 0 else (plain, ours)
         for side in turn:
-            took, correct = side(trunk, parts, arguments, seed)
+            took, correct = side(backbone, parts, arguments, seed)
             seconds[side].append(took)
             right[side].append(correct)
             print(f"  {name} seed {seed} {side.__name__}: {took:.1f} s", flush=True)

@@ -1,4 +1,4 @@
-"""`headstart fit` beside the recipe of the field: same pictures, split, backbone and machine.
+"""`headstart fit` beside the recipe of the field: same images, split, backbone and machine.
 
 Cold (nothing kept), the recipe, cold again, then three times warm; seconds are wall time of
 whole processes, scan, checks, cross-validation and report included.
@@ -58,7 +58,7 @@ def table(recipe, cold, warm):
     ours = f"{accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}]"
     theirs = str(wilson_interval(round(reached["accuracy"] * n), n))
     lines = [
-        f"{reached['train']} pictures to learn from, {n} held out.",
+        f"{reached['train']} images to learn from, {n} held out.",
         "",
         "| | seconds | median | times as fast | accuracy (95 %) |",
         "|---|---|---:|---:|---|",

@@ -1,6 +1,6 @@
-"""Peak memory of `headstart fit` for few and for many pictures: it must not grow with them.
+"""Peak memory of `headstart fit` for few and for many images: it must not grow with them.
 
-Small pictures are drawn for it, so no data are needed. What does grow are the features (float32,
+Small images are drawn for it, so no data are needed. What does grow are the features (float32,
 as many as the backbone is wide), so the ratio is also told with one copy of them put aside.
 
     python benchmarks/memory.py [--sizes 2000 20000]
@@ -64,12 +64,12 @@ def main():
     parser.add_argument("--sizes", type=int, nargs=2, default=[2000, 20000])
     sizes = parser.parse_args().sizes
     peaks, features = [], []
-    print("| pictures | peak MB | features MB | seconds |\n|---:|---:|---:|---:|")
+    print("| images | peak MB | features MB | seconds |\n|---:|---:|---:|---:|")
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
-            write(scratch / "pictures", n)
-            used, seconds = peak(scratch / "pictures", scratch)
+            write(scratch / "images", n)
+            used, seconds = peak(scratch / "images", scratch)
         peaks.append(used / 1e6)
         features.append(n * WIDTH * 4 / 1e6)
         print(f"| {n} | {peaks[-1]:.0f} | {features[-1]:.0f} | {seconds:.0f} |", flush=True)

@@ -21,7 +21,7 @@ prepare()  # as the command line does, before torch is imported
 
 import numpy as np  # noqa: E402
 
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import regimes  # noqa: E402
 from headstart.features.extractor import Extractor  # noqa: E402
@@ -35,17 +35,17 @@ from regimes import measured  # noqa: E402
 
 
 def raced(name, seed, weights, only_choice):
-    """One race, and what its choice and the others reach on new pictures."""
-    trunk = Trunk.open(regime_backbone(name, weights, seed=seed), offline=True)
+    """One race, and what its choice and the others reach on new images."""
+    backbone = FrozenBackbone.open(regime_backbone(name, weights, seed=seed), offline=True)
     data = regimes.make(name, seed)
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine="fp32", device="cpu")
-        found = decide([trunk], data.split("train"), extractor=extractor, seed=seed)
+        found = decide([backbone], data.split("train"), extractor=extractor, seed=seed)
     row = {
         "set": name,
         "seed": seed,
         "chosen": found.method.name,
-        "stage": found.trunk.spec.until,
+        "stage": found.backbone.spec.until,
         "seconds": round(found.record["seconds"], 2),
         "estimated": round(found.record["estimated"], 2),
         "why": found.record["why"],
@@ -53,16 +53,16 @@ def raced(name, seed, weights, only_choice):
     if only_choice:
         return row
     ways = {
-        "chosen": (found.method, found.trunk),
-        "linear-probe": (LinearProbe(seed=seed), trunk),
-        "finetune": (Finetune(train_from="all", learning_rate=3e-4, seed=seed), trunk),
-        "scratch": (Scratch(seed=seed), trunk),
+        "chosen": (found.method, found.backbone),
+        "linear-probe": (LinearProbe(seed=seed), backbone),
+        "finetune": (Finetune(train_from="all", learning_rate=3e-4, seed=seed), backbone),
+        "scratch": (Scratch(seed=seed), backbone),
     }
     return row | {"test": {way: measured(*how, data)["accuracy"] for way, how in ways.items()}}
 
 
 def show(rows):
-    """Print the choices, the accuracies on new pictures, and the ratios of time."""
+    """Print the choices, the accuracies on new images, and the ratios of time."""
     for name in dict.fromkeys(row["set"] for row in rows):
         mine = [row for row in rows if row["set"] == name]
         right = sum(row["chosen"] == regimes.RIGHT[name] for row in mine)

@@ -1,7 +1,7 @@
 """Is the right method of each drawn set really the right one? Every method on every set and seed.
 
-A seed draws the source, its weights, the pictures and the training. Accuracy is that on the 320
-pictures of the part ``test``; seconds are those of the training, in an empty cache, on one core.
+A seed draws the source, its weights, the images and the training. Accuracy is that on the 320
+images of the part ``test``; seconds are those of the training, in an empty cache, on one core.
 
     python benchmarks/regimes.py [--seeds 10] [--weights FOLDER] [--out runs.jsonl]
 """
@@ -21,38 +21,38 @@ prepare()  # as the command line does, before torch is imported
 
 import numpy as np  # noqa: E402
 
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data import regimes  # noqa: E402
 from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
-from headstart.methods.pretraining import SMALL, random_trunk, regime_backbone  # noqa: E402
+from headstart.methods.pretraining import SMALL, random_backbone, regime_backbone  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
-from headstart.models.build import blank  # noqa: E402
+from headstart.models.build import create_model  # noqa: E402
 
 FAST = {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
 
 
-def candidates(trunk, seed):
+def candidates(backbone, seed):
     """Each column of the table: a method, and what it starts from."""
     return {
-        "probe": (LinearProbe(seed=seed), trunk),
-        "probe, random weights": (LinearProbe(seed=seed), random_trunk(SMALL, seed=seed)),
-        "last stage": (Finetune(seed=seed), trunk),
-        "all stages": (Finetune(train_from="all", seed=seed), trunk),
-        "all stages, 1e-3": (Finetune(train_from="all", seed=seed, **FAST), trunk),
-        "scratch": (Scratch(seed=seed), trunk),
+        "probe": (LinearProbe(seed=seed), backbone),
+        "probe, random weights": (LinearProbe(seed=seed), random_backbone(SMALL, seed=seed)),
+        "last stage": (Finetune(seed=seed), backbone),
+        "all stages": (Finetune(train_from="all", seed=seed), backbone),
+        "all stages, 1e-3": (Finetune(train_from="all", seed=seed, **FAST), backbone),
+        "scratch": (Scratch(seed=seed), backbone),
     }
 
 
-def measured(method, trunk, data):
+def measured(method, backbone, data):
     """Accuracy on the part to test on, and the seconds of the training."""
     train, test = data.split("train"), data.split("test")
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine="fp32", device="cpu")
         begin = time.perf_counter()
-        model = method.fit(blank(trunk, train), train, extractor=extractor)
+        model = method.fit(create_model(backbone, train), train, extractor=extractor)
         seconds = time.perf_counter() - begin
         answers = model.answers(test.samples, cache=cache, engine="fp32", device="cpu")
     right = [one.label == sample.target for one, sample in zip(answers, test.samples, strict=True)]
@@ -63,9 +63,9 @@ def rows(seeds, weights, only=tuple(regimes.RIGHT)):
     """Yield one value for each regime, seed and method."""
     for seed in seeds:
         for name in only:
-            trunk = Trunk.open(regime_backbone(name, weights, seed=seed), offline=True)
+            backbone = FrozenBackbone.open(regime_backbone(name, weights, seed=seed), offline=True)
             data = regimes.make(name, seed)
-            for method, (how, start) in candidates(trunk, seed).items():
+            for method, (how, start) in candidates(backbone, seed).items():
                 yield {"set": name, "seed": seed, "method": method, **measured(how, start, data)}
 
 

@@ -1,8 +1,8 @@
 """The recipe of the field, written out plainly: what most tutorials on transfer learning do.
 
-A pretrained ResNet-18, all of it frozen, a new layer for the classes, Adam, and every picture
+A pretrained ResNet-18, all of it frozen, a new layer for the classes, Adam, and every image
 decoded and sent through the whole network anew in every epoch. main_job.py runs it beside
-`headstart fit`, on the same pictures and the same split.
+`headstart fit`, on the same images and the same split.
 
     python benchmarks/seed_recipe.py FOLDER --weights resnet18.pth --held-out predictions.csv
 """
@@ -32,8 +32,8 @@ LOOK = transforms.Compose(
 )
 
 
-class Pictures(Dataset):
-    """Pictures whose folder is their class."""
+class Images(Dataset):
+    """Images whose folder is their class."""
 
     def __init__(self, paths, classes):
         self.paths = paths
@@ -50,13 +50,11 @@ class Pictures(Dataset):
 def split(folder, held_out):
     """Paths of the training and of the held-out part: what the table names is held out."""
     with Path(held_out).open(newline="", encoding="utf-8") as table:
-        named = {Path(row["picture"]).resolve() for row in csv.DictReader(table)}
+        named = {Path(row["image"]).resolve() for row in csv.DictReader(table)}
     paths = sorted(path.resolve() for path in Path(folder).glob("*/*") if path.is_file())
     parts = [p for p in paths if p not in named], [p for p in paths if p in named]
     if len(parts[1]) != len(named) or not parts[0]:
-        raise SystemExit(
-            f"Expected {len(named)} held-out pictures in {folder}, got {len(parts[1])}."
-        )
+        raise SystemExit(f"Expected {len(named)} held-out images in {folder}, got {len(parts[1])}.")
     return parts
 
 
@@ -99,8 +97,8 @@ def main():
     train, test = split(arguments.folder, arguments.held_out)
     classes = sorted({path.parent.name for path in train})
     options = {"batch_size": 32, "num_workers": 2}
-    train_loader = DataLoader(Pictures(train, classes), shuffle=True, **options)
-    test_loader = DataLoader(Pictures(test, classes), **options)
+    train_loader = DataLoader(Images(train, classes), shuffle=True, **options)
+    test_loader = DataLoader(Images(test, classes), **options)
     model = build(arguments.weights, len(classes))
     optimizer = torch.optim.Adam(model.fc.parameters(), lr=1e-3)
     reached = []

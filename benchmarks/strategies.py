@@ -1,8 +1,8 @@
-"""How much of a pretrained network should learn, for how many pictures: the table and the plot.
+"""How much of a pretrained network should learn, for how many images: the table and the plot.
 
-Data sets x backbones x pictures per class x methods x seeds. All methods of a cell learn from the
-same pictures (a seed draws them) and answer the same test pictures: the data's own test part, or
-a fifth, by class. One budget for all that trains by gradient: picture side, epochs, at most so
+Data sets x backbones x images per class x methods x seeds. All methods of a cell learn from the
+same images (a seed draws them) and answer the same test images: the data's own test part, or
+a fifth, by class. One budget for all that trains by gradient: image side, epochs, at most so
 many steps. Every run has an empty cache of its own; seconds are those of the training. A line of
 JSON is appended for each run at once, so a run that was stopped goes on where it was.
 
@@ -31,7 +31,7 @@ import accelerate  # noqa: E402, F401 - imports of many seconds are not part of 
 import numpy as np  # noqa: E402
 import torch._dynamo  # noqa: E402, F401 - as above: the first optimiser would
 
-from headstart.backbones.trunk import Trunk  # noqa: E402
+from headstart.backbones.frozen import FrozenBackbone  # noqa: E402
 from headstart.cache import Cache  # noqa: E402
 from headstart.data.images import digest  # noqa: E402
 from headstart.data.readers import read_dataset  # noqa: E402
@@ -41,7 +41,7 @@ from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
 from headstart.metrics.confidence_intervals import paired_proportion_difference, proportion_interval  # noqa: E402
-from headstart.models.tasks import Classification  # noqa: E402
+from headstart.models.tasks import ClassificationTask  # noqa: E402
 from headstart.models.transfer_model import TransferModel  # noqa: E402
 from headstart.training.optim import Training  # noqa: E402
 
@@ -57,13 +57,13 @@ LEARNS = 0.85
 """Share that is learned from; the rest stops the training."""
 
 
-def method_of(name, seed, pictures, arguments):
+def method_of(name, seed, images, arguments):
     """What each column of the table means."""
     if name == "probe":
         return LinearProbe(seed=seed)
-    learned = round(LEARNS * pictures)
+    learned = round(LEARNS * images)
     training = Training(epochs=arguments.epochs, precision=arguments.precision)
-    training = training.for_pictures(learned)
+    training = training.for_images(learned)
     most = max(1, arguments.most_steps // training.steps_per_epoch(learned))
     training = replace(training, epochs=min(training.epochs, most))
     if name == "scratch":
@@ -76,12 +76,12 @@ def method_of(name, seed, pictures, arguments):
     return Finetune(learning_rate=1e-4, training=training, seed=seed, **options)
 
 
-def trunk_of(backbone, arguments):
-    """The backbone, reading pictures of another side."""
-    trunk = Trunk.open(BACKBONES[backbone].format(data=arguments.data), offline=True)
-    usual, side = trunk.spec.preprocess, arguments.size
+def backbone_of(module, arguments):
+    """The module, reading images of another side."""
+    backbone = FrozenBackbone.open(BACKBONES[module].format(data=arguments.data), offline=True)
+    usual, side = backbone.spec.preprocess, arguments.size
     look = replace(usual, crop=side, resize=round(side * usual.resize / usual.crop))
-    return replace(trunk, spec=replace(trunk.spec, preprocess=look))
+    return replace(backbone, spec=replace(backbone.spec, preprocess=look))
 
 
 def parts_of(name, data_folder):
@@ -107,12 +107,12 @@ def drawn(train, n, seed, most):
     return train.subset(sorted(rows))
 
 
-def run(cell, train, test, trunk, arguments):
+def run(cell, train, test, backbone, arguments):
     """One line of the file."""
     name, seed = cell["method"], cell["seed"]
     chosen = drawn(train, cell["n"], seed, arguments.most)
     method = method_of(name, seed, len(chosen), arguments)
-    blank = TransferModel(trunk=trunk, task=Classification(classes=train.classes))
+    blank = TransferModel(backbone=backbone, task=ClassificationTask(classes=train.classes))
     engine = "bf16" if arguments.precision == "bf16" else "fp32"
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine=engine)
@@ -125,7 +125,7 @@ def run(cell, train, test, trunk, arguments):
     return {
         **cell,
         "settings": settings_of(arguments),
-        "pictures": len(chosen),
+        "images": len(chosen),
         "seconds": round(seconds, 2),
         "accuracy": float(right.mean()),
         "right": "".join("01"[int(r)] for r in right),
@@ -178,13 +178,13 @@ def run_all(arguments):
             file.write("\n")
     had = {tuple(row[a] for a in AXES) for row in done}
     todo = [cell for cell in cells(arguments) if tuple(cell[a] for a in AXES) not in had]
-    parts, trunks = {}, {}
+    parts, backbones = {}, {}
     while todo:
         cell = todo.pop(0)
         name, backbone = cell["set"], cell["backbone"]
         parts[name] = parts.get(name) or parts_of(name, arguments.data)
-        trunks[backbone] = trunks.get(backbone) or trunk_of(backbone, arguments)
-        row = run(cell, *parts[name], trunks[backbone], arguments)
+        backbones[backbone] = backbones.get(backbone) or backbone_of(backbone, arguments)
+        row = run(cell, *parts[name], backbones[backbone], arguments)
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         done.append(row)
@@ -195,7 +195,7 @@ def run_all(arguments):
 
 
 def pooled(rows):
-    """Every answer of every seed, and the picture that it belongs to."""
+    """Every answer of every seed, and the image that it belongs to."""
     right = np.concatenate([[c == "1" for c in row["right"]] for row in rows])
     return right, np.concatenate([np.arange(len(row["right"])) for row in rows])
 
@@ -216,12 +216,12 @@ def told(rows, probe):
     """Mean accuracy, interval, range over seeds, seconds, and whether it is not the probe's."""
     if not rows:
         return "-"
-    right, picture = pooled(rows)
+    right, image = pooled(rows)
     each = [row["accuracy"] for row in rows]
-    text = f"{proportion_interval(right, picture)}, {min(each):.3f}-{max(each):.3f}"
+    text = f"{proportion_interval(right, image)}, {min(each):.3f}-{max(each):.3f}"
     mark, seeds = "", {row["seed"] for row in probe}
     if probe and rows is not probe and seeds == {row["seed"] for row in rows}:
-        gap = paired_proportion_difference(right, pooled(probe)[0], picture)
+        gap = paired_proportion_difference(right, pooled(probe)[0], image)
         if gap.distinguishable:
             mark = " **+**" if gap.interval.value > 0 else " **-**"
     return f"{text}{mark}, {mean(row['seconds'] for row in rows):.1f} s"
@@ -231,13 +231,13 @@ def table(done):
     lines = ["| set, backbone | a class | " + " | ".join(METHODS) + " |"]
     lines.append("|---|---|" + "---|" * len(METHODS))
     for first, by in summary(done):
-        head = f"| {first['set']}, {first['backbone']} | {first['n']} ({first['pictures']})"
+        head = f"| {first['set']}, {first['backbone']} | {first['n']} ({first['images']})"
         lines.append(" | ".join([head, *(told(by[m], by["probe"]) for m in METHODS)]) + " |")
     note = (
         f"Settings: {json.dumps(done[0]['settings'])}. Mean accuracy [95 %], lowest-highest seed, "
         "seconds of a cold training. Wilson's interval of all seeds' answers, clustered by test "
-        "picture: it speaks of other pictures to test on; the range speaks of others to learn "
-        "from. **+** or **-**: better or worse than the probe on the same test pictures, the "
+        "image: it speaks of other images to test on; the range speaks of others to learn "
+        "from. **+** or **-**: better or worse than the probe on the same test images, the "
         "paired interval leaving out 0."
     )
     return "\n".join([*lines, "", note])
@@ -293,7 +293,7 @@ def plot(done):
         x = EDGE + 110 * i
         body.append(f'<path d="M{x} 18h22" stroke="{colour}" stroke-width="3"/>')
         body.append(f'<text x="{x + 28}" y="22">{method}</text>')
-    ending = "accuracy by pictures per class; bars: 95 %"
+    ending = "accuracy by images per class; bars: 95 %"
     body.append(f'<text x="{width - 12}" y="22" text-anchor="end">{ending}</text>')
     for column, name in enumerate(SETS):
         of_set = [row for row in done if row["set"] == name]
@@ -307,7 +307,7 @@ def plot(done):
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-            "<title>Accuracy against pictures per class, by method</title>",
+            "<title>Accuracy against images per class, by method</title>",
             f'<style>{STYLE}</style><rect class="back" width="{width}" height="{height}"/>',
             *body,
             "</svg>\n",
@@ -321,10 +321,10 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("strategies.jsonl"))
     parser.add_argument("--only", default="", help="set/backbone/n/method/seed")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures, in pixels")
-    parser.add_argument("--epochs", type=int, default=0, help="0: as the number of pictures says")
+    parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels")
+    parser.add_argument("--epochs", type=int, default=0, help="0: as the number of images says")
     parser.add_argument("--most-steps", type=int, default=150)
-    parser.add_argument("--most", type=int, default=400, help="pictures a class in `all`")
+    parser.add_argument("--most", type=int, default=400, help="images a class in `all`")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--table", action="store_true", help="print the table, run nothing")
     parser.add_argument("--plot", type=Path, help="draw the SVG, run nothing")

@@ -57,7 +57,7 @@ def tiny(tmp_path_factory):
 
 
 def scene(number):
-    """A picture with a red and a blue rectangle (every fifth: with none), and what it shows."""
+    """An image with a red and a blue rectangle (every fifth: with none), and what it shows."""
     rng = np.random.default_rng(number)
     height, width = (60, 90) if number % 2 else (80, 64)
     pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
@@ -100,7 +100,7 @@ def cells(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory):
-    """Masks beside pictures, in parts that the author made."""
+    """Masks beside images, in parts that the author made."""
     root = tmp_path_factory.mktemp("data") / "streets"
     for number in range(N):
         part = "train" if number < 10 else "val" if number < 15 else "test"
@@ -183,9 +183,9 @@ def test_what_is_told_of_boxes(boxes_run):
     assert {event.measure for event in told_of(EpochDone, told)} == {"mAP"}
     assert run.recipe.task == "detection"
     about = run.model.record["data"]
-    assert about["pictures"] == {"train": 16, "held_out": 4}
+    assert about["images"] == {"train": 16, "held_out": 4}
     n = about["train"]["red"] + about["held_out"]["red"]
-    assert n == N - N // 5  # objects, and every fifth picture has none
+    assert n == N - N // 5  # objects, and every fifth image has none
     assert "features" not in run.seconds
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert next(x for x in lines if x["event"] == "plan")["head"] == "ssdlite"
@@ -243,7 +243,7 @@ def test_what_says_nothing_to_the_task_is_refused(which, wrong, request, store):
 
 
 @pytest.mark.parametrize("which", ["boxes_run", "masks_run"])
-def test_pictures_that_were_learned_from_cannot_judge(which, request, store, tmp_path):
+def test_images_that_were_learned_from_cannot_judge(which, request, store, tmp_path):
     run, _ = request.getfixturevalue(which)
     learned = replace(
         run.prepared.train,
@@ -262,14 +262,12 @@ def test_a_folder_is_judged_on_its_test_part(masks_run, streets, store):
     assert found.metrics == run.evaluation.metrics
 
 
-def test_boxes_beyond_their_picture_are_clipped_before_a_judgement(
-    boxes_run, cells, store, tmp_path
-):
+def test_boxes_beyond_their_image_are_clipped_before_a_judgement(boxes_run, cells, store, tmp_path):
     run, _ = boxes_run
     shutil.copytree(cells, tmp_path / "more")
     for path in (tmp_path / "more" / "images").iterdir():
         pixels = decode(path)
-        Image.fromarray(255 - pixels).save(path)  # pictures that were not learned from
+        Image.fromarray(255 - pixels).save(path)  # images that were not learned from
     document = json.loads((cells / "annotations.json").read_text())
     document["annotations"][0]["bbox"] = [-20, -20, 400, 400]
     (tmp_path / "more" / "annotations.json").write_text(json.dumps(document))
@@ -395,7 +393,7 @@ def test_the_command_line_writes_masks(masks_run, streets, tmp_path, capsys):
     assert "masks" in err
 
 
-def test_a_picture_that_cannot_be_read_is_named_or_left_out(masks_run, tmp_path, capsys):
+def test_an_image_that_cannot_be_read_is_named_or_left_out(masks_run, tmp_path, capsys):
     run, _ = masks_run
     Image.fromarray(scene(3)[0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG junk")
@@ -405,7 +403,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_left_out(masks_run, tmp_path,
     assert "bad.png" in err
     code, shown, _ = command(capsys, *words, "--bad-files", "skip")
     assert code == 0
-    assert [one["picture"].rpartition("/")[2] for one in json.loads(shown)] == ["good.png"]
+    assert [one["image"].rpartition("/")[2] for one in json.loads(shown)] == ["good.png"]
 
 
 def test_a_second_training_with_the_same_out_is_refused(cells, tiny, store, tmp_path):

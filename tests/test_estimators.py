@@ -51,7 +51,7 @@ def classifier(backbone, shared_cache):
 
 
 def coloured(n=8, colours=tuple(COLOURS), seed=0, noise=40):
-    """Noisy pictures of n for each colour, shuffled, and their colours' names."""
+    """Noisy images of n for each colour, shuffled, and their colours' names."""
     rng = np.random.default_rng(seed)
     names = rng.permutation(np.repeat(colours, n))
     base = np.array([COLOURS[name] for name in names])[:, None, None]
@@ -136,16 +136,18 @@ def test_booleans_come_back_as_booleans(classifier):
 
 def test_it_is_the_linear_probe(classifier, backbone):
     """No logic of its own: the same model as the method gives."""
-    from headstart.backbones.trunk import Trunk
+    from headstart.backbones.frozen import FrozenBackbone
     from headstart.data.dataset import Sample
     from headstart.features.extractor import Extractor
-    from headstart.models.tasks import Classification
+    from headstart.models.tasks import ClassificationTask
     from headstart.models.transfer_model import TransferModel
 
     pixels, names = coloured()
     classifier.fit(pixels, names)
     classes = tuple(sorted(COLOURS))
-    blank = TransferModel(trunk=Trunk.open(backbone), task=Classification(classes=classes))
+    blank = TransferModel(
+        backbone=FrozenBackbone.open(backbone), task=ClassificationTask(classes=classes)
+    )
     samples = tuple(Sample(image=p, target=str(t)) for p, t in zip(pixels, names, strict=True))
     extractor = Extractor(cache=classifier._cache(), engine="fp32", device="cpu")
     data = Dataset(samples=samples, classes=classes)
@@ -154,7 +156,7 @@ def test_it_is_the_linear_probe(classifier, backbone):
     assert model.task == classifier.model_.task
 
 
-def test_paths_bytes_images_and_arrays_are_all_pictures(classifier, photos):
+def test_paths_bytes_images_and_arrays_are_all_images(classifier, photos):
     paths, labels = paths_and_labels(photos)
     reference = classifier.fit(paths, labels).predict_proba(paths)
     images = [Image.open(path) for path in paths]
@@ -236,7 +238,7 @@ def test_classes_of_a_folder_are_matched_by_name(classifier, photos, tmp_path):
         classifier.score(tmp_path / "more")
 
 
-def test_a_class_without_pictures_to_learn_from_is_refused(classifier, tmp_path):
+def test_a_class_without_images_to_learn_from_is_refused(classifier, tmp_path):
     pixels, names = coloured()
     write(tmp_path / "train", pixels[names != "blue"], names[names != "blue"])
     write(tmp_path / "test", pixels[names == "blue"], names[names == "blue"])
@@ -287,8 +289,8 @@ def test_too_few_of_a_class_are_refused(classifier, labels):
         classifier.fit(coloured(n=4, colours=("red", "blue"))[0], labels)
 
 
-def test_an_unreadable_picture_is_named(classifier, photos, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+def test_an_unreadable_image_is_named(classifier, photos, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
     paths, labels = paths_and_labels(photos)
     with pytest.raises(DataError, match=r"broken\.png"):
         classifier.fit([*paths, tmp_path / "broken.png"], [*labels, "red"])
@@ -384,7 +386,7 @@ def test_in_a_pipeline(classifier, photos):
     assert whole.score(paths, labels) > 0.9
 
 
-def test_each_picture_is_seen_by_the_backbone_once(classifier, photos, tmp_path, monkeypatch):
+def test_each_image_is_seen_by_the_backbone_once(classifier, photos, tmp_path, monkeypatch):
     from headstart.features import extractor as cuts
 
     classifier.set_params(cache_dir=str(tmp_path / "cache"))
@@ -440,38 +442,38 @@ def test_methods_that_train_are_named_or_given(method, backbone, tmp_path):
     from headstart.training.optim import Training
 
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 128, (16, 32, 32, 3), dtype=np.uint8)
-    pictures[::2] += 100
+    images = rng.integers(0, 128, (16, 32, 32, 3), dtype=np.uint8)
+    images[::2] += 100
     labels = np.arange(16) % 2
     settings = METHODS[method](training=Training(epochs=1), seed=3)
     options = {"backbone": backbone, "engine": "fp32", "cache_dir": str(tmp_path)}
-    given = ImageClassifier(method=settings, **options).fit(pictures, labels)
+    given = ImageClassifier(method=settings, **options).fit(images, labels)
     assert given.model_.record["method"]["name"] == method
     assert given.model_.record["method"]["seed"] == 3
-    assert given.predict_proba(pictures).shape == (16, 2)
+    assert given.predict_proba(images).shape == (16, 2)
     assert clone(given).method == settings
     by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._method()
     assert by_name == METHODS[method](seed=5, loss=replace(settings.loss, imbalance="none"))
     with pytest.raises(UnknownNameError, match=method):
-        ImageClassifier(method=method[:-1], **options).fit(pictures, labels)
+        ImageClassifier(method=method[:-1], **options).fit(images, labels)
 
 
 # ---------------------------------------------------------------- abstaining
 
 
-def test_with_a_wanted_risk_it_says_which_pictures_are_too_unsure(classifier):
-    pictures, names = coloured(n=16)
-    classifier.set_params(max_risk=0.3).fit(pictures, names)
+def test_with_a_wanted_risk_it_says_which_images_are_too_unsure(classifier):
+    images, names = coloured(n=16)
+    classifier.set_params(max_risk=0.3).fit(images, names)
     threshold = classifier.model_.task.selected.threshold
-    sure = classifier.predict_proba(pictures).max(axis=1)
-    np.testing.assert_array_equal(classifier.abstains(pictures), sure < threshold)
+    sure = classifier.predict_proba(images).max(axis=1)
+    np.testing.assert_array_equal(classifier.abstains(images), sure < threshold)
     assert clone(classifier).max_risk == 0.3
 
 
 def test_where_no_threshold_is_known_it_says_why(classifier):
-    pictures, names = coloured(n=4)
+    images, names = coloured(n=4)
     with pytest.raises(UsageError, match="got none wanted"):
-        classifier.fit(pictures, names).abstains(pictures)
+        classifier.fit(images, names).abstains(images)
     classifier.set_params(max_risk=0.01)
     with pytest.raises(UsageError, match="could show no less than"):
-        classifier.fit(pictures, names).abstains(pictures)
+        classifier.fit(images, names).abstains(images)

@@ -1,4 +1,4 @@
-"""Boxes and masks in scikit-learn's words, on pictures with rectangles."""
+"""Boxes and masks in scikit-learn's words, on images with rectangles."""
 
 import numpy as np
 import pytest
@@ -42,8 +42,8 @@ def settings(tmp_path_factory):
 
 
 def scenes(n=10):
-    """Pictures of two sizes with a red rectangle, where it is, and their masks of 0, 7 and 255."""
-    pictures, boxes, masks = [], [], []
+    """Images of two sizes with a red rectangle, where it is, and their masks of 0, 7 and 255."""
+    images, boxes, masks = [], [], []
     for number in range(n):
         rng = np.random.default_rng(number)
         height, width = (48, 64) if number % 2 else (64, 40)
@@ -54,14 +54,14 @@ def scenes(n=10):
         mask = np.zeros((height, width), dtype=np.uint8)
         mask[top:bottom, left:right] = 7
         mask[0] = 255
-        pictures.append(pixels)
+        images.append(pixels)
         boxes.append({"boxes": [[left, top, right, bottom]], "labels": ["red"]})
         masks.append(mask)
     boxes[-1] = {"boxes": [], "labels": []}  # not found is not an error
-    return pictures, boxes, masks
+    return images, boxes, masks
 
 
-PICTURES, BOXES, MASKS = scenes()
+IMAGES, BOXES, MASKS = scenes()
 TRUTHS = {ObjectDetector: BOXES, ImageSegmenter: MASKS}
 HEADS = {ObjectDetector: "ssdlite", ImageSegmenter: "fpn"}
 
@@ -72,41 +72,41 @@ def made(kind, settings, **changes):
 
 @pytest.fixture(scope="module")
 def fitted(settings):
-    return {kind: made(kind, settings).fit(PICTURES, TRUTHS[kind]) for kind in KINDS}
+    return {kind: made(kind, settings).fit(IMAGES, TRUTHS[kind]) for kind in KINDS}
 
 
 def test_boxes_come_back_as_they_are_given(fitted):
     detector = fitted[ObjectDetector]
-    found = detector.predict(PICTURES)
-    assert len(found) == len(PICTURES)
-    for one, picture in zip(found, PICTURES, strict=True):
+    found = detector.predict(IMAGES)
+    assert len(found) == len(IMAGES)
+    for one, image in zip(found, IMAGES, strict=True):
         assert one["boxes"].shape == (len(one["labels"]), 4)
         assert set(one["labels"]) <= {"red"}
         assert (np.diff(one["scores"]) <= 0).all()
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         assert (one["boxes"] <= [width, height, width, height]).all()
     assert detector.classes_.tolist() == ["red"]
-    assert detector.score(PICTURES, found) >= 0  # what is found can be a truth
+    assert detector.score(IMAGES, found) >= 0  # what is found can be a truth
 
 
 def test_masks_come_back_in_the_numbers_that_were_given(fitted):
     segmenter = fitted[ImageSegmenter]
-    found = segmenter.predict(PICTURES)
+    found = segmenter.predict(IMAGES)
     assert [one.shape for one in found] == [one.shape for one in MASKS]
     assert set(np.unique(np.concatenate([one.ravel() for one in found]))) <= {0, 7}
     assert segmenter.classes_.tolist() == ["0", "7"]
     right = np.concatenate([(a == b)[b != 255] for a, b in zip(found, MASKS, strict=True)])
     assert right.mean() > 0.5
-    assert segmenter.score(PICTURES, found) == pytest.approx(1.0)
+    assert segmenter.score(IMAGES, found) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_score_is_the_evaluations(kind, fitted, settings):
     estimator = fitted[kind]
-    data = estimator._data(PICTURES, TRUTHS[kind], "test")
+    data = estimator._data(IMAGES, TRUTHS[kind], "test")
     extractor = Extractor(cache=Cache(settings["cache_dir"]), engine="fp32", device="cpu")
     found = evaluate(estimator.model_, data, extractor=extractor)
-    score = estimator.score(PICTURES, TRUTHS[kind])
+    score = estimator.score(IMAGES, TRUTHS[kind])
     assert score == next(iter(found.metrics.values())).value
     assert 0 <= score <= 1
 
@@ -117,9 +117,9 @@ def test_a_clone_learns_the_same(kind, fitted, settings):
     assert other.get_params() == fitted[kind].get_params()
     assert not hasattr(other, "model_")
     with pytest.raises(NotFittedError):
-        other.predict(PICTURES)
+        other.predict(IMAGES)
     before = {k: np.array(v) for k, v in fitted[kind].model_.head.state().items()}
-    after = other.fit(PICTURES, TRUTHS[kind]).model_.head.state()
+    after = other.fit(IMAGES, TRUTHS[kind]).model_.head.state()
     for name, value in before.items():
         np.testing.assert_array_equal(value, after[name])
     assert other.set_params(size=96).size == 96
@@ -133,7 +133,7 @@ def test_a_folder_brings_its_own_truths(kind, source, settings, tmp_path):
     estimator = made(kind, settings, method=short).fit(f"demo:{source}")
     assert tuple(estimator.classes_) == load_demo(source).classes
     assert 0 <= estimator.score(f"demo:{source}") <= 1
-    [answer] = estimator.predict(PICTURES[0])
+    [answer] = estimator.predict(IMAGES[0])
     if kind is ImageSegmenter:
         assert set(np.unique(answer)) <= set(range(len(estimator.classes_)))
 
@@ -141,7 +141,7 @@ def test_a_folder_brings_its_own_truths(kind, source, settings, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "y", "words"),
     [
-        (ObjectDetector, BOXES[:-1], "10 pictures, got 9"),
+        (ObjectDetector, BOXES[:-1], "10 images, got 9"),
         (ObjectDetector, [{"boxes": [[1, 2, 3, 4]], "labels": []}] * 10, "one label for each"),
         (ObjectDetector, [{"boxes": [[1, 2, 3]], "labels": ["a"]}] * 10, "Boxes or"),
         (ObjectDetector, [{"boxes": [[1, 2, 3, np.nan]], "labels": ["a"]}] * 10, "finite"),
@@ -155,17 +155,17 @@ def test_a_folder_brings_its_own_truths(kind, source, settings, tmp_path):
 )
 def test_truths_that_are_none_are_refused(kind, y, words, settings):
     with pytest.raises(UsageError, match=words):
-        made(kind, settings).fit(PICTURES, y)
+        made(kind, settings).fit(IMAGES, y)
 
 
 def test_masks_of_another_size_are_refused(settings):
     with pytest.raises(DataError, match=r"40 x 64|64 x 40"):
-        made(ImageSegmenter, settings).fit(PICTURES, MASKS[1:] + MASKS[:1])
+        made(ImageSegmenter, settings).fit(IMAGES, MASKS[1:] + MASKS[:1])
 
 
 def test_boxes_are_clipped_as_everywhere(settings):
     truths = [Boxes(corners=((-9.0, -9.0, 900.0, 900.0),), labels=("red",))]
-    data = made(ObjectDetector, settings)._data(PICTURES[:1], truths, "train")
+    data = made(ObjectDetector, settings)._data(IMAGES[:1], truths, "train")
     assert data.samples[0].target.corners == ((0.0, 0.0, 40.0, 64.0),)
     assert labelled_part(data, "detection", "train", cache=Cache(settings["cache_dir"])) == data
 
@@ -173,6 +173,6 @@ def test_boxes_are_clipped_as_everywhere(settings):
 @pytest.mark.parametrize("kind", KINDS)
 def test_unknown_names_are_said(kind, settings):
     with pytest.raises(UnknownNameError, match="method"):
-        made(kind, settings, method="finetun").fit(PICTURES, TRUTHS[kind])
+        made(kind, settings, method="finetun").fit(IMAGES, TRUTHS[kind])
     with pytest.raises(UnknownNameError, match="head"):
-        made(kind, settings, head="yolo").fit(PICTURES, TRUTHS[kind])
+        made(kind, settings, head="yolo").fit(IMAGES, TRUTHS[kind])

@@ -37,7 +37,7 @@ PUBLIC = [
     "Run",
     "Sample",
     "Scratch",
-    "Segmented",
+    "Segmentation",
     "SetupError",
     "Training",
     "TrainingError",

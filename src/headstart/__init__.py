@@ -1,4 +1,4 @@
-"""Headstart: transfer learning for CNNs, from a folder of pictures to an honest model."""
+"""Headstart: transfer learning for CNNs, from a folder of images to an honest model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
-    from headstart.models.inference import Detections, Segmented
+    from headstart.models.inference import Detections, Segmentation
     from headstart.models.saving import load, save
     from headstart.models.transfer_model import Prediction, TransferModel
     from headstart.training.losses.classification import Loss
@@ -50,7 +50,7 @@ _HOMES = {
     "Run": "headstart.workflows.fit",
     "Sample": "headstart.data.dataset",
     "Scratch": "headstart.methods.scratch",
-    "Segmented": "headstart.models.inference",
+    "Segmentation": "headstart.models.inference",
     "SetupError": "headstart.errors",
     "Training": "headstart.training.optim",
     "TrainingError": "headstart.errors",
@@ -87,7 +87,7 @@ __all__ = [
     "Run",
     "Sample",
     "Scratch",
-    "Segmented",
+    "Segmentation",
     "SetupError",
     "Training",
     "TrainingError",

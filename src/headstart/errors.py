@@ -3,10 +3,10 @@
 HeadstartError                      exit code
 ├── UsageError (ValueError)         1   an argument or a combination of arguments
 │   └── UnknownNameError            1   a name that is in no table; suggests the nearest one
-├── DataError                       2   the pictures, labels, splits or files given
+├── DataError                       2   the images, labels, splits or files given
 │   ├── LayoutError                 2   a folder or manifest that is not recognised
-│   ├── UnreadableImageError        2   a picture that cannot be decoded
-│   ├── LeakError                   2   the same picture on both sides of a split
+│   ├── UnreadableImageError        2   an image that cannot be decoded
+│   ├── LeakError                   2   the same image on both sides of a split
 │   └── ModelFileError              2   a model folder that is damaged, foreign or hostile
 ├── TrainingError                   1   a training that went wrong, such as a loss of NaN
 └── SetupError                      3   this machine: weights, extras, disk
@@ -83,7 +83,7 @@ class UnknownNameError(UsageError):
 
 
 class DataError(HeadstartError):
-    """The pictures, labels, splits or files that were given."""
+    """The images, labels, splits or files that were given."""
 
     exit_code = 2
 
@@ -93,11 +93,11 @@ class LayoutError(DataError):
 
 
 class UnreadableImageError(DataError):
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 class LeakError(DataError):
-    """The same picture, or nearly the same, on both sides of a split."""
+    """The same image, or nearly the same, on both sides of a split."""
 
 
 class ModelFileError(DataError):

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import IGNORED, Boxes, Dataset, Kind, Mask, Palette, Target
 from headstart.data.prepare import gather, select
@@ -26,8 +26,8 @@ from headstart.features.extractor import Extractor
 from headstart.methods import METHODS
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Method
-from headstart.models.build import blank
-from headstart.models.tasks import Classification
+from headstart.models.build import create_model
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.logistic_regression import Imbalance
 from headstart.training.losses.classification import Loss
@@ -40,7 +40,7 @@ __all__ = ["ImageClassifier", "ImageSegmenter", "ObjectDetector", "group_names"]
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A method of learning on a pretrained backbone, as a scikit-learn classifier.
 
-    Works in ``cross_val_score`` and ``GridSearchCV``: pictures are paths or arrays, and each is
+    Works in ``cross_val_score`` and ``GridSearchCV``: images are paths or arrays, and each is
     seen by the backbone once, however many folds and candidates there are. Duplicates are not
     looked for: ``headstart data check`` finds them.
 
@@ -55,7 +55,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Of the cross-validation that chooses the penalty.
     imbalance : {"auto", "none", "balanced"}
     max_risk : float or None
-        Share of the answers that may be wrong; ``abstains`` says which pictures are too unsure
+        Share of the answers that may be wrong; ``abstains`` says which images are too unsure
         for it.
     engine, device : str
     cache_dir : str or None
@@ -72,11 +72,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Examples
     --------
     >>> from headstart import ImageClassifier
-    >>> pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-    >>> pictures[::2, :, :16] = 0
+    >>> images = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+    >>> images[::2, :, :16] = 0
     >>> labels = ["half", "full"] * 4
-    >>> classifier = ImageClassifier(folds=2, engine="fp32").fit(pictures, labels)
-    >>> classifier.predict(pictures[:2])
+    >>> classifier = ImageClassifier(folds=2, engine="fp32").fit(images, labels)
+    >>> classifier.predict(images[:2])
     array(['half', 'full'], dtype='<U4')
     """
 
@@ -104,7 +104,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
-        """Learn from pictures and their labels.
+        """Learn from images and their labels.
 
         Parameters
         ----------
@@ -112,31 +112,31 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             A folder of class folders (or a manifest) brings its own labels, and maybe groups;
             of one with splits only the train part is learned from.
         y : sequence of length n, optional
-            Class of each picture; left out when ``X`` brings its own labels.
+            Class of each image; left out when ``X`` brings its own labels.
         groups : sequence of length n, optional
-            Pictures of one group stay in one fold of the inner cross-validation.
+            Images of one group stay in one fold of the inner cross-validation.
 
         Raises
         ------
         UsageError
             If the lengths differ, or labels are missing or no classes.
         DataError
-            If a picture cannot be decoded, or there are too few of a class.
+            If an image cannot be decoded, or there are too few of a class.
         """
         data, names = _labelled(X, y, groups)
         store = self._cache()
         samples = select(data.samples, cache=store, bad_files="error")
         method = self._method()
-        trunk = Trunk.open(self.backbone)
-        task = Classification(classes=data.classes, max_risk=self.max_risk)
-        blank = TransferModel(trunk=trunk, task=task)
+        backbone = FrozenBackbone.open(self.backbone)
+        task = ClassificationTask(classes=data.classes, max_risk=self.max_risk)
+        untrained = TransferModel(backbone=backbone, task=task)
         extractor = Extractor(cache=store, engine=self.engine, device=self.device)
-        self.model_ = method.fit(blank, replace(data, samples=samples), extractor=extractor)
+        self.model_ = method.fit(untrained, replace(data, samples=samples), extractor=extractor)
         self.classes_ = names
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Predict the class of each picture, as it was given to ``fit``, shape (n,)."""
+        """Predict the class of each image, as it was given to ``fit``, shape (n,)."""
         chances = self.predict_proba(X)
         return np.asarray(self.classes_[chances.argmax(axis=1)])
 
@@ -151,7 +151,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.model_.predict_probabilities(samples, extractor=extractor)
 
     def abstains(self, X: Any) -> NDArray[np.bool_]:
-        """Say which pictures' answers are too unsure for ``max_risk``, shape (n,).
+        """Say which images' answers are too unsure for ``max_risk``, shape (n,).
 
         Raises
         ------
@@ -182,7 +182,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         UnknownNameError
-            If the folder has pictures of a class that is not among ``classes_``.
+            If the folder has images of a class that is not among ``classes_``.
         """
         if y is None:
             check_is_fitted(self, "model_")
@@ -229,11 +229,11 @@ def _labelled(
 def _read(X: Any, *, min_classes: int) -> Dataset:
     """What a folder or manifest brings."""
     if not isinstance(X, str | Path):
-        raise UsageError("Expected labels `y` for these pictures, got none; do pass them.")
+        raise UsageError("Expected labels `y` for these images, got none; do pass them.")
     data = read_dataset(X, min_classes=min_classes)
     if data.kind != "multiclass":
         raise UsageError(
-            f"Expected one class for each picture of {data.name!r}, got several labels; do use "
+            f"Expected one class for each image of {data.name!r}, got several labels; do use "
             "`headstart.fit`, which learns them."
         )
     return data
@@ -246,18 +246,18 @@ def _train_part(data: Dataset) -> Dataset:
     missing = [name for name, count in data.counts().items() if not count]
     if missing:
         raise DataError(
-            f"Expected pictures of every class to learn from in {data.name!r}, got none of "
+            f"Expected images of every class to learn from in {data.name!r}, got none of "
             f"{missing}; do add some, or leave the class out."
         )
     return data
 
 
 def _classes(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Different labels in their own type and np.unique's order, and each picture's place."""
+    """Different labels in their own type and np.unique's order, and each image's place."""
     labels = np.asarray(y)
     if labels.shape != (n,):
         raise UsageError(
-            f"Expected one label for each of {n} pictures, got {labels.shape}; "
+            f"Expected one label for each of {n} images, got {labels.shape}; "
             "do pass `y` of the same length."
         )
     if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
@@ -271,7 +271,7 @@ def _classes(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 
 def group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
-    """Give each of n pictures the name of its group, or None.
+    """Give each of n images the name of its group, or None.
 
     >>> group_names([7, 7], 2), group_names(None, 1)
     (['7', '7'], [None])
@@ -280,7 +280,7 @@ def group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
         return [None] * n
     given = [str(group) for group in np.asarray(groups)]
     if len(given) != n:
-        raise UsageError(f"Expected one group for each of {n} pictures, got {len(given)}.")
+        raise UsageError(f"Expected one group for each of {n} images, got {len(given)}.")
     return list(given)
 
 
@@ -310,7 +310,7 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Self:
-        """Learn from pictures and what is where in them.
+        """Learn from images and what is where in them.
 
         Parameters
         ----------
@@ -320,18 +320,18 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         y : sequence of length n, optional
             What is where, as the class says; left out when ``X`` brings it.
         groups : sequence of length n, optional
-            Pictures of one group are learned from, or judged on, together.
+            Images of one group are learned from, or judged on, together.
 
         Raises
         ------
         UsageError
             If the lengths differ, or truths are missing or no such.
         DataError
-            If a picture cannot be decoded, or boxes or masks do not fit it.
+            If an image cannot be decoded, or boxes or masks do not fit it.
         """
         data = self._data(X, y, "train", groups)
-        trunk, seed = Trunk.open(self.backbone), int(self.random_state)
-        start = blank(trunk, data, head=self.head, size=self.size, seed=seed)
+        backbone, seed = FrozenBackbone.open(self.backbone), int(self.random_state)
+        start = create_model(backbone, data, head=self.head, size=self.size, seed=seed)
         self.model_ = self._method(seed).fit(start, data, extractor=self._extractor())
         self.classes_ = np.asarray(data.classes)
         return self
@@ -357,14 +357,14 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         if y is None:
             if groups is not None or not isinstance(X, str | Path):
                 raise UsageError(
-                    "Expected `y` for these pictures, got none; do pass it, or one folder with "
+                    "Expected `y` for these images, got none; do pass it, or one folder with "
                     "annotations."
                 )
             return labelled_part(X, self.kind, part, cache=store)
         samples, given = gather(X), list(y)
         if len(samples) != len(given):
             raise UsageError(
-                f"Expected one truth for each of {len(samples)} pictures, got {len(given)}; do "
+                f"Expected one truth for each of {len(samples)} images, got {len(given)}; do "
                 "pass `y` of the same length."
             )
         targets, classes = self._targets(given)
@@ -404,8 +404,8 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
 class ObjectDetector(_DenseEstimator):
     """A method of learning boxes on a pretrained backbone, as a scikit-learn estimator.
 
-    A truth is ``{"boxes": (n, 4), "labels": names}``, left, top, right, bottom in the picture's
-    pixels as it is shown, or ``Boxes``; a picture without objects has none of them. Duplicates
+    A truth is ``{"boxes": (n, 4), "labels": names}``, left, top, right, bottom in the image's
+    pixels as it is shown, or ``Boxes``; an image without objects has none of them. Duplicates
     are not looked for: ``headstart data check`` finds them.
 
     Parameters
@@ -413,7 +413,7 @@ class ObjectDetector(_DenseEstimator):
     backbone : str
     head : {"auto", "faster-rcnn", "retinanet", "fcos", "ssdlite"}
     size : int
-        Longer side, in pixels, that pictures are read at, rounded up to a multiple of 32; 0 is
+        Longer side, in pixels, that images are read at, rounded up to a multiple of 32; 0 is
         320.
     method : str or Method
         ``auto`` trains the head behind a frozen backbone; ``finetune``, ``scratch``, or one with
@@ -422,7 +422,7 @@ class ObjectDetector(_DenseEstimator):
     cache_dir : str or None
         Where activations are kept; None is the user's cache.
     random_state : int
-        Decides the head's start and the order of the pictures.
+        Decides the head's start and the order of the images.
 
     Attributes
     ----------
@@ -446,7 +446,7 @@ class ObjectDetector(_DenseEstimator):
         Returns
         -------
         list of dict
-            For each picture ``boxes``, shape (n, 4), ``labels`` and ``scores``, shape (n,), the
+            For each image ``boxes``, shape (n, 4), ``labels`` and ``scores``, shape (n,), the
             most certain first, from the model's threshold on.
         """
         return [
@@ -463,7 +463,7 @@ class ObjectDetector(_DenseEstimator):
 class ImageSegmenter(_DenseEstimator):
     """A method of learning masks on a pretrained backbone, as a scikit-learn estimator.
 
-    A truth is an array of whole numbers, shape (height, width) of its picture as it is shown: a
+    A truth is an array of whole numbers, shape (height, width) of its image as it is shown: a
     class for every pixel; 255 is neither learned nor judged. Duplicates are not looked for:
     ``headstart data check`` finds them.
 

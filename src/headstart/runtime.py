@@ -48,7 +48,7 @@ class Machine:
 def prepare() -> None:
     """Make threads that wait sleep instead of spin; call before torch is imported.
 
-    Spinning OpenMP threads take the cores from the threads that decode pictures. A value that
+    Spinning OpenMP threads take the cores from the threads that decode images. A value that
     the user has set wins.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -78,7 +78,7 @@ def cheap_values(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def built(architecture: str) -> tuple[Backbone, nn.Module, int]:
-    """Backbone, the library's network with the same values, and the side of the pictures."""
+    """Backbone, the library's network with the same values, and the side of the images."""
     spec = resolve(ARCHITECTURES[architecture])
     side = {**SIDES, **SMALL}.get(architecture, 64)
     options = {}
@@ -101,14 +101,14 @@ def case(request):
     return built(request.param)
 
 
-def pictures(side: int, count: int = 2) -> torch.Tensor:
+def images(side: int, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def test_contract(case):
     """One test, so that each network is built once: see the comments."""
     backbone, reference, side = case
-    x = pictures(side)
+    x = images(side)
 
     # Stage by stage is the whole run, bit for bit, and every stage is as declared.
     whole, value = backbone.forward_features(x), x
@@ -170,7 +170,7 @@ def _owned(paths, name):
 
 
 def test_embedded_weights_know_what_a_photograph_shows():
-    """scikit-learn's pictures: a Chinese temple and a dahlia, which ImageNet calls a daisy."""
+    """scikit-learn's images: a Chinese temple and a dahlia, which ImageNet calls a daisy."""
     sklearn_datasets = pytest.importorskip("sklearn.datasets")
     spec = resolve("embedded/efficientnet_lite0")
     weights = locate(spec, offline=True)
@@ -228,7 +228,7 @@ def test_models_of_timm_that_no_table_describes(name, stages):
     backbone = load(f"timm/{name}", pretrained=False, seed=1).eval()
     assert [stage.name for stage in backbone.stages] == stages
     side = backbone.spec.preprocess.crop
-    x = value = pictures(side, 1)
+    x = value = images(side, 1)
     for stage in backbone.stages:
         value = backbone.run(value, start=stage.name, stop=stage.name)
         assert stage.channels in value.shape
@@ -263,7 +263,7 @@ def small() -> Backbone:
 
 def test_copies_are_independent(small):
     """A copy in another precision must run on its own values."""
-    x = pictures(64)
+    x = images(64)
     before = small.pooled(x)
     other = copy.deepcopy(small).to(torch.bfloat16)
     for tensor in other.parameters():
@@ -304,7 +304,7 @@ def test_measuring_leaves_running_statistics_alone():
             assert not tensor.any()
 
 
-def test_inception_takes_imagenet_pictures_to_its_own_scale():
+def test_inception_takes_imagenet_images_to_its_own_scale():
     backbone = built("torchvision/inception_v3")[0]
     assert backbone.trunk.transform_input
     assert backbone.trunk.AuxLogits is None or not list(backbone.trunk.AuxLogits.parameters())
@@ -321,7 +321,7 @@ def test_inception_takes_imagenet_pictures_to_its_own_scale():
 )
 def test_stages_that_cannot_be_run(small, start, stop, error):
     with pytest.raises(error, match="Expected"):
-        small.run(pictures(64), start=start, stop=stop)
+        small.run(images(64), start=start, stop=stop)
     with pytest.raises(UnknownNameError, match="parameter"):
         small.stage_of("trunk.fc.weight")
 
@@ -341,7 +341,7 @@ def test_a_file_gives_its_values_and_its_head(tmp_path):
             tensor.copy_(tensor.half())
     half = {k: v.half() if v.ndim == 4 else v for k, v in model.state_dict().items()}
     name = stored(half, tmp_path)
-    backbone, x = load(name).eval(), pictures(64)
+    backbone, x = load(name).eval(), images(64)
     assert {tensor.dtype for tensor in backbone.parameters()} == {torch.float32}
     head = original_head(backbone.spec, locate(backbone.spec))
     logits = backbone.pooled(x) @ head["fc.weight"].T + head["fc.bias"]
@@ -350,11 +350,11 @@ def test_a_file_gives_its_values_and_its_head(tmp_path):
 
 def test_files_without_a_classifier_or_batch_counts_are_whole(tmp_path):
     state = library_model("torchvision/resnet18").state_dict()
-    trunk = {k: v for k, v in state.items() if "num_batches" not in k and "fc." not in k}
-    backbone = load(stored(trunk, tmp_path))
-    assert backbone.head_keys == ()
-    assert not any(t.is_meta for t in backbone.state_dict().values())
-    assert original_head(backbone.spec, locate(backbone.spec)) == {}
+    backbone = {k: v for k, v in state.items() if "num_batches" not in k and "fc." not in k}
+    module = load(stored(backbone, tmp_path))
+    assert module.head_keys == ()
+    assert not any(t.is_meta for t in module.state_dict().values())
+    assert original_head(module.spec, locate(module.spec)) == {}
 
 
 def test_differences_are_listed(tmp_path):
@@ -387,7 +387,7 @@ def test_padding_travels_with_the_name(tmp_path):
     model = library_model("timm/mobilenetv2_100", pad_type="same").eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     name = f"file:{tmp_path / 'w.pth'}@timm/mobilenetv2_100"
-    x = pictures(64)
+    x = images(64)
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     assert torch.equal(load(f"{name}?pad_type=same").eval().pooled(x), expected)
     assert not torch.allclose(load(name).eval().pooled(x), expected, atol=1e-4)

@@ -181,7 +181,7 @@ def test_gradual_unfreezing_goes_from_the_last_stage_to_the_first():
         assert modes == moving
 
 
-def test_adapted_statistics_are_those_of_the_pictures():
+def test_adapted_statistics_are_those_of_the_images():
     network = backbone()
     what = plan(network, train_from="layer4", batch_norm="stem=adapt")
     before = {k: v.clone() for k, v in network.state_dict().items()}

@@ -39,8 +39,8 @@ def photos(tmp_path_factory):
     for kind in ("bright", "dark"):
         (root / kind).mkdir(parents=True)
         for i in range(10):
-            picture = rng.integers(0, 128, (40, 40, 3)) + (128 if kind == "bright" else 0)
-            Image.fromarray(picture.astype(np.uint8)).save(root / kind / f"{i}.png")
+            image = rng.integers(0, 128, (40, 40, 3)) + (128 if kind == "bright" else 0)
+            Image.fromarray(image.astype(np.uint8)).save(root / kind / f"{i}.png")
     return root
 
 
@@ -68,7 +68,7 @@ def test_fit_tells_the_story_in_order_and_writes_the_folder(photos, capsys, tmp_
 
 def test_names_are_text_and_no_pictograms(capsys):
     _, out, _ = run(capsys, "data", "check", "demo:symbols", "--no-cache")
-    assert out.startswith("Data  demo:symbols: 480 pictures")
+    assert out.startswith("Data  demo:symbols: 480 images")
 
 
 def test_fit_prints_one_json_document(photos, capsys, tmp_path):
@@ -107,11 +107,11 @@ def test_a_negative_seed_is_a_usage_error(photos, capsys, verb):
 
 
 def test_predict_prints_a_table_json_and_csv(model, photos, capsys):
-    picture = photos / "dark" / "0.png"
-    code, table, _ = run(capsys, "predict", model, picture)
+    image = photos / "dark" / "0.png"
+    code, table, _ = run(capsys, "predict", model, image)
     assert code == 0
     assert "dark" in table
-    _, out, _ = run(capsys, "predict", model, picture, "--json")
+    _, out, _ = run(capsys, "predict", model, image, "--json")
     [found] = json.loads(out)
     assert found["label"] == "dark"
     assert sum(found["probabilities"].values()) == pytest.approx(1)
@@ -139,7 +139,7 @@ def test_evaluate_prints_the_verdict(model, photos, capsys):
     assert code == 0
     assert "Accuracy" in out
     _, out, _ = run(capsys, "evaluate", model, photos, "--allow-overlap", "--json")
-    assert json.loads(out)["pictures"] == 20
+    assert json.loads(out)["images"] == 20
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_errors_are_one_sentence_and_a_code(arguments, code, words, photos, mode
     assert "Traceback" not in out + err
 
 
-def test_a_bad_picture_is_named_and_can_be_skipped(photos, model, capsys, tmp_path):
+def test_a_bad_image_is_named_and_can_be_skipped(photos, model, capsys, tmp_path):
     (tmp_path / "good.png").write_bytes((photos / "dark" / "1.png").read_bytes())
     (tmp_path / "bad.jpg").write_bytes(b"<html>not found</html>")
     code, _, err = run(capsys, "predict", model, tmp_path)
@@ -314,7 +314,7 @@ def test_the_command_of_the_page_is_understood(asked, capsys):
     words = (
         "--train-from layer4 --learning-rate 1e-4 --head-learning-rate 1e-3 --epochs 10 "
         "--batch-size 32 --augment light --views 3 --batch-norm train --layer-decay 0.7 "
-        "--boundary-cache off --wise-ft 0.7 --label-smoothing 0.1 --mixup 0.2 "
+        "--activation-cache off --wise-ft 0.7 --label-smoothing 0.1 --mixup 0.2 "
         "--precision bf16 --optimiser sgd --ema 0.99 --soup 3 --flip-vertical"
     )
     run(capsys, "fit", "photos", "--method", "finetune", *words.split())
@@ -324,7 +324,7 @@ def test_the_command_of_the_page_is_understood(asked, capsys):
         head_learning_rate=1e-3,
         batch_norm="train",
         layer_decay=0.7,
-        boundary_cache="off",
+        activation_cache="off",
         wise_ft=0.7,
         mixup=0.2,
         loss=Loss(label_smoothing=0.1),

@@ -80,8 +80,8 @@ def test_compare_says_what_each_got_and_what_simple_rules_reach(
         assert part in told
     found = json.loads((out / "compare.json").read_text())
     scratch = [cell for cell in found["cells"] if cell["method"] == "scratch"]
-    assert {cell["steps"] for cell in scratch} == {2}  # however many pictures
-    assert {cell["pictures"] for cell in scratch} >= {10, 20}
+    assert {cell["steps"] for cell in scratch} == {2}  # however many images
+    assert {cell["images"] for cell in scratch} >= {10, 20}
     assert {cell["rules"]["random guess"] for cell in found["cells"]} == {0.5}
     first = (out / "table.csv").read_text().splitlines()[0]
     assert "majority class,random guess,trains,parameters,steps" in first
@@ -196,14 +196,14 @@ def test_a_plan_sees_the_split_that_fit_would(
     usual, fewer = (
         json.loads(_typed(capsys, *given, *more)[1]) for more in ([], ["--test-fraction", "0.5"])
     )
-    assert usual["pictures"] > fewer["pictures"] > 0
-    (photos / "dark" / "broken.png").write_bytes(b"no picture")
+    assert usual["images"] > fewer["images"] > 0
+    (photos / "dark" / "broken.png").write_bytes(b"no image")
     try:
         code, _, told = _typed(capsys, *given)
         assert code == 2
         assert "broken.png" in told
         found = json.loads(_typed(capsys, *given, "--bad-files", "skip")[1])
-        assert found["pictures"] == usual["pictures"]
+        assert found["images"] == usual["images"]
     finally:
         (photos / "dark" / "broken.png").unlink()
     code, _, told = _typed(capsys, *given, "--task", "detection")

@@ -16,7 +16,7 @@ def test_scores_seconds_and_findings_are_shown() -> None:
     score = Interval(value=0.875, low=0.8, high=float("nan"), method="t")
     point = Point(
         fraction=0.3,
-        pictures=24,
+        images=24,
         score=score,
         seconds=1.25,
         cpu_seconds=2.5,

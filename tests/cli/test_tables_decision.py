@@ -23,7 +23,7 @@ def record(rows, **more):
         "budget": 120.0,
         "estimated": 9.0,
         "seconds": 7.0,
-        "pictures": 40,
+        "images": 40,
         "folds": 5,
     }
     return known | {"rows": [row.as_dict() for row in rows]} | more
@@ -55,9 +55,9 @@ def test_a_race_fits_eighty_columns_with_its_numbers():
     assert "Chosen" not in out  # as the star says
 
 
-def test_a_score_of_fewer_pictures_says_so():
+def test_a_score_of_fewer_images_says_so():
     found = Interval(value=0.65, low=0.5, high=0.75, method="test")
-    rows = [row("a", score=found, pictures=40), row("fine-tuning b", score=found, pictures=8)]
+    rows = [row("a", score=found, images=40), row("fine-tuning b", score=found, images=8)]
     out = shown(record(rows))
     assert out.count("0.650 [0.500, 0.750]") == 2
     assert out.count("0.750] of 8") == 1

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import FreezePlan, StageRow
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cli.tables import show_evaluation, show_findings, show_predictions
 from headstart.cli.terminal import Terminal
 from headstart.data.checks.images import Finding
@@ -21,7 +21,7 @@ from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.summary import verdict
 from headstart.features.engines import Choice
 from headstart.methods.method import Outline
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import Prediction
 from headstart.training.job import Epoch
 from headstart.workflows.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
@@ -65,7 +65,7 @@ def test_nothing_found_is_said(console):
 
 
 def test_a_verdict_of_many_classes_stays_short(console):
-    task = Classification(classes=MANY)
+    task = ClassificationTask(classes=MANY)
     targets = np.arange(400) % 200
     probabilities = np.full((400, 200), 0.5 / 199)
     probabilities[np.arange(400), targets] = 0.5
@@ -86,7 +86,7 @@ def test_bars_are_for_terminals_only(console):
     assert "features" in text(watched)
 
 
-def test_predictions_name_the_picture_and_the_label(console):
+def test_predictions_name_the_image_and_the_label(console):
     one = Prediction(name="[b].jpg", label=("red", "round"), probability=0.9, probabilities={})
     none = Prediction(name="c.jpg", label=(), probability=0.1, probabilities={})
     show_predictions(console, [one, none], ("a", "b"))
@@ -101,7 +101,7 @@ def test_who_abstains_is_shown_beside_the_class(console):
     two = Prediction(name="c.jpg", label="red", probability=0.99, probabilities={}, abstains=False)
     show_predictions(console, [one, two], ("red",))
     lines = text(console).splitlines()
-    assert lines[0].split() == ["picture", "label", "probability", "answer"]
+    assert lines[0].split() == ["image", "label", "probability", "answer"]
     assert lines[1].split() == ["b.jpg", "red", "0.900", "abstains"]
     assert lines[2].split() == ["c.jpg", "red", "0.990", "given"]
 
@@ -117,7 +117,7 @@ def test_an_unknown_event_is_no_crash(console):
 
 
 def test_the_next_command_can_be_copied_into_a_shell(console):
-    task = Classification(classes=("cat", "dog"))
+    task = ClassificationTask(classes=("cat", "dog"))
     evaluation = evaluate_probabilities(
         task, np.eye(2).repeat(4, axis=0), np.arange(2).repeat(4), names=("a.png",) * 8
     )
@@ -126,7 +126,7 @@ def test_the_next_command_can_be_copied_into_a_shell(console):
             Finished(folder=Path("my runs/it's"), evaluation=evaluation, verdict=(), seconds={})
         )
     next_line = next(line for line in text(console).splitlines() if line.startswith("Next"))
-    assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "PICTURE"]
+    assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "IMAGE"]
 
 
 def epochs(scores):
@@ -182,11 +182,13 @@ def test_a_plan_is_a_table_of_stages(console):
     Terminal(console)(
         Planned(
             outline=outline,
-            trunk=Trunk(spec=spec, state={}, origin={"sha256": "0" * 64, "from": "here"}),
+            backbone=FrozenBackbone(
+                spec=spec, state={}, origin={"sha256": "0" * 64, "from": "here"}
+            ),
             engine=Choice(engine="bf16"),
             parameters=3600,
             to_compute=1,
-            pictures=2,
+            images=2,
             seconds=None,
             cache_bytes=10,
         )
@@ -202,7 +204,7 @@ def test_a_plan_is_a_table_of_stages(console):
 
 def test_notes_and_what_was_kept_are_shown(console):
     evaluation = evaluate_probabilities(
-        Classification(classes=("a", "b")), np.eye(2), np.arange(2), names=("x", "y")
+        ClassificationTask(classes=("a", "b")), np.eye(2), np.arange(2), names=("x", "y")
     )
     Terminal(console)(Noted(text="Begun anew: [x]"))
     Terminal(console)(

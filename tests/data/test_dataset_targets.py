@@ -18,7 +18,7 @@ def test_no_objects_is_a_valid_answer() -> None:
     assert nothing.is_hard().shape == (0,)
 
 
-def test_targets_say_which_classes_a_picture_shows_and_counts_count_objects() -> None:
+def test_targets_say_which_classes_an_image_shows_and_counts_count_objects() -> None:
     two = Boxes(corners=((0, 0, 1, 1), (0, 0, 2, 2)), labels=("cell", "cell"))
     data = Dataset(
         samples=(Sample(image=b"", target=two), Sample(image=b"", target=Boxes())),

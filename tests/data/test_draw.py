@@ -17,8 +17,8 @@ def grey(height: int = 120, width: int = 160, tone: int = 128) -> np.ndarray[Any
     return np.full((height, width, 3), tone, dtype=np.uint8)
 
 
-def places_of(picture: np.ndarray[Any, Any], colour: np.ndarray[Any, Any]) -> set[tuple[int, int]]:
-    rows, columns = np.nonzero((picture == colour).all(axis=-1))
+def places_of(image: np.ndarray[Any, Any], colour: np.ndarray[Any, Any]) -> set[tuple[int, int]]:
+    rows, columns = np.nonzero((image == colour).all(axis=-1))
     return {(int(y), int(x)) for y, x in zip(rows, columns, strict=True)}
 
 
@@ -88,7 +88,7 @@ def test_what_does_not_fit_together_is_refused(boxes: Any, labels: Any, scores: 
         draw_boxes(grey(), boxes, labels, scores, classes=CLASSES)
 
 
-def test_only_rgb_pictures_are_drawn_on() -> None:
+def test_only_rgb_images_are_drawn_on() -> None:
     with pytest.raises(UsageError, match="height, width, 3"):
         draw_boxes(np.zeros((4, 4), np.uint8), [], [], classes=CLASSES)
 
@@ -105,15 +105,15 @@ def test_a_mask_tints_by_class_and_leaves_the_rest() -> None:
     assert (draw_mask(grey(60, 80), mask, ("background", "leaf"), alpha=0.0) == 128).all()
 
 
-def test_colours_of_the_picture_are_not_taken_for_classes() -> None:
+def test_colours_of_the_image_are_not_taken_for_classes() -> None:
     """On red and on blue of one brightness the same class looks the same; the rest stays."""
-    picture = np.zeros((10, 20, 3), np.uint8)
-    picture[:, :10, 0], picture[:, 10:, 2] = 60, 177  # luminance 12.8
+    image = np.zeros((10, 20, 3), np.uint8)
+    image[:, :10, 0], image[:, 10:, 2] = 60, 177  # luminance 12.8
     mask = np.zeros((10, 20), np.uint8)
     mask[5:] = 1
-    after = draw_mask(picture, mask, ("background", "leaf")).astype(int)
+    after = draw_mask(image, mask, ("background", "leaf")).astype(int)
     assert np.abs(after[7, 3] - after[7, 15]).max() <= 1
-    assert (after[:4] == picture[:4]).all()
+    assert (after[:4] == image[:4]).all()
 
 
 def test_where_classes_meet_there_is_a_light_line() -> None:

@@ -18,7 +18,7 @@ from headstart.errors import UnreadableImageError, UsageError
 
 
 def photo(height=40, width=56, seed=0):
-    """A smooth RGB picture with texture, shape (height, width, 3)."""
+    """A smooth RGB image with texture, shape (height, width, 3)."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / 7 + seed) + np.cos(y / (5 + c) + c) for c in range(3)]
     return np.uint8(127 + 60 * np.stack(waves, -1))
@@ -65,7 +65,7 @@ def test_lossless_formats_give_the_pixels_back(fmt):
 
 
 def test_path_string_and_bytes_are_the_same(tmp_path):
-    path = tmp_path / "å picture.jpg"
+    path = tmp_path / "å image.jpg"
     path.write_bytes(encoded(photo(), "JPEG"))
     before = path.stat()
     for source in (path, str(path), path.read_bytes(), Image.open(path)):
@@ -119,28 +119,28 @@ def test_grey_becomes_three_equal_channels(fmt):
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 @pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
 def test_transparency_is_laid_on_white(mode, fmt):
-    picture = Image.fromarray(photo()).convert(mode)
+    image = Image.fromarray(photo()).convert(mode)
     alpha = np.uint8(np.linspace(0, 255, 40 * 56).reshape(40, 56))
-    picture.putalpha(Image.fromarray(alpha))
-    colour = np.asarray(picture.convert("RGBA"))[:, :, :3].astype(float)
+    image.putalpha(Image.fromarray(alpha))
+    colour = np.asarray(image.convert("RGBA"))[:, :, :3].astype(float)
     share = alpha[:, :, None] / 255
     expected = np.rint(colour * share + 255 * (1 - share))
-    np.testing.assert_array_equal(decode(encoded(picture, fmt)), expected)
-    np.testing.assert_array_equal(decode(picture), expected)
-    assert (decode(picture)[0, 0] == 255).all()
+    np.testing.assert_array_equal(decode(encoded(image, fmt)), expected)
+    np.testing.assert_array_equal(decode(image), expected)
+    assert (decode(image)[0, 0] == 255).all()
 
 
 def test_palette_with_and_without_transparency():
-    picture = Image.fromarray(photo()).quantize(32)
-    table = np.asarray(picture.getpalette()).reshape(-1, 3)
-    index = np.asarray(picture)
-    np.testing.assert_array_equal(decode(encoded(picture)), table[index])
+    image = Image.fromarray(photo()).quantize(32)
+    table = np.asarray(image.getpalette()).reshape(-1, 3)
+    index = np.asarray(image)
+    np.testing.assert_array_equal(decode(encoded(image)), table[index])
     one = table.copy()
     one[5] = 255
-    np.testing.assert_array_equal(decode(encoded(picture, transparency=5)), one[index])
-    np.testing.assert_array_equal(decode(encoded(picture, "GIF", transparency=5)), one[index])
+    np.testing.assert_array_equal(decode(encoded(image, transparency=5)), one[index])
+    np.testing.assert_array_equal(decode(encoded(image, "GIF", transparency=5)), one[index])
     half = np.rint(table * 128 / 255 + 255 * (127 / 255))[index]
-    some = decode(encoded(picture, transparency=bytes([128] * 32)))
+    some = decode(encoded(image, transparency=bytes([128] * 32)))
     np.testing.assert_allclose(some, half, atol=1)
 
 
@@ -161,8 +161,8 @@ def test_sixteen_bits_are_scaled_and_never_clipped(fmt):
 def test_sixteen_bits_of_either_byte_order():
     deep = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     for mode, kind in (("I;16", "<u2"), ("I;16B", ">u2"), ("I", "<i4")):
-        picture = Image.frombytes(mode, (16, 16), deep.astype(kind).tobytes())
-        np.testing.assert_array_equal(decode(picture)[:, :, 0], np.arange(256).reshape(16, 16))
+        image = Image.frombytes(mode, (16, 16), deep.astype(kind).tobytes())
+        np.testing.assert_array_equal(decode(image)[:, :, 0], np.arange(256).reshape(16, 16))
     every = decode(np.arange(65536, dtype=np.uint16).reshape(256, 256))[:, :, 0]
     np.testing.assert_array_equal(every.ravel(), np.rint(np.arange(65536) / 257))
 
@@ -199,14 +199,14 @@ def test_one_bit():
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV"])
 def test_other_colour_spaces(mode):
-    picture = Image.fromarray(photo())
+    image = Image.fromarray(photo())
     if mode == "LAB":
         flat = Image.frombytes("LAB", (2, 1), bytes([255, 0, 0, 0, 0, 0]))
         np.testing.assert_allclose(decode(flat)[0, :, 0], [255, 0], atol=2)
     else:
-        np.testing.assert_allclose(decode(picture.convert(mode)), photo(), atol=8)
+        np.testing.assert_allclose(decode(image.convert(mode)), photo(), atol=8)
     if mode == "YCbCr":
-        np.testing.assert_allclose(decode(encoded(picture, "TIFF", mode)), photo(), atol=3)
+        np.testing.assert_allclose(decode(encoded(image, "TIFF", mode)), photo(), atol=3)
 
 
 @pytest.mark.parametrize("fmt", ["GIF", "WEBP", "TIFF", "PNG"])
@@ -266,7 +266,7 @@ def test_array_is_copied():
         (np.full((4, 4), np.nan), "nan"),
     ],
 )
-def test_arrays_that_are_no_pictures(array, says):
+def test_arrays_that_are_no_images(array, says):
     for function in (decode, digest):
         with pytest.raises(UsageError, match=says):
             function(array)
@@ -318,7 +318,7 @@ def test_truncated_files_of_other_formats(fmt):
         (bytes(range(256)) * 4, "unknown format"),
     ],
 )
-def test_what_is_no_picture_is_named(data, says, tmp_path):
+def test_what_is_no_image_is_named(data, says, tmp_path):
     assert says in why(data)
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
@@ -367,7 +367,7 @@ SEEDS = [
     st.integers(0, 10**6),
     st.booleans(),
 )
-def test_damage_gives_a_picture_or_the_one_error(data, flips, cut, keep):
+def test_damage_gives_an_image_or_the_one_error(data, flips, cut, keep):
     damaged = bytearray(data)
     for at, value in flips:
         damaged[at % len(damaged)] = value
@@ -378,7 +378,7 @@ def test_damage_gives_a_picture_or_the_one_error(data, flips, cut, keep):
     except UnreadableImageError as error:
         said = reason(error)
     else:
-        said = "a picture"
+        said = "an image"
         assert pixels.shape[2] == 3
         assert pixels.shape[:2] == (found.height, found.width)
     assert said

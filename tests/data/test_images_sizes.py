@@ -32,6 +32,6 @@ def test_arrays_are_shown_as_they_are(shape):
     assert shown_size(np.zeros(shape, np.uint8)) == (4, 7)
 
 
-def test_refuses_what_is_no_picture(tmp_path):
+def test_refuses_what_is_no_image(tmp_path):
     with pytest.raises(UnreadableImageError, match="no such file"):
         shown_size(tmp_path / "none.png")

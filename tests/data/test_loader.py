@@ -1,4 +1,4 @@
-"""Pictures to pixels, in threads: in order, bounded, stopped when nobody listens any more."""
+"""Images to pixels, in threads: in order, bounded, stopped when nobody listens any more."""
 
 import subprocess
 import sys
@@ -40,40 +40,40 @@ STRONG = Augmentation(
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     return tmp_path / "a.png", pixels
 
 
-def test_pixels_are_those_of_the_file(picture):
-    path, pixels = picture
+def test_pixels_are_those_of_the_file(image):
+    path, pixels = image
     expected = pixels[4:36, 4:36]  # 40 pixels need no resizing: only the centre is cut
-    for image in (path, path.read_bytes(), pixels, Image.open(path)):
-        np.testing.assert_array_equal(load_pixels(Sample(image=image), SMALL), expected)
+    for pil_image in (path, path.read_bytes(), pixels, Image.open(path)):
+        np.testing.assert_array_equal(load_pixels(Sample(image=pil_image), SMALL), expected)
 
 
-def test_a_batch_is_its_pictures_in_order(picture):
-    path, pixels = picture
+def test_a_batch_is_its_images_in_order(image):
+    path, pixels = image
     batch = load_batch([Sample(image=path), Sample(image=255 - pixels)], SMALL)
     assert batch.dtype == np.uint8
     np.testing.assert_array_equal(batch[1], 255 - batch[0])
 
 
-def test_the_digest_is_the_files_and_is_not_computed_twice(picture):
-    path, _ = picture
+def test_the_digest_is_the_files_and_is_not_computed_twice(image):
+    path, _ = image
     assert digest_of(Sample(image=path)) == sha256(path.read_bytes()).hexdigest()
     assert digest_of(Sample(image=path, digest="known")) == "known"
 
 
-def test_a_file_that_stays_as_it_was_is_loaded(picture):
-    path, _ = picture
+def test_a_file_that_stays_as_it_was_is_loaded(image):
+    path, _ = image
     scanned = Sample(image=path, digest=sha256(path.read_bytes()).hexdigest())
     assert load_pixels(scanned, SMALL).shape == (32, 32, 3)
 
 
-def test_a_file_that_changes_after_the_scan_is_refused(picture):
-    path, pixels = picture
+def test_a_file_that_changes_after_the_scan_is_refused(image):
+    path, pixels = image
     scanned = Sample(image=path, digest=sha256(path.read_bytes()).hexdigest())
     Image.fromarray(255 - pixels).save(path)
     with pytest.raises(DataError, match=r"a\.png to stay as it was") as caught:
@@ -81,15 +81,15 @@ def test_a_file_that_changes_after_the_scan_is_refused(picture):
     assert not isinstance(caught.value, UnreadableImageError)
 
 
-def test_an_array_that_changes_after_the_scan_is_refused(picture):
-    _, pixels = picture
+def test_an_array_that_changes_after_the_scan_is_refused(image):
+    _, pixels = image
     scanned = Sample(image=pixels, digest=digest_of(Sample(image=pixels)))
     pixels[0, 0] ^= 1
     with pytest.raises(DataError, match="to stay as it was"):
         load_pixels(scanned, SMALL)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut"])
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 cut"])
 def test_an_unreadable_file_is_named(tmp_path, content):
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
@@ -102,16 +102,16 @@ def test_a_file_that_is_gone_is_named(tmp_path):
         load_pixels(Sample(image=tmp_path / "gone.jpg"), SMALL)
 
 
-def test_without_augmentation_a_view_is_the_batch_of_prediction(picture):
-    path, pixels = picture
+def test_without_augmentation_a_view_is_the_batch_of_prediction(image):
+    path, pixels = image
     samples = [Sample(image=path), Sample(image=np.tile(pixels, (2, 3, 1)))]
     for view in (0, 5):
         views = load_views(samples, SMALL, Augmentation(views=3), seed=1, view=view)
         np.testing.assert_array_equal(views, load_batch(samples, SMALL))
 
 
-def test_a_view_is_cut_from_the_whole_picture_resized(picture):
-    sample = Sample(image=np.tile(picture[1], (2, 3, 1)))
+def test_a_view_is_cut_from_the_whole_image_resized(image):
+    sample = Sample(image=np.tile(image[1], (2, 3, 1)))
     canvas = load_canvas(sample, SMALL)
     assert canvas.shape == (40, 60, 3)
     identity = digest_of(sample)
@@ -124,13 +124,13 @@ def test_a_view_is_cut_from_the_whole_picture_resized(picture):
     )
     ours = load_view(sample, SMALL, STRONG, seed=3, view=7)
     np.testing.assert_array_equal(ours, expected)
-    again = view_of(canvas, SMALL, STRONG, seed=3, view=7, picture=identity)
+    again = view_of(canvas, SMALL, STRONG, seed=3, view=7, image=identity)
     np.testing.assert_array_equal(again, expected)
 
 
-def test_views_are_the_same_in_any_order_and_thread(picture):
-    pictures = [np.roll(picture[1], shift, axis=0) for shift in range(6)]
-    jobs = [(Sample(image=p), seed, view) for p in pictures for seed in (0, 1) for view in (0, 1)]
+def test_views_are_the_same_in_any_order_and_thread(image):
+    images = [np.roll(image[1], shift, axis=0) for shift in range(6)]
+    jobs = [(Sample(image=p), seed, view) for p in images for seed in (0, 1) for view in (0, 1)]
 
     def draw(job):
         return load_view(job[0], SMALL, STRONG, seed=job[1], view=job[2])
@@ -144,8 +144,8 @@ def test_views_are_the_same_in_any_order_and_thread(picture):
     np.testing.assert_array_equal(forwards, threaded)
 
 
-def test_views_are_the_same_in_another_process(picture):
-    path, _ = picture
+def test_views_are_the_same_in_another_process(image):
+    path, _ = image
     code = (
         "import sys; from pathlib import Path\n"
         "from headstart.data.transforms.augment import Augmentation\n"
@@ -160,8 +160,8 @@ def test_views_are_the_same_in_another_process(picture):
     assert done.stdout == ours.tobytes()
 
 
-def test_a_picture_has_the_same_views_wherever_it_lies_and_in_any_company(picture, tmp_path):
-    path, pixels = picture
+def test_an_image_has_the_same_views_wherever_it_lies_and_in_any_company(image, tmp_path):
+    path, pixels = image
     copy = tmp_path / "another name.png"
     copy.write_bytes(path.read_bytes())
     scanned = Sample(image=path, digest=digest_of(Sample(image=path)))
@@ -172,8 +172,8 @@ def test_a_picture_has_the_same_views_wherever_it_lies_and_in_any_company(pictur
     np.testing.assert_array_equal(views[2], alone)
 
 
-def test_views_name_unreadable_and_changed_files(picture, tmp_path):
-    path, pixels = picture
+def test_views_name_unreadable_and_changed_files(image, tmp_path):
+    path, pixels = image
     with pytest.raises(UnreadableImageError, match=r"gone\.jpg"):
         load_view(Sample(image=tmp_path / "gone.jpg"), SMALL, STRONG, seed=0, view=0)
     scanned = Sample(image=path, digest=digest_of(Sample(image=path)))
@@ -183,9 +183,9 @@ def test_views_name_unreadable_and_changed_files(picture, tmp_path):
 
 
 @pytest.mark.parametrize(("seed", "view"), [(-1, 0), (0, -1)])
-def test_negative_seeds_and_views_are_refused(picture, seed, view):
+def test_negative_seeds_and_views_are_refused(image, seed, view):
     with pytest.raises(UsageError, match="`seed` and `view` to be 0 or more"):
-        load_view(Sample(image=picture[1]), SMALL, STRONG, seed=seed, view=view)
+        load_view(Sample(image=image[1]), SMALL, STRONG, seed=seed, view=view)
 
 
 def test_results_come_in_order_whatever_finishes_first():
@@ -274,7 +274,7 @@ PAINT = Palette(
         ((20, 20, 250), "blue"),
     )
 )
-PLACES = [  # picture, canvas: smaller, larger, upright, beyond 8 to 1
+PLACES = [  # image, canvas: smaller, larger, upright, beyond 8 to 1
     ((150, 240), (96, 160)),
     ((60, 70), (128, 160)),
     ((200, 130), (160, 96)),
@@ -291,7 +291,7 @@ def on(canvas) -> Preprocess:
 
 
 def painted(size: tuple[int, int], seed: int) -> tuple[Sample, Sample]:
-    """The same picture with boxes around its three colours, and with itself as a mask."""
+    """The same image with boxes around its three colours, and with itself as a mask."""
     rng, (height, width) = np.random.default_rng(seed), size
     pixels, corners = np.zeros((*size, 3), np.uint8), []
     for i, (colour, _) in enumerate(PAINT.codes[1:]):
@@ -354,7 +354,7 @@ def test_masks_of_a_view_are_where_its_pixels_are(size, canvas, how):
         inside = np.all(flat, axis=0) & (mask != IGNORED)
         assert inside.mean() > 0.2
         assert (colours == mask)[inside].mean() > 0.97
-        if how.is_off:  # nothing of the picture is ignored, and all of the filling is
+        if how.is_off:  # nothing of the image is ignored, and all of the filling is
             place = expects.placement(*size)
             assert (mask != IGNORED).sum() == place.rows * place.columns
 
@@ -422,10 +422,10 @@ def test_refuses_truths_that_do_not_fit():
     with pytest.raises(UsageError, match="0 or more"):
         load_boxes(boxed, expects, CLASSES, STRAIGHT, seed=-1)
     with pytest.raises(UsageError, match="same preprocessing"):
-        view_of(boxed.image, expects, STRAIGHT, seed=0, view=0, picture="0")
+        view_of(boxed.image, expects, STRAIGHT, seed=0, view=0, image="0")
     other = Sample(image=np.zeros((150, 241), np.uint8), target=masked.target)
     with pytest.raises(DataError, match="241 x 150, got 240 x 150"):
         load_mask(other, expects, PAINT.names)
-    lost = Sample(image=b"no picture", target=boxed.target, title="lost.png")
+    lost = Sample(image=b"no image", target=boxed.target, title="lost.png")
     with pytest.raises(UnreadableImageError, match=r"lost\.png"):
         load_boxes(lost, expects, CLASSES)

@@ -22,7 +22,7 @@ def save(folder: Path, image: Image.Image, name: str = "m.png", **options: objec
 
 
 def indexed(grid: NDArray[np.uint8]) -> Image.Image:
-    """An indexed picture whose colours are all the same: only the index can tell classes apart."""
+    """An indexed image whose colours are all the same: only the index can tell classes apart."""
     image = Image.fromarray(grid).convert("P")
     image.putdata(grid.ravel().tolist())
     image.putpalette([9, 9, 9] * 256)
@@ -147,23 +147,23 @@ class TestColours:
 
 class TestTurns:
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_a_mask_turns_as_the_picture_does(self, tmp_path: Path, orientation: int) -> None:
+    def test_a_mask_turns_as_the_image_does(self, tmp_path: Path, orientation: int) -> None:
         from headstart.data.images import decode
 
         buffer = io.BytesIO()
         Image.fromarray(GRID).save(buffer, "PNG", exif=exif(orientation))
-        as_picture = decode(buffer.getvalue())[:, :, 0]
+        as_image = decode(buffer.getvalue())[:, :, 0]
         own = save(tmp_path, Image.fromarray(GRID), exif=exif(orientation))
         plain = save(tmp_path, Image.fromarray(GRID), "plain.png")
-        (tmp_path / "picture.png").write_bytes(buffer.getvalue())
-        turn = mask_turn(plain, tmp_path / "picture.png")
+        (tmp_path / "image.png").write_bytes(buffer.getvalue())
+        turn = mask_turn(plain, tmp_path / "image.png")
         assert turn == (orientation if orientation > 4 else 1)
-        assert mask_turn(own, tmp_path / "picture.png") == 1
-        np.testing.assert_array_equal(read_raw(tmp_path / "m.png").values, as_picture)
+        assert mask_turn(own, tmp_path / "image.png") == 1
+        np.testing.assert_array_equal(read_raw(tmp_path / "m.png").values, as_image)
         by_hand = decode_mask(plain, CODES.names, orientation=orientation)
         np.testing.assert_array_equal(by_hand, decode_mask(own, CODES.names))
 
-    def test_a_mask_of_the_picture_as_shown_stays(self, tmp_path: Path) -> None:
+    def test_a_mask_of_the_image_as_shown_stays(self, tmp_path: Path) -> None:
         Image.fromarray(GRID).save(tmp_path / "p.png", exif=exif(6))
         mask = save(tmp_path, Image.fromarray(np.ascontiguousarray(GRID.T)))
         assert mask_turn(mask, tmp_path / "p.png") == 1

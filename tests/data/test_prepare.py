@@ -22,7 +22,7 @@ from headstart.errors import (
 
 
 def scene(seed):
-    """A smooth random picture: like a photograph, it survives JPEG and resizing."""
+    """A smooth random image: like a photograph, it survives JPEG and resizing."""
     rng = np.random.default_rng(seed)
     rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     return rough.resize((64, 64), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(1))
@@ -67,7 +67,7 @@ def listing(root):
 # ---------------------------------------------------------------- splits of ours
 
 
-def test_pictures_are_read_scanned_and_split(photos, cache):
+def test_images_are_read_scanned_and_split(photos, cache):
     prepared = prepare(photos, cache=cache)
     assert prepared.data.classes == ("cat", "dog")
     assert prepared.train.counts() == {"cat": 8, "dog": 8}
@@ -215,7 +215,7 @@ def test_a_group_on_both_sides_of_the_authors_split_is_a_leak(tmp_path, cache):
         put(tmp_path, f"{i}.png", i)
         part = "test" if i > 8 else "train"
         rows.append((f"{i}.png", ("cat", "dog")[i % 2], part, f"patient{i % 11}"))
-    manifest(tmp_path, rows)  # picture 11 is of patient 0, as picture 0 is
+    manifest(tmp_path, rows)  # image 11 is of patient 0, as image 0 is
     with pytest.raises(LeakError) as caught:
         prepare(tmp_path, cache=cache)
     for word in ("patient0", str(tmp_path / "0.png"), str(tmp_path / "11.png"), "train", "test"):
@@ -230,7 +230,7 @@ def test_a_group_on_both_sides_of_the_authors_split_is_a_leak(tmp_path, cache):
 def test_a_class_that_cannot_be_learned_is_refused(split, cache):
     for i in range(3):
         put(split, f"test/emu/{i}.png", 300 + i)
-    with pytest.raises(DataError, match="'emu' has no picture in train"):
+    with pytest.raises(DataError, match="'emu' has no image in train"):
         prepare(split, cache=cache)
 
 
@@ -243,7 +243,7 @@ def test_a_class_that_is_not_tested_is_told(split, cache):
     assert set(prepared.test.targets().tolist()) == {0, 1}  # by name, not by position
 
 
-# ---------------------------------------------------------------- files that are no pictures
+# ---------------------------------------------------------------- files that are no images
 
 
 def damage(photos):
@@ -281,11 +281,11 @@ def test_duplicates_are_found_at_their_new_places_after_skipping(photos, cache):
     assert linked == ["09.png", "zz.png"]
 
 
-def test_a_class_without_a_readable_picture_is_refused(photos, cache):
+def test_a_class_without_a_readable_image_is_refused(photos, cache):
     for i in range(3):
         (photos / "emu").mkdir(exist_ok=True)
         (photos / "emu" / f"{i}.png").write_bytes(b"")
-    with pytest.raises(DataError, match="'emu' has no readable picture"):
+    with pytest.raises(DataError, match="'emu' has no readable image"):
         prepare(photos, cache=cache, bad_files="skip")
 
 
@@ -382,14 +382,14 @@ def test_gather_of_nothing_is_nothing(given, cache):
     assert select(gather(given), cache=cache, bad_files="error") == ()
 
 
-def test_gather_of_what_is_no_picture_is_refused(tmp_path):
+def test_gather_of_what_is_no_image_is_refused(tmp_path):
     import torch
 
     (tmp_path / "a.png").write_bytes(png())
     with (tmp_path / "a.png").open("rb") as file:
         for given in (None, 5, 0.5, [1, 2], {"a.png": 1}, {"a.png"}, object(), file,
                       io.BytesIO(png()), torch.zeros(3, 8, 8), [[0, 1], [1, 0]]):  # fmt: skip
-            with pytest.raises(UsageError, match="Expected pictures"):
+            with pytest.raises(UsageError, match="Expected images"):
                 gather(given)
 
 
@@ -399,10 +399,10 @@ def test_gather_of_a_wrong_path_names_the_nearest(photos, tmp_path):
     with pytest.raises(LayoutError, match=r"did you mean.*01\.png"):
         gather([photos / "cat" / "001.png"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LayoutError, match="pictures in the folder"):
+    with pytest.raises(LayoutError, match="images in the folder"):
         gather(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(LayoutError, match="Expected a picture"):
+    with pytest.raises(LayoutError, match="Expected an image"):
         gather(str(tmp_path / "notes.txt"))
 
 
@@ -412,7 +412,7 @@ def test_an_array_of_another_shape_is_refused(shape, cache):
         select(gather(np.zeros(shape, dtype=np.uint8)), cache=cache, bad_files="skip")
 
 
-def test_select_gives_digests_and_leaves_bad_pictures_out(photos, cache):
+def test_select_gives_digests_and_leaves_bad_images_out(photos, cache):
     damage(photos)
     with pytest.raises(DataError, match=r"04\.png"):
         select(gather(photos), cache=cache, bad_files="error")
@@ -422,7 +422,7 @@ def test_select_gives_digests_and_leaves_bad_pictures_out(photos, cache):
     assert [s.image for s in kept] == sorted(s.image for s in kept)
 
 
-def test_select_of_bad_pictures_only_is_refused(cache):
+def test_select_of_bad_images_only_is_refused(cache):
     with pytest.raises(DataError) as caught:
         select(gather([b"x", b""]), cache=cache, bad_files="skip")
     assert not isinstance(caught.value, UnreadableImageError)

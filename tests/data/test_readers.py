@@ -58,7 +58,7 @@ class TestClassFolders:
         assert data.kind == "multiclass"
         assert data.notes == (
             "class folders, no splits",
-            "task: multiclass because each picture has one label",
+            "task: multiclass because each image has one label",
         )
 
     def test_classes_in_natural_order(self, tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ class TestClassFolders:
         for sample in data.samples:
             assert sample.target == Path(sample.image).parent.name
         assert [s.split for s in data.samples] == ["test", "test", "train", "train", "train", "val"]
-        assert "'a', 'c', 'z'" in note(data, "val has no pictures")
-        assert "1 classes: 'z'" in note(data, "train has no pictures")
+        assert "'a', 'c', 'z'" in note(data, "val has no images")
+        assert "1 classes: 'z'" in note(data, "train has no images")
         assert "train/val/test" in note(data, "class folders")
 
     @pytest.mark.parametrize("names", [("train", "car", "bus"), ("test", "train2")])
@@ -93,14 +93,14 @@ class TestClassFolders:
     def test_nothing_is_dropped_silently(self, tmp_path: Path) -> None:
         make(tmp_path, "a/1.jpg", "b/1.jpg", "b/readme.txt", "a/1.npy", "stray.png")
         data = read_dataset(tmp_path)
-        assert note(data, "are no pictures") == (
-            "2 files that are no pictures left out: 'a/1.npy', 'b/readme.txt'"
+        assert note(data, "are no images") == (
+            "2 files that are no images left out: 'a/1.npy', 'b/readme.txt'"
         )
         assert "'stray.png'" in note(data, "outside class folders")
 
-    def test_pictures_of_wrong_content_are_left_to_the_checks(self, tmp_path: Path) -> None:
+    def test_images_of_wrong_content_are_left_to_the_checks(self, tmp_path: Path) -> None:
         make(tmp_path, "a/1.jpg", "b/1.jpg")
-        (tmp_path / "a/1.jpg").write_text("no picture")
+        (tmp_path / "a/1.jpg").write_text("no image")
         assert len(read_dataset(tmp_path)) == 2
 
     def test_order_does_not_depend_on_the_file_system(
@@ -159,7 +159,7 @@ class TestClassFolders:
         make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg", "test/2.jpg")
         data = read_dataset(tmp_path)
         assert {s.split for s in data.samples} == {"train"}
-        assert "2 pictures" in note(data, "outside class folders")
+        assert "2 images" in note(data, "outside class folders")
         everything = read_dataset(tmp_path, labels_required=False)
         assert [s.target for s in everything.split("test").samples] == [None, None]
 
@@ -298,7 +298,7 @@ class TestManifests:
         assert data.kind == "multilabel"
         assert [s.target for s in data.samples] == [("sea", "sun"), ("sea",), ()]
         assert "because 1 of 3" in note(data, "task:")
-        assert "1 pictures carry no label" in note(data, "carry no label")
+        assert "1 images carry no label" in note(data, "carry no label")
 
     def test_forced_multiclass_does_not_cut_labels(self, tmp_path: Path) -> None:
         make(tmp_path, "1.jpg", "2.jpg")
@@ -405,12 +405,12 @@ class TestManifests:
 
 
 class TestRefusals:
-    def test_pictures_without_classes(self, tmp_path: Path) -> None:
+    def test_images_without_classes(self, tmp_path: Path) -> None:
         make(tmp_path, "1.jpg", "2.jpg")
         with pytest.raises(LayoutError) as error:
             read_dataset(tmp_path)
         text = str(error.value)
-        assert "pictures but no class folders" in text
+        assert "images but no class folders" in text
         assert "photos/train/cat/1.jpg" in text
         assert "path,label" in text
         assert "2 .jpg" in text
@@ -424,8 +424,8 @@ class TestRefusals:
             read_dataset(tmp_path)
 
     @pytest.mark.parametrize("names", [(), ("a/b/c.txt",), ("empty/",)])
-    def test_no_pictures(self, tmp_path: Path, names: tuple[str, ...]) -> None:
-        with pytest.raises(LayoutError, match="no pictures"):
+    def test_no_images(self, tmp_path: Path, names: tuple[str, ...]) -> None:
+        with pytest.raises(LayoutError, match="no images"):
             read_dataset(make(tmp_path, *names))
 
     def test_nothing_there(self, tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ class TestRefusals:
         with pytest.raises(LayoutError, match=rf"{word}.*leave the task to be inferred"):
             read_dataset(tmp_path, task_kind="multiclass")
 
-    def test_masks_beside_pictures(self, tmp_path: Path) -> None:
+    def test_masks_beside_images(self, tmp_path: Path) -> None:
         from PIL import Image
 
         (tmp_path / "meta.csv").write_text("name,r\na,1\nb,2\n")
@@ -561,7 +561,7 @@ class TestListImages:
         make(tmp_path, "cats.jpg", "note.txt", "empty/")
         with pytest.raises(LayoutError, match=r"did you mean '.*cats.jpg'"):
             list_images([tmp_path / "cat.jpg"])
-        with pytest.raises(LayoutError, match="Expected a picture"):
+        with pytest.raises(LayoutError, match="Expected an image"):
             list_images([tmp_path / "note.txt"])
         with pytest.raises(LayoutError, match="got none among 0 files"):
             list_images([tmp_path / "empty"])

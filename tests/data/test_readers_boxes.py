@@ -1,4 +1,4 @@
-"""Whatever the format, the same boxes come out, on the picture as it is shown."""
+"""Whatever the format, the same boxes come out, on the image as it is shown."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
 
 WIDTH, HEIGHT = 40, 20
 CORNERS = {"a": ((4, 5, 14, 10), (0, 0, 40, 20)), "b": (), "c": ((20, 10, 30, 20),)}
-NAMES = ("cat", "dog")  # object number i of a picture is of class i
+NAMES = ("cat", "dog")  # object number i of an image is of class i
 
 
 def save(path, orientation=1, size=(WIDTH, HEIGHT)):
@@ -34,7 +34,7 @@ def write(root, name, text):
 def as_coco(root):
     images, annotations = [], []
     for key, boxes in CORNERS.items():
-        save(root / "pictures" / f"{key}.jpg")
+        save(root / "images" / f"{key}.jpg")
         image = {"id": key, "file_name": f"{key}.jpg", "width": WIDTH, "height": HEIGHT}
         images.append(image)
         for i, (x0, y0, x1, y1) in enumerate(boxes):
@@ -44,7 +44,7 @@ def as_coco(root):
     categories = [{"id": i, "name": name} for i, name in enumerate((*NAMES, "unused"))]
     value = {"images": images, "annotations": annotations, "categories": categories}
     write(root, "annotations/all.json", value)
-    return "pictures"
+    return "images"
 
 
 def as_voc(root):
@@ -90,8 +90,8 @@ def test_every_format_gives_the_same_data(tmp_path, name):
     assert data.notes[0].startswith(name)
     text = "\n".join(data.notes)
     assert "task: detection because" in text
-    assert "3 objects in 3 pictures" in text
-    assert "1 pictures without objects: learned from as negatives" in text
+    assert "3 objects in 3 images" in text
+    assert "1 images without objects: learned from as negatives" in text
     assert "tables beside the boxes not read: 'prices.csv'" in text
     assert ("1 classes without any object left out: 'unused'" in text) == (name != "Pascal VOC")
     assert read_dataset(tmp_path, task_kind="detection") == data
@@ -109,7 +109,7 @@ def test_groups_by_expression_and_one_class(tmp_path, name):
 
 
 @pytest.mark.parametrize("start", ["", "annotations"])
-def test_a_coco_file_finds_its_pictures_around_it(tmp_path, start, monkeypatch):
+def test_a_coco_file_finds_its_images_around_it(tmp_path, start, monkeypatch):
     as_coco(tmp_path)
     monkeypatch.chdir(tmp_path / start)
     name = "all.json" if start else "annotations/all.json"
@@ -138,23 +138,23 @@ def test_many_json_files_are_all_read_once_one_is_coco(tmp_path):
     assert read_dataset(tmp_path).counts() == {"cat": 25}
 
 
-def test_boxes_turn_with_the_picture(tmp_path):
+def test_boxes_turn_with_the_image(tmp_path):
     as_coco(tmp_path / "coco")
     as_yolo(tmp_path / "yolo")
-    for root in ("coco/pictures", "yolo/images"):
+    for root in ("coco/images", "yolo/images"):
         save(tmp_path / root / "c.jpg", orientation=6)
     data = read_dataset(tmp_path / "coco")
     assert data.samples[2].target == Boxes(
         corners=((0, 20, 10, 30),), labels=("cat",), size=(HEIGHT, WIDTH)
     )
-    assert any("boxes of 1 pictures turned as EXIF" in note for note in data.notes)
-    shares = read_dataset(tmp_path / "yolo").samples[2].target  # of the picture as shown
+    assert any("boxes of 1 images turned as EXIF" in note for note in data.notes)
+    shares = read_dataset(tmp_path / "yolo").samples[2].target  # of the image as shown
     assert shares.corners == ((10, 20, 15, 40),)
 
 
-def test_pictures_of_unreadable_size_are_left_to_the_scan(tmp_path):
+def test_images_of_unreadable_size_are_left_to_the_scan(tmp_path):
     as_yolo(tmp_path)
-    (tmp_path / "images" / "c.jpg").write_bytes(b"no picture")
+    (tmp_path / "images" / "c.jpg").write_bytes(b"no image")
     data = read_dataset(tmp_path)
     assert data.samples[2].target.labels == ("cat",)
 

@@ -344,7 +344,7 @@ class TestPerClass:
         assert len(chosen) <= 12
 
     def test_too_few(self) -> None:
-        with pytest.raises(DataError, match="at least 3 pictures of every class, got 2 of class 1"):
+        with pytest.raises(DataError, match="at least 3 images of every class, got 2 of class 1"):
             per_class([0, 0, 0, 1, 1], 3)
         with pytest.raises(UsageError, match="at least 1"):
             per_class([0, 1], 0)
@@ -413,8 +413,8 @@ def test_quick_enough_for_100_000() -> None:
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
-        ((None, None), "got 1 of 'cat', 1 of 'dog'; do: add pictures."),
-        (("p1", "p2"), "got 1 of 'cat', 1 of 'dog'; do: add pictures."),
+        ((None, None), "got 1 of 'cat', 1 of 'dog'; do: add images."),
+        (("p1", "p2"), "got 1 of 'cat', 1 of 'dog'; do: add images."),
         (("p1", "p1", "p2", "p2"), "2 of 'cat', 2 of 'dog', of each class all in one group"),
     ],
 )

@@ -70,7 +70,7 @@ def test_ties_of_the_vote_go_to_the_most_similar(labels, k, expected):
 
 
 @pytest.mark.parametrize("n", [40, 999])
-def test_of_equally_similar_pictures_the_first_are_taken(n):
+def test_of_equally_similar_images_the_first_are_taken(n):
     far, near = directions(*range(60, 60 + n % 7)), np.tile(directions(10), (n, 1))
     known = np.concatenate([far, near])
     for first in (0, 1):
@@ -101,7 +101,7 @@ def test_blocks_do_not_change_answers():
     assert found.accuracy.value * 1100 == pytest.approx(30)
 
 
-def test_fewer_training_pictures_than_neighbours_are_all_asked():
+def test_fewer_training_images_than_neighbours_are_all_asked():
     known, labels = directions(0, 5, 90), np.array([0, 0, 1])
     found = nearest_neighbour_baseline(
         (known, labels), (directions(80), np.array([0])), np.array([True])
@@ -166,12 +166,12 @@ def test_groups_widen_the_lead():
         assert pick(grouped).high - pick(grouped).low > 2 * (pick(alone).high - pick(alone).low)
 
 
-def test_no_training_pictures_are_refused():
+def test_no_training_images_are_refused():
     nothing, right = np.array([], dtype=np.intp), np.array([True])
-    with pytest.raises(DataError, match="at least one training picture"):
+    with pytest.raises(DataError, match="at least one training image"):
         majority_baseline(nothing, np.array([0]), right)
     empty = np.zeros((0, 2), dtype=np.float32), nothing
-    with pytest.raises(DataError, match="at least one training picture"):
+    with pytest.raises(DataError, match="at least one training image"):
         nearest_neighbour_baseline(empty, (directions(0), np.array([0])), right)
 
 

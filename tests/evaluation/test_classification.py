@@ -11,7 +11,7 @@ from sklearn import metrics as reference
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.data.transforms.preprocess import Preprocess
@@ -30,12 +30,12 @@ from headstart.metrics.confidence_intervals import (
 )
 from headstart.metrics.selective import threshold_for_risk
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
-ANIMALS = Classification(classes=("ant", "bee", "cat"))
-PAIR = Classification(classes=("ant", "bee"))
-LABELS = Classification(classes=("red", "round"), kind="multilabel", thresholds=(0.3, 0.5))
+ANIMALS = ClassificationTask(classes=("ant", "bee", "cat"))
+PAIR = ClassificationTask(classes=("ant", "bee"))
+LABELS = ClassificationTask(classes=("red", "round"), kind="multilabel", thresholds=(0.3, 0.5))
 
 
 def judged(task, probabilities, targets, **options):
@@ -183,19 +183,19 @@ def test_a_label_that_never_holds_is_left_out():
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_one_or_two_pictures_are_enough_for_an_answer(n):
+def test_one_or_two_images_are_enough_for_an_answer(n):
     for task in (PAIR, LABELS):
         found = judged(task, np.full((n, 2), 0.5), [0] * n if task is PAIR else [[0, 1]] * n)
         json.dumps(found.as_dict(), allow_nan=False)
         assert len(verdict(found)) == 3  # how good, how wide, and which class nobody saw
 
 
-def test_no_pictures_are_refused():
+def test_no_images_are_refused():
     with pytest.raises(UsageError, match="at least 1"):
         judged(PAIR, np.zeros((0, 2)), np.zeros(0, dtype=int))
 
 
-def test_groups_widen_every_interval_of_clustered_pictures():
+def test_groups_widen_every_interval_of_clustered_images():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(20), 12)
     targets = np.repeat(rng.integers(0, 2, 20), 12)
@@ -221,7 +221,7 @@ def test_groups_of_one_change_nothing_but_the_method():
         assert grouped.metrics[name].low == pytest.approx(alone.metrics[name].low)
 
 
-def test_a_picture_that_counts_twice_counts_twice():
+def test_an_image_that_counts_twice_counts_twice():
     chances, targets = drawn(ANIMALS, 80)
     weights = np.random.default_rng(5).integers(1, 4, 80)
     found = judged(ANIMALS, np.repeat(chances, weights, axis=0), np.repeat(targets, weights))
@@ -257,14 +257,14 @@ def test_everything_said_survives_strict_json():
     rule = Baseline(name="rule", accuracy=wilson_interval(50, 100), lead=lead)
     found = judged(PAIR, chances, np.zeros(100, dtype=int), baselines=(rule,))
     document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert document["pictures"] == 100
+    assert document["images"] == 100
     assert document["groups"] is None
     assert next(iter(document["metrics"])) == "accuracy"
     assert document["baselines"][0]["distinguishable"] is False
     assert document["confusion"] == [[60, 40], [0, 0]]
 
 
-# -- a model over pictures -----------------------------------------------------------------------
+# -- a model over images -----------------------------------------------------------------------
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -272,10 +272,10 @@ SMALL = Preprocess(
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     spec = replace(resolve("torchvision/resnet18"), preprocess=SMALL)
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
+    return FrozenBackbone(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def extractor(tmp_path):
     return Extractor(cache=Cache(tmp_path / "cache"), engine="fp32", device="cpu", workers=2)
 
 
-def pictures(targets, seed=0, groups=None):
+def images(targets, seed=0, groups=None):
     rng = np.random.default_rng(seed)
     return tuple(
         Sample(
@@ -296,28 +296,28 @@ def pictures(targets, seed=0, groups=None):
 
 
 @pytest.fixture
-def model(trunk):
+def model(backbone):
     rng = np.random.default_rng(0)
     head = LinearHead(
         weight=rng.normal(size=(3, 512)).astype(np.float32), bias=np.zeros(3, dtype=np.float32)
     )
-    return TransferModel(trunk=trunk, task=ANIMALS, head=head, engine="fp32")
+    return TransferModel(backbone=backbone, task=ANIMALS, head=head, engine="fp32")
 
 
-def test_there_is_no_worst_picture_where_several_labels_may_hold():
+def test_there_is_no_worst_image_where_several_labels_may_hold():
     assert judged(LABELS, [[0.1, 0.9]], [[1, 0]]).worst(5) == []
 
 
 def test_data_of_another_task_are_refused(model, extractor):
     boxes = Boxes(corners=((0, 0, 9, 9),), labels=("ant",))
-    samples = tuple(replace(sample, target=boxes) for sample in pictures(["ant"]))
+    samples = tuple(replace(sample, target=boxes) for sample in images(["ant"]))
     data = Dataset(samples=samples, classes=("ant",), kind="detection")
     with pytest.raises(DataError, match=r"Expected data for multiclass.*got detection"):
         evaluate(model, data, extractor=extractor)
 
 
 def test_a_model_is_judged_by_names_whatever_their_order(model, extractor):
-    samples = pictures(["cat", "ant", "bee", "cat", "ant", "ant"])
+    samples = images(["cat", "ant", "bee", "cat", "ant", "ant"])
     found = [
         evaluate(model, Dataset(samples=samples, classes=classes), extractor=extractor)
         for classes in [("ant", "bee", "cat"), ("cat", "bee", "ant"), ("cat", "ant", "bee", "dog")]
@@ -330,7 +330,7 @@ def test_a_model_is_judged_by_names_whatever_their_order(model, extractor):
 
 
 def test_a_data_set_without_one_of_the_classes_is_judged(model, extractor):
-    data = Dataset(samples=pictures(["cat", "bee"] * 3), classes=("bee", "cat"))
+    data = Dataset(samples=images(["cat", "bee"] * 3), classes=("bee", "cat"))
     np.testing.assert_array_equal(
         evaluate(model, data, extractor=extractor).targets, [2, 1, 2, 1, 2, 1]
     )
@@ -339,18 +339,18 @@ def test_a_data_set_without_one_of_the_classes_is_judged(model, extractor):
 def test_baselines_are_those_of_the_training_part(model, extractor):
     from sklearn.neighbors import KNeighborsClassifier
 
-    train = Dataset(samples=pictures(["cat"] * 5 + ["ant"] * 3, seed=1), classes=("cat", "ant"))
+    train = Dataset(samples=images(["cat"] * 5 + ["ant"] * 3, seed=1), classes=("cat", "ant"))
     groups = ["x", "x", "y", "y", None, None]
     test = Dataset(
-        samples=pictures(["cat", "ant", "cat", "cat", "bee", "ant"], groups=groups),
+        samples=images(["cat", "ant", "cat", "cat", "bee", "ant"], groups=groups),
         classes=ANIMALS.classes,
     )
     found = evaluate(model, test, extractor=extractor, train=train)
     assert found.n_groups == 4
     majority, neighbours = found.baselines
     assert majority.accuracy.value == pytest.approx(3 / 6)
-    known = extractor.features(model.trunk, train.samples).values
-    asked = extractor.features(model.trunk, test.samples).values
+    known = extractor.features(model.backbone, train.samples).values
+    asked = extractor.features(model.backbone, test.samples).values
     rule = KNeighborsClassifier(5, metric="cosine").fit(known, train.targets())
     names = np.array(train.classes)[rule.predict(asked)]
     expected = np.mean(names == np.array([s.target for s in test.samples]))
@@ -361,56 +361,56 @@ def test_baselines_are_those_of_the_training_part(model, extractor):
 
 
 def no_features(*_):
-    pytest.fail("computed features of pictures that are refused")
+    pytest.fail("computed features of images that are refused")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Dataset(samples=(), classes=("ant",)), "at least one picture"),
-        (Dataset(samples=pictures(["ant", "dog"]), classes=("ant", "dog", "eel")), r"\['dog'\]"),
-        (Dataset(samples=pictures(["ant", None]), classes=("ant",)), "to have a label"),
+        (Dataset(samples=(), classes=("ant",)), "at least one image"),
+        (Dataset(samples=images(["ant", "dog"]), classes=("ant", "dog", "eel")), r"\['dog'\]"),
+        (Dataset(samples=images(["ant", None]), classes=("ant",)), "to have a label"),
         (
             Dataset(
-                samples=pictures([("ant", "bee"), ("bee",)]),
+                samples=images([("ant", "bee"), ("bee",)]),
                 classes=("ant", "bee"),
                 kind="multilabel",
             ),
-            "one class a picture",
+            "one class an image",
         ),
         (
-            Dataset(samples=pictures([()]), classes=("ant", "bee"), kind="multilabel"),
-            "one class a picture",
+            Dataset(samples=images([()]), classes=("ant", "bee"), kind="multilabel"),
+            "one class an image",
         ),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused_before_work(
+def test_images_that_do_not_fit_are_refused_before_work(
     model, extractor, monkeypatch, data, message
 ):
     monkeypatch.setattr(Extractor, "features", no_features)
     with pytest.raises(DataError, match=message):
         evaluate(model, data, extractor=extractor)
     if len(data):
-        good = Dataset(samples=pictures(["ant"]), classes=("ant",))
+        good = Dataset(samples=images(["ant"]), classes=("ant",))
         with pytest.raises(DataError, match=message):
             evaluate(model, good, extractor=extractor, train=data)
 
 
 def test_a_model_without_a_head_is_refused(model, extractor):
-    data = Dataset(samples=pictures(["ant"]), classes=("ant",))
+    data = Dataset(samples=images(["ant"]), classes=("ant",))
     with pytest.raises(UsageError, match="without a head"):
         evaluate(replace(model, head=None), data, extractor=extractor)
 
 
 def test_a_multilabel_model_is_judged_on_single_labels_too(model, extractor):
-    task = Classification(classes=ANIMALS.classes, kind="multilabel")
-    data = Dataset(samples=pictures(["ant", "cat"]), classes=("ant", "cat"))
+    task = ClassificationTask(classes=ANIMALS.classes, kind="multilabel")
+    data = Dataset(samples=images(["ant", "cat"]), classes=("ant", "cat"))
     found = evaluate(replace(model, task=task), data, extractor=extractor, train=data)
     np.testing.assert_array_equal(found.targets, [[1, 0, 0], [0, 0, 1]])
     json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_a_threshold_is_held_against_the_judged_pictures():
+def test_a_threshold_is_held_against_the_judged_images():
     rng = np.random.default_rng(0)
     chances = rng.dirichlet(np.full(3, 0.1), 2000)
     targets = np.array([rng.choice(3, p=p) for p in chances])

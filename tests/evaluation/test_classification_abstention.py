@@ -1,4 +1,4 @@
-"""What abstaining brings is counted on other pictures, alone and through a whole run."""
+"""What abstaining brings is counted on other images, alone and through a whole run."""
 
 import json
 import math
@@ -83,7 +83,7 @@ def test_where_nothing_is_answered_nothing_can_be_said(chosen):
     found = judge_abstention(chosen, np.zeros(5), np.ones(5, bool))
     assert math.isnan(found.risk.value)
     assert found.as_dict()["risk"]["value"] is None
-    assert "none of these pictures" in found.sentence()
+    assert "none of these images" in found.sentence()
 
 
 def test_a_threshold_of_minus_infinity_reads_as_nothing(chosen):
@@ -98,8 +98,8 @@ def test_a_threshold_of_minus_infinity_reads_as_nothing(chosen):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Dark and light noise, learned easily: 30 pictures of each."""
+def images(tmp_path_factory):
+    """Dark and light noise, learned easily: 30 images of each."""
     root = tmp_path_factory.mktemp("data") / "noise"
     for name, mean in (("dark", 60), ("light", 180)):
         (root / name).mkdir(parents=True)
@@ -118,10 +118,10 @@ def store(tmp_path_factory):
 RECIPE = Recipe(engine="fp32", device="cpu", method=LinearProbe(), max_risk=0.2)
 
 
-def test_a_run_chooses_on_the_training_part_and_judges_on_the_test_part(pictures, store, tmp_path):
-    run = fit(pictures, RECIPE, out=tmp_path / "run", cache=store)
+def test_a_run_chooses_on_the_training_part_and_judges_on_the_test_part(images, store, tmp_path):
+    run = fit(images, RECIPE, out=tmp_path / "run", cache=store)
     chosen = run.model.task.selected
-    assert chosen.pictures == len(run.prepared.train)
+    assert chosen.images == len(run.prepared.train)
     assert chosen.threshold is not None
     assert run.recipe.as_dict()["max_risk"] == 0.2
     told = json.loads((run.folder / "report.json").read_text())["evaluation"]["abstention"]
@@ -131,20 +131,20 @@ def test_a_run_chooses_on_the_training_part_and_judges_on_the_test_part(pictures
     found = load(moved).predict([s.image for s in run.prepared.test.samples], cache=store)
     assert np.mean([not one.abstains for one in found]) == told["coverage"]["value"]
     rows = (moved / "predictions.csv").read_text().splitlines()
-    assert rows[0] == "picture,truth,answer,correct,abstains,dark,light"
+    assert rows[0] == "image,truth,answer,correct,abstains,dark,light"
 
 
-def test_a_run_that_cannot_show_the_risk_says_so_and_answers_everything(pictures, store, tmp_path):
-    run = fit(pictures, replace(RECIPE, max_risk=0.01), out=tmp_path / "run", cache=store)
+def test_a_run_that_cannot_show_the_risk_says_so_and_answers_everything(images, store, tmp_path):
+    run = fit(images, replace(RECIPE, max_risk=0.01), out=tmp_path / "run", cache=store)
     assert any("could show no less than" in sentence for sentence in run.verdict)
     [one] = load(run.folder).predict(run.prepared.test.samples[0].image, cache=store)
     assert one.abstains is None
 
 
-def test_fine_tuning_chooses_on_the_held_out_pictures(pictures, store, tmp_path):
+def test_fine_tuning_chooses_on_the_held_out_images(images, store, tmp_path):
     method = Finetune(train_from="head", training=Training(epochs=1))
-    run = fit(pictures, replace(RECIPE, method=method), out=tmp_path / "run", cache=store)
-    assert run.model.task.selected.pictures < len(run.prepared.train)
+    run = fit(images, replace(RECIPE, method=method), out=tmp_path / "run", cache=store)
+    assert run.model.task.selected.images < len(run.prepared.train)
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "detection", "segmentation"])

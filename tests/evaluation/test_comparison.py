@@ -12,26 +12,26 @@ from scipy import stats
 from headstart.evaluation.comparison import (
     ONE_SPLIT,
     Cell,
-    Judging,
+    ScoringPlan,
     curves,
     effects,
     sentences,
 )
 from headstart.metrics.confidence_intervals import Interval, wilson_interval
 
-SPLITS = Judging(test_share=0.2)
+SPLITS = ScoringPlan(test_share=0.2)
 
 
 def cell(method: str, seed: int, value: float, **more) -> Cell:
     given = {
-        "backbone": "b", "method": method, "seed": seed, "fraction": 1.0, "pictures": 80,
+        "backbone": "b", "method": method, "seed": seed, "fraction": 1.0, "images": 80,
         "tested": 20, "score": wilson_interval(20 * value, 20), "seconds": 1.0,
     }  # fmt: skip
     return Cell(**{**given, **more})
 
 
 def drawn(method: str, right: np.ndarray, picks: np.ndarray) -> list[Cell]:
-    """A cell for every seed (row of ``right``), with its scores on the picked pictures."""
+    """A cell for every seed (row of ``right``), with its scores on the picked images."""
     return [
         cell(
             method, seed, 0.0, draws=tuple(row[picks].mean(axis=1)),
@@ -61,12 +61,12 @@ def test_without_spread_a_point_has_the_interval_of_its_test_part() -> None:
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
 
 
-def test_one_seed_on_one_test_part_is_the_paired_t_test_over_pictures() -> None:
+def test_one_seed_on_one_test_part_is_the_paired_t_test_over_images() -> None:
     rng = np.random.default_rng(0)
     base, other = rng.normal(0.5, 0.3, 300), rng.normal(0.55, 0.3, 300)
     picks = rng.integers(300, size=(4000, 300))
     cells = [*drawn("a", base[None], picks), *drawn("b", other[None], picks)]
-    (found,) = effects(cells, Judging(units=300), "accuracy")
+    (found,) = effects(cells, ScoringPlan(units=300), "accuracy")
     wanted = stats.ttest_rel(other, base)
     low, high = wanted.confidence_interval()
     assert found.difference.value == pytest.approx((other - base).mean())
@@ -75,13 +75,13 @@ def test_one_seed_on_one_test_part_is_the_paired_t_test_over_pictures() -> None:
 
 
 def test_seeds_on_one_test_part_add_their_own_spread() -> None:
-    """With very many pictures only seeds are left: the paired t-test over seeds."""
+    """With very many images only seeds are left: the paired t-test over seeds."""
     rng = np.random.default_rng(1)
     lift = np.asarray([0.02, 0.10, 0.07, 0.03])
     base = rng.normal(0.5, 0.01, (4, 2000))
     picks = rng.integers(2000, size=(200, 2000))
     cells = [*drawn("a", base, picks), *drawn("b", base + lift[:, None], picks)]
-    (found,) = effects(cells, Judging(units=2000), "accuracy")
+    (found,) = effects(cells, ScoringPlan(units=2000), "accuracy")
     wanted = stats.ttest_1samp(lift, 0).confidence_interval()
     assert (found.difference.low, found.difference.high) == pytest.approx(wanted, rel=1e-6)
 
@@ -114,24 +114,24 @@ def test_telling_apart_needs_both_the_interval_and_the_corrected_p_value() -> No
     assert found.sentence.endswith("cannot be told apart.")
 
 
-def test_costs_and_rules_are_means_and_few_pictures_are_weighed_against_all() -> None:
+def test_costs_and_rules_are_means_and_few_images_are_weighed_against_all() -> None:
     cells = [
         cell(
-            "a", k, value, fraction=share, pictures=pictures + k, seconds=2.0 + k,
+            "a", k, value, fraction=share, images=images + k, seconds=2.0 + k,
             cpu_seconds=4.0 + k, gpu_seconds=0.5 * k, parameters=10 * k, steps=7,
             rules={"r": 0.1 * k},
         )
         for k, (few, most) in enumerate([(0.6, 0.75), (0.4, 0.85)])
-        for value, share, pictures in ((most, 1.0, 80), (few, 0.1, 8))
+        for value, share, images in ((most, 1.0, 80), (few, 0.1, 8))
     ]  # fmt: skip
     (curve,) = curves(cells, SPLITS)
     few, most = curve.points
-    assert (few.fraction, few.pictures, most.pictures) == (0.1, 8, 80)
+    assert (few.fraction, few.images, most.images) == (0.1, 8, 80)
     assert (most.seconds, most.cpu_seconds, most.gpu_seconds) == (2.5, 4.5, 0.25)
     assert (most.parameters, most.steps, dict(most.rules)) == (5, 7, {"r": pytest.approx(0.05)})
     (told,) = sentences([curve], (), "accuracy")
-    assert "with 10% of the pictures it reaches 62% of the accuracy" in told  # 0.5 / 0.8
-    assert told.endswith("with all pictures (0.500 against 0.800).")
+    assert "with 10% of the images it reaches 62% of the accuracy" in told  # 0.5 / 0.8
+    assert told.endswith("with all images (0.500 against 0.800).")
 
 
 def test_one_training_of_each_is_said_to_tell_nothing() -> None:
@@ -145,7 +145,7 @@ def test_one_training_of_each_is_said_to_tell_nothing() -> None:
     assert ONE_SPLIT not in told
 
 
-def test_what_is_worse_is_told_apart_too_and_all_pictures_come_first() -> None:
+def test_what_is_worse_is_told_apart_too_and_all_images_come_first() -> None:
     base, gaps = [0.8, 0.82, 0.79, 0.81], [0.10, 0.12, 0.11, 0.11]
     cells = [
         cell(m, k, b - g * (m == "b"), fraction=share)
@@ -156,8 +156,8 @@ def test_what_is_worse_is_told_apart_too_and_all_pictures_come_first() -> None:
     found = effects(cells, SPLITS, "accuracy")
     assert all(one.distinguishable and one.difference.high < 0 for one in found)
     first, second, *_ = sentences(curves(cells, SPLITS), found, "accuracy")
-    assert first.startswith("b 0.695 against a 0.805 accuracy on all pictures: -0.110 [-0.")
-    assert second.startswith("b 0.695 against a 0.805 accuracy on 10% of the pictures: -0.110 [-0.")
+    assert first.startswith("b 0.695 against a 0.805 accuracy on all images: -0.110 [-0.")
+    assert second.startswith("b 0.695 against a 0.805 accuracy on 10% of the images: -0.110 [-0.")
     assert first.endswith("], told apart.")
 
 
@@ -168,7 +168,7 @@ def test_what_no_test_part_defines_is_undefined() -> None:
     (found,) = effects(cells, SPLITS, "accuracy")
     assert math.isnan(found.difference.value)
     assert not found.distinguishable
-    assert found.sentence.startswith("b undefined against a 0.500 accuracy on all pictures: undef")
+    assert found.sentence.startswith("b undefined against a 0.500 accuracy on all images: undef")
 
 
 def test_curves_have_their_backbones_names_where_there_are_several() -> None:
@@ -180,4 +180,4 @@ def test_curves_have_their_backbones_names_where_there_are_several() -> None:
 
 def test_the_test_is_named() -> None:
     assert "Nadeau and Bengio" in str(SPLITS)
-    assert "bootstrap over pictures" in str(Judging(units=9))
+    assert "bootstrap over images" in str(ScoringPlan(units=9))

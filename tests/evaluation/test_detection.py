@@ -10,7 +10,7 @@ import pytest
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.errors import DataError, UnknownNameError
@@ -24,12 +24,12 @@ from headstart.evaluation.detection import (
 from headstart.evaluation.transfer_gain import judge
 from headstart.features.extractor import Extractor
 from headstart.metrics import detection as box_metrics
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.inference import Detections, detect
-from headstart.models.tasks import Detection
+from headstart.models.tasks import DetectionTask
 
 CLASSES = ("disc", "rod")
-TASK = Detection(classes=CLASSES, threshold=0.4)
+TASK = DetectionTask(classes=CLASSES, threshold=0.4)
 
 
 def found(name, boxes, scores, labels, size=(200, 160)):
@@ -152,7 +152,7 @@ def test_of_a_few_objects_nobody_claims_an_interval():
     assert np.isfinite(one.metrics["map"].low)
 
 
-def test_a_perfect_model_gets_one_and_has_no_worst_picture():
+def test_a_perfect_model_gets_one_and_has_no_worst_image():
     truths, _ = drawn()
     truths = [replace(t, hard=()) for t in truths]
     one = evaluate_detections(TASK, perfect(truths), truths)
@@ -162,7 +162,7 @@ def test_a_perfect_model_gets_one_and_has_no_worst_picture():
     assert all((curve.precision == 1).all() for curve in one.curves)
 
 
-def test_the_order_of_pictures_decides_nothing():
+def test_the_order_of_images_decides_nothing():
     truths, detections = drawn()
     one = evaluate_detections(TASK, detections, truths)
     order = np.random.default_rng(3).permutation(len(truths))
@@ -176,7 +176,7 @@ def test_the_order_of_pictures_decides_nothing():
     ]
 
 
-def test_the_worst_pictures_are_those_with_the_smallest_share_right():
+def test_the_worst_images_are_those_with_the_smallest_share_right():
     here = Boxes(corners=((0, 0, 20, 20), (40, 40, 80, 80)), labels=("disc", "rod"))
     truths = [here, here, here, Boxes()]
     detections = [
@@ -240,21 +240,21 @@ def test_all_of_it_is_plain_values():
     told = json.loads(
         json.dumps(evaluate_detections(TASK, detections, truths).as_dict(), allow_nan=False)
     )
-    assert told["pictures"] == 12
+    assert told["images"] == 12
     assert told["threshold"] == 0.4
     assert next(iter(told["metrics"])) == "map"
     assert [row["class"] for row in told["per_class"]] == list(CLASSES)
     assert len(told["curves"][0]["recall"]) == 101
 
 
-# -- a model over pictures -----------------------------------------------------------------------
+# -- a model over images -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     spec = resolve("timm/test_resnet")
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"from": "here"})
+    return FrozenBackbone(spec=spec, state=state, origin={"from": "here"})
 
 
 def data(n=4, classes=CLASSES, labels=CLASSES):
@@ -271,8 +271,8 @@ def data(n=4, classes=CLASSES, labels=CLASSES):
 
 
 @pytest.fixture(scope="module")
-def model(trunk):
-    return blank(trunk, data(), head="fcos", size=64, seed=1)
+def model(backbone):
+    return create_model(backbone, data(), head="fcos", size=64, seed=1)
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def extractor(tmp_path):
 
 def test_a_model_is_judged_by_what_it_finds(model, extractor):
     one = evaluate(model, data(), extractor=extractor)
-    again = detect(model.trunk, model.head, data().samples, device="cpu")
+    again = detect(model.backbone, model.head, data().samples, device="cpu")
     assert one.names == tuple(sample.name for sample in data().samples)
     for mine, other in zip(one.found, again, strict=True):
         np.testing.assert_allclose(mine.boxes, other.boxes, atol=1e-3)
@@ -300,7 +300,7 @@ def test_what_the_model_cannot_know_is_refused(model, extractor):
         evaluate(
             model, data(classes=(*CLASSES, "cone"), labels=("disc", "cone")), extractor=extractor
         )
-    with pytest.raises(DataError, match="at least one picture"):
+    with pytest.raises(DataError, match="at least one image"):
         evaluate(model, data(0), extractor=extractor)
     classes = Dataset(
         samples=(Sample(image=np.zeros((9, 9, 3)), target="disc"),), classes=("disc",)
@@ -318,8 +318,10 @@ def test_judging_has_no_probe_and_tells_what_was_forgotten(model, extractor):
     same, one = judge(model, model, (data(), data()), extractor=extractor)
     assert same is model
     assert one.baselines == ()
-    state = {k: v + 0.1 if k.endswith("conv1.weight") else v for k, v in model.trunk.state.items()}
-    moved = replace(model, trunk=replace(model.trunk, state=state))
+    state = {
+        k: v + 0.1 if k.endswith("conv1.weight") else v for k, v in model.backbone.state.items()
+    }
+    moved = replace(model, backbone=replace(model.backbone, state=state))
     told, _ = judge(model, moved, (data(), data()), extractor=extractor)
     changed = [row["relative_weight_change"] for row in told.record["forgetting"]["stages"]]
     assert max(changed) > 0

@@ -9,7 +9,7 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, UsageError
@@ -42,7 +42,7 @@ SHAPES = [(50, 6, 6), (50, 6, 9), (8, 20, 30), (20, 5, 40), (2, 3, 3)]
 
 
 @pytest.mark.parametrize(("n", "d", "e"), SHAPES)
-def test_cka_is_its_definition_with_many_and_few_pictures(n, d, e):
+def test_cka_is_its_definition_with_many_and_few_images(n, d, e):
     a, b = features(n, d), features(n, e, seed=1)
     b[:, : min(d, e)] += a[:, : min(d, e)]
     assert linear_cka(a, b) == pytest.approx(direct_cka(a, b), abs=1e-9)
@@ -85,7 +85,7 @@ def test_rows_without_direction_are_left_out_of_the_cosine():
     ("a", "b"),
     [(np.ones(3), np.ones(3)), (np.ones((3, 2)), np.ones((4, 2))), (np.ones((0, 2)),) * 2],
 )
-def test_features_of_other_pictures_are_refused(similarity, a, b):
+def test_features_of_other_images_are_refused(similarity, a, b):
     with pytest.raises(UsageError, match="same n"):
         similarity(a, b)
 
@@ -98,10 +98,10 @@ def test_cosine_needs_the_same_width():
 # -------------------------------------------------------------------------------- backbones
 
 
-def make_trunk(name="timm/test_resnet", seed=0, head=None):
-    spec = replace(resolve(name), preprocess=SMALL, data="PictureNet")
+def make_backbone(name="timm/test_resnet", seed=0, head=None):
+    spec = replace(resolve(name), preprocess=SMALL, data="ImageNet")
     state = load(spec, pretrained=False, seed=seed).trunk.state_dict()
-    return Trunk(spec=spec, state=state | (head or {}), origin={})
+    return FrozenBackbone(spec=spec, state=state | (head or {}), origin={})
 
 
 def linear(prefix, width, classes=10, seed=0):
@@ -110,25 +110,25 @@ def linear(prefix, width, classes=10, seed=0):
     return {f"{prefix}.weight": weight, f"{prefix}.bias": torch.randn(classes, generator=made)}
 
 
-def moved(trunk, prefixes, scale=1.0):
-    """The trunk with the parameters below some paths moved along one direction, always the same."""
+def moved(backbone, prefixes, scale=1.0):
+    """The backbone with the parameters below some paths moved along one fixed direction."""
     made = torch.Generator().manual_seed(1)
     state = {}
-    for name, tensor in trunk.state.items():
+    for name, tensor in backbone.state.items():
         noise = torch.randn(tensor.shape, generator=made)
         move = name.startswith(prefixes) and name.endswith(("weight", "bias"))
         state[name] = tensor + 0.3 * scale * tensor.std() * noise if move else tensor.clone()
-    return replace(trunk, state=state)
+    return replace(backbone, state=state)
 
 
-def pictures(n=12):
+def images(n=12):
     rng = np.random.default_rng(0)
-    # Pictures of one colour each, with noise: of noise alone all features are nearly the same.
+    # Images of one colour each, with noise: of noise alone all features are nearly the same.
     shades = rng.integers(0, 200, (n, 1, 1, 3)) + rng.integers(0, 56, (n, 40, 40, 3))
     return [Sample(image=shade.astype(np.uint8)) for shade in shades]
 
 
-RESNET = make_trunk(head=linear("fc", 96))
+RESNET = make_backbone(head=linear("fc", 96))
 
 
 def numbers(stage):
@@ -140,11 +140,11 @@ NAMES = ("timm/test_resnet", "timm/test_efficientnet", "timm/test_vit", "torchvi
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_backbones_have_not_drifted(name, monkeypatch):
-    trunk = make_trunk(name)
-    assert trunk.backbone.stages
+    backbone = make_backbone(name)
+    assert backbone.module.stages
     monkeypatch.setattr("headstart.evaluation.drift.load_batch", lambda *a: pytest.fail("ran"))
-    found = measure(trunk, moved(trunk, prefixes=("nothing",)), pictures(3))
-    assert [one.stage for one in found.stages] == [s.name for s in trunk.backbone.stages]
+    found = measure(backbone, moved(backbone, prefixes=("nothing",)), images(3))
+    assert [one.stage for one in found.stages] == [s.name for s in backbone.module.stages]
     assert {numbers(one) for one in found.stages} == {(1.0, 1.0, 0.0)}
 
 
@@ -157,8 +157,8 @@ LAST = {
 
 @pytest.mark.parametrize("name", LAST)
 def test_only_the_stage_that_moved_has_drifted(name):
-    trunk = make_trunk(name)
-    found = measure(trunk, moved(trunk, LAST[name]), pictures())
+    backbone = make_backbone(name)
+    found = measure(backbone, moved(backbone, LAST[name]), images())
     *earlier, last = map(numbers, found.stages)
     assert set(earlier) == {(1.0, 1.0, 0.0)}
     assert last[0] < 1
@@ -167,7 +167,7 @@ def test_only_the_stage_that_moved_has_drifted(name):
 
 
 def test_what_comes_behind_a_moved_stage_drifts_without_moving():
-    found = measure(RESNET, moved(RESNET, "layer2"), pictures())
+    found = measure(RESNET, moved(RESNET, "layer2"), images())
     stages = {one.stage: one for one in found.stages}
     assert numbers(stages["layer1"]) == (1, 1, 0)
     assert stages["layer2"].relative_weight_change > 0
@@ -180,21 +180,21 @@ def test_statistics_alone_make_drift_but_no_change_of_weights():
         k: v * torch.linspace(1, 9, len(v)) if k.endswith("running_var") else v
         for k, v in RESNET.state.items()
     }
-    last = measure(RESNET, replace(RESNET, state=state), pictures()).stages[-1]
+    last = measure(RESNET, replace(RESNET, state=state), images()).stages[-1]
     assert last.relative_weight_change == 0
     assert last.cosine < 0.999
 
 
 def test_a_counter_of_batches_is_no_drift():
     counted = {k: v + 1 if k.endswith("tracked") else v for k, v in RESNET.state.items()}
-    found = measure(RESNET, replace(RESNET, state=counted), pictures(2))
+    found = measure(RESNET, replace(RESNET, state=counted), images(2))
     assert {numbers(one) for one in found.stages} == {(1.0, 1.0, 0.0)}
 
 
 def test_larger_moves_drift_further():
     scales = (0, 0.5, 1, 2)
     last = [
-        measure(RESNET, moved(RESNET, "layer4", scale), pictures()).stages[-1] for scale in scales
+        measure(RESNET, moved(RESNET, "layer4", scale), images()).stages[-1] for scale in scales
     ]
     assert numbers(last[0]) == (1, 1, 0)
     for nearer, farther in pairwise(last):
@@ -208,16 +208,16 @@ def test_the_change_of_weights_is_its_formula():
     names = [k for k in RESNET.state if k.startswith("layer4") and k.endswith(("weight", "bias"))]
     old = torch.cat([RESNET.state[k].flatten() for k in names])
     new = torch.cat([after.state[k].flatten() for k in names])
-    last = measure(RESNET, after, pictures(2)).stages[-1]
+    last = measure(RESNET, after, images(2)).stages[-1]
     assert last.relative_weight_change == pytest.approx(float((new - old).norm() / old.norm()))
 
 
-def hand_made(trunk, samples):
+def hand_made(backbone, samples):
     """Features behind every ResNet stage, averaged over places, and its own classifier's logits."""
     import timm
 
     model = timm.create_model("test_resnet", num_classes=10)
-    model.load_state_dict(dict(trunk.state))
+    model.load_state_dict(dict(backbone.state))
     pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in samples])
     batch = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
@@ -233,7 +233,7 @@ def hand_made(trunk, samples):
 
 @pytest.mark.parametrize("batch", [5, 64])
 def test_measured_is_what_the_librarys_own_network_gives(batch):
-    after, samples = moved(RESNET, ("layer3", "layer4"), 2), pictures(13)
+    after, samples = moved(RESNET, ("layer3", "layer4"), 2), images(13)
     (kept0, logits0), (kept1, logits1) = hand_made(RESNET, samples), hand_made(after, samples)
     before_class, after_class = logits0.argmax(1), logits1.argmax(1)
     labels = [int(c) for c in np.where(np.arange(13) < 9, before_class, (before_class + 1) % 10)]
@@ -242,7 +242,7 @@ def test_measured_is_what_the_librarys_own_network_gives(batch):
         assert one.cka == pytest.approx(direct_cka(*map(np.float64, (a, b))), abs=1e-4)
         assert one.cosine == pytest.approx(mean_cosine(a, b), abs=1e-4)
     source = found.source
-    assert (source.name, source.pictures, found.pictures, found.note) == ("PictureNet", 13, 13, "")
+    assert (source.name, source.images, found.images, found.note) == ("ImageNet", 13, 13, "")
     agreeing = (before_class == after_class).mean()
     assert 0 < agreeing < 1
     assert source.agreement.value == pytest.approx(agreeing)
@@ -254,43 +254,43 @@ def test_measured_is_what_the_librarys_own_network_gives(batch):
 
 def test_a_head_that_is_given_comes_before_the_one_in_the_weights():
     after, other = moved(RESNET, "layer4", 2), linear("fc", 96, classes=2, seed=5)
-    mine = measure(RESNET, after, pictures())
-    given = measure(RESNET, after, pictures(), old_head=other)
-    swapped = measure(replace(RESNET, state=dict(RESNET.state) | other), after, pictures())
+    mine = measure(RESNET, after, images())
+    given = measure(RESNET, after, images(), old_head=other)
+    swapped = measure(replace(RESNET, state=dict(RESNET.state) | other), after, images())
     assert given == swapped != mine
     no_bias = {"fc.weight": other["fc.weight"]}
     zero = no_bias | {"fc.bias": torch.zeros(2)}
-    assert measure(RESNET, after, pictures(), old_head=no_bias) == measure(
-        RESNET, after, pictures(), old_head=zero
+    assert measure(RESNET, after, images(), old_head=no_bias) == measure(
+        RESNET, after, images(), old_head=zero
     )
 
 
 def test_a_backbone_that_has_not_moved_is_asked_only_where_the_truth_is_known():
-    agreed = measure(RESNET, RESNET, pictures()).source
+    agreed = measure(RESNET, RESNET, images()).source
     assert (agreed.agreement.value, agreed.before, agreed.change) == (1.0, None, None)
-    _, logits = hand_made(RESNET, pictures())
+    _, logits = hand_made(RESNET, images())
     labels = logits.argmax(1).tolist()
-    told = measure(RESNET, RESNET, pictures(), labels=labels).source
+    told = measure(RESNET, RESNET, images(), labels=labels).source
     assert told.before.value == told.after.value == 1.0
     assert told.change.interval.value == 0.0
 
 
-def test_pictures_of_one_group_count_as_one():
+def test_images_of_one_group_count_as_one():
     after = moved(RESNET, "layer4", 0.01)
-    alone = measure(RESNET, after, pictures()).source.agreement
-    twins = [replace(sample, group=f"{i // 6}") for i, sample in enumerate(pictures())]
+    alone = measure(RESNET, after, images()).source.agreement
+    twins = [replace(sample, group=f"{i // 6}") for i, sample in enumerate(images())]
     together = measure(RESNET, after, twins).source.agreement
     assert together.value == alone.value
     assert together.low < alone.low
 
 
 def test_a_limit_draws_by_the_seed_alone():
-    after, samples = moved(RESNET, "layer4"), pictures(30)
+    after, samples = moved(RESNET, "layer4"), images(30)
     np.random.seed(0)  # noqa: NPY002 - must not matter
     first = measure(RESNET, after, samples, limit=6, seed=3)
     np.random.seed(1)  # noqa: NPY002
     assert first == measure(RESNET, after, samples, limit=6, seed=3)
-    assert first.pictures == 6
+    assert first.images == 6
     assert first != measure(RESNET, after, samples, limit=6, seed=4)
     labels = list(range(10)) * 3
     assert measure(RESNET, after, samples, labels=labels, limit=6).source.before is not None
@@ -315,7 +315,7 @@ VGG = {
     ids=["none", "deep", "wide", "auxiliary"],
 )
 def test_a_head_that_cannot_be_run_is_said_to_be_so(head, reason):
-    found = measure(RESNET, moved(RESNET, "layer4"), pictures(3), old_head=head)
+    found = measure(RESNET, moved(RESNET, "layer4"), images(3), old_head=head)
     assert found.source is None
     assert reason in found.note
     assert found.stages[-1].cosine < 1
@@ -324,33 +324,33 @@ def test_a_head_that_cannot_be_run_is_said_to_be_so(head, reason):
 def test_the_second_classifier_of_inception_is_not_asked():
     after, head = moved(RESNET, "layer4"), linear("fc", 96)
     aside = {"AuxLogits.fc.weight": torch.zeros(10, 96), "AuxLogits.fc.bias": torch.zeros(10)}
-    assert measure(RESNET, after, pictures(3), old_head=head | aside) == measure(
-        RESNET, after, pictures(3), old_head=head
+    assert measure(RESNET, after, images(3), old_head=head | aside) == measure(
+        RESNET, after, images(3), old_head=head
     )
 
 
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"samples": []}, DataError, "at least one picture"),
+        ({"samples": []}, DataError, "at least one image"),
         ({"batch": 0}, UsageError, "`batch` and `limit`"),
         ({"limit": 0}, UsageError, "`batch` and `limit`"),
         ({"labels": [1]}, UsageError, "a label for each of 2"),
         ({"labels": [0, 10]}, UsageError, "from 0 to 9"),
         ({"labels": [-1, 0]}, UsageError, "from 0 to 9"),
-        ({"after": make_trunk("timm/test_efficientnet")}, UsageError, "one architecture"),
+        ({"after": make_backbone("timm/test_efficientnet")}, UsageError, "one architecture"),
     ],
     ids=str,
 )
 def test_what_cannot_be_measured_is_refused(change, error, said):
-    arguments = {"before": RESNET, "after": RESNET, "samples": pictures(2)} | change
+    arguments = {"before": RESNET, "after": RESNET, "samples": images(2)} | change
     with pytest.raises(error, match=said):
         measure(**arguments)
 
 
 def test_measuring_changes_neither_backbone():
     after = moved(RESNET, "layer4")
-    prints = [trunk.fingerprint for trunk in (RESNET, after)]
-    measure(RESNET, after, pictures(3))
-    again = [replace(trunk).fingerprint for trunk in (RESNET, after)]
+    prints = [backbone.fingerprint for backbone in (RESNET, after)]
+    measure(RESNET, after, images(3))
+    again = [replace(backbone).fingerprint for backbone in (RESNET, after)]
     assert prints == again

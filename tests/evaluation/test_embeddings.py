@@ -1,4 +1,4 @@
-"""Foreign pictures, neighbours and the map, on features whose places are known."""
+"""Foreign images, neighbours and the map, on features whose places are known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from headstart.evaluation.embeddings import (
     neighbourhoods,
     placed,
 )
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 
 
 def known(train: int = 60, test: int = 40, *, groups: bool = False, d: int = 8) -> Known:
@@ -51,13 +51,13 @@ def answered(held: Known, wrong: int) -> Evaluation:
     targets = held.data.targets()[held.test]
     chances = np.where(np.eye(2)[targets] == 1, 0.9, 0.1)
     chances[:wrong] = 1 - chances[:wrong]
-    task = Classification(classes=held.data.classes)
+    task = ClassificationTask(classes=held.data.classes)
     names = tuple(held.data.samples[row].name for row in held.test)
     return evaluate_probabilities(task, chances, targets, names=names)
 
 
 @pytest.mark.parametrize("groups", [False, True])
-def test_foreign_pictures_come_first(groups: bool) -> None:
+def test_foreign_images_come_first(groups: bool) -> None:
     held = known(groups=groups)
     planted = held.test[[3, 17]]
     held.values[planted] = -held.values[planted]
@@ -73,7 +73,7 @@ def test_nothing_is_typical_of_one_group() -> None:
     found, share = farthest(held, np.ones(len(held.test), bool))
     assert math.isnan(share)
     assert math.isnan(found[0].beyond)
-    with pytest.raises(DataError, match="two pictures"):
+    with pytest.raises(DataError, match="two images"):
         farthest(known(train=1), np.ones(40, bool))
 
 
@@ -131,18 +131,18 @@ def test_too_few_for_a_map() -> None:
 
 
 class Counting:
-    """Features of one number for every picture, and which pictures were asked for."""
+    """Features of one number for every image, and which images were asked for."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def features(self, trunk: object, samples: tuple[Sample, ...]) -> SimpleNamespace:
+    def features(self, backbone: object, samples: tuple[Sample, ...]) -> SimpleNamespace:
         self.asked += [sample.digest or "" for sample in samples]
         numbers = [float(sample.digest or "nan") for sample in samples]
         return SimpleNamespace(values=np.array(numbers, np.float32)[:, None])
 
 
-def test_a_trained_backbone_sees_only_so_many_pictures_again() -> None:
+def test_a_trained_backbone_sees_only_so_many_images_again() -> None:
     data = known(train=60, test=40).data
     prepared, extractor = Prepared(data=data, records=(), findings=()), Counting()
     held = Known.of(None, prepared, extractor, most=6)  # type: ignore[arg-type]

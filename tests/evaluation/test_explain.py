@@ -10,13 +10,13 @@ from PIL import Image
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UnreadableImageError, UsageError
 from headstart.evaluation.explain import explain, grad_cam, occlusion
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification, Detection
+from headstart.models.tasks import ClassificationTask, DetectionTask
 from headstart.models.transfer_model import TransferModel
 
 SMALL = Preprocess(
@@ -113,9 +113,9 @@ def test_patches_that_leave_places_out_are_refused(patch, stride):
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     """The first half of a network that knows photographs; it costs little."""
-    whole = Trunk.open("embedded/efficientnet_lite0", offline=True)
+    whole = FrozenBackbone.open("embedded/efficientnet_lite0", offline=True)
     return replace(whole, spec=replace(whole.spec, preprocess=SMALL)).until("stage4")
 
 
@@ -134,16 +134,16 @@ def planted(corner, seed=0, side=120):
 
 
 @pytest.fixture(scope="module")
-def model(trunk):
+def model(backbone):
     """It says whether there is a striped square, wherever that is."""
     from headstart.cache import Cache
     from headstart.features.extractor import Extractor
 
-    pictures = [planted(None, seed) for seed in range(4)]
-    pictures += [planted(corner, seed) for seed, corner in enumerate(CORNERS)]
+    images = [planted(None, seed) for seed in range(4)]
+    images += [planted(corner, seed) for seed, corner in enumerate(CORNERS)]
     with Cache() as cache:
         extractor = Extractor(cache=cache, engine="fp32", device="cpu")
-        values = extractor.features(trunk, [Sample(image=one) for one in pictures]).values
+        values = extractor.features(backbone, [Sample(image=one) for one in images]).values
     apart = values[4:].mean(axis=0) - values[:4].mean(axis=0)
     apart /= (apart**2).sum() / 8
     middle = -float(apart @ (values[4:].mean(axis=0) + values[:4].mean(axis=0)) / 2)
@@ -152,12 +152,15 @@ def model(trunk):
         bias=np.array([-middle, middle], np.float32) / 2,
     )
     return TransferModel(
-        trunk=trunk, task=Classification(classes=("nothing", "square")), head=head, engine="fp32"
+        backbone=backbone,
+        task=ClassificationTask(classes=("nothing", "square")),
+        head=head,
+        engine="fp32",
     )
 
 
-def told(model, pictures, **options):
-    samples = [Sample(image=one) for one in pictures]
+def told(model, images, **options):
+    samples = [Sample(image=one) for one in images]
     return list(explain(model, samples, wanted_device="cpu", **options))
 
 
@@ -179,12 +182,12 @@ def test_the_heat_is_where_the_object_is(model, method):
 
 
 def test_of_a_linear_head_the_whole_way_is_cam(model):
-    pictures = [planted("top left", 3), planted(None, 4)]
-    found = told(model, pictures, label="square")
-    x = np.stack([SMALL.resize_and_crop(one) for one in pictures])
+    images = [planted("top left", 3), planted(None, 4)]
+    found = told(model, images, label="square")
+    x = np.stack([SMALL.resize_and_crop(one) for one in images])
     with torch.no_grad():
         x = SMALL.normalise(torch.from_numpy(x).permute(0, 3, 1, 2))
-        maps = model.trunk.backbone.run(x).numpy()
+        maps = model.backbone.module.run(x).numpy()
     cam = np.einsum("k,nkhw->nhw", model.head.weight[1], maps)
     expected = np.maximum(cam, 0) / maps[0, 0].size
     for one, map_ in zip(found, expected, strict=True):
@@ -192,9 +195,9 @@ def test_of_a_linear_head_the_whole_way_is_cam(model):
 
 
 def test_probabilities_are_those_of_predict(model):
-    pictures = [planted(corner, 5) for corner in (*CORNERS, None)]
-    said = model.predict(pictures, engine="fp32", device="cpu")
-    for one, other in zip(told(model, pictures), said, strict=True):
+    images = [planted(corner, 5) for corner in (*CORNERS, None)]
+    said = model.predict(images, engine="fp32", device="cpu")
+    for one, other in zip(told(model, images), said, strict=True):
         assert one.answer == other.label
         assert one.probability == pytest.approx(other.probability, abs=1e-4)
 
@@ -219,32 +222,34 @@ def test_a_turned_photograph_is_explained_as_it_is_shown(model):
 
 
 def test_of_several_labels_the_likeliest_is_explained_unless_one_is_named(model):
-    several = replace(model, task=Classification(classes=("empty", "square"), kind="multilabel"))
+    several = replace(
+        model, task=ClassificationTask(classes=("empty", "square"), kind="multilabel")
+    )
     [one] = told(several, [planted("top left")])
     assert one.label == one.answer == "square"
     [other] = told(several, [planted("top left")], label="empty")
     assert other.probability < 0.5
 
 
-def test_more_pictures_than_a_batch_come_in_order(model):
-    pictures = [planted("top left" if i % 3 else None, i) for i in range(19)]
-    found = told(model, pictures)
+def test_more_images_than_a_batch_come_in_order(model):
+    images = [planted("top left" if i % 3 else None, i) for i in range(19)]
+    found = told(model, images)
     assert [one.answer == "square" for one in found] == [bool(i % 3) for i in range(19)]
 
 
 def test_tokens_have_no_maps_but_can_be_covered():
     spec = replace(resolve("timm/test_vit"), preprocess=replace(SMALL, resize=160, crop=160))
-    backbone = load(spec, pretrained=False)
-    trunk = Trunk(spec=spec, state=backbone.trunk.state_dict(), origin={})
-    head = LinearHead.random(trunk.width, 2, seed=0)
-    vit = TransferModel(trunk=trunk, task=Classification(classes=("a", "b")), head=head)
+    module = load(spec, pretrained=False)
+    backbone = FrozenBackbone(spec=spec, state=module.trunk.state_dict(), origin={})
+    head = LinearHead.random(backbone.width, 2, seed=0)
+    vit = TransferModel(backbone=backbone, task=ClassificationTask(classes=("a", "b")), head=head)
     with pytest.raises(UsageError, match="--method occlusion"):
         told(vit, [planted(None)])
     [one] = told(vit, [planted(None)], method="occlusion")
     assert one.heat.shape == (160, 160)
 
 
-def test_no_pictures_give_no_maps(model):
+def test_no_images_give_no_maps(model):
     assert told(model, []) == []
 
 
@@ -254,8 +259,8 @@ def test_what_cannot_be_explained_is_refused(model):
     with pytest.raises(UnknownNameError, match="square"):
         told(model, [planted(None)], label="sqare")
     with pytest.raises(UsageError, match="--format overlay"):
-        told(replace(model, task=Detection(classes=("a",))), [planted(None)])
+        told(replace(model, task=DetectionTask(classes=("a",))), [planted(None)])
     with pytest.raises(UsageError, match="fit it first"):
         told(replace(model, head=None), [planted(None)])
     with pytest.raises(UnreadableImageError):
-        told(model, [b"no picture"])
+        told(model, [b"no image"])

@@ -28,7 +28,7 @@ def source(right_before, right_after, n=100):
     before, after = [i < right_before for i in range(n)], [i < right_after for i in range(n)]
     return SourceChange(
         name="ImageNet-1k",
-        pictures=n,
+        images=n,
         agreement=proportion_interval([a == b for a, b in zip(before, after, strict=True)]),
         before=proportion_interval(before),
         after=proportion_interval(after),
@@ -36,8 +36,8 @@ def source(right_before, right_after, n=100):
     )
 
 
-FULL = Forgetting(stages=(STEM, LAYER1, LAYER2), source=source(80, 60), pictures=100)
-BARE = Forgetting(stages=(STEM,), source=None, pictures=7, note="No classifier is there.")
+FULL = Forgetting(stages=(STEM, LAYER1, LAYER2), source=source(80, 60), images=100)
+BARE = Forgetting(stages=(STEM,), source=None, images=7, note="No classifier is there.")
 
 
 @pytest.mark.parametrize("found", [FULL, BARE], ids=["full", "bare"])
@@ -48,8 +48,8 @@ def test_the_record_survives_json(found):
 def test_numbers_that_are_none_stay_none():
     dead = replace(LAYER1, cka=math.nan, cosine=math.nan)
     agreement = Interval(value=1.0, low=math.nan, high=math.nan, method="")
-    change = SourceChange(name="x", pictures=1, agreement=agreement)
-    plain = Forgetting(stages=(dead,), source=change, pictures=1).as_dict()
+    change = SourceChange(name="x", images=1, agreement=agreement)
+    plain = Forgetting(stages=(dead,), source=change, images=1).as_dict()
     assert plain["stages"][0]["cka"] is plain["source"]["agreement"]["low"] is None
     again = Forgetting.from_dict(json.loads(json.dumps(plain, allow_nan=False)))
     assert math.isnan(again.stages[0].cka)
@@ -66,7 +66,7 @@ def test_numbers_that_are_none_stay_none():
         {"source": {"name": "x"}},
         {"source": FULL.as_dict()["source"] | {"agreement": None}},
         {"source": "everything"},
-        {"pictures": "many"},
+        {"images": "many"},
     ],
     ids=str,
 )
@@ -79,7 +79,7 @@ def test_sentences_say_gain_loss_and_place():
     gain = Interval(value=0.021, low=0.001, high=0.041, method="")
     target, agreement, accuracy, stages = sentences(FULL, gain)
     assert target == "Target +0.021 [+0.001, +0.041]."
-    assert f"answers {FULL.source.agreement} of 100 pictures as before" in agreement
+    assert f"answers {FULL.source.agreement} of 100 images as before" in agreement
     assert accuracy.startswith("Source accuracy -0.200 [")
     assert "not distinguishable" not in accuracy
     assert f"{FULL.source.before} before, {FULL.source.after} after" in accuracy
@@ -97,7 +97,7 @@ def test_without_a_classifier_the_reason_is_given():
 
 
 def test_where_every_stage_moved_none_is_called_unmoved():
-    told = sentences(Forgetting(stages=(LAYER1, LAYER2), source=None, pictures=1))
+    told = sentences(Forgetting(stages=(LAYER1, LAYER2), source=None, images=1))
     assert len(told) == 1
     assert told[0].startswith("Most moved: layer2")
 

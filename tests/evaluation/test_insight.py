@@ -1,4 +1,4 @@
-"""What a run's features tell, on features whose wrong labels and foreign pictures are planted."""
+"""What a run's features tell, on features whose wrong labels and foreign images are planted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.checks.scan import ImageRecord
@@ -24,23 +24,23 @@ from headstart.data.demo import classification as demo
 from headstart.data.prepare import Prepared, prepare
 from headstart.errors import SetupError, UnknownNameError
 from headstart.evaluation.classification import evaluate_probabilities
-from headstart.evaluation.insight import ASPECTS, Insight, look_into
+from headstart.evaluation.insight import ASPECTS, Diagnostics, diagnose
 from headstart.features.extractor import Extractor
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 
 
 @dataclass
 class Shelf:
-    """An extractor whose features are given by the picture's digest; counts who asked."""
+    """An extractor whose features are given by the image's digest; counts who asked."""
 
     values: np.ndarray[Any, Any]
     engine: str = "fp32"
     asked: list[str] = field(default_factory=list)
 
-    def features(self, trunk: Any, samples: tuple[Sample, ...]) -> SimpleNamespace:
-        self.asked.append(trunk.identity)
+    def features(self, backbone: Any, samples: tuple[Sample, ...]) -> SimpleNamespace:
+        self.asked.append(backbone.identity)
         rows = [int(sample.digest or "") for sample in samples]
-        return SimpleNamespace(values=self.values[rows] * trunk.sign)
+        return SimpleNamespace(values=self.values[rows] * backbone.sign)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,14 @@ class Setting:
     values: np.ndarray[Any, Any]
     targets: np.ndarray[Any, Any]
     correct: np.ndarray[Any, Any]
-    task: Classification
+    task: ClassificationTask
 
-    def seen(self, *aspects: str, trained: bool = False, seed: int = 0, **record: Any) -> Insight:
+    def seen(
+        self, *aspects: str, trained: bool = False, seed: int = 0, **record: Any
+    ) -> Diagnostics:
         source = SimpleNamespace(identity="source", sign=1.0)
-        trunk = SimpleNamespace(identity="trained", sign=-1.0) if trained else source
-        model = SimpleNamespace(trunk=trunk, engine="fp32", record=record, task=self.task)
+        backbone = SimpleNamespace(identity="trained", sign=-1.0) if trained else source
+        model = SimpleNamespace(backbone=backbone, engine="fp32", record=record, task=self.task)
         judged = self.prepared.test.targets()
         if judged.ndim == 1:
             width = len(self.task.classes)
@@ -72,7 +74,7 @@ class Setting:
             names=tuple(sample.name for sample in self.prepared.test.samples),
             groups=self.prepared.test.groups(),
         )
-        return look_into(
+        return diagnose(
             source,  # type: ignore[arg-type]
             model,  # type: ignore[arg-type]
             self.prepared,
@@ -92,7 +94,7 @@ def setting(
     groups: int | None = None,
     several: bool = False,
 ) -> Setting:
-    """Classes around corners of a cube; the last ``test`` pictures are held out."""
+    """Classes around corners of a cube; the last ``test`` images are held out."""
     rng = np.random.default_rng(0)
     targets = np.arange(n) % classes
     values = rng.normal(size=(n, width)) * 0.15 + np.eye(classes, width)[targets]
@@ -118,12 +120,12 @@ def setting(
         values=values.astype(np.float32),
         targets=targets,
         correct=np.arange(test) % 5 != 0,
-        task=Classification(classes=names, kind=kind),
+        task=ClassificationTask(classes=names, kind=kind),
     )
 
 
 def mislabelled(held: Setting, rows: list[int]) -> Setting:
-    """Give some pictures the label of the next class."""
+    """Give some images the label of the next class."""
     samples = list(held.prepared.data.samples)
     names = held.prepared.data.classes
     for row in rows:
@@ -158,10 +160,10 @@ def test_planted_wrong_labels_come_first() -> None:
     assert min(scores) > 0.5
 
 
-def test_wrong_labels_planted_in_pictures_are_found(tmp_path: Path) -> None:
-    """The same as benchmarks/label_noise.py with fewer pictures: real features, 5 % wrong."""
+def test_wrong_labels_planted_in_images_are_found(tmp_path: Path) -> None:
+    """The same as benchmarks/label_noise.py with fewer images: real features, 5 % wrong."""
     spec = resolve("embedded/efficientnet_lite0", offline=True)
-    trunk = Trunk.read(spec, locate(spec, offline=True))
+    backbone = FrozenBackbone.read(spec, locate(spec, offline=True))
     whole = demo.load("digits")
     some = whole.subset([row for row in range(240) if row % 60 < 30])
     with Cache(tmp_path) as cache:
@@ -176,15 +178,15 @@ def test_wrong_labels_planted_in_pictures_are_found(tmp_path: Path) -> None:
                 values=np.zeros(0),
                 targets=clean.data.targets(),
                 correct=np.ones(len(clean.test), bool),
-                task=Classification(classes=clean.data.classes),
+                task=ClassificationTask(classes=clean.data.classes),
             )
-            source = SimpleNamespace(trunk=trunk, record={})
+            source = SimpleNamespace(backbone=backbone, record={})
             noisy = mislabelled(held, planted).prepared
             judged = noisy.test.targets()
             names = tuple(sample.name for sample in noisy.test.samples)
             evaluation = evaluate_probabilities(held.task, np.eye(4)[judged], judged, names=names)
-            found = look_into(
-                trunk,
+            found = diagnose(
+                backbone,
                 source,  # type: ignore[arg-type]
                 noisy,
                 evaluation,
@@ -218,17 +220,17 @@ def test_wrong_labels_are_told_by_the_backbone_before_training() -> None:
     shelf = Shelf(held.values)
     source = SimpleNamespace(identity="source", sign=1.0)
     model = SimpleNamespace(
-        trunk=SimpleNamespace(identity="trained", sign=1.0), engine="fp32", record={}
+        backbone=SimpleNamespace(identity="trained", sign=1.0), engine="fp32", record={}
     )
     chances = np.eye(3)[held.prepared.test.targets()]
     names = tuple(sample.name for sample in held.prepared.test.samples)
     judged = held.prepared.test.targets()
     evaluation = evaluate_probabilities(held.task, chances, judged, names=names)
-    look_into(source, model, held.prepared, evaluation, extractor=shelf)  # type: ignore[arg-type]
+    diagnose(source, model, held.prepared, evaluation, extractor=shelf)  # type: ignore[arg-type]
     assert shelf.asked == shelf_order
 
 
-def test_neighbours_and_foreign_pictures_are_scikit_learns() -> None:
+def test_neighbours_and_foreign_images_are_scikit_learns() -> None:
     held = setting()
     foreign = 100
     held.values[foreign] = -10 * held.values[foreign]
@@ -245,26 +247,26 @@ def test_neighbours_and_foreign_pictures_are_scikit_learns() -> None:
     assert ours == pytest.approx(np.sqrt(2 * away[:, 0]), abs=1e-5)  # a chord of the sphere
 
 
-def test_slices_are_those_of_the_held_out_pictures() -> None:
+def test_slices_are_those_of_the_held_out_images() -> None:
     held = setting(groups=6)
     found = held.seen("slices")
     kinds = {kind: [one for one in found.slices if one.kind == kind] for kind in ("class", "group")}
     for one in kinds["class"]:
         inside = held.targets[90:] == int(one.name[-1])
-        assert one.pictures == inside.sum()
+        assert one.images == inside.sum()
         assert one.score.value == pytest.approx(held.correct[inside].mean())
         assert one.rest == pytest.approx(held.correct[~inside].mean())
     assert [one.name for one in kinds["group"]] == ["15", "16", "17", "18", "19"]
     thirds = [one for one in found.slices if one.kind == "size"]
-    assert [one.pictures for one in thirds] == [10, 10, 10]  # each picture is wider than the last
+    assert [one.images for one in thirds] == [10, 10, 10]  # each image is wider than the last
     assert thirds[0].score.value == pytest.approx(held.correct[:10].mean())
 
 
-def test_the_curve_grows_with_pictures_and_agrees_with_scikit_learn() -> None:
+def test_the_curve_grows_with_images_and_agrees_with_scikit_learn() -> None:
     held = setting(200, classes=5, width=30)
     held.values[:] += np.random.default_rng(1).normal(size=held.values.shape) * 0.3
     found = held.seen("curve", penalty=1e-3)
-    counts = [point.pictures for point in found.curve]
+    counts = [point.images for point in found.curve]
     assert counts == sorted(counts)
     assert found.curve[-1].score.value > found.curve[0].score.value
     values, targets = held.values[:170], held.targets[:170]
@@ -290,7 +292,7 @@ def test_the_map_keeps_who_is_near_whom() -> None:
 
 
 def test_the_same_seed_tells_the_same() -> None:
-    def told(insight: Insight) -> dict[str, Any]:
+    def told(insight: Diagnostics) -> dict[str, Any]:
         return insight.as_dict() | {"seconds": None}
 
     assert told(setting().seen()) == told(setting().seen())
@@ -344,7 +346,7 @@ def test_broken_features_are_said_and_leave_the_rest() -> None:
 
 
 def test_features_that_cannot_be_made_do_not_cost_the_run(monkeypatch: Any) -> None:
-    def full(self: Shelf, trunk: Any, samples: Any) -> None:
+    def full(self: Shelf, backbone: Any, samples: Any) -> None:
         raise SetupError("Expected room for features, got a full disk; do make room.")
 
     monkeypatch.setattr(Shelf, "features", full)

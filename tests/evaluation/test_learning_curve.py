@@ -1,4 +1,4 @@
-"""The curve by pictures, against scikit-learn on the same pictures."""
+"""The curve by images, against scikit-learn on the same images."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def clouds(n: int = 300, apart: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(n, 20)) + apart * np.eye(3, 20)[targets], targets
 
 
-def test_all_pictures_are_scikit_learns_cross_validation() -> None:
+def test_all_images_are_scikit_learns_cross_validation() -> None:
     x, y = clouds()
     z = principal_basis(x).apply(x)
     correct = np.zeros(len(y), bool)
     for rows, test in kfold(y, 5, seed=0):
-        # ours: mean loss + penalty/2 |w|²; with fewer pictures the penalty is for all of them
+        # ours: mean loss + penalty/2 |w|²; with fewer images the penalty is for all of them
         strength = 1e-2 * len(y) / len(rows) * len(rows)
         fitted = LogisticRegression(C=1 / strength, tol=1e-8, max_iter=1000).fit(z[rows], y[rows])
         correct[test] = fitted.predict(z[test]) == y[test]
     [point] = probe_curve(x, y, penalty=1e-2, shares=(1.0,))
-    assert point.pictures == 240
+    assert point.images == 240
     assert point.score.value == pytest.approx(correct.mean(), abs=0.004)
 
 
-def test_more_pictures_bring_more() -> None:
+def test_more_images_bring_more() -> None:
     x, y = clouds()
     found = probe_curve(x, y)
     assert len(found) == len(SHARES)
-    assert [point.pictures for point in found] == [24, 48, 96, 168, 240]
+    assert [point.images for point in found] == [24, 48, 96, 168, 240]
     assert found[-1].score.value > found[0].score.value + 0.05
 
 
@@ -66,7 +66,7 @@ def test_a_share_without_a_class_is_left_out() -> None:
     """Two classes share every group but one: the first shares lack the second class's contrast."""
     x, y = clouds(30)
     found = probe_curve(x, y, shares=(0.01, 1.0))
-    assert [point.pictures for point in found] == [3, 24]
+    assert [point.images for point in found] == [3, 24]
     labels = np.ones((30, 1), np.intp)
     labels[::10] = 0
     assert probe_curve(x, labels, kind="multilabel", shares=(0.01,)) == ()

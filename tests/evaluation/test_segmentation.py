@@ -13,7 +13,7 @@ from PIL import Image
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Mask, Palette, Sample
 from headstart.errors import DataError, UnknownNameError
@@ -28,13 +28,13 @@ from headstart.evaluation.segmentation import (
 from headstart.evaluation.transfer_gain import judge
 from headstart.features.extractor import Extractor
 from headstart.metrics import segmentation as metrics
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.inference import segment
-from headstart.models.tasks import Segmentation
+from headstart.models.tasks import SegmentationTask
 from headstart.reports.predictions import answer_files
 
 CLASSES = ("ground", "leaf", "stem")
-TASK = Segmentation(classes=CLASSES)
+TASK = SegmentationTask(classes=CLASSES)
 PALETTE = Palette(codes=tuple(enumerate(CLASSES)))
 
 
@@ -96,14 +96,14 @@ def test_intervals_hold_their_value():
         assert interval.low < interval.value < interval.high
 
 
-def test_a_perfect_model_gets_one_and_has_no_worst_picture():
+def test_a_perfect_model_gets_one_and_has_no_worst_image():
     one = judged([(true, true) for _, true in ((s, np.where(t == 255, 0, t)) for s, t in drawn())])
     assert all(interval.value == 1.0 for interval in one.metrics.values())
     assert one.worst(10) == []
     assert one.baselines[0].lead.distinguishable
 
 
-def test_the_order_of_pictures_decides_nothing():
+def test_the_order_of_images_decides_nothing():
     pairs = drawn()
     one, other = judged(pairs), judged(pairs[::-1])
     assert {k: v.value for k, v in one.metrics.items()} == pytest.approx(
@@ -113,12 +113,12 @@ def test_the_order_of_pictures_decides_nothing():
     assert one.worst(3) == [9 - row for row in other.worst(3)]
 
 
-def test_the_worst_pictures_are_those_with_the_lowest_mean_iou():
+def test_the_worst_images_are_those_with_the_lowest_mean_iou():
     true = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
     half = np.array([[0, 0, 0, 1]] * 4, dtype=np.uint8)
     nothing = np.full((4, 4), 255, dtype=np.uint8)
     one = judged([(half, true), (true, true), (1 - true, true), (true, nothing)])
-    np.testing.assert_allclose(one.picture_iou, [(2 / 3 + 1 / 2) / 2, 1, 0, np.nan])
+    np.testing.assert_allclose(one.image_iou, [(2 / 3 + 1 / 2) / 2, 1, 0, np.nan])
     assert one.worst(5) == [2, 0]
     assert one.worst(1) == [2]
 
@@ -161,26 +161,26 @@ def test_whole_groups_are_resampled():
     assert grouped.n_groups == 20
 
 
-def test_the_file_of_answers_has_every_pictures_scores():
+def test_the_file_of_answers_has_every_images_scores():
     true = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
     half = np.array([[0, 0, 0, 1]] * 4, dtype=np.uint8)
     files = answer_files(judged([(half, true), (true, true)], names=("a,b.png", "c.png")))
     assert list(files) == ["predictions.csv"]
     rows = list(csv.DictReader(io.StringIO(files["predictions.csv"])))
-    assert [row["picture"] for row in rows] == ["a,b.png", "c.png"]
+    assert [row["image"] for row in rows] == ["a,b.png", "c.png"]
     assert float(rows[0]["iou leaf"]) == pytest.approx(0.5)
     assert float(rows[0]["pixel_accuracy"]) == pytest.approx(0.75)
     assert rows[1]["iou stem"] == ""
 
 
-# -- a model over pictures -----------------------------------------------------------------------
+# -- a model over images -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     spec = resolve("timm/test_resnet")
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"from": "here"})
+    return FrozenBackbone(spec=spec, state=state, origin={"from": "here"})
 
 
 def data(n=4, palette=PALETTE):
@@ -200,8 +200,8 @@ def data(n=4, palette=PALETTE):
 
 
 @pytest.fixture(scope="module")
-def model(trunk):
-    return blank(trunk, data(), head="fpn", size=64, seed=1)
+def model(backbone):
+    return create_model(backbone, data(), head="fpn", size=64, seed=1)
 
 
 @pytest.fixture
@@ -209,9 +209,11 @@ def extractor(tmp_path):
     return Extractor(cache=Cache(tmp_path / "kept"), engine="fp32", device="cpu", workers=1)
 
 
-def test_a_model_is_judged_in_the_pictures_own_size(model, extractor):
+def test_a_model_is_judged_in_the_images_own_size(model, extractor):
     one = evaluate(model, data(), extractor=extractor)
-    masks = [found.mask for found in segment(model.trunk, model.head, data().samples, device="cpu")]
+    masks = [
+        found.mask for found in segment(model.backbone, model.head, data().samples, device="cpu")
+    ]
     truths = [sample.target.source for sample in data().samples]
     right = np.concatenate([(m == t).ravel() for m, t in zip(masks, truths, strict=True)])
     assert one.metrics["pixel_accuracy"].value == pytest.approx(right.mean())
@@ -225,7 +227,7 @@ def test_classes_are_matched_by_name_whatever_their_codes(model, extractor):
     np.testing.assert_array_equal(one.confusion, other.confusion)
 
 
-def test_masks_turn_with_their_picture(tmp_path):
+def test_masks_turn_with_their_image(tmp_path):
     pixels, mask = np.zeros((6, 10, 3), np.uint8), np.zeros((6, 10), np.uint8)
     mask[0, 0] = 1
     exif = Image.Exif()
@@ -248,15 +250,17 @@ def test_what_the_model_cannot_know_is_refused(model, extractor):
     with pytest.raises(DataError, match="to have a mask"):
         evaluate_masks(model, without, device="cpu")
     small = Mask(source=np.zeros((5, 5), np.uint8), palette=PALETTE)
-    with pytest.raises(DataError, match="picture's size"):
+    with pytest.raises(DataError, match="image's size"):
         evaluate_masks(
             model, replace(data(), samples=(replace(first, target=small),)), device="cpu"
         )
 
 
 def test_judging_tells_what_was_forgotten(model, extractor):
-    state = {k: v + 0.1 if k.endswith("conv1.weight") else v for k, v in model.trunk.state.items()}
-    moved = replace(model, trunk=replace(model.trunk, state=state))
+    state = {
+        k: v + 0.1 if k.endswith("conv1.weight") else v for k, v in model.backbone.state.items()
+    }
+    moved = replace(model, backbone=replace(model.backbone, state=state))
     told, one = judge(model, moved, (data(), data()), extractor=extractor)
     changed = [row["relative_weight_change"] for row in told.record["forgetting"]["stages"]]
     assert max(changed) > 0

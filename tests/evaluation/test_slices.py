@@ -32,14 +32,14 @@ def test_numbers_are_a_t_test() -> None:
     assert found[0].score.low < values[:50].mean() < found[0].score.high
 
 
-def test_pictures_without_a_number_or_a_name_are_left_out() -> None:
+def test_images_without_a_number_or_a_name_are_left_out() -> None:
     values = np.array([1.0, 0.5, np.nan, 0.25])
     [one] = compare_slices(values, {"size": ["s", "s", "s", None]})
-    assert (one.pictures, one.score.value, one.rest) == (2, 0.75, 0.25)
+    assert (one.images, one.score.value, one.rest) == (2, 0.75, 0.25)
 
 
 def test_groups_that_answer_as_one_are_one_witness() -> None:
-    """Two groups a class, each all right or all wrong: 40 pictures say no more than 4 groups."""
+    """Two groups a class, each all right or all wrong: 40 images say no more than 4 groups."""
     groups = np.repeat(np.arange(4), 10)
     right = groups < 2
     cut = {"class": ["a"] * 20 + ["b"] * 20}
@@ -86,7 +86,7 @@ def test_groups_within_slices_are_a_t_test_of_their_means() -> None:
 
 
 def test_groups_that_lie_in_both_slices_are_compared_within() -> None:
-    """Six patients, each with pictures of both kinds: the paired t-test but for its freedom."""
+    """Six patients, each with images of both kinds: the paired t-test but for its freedom."""
     rng = np.random.default_rng(4)
     groups = np.repeat(np.arange(6), 2)
     values = 3 * rng.normal(size=6)[groups] + 0.1 * rng.normal(size=12) + 0.2 * (np.arange(12) % 2)
@@ -95,7 +95,7 @@ def test_groups_that_lie_in_both_slices_are_compared_within() -> None:
     assert found.p_value == pytest.approx(ttest_rel(values[1::2], values[::2]).pvalue)
 
 
-def test_a_side_of_one_group_is_judged_by_its_pictures_or_not_at_all() -> None:
+def test_a_side_of_one_group_is_judged_by_its_images_or_not_at_all() -> None:
     groups = np.r_[np.zeros(6, int), np.repeat([1, 2, 3], 6)]
     cut = {"class": ["a"] * 6 + [None] * 18}
     right = np.arange(24) % 6 < np.where(groups == 0, 1, 5)
@@ -105,14 +105,14 @@ def test_a_side_of_one_group_is_judged_by_its_pictures_or_not_at_all() -> None:
     assert math.isnan(other.p_value)
 
 
-def test_one_group_is_held_against_the_rest_by_its_pictures() -> None:
+def test_one_group_is_held_against_the_rest_by_its_images() -> None:
     groups = np.repeat(np.arange(10), 6)
     cut = {"group": [str(group) for group in groups]}
     found = compare_slices(groups != 9, cut, groups=groups)
     assert [one.distinguishable for one in found] == [False] * 9 + [True]
 
 
-def test_too_few_pictures_are_not_tested() -> None:
+def test_too_few_images_are_not_tested() -> None:
     right = np.array([False] * (FEWEST - 1) + [True] * 50)
     found = compare_slices(right, {"class": ["a"] * (FEWEST - 1) + ["b"] * 50})
     assert all(math.isnan(one.p_value) and not one.distinguishable for one in found)
@@ -148,6 +148,6 @@ def test_thirds_of_sizes() -> None:
     assert size_thirds([(3, 3), (3, 3)]) == [None, None]
 
 
-def test_cuts_name_every_picture() -> None:
+def test_cuts_name_every_image() -> None:
     with pytest.raises(UsageError, match="2 names"):
         compare_slices([True, False], {"class": ["a"]})

@@ -19,9 +19,9 @@ from headstart.metrics.confidence_intervals import (
 )
 from headstart.metrics.segmentation import boundary_counts, pixel_counts
 from headstart.models.inference import Detections
-from headstart.models.tasks import Classification, Detection, Segmentation
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
-PAIR = Classification(classes=("ant", "bee"))
+PAIR = ClassificationTask(classes=("ant", "bee"))
 
 
 def judged(task, probabilities, targets, **options):
@@ -39,7 +39,7 @@ def baseline(model, other, groups=None):
 
 
 def told_lead(model_right, baseline_right, n=100):
-    """Verdict on a model that is right in so many pictures, beside a baseline."""
+    """Verdict on a model that is right in so many images, beside a baseline."""
     model, other = np.arange(n) < model_right, np.arange(n) >= n - baseline_right
     chances = np.where(model[:, None], [[0.9, 0.1]], [[0.1, 0.9]])
     found = judged(PAIR, chances, np.zeros(n, dtype=int), baselines=(baseline(model, other),))
@@ -91,15 +91,15 @@ def test_a_wide_interval_is_called_wide_and_a_narrow_one_is_not():
 
 
 def test_labels_all_right_is_not_called_accuracy():
-    task = Classification(classes=("red", "round"), kind="multilabel")
+    task = ClassificationTask(classes=("red", "round"), kind="multilabel")
     logits = np.random.default_rng(0).normal(scale=2, size=(150, 2))
     targets = (logits + np.random.default_rng(1).normal(size=logits.shape) > 0).astype(int)
     assert verdict(judged(task, expit(logits), targets))[0].startswith("All labels right 0.")
 
 
-def test_a_class_that_no_held_out_picture_shows_is_named():
+def test_a_class_that_no_held_out_image_shows_is_named():
     said = verdict(judged(PAIR, [[0.9, 0.1]] * 5, [0] * 5))
-    assert said[-1] == "Nothing can be said about 'bee': no held-out picture shows it."
+    assert said[-1] == "Nothing can be said about 'bee': no held-out image shows it."
 
 
 def test_a_lead_that_few_answers_carry_is_explained():
@@ -115,7 +115,7 @@ def test_a_lead_that_few_answers_carry_is_explained():
 
 
 def boxes(n=4, *, seen=True):
-    """Of every picture's two discs one is found, and a rod where there is none."""
+    """Of every image's two discs one is found, and a rod where there is none."""
     corners = ((0, 0, 20, 20), (50, 50, 70, 70), (80, 0, 99, 40))
     truth = Boxes(corners=corners, labels=("disc", "disc", "rod")) if seen else Boxes()
     found = [
@@ -128,30 +128,30 @@ def boxes(n=4, *, seen=True):
         )
         for i in range(n)
     ]
-    task = Detection(classes=("disc", "rod", "cone"), threshold=0.5)
+    task = DetectionTask(classes=("disc", "rod", "cone"), threshold=0.5)
     return evaluate_detections(task, found, [truth] * n)
 
 
 def test_of_boxes_the_verdict_tells_the_headline_the_counts_and_the_worst_class():
     found = boxes()
     headline, counts, worst, few, *rest = verdict(found)
-    assert headline.startswith(f"mAP {found.metrics['map']} on 4 held-out pictures")
+    assert headline.startswith(f"mAP {found.metrics['map']} on 4 held-out images")
     assert f"at overlap .50: {found.metrics['map50']}" in headline
     assert "names 6 of 12 objects right; 6 it misses, 0 it calls something else, and 4 of" in counts
     assert "score of 0.50" in counts
     values = {row.name: row.ap.value for row in found.per_class[:2]}
     assert worst.startswith(repr(min(values, key=values.get)))
-    assert few.startswith("Only 4 held-out pictures")
-    assert rest[-1] == "Nothing can be said about 'cone': no held-out picture shows it."
+    assert few.startswith("Only 4 held-out images")
+    assert rest[-1] == "Nothing can be said about 'cone': no held-out image shows it."
 
 
-def test_of_many_pictures_nobody_says_that_they_are_few():
+def test_of_many_images_nobody_says_that_they_are_few():
     assert not any(sentence.startswith("Only") for sentence in verdict(boxes(30)))
 
 
 def test_without_an_object_nothing_is_said():
     assert verdict(boxes(2, seen=False)) == (
-        "Nothing can be said: 2 held-out pictures, and no object that counts.",
+        "Nothing can be said: 2 held-out images, and no object that counts.",
     )
 
 
@@ -161,7 +161,7 @@ def masks(said, true, n=4, groups=None):
     )
     names = tuple(f"{i}.png" for i in range(n))
     return evaluate_counts(
-        Segmentation(classes=("ground", "leaf")), counts, names=names, groups=groups
+        SegmentationTask(classes=("ground", "leaf")), counts, names=names, groups=groups
     )
 
 
@@ -170,7 +170,7 @@ def test_of_masks_the_verdict_tells_the_headline_the_worst_class_and_the_lead():
     said = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
     found = masks(said, true, groups=np.array([0, 0, 1, 1]))
     headline, worst, pixels, iou, few = verdict(found)
-    assert headline.startswith("Mean IoU 0.583 [unknown] on 4 held-out pictures in 2 groups")
+    assert headline.startswith("Mean IoU 0.583 [unknown] on 4 held-out images in 2 groups")
     assert worst.startswith("'leaf' is found worst: IoU 0.500")
     assert pixels.startswith("'ground' everywhere, pixel accuracy: 0.750")
     assert "cannot be distinguished" in pixels
@@ -181,5 +181,5 @@ def test_of_masks_the_verdict_tells_the_headline_the_worst_class_and_the_lead():
 def test_masks_without_a_judged_pixel_say_nothing():
     nothing = np.full((4, 4), 255, dtype=np.uint8)
     assert verdict(masks(np.zeros((4, 4), np.uint8), nothing, n=1)) == (
-        "Nothing can be said: 1 held-out picture, and no pixel that is judged.",
+        "Nothing can be said: 1 held-out image, and no pixel that is judged.",
     )

@@ -14,7 +14,7 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.segmentation import MaskEvaluation
 from headstart.evaluation.summary import headline, simple_rules
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 
 
 def _data(targets: list[Any], classes: tuple[str, ...], **more: Any) -> Dataset:
@@ -28,7 +28,7 @@ def test_the_majority_is_that_of_the_training_part() -> None:
     classes = ("ant", "bee", "cat")
     learned = ["bee", "bee", "cat", "ant"]
     truth = np.array([0, 1, 2, 1, 0, 1, 1])
-    task = Classification(classes=classes, kind="multiclass")
+    task = ClassificationTask(classes=classes, kind="multiclass")
     found = evaluate_probabilities(task, np.full((7, 3), 1 / 3), truth, names=("x",) * 7)
     rules = simple_rules(found, _data(learned, classes))
     dummy = DummyClassifier().fit(np.zeros((4, 1)), [classes.index(name) for name in learned])
@@ -40,7 +40,7 @@ def test_the_majority_is_that_of_the_training_part() -> None:
 def test_labels_are_held_against_an_order_by_chance() -> None:
     classes = ("ant", "bee")
     truth = np.array([[1, 0], [0, 0], [1, 1], [1, 0]])
-    task = Classification(classes=classes, kind="multilabel")
+    task = ClassificationTask(classes=classes, kind="multilabel")
     chances = np.random.default_rng(0).random((4, 2))
     found = evaluate_probabilities(task, chances, truth, names=("x",) * 4)
     rules = simple_rules(found, _data([("ant",), ()], classes, kind="multilabel"))

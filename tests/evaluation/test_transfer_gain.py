@@ -7,7 +7,7 @@ import pytest
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.evaluation.baselines import PROBE
@@ -17,11 +17,11 @@ from headstart.features.extractor import Extractor
 from headstart.methods.linear_probe import LinearProbe
 from headstart.metrics.confidence_intervals import paired_proportion_difference
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
 
-def pictures(seed, n=12):
+def images(seed, n=12):
     rng = np.random.default_rng(seed)
     samples = []
     for i in range(n):
@@ -34,8 +34,10 @@ def pictures(seed, n=12):
 def source():
     spec = resolve("timm/test_resnet")
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    trunk = Trunk(spec=spec, state=state, origin={"sha256": "", "from": "here", "file": ""})
-    return TransferModel(trunk=trunk, task=Classification(classes=("a", "b")))
+    backbone = FrozenBackbone(
+        spec=spec, state=state, origin={"sha256": "", "from": "here", "file": ""}
+    )
+    return TransferModel(backbone=backbone, task=ClassificationTask(classes=("a", "b")))
 
 
 @pytest.fixture
@@ -44,14 +46,16 @@ def extractor(tmp_path):
 
 
 def moved(source, origin="here"):
-    state = {k: v * 1.5 if "layer4" in k else v for k, v in source.trunk.state.items()}
-    trunk = replace(source.trunk.tuned(state), origin={**source.trunk.origin, "from": origin})
-    head = LinearHead.random(trunk.width, 2, seed=0)
-    return replace(source, trunk=trunk, head=head, engine="fp32")
+    state = {k: v * 1.5 if "layer4" in k else v for k, v in source.backbone.state.items()}
+    backbone = replace(
+        source.backbone.tuned(state), origin={**source.backbone.origin, "from": origin}
+    )
+    head = LinearHead.random(backbone.width, 2, seed=0)
+    return replace(source, backbone=backbone, head=head, engine="fp32")
 
 
 def test_the_lead_is_that_over_a_probe_on_the_source(source, extractor):
-    train, test = pictures(0), pictures(1)
+    train, test = images(0), images(1)
     model, evaluation = judge(source, moved(source), (train, test), extractor=extractor, seed=2)
     probe = LinearProbe(seed=2).fit(source, train, extractor=extractor)
     alone = evaluate(probe, test, extractor=extractor, train=train)
@@ -64,7 +68,7 @@ def test_the_lead_is_that_over_a_probe_on_the_source(source, extractor):
 
 
 def test_what_was_forgotten_is_told_by_stage(source, extractor):
-    model, _ = judge(source, moved(source), (pictures(0), pictures(1)), extractor=extractor)
+    model, _ = judge(source, moved(source), (images(0), images(1)), extractor=extractor)
     stages = {s["stage"]: s["relative_weight_change"] for s in model.record["forgetting"]["stages"]}
     assert stages["layer3"] == 0
     assert stages["layer4"] == pytest.approx(0.5)
@@ -72,24 +76,26 @@ def test_what_was_forgotten_is_told_by_stage(source, extractor):
 
 def test_random_weights_have_nothing_to_forget(source, extractor):
     other = moved(source, origin="random weights")
-    model, evaluation = judge(source, other, (pictures(0), pictures(1)), extractor=extractor)
+    model, evaluation = judge(source, other, (images(0), images(1)), extractor=extractor)
     assert "forgetting" not in model.record
     assert evaluation.baselines[-1].name == PROBE
 
 
 def test_a_backbone_that_has_not_moved_has_forgotten_nothing(source, extractor):
-    """As after training the head alone: another trunk, the same numbers."""
+    """As after training the head alone: another backbone, the same numbers."""
     model = moved(source)
-    state = {k: v.clone() for k, v in source.trunk.state.items()}
-    model = replace(model, trunk=replace(source.trunk.tuned(state), origin=source.trunk.origin))
-    told, evaluation = judge(source, model, (pictures(0), pictures(1)), extractor=extractor)
+    state = {k: v.clone() for k, v in source.backbone.state.items()}
+    model = replace(
+        model, backbone=replace(source.backbone.tuned(state), origin=source.backbone.origin)
+    )
+    told, evaluation = judge(source, model, (images(0), images(1)), extractor=extractor)
     assert "forgetting" not in told.record
     assert "target_gain" in told.record
     assert evaluation.baselines[-1].name == PROBE
 
 
 def test_a_model_on_the_backbone_as_it_was_is_judged_as_ever(source, extractor):
-    train, test = pictures(0), pictures(1)
+    train, test = images(0), images(1)
     probe = LinearProbe().fit(source, train, extractor=extractor)
     model, evaluation = judge(source, probe, (train, test), extractor=extractor)
     assert model is probe
@@ -102,7 +108,7 @@ def test_the_verdict_says_who_wins(source, extractor, value, words):
     from headstart.evaluation.summary import verdict
     from headstart.metrics.confidence_intervals import proportion_interval
 
-    alone = evaluate(moved(source), pictures(1), extractor=extractor)
+    alone = evaluate(moved(source), images(1), extractor=extractor)
     ours, theirs = np.ones(40) * (value > 0), np.ones(40) * (value < 0)
     lead = paired_proportion_difference(ours.astype(bool), theirs.astype(bool))
     baseline = Baseline(name=PROBE, accuracy=proportion_interval(theirs.astype(bool)), lead=lead)

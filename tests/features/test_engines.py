@@ -45,7 +45,7 @@ def test_every_engine_gives_the_networks_features(backbone, engine):
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)
-def test_a_pictures_bits_do_not_depend_on_the_pictures_beside_it(backbone, engine):
+def test_an_images_bits_do_not_depend_on_the_images_beside_it(backbone, engine):
     if engine not in available("cpu"):
         pytest.skip("this machine has no such engine")
     run, several = compile_engine(backbone, engine, device="cpu"), pixels(11)
@@ -101,7 +101,7 @@ def test_nothing_is_remembered_for_another_backbone(tmp_path):
     assert recall("torchvision/resnet18", **known) is None
 
 
-def test_few_pictures_do_not_wait_for_a_compiler(monkeypatch):
+def test_few_images_do_not_wait_for_a_compiler(monkeypatch):
     monkeypatch.setattr(engines, "available", lambda device: ("fp32", "bf16", "openvino"))
     assert engines.candidates("cpu", 499) == ("fp32", "bf16")
     assert engines.candidates("cpu", 500) == ("fp32", "bf16", "openvino")

@@ -1,4 +1,4 @@
-"""The trunk runs once per picture, gives what the network gives, and never moves."""
+"""The backbone runs once per image, gives what the network gives, and never moves."""
 
 from dataclasses import replace
 
@@ -10,31 +10,31 @@ from PIL import Image
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import fingerprint
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Sample
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, HeadstartError, SetupError, UnreadableImageError, UsageError
 from headstart.features.engines import compile_engine
-from headstart.features.extractor import Cut, Extractor
+from headstart.features.extractor import Extractor, SplitPoint
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
 )
 
 
-def make_trunk(seed=0, preprocess=SMALL):
+def make_backbone(seed=0, preprocess=SMALL):
     spec = replace(resolve("torchvision/resnet18"), preprocess=preprocess)
     state = load(spec, pretrained=False, seed=seed).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
+    return FrozenBackbone(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
 
 
 @pytest.fixture(scope="module")
-def trunk():
-    return make_trunk()
+def backbone():
+    return make_backbone()
 
 
-def make_pictures(n, seed=0):
+def make_images(n, seed=0):
     rng = np.random.default_rng(seed)
     return [Sample(image=rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(n)]
 
@@ -44,52 +44,52 @@ def extractor(tmp_path):
     return Extractor(cache=Cache(tmp_path / "cache"), engine="fp32", device="cpu", workers=2)
 
 
-def test_features_equal_torchvisions_network(trunk, extractor):
+def test_features_equal_torchvisions_network(backbone, extractor):
     from torchvision.models import resnet18
 
     reference = resnet18()
-    reference.load_state_dict(trunk.state, strict=False)
+    reference.load_state_dict(backbone.state, strict=False)
     reference.fc = torch.nn.Identity()
-    pictures = make_pictures(5)
-    pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in pictures])
+    images = make_images(5)
+    pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in images])
     batch = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
     with torch.inference_mode():
         expected = reference.eval()((batch - mean) / std).numpy()
-    found = extractor.features(trunk, pictures)
+    found = extractor.features(backbone, images)
     np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_second_time_nothing_is_computed(trunk, extractor, monkeypatch):
-    pictures = make_pictures(20)
-    first = extractor.features(trunk, pictures)
+def test_the_second_time_nothing_is_computed(backbone, extractor, monkeypatch):
+    images = make_images(20)
+    first = extractor.features(backbone, images)
     assert (first.computed, first.reused) == (20, 0)
     monkeypatch.setattr(
         "headstart.features.extractor.compile_engine", lambda *a, **k: pytest.fail("ran")
     )
-    again = extractor.features(trunk, pictures[::-1])
+    again = extractor.features(backbone, images[::-1])
     assert (again.computed, again.reused) == (0, 20)
     np.testing.assert_array_equal(again.values, first.values[::-1])
 
 
-def test_only_new_pictures_are_computed(trunk, extractor):
-    extractor.features(trunk, make_pictures(6))
-    assert extractor.outlook(trunk, make_pictures(9))[1] == 3
-    found = extractor.features(trunk, make_pictures(9))
+def test_only_new_images_are_computed(backbone, extractor):
+    extractor.features(backbone, make_images(6))
+    assert extractor.outlook(backbone, make_images(9))[1] == 3
+    found = extractor.features(backbone, make_images(9))
     assert (found.computed, found.reused) == (3, 6)
 
 
-def test_a_picture_that_comes_twice_is_computed_once(trunk, extractor):
-    one, two = make_pictures(2)
-    found = extractor.features(trunk, [one, two, one])
+def test_an_image_that_comes_twice_is_computed_once(backbone, extractor):
+    one, two = make_images(2)
+    found = extractor.features(backbone, [one, two, one])
     assert found.computed == 2
     np.testing.assert_array_equal(found.values[0], found.values[2])
 
 
-def test_the_number_of_workers_does_not_change_a_bit(trunk, tmp_path):
+def test_the_number_of_workers_does_not_change_a_bit(backbone, tmp_path):
     values = [
         Extractor(cache=Cache(tmp_path / str(n)), engine="fp32", device="cpu", workers=n)
-        .features(trunk, make_pictures(40))
+        .features(backbone, make_images(40))
         .values
         for n in (1, 3)
     ]
@@ -105,24 +105,24 @@ def test_the_number_of_workers_does_not_change_a_bit(trunk, tmp_path):
         {"seed": 1},
     ],
 )
-def test_whatever_changes_the_features_changes_the_identity(trunk, change):
-    assert make_trunk(**change).identity != trunk.identity
-    assert make_trunk().identity == trunk.identity
+def test_whatever_changes_the_features_changes_the_identity(backbone, change):
+    assert make_backbone(**change).identity != backbone.identity
+    assert make_backbone().identity == backbone.identity
 
 
-def test_another_engine_is_another_entry(trunk, extractor):
-    pictures = make_pictures(3)
-    extractor.features(trunk, pictures)
-    assert replace(extractor, engine="bf16").outlook(trunk, pictures)[1] == 3
+def test_another_engine_is_another_entry(backbone, extractor):
+    images = make_images(3)
+    extractor.features(backbone, images)
+    assert replace(extractor, engine="bf16").outlook(backbone, images)[1] == 3
 
 
-def test_a_running_statistic_changes_the_identity(trunk):
-    state = {name: value.clone() for name, value in trunk.state.items()}
+def test_a_running_statistic_changes_the_identity(backbone):
+    state = {name: value.clone() for name, value in backbone.state.items()}
     state["bn1.running_mean"] += 1
-    assert replace(trunk, state=state).identity != trunk.identity
+    assert replace(backbone, state=state).identity != backbone.identity
 
 
-def test_a_network_that_moves_is_found_out(trunk, extractor, monkeypatch):
+def test_a_network_that_moves_is_found_out(backbone, extractor, monkeypatch):
     """What computes is watched, not only the network that it was copied from."""
     started = []
 
@@ -136,146 +136,148 @@ def test_a_network_that_moves_is_found_out(trunk, extractor, monkeypatch):
 
     monkeypatch.setattr("headstart.features.extractor.compile_engine", remember)
     with pytest.raises(HeadstartError, match="frozen"):
-        replace(extractor, progress=progress).features(trunk, make_pictures(20))
+        replace(extractor, progress=progress).features(backbone, make_images(20))
     assert extractor.cache.stats().kinds == {}  # nothing of it is believed
 
 
-def test_extraction_leaves_the_network_as_it_was(trunk, extractor):
-    before = fingerprint(trunk.backbone.state_dict())
-    extractor.features(trunk, make_pictures(4, seed=9))
-    assert fingerprint(trunk.backbone.state_dict()) == before
-    assert not trunk.backbone.training
+def test_extraction_leaves_the_network_as_it_was(backbone, extractor):
+    before = fingerprint(backbone.module.state_dict())
+    extractor.features(backbone, make_images(4, seed=9))
+    assert fingerprint(backbone.module.state_dict()) == before
+    assert not backbone.module.training
 
 
-def test_a_file_that_changes_after_the_scan_is_refused(trunk, extractor, tmp_path):
+def test_a_file_that_changes_after_the_scan_is_refused(backbone, extractor, tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (40, 40)).save(path)
     scanned = Sample(image=path, digest="0" * 64)
     with pytest.raises(DataError, match=r"a\.png to stay"):
-        extractor.features(trunk, [scanned])
+        extractor.features(backbone, [scanned])
 
 
-def test_an_unreadable_picture_is_named_and_the_others_are_kept(trunk, extractor, tmp_path):
+def test_an_unreadable_image_is_named_and_the_others_are_kept(backbone, extractor, tmp_path):
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(UnreadableImageError, match=r"bad\.jpg"):
-        extractor.features(trunk, [*make_pictures(300), Sample(image=bad)])
-    assert extractor.features(trunk, make_pictures(256)).reused == 256
+        extractor.features(backbone, [*make_images(300), Sample(image=bad)])
+    assert extractor.features(backbone, make_images(256)).reused == 256
 
 
-def test_what_was_computed_before_an_error_is_kept(trunk, extractor, tmp_path):
+def test_what_was_computed_before_an_error_is_kept(backbone, extractor, tmp_path):
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with pytest.raises(UnreadableImageError):
-        extractor.features(trunk, [*make_pictures(32), Sample(image=bad)])
-    assert extractor.features(trunk, make_pictures(32)).reused == 32
+        extractor.features(backbone, [*make_images(32), Sample(image=bad)])
+    assert extractor.features(backbone, make_images(32)).reused == 32
 
 
-def test_an_interrupted_run_goes_on_where_it_was(trunk, extractor):
+def test_an_interrupted_run_goes_on_where_it_was(backbone, extractor):
     def interrupt(step, done, total):
         if done > 260:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replace(extractor, progress=interrupt).features(trunk, make_pictures(300))
-    assert extractor.features(trunk, make_pictures(300)).reused >= 256
+        replace(extractor, progress=interrupt).features(backbone, make_images(300))
+    assert extractor.features(backbone, make_images(300)).reused >= 256
 
 
-def test_no_pictures_give_no_features(trunk, extractor):
-    assert extractor.features(trunk, []).values.shape[0] == 0
+def test_no_images_give_no_features(backbone, extractor):
+    assert extractor.features(backbone, []).values.shape[0] == 0
 
 
 @pytest.mark.parametrize("stop", ["layer2", "layer4"])
-def test_what_crosses_a_stage_is_what_the_stage_gives(trunk, extractor, stop, monkeypatch):
-    pictures = make_pictures(6)
-    cut = Cut(engine="fp32", stop=stop)
-    kept = extractor.activations(trunk, pictures, cut)
-    pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in pictures])
+def test_what_crosses_a_stage_is_what_the_stage_gives(backbone, extractor, stop, monkeypatch):
+    images = make_images(6)
+    split_point = SplitPoint(engine="fp32", stop=stop)
+    kept = extractor.activations(backbone, images, split_point)
+    pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in images])
     batch = SMALL.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
-        expected = trunk.backbone.run(batch, stop=stop).permute(0, 2, 3, 1).numpy()
+        expected = backbone.module.run(batch, stop=stop).permute(0, 2, 3, 1).numpy()
     order = [4, 0, 4]
     np.testing.assert_allclose(kept.read(order), expected[order], rtol=1e-4, atol=1e-5)
     assert kept.shape == expected.shape[1:]
-    run = extractor.runner(trunk, cut)
-    np.testing.assert_array_equal(run(pictures, None), kept.read(range(6)))
+    run = extractor.runner(backbone, split_point)
+    np.testing.assert_array_equal(run(images, None), kept.read(range(6)))
     monkeypatch.setattr(
         "headstart.features.extractor.compile_engine", lambda *a, **k: pytest.fail("ran")
     )
-    extractor.activations(trunk, pictures[::-1], cut)
+    extractor.activations(backbone, images[::-1], split_point)
 
 
 def test_a_canvas_that_is_no_square_crosses_the_cut(extractor):
-    wide = make_trunk(preprocess=replace(SMALL, canvas=(32, 64)))
-    pictures = make_pictures(3)
-    kept = extractor.activations(wide, pictures, Cut(engine="fp32", stop="layer2"))
+    wide = make_backbone(preprocess=replace(SMALL, canvas=(32, 64)))
+    images = make_images(3)
+    kept = extractor.activations(wide, images, SplitPoint(engine="fp32", stop="layer2"))
     assert kept.shape == wide.shape_at("layer2") == (4, 8, 128)
-    pixels = np.stack([wide.spec.preprocess.resize_and_crop(one.image) for one in pictures])
+    pixels = np.stack([wide.spec.preprocess.resize_and_crop(one.image) for one in images])
     assert pixels.shape == (3, 32, 64, 3)
     batch = wide.spec.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
-        expected = wide.backbone.run(batch, stop="layer2").permute(0, 2, 3, 1).numpy()
+        expected = wide.module.run(batch, stop="layer2").permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(kept.read([0, 1, 2]), expected, rtol=1e-4, atol=1e-5)
-    assert wide.identity != make_trunk().identity
+    assert wide.identity != make_backbone().identity
 
 
-def test_cuts_of_one_picture_have_keys_of_their_own(trunk):
-    picture = make_pictures(1)[0]
-    cuts = [
-        Cut(engine="fp32"),
-        Cut(engine="bf16"),
-        Cut(engine="fp32", stop="layer1"),
-        Cut(engine="fp32", stop="layer2"),
+def test_cuts_of_one_image_have_keys_of_their_own(backbone):
+    image = make_images(1)[0]
+    split_points = [
+        SplitPoint(engine="fp32"),
+        SplitPoint(engine="bf16"),
+        SplitPoint(engine="fp32", stop="layer1"),
+        SplitPoint(engine="fp32", stop="layer2"),
     ]
-    assert len({cut.key(trunk, picture) for cut in cuts}) == 4
+    assert len({split_point.key(backbone, image) for split_point in split_points}) == 4
 
 
-def test_what_was_evicted_is_an_error_and_not_another_pictures(trunk, extractor):
-    pictures = make_pictures(4)
-    kept = extractor.activations(trunk, pictures, Cut(engine="fp32", stop="layer3"))
+def test_what_was_evicted_is_an_error_and_not_another_images(backbone, extractor):
+    images = make_images(4)
+    kept = extractor.activations(backbone, images, SplitPoint(engine="fp32", stop="layer3"))
     extractor.cache.clear()
-    with pytest.raises(SetupError, match="2 of 2 pictures evicted"):
+    with pytest.raises(SetupError, match="2 of 2 images evicted"):
         kept.read([0, 3, 0])
 
 
-def test_one_run_gives_the_features_of_several_ends(trunk, extractor, tmp_path):
-    pictures = [*make_pictures(5), make_pictures(1)[0]]
-    found, computed = extractor.stage_features(trunk, pictures, ["layer2", "layer3", ""])
+def test_one_run_gives_the_features_of_several_ends(backbone, extractor, tmp_path):
+    images = [*make_images(5), make_images(1)[0]]
+    found, computed = extractor.stage_features(backbone, images, ["layer2", "layer3", ""])
     assert computed == 5
     other = Extractor(cache=Cache(tmp_path / "other"), engine="fp32", device="cpu", workers=2)
     for end, values in found.items():
-        part = trunk.until(end) if end else trunk
+        part = backbone.until(end) if end else backbone
         # alone, elsewhere: the same bits
-        assert np.array_equal(other.features(part, pictures).values, values)
+        assert np.array_equal(other.features(part, images).values, values)
         # here: found again by the name of the backbone that ends there
-        assert extractor.features(part, pictures).computed == 0
-    named = Trunk(spec=trunk.until("layer3").spec, state=trunk.until("layer3").state, origin={})
-    assert named.identity != trunk.identity
-    assert extractor.features(named, pictures).reused == 5
+        assert extractor.features(part, images).computed == 0
+    named = FrozenBackbone(
+        spec=backbone.until("layer3").spec, state=backbone.until("layer3").state, origin={}
+    )
+    assert named.identity != backbone.identity
+    assert extractor.features(named, images).reused == 5
 
 
-def test_ends_are_completed_where_some_are_kept(trunk, extractor):
-    pictures = make_pictures(4)
-    extractor.features(trunk, pictures)
-    _, computed = extractor.stage_features(trunk, pictures[:2], ["layer3", ""])
+def test_ends_are_completed_where_some_are_kept(backbone, extractor):
+    images = make_images(4)
+    extractor.features(backbone, images)
+    _, computed = extractor.stage_features(backbone, images[:2], ["layer3", ""])
     assert computed == 2
-    _, computed = extractor.stage_features(trunk, pictures, ["layer3", ""])
+    _, computed = extractor.stage_features(backbone, images, ["layer3", ""])
     assert computed == 2
-    _, computed = extractor.stage_features(trunk, pictures, ["layer3"])
+    _, computed = extractor.stage_features(backbone, images, ["layer3"])
     assert computed == 0
 
 
 @pytest.mark.parametrize("stage", ["layer9", "layer4"])
-def test_an_end_that_is_none_is_refused(trunk, stage):
+def test_an_end_that_is_none_is_refused(backbone, stage):
     with pytest.raises(UsageError, match=stage):
-        trunk.until(stage).backbone  # noqa: B018
+        backbone.until(stage).backbone  # noqa: B018
 
 
-def test_openvino_gives_the_ends_too(trunk, tmp_path):
+def test_openvino_gives_the_ends_too(backbone, tmp_path):
     pytest.importorskip("openvino")
     with_torch = Extractor(cache=Cache(tmp_path / "a"), engine="fp32", device="cpu")
     compiled = Extractor(cache=Cache(tmp_path / "b"), engine="openvino", device="cpu")
-    expected, _ = with_torch.stage_features(trunk, make_pictures(3), ["layer2", ""])
-    found, _ = compiled.stage_features(trunk, make_pictures(3), ["layer2", ""])
+    expected, _ = with_torch.stage_features(backbone, make_images(3), ["layer2", ""])
+    found, _ = compiled.stage_features(backbone, make_images(3), ["layer2", ""])
     for end, values in expected.items():
         np.testing.assert_allclose(found[end], values, rtol=1e-2, atol=1e-3)

@@ -8,7 +8,7 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.data.demo.classification import load as demo
@@ -21,10 +21,10 @@ CANVAS = (96, 64)
 
 
 @pytest.fixture(scope="module")
-def trunk() -> Trunk:
+def backbone() -> FrozenBackbone:
     spec = resolve("timm/test_resnet")
     state = load(spec, pretrained=False, seed=1).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={}).on_canvas(CANVAS)
+    return FrozenBackbone(spec=spec, state=state, origin={}).on_canvas(CANVAS)
 
 
 @pytest.fixture
@@ -32,12 +32,14 @@ def extractor(tmp_path) -> Extractor:
     return Extractor(cache=Cache(tmp_path / "cache"), engine="fp32", device="cpu")
 
 
-def last_maps(trunk: Trunk, data: Dataset) -> np.ndarray:
+def last_maps(backbone: FrozenBackbone, data: Dataset) -> np.ndarray:
     """(n, h, w, channels), each value then painted over its share of the canvas."""
-    pixels = torch.from_numpy(load_batch(data.samples, trunk.spec.preprocess)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(load_batch(data.samples, backbone.spec.preprocess)).permute(
+        0, 3, 1, 2
+    )
     with torch.inference_mode():
-        x = trunk.spec.preprocess.normalise(pixels, torch.float32)
-        maps = trunk.backbone.run(x, stop=trunk.backbone.stages[-1].name)
+        x = backbone.spec.preprocess.normalise(pixels, torch.float32)
+        maps = backbone.module.run(x, stop=backbone.module.stages[-1].name)
     return maps.permute(0, 2, 3, 1).numpy()
 
 
@@ -46,39 +48,39 @@ def painted(maps: np.ndarray, finer: int = 1) -> np.ndarray:
     return maps.repeat(h, axis=0).repeat(w, axis=1)
 
 
-def test_boxes_average_what_lies_under_them(trunk: Trunk, extractor: Extractor) -> None:
+def test_boxes_average_what_lies_under_them(backbone: FrozenBackbone, extractor: Extractor) -> None:
     data = demo("boxes").subset(range(6))
-    found = region_features(extractor, trunk, data)
-    maps, at = last_maps(trunk, data), 0
+    found = region_features(extractor, backbone, data)
+    maps, at = last_maps(backbone, data), 0
     for row, sample in enumerate(data.samples):
-        truth = load_boxes(sample, trunk.spec.preprocess, data.classes)
+        truth = load_boxes(sample, backbone.spec.preprocess, data.classes)
         wide = painted(maps[row], finer=8)
         for box, label in zip(truth.boxes, truth.labels, strict=True):
             left, top, right, bottom = (round(8 * float(side)) for side in box)
             wanted = wide[top:bottom, left:right].mean(axis=(0, 1))
             np.testing.assert_allclose(found.values[at], wanted, atol=0.02 * np.abs(wide).max())
-            assert (found.targets[at], found.pictures[at]) == (label, row)
+            assert (found.targets[at], found.images[at]) == (label, row)
             at += 1
     assert at == len(found.values)
 
 
-def test_masks_average_each_class(trunk: Trunk, extractor: Extractor) -> None:
+def test_masks_average_each_class(backbone: FrozenBackbone, extractor: Extractor) -> None:
     data = demo("masks").subset(range(4))
-    found = region_features(extractor, trunk, data)
-    maps, at = last_maps(trunk, data), 0
+    found = region_features(extractor, backbone, data)
+    maps, at = last_maps(backbone, data), 0
     for row, sample in enumerate(data.samples):
-        mask = load_mask(sample, trunk.spec.preprocess, data.classes)
+        mask = load_mask(sample, backbone.spec.preprocess, data.classes)
         for label in sorted(set(mask[mask != 255].tolist())):
             wanted = painted(maps[row])[mask == label].mean(axis=0)
             np.testing.assert_allclose(found.values[at], wanted, rtol=1e-3, atol=1e-5)
-            assert (found.targets[at], found.pictures[at]) == (label, row)
+            assert (found.targets[at], found.images[at]) == (label, row)
             at += 1
     assert at == len(found.values)
 
 
-def test_maps_are_computed_once(trunk: Trunk, extractor: Extractor) -> None:
+def test_maps_are_computed_once(backbone: FrozenBackbone, extractor: Extractor) -> None:
     data = demo("boxes").subset(range(5))
-    first, again = (region_features(extractor, trunk, data) for _ in range(2))
+    first, again = (region_features(extractor, backbone, data) for _ in range(2))
     assert (first.computed, first.reused) == (5, 0)
     assert (again.computed, again.reused) == (0, 5)
     np.testing.assert_array_equal(first.values, again.values)
@@ -102,25 +104,25 @@ def test_coverage_adds_up_to_one_and_follows_the_area() -> None:
 
 
 def test_hard_boxes_are_left_out_and_none_at_all_is_refused(
-    trunk: Trunk, extractor: Extractor
+    backbone: FrozenBackbone, extractor: Extractor
 ) -> None:
     pixels = np.zeros((96, 64, 3), dtype=np.uint8)
     one = Boxes(corners=((0, 0, 32, 32), (0, 0, 64, 64)), labels=("a", "a"), hard=(True, False))
     data = Dataset(samples=(Sample(image=pixels, target=one),), classes=("a",), kind="detection")
-    assert len(region_features(extractor, trunk, data).values) == 1
+    assert len(region_features(extractor, backbone, data).values) == 1
     bare = Sample(image=pixels, target=Boxes(corners=(), labels=()))
     with pytest.raises(DataError, match="none"):
         region_features(
-            extractor, trunk, Dataset(samples=(bare,), classes=("a",), kind="detection")
+            extractor, backbone, Dataset(samples=(bare,), classes=("a",), kind="detection")
         )
 
 
-def test_what_has_no_regions_is_refused(trunk: Trunk, extractor: Extractor) -> None:
+def test_what_has_no_regions_is_refused(backbone: FrozenBackbone, extractor: Extractor) -> None:
     data = demo("boxes").subset(range(2))
     with pytest.raises(UsageError, match="on_canvas"):
         region_features(
-            extractor, Trunk(spec=resolve("timm/test_resnet"), state={}, origin={}), data
+            extractor, FrozenBackbone(spec=resolve("timm/test_resnet"), state={}, origin={}), data
         )
     whole = Dataset(samples=data.samples, classes=("a",), kind="multiclass")
     with pytest.raises(UsageError, match="boxes or masks"):
-        region_features(extractor, trunk, whole)
+        region_features(extractor, backbone, whole)

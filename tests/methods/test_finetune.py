@@ -16,7 +16,7 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.preprocess import Preprocess
@@ -26,7 +26,7 @@ from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.metrics.classification import macro_f1_score
 from headstart.models import saving as model_folder
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training import checkpoint
 from headstart.training.job import Score, Session
@@ -57,8 +57,10 @@ def extractor(tmp_path_factory):
 def make_model(classes):
     spec = replace(resolve("timm/test_resnet"), preprocess=SMALL)
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    trunk = Trunk(spec=spec, state=state, origin={"from": "test"})
-    return TransferModel(trunk=trunk, task=Classification(classes=classes, kind="multiclass"))
+    backbone = FrozenBackbone(spec=spec, state=state, origin={"from": "test"})
+    return TransferModel(
+        backbone=backbone, task=ClassificationTask(classes=classes, kind="multiclass")
+    )
 
 
 def striped(n, seed):
@@ -104,7 +106,7 @@ def networks(monkeypatch):
     "change",
     [
         {},
-        {"boundary_cache": "off"},
+        {"activation_cache": "off"},
         {"training": replace(SHORT, ema=0.5, soup=2)},
         {"train_from": "last:3", "unfreeze_every": 1},
     ],
@@ -116,17 +118,17 @@ def test_a_call_of_train_between_epochs_moves_nothing(extractor, networks, alway
     session = Session(told=lambda *_: networks[-1].module.train())
     plain = method.fit(given, train, val, extractor=extractor)
     touched = method.fit(given, train, val, extractor=extractor, session=session)
-    names = dict(make_model(train.classes).trunk.backbone.trunk.named_buffers())
-    for name, value in touched.trunk.state.items():
-        assert torch.equal(value, plain.trunk.state[name])
+    names = dict(make_model(train.classes).backbone.module.trunk.named_buffers())
+    for name, value in touched.backbone.state.items():
+        assert torch.equal(value, plain.backbone.state[name])
         if name in names:  # running statistics, in the stages that train as well
-            assert torch.equal(value, given.trunk.state[name])
+            assert torch.equal(value, given.backbone.state[name])
 
 
 def test_a_later_stage_waits_for_its_epoch(extractor, networks, always_better):
     train, val = striped(24, 0), striped(12, 1)
     given, seen = make_model(train.classes), []
-    names = [stage.name for stage in given.trunk.backbone.stages]
+    names = [stage.name for stage in given.backbone.module.stages]
 
     def told(epoch, most):
         state = networks[-1].state()
@@ -134,7 +136,7 @@ def test_a_later_stage_waits_for_its_epoch(extractor, networks, always_better):
             {
                 networks[-1].backbone.stage_of(f"trunk.{name}")
                 for name, value in state.items()
-                if not torch.equal(value, given.trunk.state[name])
+                if not torch.equal(value, given.backbone.state[name])
             }
         )
 
@@ -165,8 +167,10 @@ def colour_blind():
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
     first = next(k for k, v in state.items() if v.ndim == 4 and v.shape[1] == 3)
     state[first] = state[first].mean(dim=1, keepdim=True).expand_as(state[first]).clone()
-    trunk = Trunk(spec=spec, state=state, origin={"from": "test"})
-    return TransferModel(trunk=trunk, task=Classification(classes=("a", "b"), kind="multiclass"))
+    backbone = FrozenBackbone(spec=spec, state=state, origin={"from": "test"})
+    return TransferModel(
+        backbone=backbone, task=ClassificationTask(classes=("a", "b"), kind="multiclass")
+    )
 
 
 def tinted(n, seed):
@@ -214,11 +218,11 @@ from headstart.features.extractor import Extractor
 from headstart.backbones.freezing import fingerprint
 from headstart.methods.finetune import Finetune
 from headstart.models.transfer_model import TransferModel
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.training import checkpoint, engine
 from headstart.training.job import Session
 from headstart.training.optim import Training
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 
 SGD = Training(optimiser="sgd", epochs=3, batch_size=8)
 METHODS = {
@@ -234,7 +238,7 @@ METHODS = {
 }
 
 
-def pictures(n, seed):
+def images(n, seed):
     rng, samples = np.random.default_rng(seed), []
     for number in range(n):
         pixels = rng.integers(0, 200, (40, 40, 3))
@@ -248,10 +252,11 @@ def fit(how, root, session=None):
     look = Preprocess(resize=36, crop=32, interpolation="bilinear", mean=even, std=even)
     spec = replace(resolve("timm/test_resnet"), preprocess=look)
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    trunk = Trunk(spec=spec, state=state, origin={"from": "test"})
-    given = TransferModel(trunk=trunk, task=Classification(classes=("a", "b"), kind="multiclass"))
+    backbone = FrozenBackbone(spec=spec, state=state, origin={"from": "test"})
+    task = ClassificationTask(classes=("a", "b"), kind="multiclass")
+    given = TransferModel(backbone=backbone, task=task)
     return METHODS[how].fit(
-        given, pictures(29, 0), pictures(12, 1),
+        given, images(29, 0), images(12, 1),
         extractor=Extractor(cache=Cache(Path(root) / "cache"), device="cpu", workers=1),
         session=session,
     )
@@ -380,7 +385,9 @@ def test_a_full_disk_is_said_and_what_was_kept_is_whole(extractor, tmp_path, mon
     fresh = make_model(train.classes)
     resumed = Finetune(training=SHORT).fit(fresh, train, val, extractor=extractor, session=session)
     straight = Finetune(training=SHORT).fit(fresh, train, val, extractor=extractor)
-    assert all(torch.equal(v, straight.trunk.state[k]) for k, v in resumed.trunk.state.items())
+    assert all(
+        torch.equal(v, straight.backbone.state[k]) for k, v in resumed.backbone.state.items()
+    )
 
 
 TWO = """
@@ -393,7 +400,7 @@ for how in ("plain", "statistics"):
     model = fit(how, root, Session(folder=root / how))
     record = dict(model.record)
     head = {f"head.{k}": torch.from_numpy(v) for k, v in model.head.state().items()}
-    said = {"hash": fingerprint({**model.trunk.state, **head}), "writes": len(writes)}
+    said = {"hash": fingerprint({**model.backbone.state, **head}), "writes": len(writes)}
     said["epochs"] = record["epochs"]
     (root / f"{how}-{me}.json").write_text(json.dumps(said))
     if me == 0:
@@ -425,8 +432,8 @@ def test_two_processes_are_as_one(tmp_path):
     alone = runpy.run_path(str(script(tmp_path, DRIVER)))
     one = alone["fit"]("plain", tmp_path / "alone")
     two = model_folder.load(tmp_path / "plain-model")
-    for name, value in one.trunk.state.items():
-        torch.testing.assert_close(two.trunk.state[name], value, rtol=0, atol=1e-5)
+    for name, value in one.backbone.state.items():
+        torch.testing.assert_close(two.backbone.state[name], value, rtol=0, atol=1e-5)
     np.testing.assert_allclose(two.head.weight, one.head.weight, rtol=0, atol=1e-5)
     for ours, theirs in zip(one.record["epochs"], two.record["epochs"], strict=True):
         assert ours["score"] == theirs["score"]
@@ -438,7 +445,7 @@ def test_two_processes_are_as_one(tmp_path):
     ("change", "error"),
     [
         ({"start": "probed"}, UnknownNameError),
-        ({"boundary_cache": "yes"}, UnknownNameError),
+        ({"activation_cache": "yes"}, UnknownNameError),
         ({"dropout": 1.0}, UsageError),
         ({"stoch_norm": -0.1}, UsageError),
         ({"lora_rank": 0}, UsageError),
@@ -482,17 +489,17 @@ def test_what_cannot_happen_is_refused(extractor, change, message):
 def test_adapted_statistics_do_not_depend_on_the_order_of_the_classes(extractor):
     rng = np.random.default_rng(0)
     shades = [40] * 80 + [200] * 80  # sorted by class, as folders are
-    pictures = [np.full((40, 40, 3), s + rng.integers(20), dtype=np.uint8) for s in shades]
+    images = [np.full((40, 40, 3), s + rng.integers(20), dtype=np.uint8) for s in shades]
     labels = ["dark"] * 80 + ["bright"] * 80
-    samples = [Sample(image=p, target=t) for p, t in zip(pictures, labels, strict=True)]
+    samples = [Sample(image=p, target=t) for p, t in zip(images, labels, strict=True)]
     train = Dataset(samples=tuple(samples), classes=("bright", "dark"))
     given = make_model(train.classes)
-    first = given.trunk.backbone.stages[0].name
+    first = given.backbone.module.stages[0].name
     how = Finetune(batch_norm=f"{first}=adapt", training=replace(SHORT, epochs=1))
     found = how.fit(given, train, train.subset([0, 159]), extractor=extractor)
-    network = given.trunk.backbone.trunk
-    pixels = torch.from_numpy(np.stack([SMALL.resize_and_crop(p) for p in pictures]))
+    network = given.backbone.module.trunk
+    pixels = torch.from_numpy(np.stack([SMALL.resize_and_crop(p) for p in images]))
     with torch.inference_mode():
         raw = network.conv1[0](SMALL.normalise(pixels.permute(0, 3, 1, 2)))
     name = "conv1.1.running_var"
-    torch.testing.assert_close(found.trunk.state[name], raw.var((0, 2, 3)), rtol=0.1, atol=1e-4)
+    torch.testing.assert_close(found.backbone.state[name], raw.var((0, 2, 3)), rtol=0.1, atol=1e-4)

@@ -35,7 +35,7 @@ def test_the_method_is_a_value():
         LinearProbe().folds = 3
 
 
-def test_a_class_with_one_picture_is_refused_by_name():
+def test_a_class_with_one_image_is_refused_by_name():
     targets = ("ant", "ant", "bee", "cat", "cat")
     samples = tuple(Sample(image=b"", target=name) for name in targets)
     data = Dataset(samples=samples, classes=("ant", "bee", "cat", "dog"))

@@ -12,7 +12,7 @@ import torch
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import fingerprint
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.augment import Augmentation
@@ -22,7 +22,7 @@ from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
 from headstart.models import saving as model_folder
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training import trainer as tuning
 from headstart.training.job import Score
@@ -48,8 +48,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trunks():
-    return {name: make_trunk(found) for name, found in BACKBONES.items()}
+def backbones():
+    return {name: make_backbone(found) for name, found in BACKBONES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,12 @@ def extractor(tmp_path_factory):
     return Extractor(cache=Cache(tmp_path_factory.mktemp("kept")), device="cpu", workers=1)
 
 
-def make_trunk(name):
+def make_backbone(name):
     spec = replace(resolve(name), preprocess=SMALL)
     backbone = load(spec, pretrained=False, seed=0)
-    return Trunk(spec=spec, state=spread(backbone.trunk.state_dict()), origin={"from": "test"})
+    return FrozenBackbone(
+        spec=spec, state=spread(backbone.trunk.state_dict()), origin={"from": "test"}
+    )
 
 
 def spread(state):
@@ -95,14 +97,16 @@ def coloured(n, seed, *, kind="multiclass", classes=CLASSES):
     return Dataset(samples=tuple(samples), classes=CLASSES, kind=kind)
 
 
-def untrained(trunk, data):
-    return TransferModel(trunk=trunk, task=Classification(classes=data.classes, kind=data.kind))
+def untrained(backbone, data):
+    return TransferModel(
+        backbone=backbone, task=ClassificationTask(classes=data.classes, kind=data.kind)
+    )
 
 
 METHODS = {
     "probe": LinearProbe(),
     "last": Finetune(training=SHORT),
-    "last, no cache": Finetune(training=SHORT, boundary_cache="off"),
+    "last, no cache": Finetune(training=SHORT, activation_cache="off"),
     "head": Finetune(train_from="head", training=SHORT),
     "all": Finetune(train_from="all", training=SHORT),
     "regex": Finetune(train_from="all", only="conv1|conv_pw", training=SHORT),
@@ -146,18 +150,18 @@ def always_better():
 def whole(model):
     """Everything that a model computes with, as one hash."""
     head = {f"head.{k}": torch.from_numpy(v) for k, v in model.require_head().state().items()}
-    return fingerprint({**model.trunk.state, **head})
+    return fingerprint({**model.backbone.state, **head})
 
 
 @pytest.fixture(scope="module")
-def fitted(trunks, extractor):
+def fitted(backbones, extractor):
     """Every method's model, made once, however many tests look at it."""
     train, val = coloured(24, 0), coloured(12, 1)
     made = {}
 
     def fit(backbone, how):
         if (backbone, how) not in made:
-            given = untrained(trunks[backbone], train)
+            given = untrained(backbones[backbone], train)
             with always_better():
                 made[backbone, how] = METHODS[how].fit(given, train, val, extractor=extractor)
         return made[backbone, how]
@@ -173,51 +177,51 @@ def stages(model, backbone):
 
 
 def inner(model, backbone):
-    return [k for k in model.trunk.state if f"trunk.{k}" in backbone.state_dict()]
+    return [k for k in model.backbone.state if f"trunk.{k}" in backbone.state_dict()]
 
 
-@pytest.mark.parametrize(("backbone", "how"), CASES)
-def test_the_model_given_stays_as_it_was(trunks, fitted, backbone, how):
-    trunk = trunks[backbone]
-    before = fingerprint(make_trunk(BACKBONES[backbone]).state)
-    model = fitted(backbone, how)
-    assert fingerprint(trunk.state) == before
-    assert fingerprint(trunk.backbone.trunk.state_dict()) == before
+@pytest.mark.parametrize(("network", "how"), CASES)
+def test_the_model_given_stays_as_it_was(backbones, fitted, network, how):
+    backbone = backbones[network]
+    before = fingerprint(make_backbone(BACKBONES[network]).state)
+    model = fitted(network, how)
+    assert fingerprint(backbone.state) == before
+    assert fingerprint(backbone.module.trunk.state_dict()) == before
     if how != "probe":
-        own = {v.data_ptr() for v in trunk.state.values()}
-        own |= {v.data_ptr() for v in trunk.backbone.state_dict().values()}
-        assert not own & {model.trunk.state[k].data_ptr() for k in inner(model, trunk.backbone)}
+        own = {v.data_ptr() for v in backbone.state.values()}
+        own |= {v.data_ptr() for v in backbone.module.state_dict().values()}
+        assert not own & {model.backbone.state[k].data_ptr() for k in inner(model, backbone.module)}
 
 
-@pytest.mark.parametrize(("backbone", "how"), CASES)
-def test_what_is_constant_is_so_bit_for_bit_and_the_rest_moves(trunks, fitted, backbone, how):
-    trunk, model = trunks[backbone], fitted(backbone, how)
+@pytest.mark.parametrize(("network", "how"), CASES)
+def test_what_is_constant_is_so_bit_for_bit_and_the_rest_moves(backbones, fitted, network, how):
+    backbone, model = backbones[network], fitted(network, how)
     if how == "probe":
-        assert model.trunk is trunk
+        assert model.backbone is backbone
         return
-    plan, moves = stages(model, trunk.backbone)
-    moved = {k for k in moves if not torch.equal(model.trunk.state[k], trunk.state[k])}
+    plan, moves = stages(model, backbone.module)
+    moved = {k for k in moves if not torch.equal(model.backbone.state[k], backbone.state[k])}
     assert moved <= {k for k, free in moves.items() if free}
     assert model.record["best_epoch"] == 2
     for row in plan:
-        own = {k for k in moved if trunk.backbone.stage_of(f"trunk.{k}") == row["stage"]}
+        own = {k for k in moved if backbone.module.stage_of(f"trunk.{k}") == row["stage"]}
         statistics = {k for k in own if k.endswith(("running_mean", "running_var", "tracked"))}
         if row["batch_norm"] == "frozen":
             assert not statistics
         if row["trains"] or row["batch_norm"] != "frozen":
             assert own
-            assert bool(statistics) == (row["batch_norm"] != "frozen" and has_norm(own, trunk))
+            assert bool(statistics) == (row["batch_norm"] != "frozen" and has_norm(own, backbone))
 
 
-def has_norm(own, trunk):
+def has_norm(own, backbone):
     """Whether the stage of these tensors holds running statistics."""
-    stage = trunk.backbone.stage_of(f"trunk.{next(iter(own))}")
-    names = [k for k in trunk.backbone.state_dict() if k.endswith("running_mean")]
-    return any(trunk.backbone.stage_of(k) == stage for k in names)
+    stage = backbone.module.stage_of(f"trunk.{next(iter(own))}")
+    names = [k for k in backbone.module.state_dict() if k.endswith("running_mean")]
+    return any(backbone.module.stage_of(k) == stage for k in names)
 
 
 @pytest.mark.parametrize(("backbone", "how"), CASES)
-def test_a_folder_gives_the_same_model_back(trunks, fitted, extractor, tmp_path, backbone, how):
+def test_a_folder_gives_the_same_model_back(backbones, fitted, extractor, tmp_path, backbone, how):
     model, val = fitted(backbone, how), coloured(12, 1)
     json.dumps(dict(model.record), allow_nan=False)
     chances = model.predict_probabilities(val.samples, extractor=extractor)
@@ -226,17 +230,17 @@ def test_a_folder_gives_the_same_model_back(trunks, fitted, extractor, tmp_path,
     model_folder.save(model, tmp_path)
     again = model_folder.load(tmp_path)
     assert whole(again) == whole(model)
-    assert {k: v.shape for k, v in again.trunk.state.items()} == {
-        k: v.shape for k, v in trunks[backbone].state.items()
+    assert {k: v.shape for k, v in again.backbone.state.items()} == {
+        k: v.shape for k, v in backbones[backbone].state.items()
     }
     found = again.predict_probabilities(val.samples, extractor=extractor)
     np.testing.assert_array_equal(found, chances)
 
 
 @pytest.mark.parametrize("how", METHODS)
-def test_a_seed_is_a_model(trunks, extractor, fitted, how):
+def test_a_seed_is_a_model(backbones, extractor, fitted, how):
     train, val = coloured(24, 0), coloured(12, 1)
-    given = untrained(trunks["resnet"], train)
+    given = untrained(backbones["resnet"], train)
     torch.manual_seed(123)  # nothing outside matters
     with always_better():
         again = METHODS[how].fit(given, train, val, extractor=extractor)
@@ -244,18 +248,18 @@ def test_a_seed_is_a_model(trunks, extractor, fitted, how):
 
 
 @pytest.mark.parametrize("how", ["last", "lora", "stoch norm", "mixup", "views", "scratch"])
-def test_another_seed_is_another_model(trunks, extractor, fitted, how):
+def test_another_seed_is_another_model(backbones, extractor, fitted, how):
     train, val = coloured(24, 0), coloured(12, 1)
-    given = untrained(trunks["resnet"], train)
+    given = untrained(backbones["resnet"], train)
     with always_better():
         other = replace(METHODS[how], seed=1).fit(given, train, val, extractor=extractor)
     assert whole(other) != whole(fitted("resnet", how))
 
 
 @pytest.mark.parametrize("how", MULTILABEL)
-def test_several_labels_in_groups(trunks, extractor, how):
+def test_several_labels_in_groups(backbones, extractor, how):
     train = coloured(32, 0, kind="multilabel")
-    given = untrained(trunks["resnet"], train)
+    given = untrained(backbones["resnet"], train)
     model = METHODS[how].fit(given, train, extractor=extractor)
     chances = model.predict_probabilities(train.samples, extractor=extractor)
     assert np.isfinite(chances).all()
@@ -264,17 +268,17 @@ def test_several_labels_in_groups(trunks, extractor, how):
 
 
 @pytest.mark.parametrize("how", ["probe", "last", "train", "sampling", "adjusted", "scratch"])
-def test_a_class_without_held_out_pictures(trunks, extractor, how):
+def test_a_class_without_held_out_images(backbones, extractor, how):
     train, val = coloured(24, 0), coloured(8, 1, classes=CLASSES[:2])
     assert "red" not in {sample.target for sample in val.samples}
-    model = METHODS[how].fit(untrained(trunks["resnet"], train), train, val, extractor=extractor)
+    model = METHODS[how].fit(untrained(backbones["resnet"], train), train, val, extractor=extractor)
     chances = model.predict_probabilities(train.samples, extractor=extractor)
     assert chances.shape == (24, 3)
     assert np.isfinite(chances).all()
 
 
 @pytest.mark.parametrize("how", ["probe", "last", "scratch"])
-def test_a_group_is_never_on_both_sides(trunks, extractor, how, monkeypatch):
+def test_a_group_is_never_on_both_sides(backbones, extractor, how, monkeypatch):
     samples = [replace(s, group=f"visit {n // 6}") for n, s in enumerate(coloured(30, 0).samples)]
     train = replace(coloured(30, 0), samples=tuple(samples))
     seen, choose = [], tuning.objective_for
@@ -283,7 +287,7 @@ def test_a_group_is_never_on_both_sides(trunks, extractor, how, monkeypatch):
             f"headstart.methods.{module}.objective_for",
             lambda parts, *a, **k: seen.append(parts) or choose(parts, *a, **k),
         )
-    METHODS[how].fit(untrained(trunks["resnet"], train), train, extractor=extractor)
+    METHODS[how].fit(untrained(backbones["resnet"], train), train, extractor=extractor)
     assert bool(seen) == (how != "probe")
     for learn, select in seen:
         assert not {s.group for s in learn.samples} & {s.group for s in select.samples}

@@ -5,16 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.demo import regimes
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods import pretraining
 from headstart.methods.linear_probe import LinearProbe
-from headstart.methods.pretraining import SMALL, pretrain, random_trunk, regime_backbone
+from headstart.methods.pretraining import SMALL, pretrain, random_backbone, regime_backbone
 from headstart.methods.scratch import Scratch
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.training.optim import Training
 
 BRIEF = Scratch(training=Training(epochs=1, batch_size=16), seed=3)
@@ -28,17 +28,17 @@ def few():
 
 def test_the_file_holds_what_was_trained_and_is_read_as_a_backbone(few, tmp_path) -> None:
     name = pretrain(few, tmp_path / "own" / "w.safetensors", method=BRIEF, device="cpu")
-    trunk, drawn = Trunk.open(name, offline=True), random_trunk(SMALL, seed=3)
+    backbone, drawn = FrozenBackbone.open(name, offline=True), random_backbone(SMALL, seed=3)
     kept = load_file(tmp_path / "own" / "w.safetensors")
-    assert {key: value.shape for key, value in trunk.state.items() if key in kept} == {
+    assert {key: value.shape for key, value in backbone.state.items() if key in kept} == {
         key: value.shape for key, value in kept.items()
     }
     moved = [key for key in kept if not torch.equal(kept[key], drawn.state[key])]
     assert len(moved) > len(kept) / 2  # it has learned
-    assert trunk.spec.preprocess.crop == regimes.SIDE
+    assert backbone.spec.preprocess.crop == regimes.SIDE
     with Cache(tmp_path / "cache") as cache:  # and can be learned from
         extractor = Extractor(cache=cache, engine="fp32", device="cpu")
-        fitted = LinearProbe().fit(blank(trunk, few), few, extractor=extractor)
+        fitted = LinearProbe().fit(create_model(backbone, few), few, extractor=extractor)
         found = fitted.answers(few.samples, cache=cache, engine="fp32", device="cpu")
     right = [one.label == sample.target for one, sample in zip(found, few.samples, strict=True)]
     assert np.mean(right) > 0.9
@@ -60,7 +60,7 @@ def test_a_file_is_never_written_over(few, tmp_path) -> None:
 
 
 def test_random_weights_follow_from_the_seed() -> None:
-    one, same, other = (random_trunk(SMALL, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (random_backbone(SMALL, seed=seed) for seed in (1, 1, 2))
     assert one.identity == same.identity != other.identity
 
 

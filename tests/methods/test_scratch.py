@@ -8,14 +8,14 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.scratch import Scratch
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.optim import Training
 
@@ -26,8 +26,12 @@ SHORT = Training(epochs=1, batch_size=8)
 def make_model(weights):
     spec = replace(resolve("timm/test_resnet"), preprocess=LOOK)
     state = load(spec, pretrained=False, seed=weights).trunk.state_dict()
-    trunk = Trunk(spec=spec, state=state, origin={"sha256": "5" * 64, "from": "somewhere"})
-    return TransferModel(trunk=trunk, task=Classification(classes=("a", "b"), kind="multiclass"))
+    backbone = FrozenBackbone(
+        spec=spec, state=state, origin={"sha256": "5" * 64, "from": "somewhere"}
+    )
+    return TransferModel(
+        backbone=backbone, task=ClassificationTask(classes=("a", "b"), kind="multiclass")
+    )
 
 
 def tinted(n, seed):
@@ -50,10 +54,10 @@ def test_the_weights_given_have_no_say(extractor):
         Scratch(training=SHORT).fit(make_model(weights), train, val, extractor=extractor)
         for weights in (5, 6)
     ]
-    for name, value in found[0].trunk.state.items():
-        assert torch.equal(value, found[1].trunk.state[name])
-    assert found[0].trunk.origin["from"] == "random weights"
-    assert found[0].trunk.origin["sha256"] == ""
+    for name, value in found[0].backbone.state.items():
+        assert torch.equal(value, found[1].backbone.state[name])
+    assert found[0].backbone.origin["from"] == "random weights"
+    assert found[0].backbone.origin["sha256"] == ""
 
 
 def test_everything_is_said_to_move(extractor):
@@ -81,7 +85,7 @@ def test_arguments_that_cannot_be_meant_are_refused(change):
         Scratch(**change)
 
 
-def test_a_class_with_one_picture_is_refused_by_name(extractor):
+def test_a_class_with_one_image_is_refused_by_name(extractor):
     train = tinted(9, 0).subset([0, 2, 4, 1])
     with pytest.raises(DataError, match="fewer of 'b'"):
         Scratch().fit(make_model(5), train, extractor=extractor)

@@ -229,7 +229,7 @@ def test_calibration_agrees_with_scikit_learns_curve(case: Case, n_bins: int) ->
     np.testing.assert_allclose(found, error, atol=1e-12)
 
 
-def test_one_picture() -> None:
+def test_one_image() -> None:
     assert metrics.accuracy_score([1], [1]) == 1
     assert metrics.balanced_accuracy_score([1], [0]) == 0
     assert metrics.macro_f1_score([1], [1]) == 1
@@ -276,7 +276,7 @@ HALF = [[0.5, 0.5], [0.5, 0.5]]
         (lambda: metrics.confusion_matrix([0, 2], [0, 0], 2), "labels of 2 classes, got labels"),
         (lambda: metrics.recall_scores([[0, 1]], [[0, 1]], 3), "labels of 3 classes"),
         (lambda: metrics.log_loss([0, 2], HALF), "labels of 2 classes"),
-        (lambda: metrics.log_loss([0], HALF), "one row for each picture"),
+        (lambda: metrics.log_loss([0], HALF), "one row for each image"),
         (lambda: metrics.log_loss([0, 1], [0.5, 0.5]), "shape \\(n, K\\)"),
         (lambda: metrics.log_loss([[0], [1]], HALF), "shape \\(n, K\\)"),
         (lambda: metrics.log_loss([0, 1], [[3.0, -2.0], [0.5, 0.5]]), "softmax"),

@@ -82,7 +82,7 @@ def test_proportions_never_degenerate(n: int, seed: int, share: float, count: in
         assert found.value == pytest.approx(right.mean())
         assert 0 <= found.low <= found.value <= found.high <= 1
         assert found.high - found.low > 0.01
-    # never narrower than independent pictures, never wider than one answer per group
+    # never narrower than independent images, never wider than one answer per group
     assert grouped.high - grouped.low >= plain.high - plain.low - 1e-12
     fewest = n**2 / (np.bincount(groups) ** 2).sum()
     widest = wilson_interval(right.mean() * fewest, fewest)
@@ -106,8 +106,8 @@ def test_groups_that_agree_count_as_one_answer_each() -> None:
     assert found.method == "wilson-clustered"
 
 
-def test_many_pictures_in_few_groups_have_the_cluster_t_interval() -> None:
-    """Ten groups of 1 to 2000 pictures: the ratio estimator's t-interval, 9 degrees of freedom."""
+def test_many_images_in_few_groups_have_the_cluster_t_interval() -> None:
+    """Ten groups of 1 to 2000 images: the ratio estimator's t-interval, 9 degrees of freedom."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(10), rng.integers(1000, 2000, 10))
     right = rng.random(len(groups)) < rng.uniform(0.45, 0.65, 10)[groups]
@@ -125,7 +125,7 @@ def test_many_pictures_in_few_groups_have_the_cluster_t_interval() -> None:
     assert (paired.high - paired.low) / 2 == pytest.approx(half, rel=0.05)
 
 
-def test_no_pictures_say_nothing() -> None:
+def test_no_images_say_nothing() -> None:
     for found in (proportion_interval([]), wilson_interval(0, 0), proportion_interval([], [])):
         assert str(found) == "undefined"
     assert not paired_proportion_difference([], []).distinguishable
@@ -201,7 +201,7 @@ def test_undefined_resamples_are_left_out_until_they_are_most() -> None:
     values = np.arange(20.0)
 
     def sometimes(first: int) -> Callable[[Any], float]:
-        """NaN where none of the first pictures was drawn, as with the recall of a rare class."""
+        """NaN where none of the first images was drawn, as with the recall of a rare class."""
         return lambda w: float(mean_of(values)(w)) if w[:first].sum() > 0 else math.nan
 
     (rarely,) = bootstrap_intervals(sometimes(1), 20)  # NaN on (19/20)**20 = 36 %
@@ -229,7 +229,7 @@ def test_a_number_that_resampling_shifts_still_lies_in_its_interval() -> None:
 
 
 def test_differences_use_the_same_resamples() -> None:
-    """A constant gap is seen however noisy the pictures are: only pairing can do that."""
+    """A constant gap is seen however noisy the images are: only pairing can do that."""
     rng = np.random.default_rng(0)
     a = rng.normal(scale=10, size=60)
     b = a - 0.5 + rng.normal(scale=0.1, size=60)
@@ -299,7 +299,7 @@ def two_classes(rng: np.random.Generator, n: int) -> tuple[Any, Any]:
 
 
 def clustered(rng: np.random.Generator) -> tuple[Any, Any]:
-    """30 groups of 1 to 11 pictures; a correlation of 0.3 within the group; 85 % right."""
+    """30 groups of 1 to 11 images; a correlation of 0.3 within the group; 85 % right."""
     groups = np.repeat(np.arange(30), rng.integers(1, 12, 30))
     spread = (1 - 0.3) / 0.3
     share = rng.beta(0.85 * spread, 0.15 * spread, 30)
@@ -370,7 +370,7 @@ def test_grouped_accuracy_coverage() -> None:
 
 @pytest.mark.parametrize("likeness", [0.0, 0.3, 0.8])
 def test_paired_difference_coverage(likeness: float) -> None:
-    """A quarter of the pictures tell two models apart, 7 to 3, more or less alike in a group."""
+    """A quarter of the images tell two models apart, 7 to 3, more or less alike in a group."""
     held = {"clustered": 0, "as if independent": 0}
     for number in range(SETS // 3):
         rng = np.random.default_rng([15, number])

@@ -24,16 +24,16 @@ SIDES = (12.0, 50.0, 150.0)  # one of each size
 
 
 def random_case(
-    rng: np.random.Generator, *, ties: str = "inside", pictures: int = 6, most: int = 9
+    rng: np.random.Generator, *, ties: str = "inside", images: int = 6, most: int = 9
 ) -> Case:
-    """Pictures with objects of every size, some hard, and boxes near them and elsewhere.
+    """Images with objects of every size, some hard, and boxes near them and elsewhere.
 
     Coordinates are whole, so that overlaps fall on thresholds and areas on limits. Scores are
-    tied within pictures ("inside"), or within and between them ("all").
+    tied within images ("inside"), or within and between them ("all").
     """
     n_classes = int(rng.integers(1, 4))
     predictions, truths = [], []
-    for at in range(pictures):
+    for at in range(images):
         k, d = (int(rng.integers(0, m)) * int(rng.random() < 0.8) for m in (6, most))
         corner = rng.integers(0, 200, (k, 2))
         side = np.rint(rng.choice(SIDES, (k, 1)) * rng.uniform(0.5, 1.5, (k, 2)))
@@ -145,7 +145,7 @@ def test_every_number_is_that_of_pycocotools(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_boxes_beyond_the_hundred_best_do_not_count(seed: int) -> None:
-    case = random_case(np.random.default_rng(seed), pictures=2, most=2)
+    case = random_case(np.random.default_rng(seed), images=2, most=2)
     rng = np.random.default_rng(seed)
     truth = np.array([[10.0, 10, 60, 60], [100, 100, 180, 180]])
     crowd = np.repeat(truth, 80, axis=0) + rng.integers(-9, 10, (160, 4))
@@ -153,7 +153,7 @@ def test_boxes_beyond_the_hundred_best_do_not_count(seed: int) -> None:
     case[0].append((crowd, scores, np.zeros(160, dtype=int)))
     case[1].append((truth, [0, 0], [False, False]))
     check_against_coco(case)
-    assert (metrics.match_boxes(*case).picture == 2).sum() == 100
+    assert (metrics.match_boxes(*case).image == 2).sum() == 100
 
 
 @pytest.mark.parametrize("objects", [10, 50, 100])
@@ -212,7 +212,7 @@ def test_integer_weights_are_repetitions(seed: int) -> None:
 def test_repetitions_are_those_of_pycocotools(seed: int) -> None:
     """Copies are equal, so that their order cannot matter where nothing else is tied."""
     rng = np.random.default_rng(seed)
-    predictions, truths, n_classes = random_case(rng, pictures=4)
+    predictions, truths, n_classes = random_case(rng, images=4)
     predictions = [
         (b, rng.permutation(len(s)) + at / 9, c) for at, (b, s, c) in enumerate(predictions)
     ]
@@ -231,7 +231,7 @@ def test_repetitions_are_those_of_pycocotools(seed: int) -> None:
 def test_rows_of_weights_stand_alone(seed: int) -> None:
     rng = np.random.default_rng(seed)
     matches = metrics.match_boxes(*random_case(rng, ties="all"))
-    weights = rng.integers(0, 3, (5, matches.n_pictures)) + np.eye(5, matches.n_pictures)
+    weights = rng.integers(0, 3, (5, matches.n_images)) + np.eye(5, matches.n_images)
     together = every_number(matches, weights)
     for row, weight in enumerate(weights):
         close({name: value[row] for name, value in together.items()}, every_number(matches, weight))
@@ -239,9 +239,9 @@ def test_rows_of_weights_stand_alone(seed: int) -> None:
 
 @quick
 @given(seeds)
-def test_the_order_of_pictures_does_not_matter(seed: int) -> None:
+def test_the_order_of_images_does_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    predictions, truths, n_classes = random_case(rng, ties="all", pictures=10)
+    predictions, truths, n_classes = random_case(rng, ties="all", images=10)
     order = rng.permutation(10)
     one = metrics.match_boxes(predictions, truths, n_classes)
     other = metrics.match_boxes(
@@ -256,7 +256,7 @@ def test_order_matters_to_a_stable_sort_on_these_cases() -> None:
     """Else the test above could not fail."""
     changed = 0
     for seed in range(10):
-        predictions, truths, n = random_case(np.random.default_rng(seed), ties="all", pictures=10)
+        predictions, truths, n = random_case(np.random.default_rng(seed), ties="all", images=10)
         changed += (
             coco(predictions, truths, n).stats[0]
             != coco(predictions[::-1], truths[::-1], n).stats[0]
@@ -266,14 +266,14 @@ def test_order_matters_to_a_stable_sort_on_these_cases() -> None:
 
 def test_blocks_of_resamples_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     matches = metrics.match_boxes(*random_case(np.random.default_rng(3)))
-    weights = np.random.default_rng(0).integers(1, 4, (50, matches.n_pictures))
+    weights = np.random.default_rng(0).integers(1, 4, (50, matches.n_images))
     whole = metrics.average_precisions(matches, weights)
     monkeypatch.setattr(metrics, "_BLOCK", 1)
     np.testing.assert_array_equal(metrics.average_precisions(matches, weights), whole)
 
 
 def test_the_bootstrap_takes_the_scores() -> None:
-    matches = metrics.match_boxes(*random_case(np.random.default_rng(5), pictures=30))
+    matches = metrics.match_boxes(*random_case(np.random.default_rng(5), images=30))
     interval = bootstrap_intervals(
         lambda w: metrics.box_scores(matches, w)["map"], 30, n_resamples=200, vectorized=True
     )[0]
@@ -283,7 +283,7 @@ def test_the_bootstrap_takes_the_scores() -> None:
 # ------------------------------------------------------------------------------- closed forms
 
 
-def picture(*boxes: tuple[float, ...], hard: tuple[bool, ...] = ()) -> tuple[Any, Any, Any]:
+def image(*boxes: tuple[float, ...], hard: tuple[bool, ...] = ()) -> tuple[Any, Any, Any]:
     """Objects (left, label), 10 pixels wide and high."""
     corners = [[left, 0, left + 10, 10] for left, _ in boxes]
     return corners, [int(label) for _, label in boxes], hard or (False,) * len(boxes)
@@ -291,13 +291,13 @@ def picture(*boxes: tuple[float, ...], hard: tuple[bool, ...] = ()) -> tuple[Any
 
 def answers(*boxes: tuple[float, int, float]) -> tuple[Any, Any, Any]:
     """Boxes (left, label, score) of the same size."""
-    corners, labels, _ = picture(*((left, label) for left, label, _ in boxes))
+    corners, labels, _ = image(*((left, label) for left, label, _ in boxes))
     return corners, [score for _, _, score in boxes], labels
 
 
 def test_precision_by_hand() -> None:
     found = [answers((0, 0, 0.9), (90, 0, 0.8), (20, 0, 0.7))]
-    matches = metrics.match_boxes(found, [picture((0, 0), (20, 0))], 1)
+    matches = metrics.match_boxes(found, [image((0, 0), (20, 0))], 1)
     curve = metrics.pr_curve(matches, 0)
     np.testing.assert_allclose(curve.precision, np.r_[np.ones(51), np.full(50, 2 / 3)])
     np.testing.assert_allclose(curve.score, np.r_[np.full(51, 0.9), np.full(50, 0.7)])
@@ -306,19 +306,19 @@ def test_precision_by_hand() -> None:
 
 def test_a_hard_object_neither_helps_nor_hurts() -> None:
     found = [answers((0, 0, 0.9), (50, 0, 0.8), (51, 0, 0.7))]
-    with_hard = metrics.match_boxes(found, [picture((0, 0), (50, 0), hard=(False, True))], 1)
+    with_hard = metrics.match_boxes(found, [image((0, 0), (50, 0), hard=(False, True))], 1)
     assert float(metrics.box_scores(with_hard)["map"]) == pytest.approx(1)
     assert metrics.object_counts(with_hard)[0] == 1
 
 
 def test_without_objects_nothing_is_defined() -> None:
-    matches = metrics.match_boxes([answers((0, 0, 0.9))], [picture()], 1)
+    matches = metrics.match_boxes([answers((0, 0, 0.9))], [image()], 1)
     assert all(np.isnan(value) for value in metrics.box_scores(matches).values())
     assert np.isnan(metrics.pr_curve(matches, 0).precision).all()
 
 
 def test_without_boxes_every_number_is_zero() -> None:
-    matches = metrics.match_boxes([answers()], [picture((0, 0))], 1)
+    matches = metrics.match_boxes([answers()], [image((0, 0))], 1)
     scores = metrics.box_scores(matches)
     assert scores["map"] == scores["map_small"] == scores["recall100"] == 0
     assert metrics.pr_curve(matches, 0).precision.max() == 0
@@ -350,7 +350,7 @@ def test_the_best_threshold_is_best_of_all(seed: int) -> None:
 
 def test_confusion_by_hand() -> None:
     """Right, wrong class, missed, false alarm, below the score, on a hard object."""
-    truth = picture((0, 0), (20, 1), (40, 1), (60, 0), hard=(False, False, False, True))
+    truth = image((0, 0), (20, 1), (40, 1), (60, 0), hard=(False, False, False, True))
     found = answers((1, 0, 0.9), (20, 0, 0.9), (80, 1, 0.9), (40, 1, 0.4), (60, 1, 0.9))
     table = metrics.box_confusion([found], [truth], 2, score=0.5)
     np.testing.assert_array_equal(table, [[1, 0, 0], [1, 0, 1], [0, 1, 0]])
@@ -359,7 +359,7 @@ def test_confusion_by_hand() -> None:
 def test_confusion_pairs_the_largest_overlap_first() -> None:
     """Of equal ones that of the right class, whatever the scores."""
     found = answers((3, 1, 0.99), (1, 1, 0.7), (1, 0, 0.6))
-    table = metrics.box_confusion([found], [picture((0, 0))], 2, score=0.6)
+    table = metrics.box_confusion([found], [image((0, 0))], 2, score=0.6)
     np.testing.assert_array_equal(table, [[1, 0, 0], [0, 0, 0], [0, 2, 0]])
 
 
@@ -392,14 +392,14 @@ GOOD = answers((0, 0, 0.9))
     [
         ([GOOD], []),
         ([], []),
-        ([([[0, 0, 9, 9]], [0.9], [1])], [picture()]),
-        ([([[0, 0, 9, 9]], [0.9], [-1])], [picture()]),
-        ([([[0, 0, 9, 9]], [0.9], [0.0])], [picture()]),
-        ([([[0, 0, 9, 9]], [], [0])], [picture()]),
-        ([([[0, 0, 9, 9]], [np.nan], [0])], [picture()]),
-        ([([[9, 0, 0, 9]], [0.9], [0])], [picture()]),
-        ([([[0, 0, 9, np.inf]], [0.9], [0])], [picture()]),
-        ([([[0, 0, 9]], [0.9], [0])], [picture()]),
+        ([([[0, 0, 9, 9]], [0.9], [1])], [image()]),
+        ([([[0, 0, 9, 9]], [0.9], [-1])], [image()]),
+        ([([[0, 0, 9, 9]], [0.9], [0.0])], [image()]),
+        ([([[0, 0, 9, 9]], [], [0])], [image()]),
+        ([([[0, 0, 9, 9]], [np.nan], [0])], [image()]),
+        ([([[9, 0, 0, 9]], [0.9], [0])], [image()]),
+        ([([[0, 0, 9, np.inf]], [0.9], [0])], [image()]),
+        ([([[0, 0, 9]], [0.9], [0])], [image()]),
         ([GOOD], [([[0, 0, 9, 9]], [0], [])]),
         ([GOOD], [([[0, 0, 9, 9]], [1], [False])]),
     ],
@@ -419,9 +419,9 @@ def test_what_does_not_fit_is_refused(predictions: list[Any], truths: list[Any])
         lambda m: metrics.pr_curve(m, 1),
         lambda m: metrics.pr_curve(m, 0, weights=[[1]]),
         lambda m: metrics.best_threshold(m, [[1]]),
-        lambda m: metrics.box_confusion([GOOD], [picture()], 1, 0.5, iou=0),
+        lambda m: metrics.box_confusion([GOOD], [image()], 1, 0.5, iou=0),
     ],
 )
 def test_questions_without_an_answer_are_refused(ask: Any) -> None:
     with pytest.raises(UsageError, match=r"Expected .* got .*; do "):
-        ask(metrics.match_boxes([GOOD], [picture((0, 0))], 1))
+        ask(metrics.match_boxes([GOOD], [image((0, 0))], 1))

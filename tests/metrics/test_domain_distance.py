@@ -73,7 +73,7 @@ def test_mmd_p_value_is_the_share_of_all_splits_that_are_as_far() -> None:
     assert mmd_p_value(np.ones((3, 1)), np.ones((4, 1)), permutations=50) == 1  # all are as far
 
 
-def test_mmd_where_most_pictures_are_copies_has_the_mean_width() -> None:
+def test_mmd_where_most_images_are_copies_has_the_mean_width() -> None:
     a, b = np.zeros((5, 1)), np.asarray([[0.0], [0.0], [0.0], [0.0], [3.0]])
     apart = np.exp(-9 / (2 * 9 * 9 / 45))  # 9 of 45 pairs are 3 apart
     within = (12 + 8 * apart) / 20
@@ -89,7 +89,7 @@ def test_frechet_is_the_formula_with_scipys_root(n: int, m: int) -> None:
     assert frechet_distance(a, b) == pytest.approx(wanted)
 
 
-def test_frechet_with_fewer_pictures_than_features() -> None:
+def test_frechet_with_fewer_images_than_features() -> None:
     a, b = sets(12, 9, 40)
     root = sqrtm(np.cov(a.T) + 1e-9 * np.eye(40)).real
     inner = np.linalg.eigvalsh(root @ np.cov(b.T) @ root).clip(0)
@@ -136,7 +136,7 @@ def test_ranges_hold(n: int, m: int, d: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("distance", NUMBERS)
-def test_sets_of_one_picture_repeated_are_alike(distance) -> None:
+def test_sets_of_one_image_repeated_are_alike(distance) -> None:
     assert distance(np.full((4, 3), 0.1), np.full((5, 3), 0.1)) == pytest.approx(0, abs=1e-12)
 
 
@@ -180,7 +180,7 @@ def test_proxy_a_distance_of_sets_alike_reaches_down_to_zero() -> None:
 
 
 def test_copies_within_groups_make_no_distance() -> None:
-    """Sets that are alike, each picture taken ten times: only the groups tell."""
+    """Sets that are alike, each image taken ten times: only the groups tell."""
     rng = np.random.default_rng(0)
     a, b = (np.repeat(rng.normal(size=(12, 30)), 10, axis=0) for _ in range(2))
     groups = np.repeat(np.arange(12), 10)

@@ -24,8 +24,8 @@ def drawn(seed: int, n: int = 40, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 @given(seed=st.integers(0, 10_000))
 def test_the_joint_is_the_papers(seed: int) -> None:
-    """Northcutt et al., equations 1 and 2, picture by picture."""
-    chances, labels = drawn(seed, n=1 + seed % 40)  # also classes of one picture, or none
+    """Northcutt et al., equations 1 and 2, image by image."""
+    chances, labels = drawn(seed, n=1 + seed % 40)  # also classes of one image, or none
     k = chances.shape[1]
     thresholds = [chances[labels == j, j].mean() if (labels == j).any() else 9.0 for j in range(k)]
     expected = np.zeros((k, k), dtype=int)
@@ -61,7 +61,7 @@ def test_equal_probabilities_reach_their_mean_whatever_the_rounding(share: float
     assert not confident_label_errors(chances, np.zeros(n, np.intp)).any()
 
 
-def test_a_class_without_a_picture_is_nobodys() -> None:
+def test_a_class_without_an_image_is_nobodys() -> None:
     chances = np.array([[0.1, 0.2, 0.7], [0.2, 0.1, 0.7]])
     assert confident_joint(chances, np.array([0, 1]))[:, 2].tolist() == [0, 0, 0]
 

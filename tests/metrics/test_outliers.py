@@ -87,7 +87,7 @@ def test_more_neighbours_than_there_are_is_the_farthest() -> None:
     np.testing.assert_allclose(two.typical, pdist(normalize(known[:2])).repeat(2))
 
 
-def test_more_pictures_than_a_block_are_compared_alike() -> None:
+def test_more_images_than_a_block_are_compared_alike() -> None:
     known, _ = clouds(n=1100)
     reference = NearestNeighbors(n_neighbors=2).fit(normalize(known))
     wanted = np.sort(reference.kneighbors()[0][:, 1])
@@ -96,8 +96,8 @@ def test_more_pictures_than_a_block_are_compared_alike() -> None:
 
 @pytest.mark.parametrize("method", ["knn", "mahalanobis"])
 @pytest.mark.parametrize("d", [6, 200])
-def test_foreign_pictures_are_farther(method: OutlierMethod, d: int) -> None:
-    """Also with more features than pictures."""
+def test_foreign_images_are_farther(method: OutlierMethod, d: int) -> None:
+    """Also with more features than images."""
     known, targets = clouds(d=d)
     same, _ = clouds(1, d=d)
     foreign = np.random.default_rng(2).normal(size=(60, d)) - 4
@@ -124,7 +124,7 @@ def test_every_method_keeps_the_contract(method: OutlierMethod) -> None:
         found.scores(known * np.nan)
 
 
-def test_a_groups_own_pictures_are_left_out() -> None:
+def test_a_groups_own_images_are_left_out() -> None:
     known, _ = clouds()
     twice = np.repeat(known, 2, axis=0)
     assert Outliers.fit(twice).typical.max() == pytest.approx(0, abs=1e-6)
@@ -165,5 +165,5 @@ def test_what_cannot_be_meant_is_refused() -> None:
         Outliers.fit(known, targets[1:], method="mahalanobis")
     with pytest.raises(UsageError, match="shape"):
         Outliers.fit(known[0])
-    with pytest.raises(DataError, match="two pictures"):
+    with pytest.raises(DataError, match="two images"):
         Outliers.fit(known[:1])

@@ -186,8 +186,8 @@ def test_the_tolerance_is_a_share_of_the_diagonal() -> None:
 @quick
 @given(seeds, st.sampled_from([0.0, 0.05, 0.1, 0.3]))
 def test_boundaries_by_all_distances(seed: int, tolerance: float) -> None:
-    *pictures, n_classes = masks(seed)
-    for predicted, truth in zip(*pictures, strict=True):
+    *images, n_classes = masks(seed)
+    for predicted, truth in zip(*images, strict=True):
         counts = metrics.boundary_counts(predicted, truth, n_classes, tolerance=tolerance)
         reach = tolerance * np.hypot(*truth.shape)
         for label in range(n_classes):
@@ -208,7 +208,7 @@ def outline(mask: Any, truth: Any, label: int) -> Any:
     return np.array(found, dtype=float).reshape(-1, 2)
 
 
-def test_the_edge_of_the_picture_and_of_ignored_pixels_is_no_boundary() -> None:
+def test_the_edge_of_the_image_and_of_ignored_pixels_is_no_boundary() -> None:
     truth = np.zeros((9, 9), dtype=np.uint8)
     truth[:, 4] = IGNORED
     truth[:, 5:] = 1

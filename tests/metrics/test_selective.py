@@ -1,4 +1,4 @@
-"""Held against scipy's distributions, a plain loop, and simulated pictures with known risks."""
+"""Held against scipy's distributions, a plain loop, and simulated images with known risks."""
 
 import math
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_order_and_scale_of_confidence_do_not_matter(rows, random):
     assert one.aurc == pytest.approx(two.aurc)
 
 
-def test_weights_count_as_repeated_pictures():
+def test_weights_count_as_repeated_images():
     sure, right = np.array([0.9, 0.8, 0.8, 0.5]), np.array([True, False, True, False])
     times = np.array([1, 2, 0, 3])
     weighted = risk_coverage(sure, right, times)
@@ -113,7 +113,7 @@ def drawn(n, error, rng):
     return sure, rng.random(n) >= 2 * error * (1 - sure)
 
 
-def test_the_threshold_does_what_it_says_on_its_own_pictures():
+def test_the_threshold_does_what_it_says_on_its_own_images():
     sure, right = drawn(2000, 0.1, np.random.default_rng(3))
     found = threshold_for_risk(sure, right, max_risk=0.05)
     kept = sure >= found.threshold
@@ -233,7 +233,7 @@ def test_groups_of_one_are_no_groups():
     assert alone.provable == plain.provable
 
 
-def test_repeated_pictures_prove_no_more_than_they_are():
+def test_repeated_images_prove_no_more_than_they_are():
     sure = np.linspace(0.5, 1, 50)
     right = np.ones(50, dtype=bool)
     once = threshold_for_risk(sure, right, max_risk=0.2)
@@ -245,7 +245,7 @@ def test_repeated_pictures_prove_no_more_than_they_are():
     assert often.provable == pytest.approx(once.provable)
 
 
-def test_pictures_of_one_confidence_stay_together():
+def test_images_of_one_confidence_stay_together():
     sure = np.repeat([0.9, 0.6], [150, 150])
     right = np.arange(300) < 200
     found = threshold_for_risk(sure, right, max_risk=0.05)
@@ -261,11 +261,11 @@ def test_a_model_that_is_always_right_answers_everything():
     assert found.as_dict()["threshold"] == 0
 
 
-def test_too_few_pictures_show_nothing_and_the_words_say_how_many_do():
+def test_too_few_images_show_nothing_and_the_words_say_how_many_do():
     found = threshold_for_risk(np.linspace(0, 1, 40), np.ones(40, bool), max_risk=0.02)
     assert found.threshold is None
     assert found.provable == pytest.approx(1 - 0.05 ** (1 / 40))
-    assert "40 pictures could show no less than 7.2 %" in found.sentence()
+    assert "40 images could show no less than 7.2 %" in found.sentence()
 
 
 @pytest.mark.parametrize(("n", "shown"), [(58, False), (59, True), (60, True), (70, True)])

@@ -64,7 +64,7 @@ def test_holm_leaves_out_what_is_unknown() -> None:
             holm(wrong)
 
 
-def test_one_seed_on_many_pictures_is_the_paired_t_test() -> None:
+def test_one_seed_on_many_images_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(2)
     gaps = rng.normal(0.1, 1, 400)
     found = paired_bootstrap(gaps[None], np.zeros((1, 400)), n_resamples=4000).interval
@@ -78,31 +78,31 @@ def draws_of(mean: np.ndarray, variance: float, kept: int = 50) -> np.ndarray:
     return mean[:, None] + np.repeat([half, -half], kept)
 
 
-@pytest.mark.parametrize(("pictures", "seeds"), [(12, 2), (7, 5), (40, 3)])
-def test_seeds_and_pictures_are_joined_as_in_welchs_test(pictures: int, seeds: int) -> None:
+@pytest.mark.parametrize(("images", "seeds"), [(12, 2), (7, 5), (40, 3)])
+def test_seeds_and_images_are_joined_as_in_welchs_test(images: int, seeds: int) -> None:
     """Two independent means' variances and degrees of freedom, by scipy."""
-    rng = np.random.default_rng(pictures)
-    one, two = rng.normal(0.4, 0.3, pictures), rng.normal(0, 0.1, seeds)
+    rng = np.random.default_rng(images)
+    one, two = rng.normal(0.4, 0.3, images), rng.normal(0, 0.1, seeds)
     # a bootstrap's variance of the mean is short of the unbiased one by (n - 1) / n
-    drawn = draws_of(two, one.var() / pictures)
-    found = hierarchical(two, drawn, units=pictures)
+    drawn = draws_of(two, one.var() / images)
+    found = hierarchical(two, drawn, units=images)
     wanted = stats.ttest_ind(one, two, equal_var=False)
     low, high = wanted.confidence_interval(0.9)
     assert found.freedom == pytest.approx(wanted.df)
     assert found.interval(0.9).high - found.interval(0.9).low == pytest.approx(high - low)
     assert found.p_value == pytest.approx(2 * stats.t.sf(abs(two.mean()) / found.error, wanted.df))
-    assert found.method == "bootstrap-seeds-and-pictures"
+    assert found.method == "bootstrap-seeds-and-images"
 
 
-def test_one_seed_is_judged_by_its_pictures_alone() -> None:
+def test_one_seed_is_judged_by_its_images_alone() -> None:
     one = np.random.default_rng(0).normal(0.4, 0.3, 15)
     found = hierarchical([one.mean()], draws_of(one[:1], one.var() / 15), units=15)
     wanted = stats.ttest_1samp(one, 0.0)
-    assert (found.freedom, found.method) == (pytest.approx(14), "bootstrap-pictures")
+    assert (found.freedom, found.method) == (pytest.approx(14), "bootstrap-images")
     assert found.p_value == pytest.approx(wanted.pvalue)
 
 
-def test_too_few_draws_or_pictures_are_unknown() -> None:
+def test_too_few_draws_or_images_are_unknown() -> None:
     table = draws_of(np.zeros(2), 0.01)
     table[0, 10:60] = np.nan  # half of them: the others count
     half = hierarchical([0.0, 0.1], table, units=9)
@@ -123,7 +123,7 @@ def test_too_few_draws_or_pictures_are_unknown() -> None:
 @pytest.mark.parametrize(
     ("differing", "level", "enough"), [(5, 0.95, False), (6, 0.95, True), (6, 0.96, True)]
 )
-def test_six_pictures_are_the_fewest_witnesses(differing: int, level: float, enough: bool) -> None:
+def test_six_images_are_the_fewest_witnesses(differing: int, level: float, enough: bool) -> None:
     """By a sign test, 2 / 2**5 is 0.06 and 2 / 2**6 is 0.03; the t-interval leaves out 0."""
     one = np.arange(20)[None] < differing
     assert (stats.binomtest(0, differing).pvalue < 1 - level) == enough
@@ -141,9 +141,9 @@ def test_two_splits_are_enough_and_knowing_nothing_is_no_difference() -> None:
 
 
 def test_the_correction_holds_its_level_on_splits_that_overlap() -> None:
-    """Two rules that are equally right on average, tested on 10 random fifths of 60 pictures.
+    """Two rules that are equally right on average, tested on 10 random fifths of 60 images.
 
-    Two such fifths share a fifth of their pictures: the correlation that the paper supposes.
+    Two such fifths share a fifth of their images: the correlation that the paper supposes.
     """
     rng = np.random.default_rng(5)
     corrected = plain = 0
@@ -176,20 +176,20 @@ def test_few_witnesses_prove_nothing() -> None:
     assert paired_bootstrap(one, two).distinguishable
 
 
-def test_intervals_cover_the_truth_over_seeds_and_pictures() -> None:
-    """Seeds, pictures and their interaction vary; 95 % intervals hold the mean, 0."""
+def test_intervals_cover_the_truth_over_seeds_and_images() -> None:
+    """Seeds, images and their interaction vary; 95 % intervals hold the mean, 0."""
     rng = np.random.default_rng(4)
     n_sets, seeds, n = 300, 5, 60
-    held, pictures_only = 0, 0
+    held, images_only = 0, 0
     for k in range(n_sets):
         seed_effect = rng.normal(0, 0.15, (seeds, 1))
         gaps = seed_effect + rng.normal(0, 1, (1, n)) + rng.normal(0, 0.5, (seeds, n))
         found = paired_bootstrap(gaps, np.zeros_like(gaps), n_resamples=200, seed=k).interval
         held += found.low <= 0 <= found.high
         means = gaps.mean(axis=0)
-        pictures_only += abs(means.mean()) <= 1.96 * means.std(ddof=1) / np.sqrt(n)
+        images_only += abs(means.mean()) <= 1.96 * means.std(ddof=1) / np.sqrt(n)
     assert 0.92 <= held / n_sets <= 0.985
-    assert pictures_only / n_sets < held / n_sets
+    assert images_only / n_sets < held / n_sets
 
 
 def test_shapes_are_checked() -> None:

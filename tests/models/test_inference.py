@@ -11,7 +11,7 @@ import torch
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import fingerprint
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
 from headstart.data.transforms.augment import Augmentation
@@ -20,9 +20,9 @@ from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.inference import detect, segment
-from headstart.models.tasks import Detection
+from headstart.models.tasks import DetectionTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Score, Session
 from headstart.training.losses.classification import Loss
@@ -67,10 +67,10 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     spec = resolve("timm/test_resnet")
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"from": "test"})
+    return FrozenBackbone(spec=spec, state=state, origin={"from": "test"})
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def every_epoch_is_better(monkeypatch):
 
 
 def scene(number):
-    """A picture with a red and a blue rectangle (every fifth: with none), and what it shows."""
+    """An image with a red and a blue rectangle (every fifth: with none), and what it shows."""
     rng = np.random.default_rng(number)
     height, width = (60, 90) if number % 2 else (80, 64)
     pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
@@ -114,21 +114,21 @@ def data(kind, n=10):
     return Dataset(samples=tuple(samples), classes=classes, kind=kind)
 
 
-def made(trunk, kind, head="auto", n=10):
+def made(backbone, kind, head="auto", n=10):
     found = data(kind, n)
-    return blank(trunk, found, head=head, size=64, seed=0), found
+    return create_model(backbone, found, head=head, size=64, seed=0), found
 
 
 def settled(model):
     """Everything that training decides, to the bit."""
     head = {k: torch.from_numpy(v) for k, v in model.head.state().items()}
-    return fingerprint(model.trunk.state), fingerprint(head), model.task
+    return fingerprint(model.backbone.state), fingerprint(head), model.task
 
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("name", METHODS)
-def test_every_strategy_trains_what_it_says_and_leaves_the_rest(trunk, extractor, kind, name):
-    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+def test_every_strategy_trains_what_it_says_and_leaves_the_rest(backbone, extractor, kind, name):
+    model, train = made(backbone, kind, "fcos" if kind == "detection" else "fpn")
     before = settled(model)
     told = []
     session = Session(told=lambda epoch, _: told.append(epoch))
@@ -137,9 +137,9 @@ def test_every_strategy_trains_what_it_says_and_leaves_the_rest(trunk, extractor
     assert [epoch.number for epoch in told] == [0, 1, 2]
     assert all(np.isfinite(epoch.loss) for epoch in told[1:])
     constant = [row["stage"] for row in found.record["plan"]["stages"] if not row["trainable"]]
-    same = [k for k, v in found.trunk.state.items() if torch.equal(v, model.trunk.state[k])]
-    backbone = model.trunk.backbone
-    moved = {backbone.stage_of(f"trunk.{k}") for k in found.trunk.state if k not in same}
+    same = [k for k, v in found.backbone.state.items() if torch.equal(v, model.backbone.state[k])]
+    module = model.backbone.module
+    moved = {module.stage_of(f"trunk.{k}") for k in found.backbone.state if k not in same}
     if name not in {"adapt", "scratch"}:
         assert not moved & set(constant)
     json.dumps(found.record, allow_nan=False)
@@ -151,17 +151,17 @@ def test_every_strategy_trains_what_it_says_and_leaves_the_rest(trunk, extractor
 @pytest.mark.parametrize("augmentation", [Augmentation(), VIEWS], ids=["plain", "views"])
 @pytest.mark.parametrize("train_from", ["head", "last:2"])
 def test_with_and_without_the_cache_the_weights_are_the_same(
-    trunk, extractor, kind, augmentation, train_from, every_epoch_is_better
+    backbone, extractor, kind, augmentation, train_from, every_epoch_is_better
 ):
-    model, train = made(trunk, kind, "fcos" if kind == "detection" else "unet")
+    model, train = made(backbone, kind, "fcos" if kind == "detection" else "unet")
     rates = {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "augmentation": augmentation}
     how = {"train_from": train_from, "training": SHORT, **rates}
     found = [
-        Finetune(boundary_cache=switch, **how).fit(model, train, extractor=extractor)
+        Finetune(activation_cache=switch, **how).fit(model, train, extractor=extractor)
         for switch in ("on", "off")
     ]
-    for name, value in found[0].trunk.state.items():
-        torch.testing.assert_close(value, found[1].trunk.state[name], atol=1e-6, rtol=0)
+    for name, value in found[0].backbone.state.items():
+        torch.testing.assert_close(value, found[1].backbone.state[name], atol=1e-6, rtol=0)
     other = found[1].head.state()
     for name, value in found[0].head.state().items():
         np.testing.assert_allclose(value, other[name], atol=1e-6)
@@ -170,21 +170,21 @@ def test_with_and_without_the_cache_the_weights_are_the_same(
 @pytest.mark.parametrize(
     ("kind", "head"), [(kind, head) for kind, heads in HEADS.items() for head in heads]
 )
-def test_every_head_learns_behind_a_frozen_trunk_and_answers_in_the_picture(
-    trunk, extractor, kind, head, every_epoch_is_better
+def test_every_head_learns_behind_a_frozen_backbone_and_answers_in_the_image(
+    backbone, extractor, kind, head, every_epoch_is_better
 ):
-    model, train = made(trunk, kind, head)
+    model, train = made(backbone, kind, head)
     found = Finetune(train_from="head", training=SHORT).fit(model, train, extractor=extractor)
-    assert fingerprint(found.trunk.state) == fingerprint(model.trunk.state)
+    assert fingerprint(found.backbone.state) == fingerprint(model.backbone.state)
     assert any((v != model.head.state()[k]).any() for k, v in found.head.state().items())
     sizes = [sample.image.shape[:2] for sample in train.samples[:3]]
     if kind == "segmentation":
-        masks = [one.mask for one in segment(found.trunk, found.head, train.samples[:3])]
+        masks = [one.mask for one in segment(found.backbone, found.head, train.samples[:3])]
         assert [mask.shape for mask in masks] == sizes
         assert max(mask.max() for mask in masks) < 3
         return
     for one, (height, width) in zip(
-        detect(found.trunk, found.head, train.samples[:3]), sizes, strict=True
+        detect(found.backbone, found.head, train.samples[:3]), sizes, strict=True
     ):
         assert one.size == (width, height)
         assert (one.boxes >= 0).all()
@@ -193,26 +193,26 @@ def test_every_head_learns_behind_a_frozen_trunk_and_answers_in_the_picture(
         assert set(one.labels) <= {0, 1}
 
 
-def test_boxes_are_learned_and_the_threshold_is_set(trunk, extractor):
-    model, train = made(trunk, "detection", "fcos", n=16)
+def test_boxes_are_learned_and_the_threshold_is_set(backbone, extractor):
+    model, train = made(backbone, "detection", "fcos", n=16)
     training = Training(epochs=25, batch_size=4, patience=25)
     how = Finetune(train_from="all", batch_norm="train", learning_rate=1e-3, training=training)
     found = how.fit(model, train, train, extractor=extractor)
     epochs = found.record["epochs"]
     assert max(epoch["score"] for epoch in epochs) > epochs[0]["score"] + 0.2
-    assert found.task != Detection(classes=train.classes)
-    best = detect(found.trunk, found.head, train.samples[:1])[0]
+    assert found.task != DetectionTask(classes=train.classes)
+    best = detect(found.backbone, found.head, train.samples[:1])[0]
     truth = train.samples[0].target.array()
     overlap = [iou(best.boxes[best.labels == k][0], truth[k]) for k in (0, 1)]
     assert min(overlap) > 0.5
 
 
-def test_masks_are_learned(trunk, extractor):
-    model, train = made(trunk, "segmentation", "unet", n=12)
+def test_masks_are_learned(backbone, extractor):
+    model, train = made(backbone, "segmentation", "unet", n=12)
     training = Training(epochs=12, batch_size=4, patience=25)
     how = Finetune(train_from="all", batch_norm="train", learning_rate=1e-3, training=training)
     found = how.fit(model, train, train, extractor=extractor)
-    masks = [one.mask for one in segment(found.trunk, found.head, train.samples)]
+    masks = [one.mask for one in segment(found.backbone, found.head, train.samples)]
     truths = [sample.target.source for sample in train.samples]
     right = np.mean([(a == b).mean() for a, b in zip(masks, truths, strict=True)])
     plain = np.mean([(truth == 0).mean() for truth in truths])
@@ -236,37 +236,37 @@ def iou(one, other):
         (Finetune(dropout=0.1), "dropout"),
         (Scratch(loss=Loss(focal=2.0)), "loss"),
         (LinearProbe(), "--train-from head"),
-        (Finetune(regularisation=Regularisation(lwf=0.1)), "whole pictures"),
+        (Finetune(regularisation=Regularisation(lwf=0.1)), "whole images"),
         (Finetune(augmentation=Augmentation(policy="randaugment")), "settings that .* policy"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_what_is_for_classes_only_is_refused_by_name(trunk, extractor, kind, how, said):
-    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+def test_what_is_for_classes_only_is_refused_by_name(backbone, extractor, kind, how, said):
+    model, train = made(backbone, kind, "fcos" if kind == "detection" else "fpn")
     with pytest.raises(UsageError, match=said):
         how.fit(model, train, extractor=extractor)
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_nothing_to_learn_is_said(trunk, extractor, kind):
-    model, train = made(trunk, kind)
-    with pytest.raises(DataError, match="at least 2 pictures"):
+def test_nothing_to_learn_is_said(backbone, extractor, kind):
+    model, train = made(backbone, kind)
+    with pytest.raises(DataError, match="at least 2 images"):
         Finetune(training=SHORT).fit(model, train.subset([0]), extractor=extractor)
 
 
-def test_a_model_without_a_head_is_refused(trunk, extractor):
+def test_a_model_without_a_head_is_refused(backbone, extractor):
     train = data("detection")
     with pytest.raises(UsageError, match="head for detection"):
         Finetune().fit(
-            TransferModel(trunk=trunk, task=Detection(classes=train.classes)),
+            TransferModel(backbone=backbone, task=DetectionTask(classes=train.classes)),
             train,
             extractor=extractor,
         )
 
 
 @pytest.mark.parametrize("loss", ["ce", "dice", "focal", "lovasz", "jaccard", "ce+dice"])
-def test_every_loss_of_masks_trains(trunk, extractor, loss):
-    model, train = made(trunk, "segmentation", "fpn")
+def test_every_loss_of_masks_trains(backbone, extractor, loss):
+    model, train = made(backbone, "segmentation", "fpn")
     how = MaskLoss(kind=loss, class_weights="balanced" if loss.startswith("ce") else "none")
     found = Finetune(train_from="head", mask_loss=how, training=SHORT).fit(
         model, train, extractor=extractor
@@ -274,18 +274,18 @@ def test_every_loss_of_masks_trains(trunk, extractor, loss):
     assert all(np.isfinite(epoch["held_out_loss"]) for epoch in found.record["epochs"])
 
 
-def test_tiles_agree_with_the_whole_where_one_tile_is_the_whole(trunk):
-    model, train = made(trunk, "segmentation", "fpn")
-    whole = [one.mask for one in segment(model.trunk, model.head, train.samples[:3])]
-    tiled = [one.mask for one in segment(model.trunk, model.head, train.samples[:3], tile=90)]
+def test_tiles_agree_with_the_whole_where_one_tile_is_the_whole(backbone):
+    model, train = made(backbone, "segmentation", "fpn")
+    whole = [one.mask for one in segment(model.backbone, model.head, train.samples[:3])]
+    tiled = [one.mask for one in segment(model.backbone, model.head, train.samples[:3], tile=90)]
     for one, other in zip(whole, tiled, strict=True):
         assert one.shape == other.shape
     np.testing.assert_array_equal(whole[1], tiled[1])  # 60 x 90: as large as the window
 
 
-def test_tiles_see_what_is_lost_in_the_whole(trunk, extractor):
-    """A model of small pictures finds its classes again in a picture nine times as large."""
-    model, train = made(trunk, "segmentation", "unet", n=12)
+def test_tiles_see_what_is_lost_in_the_whole(backbone, extractor):
+    """A model of small images finds its classes again in an image nine times as large."""
+    model, train = made(backbone, "segmentation", "unet", n=12)
     how = Finetune(
         train_from="all",
         batch_norm="train",
@@ -297,18 +297,18 @@ def test_tiles_see_what_is_lost_in_the_whole(trunk, extractor):
     large = Sample(image=np.tile(pixels, (4, 4, 1)), title="large.png")
     truth = np.tile(mask, (4, 4))
     whole, tiled = (
-        next(iter(segment(found.trunk, found.head, [large], tile=tile))).mask for tile in (0, 90)
+        next(iter(segment(found.backbone, found.head, [large], tile=tile))).mask for tile in (0, 90)
     )
     assert whole.shape == tiled.shape == truth.shape
     assert (tiled == truth).mean() > (whole == truth).mean() + 0.05
     with pytest.raises(UsageError, match="tile"):
-        next(iter(segment(found.trunk, found.head, [large], tile=-1)))
+        next(iter(segment(found.backbone, found.head, [large], tile=-1)))
 
 
-def test_a_head_takes_the_options_of_its_name(trunk):
+def test_a_head_takes_the_options_of_its_name(backbone):
     train = data("detection")
     plain, light = (
-        blank(trunk, train, head=head, size=64).head
+        create_model(backbone, train, head=head, size=64).head
         for head in ("faster-rcnn", "faster-rcnn?channels=64&first_stride=8")
     )
     sizes = [sum(value.size for value in head.state().values()) for head in (plain, light)]
@@ -316,24 +316,26 @@ def test_a_head_takes_the_options_of_its_name(trunk):
     assert len(light.taps) < len(plain.taps)
     for wrong, said in (("unet", "faster-rcnn"), ("fcos?chanels=64", "channels")):
         with pytest.raises(UsageError, match=said):
-            blank(trunk, train, head=wrong, size=64)
+            create_model(backbone, train, head=wrong, size=64)
 
 
-def test_from_scratch_no_trained_head_is_taken(trunk, extractor):
-    model, train = made(trunk, "detection", "fcos")
-    spec = replace(model.trunk.spec, name="torchvision/fcos_resnet50_fpn")  # as published ones have
-    trained = replace(model, trunk=replace(model.trunk, spec=spec))
+def test_from_scratch_no_trained_head_is_taken(backbone, extractor):
+    model, train = made(backbone, "detection", "fcos")
+    spec = replace(
+        model.backbone.spec, name="torchvision/fcos_resnet50_fpn"
+    )  # as published ones have
+    trained = replace(model, backbone=replace(model.backbone, spec=spec))
     with pytest.raises(UsageError, match="random head"):
         Scratch(training=SHORT).fit(trained, train, extractor=extractor)
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_the_rate_finder_sees_the_views_that_are_kept(trunk, extractor, kind):
+def test_the_rate_finder_sees_the_views_that_are_kept(backbone, extractor, kind):
     """It takes more epochs than the training, whose views are all that is kept."""
-    model, train = made(trunk, kind, "fcos" if kind == "detection" else "fpn")
+    model, train = made(backbone, kind, "fcos" if kind == "detection" else "fpn")
     how = Finetune(
         learning_rate="auto",
-        boundary_cache="on",
+        activation_cache="on",
         augmentation=replace(VIEWS, views=10),
         training=replace(SHORT, batch_size=10),
     )
@@ -352,13 +354,16 @@ def stopped(model, train, extractor, folder, **how):
     Finetune(training=SHORT, **how).fit(model, train, extractor=extractor, session=session)
 
 
-def test_a_training_is_taken_up_with_its_own_head_and_truth_only(trunk, extractor, tmp_path):
-    model, train = made(trunk, "segmentation", "fpn")
+def test_a_training_is_taken_up_with_its_own_head_and_truth_only(backbone, extractor, tmp_path):
+    model, train = made(backbone, "segmentation", "fpn")
     stopped(model, train, extractor, tmp_path)
     again = Session(folder=tmp_path, resume=True)
     inverted = replace(train.samples[0], target=Mask(source=2 - scene(0)[1], palette=PALETTE))
     other = replace(train, samples=(inverted, *train.samples[1:]))
-    for start, data_ in ((blank(trunk, train, head="unet", size=64), train), (model, other)):
+    for start, data_ in (
+        (create_model(backbone, train, head="unet", size=64), train),
+        (model, other),
+    ):
         with pytest.raises(HeadstartError, match=r"head|data"):
             Finetune(training=SHORT).fit(start, data_, extractor=extractor, session=again)
     found = Finetune(training=SHORT).fit(model, train, extractor=extractor, session=again)

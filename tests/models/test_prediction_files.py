@@ -12,7 +12,7 @@ from headstart.data.images import decode
 from headstart.data.masks import decode_mask
 from headstart.data.readers import read_dataset
 from headstart.errors import SetupError, UnknownNameError, UsageError
-from headstart.models.inference import Detections, Segmented
+from headstart.models.inference import Detections, Segmentation
 from headstart.models.prediction_files import (
     FORMATS,
     as_csv,
@@ -32,12 +32,12 @@ PLACES = ("a/1.png", "a/2.png", "b/1.png")
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Pictures of odd sizes in folders, two of one name."""
+def images(tmp_path):
+    """Images of odd sizes in folders, two of one name."""
     rng = np.random.default_rng(0)
     paths = []
     for number, place in enumerate(PLACES):
-        path = tmp_path / "pictures" / "images" / place
+        path = tmp_path / "images" / "images" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (33 + number, 47, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
@@ -47,7 +47,7 @@ def pictures(tmp_path):
 
 def objects(path, number):
     rng = np.random.default_rng(number)
-    count = number  # none in the first picture
+    count = number  # none in the first image
     corners = rng.uniform(0, 15, (count, 2))
     boxes = np.hstack([corners, corners + rng.uniform(2, 15, (count, 2))]).astype(np.float32)
     return Detections(
@@ -60,17 +60,17 @@ def objects(path, number):
 
 
 @pytest.fixture
-def detected(pictures):
-    return [(Sample(image=path), objects(path, i)) for i, path in enumerate(pictures)]
+def detected(images):
+    return [(Sample(image=path), objects(path, i)) for i, path in enumerate(images)]
 
 
 @pytest.fixture
-def segmented(pictures):
+def segmented(images):
     rng = np.random.default_rng(1)
     masks = [rng.integers(0, 3, (33 + i, 47), dtype=np.uint8) for i in range(3)]
     return [
-        (Sample(image=path), Segmented(name=str(path), mask=mask))
-        for path, mask in zip(pictures, masks, strict=True)
+        (Sample(image=path), Segmentation(name=str(path), mask=mask))
+        for path, mask in zip(images, masks, strict=True)
     ]
 
 
@@ -82,12 +82,12 @@ def same_boxes(data, found, tolerance):
         np.testing.assert_allclose(truth.array(), one.boxes, atol=tolerance)
 
 
-def test_yolo_reads_back(detected, pictures, tmp_path):
+def test_yolo_reads_back(detected, images, tmp_path):
     written = write_found(tmp_path / "out", "yolo", detected, CLASSES)
     assert sorted(p.relative_to(written).as_posix() for p in written.rglob("*.*")) == [
         "data.yaml", "labels/a/1.txt", "labels/a/2.txt", "labels/b/1.txt",
     ]  # fmt: skip
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     written.joinpath("labels").rename(root / "labels")
     written.joinpath("data.yaml").rename(root / "data.yaml")
     from headstart.data.checks.boxes import settled
@@ -106,7 +106,7 @@ def test_coco_reads_back(detected, tmp_path):
         {**row, "id": i, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
         for i, row in enumerate(results, start=1)
     ]
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for row in images["images"]:
         row["file_name"] = row["file_name"].removeprefix(f"{root}/")
     document = {**images, "annotations": annotations}
@@ -120,7 +120,7 @@ def test_coco_reads_back(detected, tmp_path):
 
 def test_masks_read_back(segmented, tmp_path):
     written = write_found(tmp_path / "out", "masks", segmented, CLASSES)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     (written / "masks").rename(root / "masks")
     (written / "classes.txt").rename(root / "classes.txt")
     data = read_dataset(root)
@@ -130,7 +130,7 @@ def test_masks_read_back(segmented, tmp_path):
         np.testing.assert_array_equal(decode_mask(truths[one.name], CLASSES), one.mask)
 
 
-def test_a_mask_of_many_classes_is_an_indexed_picture(tmp_path):
+def test_a_mask_of_many_classes_is_an_indexed_image(tmp_path):
     mask = np.arange(254, dtype=np.uint8).reshape(2, 127)
     (tmp_path / "m.png").write_bytes(mask_png(mask, 254))
     with Image.open(tmp_path / "m.png") as image:
@@ -140,7 +140,7 @@ def test_a_mask_of_many_classes_is_an_indexed_picture(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["detected", "segmented"])
-def test_overlays_are_the_pictures_and_something_on_them(what, request, tmp_path):
+def test_overlays_are_the_images_and_something_on_them(what, request, tmp_path):
     found = request.getfixturevalue(what)
     written = write_found(tmp_path / "out", "overlay", found, CLASSES)
     for (sample, _), place in zip(found, PLACES, strict=True):
@@ -154,14 +154,14 @@ def test_json_and_csv_say_the_same_of_objects(detected, tmp_path):
     answers = [one for _, one in detected]
     rows = list(csv.DictReader(as_csv(answers, CLASSES).splitlines()))
     plain = as_json(answers, CLASSES)
-    assert [one["picture"] for one in plain] == [one.name for one in answers]
+    assert [one["image"] for one in plain] == [one.name for one in answers]
     assert plain[0]["objects"] == []
-    flat = [(one["picture"], o) for one in plain for o in one["objects"]]
+    flat = [(one["image"], o) for one in plain for o in one["objects"]]
     assert len(rows) == len(flat) == 3
     for row, (name, o), box in zip(
         rows, flat, np.concatenate([a.boxes for a in answers]), strict=True
     ):
-        assert (row["picture"], row["label"]) == (name, o["label"])
+        assert (row["image"], row["label"]) == (name, o["label"])
         assert float(row["score"]) == pytest.approx(o["score"], abs=1e-6)
         sides = [float(row[side]) for side in ("left", "top", "right", "bottom")]
         np.testing.assert_allclose(sides, o["box"], atol=0.006)
@@ -183,7 +183,7 @@ def test_json_and_csv_say_the_shares_of_masks(segmented):
     assert [row["class"] for row in rows[:3]] == list(CLASSES)
 
 
-def test_classes_of_pictures_go_to_a_folder_too(tmp_path):
+def test_classes_of_images_go_to_a_folder_too(tmp_path):
     one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
     written = write_found(tmp_path / "out", "csv", [(Sample(image=b""), one)], ("cat",))
     assert (written / "predictions.csv").read_text().splitlines()[
@@ -193,15 +193,15 @@ def test_classes_of_pictures_go_to_a_folder_too(tmp_path):
     assert as_csv([], ("cat",)) == ""
 
 
-def test_scores_stand_behind_yolo_lines_on_request(pictures):
-    one = objects(pictures[2], 2)
+def test_scores_stand_behind_yolo_lines_on_request(images):
+    one = objects(images[2], 2)
     plain, scored = yolo_text(one).splitlines(), yolo_text(one, scores=True).splitlines()
     for short, long, score in zip(plain, scored, one.scores, strict=True):
         assert long.startswith(short + " ")
         assert float(long.split()[5]) == pytest.approx(float(score), abs=1e-6)
 
 
-def test_files_are_named_after_pictures_each_once():
+def test_files_are_named_after_images_each_once():
     names = ["/x/a/1.jpg", "/x/b/1.jpg", "/x/b/1.png", "/x/b/1-2.gif"]
     assert stems(names) == ("a/1", "b/1", "b/1-2", "b/1-2-2")
     assert stems(["<ndarray>"] * 3) == ("ndarray", "ndarray-2", "ndarray-3")
@@ -246,7 +246,7 @@ def test_every_format_is_written_or_shown_and_no_other_taken(detected, tmp_path)
         write_found(tmp_path / "out", "table", detected, CLASSES)
 
 
-def test_pictures_and_classes_of_coco_count_from_one(detected):
+def test_images_and_classes_of_coco_count_from_one(detected):
     answers = [one for _, one in detected]
     document = coco_images(answers, CLASSES)
     assert [row["id"] for row in document["images"]] == [1, 2, 3]

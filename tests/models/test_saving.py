@@ -19,13 +19,13 @@ from safetensors.torch import save as to_bytes
 
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import ModelFileError, SetupError, UsageError
 from headstart.models.heads.linear import LinearHead
 from headstart.models.saving import load, save
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
 SMALL = Preprocess(
@@ -44,8 +44,10 @@ def make_model(classes=("ant", "bee", "cat"), seed=0, **changes):
         bias=rng.normal(size=len(classes)).astype(np.float32),
     )
     model = TransferModel(
-        trunk=Trunk(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""}),
-        task=Classification(classes=tuple(classes), temperature=0.7),
+        backbone=FrozenBackbone(
+            spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""}
+        ),
+        task=ClassificationTask(classes=tuple(classes), temperature=0.7),
         head=head,
         engine="fp32",
         record={"seed": seed, "candidates": [{"penalty": 0.1, "log_loss": 0.5}]},
@@ -138,10 +140,10 @@ print(json.dumps([[one.label, [value.hex() for value in one.probabilities.values
 
 def test_a_fresh_process_without_network_gives_the_same_bits(model, tmp_path):
     rng = np.random.default_rng(5)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(5):
         pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
     save(model, tmp_path / "run")
     # Another working directory, a relative folder, and a home without any weights in it.
     environment = {
@@ -151,7 +153,7 @@ def test_a_fresh_process_without_network_gives_the_same_bits(model, tmp_path):
         "HF_HOME": str(tmp_path),
     }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FRESH, "run", "pictures", "cache"],
+        [sys.executable, "-W", "error", "-c", FRESH, "run", "images", "cache"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -160,7 +162,7 @@ def test_a_fresh_process_without_network_gives_the_same_bits(model, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     here = model.predict(
-        tmp_path / "pictures", engine="fp32", device="cpu", cache=Cache(tmp_path / "other")
+        tmp_path / "images", engine="fp32", device="cpu", cache=Cache(tmp_path / "other")
     )
     expected = [[one.label, [p.hex() for p in one.probabilities.values()]] for one in here]
     assert json.loads(done.stdout) == expected
@@ -171,15 +173,15 @@ def test_everything_comes_back(model, folder):
     assert again.task == model.task
     assert again.engine == model.engine
     assert again.record == model.record
-    assert again.trunk.spec == model.trunk.spec
-    assert again.trunk.origin == model.trunk.origin
-    assert again.trunk.identity == model.trunk.identity
+    assert again.backbone.spec == model.backbone.spec
+    assert again.backbone.origin == model.backbone.origin
+    assert again.backbone.identity == model.backbone.identity
     np.testing.assert_array_equal(again.head.weight, model.head.weight)
     np.testing.assert_array_equal(again.head.bias, model.head.bias)
 
 
 def test_a_multilabel_model_comes_back(tmp_path):
-    task = Classification(classes=("a", "b"), kind="multilabel", thresholds=(0.25, 0.75))
+    task = ClassificationTask(classes=("a", "b"), kind="multilabel", thresholds=(0.25, 0.75))
     save(make_model(("a", "b"), task=task), tmp_path)
     assert load(str(tmp_path)).task == task
 
@@ -222,9 +224,9 @@ def test_a_relative_folder_and_another_working_directory(model, folder, monkeypa
 
 def test_weights_that_share_memory_are_saved(model, tmp_path):
     flat = torch.arange(8.0)
-    state = {**model.trunk.state, "classifier.0.bias": flat[:4], "classifier.3.bias": flat[4:]}
-    save(replace(model, trunk=replace(model.trunk, state=state)), tmp_path)
-    torch.testing.assert_close(load(tmp_path).trunk.state["classifier.3.bias"], flat[4:])
+    state = {**model.backbone.state, "classifier.0.bias": flat[:4], "classifier.3.bias": flat[4:]}
+    save(replace(model, backbone=replace(model.backbone, state=state)), tmp_path)
+    torch.testing.assert_close(load(tmp_path).backbone.state["classifier.3.bias"], flat[4:])
 
 
 # ---------------------------------------------------------------- saved half-way
@@ -306,7 +308,7 @@ def write_over(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def cut(folder):
+def split_point(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -371,7 +373,7 @@ OVERLAP = (
     b'"backbone.b":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}'
 )
 DAMAGE = {
-    "cut": (cut, "SHA-256"),
+    "split_point": (split_point, "SHA-256"),
     "flipped bit": (flip, "SHA-256"),
     "no tensors": (remove("model.safetensors"), r"model\.safetensors"),
     "empty tensors": (write_over("model.safetensors", b""), "safetensors"),
@@ -580,9 +582,9 @@ def test_options_of_layers_are_let_through(model, tmp_path):
     state = load_backbone(spec, pretrained=False).trunk.state_dict()
     width = load_backbone(spec, pretrained=False).width
     head = LinearHead(weight=np.ones((3, width), np.float32), bias=np.zeros(3, np.float32))
-    trunk = replace(model.trunk, spec=spec, state=state)
-    save(replace(model, trunk=trunk, head=head), tmp_path)
-    assert load(tmp_path).trunk.spec.model_options == options
+    backbone = replace(model.backbone, spec=spec, state=state)
+    save(replace(model, backbone=backbone, head=head), tmp_path)
+    assert load(tmp_path).backbone.spec.model_options == options
 
 
 def test_a_link_to_a_whole_file_is_read(folder, model, tmp_path):
@@ -598,16 +600,16 @@ def test_a_link_to_a_whole_file_is_read(folder, model, tmp_path):
 
 
 def test_a_backbone_that_ends_early_comes_back_as_small_as_it_is(model, tmp_path):
-    trunk = model.trunk.until("stage3")
-    head = LinearHead(weight=np.ones((3, trunk.width), np.float32), bias=np.zeros(3, np.float32))
-    save(replace(model, trunk=trunk, head=head), tmp_path / "short")
+    backbone = model.backbone.until("stage3")
+    head = LinearHead(weight=np.ones((3, backbone.width), np.float32), bias=np.zeros(3, np.float32))
+    save(replace(model, backbone=backbone, head=head), tmp_path / "short")
     save(model, tmp_path / "whole")
     back = load(tmp_path / "short")
-    assert back.trunk.spec == trunk.spec
-    assert back.trunk.fingerprint == trunk.fingerprint
+    assert back.backbone.spec == backbone.spec
+    assert back.backbone.fingerprint == backbone.fingerprint
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("short", "whole")]
     assert sizes[0] < sizes[1] / 2
     x = torch.zeros(1, 3, 32, 32)
     assert torch.equal(
-        back.trunk.backbone(x), model.trunk.backbone.run(x, stop="stage3").mean((2, 3))
+        back.backbone.module(x), model.backbone.module.run(x, stop="stage3").mean((2, 3))
     )

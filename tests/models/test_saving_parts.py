@@ -13,12 +13,12 @@ from safetensors.torch import save as to_bytes
 
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cli.options import Size
 from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
 from headstart.errors import ModelFileError
 from headstart.estimators import ObjectDetector
-from headstart.models.build import HEADS, blank
+from headstart.models.build import HEADS, create_model
 from headstart.models.inference import detect, segment
 from headstart.models.saving import load, save
 from headstart.workflows.recipe import Recipe
@@ -37,13 +37,13 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     spec = resolve("timm/test_resnet")
     state = load_backbone(spec, pretrained=False, seed=0).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
+    return FrozenBackbone(spec=spec, state=state, origin={"sha256": "", "from": "test", "file": ""})
 
 
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((48, 64), (40, 50))]
 
@@ -54,13 +54,13 @@ def dataset(kind):
         targets = [boxes, boxes]
         return Dataset(
             samples=tuple(
-                Sample(image=p, target=t) for p, t in zip(pictures(), targets, strict=True)
+                Sample(image=p, target=t) for p, t in zip(images(), targets, strict=True)
             ),
             classes=("leaf", "stem"),
             kind="detection",
         )
     samples = []
-    for pixels in pictures():
+    for pixels in images():
         mask = np.zeros(pixels.shape[:2], dtype=np.uint8)
         mask[10:30, 10:30] = 1
         target = Mask(source=mask, palette=PALETTE, present=CLASSES)
@@ -68,26 +68,26 @@ def dataset(kind):
     return Dataset(samples=tuple(samples), classes=CLASSES, kind="segmentation")
 
 
-def made(trunk, task, kind):
-    return blank(trunk, dataset(task), head=kind, size=64, seed=1)
+def made(backbone, task, kind):
+    return create_model(backbone, dataset(task), head=kind, size=64, seed=1)
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 @pytest.mark.parametrize(("size", "read"), [(64, 64), (65, 96), (100, 128)])
-def test_a_size_is_rounded_up_as_every_place_says(trunk, task, size, read):
-    model = blank(trunk, dataset(task), size=size)
-    assert max(model.trunk.spec.preprocess.canvas) == read
+def test_a_size_is_rounded_up_as_every_place_says(backbone, task, size, read):
+    model = create_model(backbone, dataset(task), size=size)
+    assert max(model.backbone.spec.preprocess.canvas) == read
     option = get_args(Size)[1].help
-    for words in (option, blank.__doc__, Recipe.__doc__, ObjectDetector.__doc__):
+    for words in (option, create_model.__doc__, Recipe.__doc__, ObjectDetector.__doc__):
         assert "rounded up to a multiple of 32" in " ".join(words.split())
 
 
 @pytest.mark.parametrize("head", ["retinanet", "fcos"])
-def test_anchors_fit_what_is_learned_and_not_what_is_hard(trunk, head):
+def test_anchors_fit_what_is_learned_and_not_what_is_hard(backbone, head):
     def made_of(boxes):
-        samples = tuple(Sample(image=p, target=boxes) for p in pictures())
+        samples = tuple(Sample(image=p, target=boxes) for p in images())
         data = Dataset(samples=samples, classes=("leaf",), kind="detection")
-        return blank(trunk, data, head=head, size=64, seed=1)
+        return create_model(backbone, data, head=head, size=64, seed=1)
 
     plain = ((4, 6, 16, 18), (20, 10, 34, 20))
     crowd = (0, 0, 50, 40)
@@ -103,23 +103,23 @@ def test_anchors_fit_what_is_learned_and_not_what_is_hard(trunk, head):
 def answers(model):
     samples = dataset(model.task.kind).samples
     if model.task.kind == "detection":
-        found = detect(model.trunk, model.head, samples, device="cpu")
+        found = detect(model.backbone, model.head, samples, device="cpu")
         return [a for one in found for a in (one.boxes, one.scores, one.labels)]
-    return [one.mask for one in segment(model.trunk, model.head, samples, device="cpu")]
+    return [one.mask for one in segment(model.backbone, model.head, samples, device="cpu")]
 
 
 @pytest.mark.parametrize(
     ("task", "kind"),
     [*(("detection", k) for k in BOX_KINDS), *(("segmentation", k) for k in MASK_KINDS)],
 )
-def test_every_head_comes_back_and_answers_the_same(trunk, task, kind, tmp_path):
-    model = made(trunk, task, kind)
+def test_every_head_comes_back_and_answers_the_same(backbone, task, kind, tmp_path):
+    model = made(backbone, task, kind)
     save(model, tmp_path / "run")
     again = load(tmp_path / "run")
     assert (again.task, again.head.kind, again.head.taps) == (model.task, kind, model.head.taps)
     assert again.head.as_dict() == model.head.as_dict()
     assert again.record == model.record
-    assert again.trunk.spec.preprocess.canvas == model.trunk.spec.preprocess.canvas
+    assert again.backbone.spec.preprocess.canvas == model.backbone.spec.preprocess.canvas
     before, after = answers(model), answers(again)
     assert sum(one.size for one in before)
     for one, other in zip(before, after, strict=True):
@@ -130,10 +130,10 @@ def test_every_head_comes_back_and_answers_the_same(trunk, task, kind, tmp_path)
 
 
 @pytest.fixture(scope="module", params=["fcos", "unet"])
-def written(request, trunk, tmp_path_factory):
+def written(request, backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     save(
-        made(trunk, "detection" if request.param == "fcos" else "segmentation", request.param),
+        made(backbone, "detection" if request.param == "fcos" else "segmentation", request.param),
         folder,
     )
     return {name: (folder / name).read_bytes() for name in ("model.json", "model.safetensors")}
@@ -265,8 +265,8 @@ def test_hostile_tensors_are_refused(folder, damage):
     assert len(str(caught.value)) < 1500
 
 
-def test_a_variance_below_zero_is_refused(trunk, tmp_path):
-    model = made(trunk, "segmentation", "unet")
+def test_a_variance_below_zero_is_refused(backbone, tmp_path):
+    model = made(backbone, "segmentation", "unet")
     state = model.head.state()
     name = next(name for name in state if name.endswith("running_var"))
     head = replace(model.head, tensors={**state, name: -np.ones_like(state[name])})
@@ -275,14 +275,14 @@ def test_a_variance_below_zero_is_refused(trunk, tmp_path):
         load(tmp_path)
 
 
-def test_a_head_of_another_network_is_refused(trunk, tmp_path):
+def test_a_head_of_another_network_is_refused(backbone, tmp_path):
     """The same names and strides, other widths: said in words, not where it is first used."""
     other = resolve("torchvision/resnet18")
     state = load_backbone(other, pretrained=False, seed=0).trunk.state_dict()
-    model = made(trunk, "segmentation", "fpn")
-    alien = Trunk(spec=other, state=state, origin=trunk.origin).on_canvas(
-        model.trunk.spec.preprocess.canvas
+    model = made(backbone, "segmentation", "fpn")
+    alien = FrozenBackbone(spec=other, state=state, origin=backbone.origin).on_canvas(
+        model.backbone.spec.preprocess.canvas
     )
-    save(replace(model, trunk=alien), tmp_path)
+    save(replace(model, backbone=alien), tmp_path)
     with pytest.raises(ModelFileError, match="stages of torchvision/resnet18"):
         load(tmp_path)

@@ -7,10 +7,10 @@ from sklearn.metrics import f1_score
 
 from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.classification import log_loss
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 
-ANIMALS = Classification(classes=("ant", "bee", "cat"))
-LABELS = Classification(classes=("red", "round"), kind="multilabel")
+ANIMALS = ClassificationTask(classes=("ant", "bee", "cat"))
+LABELS = ClassificationTask(classes=("red", "round"), kind="multilabel")
 
 
 def test_probabilities_equal_scipy():
@@ -45,7 +45,7 @@ def test_temperature_is_the_minimum_of_the_log_loss():
     found = ANIMALS.calibrated(logits, targets)
     best = log_loss(targets, found.probabilities(logits))
     for other in found.temperature * np.array([0.5, 0.9, 0.99, 1.01, 1.1, 2.0]):
-        task = Classification(classes=ANIMALS.classes, temperature=float(other))
+        task = ClassificationTask(classes=ANIMALS.classes, temperature=float(other))
         assert best <= log_loss(targets, task.probabilities(logits))
 
 
@@ -62,8 +62,11 @@ def test_thresholds_have_the_best_f1():
     probabilities = task.probabilities(logits)
     ours = f1_score(targets, task.predicted(probabilities), average=None)
     for column in range(2):
-        cuts = np.unique(probabilities[:, column])
-        best = max(f1_score(targets[:, column], probabilities[:, column] >= cut) for cut in cuts)
+        split_points = np.unique(probabilities[:, column])
+        best = max(
+            f1_score(targets[:, column], probabilities[:, column] >= split_point)
+            for split_point in split_points
+        )
         assert ours[column] == pytest.approx(best)
 
 
@@ -75,10 +78,10 @@ def test_few_positives_keep_one_half():
 
 
 def test_plain_values_come_back():
-    task = Classification(
+    task = ClassificationTask(
         classes=("a", "b"), kind="multilabel", temperature=2.5, thresholds=(0.5, 0.25)
     )
-    assert Classification.from_dict(task.as_dict()) == task
+    assert ClassificationTask.from_dict(task.as_dict()) == task
 
 
 @pytest.mark.parametrize(
@@ -95,11 +98,11 @@ def test_plain_values_come_back():
 )
 def test_values_that_make_no_sense_are_refused(change):
     with pytest.raises(ModelFileError, match="task"):
-        Classification.from_dict(ANIMALS.as_dict() | change)
+        ClassificationTask.from_dict(ANIMALS.as_dict() | change)
 
 
-def test_few_pictures_answered_right_do_not_ask_for_any_confidence():
-    task = Classification(classes=("a", "b"))
+def test_few_images_answered_right_do_not_ask_for_any_confidence():
+    task = ClassificationTask(classes=("a", "b"))
     targets = np.arange(30) % 2
     logits = np.where(np.eye(2)[targets] == 1, 1.5, -1.5)
     sure = task.calibrated(logits, targets).temperature
@@ -116,7 +119,7 @@ def test_few_pictures_answered_right_do_not_ask_for_any_confidence():
 
 # ------------------------------------------------------------------------- abstaining
 
-SURE = Classification(classes=ANIMALS.classes, max_risk=0.05)
+SURE = ClassificationTask(classes=ANIMALS.classes, max_risk=0.05)
 
 
 def test_without_a_wish_nothing_is_chosen_and_nothing_abstains():
@@ -155,13 +158,13 @@ def test_a_wish_that_cannot_be_shown_to_hold_is_remembered_and_nothing_abstains(
 @pytest.mark.parametrize("n", [30, 4000])
 def test_what_was_chosen_is_kept_in_the_file(n):
     task = SURE.calibrated(*drawn(1.0, n=n))
-    assert Classification.from_dict(json.loads(json.dumps(task.as_dict()))) == task
+    assert ClassificationTask.from_dict(json.loads(json.dumps(task.as_dict()))) == task
 
 
 def test_a_file_of_an_older_version_is_read():
     values = ANIMALS.as_dict()
     del values["max_risk"], values["selected"]
-    assert Classification.from_dict(values) == ANIMALS
+    assert ClassificationTask.from_dict(values) == ANIMALS
 
 
 @pytest.mark.parametrize(
@@ -169,19 +172,19 @@ def test_a_file_of_an_older_version_is_read():
 )
 def test_a_file_with_a_choice_that_makes_no_sense_is_refused(change):
     with pytest.raises(ModelFileError):
-        Classification.from_dict(ANIMALS.as_dict() | change)
+        ClassificationTask.from_dict(ANIMALS.as_dict() | change)
 
 
 def test_a_wish_for_several_labels_is_refused():
     with pytest.raises(UsageError, match="any number of labels"):
-        Classification(classes=("red", "round"), kind="multilabel", max_risk=0.05)
+        ClassificationTask(classes=("red", "round"), kind="multilabel", max_risk=0.05)
 
 
 def test_two_classes_abstain_by_the_likelier_one():
     rng = np.random.default_rng(4)
     logits = np.stack([np.zeros(3000), rng.normal(scale=3, size=3000)], axis=1)
     targets = (rng.random(3000) < expit(logits[:, 1])).astype(int)
-    task = Classification(classes=("no", "yes"), max_risk=0.1).calibrated(logits, targets)
+    task = ClassificationTask(classes=("no", "yes"), max_risk=0.1).calibrated(logits, targets)
     chances = task.probabilities(logits)
     left_out = task.abstains(chances)
     assert left_out.any()

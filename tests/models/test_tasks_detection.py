@@ -3,12 +3,12 @@
 import pytest
 
 from headstart.errors import ModelFileError
-from headstart.models.tasks import Detection
+from headstart.models.tasks import DetectionTask
 
 
 def test_it_comes_back_from_its_values():
-    task = Detection(classes=("cell", "platelet"), threshold=0.25)
-    assert Detection.from_dict(task.as_dict()) == task
+    task = DetectionTask(classes=("cell", "platelet"), threshold=0.25)
+    assert DetectionTask.from_dict(task.as_dict()) == task
     assert task.as_dict()["name"] == task.name == task.kind
 
 
@@ -25,4 +25,4 @@ def test_it_comes_back_from_its_values():
 )
 def test_a_detection_task_of_no_sense_is_refused(values):
     with pytest.raises(ModelFileError, match="detection task"):
-        Detection.from_dict(values)
+        DetectionTask.from_dict(values)

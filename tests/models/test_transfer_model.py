@@ -1,4 +1,4 @@
-"""Whatever holds a picture is predicted, in order, by name, and the same way each time."""
+"""Whatever holds an image is predicted, in order, by name, and the same way each time."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.preprocess import Preprocess
@@ -22,7 +22,7 @@ from headstart.features.extractor import Extractor
 from headstart.metrics.selective import threshold_for_risk
 from headstart.models.heads.linear import LinearHead
 from headstart.models.saving import load, save
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import (
     Prediction,
     TransferModel,
@@ -41,14 +41,14 @@ def model(tmp_path_factory):
     spec = replace(resolve("torchvision/resnet18"), preprocess=SMALL)
     state = load_backbone(spec, pretrained=False).trunk.state_dict()
     blank = TransferModel(
-        trunk=Trunk(spec=spec, state=state, origin={}),
-        task=Classification(classes=CLASSES),
+        backbone=FrozenBackbone(spec=spec, state=state, origin={}),
+        task=ClassificationTask(classes=CLASSES),
         engine="fp32",
     )
-    # A random trunk says nearly the same of all pictures: the head is made for what differs.
+    # A random backbone says nearly the same of all images: the head is made for what differs.
     extractor = Extractor(cache=Cache(tmp_path_factory.mktemp("x")), engine="fp32", device="cpu")
     samples = [Sample(image=pixels) for pixels in random_pixels(40)]
-    features = extractor.features(blank.trunk, samples).values.astype(np.float64)
+    features = extractor.features(blank.backbone, samples).values.astype(np.float64)
     weight = np.random.default_rng(0).normal(size=(3, features.shape[1]))
     weight *= 2 / (features @ weight.T).std(axis=0)[:, None]
     bias = -np.median(features @ weight.T, axis=0)
@@ -79,8 +79,8 @@ def shared_cache(isolated, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path_factory.getbasetemp() / "test_model"))
 
 
-def ask(model, pictures, **options):
-    return model.predict(pictures, engine="fp32", device="cpu", **options)
+def ask(model, images, **options):
+    return model.predict(images, engine="fp32", device="cpu", **options)
 
 
 def png(pixels):
@@ -97,7 +97,7 @@ def test_predictions_are_those_of_torch(model, photos):
     scaled = torch.from_numpy(batch).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
     with torch.inference_mode():
-        features = model.trunk.backbone((scaled - mean) / std)
+        features = model.backbone.module((scaled - mean) / std)
         linear = torch.nn.functional.linear(
             features, torch.from_numpy(model.head.weight), torch.from_numpy(model.head.bias)
         )
@@ -123,11 +123,11 @@ def test_a_folder_and_its_paths_give_the_same_in_order(model, photos):
     assert ask(model, paths[::-1]) == folder[::-1]
     mixed, expected = ask(model, [paths[3], photos, str(paths[5])]), [folder[3], *folder, folder[5]]
     assert [(one.name, one.label) for one in mixed] == [(one.name, one.label) for one in expected]
-    # Rows of another number of pictures may differ in the last bit.
+    # Rows of another number of images may differ in the last bit.
     np.testing.assert_allclose(chances(mixed), chances(expected), rtol=1e-9)
 
 
-def test_the_same_picture_gives_the_same_answer_whatever_holds_it(model, photos):
+def test_the_same_image_gives_the_same_answer_whatever_holds_it(model, photos):
     path = photos / "03.png"
     pixels = random_pixels(12)[3]
     held = [
@@ -150,7 +150,7 @@ def test_grey_is_three_equal_channels(model):
         np.testing.assert_allclose(chances(ask(model, held)), expected, atol=1e-4)
 
 
-def test_a_stack_is_its_pictures(model, photos):
+def test_a_stack_is_its_images(model, photos):
     stack = np.stack(random_pixels(12))
     found = ask(model, stack)
     assert len(found) == 12
@@ -162,7 +162,7 @@ def test_nothing_gives_nothing(model):
     assert ask(model, np.zeros((0, 8, 8, 3), np.uint8)) == []
 
 
-def test_the_same_pictures_twice_give_the_same_bits(model, photos, tmp_path):
+def test_the_same_images_twice_give_the_same_bits(model, photos, tmp_path):
     once = ask(model, photos, cache=Cache(tmp_path / "a"))
     again = ask(model, photos, cache=Cache(tmp_path / "a"))
     elsewhere = ask(model, photos, cache=Cache(tmp_path / "b"))
@@ -225,7 +225,7 @@ def test_a_model_that_is_not_fitted_predicts_nothing(model, photos):
 
 
 def test_a_multilabel_model_names_every_label_that_holds(model, photos):
-    task = Classification(classes=CLASSES, kind="multilabel", thresholds=(0.0, 1.1, 0.5))
+    task = ClassificationTask(classes=CLASSES, kind="multilabel", thresholds=(0.0, 1.1, 0.5))
     for one in ask(replace(model, task=task), photos):
         assert one.label == ("ant", "cat") if one.probabilities["cat"] >= 0.5 else ("ant",)
         assert one.probability == max(one.probabilities.values())
@@ -248,14 +248,14 @@ def test_csv_is_read_back_by_csv():
         for i in range(5)
     ]
     rows = list(csv.reader(io.StringIO(predictions_csv(predictions))))
-    assert rows[0] == ["picture", "label", "probability", *ODD]
+    assert rows[0] == ["image", "label", "probability", *ODD]
     assert [row[:2] for row in rows[1:]] == [[one.name, one.label] for one in predictions]
     numbers = np.array([[float(cell) for cell in row[2:]] for row in rows[1:]])
     np.testing.assert_allclose(numbers, [[0.2 + i / 1000] * 6 for i in range(5)], atol=1e-6)
 
 
 def test_csv_and_json_of_nothing():
-    assert predictions_csv([]) == "picture,label,probability\n"
+    assert predictions_csv([]) == "image,label,probability\n"
     assert predictions_json([]) == []
 
 
@@ -281,7 +281,7 @@ def extractor(tmp_path):
 
 
 def labelled(model, classes, shown):
-    """Pictures that carry what the model says of them, in a data set that lists other classes."""
+    """Images that carry what the model says of them, in a data set that lists other classes."""
     pixels = random_pixels(40)
     answers = zip(pixels, ask(model, pixels), strict=True)
     samples = tuple(
@@ -311,7 +311,7 @@ def test_a_foreign_class_is_refused_with_its_name(model, extractor):
         evaluate(model, data, extractor=extractor)
 
 
-def test_a_foreign_class_without_pictures_does_no_harm(model, extractor):
+def test_a_foreign_class_without_images_does_no_harm(model, extractor):
     data = labelled(model, ("aardvark", "ant", "cat"), shown={"ant", "cat"})
     assert evaluate(model, data, extractor=extractor).metrics["accuracy"].value == 1
 
@@ -339,15 +339,15 @@ def careful(model):
     logits = model.linear_head().logits
     extractor = Extractor(cache=Cache(), engine="fp32", device="cpu")
     samples = [Sample(image=pixels) for pixels in random_pixels(40)]
-    sure = model.task.probabilities(logits(extractor.features(model.trunk, samples).values))
+    sure = model.task.probabilities(logits(extractor.features(model.backbone, samples).values))
     chosen = threshold_for_risk(np.linspace(0, 1, 1000), np.arange(1000) > 300, max_risk=0.05)
     chosen = replace(chosen, threshold=float(np.median(sure.max(axis=1))))
     return replace(model, task=replace(model.task, max_risk=0.05, selected=chosen))
 
 
 def test_what_is_too_unsure_abstains_and_keeps_its_class(model, careful):
-    pictures = random_pixels(40)
-    free, held = ask(model, pictures), ask(careful, pictures)
+    images = random_pixels(40)
+    free, held = ask(model, images), ask(careful, images)
     assert [one.label for one in free] == [one.label for one in held]
     assert {one.abstains for one in free} == {None}
     threshold = careful.task.selected.threshold
@@ -356,8 +356,8 @@ def test_what_is_too_unsure_abstains_and_keeps_its_class(model, careful):
 
 
 def test_files_say_who_abstains_only_where_somebody_may(model, careful):
-    pictures = random_pixels(40)
-    free, held = ask(model, pictures), ask(careful, pictures)
+    images = random_pixels(40)
+    free, held = ask(model, images), ask(careful, images)
     assert all("abstains" not in row for row in predictions_json(free))
     assert [row["abstains"] for row in predictions_json(held)] == [p.abstains for p in held]
     assert "abstains" not in predictions_csv(free)
@@ -372,5 +372,5 @@ def test_a_model_that_may_abstain_is_saved_and_loaded(careful, tmp_path):
     save(careful, tmp_path / "m")
     again = load(tmp_path / "m")
     assert again.task == careful.task
-    pictures = random_pixels(5)
-    assert ask(again, pictures) == ask(careful, pictures)
+    images = random_pixels(5)
+    assert ask(again, images) == ask(careful, images)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from headstart.evaluation.comparison import (
     Cell,
     Comparison,
-    Judging,
+    ScoringPlan,
     curves,
     effects,
     sentences,
@@ -24,7 +24,7 @@ def _found(scores: dict[str, float], *, name: str = "photos", seeds: int = 3) ->
             method=method,
             seed=seed,
             fraction=fraction,
-            pictures=round(200 * fraction),
+            images=round(200 * fraction),
             tested=40,
             score=Interval(value=value * fraction**0.1, low=0.1, high=0.9, method="wilson"),
             seconds=2.0,
@@ -40,7 +40,7 @@ def _found(scores: dict[str, float], *, name: str = "photos", seeds: int = 3) ->
         for seed in range(seeds)
         for value in (base + 0.01 * ((seed * 7 + len(method)) % 3),)
     )
-    judging = Judging(test_share=0.2)
+    judging = ScoringPlan(test_share=0.2)
     shown, gaps = curves(cells, judging), effects(cells, judging, "accuracy")
     return Comparison(
         name=name,
@@ -109,7 +109,7 @@ def test_every_point_tells_its_values_to_finger_and_keyboard() -> None:
     assert len(points) == 4
     assert all(a["tabindex"] == "0" for a in points)
     best = found.curves[1].points[-1]
-    label = f"probe, 200 pictures: {best.score.value:.3f}, {best.score.low:.3f}"
+    label = f"probe, 200 images: {best.score.value:.3f}, {best.score.low:.3f}"
     assert any(str(a["aria-label"]).startswith(label) for a in points)
     boxes = {a["id"] for t, a in read.tags if t == "input"}
     assert boxes == {"show-0", "show-1", "every"}

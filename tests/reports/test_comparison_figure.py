@@ -1,4 +1,4 @@
-"""The picture of a comparison: its size, and that better is higher."""
+"""The image of a comparison: its size, and that better is higher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _comparison(names: tuple[str, ...], sizes: tuple[int, ...]) -> Comparison:
         value = 0.5 + 0.15 * k + size / 1000
         score = Interval(value=value, low=value - 0.05, high=value + 0.05, method="t")
         rules = {"majority $class": 0.52}
-        return Point(fraction=size / 200, pictures=size, score=score, seconds=1.0, rules=rules)
+        return Point(fraction=size / 200, images=size, score=score, seconds=1.0, rules=rules)
 
     curves = tuple(
         Curve(name=name, backbone="b", method=name, points=tuple(at(s, k) for s in sizes))
@@ -53,9 +53,9 @@ def test_better_is_higher(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     names = ("scratch", "probe") if len(sizes) > 1 else ("a", "b", "scratch?x=$1$", "$probe")
     path = tmp_path / "compare.png"
     draw(_comparison(names, sizes), path)
-    with Image.open(path) as picture:
-        assert (picture.format, picture.size) == ("PNG", (1650, 1080))
-        assert picture.info["dpi"] == pytest.approx((DPI, DPI), abs=1)
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("PNG", (1650, 1080))
+        assert image.info["dpi"] == pytest.approx((DPI, DPI), abs=1)
     lower, upper = (COLOURS[k] for k in (len(names) - 2, len(names) - 1))
     if len(sizes) > 1:
         assert _height(path, upper) > _height(path, lower)

@@ -16,9 +16,9 @@ from headstart.reports.comparison import COLOURS, placed
 NAN = math.nan
 
 
-def point(pictures: int, value: float, half: float = 0.05, **more: object) -> Point:
+def point(images: int, value: float, half: float = 0.05, **more: object) -> Point:
     score = Interval(value=value, low=value - half, high=value + half, method="t")
-    given = {"fraction": pictures / 1000, "pictures": pictures, "score": score, "seconds": 1.0}
+    given = {"fraction": images / 1000, "images": images, "score": score, "seconds": 1.0}
     return Point(**{**given, **more})
 
 
@@ -42,7 +42,7 @@ def comparison(*curves: tuple[Point, ...]) -> Comparison:
     )
 
 
-def test_numbers_of_pictures_lie_on_a_logarithmic_axis() -> None:
+def test_numbers_of_images_lie_on_a_logarithmic_axis() -> None:
     plot = placed(comparison((point(10, 0.5), point(100, 0.6), point(1000, 0.7))))
     first, middle, last = (mark.x for mark in plot.lines[0].marks)
     assert middle - first == pytest.approx(last - middle)
@@ -55,7 +55,7 @@ def test_curves_at_one_number_have_places_of_their_own() -> None:
     assert [line.marks[0].x for line in plot.lines] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
     assert [text for _, text in plot.x_ticks] == ["m0", "m1", "m2"]
     assert not plot.is_curve
-    assert plot.x_title == "learned from 90 pictures"
+    assert plot.x_title == "learned from 90 images"
 
 
 def test_heights_are_scores_between_round_levels() -> None:

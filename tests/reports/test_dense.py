@@ -17,7 +17,7 @@ from PIL import Image
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
 from headstart.data.draw import class_colours
 from headstart.data.prepare import Prepared
@@ -25,9 +25,9 @@ from headstart.evaluation.detection import evaluate_detections
 from headstart.evaluation.segmentation import PixelCounts, evaluate_counts
 from headstart.evaluation.summary import verdict
 from headstart.metrics.segmentation import boundary_counts, pixel_counts
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.inference import Detections
-from headstart.models.tasks import Detection
+from headstart.models.tasks import DetectionTask
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.dense import dense_page
 from headstart.reports.report import Facts, render_card, render_html, render_json
@@ -79,10 +79,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def trunk() -> Trunk:
+def backbone() -> FrozenBackbone:
     spec = resolve("timm/test_resnet")
     state = load(spec, pretrained=False, seed=0).trunk.state_dict()
-    return Trunk(spec=spec, state=state, origin={"sha256": "cafe" * 16, "from": "here"})
+    return FrozenBackbone(spec=spec, state=state, origin={"sha256": "cafe" * 16, "from": "here"})
 
 
 def dataset(targets: list[Any], classes: tuple[str, ...], kind: str) -> Dataset:
@@ -111,8 +111,10 @@ def told(prepared: Prepared, model: TransferModel, evaluation: Any) -> Facts:
     )
 
 
-def boxes(trunk: Trunk, classes: tuple[str, ...] = ("disc", "rod"), n: int = 8) -> Facts:
-    """Every held-out picture has two objects; the first is found, the other once in two."""
+def boxes(
+    backbone: FrozenBackbone, classes: tuple[str, ...] = ("disc", "rod"), n: int = 8
+) -> Facts:
+    """Every held-out image has two objects; the first is found, the other once in two."""
     corners = ((4.0, 6.0, 30.0, 28.0), (40.0, 10.0, 70.0, 36.0))
     truth = Boxes(corners=corners, labels=classes[:2])
     data = dataset([truth] * 2 * n, classes, "detection")
@@ -127,14 +129,16 @@ def boxes(trunk: Trunk, classes: tuple[str, ...] = ("disc", "rod"), n: int = 8) 
         )
         for i, sample in enumerate(prepared.test.samples)
     ]
-    task = Detection(classes=classes, threshold=0.45)
+    task = DetectionTask(classes=classes, threshold=0.45)
     truths = [sample.target for sample in prepared.test.samples]
     evaluation = evaluate_detections(task, found, truths)  # type: ignore[arg-type]
-    return told(prepared, blank(trunk, data, head="fcos", size=64), evaluation)
+    return told(prepared, create_model(backbone, data, head="fcos", size=64), evaluation)
 
 
-def masks(trunk: Trunk, names: tuple[str, ...] = ("background", "leaf"), n: int = 6) -> Facts:
-    """Half of the leaf is found, in all held-out pictures but the first, which is right."""
+def masks(
+    backbone: FrozenBackbone, names: tuple[str, ...] = ("background", "leaf"), n: int = 6
+) -> Facts:
+    """Half of the leaf is found, in all held-out images but the first, which is right."""
     true = np.zeros((60, 80), np.uint8)
     true[20:40, 20:60] = 1
     said = np.where(np.arange(80) < 40, true, 0).astype(np.uint8)
@@ -142,7 +146,7 @@ def masks(trunk: Trunk, names: tuple[str, ...] = ("background", "leaf"), n: int 
     target = Mask(source=true, palette=palette, present=names[:2])
     data = dataset([target] * 2 * n, names, "segmentation")
     prepared = Prepared(data=data, records=(), findings=())
-    model = blank(trunk, data, head="fpn", size=64)
+    model = create_model(backbone, data, head="fpn", size=64)
     pairs = [(true if i == 0 else said, true) for i in range(n)]
     counts = PixelCounts(
         np.stack([pixel_counts(*pair, len(names)) for pair in pairs]),
@@ -153,13 +157,13 @@ def masks(trunk: Trunk, names: tuple[str, ...] = ("background", "leaf"), n: int 
 
 
 @pytest.fixture(scope="module")
-def detector(trunk: Trunk) -> Facts:
-    return boxes(trunk)
+def detector(backbone: FrozenBackbone) -> Facts:
+    return boxes(backbone)
 
 
 @pytest.fixture(scope="module")
-def segmenter(trunk: Trunk) -> Facts:
-    return masks(trunk)
+def segmenter(backbone: FrozenBackbone) -> Facts:
+    return masks(backbone)
 
 
 @pytest.fixture(scope="module", params=["detector", "segmenter"])
@@ -174,8 +178,8 @@ def shown(uri: str | None) -> np.ndarray[Any, Any]:
         return np.asarray(image)
 
 
-def near(picture: np.ndarray[Any, Any], colour: np.ndarray[Any, Any]) -> int:
-    return int((np.abs(picture.astype(int) - colour.astype(int)).max(axis=-1) < 40).sum())
+def near(image: np.ndarray[Any, Any], colour: np.ndarray[Any, Any]) -> int:
+    return int((np.abs(image.astype(int) - colour.astype(int)).max(axis=-1) < 40).sum())
 
 
 def test_the_page_is_whole_and_holds_everything_itself(facts: Facts) -> None:
@@ -201,7 +205,7 @@ def test_every_number_is_on_the_page_and_in_the_json(facts: Facts) -> None:
     for row in numbers["evaluation"]["per_class"]:
         first = row["ap"] if "ap" in row else row["iou"]
         assert f"{first['value']:.3f}" in page.section("classes")
-    assert [one["picture"] for one in numbers["worst"]] == [
+    assert [one["image"] for one in numbers["worst"]] == [
         facts.evaluation.names[row] for row in facts.evaluation.worst(200)
     ]
 
@@ -218,7 +222,7 @@ def test_the_card_says_what_it_is_and_how_good(facts: Facts) -> None:
 
 def test_how_it_was_made_names_the_canvas_the_head_and_the_anchors(detector: Facts) -> None:
     made = Page(render_html(detector)).section("made")
-    assert "The whole picture, its aspect kept, on a canvas of 64 × 64 pixels" in made
+    assert "The whole image, its aspect kept, on a canvas of 64 × 64 pixels" in made
     assert "The fcos head: reads" in made
     assert "from a score of 0.45 on" in made
     assert "reach 88 % of the objects" in made
@@ -248,7 +252,7 @@ def test_curves_are_drawn_and_told(detector: Facts) -> None:
     assert start[1] == "0,0"
 
 
-def test_the_worst_pictures_show_truth_beside_answer(detector: Facts) -> None:
+def test_the_worst_images_show_truth_beside_answer(detector: Facts) -> None:
     page = Page(render_html(detector))
     wrong = [image for image in page.images if (image["alt"] or "").startswith(("Truth", "Answer"))]
     assert [image["alt"] for image in wrong[:2]] == ["Truth: 0.png", "Answer: 0.png"]
@@ -265,12 +269,12 @@ def test_the_worst_pictures_show_truth_beside_answer(detector: Facts) -> None:
 
 def test_the_worst_masks_are_tinted_by_class(segmenter: Facts) -> None:
     page = Page(render_html(segmenter))
-    wrong = [image for image in page.images if (image["alt"] or "").startswith("Truth")]
+    wrong = [pil_image for pil_image in page.images if (pil_image["alt"] or "").startswith("Truth")]
     assert len(wrong) == 5
-    picture = shown(wrong[0]["src"])
+    image = shown(wrong[0]["src"])
     leaf = 0.55 * class_colours(2)[1].astype(float) + 0.45 * 120
-    assert np.abs(picture[180, 240] - leaf).max() < 12
-    assert np.abs(picture[20, 20].astype(int) - 120).max() < 12
+    assert np.abs(image[180, 240] - leaf).max() < 12
+    assert np.abs(image[20, 20].astype(int) - 120).max() < 12
     assert "mean IoU" in page.section("worst")
     legend = page.section("worst").partition("no tint.")[2].partition("2.png")[0]
     assert "leaf" in legend
@@ -295,7 +299,7 @@ def test_examples_show_what_the_data_say(facts: Facts) -> None:
     assert near(shown(drawn[0]["src"]), colour) > 200
 
 
-def test_pictures_that_are_gone_leave_a_gap(detector: Facts, tmp_path: Path) -> None:
+def test_images_that_are_gone_leave_a_gap(detector: Facts, tmp_path: Path) -> None:
     gone = tuple(
         replace(sample, image=tmp_path / "gone.png") for sample in detector.prepared.data.samples
     )
@@ -305,25 +309,25 @@ def test_pictures_that_are_gone_leave_a_gap(detector: Facts, tmp_path: Path) -> 
     assert html.count("cannot be read now") == 6 + 8
 
 
-def test_an_evaluation_of_other_pictures_has_names_only(detector: Facts) -> None:
+def test_an_evaluation_of_other_images_has_names_only(detector: Facts) -> None:
     prepared = Prepared(data=detector.prepared.data.split("train"), records=(), findings=())
     worst = dense_page(detector.evaluation, detector.model, prepared)["worst"]  # type: ignore[arg-type]
-    assert [one["picture"] for one in worst] == ["0.png", "4.png", "8.png", "12.png"]
+    assert [one["image"] for one in worst] == ["0.png", "4.png", "8.png", "12.png"]
     assert all(one["truth"] is None for one in worst)
 
 
-def test_hostile_names_are_text(trunk: Trunk) -> None:
-    for given in (boxes(trunk, (HOSTILE, "b|c")), masks(trunk, (HOSTILE, "b|c"))):
+def test_hostile_names_are_text(backbone: FrozenBackbone) -> None:
+    for given in (boxes(backbone, (HOSTILE, "b|c")), masks(backbone, (HOSTILE, "b|c"))):
         page = Page(render_html(given))
         assert "script" not in page.tags
         assert HOSTILE in page.section("classes")
         assert "<script" not in re.sub(r"\\<", "", render_card(given))
 
 
-def test_many_classes_stay_bounded(trunk: Trunk) -> None:
+def test_many_classes_stay_bounded(backbone: FrozenBackbone) -> None:
     classes = tuple(f"class-{i}" for i in range(40))
-    page = Page(render_html(boxes(trunk, classes, n=3)))
+    page = Page(render_html(boxes(backbone, classes, n=3)))
     assert "there is" in page.section("confusion")
     assert "The other 10 classes" in page.section("classes")
-    page = Page(render_html(masks(trunk, classes, n=3)))
+    page = Page(render_html(masks(backbone, classes, n=3)))
     assert "The other 10 classes" in page.section("classes")

@@ -1,4 +1,4 @@
-"""Drawings, page and numbers agree with each other, and one bad picture spoils none of the rest."""
+"""Drawings, page and numbers agree with each other, and one bad image spoils none of the rest."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cli.app import app
 from headstart.data.dataset import Sample
 from headstart.data.transforms.preprocess import Preprocess
@@ -19,9 +19,9 @@ from headstart.errors import DataError, HeadstartError, UsageError
 from headstart.evaluation.explain import Explanation
 from headstart.models.heads.linear import LinearHead
 from headstart.models.saving import load, save
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.reports.explanations import explain_pictures, explanation_rows, write_explanations
+from headstart.reports.explanations import explain_images, explanation_rows, write_explanations
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.45, 0.45, 0.45), std=(0.2, 0.2, 0.2)
@@ -29,7 +29,7 @@ SMALL = Preprocess(
 
 
 class Page(HTMLParser):
-    """Pictures and text of a page."""
+    """Images and text of a page."""
 
     def __init__(self, html):
         super().__init__()
@@ -51,12 +51,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    whole = Trunk.open("embedded/efficientnet_lite0", offline=True)
-    trunk = replace(whole, spec=replace(whole.spec, preprocess=SMALL)).until("stage2")
-    head = LinearHead.random(trunk.width, 2, seed=0)
-    task = Classification(classes=("cat", "<dog>"))
+    whole = FrozenBackbone.open("embedded/efficientnet_lite0", offline=True)
+    backbone = replace(whole, spec=replace(whole.spec, preprocess=SMALL)).until("stage2")
+    head = LinearHead.random(backbone.width, 2, seed=0)
+    task = ClassificationTask(classes=("cat", "<dog>"))
     folder = tmp_path_factory.mktemp("runs") / "pets"
-    save(TransferModel(trunk=trunk, task=task, head=head, engine="fp32"), folder)
+    save(TransferModel(backbone=backbone, task=task, head=head, engine="fp32"), folder)
     return folder
 
 
@@ -72,7 +72,7 @@ def photos(tmp_path):
 
 
 def test_page_files_and_numbers_agree(saved, photos, tmp_path):
-    rows, bad = explain_pictures(saved, photos, out=tmp_path / "maps")
+    rows, bad = explain_images(saved, photos, out=tmp_path / "maps")
     assert bad == ()
     written = json.loads((tmp_path / "maps" / "explanations.json").read_text())
     assert written == rows
@@ -83,15 +83,15 @@ def test_page_files_and_numbers_agree(saved, photos, tmp_path):
     assert page.images == [row["file"] for row in rows]
     assert "http" not in re.sub(r"http-equiv", "", page.text)
     assert page.policy.startswith("default-src 'none'")
-    said = load(saved).predict([row["picture"] for row in rows], engine="fp32")
+    said = load(saved).predict([row["image"] for row in rows], engine="fp32")
     assert [row["answer"] for row in rows] == [one.label for one in said]
     for row in rows:
         with Image.open(tmp_path / "maps" / row["file"]) as drawn:
             assert drawn.size == (2 * 480 + 8, 300)
 
 
-def test_the_left_half_is_the_picture_as_it_is_shown(saved, photos, tmp_path):
-    rows, _ = explain_pictures(saved, photos / "a.png", out=tmp_path / "maps")
+def test_the_left_half_is_the_image_as_it_is_shown(saved, photos, tmp_path):
+    rows, _ = explain_images(saved, photos / "a.png", out=tmp_path / "maps")
     with Image.open(tmp_path / "maps" / rows[0]["file"]) as file:
         drawn = np.asarray(file, dtype=float)
     with Image.open(photos / "a.png") as file:
@@ -99,9 +99,9 @@ def test_the_left_half_is_the_picture_as_it_is_shown(saved, photos, tmp_path):
     assert np.abs(drawn[:, :480] - shown).mean() < 2
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_the_others_go_on(saved, photos, tmp_path):
-    (photos / "broken <b>.jpg").write_bytes(b"no picture")
-    rows, bad = explain_pictures(saved, photos, out=tmp_path / "maps")
+def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(saved, photos, tmp_path):
+    (photos / "broken <b>.jpg").write_bytes(b"no image")
+    rows, bad = explain_images(saved, photos, out=tmp_path / "maps")
     assert len(rows) == 3
     assert len(bad) == 1
     assert "broken <b>.jpg" in bad[0]
@@ -111,9 +111,9 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_go_on(saved, phot
 
 
 def test_where_none_can_be_read_nothing_is_written(saved, tmp_path):
-    (tmp_path / "x.jpg").write_bytes(b"no picture")
+    (tmp_path / "x.jpg").write_bytes(b"no image")
     with pytest.raises(DataError):
-        explain_pictures(saved, tmp_path / "x.jpg", out=tmp_path / "maps")
+        explain_images(saved, tmp_path / "x.jpg", out=tmp_path / "maps")
     assert not (tmp_path / "maps").exists()
 
 
@@ -121,7 +121,7 @@ def test_a_folder_with_something_in_it_stays_as_it_is(saved, photos, tmp_path):
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="new or empty"):
-        explain_pictures(saved, photos, out=tmp_path / "maps")
+        explain_images(saved, photos, out=tmp_path / "maps")
     assert [p.name for p in (tmp_path / "maps").iterdir()] == ["mine.txt"]
 
 
@@ -156,16 +156,16 @@ def run(*arguments):
     return CliRunner().invoke(app, ["explain", *map(str, arguments)])
 
 
-def test_the_verb_draws_and_exits_with_2_where_a_picture_was_left_out(saved, photos, tmp_path):
+def test_the_verb_draws_and_exits_with_2_where_an_image_was_left_out(saved, photos, tmp_path):
     good = run(saved, photos, "--out", tmp_path / "one", "--class", "cat")
     assert good.exit_code == 0, good.output
-    assert "Drew 3 pictures" in good.output
-    (photos / "z.jpg").write_bytes(b"no picture")
+    assert "Drew 3 images" in good.output
+    (photos / "z.jpg").write_bytes(b"no image")
     mixed = run(saved, photos, "--out", tmp_path / "two", "--method", "occlusion", "--json")
     assert mixed.exit_code == 2
     told = json.loads(mixed.stdout)
-    assert len(told["pictures"]) == 3
-    assert told["pictures"][0]["method"] == "occlusion"
+    assert len(told["images"]) == 3
+    assert told["images"][0]["method"] == "occlusion"
     assert "z.jpg" in told["unreadable"][0]
     assert "z.jpg" in mixed.stderr
 

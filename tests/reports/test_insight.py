@@ -16,7 +16,7 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.data.demo import classification as demo
 from headstart.data.prepare import Prepared
 from headstart.evaluation.embeddings import Neighbourhood, Outlier, Place
-from headstart.evaluation.insight import Insight, LabelError
+from headstart.evaluation.insight import Diagnostics, LabelError
 from headstart.evaluation.learning_curve import CurvePoint
 from headstart.evaluation.slices import Slice
 from headstart.methods.linear_probe import LinearProbe
@@ -47,46 +47,46 @@ def prepared(n: int = 40) -> Prepared:
 
 def doubt(row: int) -> LabelError:
     return LabelError(
-        row=row, picture=f"{row}.png", part="train", given="cat", likely="dog", score=0.9
+        row=row, image=f"{row}.png", part="train", given="cat", likely="dog", score=0.9
     )
 
 
 def outlier(row: int, beyond: float) -> Outlier:
-    return Outlier(row=row, picture=f"{row}.png", score=0.5, beyond=beyond, right=True)
+    return Outlier(row=row, image=f"{row}.png", score=0.5, beyond=beyond, right=True)
 
 
 def place(row: int, x: float, y: float, right: bool | None, label: str = "cat") -> Place:
-    return Place(row=row, picture=f"{row}.png", label=label, right=right, x=x, y=y)
+    return Place(row=row, image=f"{row}.png", label=label, right=right, x=x, y=y)
 
 
 def part(name: str, value: float, p_value: float) -> Slice:
     return Slice(
-        kind="class", name=name, pictures=9, score=interval(value), rest=0.5, p_value=p_value
+        kind="class", name=name, images=9, score=interval(value), rest=0.5, p_value=p_value
     )
 
 
-def shown(insight: Insight | None, **record: Any) -> dict[str, Any]:
+def shown(insight: Diagnostics | None, **record: Any) -> dict[str, Any]:
     return insight_page(insight, prepared(), record)
 
 
 def test_nothing_is_said_where_nothing_was_looked_into() -> None:
     assert shown(None) == {"insight": None, "decision": None, "insight_sections": []}
     assert insight_extras(None) == {}
-    assert shown(Insight())["insight_sections"] == []
+    assert shown(Diagnostics())["insight_sections"] == []
 
 
 def test_sections_are_those_that_have_something_to_say() -> None:
-    found = shown(Insight(labels_looked_at=40, outliers=(outlier(30, 0.2),)))
+    found = shown(Diagnostics(labels_looked_at=40, outliers=(outlier(30, 0.2),)))
     assert [title for _, title in found["insight_sections"]] == [
         "Doubtful labels",
-        "Foreign pictures",
+        "Foreign images",
     ]
     assert found["insight"]["label_errors"] == []
     assert found["insight"]["outliers"] == []  # none is farther than 99 in 100
 
 
-def test_what_is_shown_is_bounded_and_has_its_own_picture() -> None:
-    many = Insight(labels_looked_at=40, label_errors=tuple(doubt(i) for i in range(40)))
+def test_what_is_shown_is_bounded_and_has_its_own_image() -> None:
+    many = Diagnostics(labels_looked_at=40, label_errors=tuple(doubt(i) for i in range(40)))
     errors = shown(many)["insight"]["label_errors"]
     assert len(errors) == LIMITS["label_errors"]
     assert all(uri.startswith("data:image/jpeg;base64,") for _, uri in errors)
@@ -96,23 +96,23 @@ def test_what_is_shown_is_bounded_and_has_its_own_picture() -> None:
 
 def test_foreign_are_those_beyond_most_or_all_where_that_is_not_known() -> None:
     outliers = (outlier(30, 1.0), outlier(31, 0.99), outlier(32, 0.98))
-    found = shown(Insight(outliers=outliers))["insight"]["outliers"]
+    found = shown(Diagnostics(outliers=outliers))["insight"]["outliers"]
     assert [one.row for one, _ in found] == [30, 31]
     unknown = tuple(outlier(row, math.nan) for row in (30, 31))
-    assert len(shown(Insight(outliers=unknown))["insight"]["outliers"]) == 2
+    assert len(shown(Diagnostics(outliers=unknown))["insight"]["outliers"]) == 2
 
 
 def test_parts_that_differ_come_first_then_the_lowest() -> None:
     slices = (part("a", 0.9, 0.5), part("b", 0.2, 0.5), part("c", 0.8, 0.01))
-    found = shown(Insight(slices=slices))["insight"]
+    found = shown(Diagnostics(slices=slices))["insight"]
     assert [one.name for one in found["slices"]] == ["c", "b", "a"]
     assert found["different"] == 1
 
 
 def test_a_curve_needs_two_points_and_holds_every_interval() -> None:
-    points = [CurvePoint(pictures=n, score=interval(v)) for n, v in ((10, 0.4), (40, 0.7))]
-    assert shown(Insight(curve=tuple(points[:1])))["insight"]["curve"] is None
-    drawn = band([*points, CurvePoint(pictures=160, score=interval(0.75, 0.05))])
+    points = [CurvePoint(images=n, score=interval(v)) for n, v in ((10, 0.4), (40, 0.7))]
+    assert shown(Diagnostics(curve=tuple(points[:1])))["insight"]["curve"] is None
+    drawn = band([*points, CurvePoint(images=160, score=interval(0.75, 0.05))])
     assert [x for x, *_ in drawn.points] == [0, 150, 300]  # fourfold each: even steps
     assert min(top for _, _, top, _ in drawn.points) == 0
     assert max(end for *_, end in drawn.points) == 150
@@ -124,7 +124,7 @@ def test_a_curve_needs_two_points_and_holds_every_interval() -> None:
 
 def test_a_curve_of_equal_scores_is_drawn_too() -> None:
     sure = Interval(value=1.0, low=1.0, high=1.0, method="")
-    drawn = band([CurvePoint(pictures=n, score=sure) for n in (5, 5)])
+    drawn = band([CurvePoint(images=n, score=sure) for n in (5, 5)])
     assert "nan" not in drawn.line + drawn.area
 
 
@@ -135,7 +135,7 @@ def test_the_map_draws_mistakes_last_and_names_each_class_once() -> None:
         place(2, 0.5, 0.5, True, "dog"),
         place(3, 0.5, 0.5, None, "cat, dog"),
     )
-    found = shown(Insight(places=places, map_by="PCA"))["insight"]["map"]
+    found = shown(Diagnostics(places=places, map_by="PCA"))["insight"]["map"]
     assert [dot["right"] for dot in found["dots"]] == [None, None, True, False]
     assert (found["judged"], found["wrong"], found["others"]) == (2, 1, True)
     assert sorted(one["name"] for one in found["names"]) == ["cat", "dog"]
@@ -151,7 +151,7 @@ def test_names_that_would_lie_on_each_other_are_moved_apart() -> None:
     )
     places = tuple(place(i, 0.99, 0.99, None, names[i]) for i in range(10))
     held = Prepared(data=data, records=(), findings=())
-    found = insight_page(Insight(places=places), held, {})["insight"]["map"]["names"]
+    found = insight_page(Diagnostics(places=places), held, {})["insight"]["map"]["names"]
     heights = sorted(one["y"] for one in found)
     assert np.diff(heights).min() >= 14.9
     assert heights[0] > 0
@@ -165,7 +165,7 @@ DECISION = {
     "budget": 600,
     "estimated": 30.0,
     "seconds": 28.5,
-    "pictures": 384,
+    "images": 384,
     "folds": 5,
     "rows": [
         {
@@ -173,7 +173,7 @@ DECISION = {
             "backbone": "embedded/<tiny>",
             "stage": "layer3",
             "method": "linear-probe",
-            "pictures": 384,
+            "images": 384,
             "score": {"value": 0.8, "low": 0.75, "high": 0.85},
             "against": "",
             "gain": None,
@@ -189,7 +189,7 @@ DECISION = {
             "backbone": "embedded/tiny",
             "stage": "",
             "method": "finetune",
-            "pictures": 384,
+            "images": 384,
             "score": None,
             "against": "linear probe at layer3",
             "gain": {"value": 0.01, "low": None, "high": None},
@@ -226,7 +226,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return fit(data, recipe, out=folder / "run", cache=cache)
 
 
-def page_of(run: Run, insight: Insight | None, **record: Any) -> str:
+def page_of(run: Run, insight: Diagnostics | None, **record: Any) -> str:
     facts = Facts(
         name="x",
         prepared=run.prepared,
@@ -241,13 +241,13 @@ def page_of(run: Run, insight: Insight | None, **record: Any) -> str:
 
 
 def test_no_count_of_doubts_contradicts_the_labels_shown(run: Run) -> None:
-    """A label may be likelier wrong than right, and yet its picture look like no other class's."""
+    """A label may be likelier wrong than right, and yet its image look like no other class's."""
     assert run.insight is not None
     few = replace(run.insight, labels_in_doubt=0, label_errors=(doubt(0), doubt(1)))
     section = page_of(run, few).split('id="insight-label_errors"')[1].split("</section>")[0]
     assert section.count("rather <b>dog</b>") == 2
     assert "rather look like another class" not in section
-    assert "as clearly as that class's own pictures do on average: 0." in section
+    assert "as clearly as that class's own images do on average: 0." in section
 
 
 def test_a_run_has_every_section_and_every_link_leads_somewhere(run: Run) -> None:
@@ -283,16 +283,14 @@ def test_a_decision_is_told_in_words_and_numbers(run: Run) -> None:
 
 
 def test_reasons_are_told_where_something_could_not_be_seen(run: Run) -> None:
-    html = page_of(run, Insight(notes=("Map: left out. Too few <pictures>.",)))
-    assert "Too few &lt;pictures&gt;." in html
+    html = page_of(run, Diagnostics(notes=("Map: left out. Too few <images>.",)))
+    assert "Too few &lt;images&gt;." in html
     assert 'id="insight-slices"' not in html
 
 
 def test_neighbours_show_the_mistake_and_what_it_was_made_of(run: Run) -> None:
     near = ((1, "1.png", "dog", 0.5),)
-    one = Neighbourhood(
-        row=0, picture="0.png", right=False, given="cat", said="dog", neighbours=near
-    )
-    html = page_of(run, Insight(neighbourhoods=(one,)))
+    one = Neighbourhood(row=0, image="0.png", right=False, given="cat", said="dog", neighbours=near)
+    html = page_of(run, Diagnostics(neighbourhoods=(one,)))
     assert "is cat, said dog" in html
     assert html.count('class="alike-row"') == 1

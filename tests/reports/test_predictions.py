@@ -1,4 +1,4 @@
-"""Files with every answer: one row a picture or an object, whatever the names."""
+"""Files with every answer: one row an image or an object, whatever the names."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.detection import evaluate_detections
 from headstart.metrics.selective import threshold_for_risk
 from headstart.models.inference import Detections
-from headstart.models.tasks import Classification, Detection
+from headstart.models.tasks import ClassificationTask, DetectionTask
 from headstart.reports.predictions import answer_files, class_csv
 
-ANIMALS = Classification(classes=("ant", "bee", "cat"))
-LABELS = Classification(classes=("red", "round"), kind="multilabel", thresholds=(0.3, 0.5))
+ANIMALS = ClassificationTask(classes=("ant", "bee", "cat"))
+LABELS = ClassificationTask(classes=("red", "round"), kind="multilabel", thresholds=(0.3, 0.5))
 NAMES = ("plain.png", "a,b.png", 'say "hi".png', "two\nlines.png", "ümlaut 图.png", " space .png")
 
 
-def test_one_row_a_picture_whatever_its_name():
+def test_one_row_an_image_whatever_its_name():
     rng = np.random.default_rng(0)
     chances, targets = rng.dirichlet(np.ones(3), len(NAMES)), rng.integers(0, 3, len(NAMES))
     found = evaluate_probabilities(ANIMALS, chances, targets, names=NAMES)
     text = answer_files(found)["predictions.csv"]
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    assert [row["picture"] for row in rows] == list(NAMES)
+    assert [row["image"] for row in rows] == list(NAMES)
     assert [row["truth"] for row in rows] == [ANIMALS.classes[i] for i in targets]
     assert [row["answer"] for row in rows] == [ANIMALS.classes[i] for i in chances.argmax(axis=1)]
     assert [row["correct"] for row in rows] == [str(int(right)) for right in found.correct]
@@ -78,12 +78,12 @@ def boxes():
         ),
     ]
     truths = [Boxes(corners=((1, 2, 11, 22),), labels=("rod",)), Boxes()]
-    return evaluate_detections(Detection(classes=("disc", "rod")), found, truths)
+    return evaluate_detections(DetectionTask(classes=("disc", "rod")), found, truths)
 
 
 def test_the_table_of_boxes_has_what_is_named(boxes):
     assert list(csv.reader(io.StringIO(answer_files(boxes)["predictions.csv"]))) == [
-        ["picture", "label", "score", "left", "top", "right", "bottom"],
+        ["image", "label", "score", "left", "top", "right", "bottom"],
         ["a,b.png", "rod", "0.750000", "1.00", "2.00", "11.00", "22.00"],
     ]
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.trunk import Trunk
 from headstart.data.checks.images import Finding
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import Dataset, Sample
@@ -37,7 +37,7 @@ from headstart.metrics import classification as metrics
 from headstart.metrics.confidence_intervals import Difference, Interval
 from headstart.metrics.selective import threshold_for_risk
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.charts import markdown
 from headstart.reports.report import Facts, render_card, render_html, render_json
@@ -90,11 +90,11 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", self.sections[name].replace("\xa0", " "))
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 60)) -> np.ndarray[Any, Any]:
+def image(seed: int, size: tuple[int, int] = (40, 60)) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def trunk() -> Trunk:
+def backbone() -> FrozenBackbone:
     expects = Preprocess(
         resize=256, crop=224, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3
     )
@@ -104,10 +104,10 @@ def trunk() -> Trunk:
         architecture="timm/tiny",
         preprocess=expects,
         licence="Licence-7",
-        data="PictureNet",
+        data="ImageNet",
         width=5,
     )
-    return Trunk(spec=spec, state={}, origin={"sha256": "cafe" * 16, "from": "package"})
+    return FrozenBackbone(spec=spec, state={}, origin={"sha256": "cafe" * 16, "from": "package"})
 
 
 def facts(
@@ -121,11 +121,11 @@ def facts(
     names: Sequence[str] | None = None,
     n_groups: int | None = None,
 ) -> Facts:
-    """A run on noise: ``each`` pictures of each class to train on, and as many held out."""
+    """A run on noise: ``each`` images of each class to train on, and as many held out."""
     held_out = classes if held_out is None else held_out
     samples = [
         Sample(
-            image=picture(i),
+            image=image(i),
             target=name if kind == "multiclass" else (name,),
             split=split,  # type: ignore[arg-type]
         )
@@ -140,7 +140,7 @@ def facts(
         findings=findings,
     )
     targets = prepared.test.targets()
-    task = Classification(classes=tuple(classes), kind=kind, temperature=1.25)  # type: ignore[arg-type]
+    task = ClassificationTask(classes=tuple(classes), kind=kind, temperature=1.25)  # type: ignore[arg-type]
     probabilities = answers(targets, len(classes), wrong, kind)
     correct = task.predicted(probabilities) == targets
     correct = correct.all(axis=1) if correct.ndim == 2 else correct
@@ -153,7 +153,7 @@ def facts(
         groups=None if n_groups is None else np.arange(len(targets)) % n_groups,
     )
     model = TransferModel(
-        trunk=trunk(),
+        backbone=backbone(),
         task=task,
         head=LinearHead(
             weight=np.zeros((len(classes), 5), np.float32), bias=np.zeros(len(classes), np.float32)
@@ -286,7 +286,7 @@ def test_page_says_every_number() -> None:
 def test_page_says_how_it_was_made() -> None:
     made = Page(render_html(facts())).section("made")
     for said in (
-        "headstart fit photos/", "embedded/tiny", "timm/tiny", "PictureNet", "cafe" * 16,
+        "headstart fit photos/", "embedded/tiny", "timm/tiny", "ImageNet", "cafe" * 16,
         "Licence-7", "256 pixels (bicubic", "224 × 224", "0.25, 0.25, 0.25", "BatchNorm",
         "5 features to 2 classes, 12 parameters", "bf16", "linear-probe, 5 folds, penalty 0.001",
         "87 iterations", "Seed17", "3.8 = scan 1.5 + features 2.2", "torch 2.99.1", "0.3750",
@@ -342,14 +342,14 @@ def test_multilabel_has_no_single_answer_to_be_wrong() -> None:
     assert {a["id"] for a in page.all("section")} == {
         "numbers", "data", "classes", "calibration", "made",
     }  # fmt: skip
-    assert "All labels of a picture right" in page.section("numbers")
+    assert "All labels of an image right" in page.section("numbers")
     assert numbers["evaluation"]["confusion"] is None
     assert "mistakes" not in numbers
 
 
 def test_no_mistakes_and_no_findings_are_said() -> None:
     page = Page(render_html(facts(wrong=0)))
-    assert "every one of the 24 held-out pictures was named right" in page.section("mistakes")
+    assert "every one of the 24 held-out images was named right" in page.section("mistakes")
     assert "no unreadable files, no duplicates" in page.section("data")
 
 
@@ -360,7 +360,7 @@ def test_mistakes_come_most_confident_first_with_truth_and_answer() -> None:
     assert [int(i) for i in re.findall(r"(\d+)\.jpg", shown)] == [2, 1, 0]
     assert "Says dog, 90 % sure labelled cat (10 %)" in shown
     told = render_json(given)["mistakes"]
-    assert [one["picture"] for one in told] == ["2.jpg", "1.jpg", "0.jpg"]
+    assert [one["image"] for one in told] == ["2.jpg", "1.jpg", "0.jpg"]
     assert told[0]["probability_of_truth"] == pytest.approx(1 - told[0]["probability"])
 
 
@@ -380,11 +380,11 @@ def test_findings_are_grouped_gravest_first_and_bounded() -> None:
     assert "and 7 more, in report.json" in shown
     assert "p3" in shown
     assert "p4" not in shown
-    assert "9 pictures, all in report.json" in shown
+    assert "9 images, all in report.json" in shown
     assert len(render_json(given)["data"]["findings"]) == 28
 
 
-def test_thumbnails_show_the_picture_and_never_stop_the_report(tmp_path: Path) -> None:
+def test_thumbnails_show_the_image_and_never_stop_the_report(tmp_path: Path) -> None:
     red = np.zeros((50, 400, 3), np.uint8)
     red[..., 0] = 255
     good, gone = tmp_path / "a" / "good.png", tmp_path / "a" / "gone.png"
@@ -412,15 +412,15 @@ def many_classes(k: int, n: int) -> Facts:
     """Numbers as they would be; bootstrapping them is another test's matter."""
     rng = np.random.default_rng(0)
     names = tuple(f"a class with a rather long name, number {i}" for i in range(k))
-    image = picture(0)
+    pil_image = image(0)
     targets = np.sort(rng.integers(0, k, n))
     samples = tuple(
-        Sample(image=image, target=names[t], split="test" if i % 2 else "train")
+        Sample(image=pil_image, target=names[t], split="test" if i % 2 else "train")
         for i, t in enumerate(targets)
     )
     chances = rng.dirichlet(np.ones(k), len(targets[1::2]))
     half = Interval(value=0.5, low=0.25, high=0.75, method="")
-    task = Classification(classes=names)
+    task = ClassificationTask(classes=names)
     evaluation = Evaluation(
         task=task,
         names=tuple(f"/a/folder/that/is/deep/{i}.jpg" for i in range(len(chances))),
@@ -450,7 +450,7 @@ def many_classes(k: int, n: int) -> Facts:
     )
 
 
-def test_a_thousand_classes_and_twenty_thousand_pictures_stay_small() -> None:
+def test_a_thousand_classes_and_twenty_thousand_images_stay_small() -> None:
     given = many_classes(1000, 20_000)
     html = render_html(given)
     assert len(html.encode()) < 3e6
@@ -463,7 +463,7 @@ def test_a_thousand_classes_and_twenty_thousand_pictures_stay_small() -> None:
     pairs = json.loads(json.dumps(render_json(given), allow_nan=False))
     assert pairs["evaluation"]["confusion"] is None
     wrong = int((~given.evaluation.correct).sum())
-    assert sum(pair["pictures"] for pair in pairs["confusions"]) == wrong
+    assert sum(pair["images"] for pair in pairs["confusions"]) == wrong
     assert page.section("confusion").count("number") == 2 * 20
 
 
@@ -473,7 +473,7 @@ def test_more_classes_than_a_page_bears_are_counted() -> None:
     assert "100 more are in report.json" in page.section("data")
 
 
-def test_reliability_whiskers_only_where_pictures_are_independent() -> None:
+def test_reliability_whiskers_only_where_images_are_independent() -> None:
     def whiskers(given: Facts) -> int:
         return sum(
             attrs.get("class") == "whisker" for attrs in Page(render_html(given)).all("line")
@@ -513,8 +513,8 @@ def tuned(**change: Any) -> Facts:
     share = Interval(value=0.93, low=0.886, high=0.958, method="wilson")
     lost = Interval(value=-0.125, low=-0.25, high=-0.0625, method="newcombe-paired")
     source = SourceChange(
-        name="PictureNet",
-        pictures=200,
+        name="ImageNet",
+        images=200,
         agreement=share,
         before=replace(share, value=0.875),
         after=replace(share, value=0.75),
@@ -534,7 +534,7 @@ def tuned(**change: Any) -> Facts:
         "plan": {"stages": stages, "only": "norm", "boundary": "stem"},
         "epochs": epochs,
         "best_epoch": 3,
-        "forgetting": Forgetting(stages=drifts, source=source, pictures=200).as_dict(),
+        "forgetting": Forgetting(stages=drifts, source=source, images=200).as_dict(),
         "target_gain": Interval(value=0.021, low=0.001, high=0.041, method="").as_dict(),
     } | change
     record = {key: value for key, value in record.items() if value is not None}
@@ -617,10 +617,10 @@ def test_page_and_card_say_what_the_backbone_has_kept() -> None:
     shown = page.section("kept")
     for row in ("stem1.0001.0000.00 %", "layer1–0.8121.23 %", "layer20.4380.562–"):
         assert row in shown
-    assert "same 200 pictures" in shown
+    assert "same 200 images" in shown
     for said in (
         "Target +0.021 [+0.001, +0.041].",
-        "the old head answers 0.930 [0.886, 0.958] of 200 pictures as before",
+        "the old head answers 0.930 [0.886, 0.958] of 200 images as before",
         "Source accuracy -0.125 [-0.250, -0.062]",
         "Unmoved: stem; most moved: layer2, CKA 0.438",
     ):
@@ -659,7 +659,7 @@ def test_a_tuned_page_is_whole_and_its_names_are_text() -> None:
 
 
 def careful(max_risk: float = 0.1) -> Facts:
-    """A model with a threshold for a wanted risk, and as many pictures as that takes."""
+    """A model with a threshold for a wanted risk, and as many images as that takes."""
     rng = np.random.default_rng(0)
     chances = rng.dirichlet(np.full(2, 0.1), 1500)
     targets = np.array([rng.choice(2, p=p) for p in chances])
@@ -702,7 +702,7 @@ def test_a_model_that_abstains_nowhere_is_told_without_a_threshold() -> None:
     section = Page(render_html(given)).section("selective")
     assert "it abstains nowhere (the dot)" in section
     assert "somebody else" not in section
-    assert "It answers every picture: at most 40 % of its answers are wrong" in render_card(given)
+    assert "It answers every image: at most 40 % of its answers are wrong" in render_card(given)
 
 
 def test_a_risk_that_cannot_be_shown_is_said_on_the_page() -> None:
@@ -729,7 +729,7 @@ def test_the_card_says_what_a_race_has_weighed() -> None:
     given = facts()
     record = {**given.model.record, "decision": decision}
     card = render_card(replace(given, model=replace(given.model, record=record)))
-    assert "A race on held-out training pictures chose it among 3 ways to learn" in card
+    assert "A race on held-out training images chose it among 3 ways to learn" in card
     assert f"- The {markdown(HOSTILE)} is better.\n- Chosen: probe.\n" in card
     assert "\n\n\n\n" not in card
     assert "A race" not in render_card(given)

@@ -11,7 +11,7 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.errors import TrainingError
 from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
-from headstart.methods.pretraining import SMALL, random_like, random_trunk
+from headstart.methods.pretraining import SMALL, random_backbone, random_like
 from headstart.methods.scratch import Scratch
 from headstart.models.transfer_model import TransferModel
 from headstart.selection.candidates import (
@@ -37,8 +37,8 @@ def drawn(n=24, seed=0):
 
 
 @pytest.fixture(scope="module")
-def trunk():
-    return random_trunk(SMALL)
+def backbone():
+    return random_backbone(SMALL)
 
 
 @pytest.fixture
@@ -56,37 +56,37 @@ def extractor(tmp_path):
     ],
 )
 def test_probes_stand_at_several_depths(name, expected):
-    trunk = random_like(resolve(name))
-    assert depths(trunk) == expected
+    backbone = random_like(resolve(name))
+    assert depths(backbone) == expected
     for end in expected[:-1]:
-        assert trunk.until(end).width
+        assert backbone.until(end).width
 
 
-def test_two_places_are_for_trainings(trunk):
-    last, deeper = trainings(trunk, 3, hopeless=False)
+def test_two_places_are_for_trainings(backbone):
+    last, deeper = trainings(backbone, 3, hopeless=False)
     assert [one.method.train_from for one in (*last, *deeper)] == ["last:1", "all", "last:2"]
-    last, fresh = trainings(trunk, 3, hopeless=True)
+    last, fresh = trainings(backbone, 3, hopeless=True)
     assert [type(one.method) for one in (*last, *fresh)] == [Finetune, Scratch]
     assert all(one.method.seed == 3 for one in (*last, *deeper, *fresh))
 
 
-def test_a_method_that_cannot_learn_says_why(trunk):
+def test_a_method_that_cannot_learn_says_why(backbone):
     few = drawn(4)
-    contender = trainings(trunk, 0, hopeless=False)[0][0]
-    assert "at least 3 pictures" in refusal(contender, [drawn(), few])
-    assert refusal(probe_of(trunk, "", 0), [few]) == ""
+    contender = trainings(backbone, 0, hopeless=False)[0][0]
+    assert "at least 3 images" in refusal(contender, [drawn(), few])
+    assert refusal(probe_of(backbone, "", 0), [few]) == ""
 
 
-def test_what_is_kept_costs_nothing(trunk, extractor):
+def test_what_is_kept_costs_nothing(backbone, extractor):
     data = drawn()
-    before = expected_features(trunk, data.samples, data, extractor=extractor)
-    extractor.features(trunk, data.samples)
+    before = expected_features(backbone, data.samples, data, extractor=extractor)
+    extractor.features(backbone, data.samples)
     assert before > 0
-    assert expected_features(trunk, data.samples, data, extractor=extractor) == 0
+    assert expected_features(backbone, data.samples, data, extractor=extractor) == 0
 
 
-def test_more_pictures_and_more_stages_are_expected_to_take_longer(trunk, extractor):
-    (last,), (whole, _) = trainings(trunk, 0, hopeless=False)
+def test_more_images_and_more_stages_are_expected_to_take_longer(backbone, extractor):
+    (last,), (whole, _) = trainings(backbone, 0, hopeless=False)
     found = [
         expected_training(who, data, None, 10, extractor=extractor)
         for who, data in ((last, drawn(100)), (whole, drawn(100)), (whole, drawn(400)))
@@ -94,10 +94,10 @@ def test_more_pictures_and_more_stages_are_expected_to_take_longer(trunk, extrac
     assert 0 < found[0] < found[1] < found[2]
 
 
-def test_a_race_answers_what_was_held_out(trunk, extractor):
+def test_a_race_answers_what_was_held_out(backbone, extractor):
     data = drawn(40)
     learn, asked = data.subset(range(30)), data.subset(range(30, 40))
-    who = probe_of(trunk, "", 0)
+    who = probe_of(backbone, "", 0)
     quick = Training(epochs=2, patience=9)
     first, second = (Finetune(learning_rate=r, training=quick) for r in (1e-9, 1e-3))
     entered = replace(who, method=first, others=(second,))
@@ -105,22 +105,22 @@ def test_a_race_answers_what_was_held_out(trunk, extractor):
     assert after.others == ()
     assert after.method in (first, second)
     model = after.method.fit(
-        TransferModel(trunk=trunk, task=first_task(data)), learn, extractor=extractor
+        TransferModel(backbone=backbone, task=first_task(data)), learn, extractor=extractor
     )
     exact = replace(extractor, engine="fp32")
-    features = exact.features(model.trunk, asked.samples).values
+    features = exact.features(model.backbone, asked.samples).values
     np.testing.assert_allclose(logits, model.linear_head().logits(features), atol=1e-4)
 
 
 def first_task(data):
-    from headstart.models.tasks import Classification
+    from headstart.models.tasks import ClassificationTask
 
-    return Classification(classes=data.classes)
+    return ClassificationTask(classes=data.classes)
 
 
-def test_rates_that_fail_are_left_and_the_last_is_an_error(trunk, extractor, monkeypatch):
+def test_rates_that_fail_are_left_and_the_last_is_an_error(backbone, extractor, monkeypatch):
     data = drawn(24)
-    who = trainings(trunk, 0, hopeless=False)[0][0]
+    who = trainings(backbone, 0, hopeless=False)[0][0]
 
     def fails(self, model, train, val=None, **_):
         if self.learning_rate > 1e-4:

@@ -11,9 +11,9 @@ from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
-from headstart.methods.pretraining import SMALL, random_trunk
+from headstart.methods.pretraining import SMALL, random_backbone
 from headstart.selection import race as advice
-from headstart.selection.probes import Ground
+from headstart.selection.probes import RaceContext
 from headstart.selection.race import decide, foretell
 
 
@@ -31,8 +31,8 @@ def drawn(n, *, noise, seed=0, groups=None):
 
 
 @pytest.fixture(scope="module")
-def trunk():
-    return random_trunk(SMALL)
+def backbone():
+    return random_backbone(SMALL)
 
 
 @pytest.fixture
@@ -67,63 +67,65 @@ def states(found):
     return {row["name"]: row["state"] for row in found.record["rows"]}
 
 
-def test_where_the_probe_is_right_nothing_is_trained(trunk, extractor, truths):
-    found = decide([trunk], drawn(60, noise=0), extractor=extractor)
+def test_where_the_probe_is_right_nothing_is_trained(backbone, extractor, truths):
+    found = decide([backbone], drawn(60, noise=0), extractor=extractor)
     assert found.method.name == "linear-probe"
-    assert found.trunk is trunk
+    assert found.backbone is backbone
     assert len(found.record["rows"]) == 3
     assert any("perfect rival" in why for why in found.record["why"])
     assert json.loads(json.dumps(found.record)) == found.record
 
 
-def test_who_gains_beyond_chance_wins_and_the_race_ends(trunk, extractor, truths):
+def test_who_gains_beyond_chance_wins_and_the_race_ends(backbone, extractor, truths):
     truths |= {LAST: 0.75, ALL: 0.99}
     told = []
-    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor, told=told.append)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, told=told.append)
     assert found.method.train_from == "all"
     assert states(found)[ALL] == "chosen"
     assert states(found)[LAST] == "promoted"
     row = next(row for row in found.record["rows"] if row["name"] == ALL)
     assert row["distinguishable"]
     assert 0 < row["gain"]["low"] < row["gain"]["value"]
-    assert row["pictures"] < 150  # it ended before the last fold
+    assert row["images"] < 150  # it ended before the last fold
     assert any(ALL in line for line in told)
 
 
-def test_who_gains_nothing_is_dropped_after_two_folds(trunk, extractor, truths):
+def test_who_gains_nothing_is_dropped_after_two_folds(backbone, extractor, truths):
     truths |= {LAST: 0.4, ALL: 0.4}
-    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor)
     assert found.method.name == "linear-probe"
     for name in (LAST, ALL):
         row = next(row for row in found.record["rows"] if row["name"] == name)
-        assert row["pictures"] <= 60
+        assert row["images"] <= 60
         assert "no gain" in row["note"]
 
 
-def test_what_cannot_be_told_apart_is_not_chosen(trunk, extractor, truths):
+def test_what_cannot_be_told_apart_is_not_chosen(backbone, extractor, truths):
     truths |= {LAST: 0.78, ALL: 0.78}
-    found = decide([trunk], drawn(60, noise=0.5), extractor=extractor)
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor)
     assert found.method.name == "linear-probe"
     assert any("beyond chance" in why for why in found.record["why"])
 
 
-def test_a_training_that_fails_is_left_and_not_the_run(trunk, extractor, truths):
+def test_a_training_that_fails_is_left_and_not_the_run(backbone, extractor, truths):
     truths |= {LAST: TrainingError("Expected a finite loss, got nan; do lower it."), ALL: 0.99}
-    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor)
     assert found.method.train_from == "all"
     row = next(row for row in found.record["rows"] if row["name"] == LAST)
     assert row["note"] == "Expected a finite loss, got nan"
 
 
-def test_groups_that_a_training_cannot_part_cost_only_that_training(trunk, extractor, truths):
+def test_groups_that_a_training_cannot_part_cost_only_that_training(backbone, extractor, truths):
     truths |= {LAST: DataError("Expected groups, got one; do add some."), ALL: 0.99}
-    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor)
     assert found.method.train_from == "all"
     row = next(row for row in found.record["rows"] if row["name"] == LAST)
     assert row["note"] == "Expected groups, got one"
 
 
-def test_who_comes_second_does_not_begin_when_the_time_is_up(trunk, extractor, truths, monkeypatch):
+def test_who_comes_second_does_not_begin_when_the_time_is_up(
+    backbone, extractor, truths, monkeypatch
+):
     truths |= {LAST: 0.8, ALL: 0.99}
     real, slow = advice.raced, []
 
@@ -132,8 +134,8 @@ def test_who_comes_second_does_not_begin_when_the_time_is_up(trunk, extractor, t
         return real(who, *parts, extractor=extractor)
 
     monkeypatch.setattr(advice, "raced", raced)
-    monkeypatch.setattr(Ground, "spent", property(lambda self: 1000.0 if slow else 1.0))
-    found = decide([trunk], drawn(150, noise=0.5), extractor=extractor, budget=30)
+    monkeypatch.setattr(RaceContext, "spent", property(lambda self: 1000.0 if slow else 1.0))
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, budget=30)
     assert slow == [LAST]
     row = next(row for row in found.record["rows"] if row["name"] == ALL)
     assert row["note"] == "the time was up before its first fold"
@@ -144,26 +146,26 @@ def test_who_comes_second_does_not_begin_when_the_time_is_up(trunk, extractor, t
     )
 
 
-def test_without_time_only_probes_are_run(trunk, extractor):
-    found = decide([trunk], drawn(60, noise=0.5), extractor=extractor, budget=0)
+def test_without_time_only_probes_are_run(backbone, extractor):
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0)
     assert found.method.name == "linear-probe"
     assert set(states(found).values()) == {"chosen", "probed"}
-    found = decide([trunk], drawn(60, noise=0.5), extractor=extractor, budget=0.5)
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.5)
     assert states(found)[ALL] == "left out"
     assert "--budget" in next(r["note"] for r in found.record["rows"] if r["name"] == ALL)
 
 
-def test_of_very_many_pictures_only_the_first_probe_is_solved(trunk, extractor, monkeypatch):
+def test_of_very_many_images_only_the_first_probe_is_solved(backbone, extractor, monkeypatch):
     expected = itertools.chain([1e-3], itertools.repeat(1e6))
     monkeypatch.setattr("headstart.selection.probes.expected_probe", lambda *_: next(expected))
-    found = decide([trunk], drawn(60, noise=0), extractor=extractor)
+    found = decide([backbone], drawn(60, noise=0), extractor=extractor)
     assert [row["name"] for row in found.record["rows"]] == ["linear probe"]
     assert sum("takes too long" in why for why in found.record["why"]) == 2
 
 
-def test_what_the_first_probe_took_is_expected_of_the_others(trunk, extractor, monkeypatch):
+def test_what_the_first_probe_took_is_expected_of_the_others(backbone, extractor, monkeypatch):
     monkeypatch.setattr("headstart.selection.probes.expected_probe", lambda *_: 1e-3)
-    found = decide([trunk], drawn(60, noise=0.5), extractor=extractor, budget=0).record
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0).record
     first, second, _ = (row["estimated"] for row in found["rows"])
     assert second > 2 * 1e-3  # a search takes longer than a thousandth of a second
     assert found["rows"][0]["seconds"] > first
@@ -172,72 +174,76 @@ def test_what_the_first_probe_took_is_expected_of_the_others(trunk, extractor, m
     assert 0 < found["measured"] < found["seconds"]
 
 
-def test_another_backbone_is_not_looked_at_when_that_takes_too_long(trunk, extractor, monkeypatch):
+def test_another_backbone_is_not_looked_at_when_that_takes_too_long(
+    backbone, extractor, monkeypatch
+):
     monkeypatch.setattr("headstart.selection.probes.expected_features", lambda *_, **__: 1e6)
-    other = random_trunk(SMALL, seed=1)
-    found = decide([trunk, other], drawn(60, noise=0), extractor=extractor)
+    other = random_backbone(SMALL, seed=1)
+    found = decide([backbone, other], drawn(60, noise=0), extractor=extractor)
     assert len(found.record["rows"]) == 3  # of the first
     assert any("was left out: looking" in why for why in found.record["why"])
 
 
-def test_random_weights_are_not_tried_without_time(trunk, extractor, truths, monkeypatch):
+def test_random_weights_are_not_tried_without_time(backbone, extractor, truths, monkeypatch):
     monkeypatch.setattr("headstart.selection.probes.random_like", None)  # would raise
     truths |= {LAST: 0.5, ALL: 0.5}
-    monkeypatch.setattr(Ground, "spent", property(lambda self: 1000.0))
-    found = decide([trunk], drawn(240, noise=0.5), extractor=extractor, budget=1000)
+    monkeypatch.setattr(RaceContext, "spent", property(lambda self: 1000.0))
+    found = decide([backbone], drawn(240, noise=0.5), extractor=extractor, budget=1000)
     assert not any("random weights" in why for why in found.record["why"])
 
 
-def test_the_time_that_is_up_ends_the_race_between_folds(trunk, extractor, truths, monkeypatch):
+def test_the_time_that_is_up_ends_the_race_between_folds(backbone, extractor, truths, monkeypatch):
     truths |= {LAST: 0.8, ALL: 0.8}
     seconds = itertools.count(0, 1.0)  # every look at the clock takes one
-    monkeypatch.setattr(Ground, "spent", property(lambda self: next(seconds)))
-    found = decide([trunk], drawn(60, noise=0.5), extractor=extractor, budget=25)
+    monkeypatch.setattr(RaceContext, "spent", property(lambda self: next(seconds)))
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=25)
     notes = [row["note"] for row in found.record["rows"] if row["name"] in (LAST, ALL)]
     assert any("the time was up" in note for note in notes), found.record
 
 
-def test_weights_of_no_use_bring_training_from_scratch_in(trunk, extractor, truths):
+def test_weights_of_no_use_bring_training_from_scratch_in(backbone, extractor, truths):
     """The backbone is itself random: another random one probes as well."""
     truths |= {LAST: 0.5, "training from scratch": 0.99}
-    found = decide([trunk], drawn(240, noise=0.5), extractor=extractor)
+    found = decide([backbone], drawn(240, noise=0.5), extractor=extractor)
     assert found.method.name == "scratch"
     assert any("of no use" in why for why in found.record["why"])
 
 
-def test_groups_stay_together(trunk, extractor, truths):
-    """Ten groups are ten witnesses, however many pictures they have."""
+def test_groups_stay_together(backbone, extractor, truths):
+    """Ten groups are ten witnesses, however many images they have."""
     truths |= {LAST: 0.9, ALL: 0.9}
     data = drawn(100, noise=0.5, groups=10)
-    found = decide([trunk], data, extractor=extractor)
+    found = decide([backbone], data, extractor=extractor)
     probe = found.record["rows"][0]["score"]
-    alone = decide([trunk], drawn(100, noise=0.5), extractor=extractor).record["rows"][0]["score"]
+    alone = decide([backbone], drawn(100, noise=0.5), extractor=extractor).record["rows"][0][
+        "score"
+    ]
     assert probe["method"] != alone["method"]
 
 
-def test_the_plan_says_what_the_race_would_do_and_learns_nothing(trunk, extractor, monkeypatch):
+def test_the_plan_says_what_the_race_would_do_and_learns_nothing(backbone, extractor, monkeypatch):
     monkeypatch.setattr(advice, "raced", None)
     monkeypatch.setattr("headstart.selection.probes.search_penalty", None)
-    found = foretell([trunk], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
+    found = foretell([backbone], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
     assert [row["state"] for row in found["rows"]] == ["probed"] * 3 + ["promoted"] * 2
     parts = sum(row["estimated"] for row in found["rows"])
     assert parts < found["estimated"] < 2 * parts  # one of the two is trained afterwards
     assert json.loads(json.dumps(found))["rows"][0]["score"] is None
-    short = foretell([trunk], drawn(60, noise=0.5), extractor=extractor, budget=0.01)
+    short = foretell([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.01)
     assert {row["state"] for row in short["rows"]} == {"probed", "left out"}
     assert short["estimated"] == pytest.approx(sum(r["estimated"] for r in short["rows"][:3]))
     assert "would be left out: one fold would take" in short["why"][0]
     less = foretell(
-        [trunk], drawn(60, noise=0.5), extractor=extractor, budget=0.9 * found["estimated"]
+        [backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.9 * found["estimated"]
     )
     assert less["estimated"] <= 0.9 * found["estimated"]  # it stops when the time is up
 
 
-def test_the_plan_counts_the_control_with_random_weights(trunk, extractor, monkeypatch):
+def test_the_plan_counts_the_control_with_random_weights(backbone, extractor, monkeypatch):
     monkeypatch.setattr(advice, "trainings", lambda *_, **__: ())
 
     def more(n, budget):
-        found = foretell([trunk], drawn(n, noise=0.5), extractor=extractor, budget=budget)
+        found = foretell([backbone], drawn(n, noise=0.5), extractor=extractor, budget=budget)
         return found["estimated"] / sum(row["estimated"] for row in found["rows"])
 
     assert more(199, 120) == pytest.approx(1)
@@ -245,34 +251,36 @@ def test_the_plan_counts_the_control_with_random_weights(trunk, extractor, monke
     assert more(201, 0) == pytest.approx(1)  # as a race, which tries them only for trainings
 
 
-def test_a_refusal_that_names_some_of_many_classes_ends_in_words(trunk, extractor):
+def test_a_refusal_that_names_some_of_many_classes_ends_in_words(backbone, extractor):
     few = drawn(14, noise=0).samples
     samples = tuple(replace(one, target=f"class{i % 7}") for i, one in enumerate(few))
     data = Dataset(samples=samples, classes=tuple(f"class{i}" for i in range(7)))
-    found = foretell([trunk], data, extractor=extractor, budget=60)
+    found = foretell([backbone], data, extractor=extractor, budget=60)
     assert [row["note"][-8:] for row in found["rows"][3:]] == ["'class4'"] * 3
 
 
-def test_the_same_seed_decides_the_same(trunk, extractor):
+def test_the_same_seed_decides_the_same(backbone, extractor):
     data = drawn(40, noise=0.6)
-    first, second = (decide([trunk], data, extractor=extractor, budget=0, seed=4) for _ in range(2))
+    first, second = (
+        decide([backbone], data, extractor=extractor, budget=0, seed=4) for _ in range(2)
+    )
     assert first.method == second.method
     scores = [[row["score"] for row in one.record["rows"]] for one in (first, second)]
     assert scores[0] == scores[1]
 
 
-def test_what_cannot_be_raced_is_refused(trunk, extractor):
+def test_what_cannot_be_raced_is_refused(backbone, extractor):
     with pytest.raises(UsageError, match="backbone"):
         decide([], drawn(8, noise=0), extractor=extractor)
     boxes = Dataset(samples=(), classes=("cell",), kind="detection")
     with pytest.raises(UsageError, match="--method finetune"):
-        decide([trunk], boxes, extractor=extractor)
+        decide([backbone], boxes, extractor=extractor)
     one = drawn(20, noise=0).subset(range(0, 20, 2))
     with pytest.raises(DataError, match="2 classes"):
-        decide([trunk], one, extractor=extractor)
+        decide([backbone], one, extractor=extractor)
 
 
-def test_labels_are_raced_too(trunk, extractor, truths):
+def test_labels_are_raced_too(backbone, extractor, truths):
     rng = np.random.default_rng(0)
     names = ("bright", "left", "odd")
     samples = []
@@ -283,7 +291,7 @@ def test_labels_are_raced_too(trunk, extractor, truths):
         image[:, :16] += np.uint8(60 * ("left" in held))
         samples.append(Sample(image=image, target=tuple(held)))
     data = Dataset(samples=tuple(samples), classes=names, kind="multilabel")
-    found = decide([trunk], data, extractor=extractor, budget=0)
+    found = decide([backbone], data, extractor=extractor, budget=0)
     assert found.record["measure"] == "mean average precision"
     assert found.method.name == "linear-probe"
     for row in found.record["rows"]:

@@ -43,7 +43,7 @@ def test_classes_are_scored_by_accuracy():
     np.testing.assert_array_equal(judge.worth(logits[rows], rows), values[rows])
 
 
-def test_only_pictures_that_both_have_answered_are_compared():
+def test_only_images_that_both_have_answered_are_compared():
     judge = judge_of(np.zeros(100, dtype=int))
     part = np.where(np.arange(100) < 40, 1.0, np.nan)
     base = np.where(np.arange(100) < 40, 0.0, 1.0)
@@ -91,7 +91,7 @@ def test_chance_wins_no_more_often_than_it_is_given():
 
 
 def test_chance_wins_no_more_often_among_rare_labels():
-    """Two equal rivals, labels on a few pictures of 60: at most 1.5 % a rival, over five looks."""
+    """Two equal rivals, labels on a few images of 60: at most 1.5 % a rival, over five looks."""
     rng, wins, times = np.random.default_rng(0), 0, 250
     for _ in range(times):
         targets = (rng.random((60, 3)) < 0.05).astype(int)
@@ -108,13 +108,13 @@ def test_chance_wins_no_more_often_among_rare_labels():
     assert binomtest(wins, times, TRAININGS_SHARE, alternative="greater").pvalue > 0.01
 
 
-def test_pictures_without_any_label_tell_nothing():
+def test_images_without_any_label_tell_nothing():
     judge = judge_of(np.zeros((9, 2), dtype=int), kind="multilabel")
     assert np.isnan(judge.score(np.full((9, 2), 0.5)).value)
     assert not judge.gain(np.full((9, 2), 0.5), np.zeros((9, 2)), level=0.95).distinguishable
 
 
-def test_labels_that_hardly_any_picture_shows_tell_nothing():
+def test_labels_that_hardly_any_image_shows_tell_nothing():
     targets = np.zeros((50, 2), dtype=int)
     targets[:4] = 1
     judge = judge_of(targets, kind="multilabel")
@@ -125,7 +125,7 @@ def test_labels_that_hardly_any_picture_shows_tell_nothing():
 
 
 def test_a_group_counts_once():
-    """What ten pictures of one patient say ten times is said once."""
+    """What ten images of one patient say ten times is said once."""
     groups = np.repeat(np.arange(8), 10)
     base = np.where(groups < 4, 0.0, 1.0)
     alone = judge_of(np.zeros(80, dtype=int)).gain(np.ones(80), base, level=0.997)
@@ -148,7 +148,7 @@ def test_a_row_is_plain_values():
     assert row["state"] == "probed"
 
 
-def test_labels_that_too_few_pictures_show_cannot_be_decided():
+def test_labels_that_too_few_images_show_cannot_be_decided():
     targets = np.zeros((40, 10), dtype=int)
     targets[np.arange(40), np.arange(40) % 10] = 1  # four of each
     wrong = 1.0 - targets

@@ -104,7 +104,7 @@ def test_scores_are_the_measures_own_also_where_features_are_many() -> None:
     assert np.isnan(found["parc"].interval.low)  # without blocks nothing is known of its spread
 
 
-def test_means_over_pictures_have_the_interval_of_a_share() -> None:
+def test_means_over_images_have_the_interval_of_a_share() -> None:
     groups = np.arange(60) // 3
     given = drawn()
     given = Features(
@@ -117,8 +117,8 @@ def test_means_over_pictures_have_the_interval_of_a_share() -> None:
     assert found["knn"].interval == proportion_interval(right, groups)
 
 
-def test_intervals_hold_what_other_pictures_of_the_kind_score() -> None:
-    """Log evidence of 120 pictures, drawn anew 60 times: most intervals hold the mean of all."""
+def test_intervals_hold_what_other_images_of_the_kind_score() -> None:
+    """Log evidence of 120 images, drawn anew 60 times: most intervals hold the mean of all."""
     names = ["log-me", "shrunk-h-score", "parc"]
     found = [scored(drawn(120, 6, seed), names, blocks(120)) for seed in range(60)]
     for name in names:

@@ -9,21 +9,21 @@ import pytest
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import FreezePlan, StageRow, plan
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.augment import Augmentation
 from headstart.errors import SetupError
-from headstart.features.extractor import Cut, Extractor, View
+from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.methods import finetune
 from headstart.methods.finetune import Finetune
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training import activation_cache as boundary
 from headstart.training.activation_cache import (
     MEMORY_SHARE,
-    BoundaryPlan,
+    ActivationCachePlan,
     Demand,
     Room,
     agreed,
@@ -61,7 +61,7 @@ def make_measured(seconds=(0.02, 0.02, 0.01), sizes=(MB, MB // 4, MB // 8), **ch
 
 
 def count(plan, measured, demand, stop):
-    """Do the training picture by picture, on paper; stop: nothing, a stage, or pooled."""
+    """Do the training image by image, on paper; stop: nothing, a stage, or pooled."""
     names = [stage.name for stage in measured.stages]
     time = {stage.name: stage.seconds for stage in measured.stages}
     size = {stage.name: stage.bytes for stage in measured.stages} | {"pooled": 4 * measured.width}
@@ -73,7 +73,7 @@ def count(plan, measured, demand, stop):
     passes = [("train", epoch) for epoch in range(demand.epochs)]
     passes += [("plain", 0)] * demand.solves + [("judge", 0)] * (demand.epochs + 2)
     for kind, epoch in passes:
-        n = demand.judged if kind == "judge" else demand.pictures
+        n = demand.judged if kind == "judge" else demand.images
         look = (epoch % looks if demand.views else 0) if kind == "train" else kind
         look = 0 if demand.views is None and kind == "plain" else look
         if stop and (kind == "judge", look) not in stored:
@@ -93,10 +93,10 @@ def count(plan, measured, demand, stop):
 
 
 DEMANDS = [
-    Demand(pictures=100, epochs=10),
-    Demand(pictures=100, judged=20, epochs=10, solves=True),
-    Demand(pictures=90, judged=10, epochs=8, views=4, solves=True, batch_size=32),
-    Demand(pictures=90, epochs=3, views=4),
+    Demand(images=100, epochs=10),
+    Demand(images=100, judged=20, epochs=10, solves=True),
+    Demand(images=90, judged=10, epochs=8, views=4, solves=True, batch_size=32),
+    Demand(images=90, epochs=3, views=4),
 ]
 
 
@@ -114,24 +114,24 @@ def test_expected_seconds_are_those_of_a_count(plan, demand):
     ("change", "stop"),
     [
         ({}, "b"),
-        ({"sizes": (1000, 3000 * MB, 1)}, "a"),  # reading 3 GB a picture takes longer than b
+        ({"sizes": (1000, 3000 * MB, 1)}, "a"),  # reading 3 GB an image takes longer than b
         ({"sizes": (1000, MB, 1), "seconds": (0.02, 0.0, 0.01)}, "a"),  # b costs nothing to run
     ],
 )
 def test_the_cut_is_the_quickest_of_the_constant_stages(change, stop):
-    found = decide(LAST, make_measured(**change), Demand(pictures=50, epochs=10), ROOMY)
+    found = decide(LAST, make_measured(**change), Demand(images=50, epochs=10), ROOMY)
     assert found.cached
     assert found.stop == stop
 
 
 def test_pooled_features_are_kept_where_only_the_head_moves():
-    found = decide(HEAD, make_measured(), Demand(pictures=50, epochs=10), ROOMY)
+    found = decide(HEAD, make_measured(), Demand(images=50, epochs=10), ROOMY)
     assert (found.cached, found.stop, found.bytes) == (True, None, 50 * 16 * 4)
     assert found.sentence().startswith("pooled features: ")
 
 
 def test_what_is_kept_already_costs_nothing_again():
-    demand = Demand(pictures=50, epochs=1)
+    demand = Demand(images=50, epochs=1)
     assert not decide(LAST, make_measured(), demand, ROOMY).cached
     again = decide(LAST, make_measured(), replace(demand, missing={"b": 0.0}), ROOMY)
     assert (again.cached, again.stop) == (True, "b")
@@ -148,7 +148,7 @@ def test_what_is_kept_already_costs_nothing_again():
     ],
 )
 def test_it_declines_in_words(plan, demand, room, reason):
-    wanted = Demand(**{"pictures": 50, "epochs": 10, **demand})
+    wanted = Demand(**{"images": 50, "epochs": 10, **demand})
     found = decide(plan, make_measured(), wanted, room)
     assert not found.cached
     assert reason in found.reason
@@ -156,21 +156,21 @@ def test_it_declines_in_words(plan, demand, room, reason):
 
 
 def test_a_learning_part_that_dwarfs_the_rest_is_not_worth_the_disk():
-    found = decide(LAST, make_measured(learn=10.0), Demand(pictures=50, epochs=10), ROOMY)
+    found = decide(LAST, make_measured(learn=10.0), Demand(images=50, epochs=10), ROOMY)
     assert not found.cached
     assert "would not pay" in found.reason
 
 
 def test_a_smaller_stage_is_taken_where_the_best_does_not_fit():
     measured = make_measured(sizes=(1000, MB, 1))
-    demand = Demand(pictures=50, epochs=10)
+    demand = Demand(images=50, epochs=10)
     assert decide(LAST, measured, demand, ROOMY).stop == "b"
     found = decide(LAST, measured, demand, replace(ROOMY, budget=40 * MB))
     assert (found.cached, found.stop) == (True, "a")
 
 
 def test_a_quarter_of_free_memory_is_the_most_that_is_held():
-    demand = Demand(pictures=50, epochs=10)
+    demand = Demand(images=50, epochs=10)
     size = decide(LAST, make_measured(), demand, ROOMY).bytes
     assert size == 50 * MB // 4
     enough = int(size / MEMORY_SHARE)
@@ -180,9 +180,9 @@ def test_a_quarter_of_free_memory_is_the_most_that_is_held():
 
 
 def test_a_person_can_overrule_it():
-    once = Demand(pictures=50, epochs=1)
+    once = Demand(images=50, epochs=1)
     assert decide(LAST, make_measured(), once, ROOMY, wanted="on").cached
-    often = Demand(pictures=50, epochs=10)
+    often = Demand(images=50, epochs=10)
     off = decide(LAST, make_measured(), often, ROOMY, wanted="off")
     assert not off.cached
     assert off.sentence() == "nothing: switched off"
@@ -196,8 +196,8 @@ def make_model(name, crop):
     spec = replace(spec, preprocess=replace(spec.preprocess, **side))
     state = load(spec, pretrained=False).trunk.state_dict()
     return TransferModel(
-        trunk=Trunk(spec=spec, state=state, origin={}),
-        task=Classification(classes=("dark", "light")),
+        backbone=FrozenBackbone(spec=spec, state=state, origin={}),
+        task=ClassificationTask(classes=("dark", "light")),
         engine="fp32",
     )
 
@@ -213,7 +213,7 @@ def make_data(n):
 
 def weights(model, how, cache, parts):
     extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
-    return how.fit(model, *parts, extractor=extractor).trunk.state
+    return how.fit(model, *parts, extractor=extractor).backbone.state
 
 
 def largest_difference(a, b):
@@ -244,13 +244,13 @@ def test_weights_are_the_same_whatever_is_kept(
     )
     count = itertools.count()  # every epoch is better, so that the last one is kept
     monkeypatch.setattr(ClassObjective, "score", lambda *_: Score(float(next(count)), 0.0))
-    off = weights(model, replace(how, boundary_cache="off"), Cache(tmp_path / "off"), parts)
-    assert largest_difference(off, model.trunk.state) > 1e-4
-    constant = plan(model.trunk.backbone, train_from=train_from).boundary
-    names = [stage.name for stage in model.trunk.backbone.stages]
-    cuts = names[: names.index(constant) + 1]
-    for stop, where in zip(cuts[-1::-2], ("disk", "memory"), strict=False):
-        forced = BoundaryPlan(cached=True, stop=stop, where=where)
+    off = weights(model, replace(how, activation_cache="off"), Cache(tmp_path / "off"), parts)
+    assert largest_difference(off, model.backbone.state) > 1e-4
+    constant = plan(model.backbone.module, train_from=train_from).boundary
+    names = [stage.name for stage in model.backbone.module.stages]
+    split_points = names[: names.index(constant) + 1]
+    for stop, where in zip(split_points[-1::-2], ("disk", "memory"), strict=False):
+        forced = ActivationCachePlan(cached=True, stop=stop, where=where)
         monkeypatch.setattr(finetune, "foresee", lambda *_, forced=forced, **__: forced)
         on = weights(model, how, Cache(tmp_path / stop), parts)
         assert largest_difference(off, on) <= 1e-6
@@ -272,7 +272,7 @@ def steady(monkeypatch):
 def test_the_outline_says_what_fit_does(switch, tmp_path):
     model, data, cache = make_model("timm/test_resnet", 64), make_data(40), Cache(tmp_path)
     extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
-    how = Finetune(boundary_cache=switch, training=Training(epochs=12))
+    how = Finetune(activation_cache=switch, training=Training(epochs=12))
     said = how.outline(model, data, extractor=extractor).kept
     if switch == "off":
         assert said == "nothing: switched off"
@@ -284,7 +284,7 @@ def test_the_outline_says_what_fit_does(switch, tmp_path):
 
 
 def test_processes_keep_what_the_main_one_keeps(monkeypatch):
-    mine = BoundaryPlan(cached=True, stop="b", where="memory")
+    mine = ActivationCachePlan(cached=True, stop="b", where="memory")
     assert agreed(mine, ["a", "b"]) is mine
     monkeypatch.setattr(boundary, "is_main", lambda: False)
     for told, cached, stop in ((0, False, None), (1, True, None), (2, True, "a")):
@@ -297,16 +297,16 @@ def test_processes_keep_what_the_main_one_keeps(monkeypatch):
 def test_what_is_kept_already_is_found(tmp_path):
     model, data = make_model("timm/test_resnet", 64), make_data(8)
     extractor = Extractor(cache=Cache(tmp_path), engine="fp32", device="cpu", workers=2)
-    backbone = model.trunk.copy()
+    backbone = model.backbone.copy()
     what = plan(backbone, train_from="last:1")
     given = {
         "samples": data.samples,
         "view": View(augmentation=Augmentation(), seed=0, number=0),
         "extractor": extractor,
     }
-    once = Demand(pictures=8, epochs=1)
+    once = Demand(images=8, epochs=1)
     head = LinearHead.random(backbone.width, 2, seed=0)
-    assert not foresee(model.trunk, (backbone, what, head), once, **given).cached
-    extractor.activations(model.trunk, data.samples, Cut(engine="fp32", stop="layer2"))
-    found = foresee(model.trunk, (backbone, what, head), once, **given)
+    assert not foresee(model.backbone, (backbone, what, head), once, **given).cached
+    extractor.activations(model.backbone, data.samples, SplitPoint(engine="fp32", stop="layer2"))
+    found = foresee(model.backbone, (backbone, what, head), once, **given)
     assert (found.cached, found.stop) == (True, "layer2")

@@ -398,7 +398,7 @@ def test_running_out_of_memory_halves_the_batch_and_takes_the_same_steps():
     assert "in 4 parts" in history.notes[1]
 
 
-def test_one_picture_that_is_too_large_is_an_error():
+def test_one_image_that_is_too_large_is_an_error():
     x, y = problem()
 
     def loss(rows, batch, step):
@@ -412,9 +412,9 @@ def test_what_goes_wrong_in_a_worker_is_said_by_its_own_error():
     x, y = problem()
 
     def fetch(epoch, rows):
-        raise SetupError("Expected a picture, got none.")
+        raise SetupError("Expected an image, got none.")
 
-    with pytest.raises(SetupError, match="Expected a picture"):
+    with pytest.raises(SetupError, match="Expected an image"):
         train(make_job(linear(), x, y, fetch=fetch), Training(**SGD, epochs=1))
 
 

@@ -82,7 +82,7 @@ def test_basis_leaves_the_solution_as_it_was(shape):
     np.testing.assert_allclose(weight.T * basis.scale, reference.coef_, atol=2e-4)
 
 
-def test_basis_of_one_repeated_picture_is_finite():
+def test_basis_of_one_repeated_image_is_finite():
     basis = principal_basis(np.ones((5, 3)))
     assert np.isfinite(basis.apply(np.ones((2, 3)))).all()
 

@@ -92,7 +92,7 @@ def test_held_out_logits_come_from_models_that_have_not_seen_the_row():
     assert held_out < 0.75
 
 
-def test_a_class_without_pictures_keeps_its_output():
+def test_a_class_without_images_keeps_its_output():
     features, targets = clouds(k=3)
     problem = Problem.of(targets, n_classes=5, kind="multiclass")
     found = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)

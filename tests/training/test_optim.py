@@ -50,7 +50,7 @@ def test_one_cycle_and_step_equal_torchs():
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100])
-def test_every_picture_has_a_batch(n):
+def test_every_image_has_a_batch(n):
     assert Training(batch_size=32).steps_per_epoch(n) == math.ceil(n / 32)
 
 
@@ -58,10 +58,10 @@ def test_every_picture_has_a_batch(n):
     ("n", "epochs", "batch_size"),
     [(10, 150, 16), (50, 40, 16), (200, 20, 16), (1000, 9, 32), (50_000, 5, 32)],
 )
-def test_what_is_not_said_follows_from_the_number_of_pictures(n, epochs, batch_size):
-    found = Training().for_pictures(n)
+def test_what_is_not_said_follows_from_the_number_of_images(n, epochs, batch_size):
+    found = Training().for_images(n)
     assert (found.epochs, found.batch_size) == (epochs, batch_size)
-    assert Training(epochs=3, batch_size=7).for_pictures(n) == Training(epochs=3, batch_size=7)
+    assert Training(epochs=3, batch_size=7).for_images(n) == Training(epochs=3, batch_size=7)
 
 
 def test_groups_keep_their_rates_and_vectors_do_not_decay():

@@ -57,7 +57,7 @@ def test_every_place_is_alike_likely():
     assert chisquare(np.bincount(firsts, minlength=5)).pvalue > 1e-3
 
 
-def test_balanced_orders_are_shuffled_and_use_all_pictures_over_the_epochs():
+def test_balanced_orders_are_shuffled_and_use_all_images_over_the_epochs():
     targets = np.repeat([0, 1], [40, 8])
     orders = [epoch_order(48, seed=0, epoch=e, targets=targets, balanced=True) for e in range(20)]
     assert set(np.concatenate(orders)) == set(range(48))

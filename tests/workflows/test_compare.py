@@ -1,4 +1,4 @@
-"""A comparison end to end: paired pictures, resumed cells, every task."""
+"""A comparison end to end: paired images, resumed cells, every task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from headstart.cache import Cache
 from headstart.errors import DataError, UnknownNameError, UsageError
-from headstart.evaluation.comparison import Cell, Judging, curves, effects
+from headstart.evaluation.comparison import Cell, ScoringPlan, curves, effects
 from headstart.metrics.confidence_intervals import Interval
 from headstart.workflows.compare import compare
 from headstart.workflows.events import Noted
@@ -33,7 +33,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"file:{path}@timm/test_resnet"
 
 
-def _pictures(folder: Path, *, parts: tuple[str, ...] = ("",), each: int = 12) -> Path:
+def _images(folder: Path, *, parts: tuple[str, ...] = ("",), each: int = 12) -> Path:
     rng = np.random.default_rng(0)
     for part in parts:
         for shade, name in ((60, "dark"), (190, "light")):
@@ -57,11 +57,11 @@ def _trials(backbone: str, **changes: Any) -> Trials:
 
 
 def _scores(cells: tuple[Cell, ...]) -> list[tuple[Any, ...]]:
-    return [(c.method, c.seed, c.fraction, c.pictures, c.score.value) for c in cells]
+    return [(c.method, c.seed, c.fraction, c.images, c.score.value) for c in cells]
 
 
 def test_a_stopped_comparison_goes_on_and_gives_the_same(backbone: str, tmp_path: Path) -> None:
-    source = _pictures(tmp_path / "photos")
+    source = _images(tmp_path / "photos")
     trials, recipe = _trials(backbone), Recipe(engine="fp32", device="cpu", offline=True)
     cache = Cache(tmp_path / "cache")
     whole, _ = compare(source, trials, recipe=recipe, out=tmp_path / "one", cache=cache)
@@ -98,12 +98,12 @@ def test_a_stopped_comparison_goes_on_and_gives_the_same(backbone: str, tmp_path
     saved = json.loads((folder / "compare.json").read_text())
     assert len(saved["cells"]) == 8
     assert len((folder / "table.csv").read_text().splitlines()) == 5
-    assert {(c.seed, c.fraction): c.pictures for c in whole.cells}[0, 0.5] < 12
+    assert {(c.seed, c.fraction): c.images for c in whole.cells}[0, 0.5] < 12
 
 
 def _taken_over(backbone: str, folder: Path, resume: bool) -> tuple[Any, list[str]]:
     """A comparison stopped after two trainings, begun again; every training took an hour."""
-    source, done = _pictures(folder / "photos"), []
+    source, done = _images(folder / "photos"), []
     given = {"recipe": Recipe(engine="fp32", device="cpu", offline=True), "out": folder / "two"}
     given["cache"] = Cache(folder / "cache")
     trials = _trials(backbone, methods=("probe",), fractions=(1.0,), seeds=3)
@@ -144,7 +144,7 @@ def test_trainings_that_are_thrown_away_are_said(backbone: str, tmp_path: Path) 
 def test_resuming_nothing_is_said(backbone: str, tmp_path: Path) -> None:
     told: list[str] = []
     compare(
-        _pictures(tmp_path / "photos"),
+        _images(tmp_path / "photos"),
         _trials(backbone, methods=("probe",), fractions=(1.0,), seeds=1),
         recipe=Recipe(engine="fp32", device="cpu", offline=True),
         out=tmp_path / "out",
@@ -155,7 +155,7 @@ def test_resuming_nothing_is_said(backbone: str, tmp_path: Path) -> None:
 
 
 def test_one_test_part_is_redrawn_alike_for_all(backbone: str, tmp_path: Path) -> None:
-    source = _pictures(tmp_path / "photos", parts=("train", "test"), each=8)
+    source = _images(tmp_path / "photos", parts=("train", "test"), each=8)
     trials = _trials(backbone, methods=("probe", "linear-probe"), fractions=(1.0,))
     recipe = Recipe(engine="fp32", device="cpu", offline=True)
     cache = Cache(tmp_path / "cache")
@@ -214,13 +214,13 @@ def test_labels_are_compared_by_average_precision(backbone: str, tmp_path: Path)
     assert "Do ask for more seeds" in (folder / "compare.html").read_text()
 
 
-def test_folds_keep_groups_whole_and_test_every_picture_once(
+def test_folds_keep_groups_whole_and_test_every_image_once(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from headstart.workflows import compare as module
     from headstart.workflows.compare import Split
 
-    source = _pictures(tmp_path / "photos", each=15)
+    source = _images(tmp_path / "photos", each=15)
     splits: list[Split] = []
     real = module.train_cell
 
@@ -253,18 +253,18 @@ def test_a_race_sees_only_what_is_learned_from(
     raced: list[set[str]] = []
     real = module.decide
 
-    def seen(trunks: Any, train: Any, *given: Any, **more: Any) -> Any:
+    def seen(backbones: Any, train: Any, *given: Any, **more: Any) -> Any:
         raced.append({str(sample.image) for sample in train.samples})
-        return real(trunks, train, *given, **more)
+        return real(backbones, train, *given, **more)
 
     monkeypatch.setattr(module, "decide", seen)
-    source = _pictures(tmp_path / "photos")
+    source = _images(tmp_path / "photos")
     trials = _trials(backbone, methods=("probe", "auto"), fractions=(1.0,))
     recipe = Recipe(engine="fp32", device="cpu", offline=True, budget=0)
     cache = Cache(tmp_path / "cache")
     found, _ = compare(source, trials, recipe=recipe, out=tmp_path / "out", cache=cache)
     auto = [cell for cell in found.cells if cell.method == "auto"]
-    assert [cell.pictures for cell in auto] == [len(pictures) for pictures in raced]
+    assert [cell.images for cell in auto] == [len(images) for images in raced]
     assert all(cell.trains == "head, solved" for cell in auto)  # without a budget probes alone
     assert found.curves[1].name == "auto"
 
@@ -274,17 +274,17 @@ def test_what_a_race_chose_is_counted() -> None:
         replace(cell, trains="head, solved" if k else "layer4 and head")
         for k, cell in enumerate(_cells({"auto": [0.8, 0.9, 0.85]}))
     ]
-    (curve,) = curves(cells, Judging(test_share=0.2))
+    (curve,) = curves(cells, ScoringPlan(test_share=0.2))
     assert curve.points[0].trains == "head, solved (2 of 3); layer4 and head (1 of 3)"
 
 
-def test_too_few_pictures_are_said_before_any_training(
+def test_too_few_images_are_said_before_any_training(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from headstart.workflows import compare as module
 
     monkeypatch.setattr(module, "train_cell", lambda *_, **__: pytest.fail("it was trained"))
-    source = _pictures(tmp_path / "photos", each=12)
+    source = _images(tmp_path / "photos", each=12)
     trials = _trials(backbone, methods=("scratch", "finetune"), fractions=(0.1, 1.0))
     with pytest.raises(DataError, match=r"at least 3 .*finetune would get at fraction 0\.1"):
         compare(source, trials, out=tmp_path / "out", cache=Cache(tmp_path / "cache"))
@@ -297,7 +297,7 @@ def _cells(scores: dict[str, list[float]]) -> list[Cell]:
             method=name,
             seed=seed,
             fraction=1.0,
-            pictures=80,
+            images=80,
             tested=20,
             score=Interval(value=value, low=0.0, high=1.0, method="wilson"),
             seconds=1.0,
@@ -311,7 +311,7 @@ def test_effects_are_corrected_for_their_number() -> None:
     base = [0.80, 0.82, 0.79, 0.81, 0.80]
     gaps = [0.03, 0.06, 0.03, 0.05, 0.05]
     better = [b + g for b, g in zip(base, gaps, strict=True)]
-    judging = Judging(test_share=0.2)
+    judging = ScoringPlan(test_share=0.2)
     alone = effects(_cells({"a": base, "b": better}), judging, "accuracy")
     many = {"a": base, "b": better, "c": base[::-1], "d": [*base[2:], *base[:2]]}
     several = effects(_cells(many), judging, "accuracy")
@@ -323,7 +323,7 @@ def test_effects_are_corrected_for_their_number() -> None:
 
 def test_backbones_name_the_curves_only_where_there_are_several() -> None:
     one = _cells({"probe": [0.8, 0.9]})
-    assert [c.name for c in curves(one, Judging(test_share=0.2))] == ["probe"]
+    assert [c.name for c in curves(one, ScoringPlan(test_share=0.2))] == ["probe"]
 
 
 def test_files_of_one_name_keep_their_folders() -> None:
@@ -332,7 +332,7 @@ def test_files_of_one_name_keep_their_folders() -> None:
         for folder in ("first", "second")
         for cell in _cells({"probe": [0.8, 0.9]})
     ]
-    names = [curve.name for curve in curves(two, Judging(test_share=0.2))]
+    names = [curve.name for curve in curves(two, ScoringPlan(test_share=0.2))]
     assert len(set(names)) == 2
     assert names[0].startswith("file:first/")
 
@@ -353,22 +353,22 @@ def test_methods_are_named_with_options() -> None:
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("multiclass", 16), ("detection", 8)])
-@pytest.mark.parametrize("pictures", [7, 40, 130])
-def test_steps_are_the_same_for_few_and_many(kind: Any, batch: int, pictures: int) -> None:
+@pytest.mark.parametrize("images", [7, 40, 130])
+def test_steps_are_the_same_for_few_and_many(kind: Any, batch: int, images: int) -> None:
     for name in ("scratch", "finetune"):
-        given: Any = in_steps(method_named(name, "classification"), 200, pictures, kind)
-        per_epoch = -(-pictures // batch)
+        given: Any = in_steps(method_named(name, "classification"), 200, images, kind)
+        per_epoch = -(-images // batch)
         assert abs(given.training.epochs * per_epoch - 200) <= per_epoch / 2
-    own: Any = in_steps(method_named("scratch?epochs=3", "classification"), 200, pictures, kind)
+    own: Any = in_steps(method_named("scratch?epochs=3", "classification"), 200, images, kind)
     assert own.training.epochs == 3
     probe = method_named("probe", "classification")
-    assert in_steps(probe, 200, pictures, kind) is probe
+    assert in_steps(probe, 200, images, kind) is probe
 
 
 def test_what_has_no_score_is_left_out() -> None:
     nan = float("nan")
     base, other = [0.80, 0.82, nan, 0.81, 0.80], [0.83, 0.88, 0.9, 0.86, nan]
-    judging = Judging(test_share=0.2)
+    judging = ScoringPlan(test_share=0.2)
     (found,) = effects(_cells({"a": base, "b": other}), judging, "accuracy")
     assert found.difference.value == pytest.approx((0.03 + 0.06 + 0.05) / 3)
     (nothing,) = effects(_cells({"a": [nan, nan], "b": [0.5, 0.6]}), judging, "accuracy")

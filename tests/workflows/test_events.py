@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.checks.images import Finding
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.prepare import Prepared
 from headstart.evaluation.classification import evaluate_probabilities
 from headstart.features.engines import Choice
 from headstart.methods.method import Outline
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.workflows.events import DataReady, Finished, JsonLog, Planned, Progressed
 
 
@@ -34,11 +34,11 @@ def data_ready():
 def planned():
     return Planned(
         outline=Outline(title="linear probe", trains="a layer"),
-        trunk=Trunk(spec=resolve("torchvision/resnet18"), state={}, origin={}),
+        backbone=FrozenBackbone(spec=resolve("torchvision/resnet18"), state={}, origin={}),
         engine=Choice(engine="bf16"),
         parameters=11,
         to_compute=2,
-        pictures=3,
+        images=3,
         seconds=None,
         cache_bytes=10,
     )
@@ -46,7 +46,7 @@ def planned():
 
 def finished():
     evaluation = evaluate_probabilities(
-        Classification(classes=("ä", "b")),
+        ClassificationTask(classes=("ä", "b")),
         np.full((3, 2), 0.5),
         np.array([0, 0, 0]),
         names=("a", "b", "c"),
@@ -94,9 +94,9 @@ def test_every_step_is_one_valid_line_readable_at_once(tmp_path):
             "backbone": "torchvision/resnet18",
             "engine": "bf16",
             "to_compute": 2,
-            "pictures": 3,
+            "images": 3,
         },
-        {"event": "step", "step": "features", "pictures": 3},
+        {"event": "step", "step": "features", "images": 3},
         {
             "event": "finished",
             "verdict": ["It is so.", "Or not."],
@@ -112,7 +112,7 @@ def test_of_progress_only_the_end_is_kept(tmp_path):
         assert lines(tmp_path / "log.jsonl") == []
         log(progressed(3))
         log(replace(progressed(0), total=0))
-    assert [line["pictures"] for line in lines(tmp_path / "log.jsonl")] == [3, 0]
+    assert [line["images"] for line in lines(tmp_path / "log.jsonl")] == [3, 0]
 
 
 def test_a_failure_leaves_the_lines_before_it(tmp_path):

@@ -1,4 +1,4 @@
-"""The main job on pictures made here, with the embedded weights."""
+"""The main job on images made here, with the embedded weights."""
 
 import csv
 import hashlib
@@ -39,7 +39,7 @@ FP32 = Recipe(engine="fp32", device="cpu", method=LinearProbe())
 
 
 def draw(path, kind, seed):
-    """A picture with stripes (one class) or blocks (another), in random colours."""
+    """An image with stripes (one class) or blocks (another), in random colours."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:64, :80]
     step = int(rng.integers(5, 9))
@@ -92,7 +92,7 @@ def test_the_files_agree_with_each_other(run):
     report = json.loads((run.folder / "report.json").read_text())
     rows = list(csv.DictReader((run.folder / "predictions.csv").read_text().splitlines()))
     test = run.prepared.test
-    assert [row["picture"] for row in rows] == [sample.name for sample in test.samples]
+    assert [row["image"] for row in rows] == [sample.name for sample in test.samples]
     right = np.mean([row["truth"] == row["answer"] for row in rows])
     assert run.evaluation.metrics["accuracy"].value == pytest.approx(right)
     assert f"{right:.3f}" in (run.folder / "report.html").read_text()
@@ -131,14 +131,14 @@ def test_another_seed_gives_another_split(run, photos, store, tmp_path):
     assert found.evaluation.names != run.evaluation.names
 
 
-def test_no_test_picture_reaches_the_model(split_photos, store, tmp_path):
+def test_no_test_image_reaches_the_model(split_photos, store, tmp_path):
     """Neither weights, nor temperature, nor penalty may know the held-out parts."""
     first = fit(split_photos, FP32, out=tmp_path / "a", cache=store)
     changed = tmp_path / "changed"
     shutil.copytree(split_photos, changed)
     held_out = [*(changed / "val").rglob("*.png"), *(changed / "test").rglob("*.png")]
     for number, path in enumerate(sorted(held_out)):
-        draw(path, "stripes", 1000 + number)  # other pictures, and labels that are wrong
+        draw(path, "stripes", 1000 + number)  # other images, and labels that are wrong
     second = fit(changed, FP32, out=tmp_path / "b", cache=store)
     assert digest(first.folder) == digest(second.folder)
     assert first.model.task == second.model.task
@@ -185,7 +185,7 @@ def test_a_wrong_backbone_is_said_before_anything_is_scanned(store, tmp_path):
         fit(Dataset(samples=(), classes=()), Recipe(backbone="resnet19"), out=tmp_path, cache=store)
 
 
-def test_a_model_is_judged_on_other_pictures_by_name(run, store, tmp_path):
+def test_a_model_is_judged_on_other_images_by_name(run, store, tmp_path):
     for i in range(4):
         draw(tmp_path / "more" / "stripes" / f"{i}.png", "stripes", 50 + i)
     found = evaluate_source(run.folder, tmp_path / "more", cache=store)
@@ -193,14 +193,14 @@ def test_a_model_is_judged_on_other_pictures_by_name(run, store, tmp_path):
     assert found.metrics["accuracy"].value == np.mean(found.correct)
 
 
-def test_pictures_that_were_learned_from_cannot_judge(run, photos, store):
+def test_images_that_were_learned_from_cannot_judge(run, photos, store):
     with pytest.raises(LeakError, match=f"got {len(run.prepared.train)} of 24"):
         evaluate_source(run.folder, photos, cache=store)
     found = evaluate_source(run.folder, photos, cache=store, allow_overlap=True)
     assert len(found.names) == 24
 
 
-def test_too_few_pictures_are_said_before_the_backbone_runs(tmp_path, store):
+def test_too_few_images_are_said_before_the_backbone_runs(tmp_path, store):
     for i in range(2):
         draw(tmp_path / "few" / "stripes" / f"{i}.png", "stripes", i)
         draw(tmp_path / "few" / "blocks" / f"{i}.png", "blocks", 100 + i)
@@ -230,7 +230,7 @@ def test_an_out_that_is_no_name_is_said_before_anything_is_done(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
-def test_a_wrong_device_is_said_before_the_pictures_are_read(tmp_path):
+def test_a_wrong_device_is_said_before_the_images_are_read(tmp_path):
     with pytest.raises(UnknownNameError, match="device"):
         fit(tmp_path / "nothing", Recipe(device="tpu"), out=tmp_path / "run")
 

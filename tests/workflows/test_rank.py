@@ -14,7 +14,7 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score
 from typer.testing import CliRunner
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.cli.app import app
 from headstart.cli.tables import show_ranking
@@ -91,10 +91,10 @@ def test_the_backbone_that_sees_comes_first(
     assert "ahead of all others" in ranking.sentences[1]
 
 
-def test_only_training_pictures_are_looked_at(found: tuple[Ranking, Cache], photos: Path) -> None:
+def test_only_training_images_are_looked_at(found: tuple[Ranking, Cache], photos: Path) -> None:
     ranking, cache = found
     train = prepare(photos, cache=cache, test_fraction=0.2, seed=0).train
-    assert ranking.pictures == ranking.available == len(train) == 64
+    assert ranking.images == ranking.available == len(train) == 64
     assert ranking.rows[0].computed + ranking.rows[0].reused == 64
 
 
@@ -103,8 +103,8 @@ def test_the_probes_number_is_its_accuracy_out_of_fold(
 ) -> None:
     ranking, cache = found
     train = prepare(photos, cache=cache).train
-    trunk = Trunk.open(backbones[1], offline=True)
-    features = Extractor(cache=cache, engine="fp32", device="cpu").features(trunk, train.samples)
+    backbone = FrozenBackbone.open(backbones[1], offline=True)
+    features = Extractor(cache=cache, engine="fp32", device="cpu").features(backbone, train.samples)
     targets = train.targets()
     folds = kfold(targets, 5, blocks=train.groups(), seed=0)
     problem = Problem.of(targets, n_classes=2, kind="multiclass")
@@ -120,8 +120,8 @@ def test_a_probe_is_fitted_for_the_accuracy_it_is_judged_by(
     for name, count in (("dark", 8), ("light", 40)):
         (tmp_path / "rare" / name).mkdir(parents=True)
         for k in range(count):
-            picture = (photos / name / f"{k}.png").read_bytes()
-            (tmp_path / "rare" / name / f"{k}.png").write_bytes(picture)
+            image = (photos / name / f"{k}.png").read_bytes()
+            (tmp_path / "rare" / name / f"{k}.png").write_bytes(image)
     cache = Cache(tmp_path / "cache")
     measures = ["linear-probe"]
     found = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=measures, cache=cache)
@@ -147,11 +147,11 @@ def test_kept_features_do_not_look_like_a_quick_backbone(
     assert numbers[0] == numbers[1]
 
 
-def test_some_pictures_are_enough(
+def test_some_images_are_enough(
     found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
 ) -> None:
     few = rank(photos, backbones, recipe=RECIPE, measures=["log-me"], most=20, cache=found[1])
-    assert (few.pictures, few.available) == (20, 64)
+    assert (few.images, few.available) == (20, 64)
     assert few.rows[0].backbone == backbones[0]
     assert few.as_dict()["rows"][0]["scores"]["log-me"]["method"] == "block jackknife"
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_ranked_is_refused(
         rank(photos, [backbones[0], backbones[0]], recipe=RECIPE)
     with pytest.raises(UsageError, match="none"):
         rank(photos, [], recipe=RECIPE)
-    with pytest.raises(UsageError, match="max-pictures"):
+    with pytest.raises(UsageError, match="max-images"):
         rank(photos, backbones, recipe=RECIPE, most=3)
     with pytest.raises(WeightsNotFoundError):
         rank(photos, [f"file:{tmp_path}/none.pth@timm/test_resnet"], recipe=RECIPE)
@@ -210,7 +210,7 @@ def test_a_class_of_one_patient_has_no_probe_and_is_told_why(
         rank(source, backbones, recipe=recipe, measures=["linear-probe"])
 
 
-def test_several_labels_a_picture_are_ranked_by_the_probe(
+def test_several_labels_an_image_are_ranked_by_the_probe(
     backbones: tuple[str, str], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -276,7 +276,7 @@ def _ranking() -> Ranking:
         name="photos [x]",
         task="classification",
         measure="linear-probe",
-        pictures=200,
+        images=200,
         available=900,
         groups=70,
         rows=rows,
@@ -288,8 +288,8 @@ def _ranking() -> Ranking:
 def test_sentences_say_who_is_as_good_and_quicker_and_who_dissents() -> None:
     told = _ranking().sentences
     assert told[0].startswith("timm/a_rather")
-    assert told[1] == "Cannot be distinguished from it on these pictures: embedded/[b]."
-    assert "embedded/[b] is the quickest: 3.2 ms a picture against 12.3 ms" in told[2]
+    assert told[1] == "Cannot be distinguished from it on these images: embedded/[b]."
+    assert "embedded/[b] is the quickest: 3.2 ms an image against 12.3 ms" in told[2]
     assert told[3] == "embedded/[b] would come first by gbc."
 
 
@@ -334,15 +334,15 @@ def test_the_verb_prints_a_table_and_json(
     backbones: tuple[str, str], photos: Path, found: tuple[Ranking, Cache]
 ) -> None:
     given = [str(photos), "--backbones", ",".join(backbones), "--offline", "--engine", "fp32"]
-    some = ["rank", *given, "--measure", "knn,log-me", "--max-pictures", "30"]
+    some = ["rank", *given, "--measure", "knn,log-me", "--max-images", "30"]
     said = CliRunner().invoke(app, some)
     assert said.exit_code == 0, said.output
     assert "Ranking" in said.output
-    assert "ms a picture" in said.output
+    assert "ms an image" in said.output
     said = CliRunner().invoke(app, [*some, "--json"])
     plain = json.loads(said.stdout)
     assert plain["measure"] == "knn"
-    assert plain["pictures"] == 30
+    assert plain["images"] == 30
     assert [row["backbone"] for row in plain["rows"]] == list(backbones)
     assert plain["rows"][1]["behind"]["distinguishable"] is True
     assert set(plain["rows"][0]["scores"]) == {"knn", "log-me"}
@@ -357,10 +357,10 @@ def test_objects_and_regions_are_ranked(
     ranking = rank(source, backbones[::-1], cache=Cache(tmp_path), **given)
     first = ranking.rows[0]
     assert first.backbone == backbones[0]
-    assert ranking.regions > ranking.pictures >= 30
-    assert ranking.groups <= ranking.pictures  # regions of a picture are not independent
+    assert ranking.regions > ranking.images >= 30
+    assert ranking.groups <= ranking.images  # regions of an image are not independent
     assert first.scores["log-me"].interval.low < first.scores["log-me"].interval.value
-    assert "whole pictures" in first.scores["leep"].missing
+    assert "whole images" in first.scores["leep"].missing
     assert first.milliseconds > 0
     assert first.width == 96
     text = io.StringIO()

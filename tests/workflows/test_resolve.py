@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
-from headstart.methods.pretraining import SMALL, random_trunk
+from headstart.methods.pretraining import SMALL, random_backbone
 from headstart.models.saving import load
 from headstart.selection.candidates import TO_THE_END
 from headstart.selection.race import Decision
@@ -45,7 +45,7 @@ def weights(tmp_path_factory):
     names = []
     for seed in (0, 1):
         path = tmp_path_factory.mktemp("weights") / f"{seed}.safetensors"
-        state = random_trunk(SMALL, seed=seed).state
+        state = random_backbone(SMALL, seed=seed).state
         save_file({key: value.contiguous() for key, value in state.items()}, path)
         names.append(f"file:{path}@{SMALL}")
     return names
@@ -87,16 +87,16 @@ def test_a_method_that_is_named_is_not_raced(weights, cache, tmp_path):
 def test_several_processes_do_not_race_and_say_so(weights, monkeypatch):
     monkeypatch.setattr(settling, "world", lambda: 2)
     told = []
-    trunk = random_trunk(SMALL)
+    backbone = random_backbone(SMALL)
     found, same, _, record = settling.choose(
         Recipe(task="classification", seed=4),
-        [trunk],
+        [backbone],
         None,
         extractor=None,
         notify=told.append,
     )
     assert found.method == LinearProbe(seed=4)
-    assert same is trunk
+    assert same is backbone
     assert record == {}
     assert [type(event) for event in told] == [Noted]
 
@@ -114,24 +114,29 @@ def test_a_plan_trains_nothing_and_counts_every_part(weights, cache):
     found = plan(drawn(), recipe, cache=cache)
     assert [row["state"] for row in found["rows"][:3]] == ["probed"] * 3
     assert found["estimated"] > 0
-    assert found["pictures"] == 32
+    assert found["images"] == 32
     extractor = Extractor(cache=cache, engine="fp32", device="cpu")
     samples = drawn().samples
-    assert extractor.outlook(Trunk.open(weights[0]), samples)[1] == len(samples)  # none is kept
+    assert extractor.outlook(FrozenBackbone.open(weights[0]), samples)[1] == len(
+        samples
+    )  # none is kept
     named = plan(drawn(), Recipe(backbone=weights[0], method=Finetune(), device="cpu"), cache=cache)
     assert [row["method"] for row in named["rows"]] == ["finetune"]
     assert named["estimated"] > 0
 
 
-def test_a_plan_for_a_probe_counts_the_pictures_to_be_judged(weights, cache):
+def test_a_plan_for_a_probe_counts_the_images_to_be_judged(weights, cache):
     recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
     parts = ["train"] * 20 + ["test"] * 20
     samples = (replace(s, split=p) for s, p in zip(drawn().samples, parts, strict=True))
     data = replace(drawn(), samples=tuple(samples))
-    trunk, extractor = Trunk.open(weights[0]), Extractor(cache=cache, engine="fp32", device="cpu")
-    extractor.features(trunk, data.samples[:20])
+    backbone, extractor = (
+        FrozenBackbone.open(weights[0]),
+        Extractor(cache=cache, engine="fp32", device="cpu"),
+    )
+    extractor.features(backbone, data.samples[:20])
     before = plan(data, recipe, cache=cache)["estimated"]
-    extractor.features(trunk, data.samples[20:])  # what is kept costs nothing
+    extractor.features(backbone, data.samples[20:])  # what is kept costs nothing
     assert plan(data, recipe, cache=cache)["estimated"] < before
 
 
@@ -150,11 +155,11 @@ def races(monkeypatch):
     """Every race is won by fine-tuning all stages; here is what each was asked."""
     asked = []
 
-    def decided(trunks, train, *_, extractor, **__):
+    def decided(backbones, train, *_, extractor, **__):
         asked.append(train)
-        record = {"why": ["so"], "rows": [], "folds": 5, "pictures": 32, "measure": "accuracy"}
+        record = {"why": ["so"], "rows": [], "folds": 5, "images": 32, "measure": "accuracy"}
         record |= {"budget": 1.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
-        return Decision(method=CHOSEN, trunk=trunks[0], engine="fp32", record=record)
+        return Decision(method=CHOSEN, backbone=backbones[0], engine="fp32", record=record)
 
     monkeypatch.setattr("headstart.selection.race.decide", decided)
     return asked
@@ -179,7 +184,7 @@ def test_a_training_that_a_race_chose_goes_on_without_racing_again(weights, cach
     run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
     assert len(races) == 2
     assert run.recipe.method == CHOSEN
-    assert run.model.trunk.fingerprint == whole.model.trunk.fingerprint
+    assert run.model.backbone.fingerprint == whole.model.backbone.fingerprint
     assert load(run.folder).record["decision"]["why"] == ["so"]
     assert not (tmp_path / "run.partial").exists()
 

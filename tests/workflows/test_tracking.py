@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.prepare import Prepared
 from headstart.errors import MissingExtraError, UnknownNameError, UsageError
@@ -20,7 +20,7 @@ from headstart.features.engines import Choice
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Outline
 from headstart.metrics.confidence_intervals import Interval
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.training.job import Epoch
 from headstart.workflows import tracking
 from headstart.workflows.events import DataReady, Decided, EpochDone, Finished, Noted, Planned
@@ -80,7 +80,7 @@ def events(folder):
     )
     data = Dataset(samples=samples, classes=("a", "b"), name="pets")
     evaluation = evaluate_probabilities(
-        Classification(classes=("a", "b")),
+        ClassificationTask(classes=("a", "b")),
         np.full((3, 2), 0.5),
         np.array([0, 0, 1]),
         names=("a", "b", "c"),
@@ -93,11 +93,11 @@ def events(folder):
     yield Decided(record={}, backbone="resnet18", method=LinearProbe(seed=5))
     yield Planned(
         outline=Outline(title="linear probe", trains="a layer"),
-        trunk=Trunk(spec=resolve("torchvision/resnet18"), state={}, origin={}),
+        backbone=FrozenBackbone(spec=resolve("torchvision/resnet18"), state={}, origin={}),
         engine=Choice(engine="bf16"),
         parameters=11,
         to_compute=2,
-        pictures=3,
+        images=3,
         seconds=None,
         cache_bytes=10,
     )
@@ -265,12 +265,12 @@ def test_the_command_tracks_and_opens_no_socket(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(sys, "argv", ["headstart"])
     monkeypatch.chdir(tmp_path)
-    write = ["demo", "pictures", "--name", "textures"]
+    write = ["demo", "images", "--name", "textures"]
     cli.app(write, standalone_mode=False)
-    for path in sorted((tmp_path / "pictures").rglob("*.png")):
+    for path in sorted((tmp_path / "images").rglob("*.png")):
         if int("".join(filter(str.isdigit, path.stem)) or 0) % 7:
             path.unlink()
-    words = ["fit", "pictures", "--offline", "--track", "tensorboard", "--out", "run", "--json"]
+    words = ["fit", "images", "--offline", "--track", "tensorboard", "--out", "run", "--json"]
     cli.app([*words, "--method", "linear-probe", "--engine", "fp32"], standalone_mode=False)
     scalars, texts = read(tmp_path / "run" / "tensorboard")
     assert "verdict/text_summary" in texts

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec, Stage
-from headstart.backbones.stages import Cut, Plan, ended, mean_of_places, plan
+from headstart.backbones.stages import Plan, StageModules, ended, mean_of_places, plan
 from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
@@ -65,15 +65,15 @@ class Backbone(nn.Module):
             self.stages, self.width = _measured(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled features, shape (n, width), of normalised pictures (n, 3, H, W)."""
+        """Pooled features, shape (n, width), of normalised images (n, 3, H, W)."""
         return self.pooled(x)
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Pooled features, shape (n, width), of normalised pictures (n, 3, H, W)."""
+        """Pooled features, shape (n, width), of normalised images (n, 3, H, W)."""
         return self.pool(self.run(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """What the last stage gives for normalised pictures (n, 3, H, W)."""
+        """What the last stage gives for normalised images (n, 3, H, W)."""
         return self.run(x)
 
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         Parameters
         ----------
         x : tensor
-            Normalised pictures (n, 3, H, W), or what the stage before ``start`` gave.
+            Normalised images (n, 3, H, W), or what the stage before ``start`` gave.
         start : str, optional
             The first stage that runs; by default the first of all.
         stop : str, optional
@@ -339,7 +339,7 @@ def _require_match(
         )
 
 
-def _run_cut(trunk: nn.Module, cut: Cut, x: Tensor) -> Tensor:
+def _run_cut(trunk: nn.Module, cut: StageModules, x: Tensor) -> Tensor:
     for step in cut.steps:
         x = trunk.get_submodule(step)(x) if isinstance(step, str) else step(trunk, x)
     return x
@@ -398,7 +398,7 @@ def _stage(name: str, shape: tuple[int, ...], read: tuple[int, int], channels: i
 
 
 class Ends(nn.Module):
-    """Means over places behind some stages, and the pooled features, as one row a picture.
+    """Means over places behind some stages, and the pooled features, as one row an image.
 
     Parameters
     ----------
@@ -420,7 +420,7 @@ class Ends(nn.Module):
         self.ends = tuple(ends)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows (n, sum of the widths) of normalised pictures (n, 3, H, W)."""
+        """Rows (n, sum of the widths) of normalised images (n, 3, H, W)."""
         last = self.backbone.stages[-1].name
         maps = self.backbone.maps(x, [end or last for end in self.ends])
         rows = [

@@ -25,7 +25,7 @@ IN1K = "ImageNet-1k"
 
 
 class Row(NamedTuple):
-    """One row: a name, its weights, and how a picture is prepared for them."""
+    """One row: a name, its weights, and how an image is prepared for them."""
 
     name: str
     file: str  # of a timm row: the repository on the hub
@@ -316,7 +316,7 @@ def _with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
             f"Expected `until` to name a stage, got nothing in {query!r}; do name one."
         )
     ours = {key: _setting(key, text) for key, text in given if key in PREPROCESS_FIELDS}
-    if "crop" in ours and "resize" not in ours:  # keep the share of the picture that is seen
+    if "crop" in ours and "resize" not in ours:  # keep the share of the image that is seen
         seen = spec.preprocess.crop / spec.preprocess.resize
         ours["resize"] = round(ours["crop"] / seen)
     theirs = {key: _value(text) for key, text in given if key not in PREPROCESS_FIELDS}
@@ -413,7 +413,7 @@ def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     mode = config.get("crop_mode") or "center"
     if channels != 3 or height != width or mode == "border":
         raise UsageError(
-            f"Expected a model of square RGB pictures, got {name!r} with input "
+            f"Expected a model of square RGB images, got {name!r} with input "
             f"{(channels, height, width)} and crop mode {mode!r}; do choose another one."
         )
     squash = mode == "squash"

@@ -108,7 +108,7 @@ class StageRow:
         Number of values, and of those that train.
     batch_norm : {"frozen", "train", "adapt"}
         ``frozen``: inference mode, the pretraining's statistics. ``train``: statistics of the
-        batches. ``adapt``: statistics of the training pictures, taken once, then constant.
+        batches. ``adapt``: statistics of the training images, taken once, then constant.
     learning_rate : float
         0 for a stage that does not train.
     from_epoch : int
@@ -303,7 +303,7 @@ def start_adapting(backbone: Backbone, what: FreezePlan) -> bool:
     Returns
     -------
     bool
-        Whether there is anything to gather: if so, run all training pictures through the
+        Whether there is anything to gather: if so, run all training images through the
         backbone once and end with ``constant``.
     """
     from torch.nn.modules.batchnorm import _BatchNorm

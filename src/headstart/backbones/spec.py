@@ -27,7 +27,7 @@ class Stage:
     channels : int
         Of what the stage gives: maps (n, channels, h, w), or tokens (n, tokens, channels).
     stride : int
-        Pixels of the picture for one place of the map, or for one token's patch.
+        Pixels of the image for one place of the map, or for one token's patch.
     """
 
     name: str
@@ -48,7 +48,7 @@ class BackboneSpec:
     architecture : str
         Library and name of the network, such as ``"timm/tf_efficientnet_lite0"``.
     preprocess : Preprocess
-        What the weights expect of a picture.
+        What the weights expect of an image.
     file : str
         Name of the weights' file; a path when ``source`` is ``"file"``; empty when no weights
         are published.

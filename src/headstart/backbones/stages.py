@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from headstart.errors import UnknownNameError, UsageError
 
-__all__ = ["Cut", "Plan", "ended", "mean_of_places", "plan"]
+__all__ = ["Plan", "StageModules", "ended", "mean_of_places", "plan"]
 
 Step = str | Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class StageModules:
     """One stage: its steps, and paths of the parameters that its functions use.
 
     Parameters
@@ -59,7 +59,7 @@ class Plan:
         Paths of the stages behind the one that it ends with.
     """
 
-    cuts: tuple[Cut, ...]
+    cuts: tuple[StageModules, ...]
     pool: Callable[[nn.Module, Tensor], Tensor]
     heads: tuple[str, ...]
     dropped: tuple[str, ...] = ()
@@ -135,22 +135,24 @@ def _timm(family: str, model: nn.Module) -> Plan:
     return Plan(cuts=_with_rest(model, cuts, heads), pool=_timm_pool, heads=heads)
 
 
-def _with_rest(model: nn.Module, cuts: tuple[Cut, ...], heads: tuple[str, ...]) -> tuple[Cut, ...]:
+def _with_rest(
+    model: nn.Module, cuts: tuple[StageModules, ...], heads: tuple[str, ...]
+) -> tuple[StageModules, ...]:
     """Give what the pooling uses (norms, attention pools) to the last stage."""
     taken = tuple(path for cut in cuts for path in cut.paths) + heads
     rest = tuple(
         name for name in model.state_dict() if not any(_within(name, path) for path in taken)
     )
     last = cuts[-1]
-    return (*cuts[:-1], Cut(name=last.name, steps=last.steps, owns=(*last.owns, *rest)))
+    return (*cuts[:-1], StageModules(name=last.name, steps=last.steps, owns=(*last.owns, *rest)))
 
 
 def _within(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}.")
 
 
-def _cut(name: str, *steps: Step) -> Cut:
-    return Cut(name=name, steps=steps)
+def _cut(name: str, *steps: Step) -> StageModules:
+    return StageModules(name=name, steps=steps)
 
 
 # ------------------------------------------------------------------- torchvision's families
@@ -172,7 +174,7 @@ def _resnet(model: nn.Module) -> Plan:
 
 def _vgg(model: nn.Module) -> Plan:
     # VGG's own head reads 7 x 7 places; the mean over them is the usual feature, 512 wide.
-    cuts: list[Cut] = []
+    cuts: list[StageModules] = []
     steps: list[Step] = []
     for name, layer in model.features.named_children():  # type: ignore[union-attr]
         steps.append(f"features.{name}")
@@ -228,7 +230,7 @@ def _convnext(model: nn.Module) -> Plan:
         _cut("stage1", "features.1"),
         _cut("stage2", "features.2", "features.3"),
         _cut("stage3", "features.4", "features.5"),
-        Cut(name="stage4", steps=("features.6", "features.7"), owns=("classifier.0",)),
+        StageModules(name="stage4", steps=("features.6", "features.7"), owns=("classifier.0",)),
     )
     return Plan(cuts=cuts, pool=_convnext_pool, heads=("classifier.2",))
 
@@ -244,7 +246,7 @@ def _regnet(model: nn.Module) -> Plan:
 
 
 def _inception(model: nn.Module) -> Plan:
-    def mixed(number: int, letters: str) -> Cut:
+    def mixed(number: int, letters: str) -> StageModules:
         return _cut(f"mixed{number}", *(f"Mixed_{number}{letter}" for letter in letters))
 
     stem = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1")
@@ -264,7 +266,7 @@ def _inception_input(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _vit(model: nn.Module) -> Plan:
-    stem = Cut(
+    stem = StageModules(
         name="patches",
         steps=(_vit_patches,),
         owns=("conv_proj", "class_token", "encoder.pos_embedding"),
@@ -277,7 +279,7 @@ def _vit(model: nn.Module) -> Plan:
     return Plan(cuts=cuts, pool=_class_token, heads=("heads",))
 
 
-def _quarters(layers: list[str], after: tuple[Step, ...]) -> tuple[Cut, ...]:
+def _quarters(layers: list[str], after: tuple[Step, ...]) -> tuple[StageModules, ...]:
     """Blocks of a transformer in at most four stages; what follows them is in the last."""
     count = min(4, len(layers))
     edges = [round(i * len(layers) / count) for i in range(count + 1)]
@@ -319,7 +321,7 @@ def _timm_pool(model: nn.Module, x: Tensor) -> Tensor:
     return model.forward_head(x, pre_logits=True)  # type: ignore[operator, no-any-return]
 
 
-def _timm_trunk() -> Cut:
+def _timm_trunk() -> StageModules:
     return _cut("trunk", _timm_features)
 
 
@@ -327,34 +329,34 @@ def _timm_features(model: nn.Module, x: Tensor) -> Tensor:
     return model.forward_features(x)  # type: ignore[operator, no-any-return]
 
 
-def _timm_resnet(model: nn.Module) -> tuple[Cut, ...]:
+def _timm_resnet(model: nn.Module) -> tuple[StageModules, ...]:
     stem = _cut("stem", "conv1", "bn1", "act1", "maxpool")
     return (stem, *(_cut(name, name) for name in ("layer1", "layer2", "layer3", "layer4")))
 
 
-def _timm_efficientnet(model: nn.Module) -> tuple[Cut, ...]:
+def _timm_efficientnet(model: nn.Module) -> tuple[StageModules, ...]:
     stages = _children(model, "blocks", "stage")
     return (_cut("stem", "conv_stem", "bn1"), *stages, _cut("conv_head", "conv_head", "bn2"))
 
 
-def _timm_mobilenetv3(model: nn.Module) -> tuple[Cut, ...]:
+def _timm_mobilenetv3(model: nn.Module) -> tuple[StageModules, ...]:
     # Its last convolution comes after the pooling.
     return (_cut("stem", "conv_stem", "bn1"), *_children(model, "blocks", "stage"))
 
 
-def _timm_convnext(model: nn.Module) -> tuple[Cut, ...]:
+def _timm_convnext(model: nn.Module) -> tuple[StageModules, ...]:
     *stages, last = _children(model, "stages", "stage")
     return (_cut("stem", "stem"), *stages, _cut(last.name, *last.steps, "norm_pre"))
 
 
-def _timm_regnet(model: nn.Module) -> tuple[Cut, ...]:
+def _timm_regnet(model: nn.Module) -> tuple[StageModules, ...]:
     blocks = (_cut(f"block{i}", f"s{i}") for i in (1, 2, 3))
     return (_cut("stem", "stem"), *blocks, _cut("block4", "s4", "final_conv"))
 
 
-def _timm_vit(model: nn.Module) -> tuple[Cut, ...]:
+def _timm_vit(model: nn.Module) -> tuple[StageModules, ...]:
     tokens = ("cls_token", "reg_token", "pos_embed", "patch_embed", "patch_drop", "norm_pre")
-    stem = Cut(name="patches", steps=(_timm_patches,), owns=tokens)
+    stem = StageModules(name="patches", steps=(_timm_patches,), owns=tokens)
     layers = [f"blocks.{name}" for name, _ in model.get_submodule("blocks").named_children()]
     return (stem, *_quarters(layers, ("norm",)))
 
@@ -364,12 +366,12 @@ def _timm_patches(model: nn.Module, x: Tensor) -> Tensor:
     return model.norm_pre(model.patch_drop(embedded))  # type: ignore[operator, no-any-return]
 
 
-def _children(model: nn.Module, path: str, name: str) -> tuple[Cut, ...]:
+def _children(model: nn.Module, path: str, name: str) -> tuple[StageModules, ...]:
     children = model.get_submodule(path).named_children()
     return tuple(_cut(f"{name}{i}", f"{path}.{key}") for i, (key, _) in enumerate(children, 1))
 
 
-_TIMM: dict[str, Callable[[nn.Module], tuple[Cut, ...]]] = {
+_TIMM: dict[str, Callable[[nn.Module], tuple[StageModules, ...]]] = {
     "ResNet": _timm_resnet,
     "EfficientNet": _timm_efficientnet,
     "MobileNetV3": _timm_mobilenetv3,

@@ -56,15 +56,13 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="headstart",
-    help="From a folder of pictures to an honest, reusable model: classes, boxes or masks.",
+    help="From a folder of images to an honest, reusable model: classes, boxes or masks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(
-    help="Look at the pictures before anything is trained.", no_args_is_help=True
-)
+data_app = typer.Typer(help="Look at the images before anything is trained.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
@@ -99,7 +97,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     as_json: AsJson = False,
     require_lead: RequireLead = False,
 ) -> None:
-    """Learn from pictures, judge the result, and write a run's folder."""
+    """Learn from images, judge the result, and write a run's folder."""
     from headstart.cli.terminal import terminal
     from headstart.distributed import is_main, processes
     from headstart.workflows.fit import fit as run_fit
@@ -169,7 +167,7 @@ def _require_leads(run: Run, wanted: bool) -> None:
 @app.command()
 def predict(  # noqa: PLR0913 - one argument a flag
     model: ModelFolder,
-    pictures: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    images: Annotated[list[Path], typer.Argument(help="Files or folders.")],
     output: Annotated[
         str,
         typer.Option(
@@ -185,14 +183,14 @@ def predict(  # noqa: PLR0913 - one argument a flag
         float | None, typer.Option(help="Least score of a box; default: as the model learned.")
     ] = None,
     tile: Annotated[
-        int, typer.Option(min=0, help="Masks of large pictures, window by window of this side.")
+        int, typer.Option(min=0, help="Masks of large images, window by window of this side.")
     ] = 0,
     bad_files: BadFiles = "error",
     engine: Annotated[str | None, typer.Option(help="Default: as the model learned.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what pictures show: classes with probabilities, boxes, or masks."""
+    """Say what images show: classes with probabilities, boxes, or masks."""
     from headstart.cache import Cache
     from headstart.cli.tables import show_predictions
     from headstart.cli.terminal import plain_console
@@ -205,14 +203,14 @@ def predict(  # noqa: PLR0913 - one argument a flag
     form, classes = "json" if as_json else output, fitted.task.classes
     require_format(form, fitted.task.name)
     store = Cache()
-    samples = select(gather(pictures), cache=store, bad_files=policy_of(bad_files))
+    samples = select(gather(images), cache=store, bad_files=policy_of(bad_files))
     found = fitted.answers(
         samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
     )
     if form != "table" and (out is not None or form not in {"json", "csv"}):
         pairs = zip(samples, found, strict=True)
         folder = write_found(out or Path("predictions"), form, pairs, classes)
-        typer.echo(f"Wrote what {len(samples)} pictures show to {folder}.")
+        typer.echo(f"Wrote what {len(samples)} images show to {folder}.")
     elif form == "json":
         emit(plain(found, classes))
     elif form == "csv":
@@ -233,7 +231,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a model on labelled pictures that it has not seen."""
+    """Judge a model on labelled images that it has not seen."""
     from headstart.cli.tables import show_evaluation
     from headstart.cli.terminal import plain_console
     from headstart.evaluation.summary import verdict
@@ -260,7 +258,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
 def data_check(
     source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
 ) -> None:
-    """Decode every picture and report what is wrong: exit 2 on errors."""
+    """Decode every image and report what is wrong: exit 2 on errors."""
     from headstart.cli.tables import show_data, show_findings
     from headstart.cli.terminal import plain_console, terminal
     from headstart.data.prepare import inspect
@@ -273,10 +271,10 @@ def data_check(
             {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
             for f in findings
         ]
-        emit({"pictures": len(data), "classes": data.counts(), "findings": listed})
+        emit({"images": len(data), "classes": data.counts(), "findings": listed})
     else:
         console = plain_console()
-        show_data(console, data, {"pictures": data})
+        show_data(console, data, {"images": data})
         show_findings(console, findings, limit=200)
     if errors:
         raise typer.Exit(2)
@@ -297,7 +295,7 @@ def backbones(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write the pictures.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the images.")],
     name: Annotated[str, typer.Option(help="Which set.")] = "symbols",
     as_json: AsJson = False,
 ) -> None:

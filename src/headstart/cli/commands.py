@@ -101,14 +101,12 @@ Methods = Annotated[
 ]
 Backbones = Annotated[str, typer.Option(help="With commas between; see `headstart backbones`.")]
 Seeds = Annotated[int, typer.Option(help="How often everything is repeated.")]
-Fractions = Annotated[
-    str, typer.Option(help="Shares of the training pictures, with commas between.")
-]
+Fractions = Annotated[str, typer.Option(help="Shares of the training images, with commas between.")]
 Folds = Annotated[
     int | None,
     typer.Option(
         help="Of a cross-validation a seed; 0 for one split a seed. Default: 5 below 200 "
-        "pictures of classes, else 0."
+        "images of classes, else 0."
     ),
 ]
 Epochs = Annotated[
@@ -116,7 +114,7 @@ Epochs = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Instead of epochs: the same number of steps for few and many pictures."),
+    typer.Option(help="Instead of epochs: the same number of steps for few and many images."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder to write; default runs/compare-<name>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")]
@@ -146,7 +144,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train several ways on the same pictures, and say what can be told apart."""
+    """Train several ways on the same images, and say what can be told apart."""
     from headstart.cli.tables import show_comparison
     from headstart.cli.terminal import terminal
     from headstart.workflows.compare import compare as run_compare
@@ -266,8 +264,8 @@ def rank(  # noqa: PLR0913 - one argument a flag
             "but h-score and sfda, by linear-probe."
         ),
     ] = "",
-    max_pictures: Annotated[
-        int, typer.Option(min=0, help="Training pictures to look at, at most about; 0 for all.")
+    max_images: Annotated[
+        int, typer.Option(min=0, help="Training images to look at, at most about; 0 for all.")
     ] = 500,
     size: Size = 0,
     group_by: GroupBy = None,
@@ -305,7 +303,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
             listed(backbones),
             recipe=recipe,
             measures=_names(measure) or DEFAULTS,
-            most=max_pictures,
+            most=max_images,
             cache=cache,
             observer=shown,
         )
@@ -317,9 +315,9 @@ def rank(  # noqa: PLR0913 - one argument a flag
 
 def explain(
     model: ModelFolder,
-    pictures: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    images: Annotated[list[Path], typer.Argument(help="Files or folders.")],
     out: Annotated[
-        Path, typer.Option(help="Folder to write, new or empty: a drawing a picture, index.html.")
+        Path, typer.Option(help="Folder to write, new or empty: a drawing an image, index.html.")
     ] = Path("explanations"),
     method: Annotated[
         str, typer.Option(help="grad-cam (quick) or occlusion (any backbone; 170 times the work).")
@@ -330,18 +328,18 @@ def explain(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Draw where in pictures a classifier finds its answer; exit 2 if one cannot be read."""
-    from headstart.reports.explanations import explain_pictures
+    """Draw where in images a classifier finds its answer; exit 2 if one cannot be read."""
+    from headstart.reports.explanations import explain_images
 
     means: Any = method
-    rows, unreadable = explain_pictures(
-        model, pictures, out=out, method=means, label=label, device=device
+    rows, unreadable = explain_images(
+        model, images, out=out, method=means, label=label, device=device
     )
     if as_json:
-        told = {"folder": str(out), "pictures": rows, "unreadable": unreadable}
+        told = {"folder": str(out), "images": rows, "unreadable": unreadable}
         typer.echo(json.dumps(told, indent=1, allow_nan=False))
     else:
-        typer.echo(f"Drew {len(rows)} pictures; open {out / 'index.html'}.")
+        typer.echo(f"Drew {len(rows)} images; open {out / 'index.html'}.")
     for one in unreadable:
         typer.echo(f"headstart: left out {one}", err=True)
     if unreadable:

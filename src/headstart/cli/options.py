@@ -52,7 +52,7 @@ __all__ = [
 Source = Annotated[
     str,
     typer.Argument(
-        help="Class folders, a CSV or Parquet manifest, pictures with boxes (COCO, VOC, YOLO) or "
+        help="Class folders, a CSV or Parquet manifest, images with boxes (COCO, VOC, YOLO) or "
         "masks, or demo:<name>."
     ),
 ]
@@ -66,13 +66,13 @@ Task = Annotated[
 MethodName = Annotated[
     str | None,
     typer.Option(
-        help="How to learn: auto races the ways on held-out training pictures (the default for "
+        help="How to learn: auto races the ways on held-out training images (the default for "
         "classes); linear-probe, finetune (the default for boxes and masks) or scratch."
     ),
 ]
 RunFolder = Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")]
 Backbone = Annotated[
-    str, typer.Option(help="What the pictures are seen with; see `headstart backbones`.")
+    str, typer.Option(help="What the images are seen with; see `headstart backbones`.")
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Take up a training of this command that was stopped.")
@@ -114,14 +114,14 @@ ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 GroupBy = Annotated[
     str | None,
-    typer.Option(help="Column or regular expression that names each picture's group (a patient)."),
+    typer.Option(help="Column or regular expression that names each image's group (a patient)."),
 ]
 BadFiles = Annotated[
     str, typer.Option(help="Files that cannot be decoded: error refuses, skip leaves them out.")
 ]
 AllowOverlap = Annotated[
     bool,
-    typer.Option("--allow-overlap", help="Go on although a picture is learned from and tested on."),
+    typer.Option("--allow-overlap", help="Go on although an image is learned from and tested on."),
 ]
 Engine = Annotated[
     str,
@@ -135,7 +135,7 @@ NoCache = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
 TestFraction = Annotated[
-    float, typer.Option(help="Share of the pictures to test on, where the data bring no split.")
+    float, typer.Option(help="Share of the images to test on, where the data bring no split.")
 ]
 MaxRisk = Annotated[
     float | None,

@@ -1,4 +1,4 @@
-"""What a terminal shows of a comparison: a table of scores by number of pictures, and findings."""
+"""What a terminal shows of a comparison: a table of scores by number of images, and findings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
     for line in (found.split, f"budget: {found.budget}", found.test):
         console.print(f"  {escape(line)}", style="dim", highlight=False)
     table = Table(box=None, padding=(0, 1))
-    for title in ("", "pictures", "mean", "steps", "seconds", "CPU s"):
+    for title in ("", "images", "mean", "steps", "seconds", "CPU s"):
         if title:
             table.add_column(title, justify="right", no_wrap=True)
         else:
@@ -55,7 +55,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
         for at in curve.points:
             table.add_row(
                 escape(curve.name),
-                f"{at.pictures} ({at.fraction:.0%})",
+                f"{at.images} ({at.fraction:.0%})",
                 escape(str(at.score)),
                 str(at.steps or "-"),
                 f"{at.seconds:.1f}",
@@ -77,7 +77,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
 
 
 def _rules(found: Comparison) -> dict[str, float]:
-    """What rules that look at no picture reach, with all pictures to learn from."""
+    """What rules that look at no image reach, with all images to learn from."""
     return dict(found.curves[0].points[-1].rules) if found.curves else {}
 
 
@@ -96,7 +96,7 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
     planned = all(row["score"] is None for row in record["rows"])
     title = "Plan" if planned else "Race"
     kind = "held-out training" if record["folds"] else "training"
-    about = f"{record['measure']} on {record['pictures']} {kind} pictures, {_time(record, planned)}"
+    about = f"{record['measure']} on {record['images']} {kind} images, {_time(record, planned)}"
     console.print(f"[bold]{title}[/]  {escape(about)}", highlight=False)
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("")
@@ -105,7 +105,7 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
         table.add_column(name, no_wrap=True)
     table.add_column("expected" if planned else "seconds", justify="right", no_wrap=True)
     for row in record["rows"]:
-        numbers = () if planned else (_score(row, record["pictures"]), _gain(row["gain"]))
+        numbers = () if planned else (_score(row, record["images"]), _gain(row["gain"]))
         seconds = row["estimated"] if planned else row["seconds"]
         table.add_row(
             MARKS.get(row["state"], " "),
@@ -121,12 +121,12 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
-def _score(row: Mapping[str, Any], pictures: int) -> str:
-    """With how many pictures it is of, where others have answered more: the gain is on these."""
+def _score(row: Mapping[str, Any], images: int) -> str:
+    """With how many images it is of, where others have answered more: the gain is on these."""
     found = row["score"]
     if found is None or found["value"] is None:  # nothing to judge by
         return ""
-    of = f" of {row['pictures']}" if 0 < row["pictures"] < pictures else ""
+    of = f" of {row['images']}" if 0 < row["images"] < images else ""
     return f"{found['value']:.3f} [{_bounds(found, '.3f')}]{of}"
 
 
@@ -168,13 +168,11 @@ def show_ranking(console: Console, found: Ranking) -> None:
         80 columns are enough.
     found : Ranking
     """
-    of = f" of {found.available}" * (found.available > found.pictures)
+    of = f" of {found.available}" * (found.available > found.images)
     what = {"detection": "objects", "segmentation": "regions"}.get(found.task)
     parts = f", {found.regions} {what}" if what else ""
     groups = "" if found.groups is None else f" in {found.groups} groups"
-    about = (
-        f"{found.name} by {found.measure}: {found.pictures}{of} training pictures{parts}{groups}"
-    )
+    about = f"{found.name} by {found.measure}: {found.images}{of} training images{parts}{groups}"
     console.print(f"[bold]Ranking[/]  {escape(about)}", highlight=False, soft_wrap=True)
     console.print(_order(found), highlight=False)
     console.print(_costs(found.rows), highlight=False)
@@ -207,7 +205,7 @@ def _order(found: Ranking) -> Table:
 
 
 def _costs(rows: tuple[Ranked, ...]) -> Table:
-    table = _table("", "ms a picture", "arithmetic", "pass", "MB", "features")
+    table = _table("", "ms an image", "arithmetic", "pass", "MB", "features")
     for place, row in enumerate(rows, start=1):
         kept = f" ({row.reused} kept)" * bool(row.reused)
         table.add_row(
@@ -264,13 +262,13 @@ CLASS_LINES = 10
 FINDING_LINES = 5
 WORST_CLASSES = 5
 
-_OBJECT = ("picture", "label", "score", "left, top, right, bottom")
+_OBJECT = ("image", "label", "score", "left, top, right, bottom")
 
 
 def show_data(console: Console, data: Dataset, parts: Mapping[str, Dataset]) -> None:
     """Show what was read: the kind of task, notes, and the classes' counts in each part."""
     console.print(
-        f"[bold]Data[/]  {escape(data.name)}: {len(data)} pictures, {data.kind}", highlight=False
+        f"[bold]Data[/]  {escape(data.name)}: {len(data)} images, {data.kind}", highlight=False
     )
     for note in data.notes:
         console.print(f"  {escape(note)}", style="dim", highlight=False)
@@ -358,12 +356,12 @@ def _worst_classes(evaluation: AnyEvaluation) -> list[str]:
 
 
 def show_predictions(console: Console, found: Iterable[Answer], classes: Sequence[str]) -> None:
-    """Show predictions as a table: a row for each picture, object, or class of a mask."""
+    """Show predictions as a table: a row for each image, object, or class of a mask."""
     rows = [row for one in found for row in _rows(one, classes)]
     table = Table(box=None, padding=(0, 2))
     for title in rows[0] if rows else ():
-        is_text = title in {"picture", "label", "class", "answer"}
-        fold: Literal["fold", "ellipsis"] = "fold" if title == "picture" else "ellipsis"
+        is_text = title in {"image", "label", "class", "answer"}
+        fold: Literal["fold", "ellipsis"] = "fold" if title == "image" else "ellipsis"
         table.add_column(title, justify="left" if is_text else "right", overflow=fold)
     for row in rows:
         table.add_row(*map(escape, row.values()))
@@ -371,29 +369,29 @@ def show_predictions(console: Console, found: Iterable[Answer], classes: Sequenc
 
 
 def _rows(one: Answer, classes: Sequence[str]) -> list[dict[str, str]]:
-    """What is said of one picture, by the columns' titles."""
-    from headstart.models.inference import Detections, Segmented
+    """What is said of one image, by the columns' titles."""
+    from headstart.models.inference import Detections, Segmentation
     from headstart.models.prediction_files import masks_json, objects_json
 
     if isinstance(one, Detections):
         objects = objects_json([one], classes)[0]["objects"]
         return [
             {
-                "picture": one.name,
+                "image": one.name,
                 "label": found["label"],
                 "score": f"{found['score']:.3f}",
                 "left, top, right, bottom": ", ".join(f"{side:.0f}" for side in found["box"]),
             }
             for found in objects
         ] or [dict(zip(_OBJECT, (one.name, "(none)", "", ""), strict=True))]
-    if isinstance(one, Segmented):
+    if isinstance(one, Segmentation):
         shares = masks_json([one], classes)[0]["classes"]
         return [
-            {"picture": one.name, "class": name, "share": f"{share:.1%}"}
+            {"image": one.name, "class": name, "share": f"{share:.1%}"}
             for name, share in shares.items()
         ]
     label = one.label if isinstance(one.label, str) else ", ".join(one.label) or "(none)"
-    row = {"picture": one.name, "label": label, "probability": f"{one.probability:.3f}"}
+    row = {"image": one.name, "label": label, "probability": f"{one.probability:.3f}"}
     if one.abstains is None:
         return [row]
     return [row | {"answer": "abstains" if one.abstains else "given"}]
@@ -410,9 +408,9 @@ def _class_table(parts: Mapping[str, Dataset], kind: str) -> Table:
         table.add_row(escape(name), *(str(count[name]) for count in counts))
     if len(classes) > CLASS_LINES:
         table.add_row(f"… {len(classes) - CLASS_LINES} more", *[""] * len(parts))
-    if kind == "detection":  # else the rows are of pictures already
+    if kind == "detection":  # else the rows are of images already
         bare = [[not labels_of(s.target) for s in part.samples] for part in parts.values()]
-        table.add_row("[dim]pictures[/]", *(str(len(rows)) for rows in bare))
+        table.add_row("[dim]images[/]", *(str(len(rows)) for rows in bare))
         table.add_row("[dim]  of these without objects[/]", *(str(sum(rows)) for rows in bare))
     return table
 

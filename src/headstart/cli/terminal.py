@@ -113,7 +113,7 @@ class Terminal:
         show_findings(self.console, prepared.findings)
 
     def _plan(self, plan: Planned) -> None:
-        spec, weights = plan.trunk.spec, plan.trunk.origin
+        spec, weights = plan.backbone.spec, plan.backbone.origin
         outline = plan.outline
         self._say("[bold]Plan[/]  ", f"{outline.title} on {spec.name}")
         lines = {
@@ -165,7 +165,7 @@ class Terminal:
         )
         folder = shlex.quote(str(event.folder))  # to be copied into a shell
         say(
-            f"[bold]Next[/]  headstart predict {escape(folder)} PICTURE",
+            f"[bold]Next[/]  headstart predict {escape(folder)} IMAGE",
             highlight=False,
             soft_wrap=True,
         )
@@ -180,11 +180,11 @@ def _frozen(plan: Planned) -> str:
 
 def _arithmetic(plan: Planned) -> dict[str, str]:
     """Say what computes: the features, and the training if there is one."""
-    precision, kept = plan.outline.precision, plan.pictures - plan.to_compute
+    precision, kept = plan.outline.precision, plan.images - plan.to_compute
     if plan.head is not None:  # there are no features
         return {"training": precision} if precision else {}
     features = (
-        f"{plan.to_compute} pictures to compute, {kept} kept"
+        f"{plan.to_compute} images to compute, {kept} kept"
         f"{_estimate(plan.seconds, plan.cache_bytes)}"
     )
     if plan.outline.plan is None:
@@ -200,10 +200,10 @@ def _seen_whole(plan: Planned) -> dict[str, str]:
     """Say how large boxes and masks are learned, and with what head."""
     if plan.head is None:
         return {}
-    height, width = plan.trunk.spec.preprocess.shape
+    height, width = plan.backbone.spec.preprocess.shape
     size = sum(values.size for values in plan.head.state().values())
     lines = {
-        "pictures": f"seen whole on a canvas {width} wide, {height} high (--size)",
+        "images": f"seen whole on a canvas {width} wide, {height} high (--size)",
         "head": f"{plan.head.kind}, {size:,} parameters, on {', '.join(plan.head.taps)}",
     }
     if plan.reach is not None:

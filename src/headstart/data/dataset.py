@@ -1,6 +1,6 @@
-"""What a picture shows beyond a class: boxes around objects, or a class for every pixel.
+"""What an image shows beyond a class: boxes around objects, or a class for every pixel.
 
-Coordinates are pixels of the picture as it is shown, after its EXIF rotation: x to the right, y
+Coordinates are pixels of the image as it is shown, after its EXIF rotation: x to the right, y
 downwards, the corner of the first pixel is (0, 0).
 """
 
@@ -47,7 +47,7 @@ Code = int | tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boxes:
-    """Objects in a picture; none is a valid answer.
+    """Objects in an image; none is a valid answer.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Boxes:
         that its place counts as background; in the judgement neither finding nor missing it
         counts. Empty for none.
     size : (int, int) or None
-        Width and height of the picture that the annotation states, if it does.
+        Width and height of the image that the annotation states, if it does.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class Palette:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mask:
-    """A class for every pixel, in a file beside the picture or in memory.
+    """A class for every pixel, in a file beside the image or in memory.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class Mask:
 
 Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
 DENSE: tuple[Kind, ...] = ("detection", "segmentation")
-"""What a picture shows is a matter of places: the whole of it has to be seen."""
+"""What an image shows is a matter of places: the whole of it has to be seen."""
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -153,22 +153,22 @@ what is where; None when unlabelled."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One example: a picture, what it shows, and what it belongs to.
+    """One example: an image, what it shows, and what it belongs to.
 
     Parameters
     ----------
     image : Path, bytes, array of shape (H, W[, C]) or PIL image
-        The picture; a path is opened only when it is needed.
+        The image; a path is opened only when it is needed.
     target : str, tuple of str, Boxes, Mask or None
         Class by name; a tuple of names when several may hold at once; or what is where.
     group : str or None
-        Pictures of one group (a patient, a video) never lie on both sides of a split.
+        Images of one group (a patient, a video) never lie on both sides of a split.
     split : {"train", "val", "test"} or None
         The part that the data's author put it in, if any.
     digest : str or None
-        Content identity of the picture, known once it has been scanned.
+        Content identity of the image, known once it has been scanned.
     title : str or None
-        What to call a picture that has no path.
+        What to call an image that has no path.
     """
 
     image: Path | bytes | NDArray[Any] | Image
@@ -180,7 +180,7 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """What to call the picture in front of a person: its title, its path, or its kind."""
+        """What to call the image in front of a person: its title, its path, or its kind."""
         if self.title is not None:
             return self.title
         if isinstance(self.image, Path):
@@ -266,7 +266,7 @@ class Dataset:
         -------
         array
             Shape (n,) of indices into ``classes`` for multiclass; shape (n, n_classes) of
-            0 and 1 for multilabel, and for detection and segmentation: which classes a picture
+            0 and 1 for multilabel, and for detection and segmentation: which classes an image
             shows.
 
         Raises

@@ -1,7 +1,7 @@
-"""Boxes and masks drawn on pictures, in colours that colour-blind people can tell apart.
+"""Boxes and masks drawn on images, in colours that colour-blind people can tell apart.
 
 Pure functions from arrays to arrays. Every line has a dark edge, and every label a plate in the
-class's colour, so that they are seen on any picture; no class is told by its colour alone where
+class's colour, so that they are seen on any image; no class is told by its colour alone where
 there is room to write its name.
 """
 
@@ -38,7 +38,7 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 DARK, LIGHT = (20, 20, 20), (255, 255, 255)
 
 BACKGROUND = "background"
-"""A class of this name is everything else: a mask leaves it as the picture is."""
+"""A class of this name is everything else: a mask leaves it as the image is."""
 
 
 def class_colours(n_classes: int) -> Pixels:
@@ -78,12 +78,12 @@ def is_background(name: str) -> bool:
     return name.strip().lower() == BACKGROUND
 
 
-def fitted(picture: Pixels, long_side: int) -> tuple[Pixels, float]:
-    """Make a picture's longer side ``long_side`` pixels, up or down, and say by how much.
+def fitted(image: Pixels, long_side: int) -> tuple[Pixels, float]:
+    """Make an image's longer side ``long_side`` pixels, up or down, and say by how much.
 
     Parameters
     ----------
-    picture : array, uint8, shape (height, width, 3)
+    image : array, uint8, shape (height, width, 3)
     long_side : int
 
     Returns
@@ -100,15 +100,15 @@ def fitted(picture: Pixels, long_side: int) -> tuple[Pixels, float]:
     """
     from PIL import Image
 
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = long_side / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     kernel = Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(picture).resize(size, kernel, reducing_gap=2.0)), scale
+    return np.asarray(Image.fromarray(image).resize(size, kernel, reducing_gap=2.0)), scale
 
 
 def draw_boxes(
-    picture: Pixels,
+    image: Pixels,
     boxes: ArrayLike,
     labels: ArrayLike,
     scores: ArrayLike | None = None,
@@ -119,9 +119,9 @@ def draw_boxes(
 
     Parameters
     ----------
-    picture : array, uint8, shape (height, width, 3)
+    image : array, uint8, shape (height, width, 3)
     boxes : array, shape (n, 4)
-        Left, top, right, bottom in the picture's pixels.
+        Left, top, right, bottom in the image's pixels.
     labels : array of int, shape (n,)
         Places among ``classes``.
     scores : array, shape (n,), optional
@@ -149,29 +149,29 @@ def draw_boxes(
     from PIL import Image, ImageDraw
 
     corners, named, sure = _checked(boxes, labels, scores, len(classes))
-    image = Image.fromarray(_rgb(picture))
-    pen = ImageDraw.Draw(image)
+    canvas = Image.fromarray(_rgb(image))
+    pen = ImageDraw.Draw(canvas)
     palette = [tuple(map(int, one)) for one in class_colours(len(classes))]
     order = np.arange(len(named)) if sure is None else np.argsort(-sure, kind="stable")
-    line = max(1, round(min(image.size) / 160))
+    line = max(1, round(min(canvas.size) / 160))
     for i in order[::-1]:  # the surest lie on top
         _outline(pen, corners[i], palette[named[i]], line)
     taken: list[Place] = []
-    font = _font(image.size)
+    font = _font(canvas.size)
     for i in order:
         text = classes[named[i]] + ("" if sure is None else f" {sure[i]:.2f}")
         _label(pen, corners[i], text, (palette[named[i]], font), taken)
-    return np.asarray(image)
+    return np.asarray(canvas)
 
 
 def draw_mask(
-    picture: Pixels, mask: NDArray[np.uint8], classes: Sequence[str], alpha: float = 0.55
+    image: Pixels, mask: NDArray[np.uint8], classes: Sequence[str], alpha: float = 0.55
 ) -> Pixels:
-    """Tint every pixel by its class, with a line where classes meet; below it the picture is grey.
+    """Tint every pixel by its class, with a line where classes meet; below it the image is grey.
 
     Parameters
     ----------
-    picture : array, uint8, shape (height, width, 3)
+    image : array, uint8, shape (height, width, 3)
     mask : array, uint8, shape (height, width)
         Places among ``classes``. Ignored pixels (255), and those of a class called
         ``background``, stay as they are.
@@ -196,10 +196,10 @@ def draw_mask(
     >>> draw_mask(grey, mask, ["leaf"], alpha=1.0)[:, 0].tolist()
     [[230, 159, 0], [100, 100, 100]]
     """
-    shown = _rgb(picture)
+    shown = _rgb(image)
     if shown.shape[:2] != mask.shape or not 0 <= alpha <= 1:
         raise UsageError(
-            f"Expected a mask of the picture's size {shown.shape[:2]} and `alpha` from 0 to 1, got "
+            f"Expected a mask of the image's size {shown.shape[:2]} and `alpha` from 0 to 1, got "
             f"{mask.shape} and {alpha}."
         )
     if ((mask >= len(classes)) & (mask != IGNORED)).any():
@@ -210,7 +210,7 @@ def draw_mask(
     colours, share = np.zeros((256, 3)), np.zeros((256, 1))
     colours[: len(classes)] = class_colours(len(classes))
     share[: len(classes), 0] = [0.0 if is_background(name) else alpha for name in classes]
-    # Under a tint the picture is grey: colours of its own would be taken for classes.
+    # Under a tint the image is grey: colours of its own would be taken for classes.
     grey = np.where(share[mask] > 0, (shown @ LUMINANCE)[..., None], shown)
     mixed = grey * (1 - share[mask]) + colours[mask] * share[mask]
     mixed[_edges(mask)] = (1 - alpha) * mixed[_edges(mask)] + alpha * np.asarray(LIGHT)
@@ -229,13 +229,13 @@ def _differ(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool
     return np.asarray((one != other) & (one != IGNORED) & (other != IGNORED))
 
 
-def _rgb(picture: Pixels) -> Pixels:
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+def _rgb(image: Pixels) -> Pixels:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise UsageError(
-            f"Expected a picture of shape (height, width, 3), uint8, got {picture.shape}, "
-            f"{picture.dtype}; do decode it with headstart.data.images."
+            f"Expected an image of shape (height, width, 3), uint8, got {image.shape}, "
+            f"{image.dtype}; do decode it with headstart.data.images."
         )
-    return picture
+    return image
 
 
 def _checked(

@@ -1,7 +1,7 @@
-"""The one decoder: any picture in, upright 8-bit RGB out, or an error that says why not.
+"""The one decoder: any image in, upright 8-bit RGB out, or an error that says why not.
 
 Training and inference must see the same pixels, so this is the only place that decodes.
-Embedded colour profiles are not applied; a wide-gamut picture looks slightly paler.
+Embedded colour profiles are not applied; a wide-gamut image looks slightly paler.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 Pixels = NDArray[np.uint8]
 Source: TypeAlias = "str | Path | bytes | NDArray[Any] | Image"
 
-MAX_PIXELS = 178_956_970  # where Pillow, too, calls a picture a decompression bomb
+MAX_PIXELS = 178_956_970  # where Pillow, too, calls an image a decompression bomb
 
 # Those that photographs come in. Left out on purpose: EPS (runs Ghostscript), TGA (has no
 # signature, so that any text may pass for it), ICO (hides the size of what it contains).
@@ -63,9 +63,9 @@ TURNS: dict[int, Callable[[Pixels], Pixels]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """What a picture's file says about itself.
+    """What an image's file says about itself.
 
-    ``width`` and ``height`` are those of the upright picture; ``exif_orientation`` is how it
+    ``width`` and ``height`` are those of the upright image; ``exif_orientation`` is how it
     is stored, 1 (upright) to 8; of ``n_frames`` only the first is ever decoded.
     """
 
@@ -78,7 +78,7 @@ class ImageHeader:
 
 
 def read_bytes(source: str | Path | bytes) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of an image's file.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def read_bytes(source: str | Path | bytes) -> bytes:
     --------
     >>> read_bytes(Path("no-such.jpg"))
     Traceback (most recent call last):
-    headstart.errors.UnreadableImageError: Expected no-such.jpg to be a readable picture, got \
+    headstart.errors.UnreadableImageError: Expected no-such.jpg to be a readable image, got \
 no such file; replace it or leave it out.
     """
     try:
@@ -106,7 +106,7 @@ no such file; replace it or leave it out.
 
 
 def digest(source: Source) -> str:
-    """Identity of a picture's content, the same wherever the file lies.
+    """Identity of an image's content, the same wherever the file lies.
 
     SHA-256 in hexadecimal: of the file's bytes, or, for arrays and PIL images, of shape,
     type and pixels.
@@ -132,7 +132,7 @@ def digest(source: Source) -> str:
 
 
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Pixels:
-    """Decode a picture to upright 8-bit RGB.
+    """Decode an image to upright 8-bit RGB.
 
     Turned as EXIF says; grey as three equal channels; transparency on white; 16-bit grey
     scaled from its full range, never clipped; of several frames the first.
@@ -143,7 +143,7 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, at_least: int | None
         A file, its content, or pixels: uint8, bool, uint16, or float in [0, 1], of shape
         (H, W) or (H, W, C) with 1, 3 or 4 channels.
     max_pixels : int
-        Width times height above which the picture is refused before it is decoded.
+        Width times height above which the image is refused before it is decoded.
     at_least : int or None
         Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as the shorter side
         stays at least twice this many pixels: much faster for large photographs. The
@@ -187,7 +187,7 @@ def decode_file(
 
 
 def header(source: str | Path | bytes) -> ImageHeader:
-    r"""What the file of a picture says about itself, without decoding it.
+    r"""What the file of an image says about itself, without decoding it.
 
     Examples
     --------
@@ -210,13 +210,13 @@ def reason(error: UnreadableImageError) -> str:
     ... except UnreadableImageError as error: reason(error)
     'an HTML page'
     """
-    return str(error).rpartition(" to be a readable picture, got ")[2].rpartition("; ")[0]
+    return str(error).rpartition(" to be a readable image, got ")[2].rpartition("; ")[0]
 
 
 def _refuse(source: object, why: str, advice: str = "") -> UnreadableImageError:
     name = str(source) if isinstance(source, str | os.PathLike) else "the data"
     return UnreadableImageError(
-        f"Expected {name} to be a readable picture, got {why.replace('; ', ', ')}; "
+        f"Expected {name} to be a readable image, got {why.replace('; ', ', ')}; "
         f"{advice or 'replace it or leave it out'}."
     )
 
@@ -285,7 +285,7 @@ def _parse_orientation(exif: bytes) -> int:
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
             if tag == _ORIENTATION_TAG:
                 return int(value) if kind == 3 and value in TURNS else 1
-    except struct.error:  # a damaged block says nothing; the picture itself may be whole
+    except struct.error:  # a damaged block says nothing; the image itself may be whole
         return 1
     return 1
 
@@ -402,7 +402,7 @@ def _describe(data: bytes) -> str:
     if kind := next((name for prefix, name in _KINDS.items() if start.startswith(prefix)), None):
         return kind
     if data[4:12] in {b"ftypheic", b"ftypheix", b"ftypmif1"}:
-        return "a HEIC picture (convert it to JPEG)"
+        return "a HEIC image (convert it to JPEG)"
     if not start.strip(b"\0"):
         return "a file of zeros"
     readable = data[:512].isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in data[:512])
@@ -414,7 +414,7 @@ HEAD = 65_536
 
 
 def shown_size(source: Source) -> tuple[int, int]:
-    r"""Height and width of a picture as it is shown, after its EXIF rotation.
+    r"""Height and width of an image as it is shown, after its EXIF rotation.
 
     Parameters
     ----------
@@ -429,7 +429,7 @@ def shown_size(source: Source) -> tuple[int, int]:
     Raises
     ------
     UnreadableImageError
-        If it is no picture.
+        If it is no image.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Pictures to batches: the one way from a sample to what a backbone reads."""
+"""Images to batches: the one way from a sample to what a backbone reads."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ __all__ = [
 ]
 
 STILL = Augmentation()
-"""Every view is the picture as prediction sees it."""
+"""Every view is the image as prediction sees it."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
 class BoxTruth(NamedTuple):
-    """The objects of a picture on the canvas that a network reads.
+    """The objects of an image on the canvas that a network reads.
 
     Parameters
     ----------
@@ -67,12 +67,12 @@ class BoxTruth(NamedTuple):
 
 
 def digest_of(sample: Sample) -> str:
-    """Content identity of a sample's picture; computed where the scan has not done it."""
+    """Content identity of a sample's image; computed where the scan has not done it."""
     return sample.digest if sample.digest is not None else digest(sample.image)
 
 
 def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Decode one picture and cut it to what the weights expect, or put it on their canvas.
+    """Decode one image and cut it to what the weights expect, or put it on their canvas.
 
     Returns
     -------
@@ -81,10 +81,10 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     Raises
     ------
     UnreadableImageError
-        If the picture cannot be decoded; the message names it.
+        If the image cannot be decoded; the message names it.
     DataError
         If the file is no longer the one that was scanned: its features would be kept under
-        another picture's name.
+        another image's name.
     """
     if preprocess.canvas is not None:
         return load_canvas(sample, preprocess)
@@ -92,7 +92,7 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Decode one picture and resize it whole: what all its views are cut from.
+    """Decode one image and resize it whole: what all its views are cut from.
 
     Returns
     -------
@@ -108,8 +108,8 @@ def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 
 def _decoded(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Pixels, and the picture's real height and width: a JPEG may have been decoded smaller."""
-    # The shorter side of a picture on a canvas is at most the canvas's.
+    """Pixels, and the image's real height and width: a JPEG may have been decoded smaller."""
+    # The shorter side of an image on a canvas is at most the canvas's.
     at_least = min(preprocess.canvas or (preprocess.resize,))
     try:
         source = read_bytes(sample.image) if isinstance(sample.image, Path) else sample.image
@@ -128,7 +128,7 @@ def _decoded(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8],
 
 
 def load_batch(samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Pixels of several pictures, uint8, shape (n, *preprocess.shape, 3)."""
+    """Pixels of several images, uint8, shape (n, *preprocess.shape, 3)."""
     return np.stack([load_pixels(sample, preprocess) for sample in samples])
 
 
@@ -140,7 +140,7 @@ def load_view(
     seed: int,
     view: int,
 ) -> NDArray[np.uint8]:
-    """Decode one picture and draw one of its augmented views.
+    """Decode one image and draw one of its augmented views.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def load_view(
     seed : int
         Of the run, 0 or more.
     view : int
-        Number of the view, 0 or more. Picture, seed and number decide every pixel, whatever
+        Number of the view, 0 or more. Image, seed and number decide every pixel, whatever
         was drawn before and wherever this runs.
 
     Returns
@@ -176,9 +176,7 @@ def load_view(
     (False, True)
     """
     canvas = load_canvas(sample, preprocess)
-    return view_of(
-        canvas, preprocess, augmentation, seed=seed, view=view, picture=digest_of(sample)
-    )
+    return view_of(canvas, preprocess, augmentation, seed=seed, view=view, image=digest_of(sample))
 
 
 def load_views(
@@ -189,7 +187,7 @@ def load_views(
     seed: int,
     view: int,
 ) -> NDArray[np.uint8]:
-    """View number ``view`` of several pictures, uint8, shape (n, *preprocess.shape, 3)."""
+    """View number ``view`` of several images, uint8, shape (n, *preprocess.shape, 3)."""
     return np.stack(
         [load_view(sample, preprocess, augmentation, seed=seed, view=view) for sample in samples]
     )
@@ -202,9 +200,9 @@ def view_of(
     *,
     seed: int,
     view: int,
-    picture: str,
+    image: str,
 ) -> NDArray[np.uint8]:
-    """Draw a view from a picture that is decoded already; ``load_view`` without the file.
+    """Draw a view from an image that is decoded already; ``load_view`` without the file.
 
     Parameters
     ----------
@@ -214,8 +212,8 @@ def view_of(
     augmentation : Augmentation
     seed, view : int
         As in ``load_view``.
-    picture : str
-        The picture's digest, hexadecimal.
+    image : str
+        The image's digest, hexadecimal.
 
     Returns
     -------
@@ -232,14 +230,14 @@ def view_of(
             to=preprocess.crop,
             interpolation=preprocess.interpolation,
             augmentation=augmentation,
-            rng=view_rng(seed, view, picture),
+            rng=view_rng(seed, view, image),
         )
     if canvas.shape[:2] != preprocess.canvas:
         raise UsageError(
-            f"Expected a picture on a canvas of {preprocess.canvas}, got {canvas.shape}; do load "
+            f"Expected an image on a canvas of {preprocess.canvas}, got {canvas.shape}; do load "
             "it with the same preprocessing."
         )
-    moves = draw_moves(augmentation, preprocess.shape, view_rng(seed, view, picture))
+    moves = draw_moves(augmentation, preprocess.shape, view_rng(seed, view, image))
     return move_pixels(canvas, moves, interpolation=preprocess.interpolation, fill=preprocess.fill)
 
 
@@ -252,7 +250,7 @@ def load_boxes(
     seed: int = 0,
     view: int = 0,
 ) -> BoxTruth:
-    """Give a picture's boxes on the canvas, moved exactly as ``load_view`` moves its pixels.
+    """Give an image's boxes on the canvas, moved exactly as ``load_view`` moves its pixels.
 
     Parameters
     ----------
@@ -276,7 +274,7 @@ def load_boxes(
     UsageError
         As ``load_view``; if no canvas is set.
     UnreadableImageError
-        If the picture cannot be read; the message names it.
+        If the image cannot be read; the message names it.
 
     Examples
     --------
@@ -300,18 +298,18 @@ def load_boxes(
     boxes = _placement(sample, preprocess).boxes_to_canvas(truth.array())
     kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     found = BoxTruth(boxes[kept], labels[kept], truth.is_hard()[kept])
-    shape, picture = preprocess.shape, digest_of(sample)
-    return view_of_boxes(found, shape, augmentation, seed=seed, view=view, picture=picture)
+    shape, image = preprocess.shape, digest_of(sample)
+    return view_of_boxes(found, shape, augmentation, seed=seed, view=view, image=image)
 
 
 def view_of_boxes(
     truth: BoxTruth, shape: tuple[int, int], augmentation: Augmentation, *, seed: int, view: int,
-    picture: str,
+    image: str,
 ) -> BoxTruth:  # fmt: skip
     """Move boxes that are on the canvas (H, W) already, exactly as ``view_of`` moves pixels."""
     if augmentation.is_off:
         return truth
-    moves = draw_moves(augmentation, shape, view_rng(seed, view, picture))
+    moves = draw_moves(augmentation, shape, view_rng(seed, view, image))
     boxes, labels, kept = move_boxes(truth.boxes, truth.labels, shape, moves)
     return BoxTruth(boxes, labels, truth.hard[kept])
 
@@ -325,7 +323,7 @@ def load_mask(
     seed: int = 0,
     view: int = 0,
 ) -> NDArray[np.uint8]:
-    """Give a picture's mask on the canvas, moved exactly as ``load_view`` moves its pixels.
+    """Give an image's mask on the canvas, moved exactly as ``load_view`` moves its pixels.
 
     Parameters
     ----------
@@ -337,12 +335,12 @@ def load_mask(
     Returns
     -------
     array, uint8, shape ``preprocess.canvas``
-        Indices into ``classes``; 255 where ignored, and where the picture does not reach.
+        Indices into ``classes``; 255 where ignored, and where the image does not reach.
 
     Raises
     ------
     DataError
-        If the target is something else, or of another size than the picture.
+        If the target is something else, or of another size than the image.
     UnknownNameError, UsageError, UnreadableImageError
         As ``load_boxes``.
     """
@@ -353,19 +351,19 @@ def load_mask(
     if mask.shape != (place.height, place.width):
         raise DataError(
             f"Expected the mask of {sample.name} to have its size, {place.width} x "
-            f"{place.height}, got {mask.shape[1]} x {mask.shape[0]}; do leave the picture out."
+            f"{place.height}, got {mask.shape[1]} x {mask.shape[0]}; do leave the image out."
         )
-    mask, picture = place.mask_to_canvas(mask), digest_of(sample)
-    return view_of_mask(mask, augmentation, seed=seed, view=view, picture=picture)
+    mask, image = place.mask_to_canvas(mask), digest_of(sample)
+    return view_of_mask(mask, augmentation, seed=seed, view=view, image=image)
 
 
 def view_of_mask(
-    mask: NDArray[np.uint8], augmentation: Augmentation, *, seed: int, view: int, picture: str
+    mask: NDArray[np.uint8], augmentation: Augmentation, *, seed: int, view: int, image: str
 ) -> NDArray[np.uint8]:
     """Move a mask (H, W) that is on the canvas already, exactly as ``view_of`` moves pixels."""
     if augmentation.is_off:
         return mask
-    return move_mask(mask, draw_moves(augmentation, mask.shape, view_rng(seed, view, picture)))
+    return move_mask(mask, draw_moves(augmentation, mask.shape, view_rng(seed, view, image)))
 
 
 def _placement(sample: Sample, preprocess: Preprocess) -> Placement:
@@ -391,7 +389,7 @@ def map_bounded(
     """Map in threads, in order, with at most ``ahead`` items begun and not yet taken.
 
     Memory stays bounded however many items there are, and what is not begun is dropped when
-    the consumer stops early (Ctrl-C, an unreadable picture).
+    the consumer stops early (Ctrl-C, an unreadable image).
 
     Examples
     --------

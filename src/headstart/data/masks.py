@@ -6,8 +6,8 @@ names colours, masks are read as colours, else as numbers (of an indexed PNG the
 colour it is drawn in).
 
 EXIF: a mask that has an orientation of its own is turned by it. One that has none (PNG writers
-drop it) was drawn either on the picture as stored or as shown; its size tells which, see
-`mask_turn`. Where it cannot tell (square pictures, half turns) the picture as shown is meant.
+drop it) was drawn either on the image as stored or as shown; its size tells which, see
+`mask_turn`. Where it cannot tell (square images, half turns) the image as shown is meant.
 """
 
 from __future__ import annotations
@@ -100,17 +100,17 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     return _turned(indices, orientation)
 
 
-def mask_turn(mask: Mask, picture: Source) -> int:
-    """The orientation by which a mask turns with its picture: 1 (not at all) to 8.
+def mask_turn(mask: Mask, image: Source) -> int:
+    """The orientation by which a mask turns with its image: 1 (not at all) to 8.
 
-    A mask file without an orientation of its own, of the size that the picture is stored in and
-    not of the size that it is shown in, was drawn on the stored pixels: it turns as the picture
+    A mask file without an orientation of its own, of the size that the image is stored in and
+    not of the size that it is shown in, was drawn on the stored pixels: it turns as the image
     does. Every other mask is taken as it is.
 
     Parameters
     ----------
     mask : Mask
-    picture : Path, str, bytes, array or PIL image
+    image : Path, str, bytes, array or PIL image
         Only its header is read.
 
     Examples
@@ -119,7 +119,7 @@ def mask_turn(mask: Mask, picture: Source) -> int:
     >>> mask_turn(mask, np.zeros((2, 3), dtype=np.uint8))
     1
     """
-    shown = _header(picture)
+    shown = _header(image)
     if shown is None or shown.exif_orientation < 5 or shown.width == shown.height:
         return 1
     if isinstance(mask.source, np.ndarray):
@@ -256,13 +256,13 @@ def _is_grey(values: NDArray[Any]) -> bool:
 
 def _unreadable(source: object, why: str) -> UnreadableImageError:
     return UnreadableImageError(
-        f"Expected {source} to be a readable picture, got {why}; replace it or leave it out."
+        f"Expected {source} to be a readable image, got {why}; replace it or leave it out."
     )
 
 
-def _header(picture: Source) -> ImageHeader | None:
+def _header(image: Source) -> ImageHeader | None:
     """The header of a file; None for pixels, which are as they are shown."""
-    return header(picture) if isinstance(picture, str | bytes | os.PathLike) else None
+    return header(image) if isinstance(image, str | bytes | os.PathLike) else None
 
 
 def _array(values: NDArray[Any]) -> NDArray[Any]:

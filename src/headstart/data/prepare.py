@@ -90,13 +90,13 @@ def prepare(
     cache : Cache
         Remembers what the scan saw.
     group_by : str, optional
-        Column or regular expression that names each picture's group.
+        Column or regular expression that names each image's group.
     bad_files : {"error", "skip"}
         What to do when a file cannot be decoded: refuse, or leave it out and say so.
     allow_overlap : bool
-        Go on although the same picture, or the same group, lies on both sides of a split.
+        Go on although the same image, or the same group, lies on both sides of a split.
     test_fraction : float
-        Share of the pictures to test on, where the data bring no split.
+        Share of the images to test on, where the data bring no split.
     seed : int
         Decides the split.
     progress : callable, optional
@@ -106,9 +106,9 @@ def prepare(
     DataError
         If files cannot be decoded (and are not to be skipped), or if there is nothing to learn
         a class from, or a part is empty, or boxes or masks do not fit their
-        pictures.
+        images.
     LeakError
-        If the same picture or group is on both sides of a split that the data bring.
+        If the same image or group is on both sides of a split that the data bring.
     UnknownNameError
         If ``bad_files`` is no known policy.
     """
@@ -150,7 +150,7 @@ def _inspect(
 
 
 def _shared_groups(data: Dataset) -> Iterator[Finding]:
-    """Groups that the data's author put on both sides: as much a leak as a shared picture."""
+    """Groups that the data's author put on both sides: as much a leak as a shared image."""
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
         if sample.group is not None and sample.split is not None:
@@ -174,18 +174,18 @@ def _require_learnable(findings: Iterable[Finding]) -> None:
     wrong = [f.message for f in findings if f.kind in kinds and f.severity == "error"]
     if wrong:
         raise DataError(
-            "Expected pictures of every class to learn from, got none; do add some, or leave the "
+            "Expected images of every class to learn from, got none; do add some, or leave the "
             "class or part out:\n  " + "\n  ".join(wrong[:20])
         )
 
 
-def gather(pictures: object) -> tuple[Sample, ...]:
-    """Make examples of whatever holds pictures.
+def gather(images: object) -> tuple[Sample, ...]:
+    """Make examples of whatever holds images.
 
     Parameters
     ----------
-    pictures : path, bytes, PIL image, array, or a sequence of these
-        A folder stands for all pictures below it; an array of shape (n, H, W, C) for n.
+    images : path, bytes, PIL image, array, or a sequence of these
+        A folder stands for all images below it; an array of shape (n, H, W, C) for n.
 
     Raises
     ------
@@ -200,41 +200,41 @@ def gather(pictures: object) -> tuple[Sample, ...]:
     >>> len(gather(np.zeros((4, 8, 8, 3), dtype=np.uint8)))
     4
     """
-    if isinstance(pictures, Sample):
-        return (pictures,)
-    if isinstance(pictures, str | os.PathLike):
-        return tuple(Sample(image=path) for path in list_images(Path(pictures)))
-    if isinstance(pictures, bytes | bytearray | memoryview):
-        return (Sample(image=bytes(pictures)),)
-    if isinstance(pictures, np.ndarray):
-        if pictures.dtype.kind in "OUS":  # names, or pictures of different sizes
-            return tuple(sample for one in pictures.ravel() for sample in gather(one))
-        stack = pictures if pictures.ndim == 4 else pictures[None]
-        return tuple(Sample(image=picture) for picture in stack)
-    if _is_pil(pictures):
-        return (Sample(image=pictures),)  # type: ignore[arg-type]  # just looked at
-    if isinstance(pictures, Iterable) and not _is_unordered(pictures):
-        return tuple(sample for one in pictures for sample in gather(one))
+    if isinstance(images, Sample):
+        return (images,)
+    if isinstance(images, str | os.PathLike):
+        return tuple(Sample(image=path) for path in list_images(Path(images)))
+    if isinstance(images, bytes | bytearray | memoryview):
+        return (Sample(image=bytes(images)),)
+    if isinstance(images, np.ndarray):
+        if images.dtype.kind in "OUS":  # names, or images of different sizes
+            return tuple(sample for one in images.ravel() for sample in gather(one))
+        stack = images if images.ndim == 4 else images[None]
+        return tuple(Sample(image=image) for image in stack)
+    if _is_pil(images):
+        return (Sample(image=images),)  # type: ignore[arg-type]  # just looked at
+    if isinstance(images, Iterable) and not _is_unordered(images):
+        return tuple(sample for one in images for sample in gather(one))
     raise UsageError(
-        "Expected pictures as paths, bytes, PIL images or NumPy arrays, or a list of these, got "
-        f"{type(pictures).__name__}; do convert them first."
+        "Expected images as paths, bytes, PIL images or NumPy arrays, or a list of these, got "
+        f"{type(images).__name__}; do convert them first."
     )
 
 
-def _is_pil(picture: object) -> bool:
+def _is_pil(image: object) -> bool:
     from PIL.Image import Image
 
-    return isinstance(picture, Image)
+    return isinstance(image, Image)
 
 
-def _is_unordered(pictures: Iterable[object]) -> bool:
-    """What can be gone through but is no sequence of pictures: tensors, open files, dicts, sets."""
-    is_tensor_or_file = hasattr(pictures, "detach") or hasattr(pictures, "read")
-    return is_tensor_or_file or isinstance(pictures, Mapping | set | frozenset)
+def _is_unordered(images: Iterable[object]) -> bool:
+    """What can be gone through but is no sequence of images: tensors, open files, dicts, sets."""
+    is_tensor_or_file = hasattr(images, "detach") or hasattr(images, "read")
+    return is_tensor_or_file or isinstance(images, Mapping | set | frozenset)
 
 
 def select(samples: Sequence[Sample], *, cache: Cache, bad_files: BadFiles) -> tuple[Sample, ...]:
-    """Decode every picture once and refuse or leave out those that cannot be read."""
+    """Decode every image once and refuse or leave out those that cannot be read."""
     _require_policy(bad_files)
     data = Dataset(samples=tuple(samples), classes=())
     return usable(data, scan(samples, cache=cache), bad_files=bad_files)[0].samples

@@ -1,6 +1,6 @@
-"""Detection data in one of three formats -> `Dataset` of boxes on the pictures as shown.
+"""Detection data in one of three formats -> `Dataset` of boxes on the images as shown.
 
-Of a picture only the header is read: it says how large it is and how EXIF turns it.
+Of an image only the header is read: it says how large it is and how EXIF turns it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BoxFiles:
     Parameters
     ----------
     listing : Listing
-        Of the folder that holds pictures and annotations.
+        Of the folder that holds images and annotations.
     format : {"coco", "voc", "yolo"}
     files : tuple of str
         Of COCO: the JSON files to read.
@@ -78,7 +78,7 @@ def find_boxes(path: Path, listing: Listing) -> BoxFiles | None:
     files = layouts.coco_files(listing)
     if files and not path.is_dir():
         around = layouts.walk(path.parent)
-        if not around.pictures:  # annotations/train.json beside train/
+        if not around.images:  # annotations/train.json beside train/
             around = layouts.walk(path.absolute().parent.parent)
         files = (path.absolute().relative_to(around.root.absolute()).as_posix(),)
         return BoxFiles(listing=around, format="coco", files=files)
@@ -100,7 +100,7 @@ def no_boxes(path: Path) -> LayoutError:
     return LayoutError(
         f"Expected {str(path)!r} to hold boxes for detection, got none; do: add COCO annotations "
         "(a JSON file with images, annotations and categories), Pascal VOC annotations (an XML "
-        "file for each picture) or YOLO labels (labels/ beside images/, a text file for each)."
+        "file for each image) or YOLO labels (labels/ beside images/, a text file for each)."
     )
 
 
@@ -114,7 +114,7 @@ def read_boxes(found: BoxFiles) -> tuple[Dataset, tuple[str, ...]]:
     Returns
     -------
     Dataset
-        Examples sorted by relative path, each with `Boxes` in pixels of the picture as shown;
+        Examples sorted by relative path, each with `Boxes` in pixels of the image as shown;
         classes in the order that the files declare, those without any object left out.
     tuple of str
         The relative path of each example.
@@ -172,14 +172,14 @@ def _shown(root: Path, item: Annotated, relative: bool) -> tuple[Boxes, bool]:
 def _box_notes(boxes: Sequence[Boxes], turned: int) -> list[str]:
     objects, hard = sum(len(b.labels) for b in boxes), sum(sum(b.hard) for b in boxes)
     empty = sum(not b.labels for b in boxes)
-    notes = [f"{objects} objects in {len(boxes)} pictures"]
+    notes = [f"{objects} objects in {len(boxes)} images"]
     if empty:
-        notes.append(f"{empty} pictures without objects: learned from as negatives")
+        notes.append(f"{empty} images without objects: learned from as negatives")
     if hard:
         notes.append(f"{hard} objects are difficult or crowds: left out of training and judgement")
     if turned:
         notes.append(
-            f"boxes of {turned} pictures turned as EXIF turns the picture, since the files state "
+            f"boxes of {turned} images turned as EXIF turns the image, since the files state "
             "the size before"
         )
     return notes
@@ -208,7 +208,7 @@ def read_dataset(
     labels_required: bool = True,
     min_classes: int = 2,
 ) -> Dataset:
-    """Read class folders, a manifest, pictures with boxes or masks, or ``demo:<name>``.
+    """Read class folders, a manifest, images with boxes or masks, or ``demo:<name>``.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def read_dataset(
     image_column, label_column : str or None
         Columns of a manifest, where they do not have a usual name.
     labels_required : bool
-        False: pictures without labels are read too (target None).
+        False: images without labels are read too (target None).
     min_classes : int
         Fewer classes than this are an error; a multilabel or detection set needs one at least.
 
@@ -308,7 +308,7 @@ def read_dataset(
 
 
 def list_images(paths: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
-    """List the pictures at paths: files as given, folders with everything below, sorted.
+    """List the images at paths: files as given, folders with everything below, sorted.
 
     Parameters
     ----------
@@ -322,7 +322,7 @@ def list_images(paths: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
     Raises
     ------
     LayoutError
-        If a path does not exist, a folder holds no picture, or a file is none by its name.
+        If a path does not exist, a folder holds no image, or a file is none by its name.
 
     Examples
     --------
@@ -334,23 +334,23 @@ def list_images(paths: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
     ['a.JPG', 'b.png']
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    return tuple(picture for path in given for picture in _pictures_at(Path(path)))
+    return tuple(image for path in given for image in _images_at(Path(path)))
 
 
-def _pictures_at(path: Path) -> Iterable[Path]:
+def _images_at(path: Path) -> Iterable[Path]:
     if path.is_dir():
         listing = layouts.walk(path)
-        if not listing.pictures:
+        if not listing.images:
             raise LayoutError(
-                f"Expected pictures in the folder {str(path)!r}, got none among "
-                f"{len(listing.others)} files; do: name a folder or files with pictures."
+                f"Expected images in the folder {str(path)!r}, got none among "
+                f"{len(listing.others)} files; do: name a folder or files with images."
             )
-        return [path / name for name in listing.pictures]
+        return [path / name for name in listing.images]
     if not path.exists():
         raise layouts.missing(path)
-    if path.suffix and not layouts.is_picture(path.name):
+    if path.suffix and not layouts.is_image(path.name):
         raise LayoutError(
-            f"Expected a picture, got {str(path)!r}; do: name files with a picture's suffix "
+            f"Expected an image, got {str(path)!r}; do: name files with an image's suffix "
             "(.jpg, .png, ...) or a folder."
         )
     return [path]
@@ -359,7 +359,7 @@ def _pictures_at(path: Path) -> Iterable[Path]:
 def _read_folders(
     listing: Listing, task_kind: Kind | None, labels_required: bool
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """What the names of folders say: masks beside pictures, or classes."""
+    """What the names of folders say: masks beside images, or classes."""
     pairs = mask_pairs.find_pairs(listing) if task_kind in {None, "segmentation"} else None
     if pairs is not None:
         return mask_pairs.read_mask_pairs(listing, pairs, labels_required=labels_required)
@@ -376,7 +376,7 @@ def _masks_too(listing: Listing) -> tuple[str, ...]:
         return ()
     if pairs is None:
         return ()
-    return ("masks lie beside the pictures, too; the task segmentation reads them",)
+    return ("masks lie beside the images, too; the task segmentation reads them",)
 
 
 def _boxes_at(
@@ -408,7 +408,7 @@ def _manifest_at(path: Path) -> tables.Table:
 def _manifest_in(
     listing: Listing, image: str | None, label: str | None, labels_required: bool
 ) -> tuple[tables.Table | None, tuple[str, ...]]:
-    """The one manifest beside the pictures that has the columns needed, or why there is none."""
+    """The one manifest beside the images that has the columns needed, or why there is none."""
     names = [
         name
         for name in listing.others
@@ -480,12 +480,12 @@ def _class_notes(data: Dataset) -> tuple[str, ...]:
     ]
     if len(data) >= 20 and data.kind == "multiclass" and 2 * len(data.classes) > len(data):
         notes.append(
-            f"{len(data.classes)} classes for {len(data)} pictures: are these names of classes?"
+            f"{len(data.classes)} classes for {len(data)} images: are these names of classes?"
         )
     sizes = Counter(sample.group for sample in data.samples if sample.group is not None)
     if sizes:
         largest, count = max(sizes.items(), key=lambda item: item[1])
-        notes.append(f"groups: {len(sizes)}, the largest ({largest!r}) of {count} pictures")
+        notes.append(f"groups: {len(sizes)}, the largest ({largest!r}) of {count} images")
     return tuple(notes)
 
 
@@ -495,13 +495,13 @@ def _require_classes(data: Dataset, least: int, labels_required: bool, listing: 
     if held >= least or not labels_required:
         return
     names = [name for name, count in data.counts().items() if count]
-    inner = sorted({n.split("/")[1] for n in listing.pictures if n.count("/") > 1})
+    inner = sorted({n.split("/")[1] for n in listing.images if n.count("/") > 1})
     hint = (
         f"did you mean {str(listing.root / listing.tops[0])!r}, which holds {listed(inner)}?"
         if len(listing.tops) == 1 and len(inner) > 1
-        else "do: add pictures of another class."
+        else "do: add images of another class."
     )
     raise DataError(
-        f"Expected at least {least} classes with pictures in {data.name!r}, got {held} "
+        f"Expected at least {least} classes with images in {data.name!r}, got {held} "
         f"({listed(names) or 'none'}); {hint}"
     )

@@ -1,6 +1,6 @@
 """Who is trained on and who is tested on: pure functions that return indices.
 
-Nothing here looks at a picture. A *block* is what must stay together: pictures of one group and
+Nothing here looks at an image. A *block* is what must stay together: images of one group and
 duplicates of each other. One seed gives one answer, on every machine.
 """
 
@@ -46,7 +46,7 @@ def blocks(
     groups : sequence of length n, or None
         Group of each example; None (also for one example) means a group of its own.
     duplicates : iterable of iterables of int
-        Each holds the indices of examples that are the same picture.
+        Each holds the indices of examples that are the same image.
 
     Returns
     -------
@@ -156,8 +156,8 @@ def holdout(
         tested = np.asarray(part, dtype=np.intp)[units.of] == 1
     if not tested.any():
         raise DataError(
-            "Expected a class with pictures in two or more groups, got none, so that no test part "
-            "can be set aside; do: add pictures, or group them less coarsely."
+            "Expected a class with images in two or more groups, got none, so that no test part "
+            "can be set aside; do: add images, or group them less coarsely."
         )
     return np.flatnonzero(~tested), np.flatnonzero(tested)
 
@@ -260,8 +260,8 @@ def _possible_folds(targets: NDArray[np.intp], units: Units | None, n_folds: int
     if spread[rarest] < 2:
         what = f"class {rarest}" if rarest >= 0 else "the data"
         raise DataError(
-            f"Expected at least 2 pictures (in different groups) of every class, got 1 for {what}, "
-            "so that it cannot be both trained on and tested; do: add pictures of it or leave it "
+            f"Expected at least 2 images (in different groups) of every class, got 1 for {what}, "
+            "so that it cannot be both trained on and tested; do: add images of it or leave it "
             "out."
         )
     return min(n_folds, int(spread[rarest]))
@@ -313,8 +313,8 @@ def per_class(
         if len(rows) < k:
             label = table[rows[0]] if table.ndim == 1 else "a label"
             raise DataError(
-                f"Expected at least {k} pictures of every class, got {len(rows)} of class {label}; "
-                "do: ask for fewer or add pictures."
+                f"Expected at least {k} images of every class, got {len(rows)} of class {label}; "
+                "do: ask for fewer or add images."
             )
         free = rng.permutation(rows[~chosen[rows]])
         wanted = max(0, k - int(chosen[rows].sum()))
@@ -348,7 +348,7 @@ def assign(
         With train and at least one of val and test: returned as it is. With nothing, or with
         train only: split by `holdout` into train and test.
     duplicates : iterable of iterables of int
-        Indices of examples that are the same picture; they stay together.
+        Indices of examples that are the same image; they stay together.
     test_fraction : float
         Between 0 and 1.
     seed : int
@@ -375,7 +375,7 @@ def assign(
     if None in parts and len(parts) > 1:
         without = len(dataset.split_indices(None))
         raise DataError(
-            f"Expected all pictures of {dataset.name!r} or none to have a split, got {without} of "
+            f"Expected all images of {dataset.name!r} or none to have a split, got {without} of "
             f"{len(dataset)} without; do: fill in the split, or remove it altogether."
         )
     if "train" in parts and len(parts) > 1:
@@ -383,7 +383,7 @@ def assign(
     if None not in parts and "train" not in parts:
         raise DataError(
             f"Expected {dataset.name!r} to have a part to train on, got "
-            f"{' and '.join(sorted(map(str, parts))) or 'no pictures'} only; do: add it."
+            f"{' and '.join(sorted(map(str, parts))) or 'no images'} only; do: add it."
         )
     together = blocks(len(dataset), dataset.groups(), duplicates)
     if dataset.kind == "multiclass":
@@ -506,7 +506,7 @@ def nested_fractions(
     if not fractions or not all(0 < one <= 1 for one in fractions):
         raise UsageError(
             f"Expected `fractions` above 0 and up to 1, got {list(fractions)}; do: give shares of "
-            "the training pictures such as 0.1, 0.3, 1."
+            "the training images such as 0.1, 0.3, 1."
         )
     table = np.asarray(targets)
     made = make_units(table, blocks)

@@ -201,11 +201,11 @@ def require_testable(
         return
     counts = np.bincount(targets, minlength=len(classes)).tolist()
     got = ", ".join(f"{n} of {c!r}" for n, c in zip(counts[:5], classes[:5], strict=True))
-    got, way = got + (", ..." if len(counts) > 5 else ""), "add pictures"
+    got, way = got + (", ..." if len(counts) > 5 else ""), "add images"
     if max(counts, default=0) > 1:
-        got += ", of each class all in one group or all the same picture"
-        way = "add other pictures, or group them less coarsely"
+        got += ", of each class all in one group or all the same image"
+        way = "add other images, or group them less coarsely"
     raise DataError(
-        "Expected at least 2 different pictures of a class, in two groups, so that one can be "
+        "Expected at least 2 different images of a class, in two groups, so that one can be "
         f"tested on, got {got}; do: {way}."
     )

@@ -1,4 +1,4 @@
-"""What simple rules reach on the same pictures: the least a model has to beat."""
+"""What simple rules reach on the same images: the least a model has to beat."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Groups = NDArray[np.intp] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What a simpler rule reaches on the same pictures, and the model's lead over it.
+    """What a simpler rule reaches on the same images, and the model's lead over it.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def majority_baseline(
     >>> print(majority_baseline(np.array([0, 0, 1]), np.array([0, 1, 0]), right).accuracy)
     0.667 [0.208, 0.939]
     """
-    _require_pictures(train)
+    _require_images(train)
     if train.ndim == 2:
         answer = (2 * train.sum(axis=0) > len(train)).astype(np.intp)
     else:
@@ -69,7 +69,7 @@ def nearest_neighbour_baseline(
     groups: Groups = None,
     k: int = 5,
 ) -> Baseline:
-    """Let the ``k`` training pictures with the most similar features vote (cosine similarity).
+    """Let the ``k`` training images with the most similar features vote (cosine similarity).
 
     Parameters
     ----------
@@ -78,15 +78,15 @@ def nearest_neighbour_baseline(
         Which of the model's answers are right.
     groups : array of int, shape (n_test,), optional
     k : int
-        At least 1; ties of the vote go to the class with the most similar picture, and of
-        equally similar pictures the first of the training part is taken.
+        At least 1; ties of the vote go to the class with the most similar image, and of
+        equally similar images the first of the training part is taken.
 
     Raises
     ------
     UsageError
         If ``k`` is less than 1.
     DataError
-        If there is no training picture.
+        If there is no training image.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def nearest_neighbour_baseline(
     if k < 1:
         raise UsageError(f"Expected `k` to be at least 1, got {k}.")
     (known, learned), (asked, targets) = train, test
-    _require_pictures(learned)
+    _require_images(learned)
     nearest = _nearest(_unit(known), _unit(asked), min(k, len(known)))
     votes = learned[nearest]
     if learned.ndim == 2:
@@ -113,11 +113,11 @@ def nearest_neighbour_baseline(
     )
 
 
-def _require_pictures(train: Targets) -> None:
+def _require_images(train: Targets) -> None:
     if not len(train):
         raise DataError(
-            "Expected at least one training picture for a baseline, got none; do pass the "
-            "pictures that the model learned from."
+            "Expected at least one training image for a baseline, got none; do pass the "
+            "images that the model learned from."
         )
 
 
@@ -152,7 +152,7 @@ def _nearest(known: Array, asked: Array, k: int) -> NDArray[np.intp]:
 
 
 def correctness(targets: Targets, predicted: Targets) -> NDArray[np.bool_]:
-    """Whether each picture's answer is right; for multilabel in every label.
+    """Whether each image's answer is right; for multilabel in every label.
 
     >>> correctness(np.array([0, 1]), np.array([0, 0]))
     array([ True, False])

@@ -1,4 +1,4 @@
-"""What a model's abstaining brought on pictures that it was judged on."""
+"""What a model's abstaining brought on images that it was judged on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from headstart.metrics.confidence_intervals import (
     proportion_interval,
 )
 from headstart.metrics.selective import Selected, risk_coverage
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
 __all__ = [
@@ -46,12 +46,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Abstention:
-    """How much was answered of the judged pictures, and how much of that was wrong.
+    """How much was answered of the judged images, and how much of that was wrong.
 
     Parameters
     ----------
     selected : Selected
-        The threshold, chosen on other pictures.
+        The threshold, chosen on other images.
     coverage, risk : Interval or None
         None where no threshold could be chosen. The risk has NaN where nothing was answered.
     """
@@ -66,25 +66,25 @@ class Abstention:
         >>> from headstart.metrics.selective import threshold_for_risk
         >>> sure = np.linspace(0.5, 1, 400)
         >>> chosen = threshold_for_risk(sure, sure > 0.55, max_risk=0.05)
-        >>> print(judge_abstention(chosen, sure[::20], sure[::20] > 0.55).sentence()[:90])
-        Abstains below 0.540: it answers 0.900 [0.699, 0.972] of the pictures, and 0.000 [0.000, 0
+        >>> print(judge_abstention(chosen, sure[::20], sure[::20] > 0.55).sentence()[:88])
+        Abstains below 0.540: it answers 0.900 [0.699, 0.972] of the images, and 0.000 [0.000, 0
         """
         if self.coverage is None or self.risk is None or self.selected.threshold is None:
             return self.selected.sentence()
         wanted = f"at most {self.selected.max_risk:g} was wanted"
         if np.isnan(self.risk.value):
-            judged = f"none of these pictures, so that nothing can be said of its answers; {wanted}"
+            judged = f"none of these images, so that nothing can be said of its answers; {wanted}"
             return f"Abstains below {self.selected.threshold:.3f}: it answers {judged}."
         if self.risk.low > self.selected.max_risk:
-            judged = "which is EXCEEDED: do not rely on it for pictures such as these"
+            judged = "which is EXCEEDED: do not rely on it for images such as these"
         elif self.risk.high <= self.selected.max_risk:
             judged = "which is kept"
         else:
-            judged = "which these pictures can neither confirm nor refute"
+            judged = "which these images can neither confirm nor refute"
         least = self.selected.threshold
         where = f"Abstains below {least:.3f}" if least > 0 else "Abstains nowhere"
         return (
-            f"{where}: it answers {self.coverage} of the pictures, and {self.risk} of these "
+            f"{where}: it answers {self.coverage} of the images, and {self.risk} of these "
             f"answers are wrong; {wanted}, {judged}."
         )
 
@@ -103,7 +103,7 @@ def judge_abstention(
     correct: NDArray[np.bool_],
     groups: Groups = None,
 ) -> Abstention | None:
-    """Hold a threshold against pictures that it was not chosen on.
+    """Hold a threshold against images that it was not chosen on.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class: its pictures in the evaluated part, and how often it is found and right."""
+    """One class: its images in the evaluated part, and how often it is found and right."""
 
     name: str
     count: int
@@ -164,13 +164,13 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """A model's answers to labelled pictures, and every number that follows from them.
+    """A model's answers to labelled images, and every number that follows from them.
 
     Parameters
     ----------
     task : Classification
     names : tuple of str
-        The pictures.
+        The images.
     targets : array, shape (n,) or (n, n_classes)
     probabilities : array, shape (n, n_classes)
     metrics : dict of str to Interval
@@ -179,12 +179,12 @@ class Evaluation:
         Points of the calibration curve.
     baselines : tuple of Baseline
     n_groups : int or None
-        Groups that were resampled whole, if the pictures have groups.
+        Groups that were resampled whole, if the images have groups.
     abstention : Abstention or None
         What answering only from a confidence on brought, where a risk was wanted.
     """
 
-    task: Classification
+    task: ClassificationTask
     names: tuple[str, ...]
     targets: Targets
     probabilities: NDArray[np.float64]
@@ -202,12 +202,12 @@ class Evaluation:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether each picture's answer is right (for multilabel: in every label)."""
+        """Whether each image's answer is right (for multilabel: in every label)."""
         return correctness(self.targets, self.predicted)
 
     @property
     def confusion(self) -> NDArray[np.intp]:
-        """Pictures by true class (rows) and predicted class (columns); multiclass only."""
+        """Images by true class (rows) and predicted class (columns); multiclass only."""
         counts = metrics.confusion_matrix(self.targets, self.predicted, len(self.task.classes))
         return np.asarray(counts, dtype=np.intp)
 
@@ -226,13 +226,13 @@ class Evaluation:
         several, said = self.task.kind == "multilabel", self.abstention
         sure = self.probabilities.max(axis=1)
         return {
-            "pictures": len(self.names),
+            "images": len(self.names),
             "groups": self.n_groups,
             "metrics": {name: interval.as_dict() for name, interval in self.metrics.items()},
             "per_class": [
                 {
                     "class": row.name,
-                    "pictures": row.count,
+                    "images": row.count,
                     "precision": row.precision.as_dict(),
                     "recall": row.recall.as_dict(),
                 }
@@ -261,7 +261,7 @@ def evaluate(
     train: Dataset | None = None,
     seed: int = 0,
 ) -> AnyEvaluation:
-    """Evaluate a model on labelled pictures.
+    """Evaluate a model on labelled images.
 
     Classes are matched by name: the data may lack some of the model's classes and list them in
     any order.
@@ -284,11 +284,11 @@ def evaluate(
     Raises
     ------
     DataError
-        If there is no picture, or a picture has no label, several labels where the model gives
+        If there is no image, or an image has no label, several labels where the model gives
         one, or a class that the model does not know; if the data are of another task.
     """
     if not len(data):
-        raise DataError("Expected at least one picture to evaluate on, got none.")
+        raise DataError("Expected at least one image to evaluate on, got none.")
     _require_known(model, data)
     if model.task.kind == "detection":
         return evaluate_boxes(model, data, device=extractor.device, seed=seed)
@@ -304,11 +304,11 @@ def _evaluate_classes(
     if train is not None:
         _require_known(model, train)
     learned = None if train is None else _targets(model, train)
-    values = extractor.features(model.trunk, data.samples).values
+    values = extractor.features(model.backbone, data.samples).values
     probabilities = model.task.probabilities(model.linear_head().logits(values))
     baselines: tuple[Baseline, ...] = ()
     if train is not None and learned is not None:
-        known = extractor.features(model.trunk, train.samples).values
+        known = extractor.features(model.backbone, train.samples).values
         correct = correctness(targets, model.task.predicted(probabilities))
         baselines = (
             majority_baseline(learned, targets, correct, groups=groups),
@@ -331,13 +331,13 @@ def _require_known(model: TransferModel, data: Dataset) -> None:
     if data.kind != kind and DENSE.count(data.kind) + DENSE.count(kind):
         raise DataError(
             f"Expected data for {kind}, as the model answers, got {data.kind}; do evaluate it on "
-            "pictures with such labels."
+            "images with such labels."
         )
     foreign = [n for n, count in data.counts().items() if count and n not in model.task.classes]
     if foreign:
         raise DataError(
-            f"Expected pictures of the model's classes {list(model.task.classes)}, got also "
-            f"{foreign}; do rename the folders or leave these pictures out."
+            f"Expected images of the model's classes {list(model.task.classes)}, got also "
+            f"{foreign}; do rename the folders or leave these images out."
         )
 
 
@@ -347,14 +347,14 @@ def _targets(model: TransferModel, data: Dataset) -> Targets:
         several = isinstance(sample.target, tuple) and len(sample.target) != 1
         if several and model.task.kind == "multiclass":
             raise DataError(
-                f"Expected one class a picture, as the model gives, got {sample.target} for "
-                f"{sample.name}; do give each picture one class."
+                f"Expected one class an image, as the model gives, got {sample.target} for "
+                f"{sample.name}; do give each image one class."
             )
     return model.aligned(data).targets()
 
 
 def evaluate_probabilities(
-    task: Classification,
+    task: ClassificationTask,
     probabilities: NDArray[np.float64],
     targets: Targets,
     *,
@@ -382,7 +382,7 @@ def evaluate_probabilities(
 
     Examples
     --------
-    >>> task = Classification(classes=("cat", "dog"))
+    >>> task = ClassificationTask(classes=("cat", "dog"))
     >>> chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> found = evaluate_probabilities(
     ...     task, chances, np.array([0, 1, 1]), names=("a.png", "b.png", "c.png")
@@ -419,7 +419,7 @@ def evaluate_probabilities(
 
 
 def _resamples(n: int, n_classes: int) -> int:
-    """1000 resamples; fewer, but at least 200, where many pictures of many classes take minutes.
+    """1000 resamples; fewer, but at least 200, where many images of many classes take minutes.
 
     >>> _resamples(400, 2), _resamples(5000, 100), _resamples(50_000, 1000)
     (1000, 400, 200)
@@ -428,9 +428,9 @@ def _resamples(n: int, n_classes: int) -> int:
 
 
 def _statistics(
-    task: Classification, probabilities: Array, predicted: Targets, targets: Targets
+    task: ClassificationTask, probabilities: Array, predicted: Targets, targets: Targets
 ) -> dict[str, Callable[[Array], Any]]:
-    """Metrics as functions of the pictures' weights, (n,) or (B, n)."""
+    """Metrics as functions of the images' weights, (n,) or (B, n)."""
 
     def of_labels(score: Callable[..., Any]) -> Callable[[Array], Any]:
         return lambda weights: score(targets, predicted, sample_weight=weights)
@@ -452,7 +452,7 @@ def _statistics(
 
 
 def _class_rows(
-    task: Classification, targets: Targets, predicted: Targets, groups: Groups
+    task: ClassificationTask, targets: Targets, predicted: Targets, groups: Groups
 ) -> tuple[ClassRow, ...]:
     def share(rows: NDArray[np.bool_], right: NDArray[np.bool_]) -> Interval:
         return proportion_interval(right[rows], None if groups is None else groups[rows])

@@ -19,8 +19,8 @@ __all__ = [
     "Comparison",
     "Curve",
     "Effect",
-    "Judging",
     "Point",
+    "ScoringPlan",
     "curves",
     "effects",
     "sentences",
@@ -36,12 +36,12 @@ class Cell:
     backbone, method : str
         As they were asked for.
     seed : int
-        Decides the split, which pictures are learned from, and the training.
+        Decides the split, which images are learned from, and the training.
     fold : int
         Of repeated cross-validation; 0 where there is one test part a seed.
     fraction : float
-        Share of the training pictures that were learned from.
-    pictures, tested : int
+        Share of the training images that were learned from.
+    images, tested : int
         Learned from, and scored on.
     score : Interval
         The measure on the test part; its interval knows nothing of other seeds.
@@ -58,9 +58,9 @@ class Cell:
     steps : int
         Of gradient descent that were taken; 0 where a solver did it.
     rules : mapping of str to float
-        What simple rules reach on the same test pictures, by their names, in the same measure.
+        What simple rules reach on the same test images, by their names, in the same measure.
     draws : tuple of float
-        The score on resampled test pictures, the same resamples for all cells of a comparison;
+        The score on resampled test images, the same resamples for all cells of a comparison;
         empty where every seed has a test part of its own.
     """
 
@@ -69,7 +69,7 @@ class Cell:
     seed: int
     fold: int = 0
     fraction: float
-    pictures: int
+    images: int
     tested: int
     score: Interval
     seconds: float
@@ -89,12 +89,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A method's mean score over seeds at one number of pictures.
+    """A method's mean score over seeds at one number of images.
 
     Parameters
     ----------
     fraction : float
-    pictures : int
+    images : int
         Learned from; the mean over seeds, rounded.
     score : Interval
     seconds, cpu_seconds, gpu_seconds : float
@@ -104,13 +104,13 @@ class Point:
     parameters, steps : int
         That learned, and of gradient descent that were taken; means, rounded.
     rules : mapping of str to float
-        Mean score of simple rules on the same test pictures.
+        Mean score of simple rules on the same test images.
     scores : tuple of float
         Of every seed (and fold).
     """
 
     fraction: float
-    pictures: int
+    images: int
     score: Interval
     seconds: float
     cpu_seconds: float = 0.0
@@ -124,7 +124,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A method on a backbone, at every number of pictures, few first.
+    """A method on a backbone, at every number of images, few first.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One curve against the reference, at one number of pictures.
+    """One curve against the reference, at one number of images.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ class Effect:
         Names of the curves.
     fraction : float
     difference : Interval
-        Score of ``name`` less that of ``reference``, on the same pictures; of this pair alone.
+        Score of ``name`` less that of ``reference``, on the same images; of this pair alone.
     p_value : float
         After Holm's correction over all pairs; NaN where the data cannot tell.
     distinguishable : bool
@@ -244,7 +244,7 @@ ONE_SPLIT = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judging:
+class ScoringPlan:
     """How repeated scores are judged.
 
     Parameters
@@ -252,7 +252,7 @@ class Judging:
     test_share : float or None
         Share that each split tests on, where splits differ; None for one test part for all.
     units : int
-        Pictures, or groups, of that one test part.
+        Images, or groups, of that one test part.
     """
 
     test_share: float | None = None
@@ -281,23 +281,23 @@ class Judging:
                 "correction over all pairs"
             )
         return (
-            "paired bootstrap over pictures, with the variance between seeds added, Holm's "
+            "paired bootstrap over images, with the variance between seeds added, Holm's "
             "correction over all pairs"
         )
 
 
-def curves(cells: Iterable[Cell], judging: Judging) -> tuple[Curve, ...]:
+def curves(cells: Iterable[Cell], judging: ScoringPlan) -> tuple[Curve, ...]:
     """Sum up cells by backbone, method and fraction, in the order they first appear.
 
     >>> score = Interval(value=0.5, low=0.4, high=0.6, method="wilson")
     >>> cells = [
     ...     Cell(
-    ...         backbone="b", method="probe", seed=s, fraction=1.0, pictures=8, tested=2,
+    ...         backbone="b", method="probe", seed=s, fraction=1.0, images=8, tested=2,
     ...         score=score, seconds=1.0,
     ...     )
     ...     for s in (0, 1)
     ... ]
-    >>> curves(cells, Judging(test_share=0.2))[0].points[0].pictures
+    >>> curves(cells, ScoringPlan(test_share=0.2))[0].points[0].images
     8
     """
     table = _table(cells)
@@ -313,7 +313,7 @@ def curves(cells: Iterable[Cell], judging: Judging) -> tuple[Curve, ...]:
     )
 
 
-def effects(cells: Iterable[Cell], judging: Judging, measure: str) -> tuple[Effect, ...]:
+def effects(cells: Iterable[Cell], judging: ScoringPlan, measure: str) -> tuple[Effect, ...]:
     """Hold every curve against the first one at each fraction, on the same splits."""
     cells = tuple(cells)
     table, shown = _table(cells), curves(cells, judging)
@@ -332,7 +332,7 @@ def effects(cells: Iterable[Cell], judging: Judging, measure: str) -> tuple[Effe
 
 
 def sentences(shown: Sequence[Curve], found: Sequence[Effect], measure: str) -> tuple[str, ...]:
-    """Say what was found: all pictures first, then fewer, then what few pictures reach."""
+    """Say what was found: all images first, then fewer, then what few images reach."""
     told = [e.sentence for e in sorted(found, key=lambda e: -e.fraction)]
     alone = all(len(at.scores) == 1 for curve in shown for at in curve.points)
     if alone and found and all(math.isnan(e.difference.low) for e in found):
@@ -341,12 +341,12 @@ def sentences(shown: Sequence[Curve], found: Sequence[Effect], measure: str) -> 
 
 
 def _saved(curve: Curve, measure: str) -> str:
-    """How much of the best a curve's fewest pictures reach."""
+    """How much of the best a curve's fewest images reach."""
     few, most = curve.points[0], curve.points[-1]
     if few is most or not most.score.value > 0 or math.isnan(few.score.value):
         return ""
     return (
-        f"{curve.name}: with {few.fraction:.0%} of the pictures it reaches "
+        f"{curve.name}: with {few.fraction:.0%} of the images it reaches "
         f"{few.score.value / most.score.value:.0%} of the {measure} that it has with "
         f"{_all(most.fraction)} ({few.score.value:.3f} against {most.score.value:.3f})."
     )
@@ -376,7 +376,7 @@ def _table(cells: Iterable[Cell]) -> dict[tuple[str, str], dict[float, list[Cell
     return table
 
 
-def _point(cells: Sequence[Cell], judging: Judging) -> Point:
+def _point(cells: Sequence[Cell], judging: ScoringPlan) -> Point:
     def mean(name: str) -> float:
         return float(np.mean([getattr(cell, name) for cell in cells]))
 
@@ -387,7 +387,7 @@ def _point(cells: Sequence[Cell], judging: Judging) -> Point:
     low, high = max(score.low, 0.0), min(score.high, 1.0)
     return Point(
         fraction=cells[0].fraction,
-        pictures=round(mean("pictures")),
+        images=round(mean("images")),
         score=replace(score, low=low, high=high),
         seconds=mean("seconds"),
         cpu_seconds=mean("cpu_seconds"),
@@ -451,4 +451,4 @@ def _shown(one: Interval, sign: str) -> str:
 
 
 def _all(share: float) -> str:
-    return "all pictures" if share == 1 else f"{share:.0%} of the pictures"
+    return "all images" if share == 1 else f"{share:.0%} of the images"

@@ -1,6 +1,6 @@
-"""How well a model finds objects in pictures it was not trained on.
+"""How well a model finds objects in images it was not trained on.
 
-Pictures are what is drawn again for the intervals, not boxes: the objects of one picture are not
+Images are what is drawn again for the intervals, not boxes: the objects of one image are not
 independent.
 """
 
@@ -19,7 +19,7 @@ from headstart.evaluation.baselines import Baseline
 from headstart.metrics import detection as metrics
 from headstart.metrics.confidence_intervals import Interval, bootstrap_intervals
 from headstart.models.inference import Detections, detect
-from headstart.models.tasks import Detection
+from headstart.models.tasks import DetectionTask
 from headstart.models.transfer_model import TransferModel
 
 __all__ = [
@@ -51,7 +51,7 @@ TITLES = {
     "map_small": "mAP, small objects",
     "map_medium": "mAP, medium objects",
     "map_large": "mAP, large objects",
-    "recall100": "recall, 100 boxes a picture",
+    "recall100": "recall, 100 boxes an image",
 }
 """What each metric is called in front of a person; all are better when higher."""
 
@@ -83,9 +83,9 @@ class BoxEvaluation:
     ----------
     task : Detection
     names : tuple of str
-        The pictures.
+        The images.
     truths : tuple of Boxes
-        In the pictures' own coordinates.
+        In the images' own coordinates.
     found : tuple of Detections
         All of them, whatever the score.
     metrics : dict of str to Interval
@@ -94,17 +94,17 @@ class BoxEvaluation:
     curves : tuple of RecallCurve
         Of classes that have objects.
     confusions : array of int, shape (n, n_classes + 1, n_classes + 1)
-        Objects of each picture by true class (rows) and said class (columns), from the task's
+        Objects of each image by true class (rows) and said class (columns), from the task's
         threshold on and at an IoU of .5; last is the background: missed, or nothing there.
     objects : dict of str to int
         How many count, by size: ``all``, ``small``, ``medium``, ``large``.
     n_groups : int or None
-        Groups that were resampled whole, if the pictures have groups.
+        Groups that were resampled whole, if the images have groups.
     baselines : tuple of Baseline
         None: no simple rule finds objects.
     """
 
-    task: Detection
+    task: DetectionTask
     names: tuple[str, ...]
     truths: tuple[Boxes, ...]
     found: tuple[Detections, ...]
@@ -118,19 +118,19 @@ class BoxEvaluation:
 
     @property
     def confusion(self) -> NDArray[np.intp]:
-        """Objects of all pictures by true and said class; last is the background."""
+        """Objects of all images by true and said class; last is the background."""
         return np.asarray(self.confusions.sum(axis=0))
 
     @property
     def errors(self) -> NDArray[np.intp]:
-        """Of each picture: objects found and right, missed, of a wrong class, not there; (n, 4)."""
+        """Of each image: objects found and right, missed, of a wrong class, not there; (n, 4)."""
         right = np.trace(self.confusions[:, :-1, :-1], axis1=1, axis2=2)
         missed = self.confusions[:, :-1, -1].sum(axis=1)
         wrong = self.confusions[:, :-1, :-1].sum(axis=(1, 2)) - right
         return np.stack([right, missed, wrong, self.confusions[:, -1, :-1].sum(axis=1)], axis=1)
 
     def worst(self, limit: int) -> list[int]:
-        """Rows of pictures with something wrong: the smallest share right first, then the most."""
+        """Rows of images with something wrong: the smallest share right first, then the most."""
         right, wrong = self.errors[:, 0], self.errors[:, 1:].sum(axis=1)
         share = right / np.maximum(right + wrong, 1)
         return [int(row) for row in np.lexsort((-wrong, share)) if wrong[row]][:limit]
@@ -138,7 +138,7 @@ class BoxEvaluation:
     def as_dict(self) -> dict[str, Any]:
         """Every number as plain values, for report.json."""
         return {
-            "pictures": len(self.names),
+            "images": len(self.names),
             "groups": self.n_groups,
             "threshold": self.task.threshold,
             "objects": self.objects,
@@ -169,7 +169,7 @@ class BoxEvaluation:
 def evaluate_boxes(
     model: TransferModel, data: Dataset, *, device: str = "auto", seed: int = 0
 ) -> BoxEvaluation:
-    """Evaluate a model on pictures with boxes, in the pictures' own coordinates.
+    """Evaluate a model on images with boxes, in the images' own coordinates.
 
     Parameters
     ----------
@@ -183,19 +183,19 @@ def evaluate_boxes(
     Raises
     ------
     DataError
-        If a picture has no boxes; an empty ``Boxes`` says that it shows no object.
+        If an image has no boxes; an empty ``Boxes`` says that it shows no object.
     UnknownNameError
         If an object is of a class that the model does not know.
     """
     truths = [_boxes(sample.name, sample.target, model.task.classes) for sample in data.samples]
-    found = detect(model.trunk, model.require_head(), data.samples, device=device)
+    found = detect(model.backbone, model.require_head(), data.samples, device=device)
     return evaluate_detections(model.task, found, truths, groups=data.groups(), seed=seed)
 
 
 def _boxes(name: str, target: object, classes: Sequence[str]) -> Boxes:
     if not isinstance(target, Boxes):
         raise DataError(
-            f"Expected every picture to have boxes, got none for {name}; do give it an empty "
+            f"Expected every image to have boxes, got none for {name}; do give it an empty "
             "`Boxes()` if it shows no object."
         )
     places(target, classes)  # nothing is computed for what the model does not know
@@ -223,7 +223,7 @@ def places(truth: Boxes, classes: Sequence[str]) -> NDArray[np.intp]:
 
 
 def evaluate_detections(
-    task: Detection,
+    task: DetectionTask,
     found: Sequence[Detections],
     truths: Sequence[Boxes],
     *,
@@ -237,7 +237,7 @@ def evaluate_detections(
     task : Detection
     found : sequence of Detections
     truths : sequence of Boxes
-        Of the same pictures.
+        Of the same images.
     groups : array of int, shape (n,), optional
         Whole groups are resampled.
     seed : int
@@ -255,7 +255,7 @@ def evaluate_detections(
     ...     )
     ...     for name in ("a.png", "b.png")
     ... ]
-    >>> one = evaluate_detections(Detection(classes=("cell",)), found, [truth, truth])
+    >>> one = evaluate_detections(DetectionTask(classes=("cell",)), found, [truth, truth])
     >>> one.metrics["map"].value, one.confusion.tolist(), one.worst(3)
     (1.0, [[2, 0], [0, 0]], [])
     """
@@ -304,7 +304,7 @@ def _intervals(
 
     found = bootstrap_intervals(
         statistic,
-        matches.n_pictures,
+        matches.n_images,
         groups=groups,
         n_resamples=_resamples(len(matches.score)),
         seed=seed,
@@ -344,7 +344,7 @@ def _resamples(n_boxes: int) -> int:
 
 
 def _rows(
-    task: Detection,
+    task: DetectionTask,
     matches: metrics.Matches,
     ap: Sequence[Interval],
     ap50: Sequence[Interval],
@@ -356,7 +356,7 @@ def _rows(
     )
 
 
-def _curves(task: Detection, matches: metrics.Matches) -> tuple[RecallCurve, ...]:
+def _curves(task: DetectionTask, matches: metrics.Matches) -> tuple[RecallCurve, ...]:
     objects = metrics.object_counts(matches)[0]
     found = []
     for i in np.flatnonzero(objects):

@@ -1,6 +1,6 @@
 """What fine-tuning has changed in a backbone, and what it has forgotten, as numbers.
 
-Both backbones look at the same pictures. Stage by stage their answers are compared, and where
+Both backbones look at the same images. Stage by stage their answers are compared, and where
 the classifier that the backbone was published with is at hand, it answers from both.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import Stage
-from headstart.backbones.trunk import Trunk
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.loader import load_batch, map_bounded
 from headstart.errors import DataError, UsageError
@@ -33,7 +33,7 @@ Array = NDArray[np.floating[Any]]
 
 
 def linear_cka(a: Array, b: Array) -> float:
-    """Similarity of two sets of features of the same pictures, blind to rotation and scale.
+    """Similarity of two sets of features of the same images, blind to rotation and scale.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def linear_cka(a: Array, b: Array) -> float:
     Returns
     -------
     float
-        0 to 1; NaN where one of them is the same for every picture.
+        0 to 1; NaN where one of them is the same for every image.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def linear_cka(a: Array, b: Array) -> float:
     one = np.asarray(a, dtype=np.float64) - np.mean(a, axis=0, dtype=np.float64)
     two = np.asarray(b, dtype=np.float64) - np.mean(b, axis=0, dtype=np.float64)
     if len(one) < max(one.shape[1], two.shape[1]):
-        # The same number from (n, n) products, which are smaller where pictures are few.
+        # The same number from (n, n) products, which are smaller where images are few.
         first, second = one @ one.T, two @ two.T
         shared = float((first * second).sum())
     else:
@@ -109,8 +109,8 @@ def mean_cosine(a: Array, b: Array) -> float:
 
 
 def measure(
-    before: Trunk,
-    after: Trunk,
+    before: FrozenBackbone,
+    after: FrozenBackbone,
     samples: Sequence[Sample],
     *,
     old_head: Mapping[str, Tensor] | None = None,
@@ -119,23 +119,23 @@ def measure(
     limit: int = 200,
     seed: int = 0,
 ) -> Forgetting:
-    """Compare a backbone with what it was before fine-tuning, on the same pictures.
+    """Compare a backbone with what it was before fine-tuning, on the same images.
 
     Parameters
     ----------
-    before, after : Trunk
-        Of one architecture. Pictures are prepared as ``before`` expects them.
+    before, after : FrozenBackbone
+        Of one architecture. Images are prepared as ``before`` expects them.
     samples : sequence of Sample
-        Pictures of the source, or any others as a proxy.
+        Images of the source, or any others as a proxy.
     old_head : mapping of str to tensor, optional
         The original classifier, as ``headstart.backbones.backbone.original_head`` reads it; by
         default what the weights of ``before`` hold.
     labels : sequence of int, optional
         For each sample its class in the original classifier's order.
     batch : int
-        Pictures at a time.
+        Images at a time.
     limit : int
-        Pictures at most; drawn by ``seed`` alone.
+        Images at most; drawn by ``seed`` alone.
     seed : int
 
     Returns
@@ -148,7 +148,7 @@ def measure(
     Raises
     ------
     DataError
-        If there is no picture.
+        If there is no image.
     UsageError
         If the backbones are of two architectures, or the labels do not fit.
 
@@ -159,9 +159,9 @@ def measure(
     >>> from headstart.backbones.catalog import resolve
     >>> spec = resolve("timm/test_resnet")
     >>> state = load(spec, pretrained=False).trunk.state_dict()
-    >>> trunk = Trunk(spec=spec, state=state, origin={})
+    >>> backbone = FrozenBackbone(spec=spec, state=state, origin={})
     >>> noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    >>> found = measure(trunk, trunk, [Sample(image=pixels) for pixels in noise])
+    >>> found = measure(backbone, backbone, [Sample(image=pixels) for pixels in noise])
     >>> found.stages[-1]
     StageDrift(stage='layer4', cka=1.0, cosine=1.0, relative_weight_change=0.0)
     >>> found.source is None, found.note
@@ -173,7 +173,7 @@ def measure(
     head, reason = before.classifier(old_head)
     note = f"{reason}, so its answers cannot be compared." if reason else ""
     truth = None if labels is None or head is None else np.asarray(labels)[rows]
-    same, changes = _compared(before.backbone, after.backbone)
+    same, changes = _compared(before.module, after.module)
     pairs: list[_Pair] = []
     if not all(same) or truth is not None:
         pairs = _answers(before, after, chosen, moved=_leading(same), batch=batch)
@@ -186,13 +186,13 @@ def measure(
             cosine=mean_cosine(*pairs[i]),
             relative_weight_change=changes[i],
         )
-        for i, stage in enumerate(before.backbone.stages)
+        for i, stage in enumerate(before.module.stages)
     )
     source = None
     if head is not None:
         pooled = pairs[-1] if pairs else None
         source = _asked(before.spec.data, head, pooled, chosen, truth)
-    return Forgetting(stages=stages, source=source, pictures=len(chosen), note=note)
+    return Forgetting(stages=stages, source=source, images=len(chosen), note=note)
 
 
 # ------------------------------------------------------------------------------- the backbones
@@ -231,7 +231,7 @@ def _leading(same: list[bool]) -> int:
 
 
 def _answers(
-    before: Trunk, after: Trunk, samples: list[Sample], *, moved: int, batch: int
+    before: FrozenBackbone, after: FrozenBackbone, samples: list[Sample], *, moved: int, batch: int
 ) -> list[_Pair]:
     """For every stage both answers, (n, channels), and last of all the pooled ones.
 
@@ -239,13 +239,13 @@ def _answers(
     """
     import torch
 
-    collected: list[tuple[list[Any], list[Any]]] = [([], []) for _ in before.backbone.stages]
+    collected: list[tuple[list[Any], list[Any]]] = [([], []) for _ in before.module.stages]
     collected.append(([], []))
     for pixels in _batches(before, samples, batch):
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             x = before.spec.preprocess.normalise(inputs)
-            for place, two in _both(before.backbone, after.backbone, x, moved):
+            for place, two in _both(before.module, after.module, x, moved):
                 for answers, kept in zip(two, collected[place], strict=True):
                     kept.append(answers.float().numpy())
     empty = np.zeros((0, 0), dtype=np.float32)
@@ -254,12 +254,14 @@ def _answers(
     ]
 
 
-def _batches(trunk: Trunk, samples: list[Sample], batch: int) -> Iterator[NDArray[np.uint8]]:
+def _batches(
+    backbone: FrozenBackbone, samples: list[Sample], batch: int
+) -> Iterator[NDArray[np.uint8]]:
     """Pixels, the next batch decoded while one is computed."""
     parts = [samples[at : at + batch] for at in range(0, len(samples), batch)]
     with ThreadPoolExecutor(1) as executor:
         yield from map_bounded(
-            lambda part: load_batch(part, trunk.spec.preprocess), parts, executor, 2
+            lambda part: load_batch(part, backbone.spec.preprocess), parts, executor, 2
         )
 
 
@@ -282,7 +284,7 @@ def _both(
 
 
 def _mean_over_places(x: Tensor, stage: Stage) -> Tensor:
-    """From maps, in either order of axes, or tokens to one vector for each picture."""
+    """From maps, in either order of axes, or tokens to one vector for each image."""
     if x.ndim == 4:
         return x.mean(dim=(2, 3) if x.shape[1] == stage.channels else (1, 2))
     return x.mean(dim=1) if x.ndim == 3 else x
@@ -312,14 +314,14 @@ def _asked(
         old, new = ((answers @ weight.T + bias).argmax(axis=1) for answers in pooled)
     found = SourceChange(
         name=name or "the source",
-        pictures=len(samples),
+        images=len(samples),
         agreement=proportion_interval(old == new, groups),
     )
     if truth is None:
         return found
     return SourceChange(
         name=found.name,
-        pictures=found.pictures,
+        images=found.images,
         agreement=found.agreement,
         before=proportion_interval(old == truth, groups),
         after=proportion_interval(new == truth, groups),
@@ -338,25 +340,25 @@ def _drawn(n: int, limit: int, seed: int) -> NDArray[np.intp]:
 
 
 def _check_arguments(
-    before: Trunk,
-    after: Trunk,
+    before: FrozenBackbone,
+    after: FrozenBackbone,
     samples: Sequence[Sample],
     labels: Sequence[int] | None,
     batch: int,
     limit: int,
 ) -> None:
     if not samples:
-        raise DataError("Expected at least one picture to measure drift on, got none.")
+        raise DataError("Expected at least one image to measure drift on, got none.")
     if batch < 1 or limit < 1:
         raise UsageError(
             f"Expected `batch` and `limit` of at least 1, got {batch} and {limit}; do pass more."
         )
     if labels is not None and len(labels) != len(samples):
         raise UsageError(
-            f"Expected a label for each of {len(samples)} pictures, got {len(labels)}; do pass "
+            f"Expected a label for each of {len(samples)} images, got {len(labels)}; do pass "
             "None where the source's classes are not known."
         )
-    one, two = before.backbone.state_dict(), after.backbone.state_dict()
+    one, two = before.module.state_dict(), after.module.state_dict()
     if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in two.items()}:
         raise UsageError(
             f"Expected two backbones of one architecture, got {before.spec.architecture} and "
@@ -368,5 +370,5 @@ def _check_rows(a: Array, b: Array) -> None:
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) == 0:
         raise UsageError(
             "Expected `a` and `b` of shape (n, d) with the same n above 0, got shapes "
-            f"{a.shape} and {b.shape}; do pass features of the same pictures."
+            f"{a.shape} and {b.shape}; do pass features of the same images."
         )

@@ -1,4 +1,4 @@
-"""Where judged pictures lie among those that were learned from, by their features."""
+"""Where judged images lie among those that were learned from, by their features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.data.prepare import Prepared
 from headstart.data.splits import evenly
@@ -29,15 +29,15 @@ __all__ = [
 ]
 
 MOST = 20_000
-"""Pictures whose labels are looked at; evenly chosen where there are more."""
+"""Images whose labels are looked at; evenly chosen where there are more."""
 COMPARED = 4000
-"""Pictures learned from that others are held against one by one."""
+"""Images learned from that others are held against one by one."""
 KEPT = 200
-"""Doubtful labels and foreign pictures that are kept, the most doubtful first."""
+"""Doubtful labels and foreign images that are kept, the most doubtful first."""
 MAPPED = 400
-"""Pictures on the map."""
+"""Images on the map."""
 MAPPED_BY_NEIGHBOURS = 30
-"""Pictures from which on the map keeps neighbours (t-SNE); with fewer it is a projection."""
+"""Images from which on the map keeps neighbours (t-SNE); with fewer it is a projection."""
 SHOWN = 4
 """Right and wrong answers, each with as many neighbours and one more."""
 
@@ -47,14 +47,14 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlier:
-    """A judged picture far from all that were learned from.
+    """A judged image far from all that were learned from.
 
-    ``score`` is the distance of its features, from 0 to 2; ``beyond`` the share of the pictures
+    ``score`` is the distance of its features, from 0 to 2; ``beyond`` the share of the images
     learned from that are nearer to each other.
     """
 
     row: int
-    picture: str
+    image: str
     score: float
     beyond: float
     right: bool
@@ -62,10 +62,10 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbourhood:
-    """A judged picture and the rows of the pictures learned from that it resembles most."""
+    """A judged image and the rows of the images learned from that it resembles most."""
 
     row: int
-    picture: str
+    image: str
     right: bool
     given: str
     said: str
@@ -74,10 +74,10 @@ class Neighbourhood:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A picture on the map, both places from 0 to 1; ``right`` is None if it was learned from."""
+    """An image on the map, both places from 0 to 1; ``right`` is None if it was learned from."""
 
     row: int
-    picture: str
+    image: str
     label: str
     right: bool | None
     x: float
@@ -86,7 +86,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
-    """Pictures with their features, and which of them were learned from or judged."""
+    """Images with their features, and which of them were learned from or judged."""
 
     data: Dataset
     values: NDArray[np.floating[Any]]
@@ -95,34 +95,39 @@ class Known:
 
     @classmethod
     def of(
-        cls, trunk: Trunk, prepared: Prepared, extractor: Extractor, *, most: int | None = None
+        cls,
+        backbone: FrozenBackbone,
+        prepared: Prepared,
+        extractor: Extractor,
+        *,
+        most: int | None = None,
     ) -> Known:
         """Take the features from the cache, or make them.
 
         Parameters
         ----------
-        trunk : Trunk
+        backbone : FrozenBackbone
         prepared : Prepared
         extractor : Extractor
         most : int, optional
-            Of the pictures learned from only so many, evenly chosen; ``train`` names them, and
+            Of the images learned from only so many, evenly chosen; ``train`` names them, and
             ``values`` is NaN for all that are neither learned from nor judged.
         """
         data = prepared.data
         train, test = data.split_indices("train"), data.split_indices("test")
         test = test if len(test) else data.split_indices("val")
         if most is None:
-            values = extractor.features(trunk, data.samples).values
+            values = extractor.features(backbone, data.samples).values
             return cls(data=data, values=values, train=train, test=test)
         train = train[evenly(len(train), most)]
         rows = np.concatenate([train, test])
-        made = extractor.features(trunk, [data.samples[row] for row in rows]).values
+        made = extractor.features(backbone, [data.samples[row] for row in rows]).values
         values = np.full((len(data), made.shape[1]), np.nan, dtype=np.float32)
         values[rows] = made
         return cls(data=data, values=values, train=train, test=test)
 
     def label(self, row: int) -> str:
-        """What the picture is labelled, in words."""
+        """What the image is labelled, in words."""
         target = self.data.samples[row].target
         return ", ".join(target) or "none" if isinstance(target, tuple) else str(target)
 
@@ -133,7 +138,7 @@ class Known:
 
 
 def farthest(known: Known, correct: NDArray[np.bool_]) -> tuple[tuple[Outlier, ...], float]:
-    """The judged pictures farthest from those learned from, and the share that is foreign.
+    """The judged images farthest from those learned from, and the share that is foreign.
 
     Parameters
     ----------
@@ -145,13 +150,13 @@ def farthest(known: Known, correct: NDArray[np.bool_]) -> tuple[tuple[Outlier, .
     outliers : tuple of Outlier
         The farthest first, ``KEPT`` at most.
     foreign : float
-        Share of the judged pictures farther from those learned from than 99 in 100 of these are
+        Share of the judged images farther from those learned from than 99 in 100 of these are
         from each other (their own group aside); NaN where these have no others.
 
     Raises
     ------
     DataError
-        If fewer than two pictures were learned from.
+        If fewer than two images were learned from.
     """
     rows = known.train[evenly(len(known.train), COMPARED)]
     learned = Outliers.fit(known.values[rows], groups=known.groups(rows))
@@ -161,7 +166,7 @@ def farthest(known: Known, correct: NDArray[np.bool_]) -> tuple[tuple[Outlier, .
     outliers = tuple(
         Outlier(
             row=int(known.test[i]),
-            picture=known.data.samples[known.test[i]].name,
+            image=known.data.samples[known.test[i]].name,
             score=float(scores[i]),
             beyond=float(beyond[i]),
             right=bool(correct[i]),
@@ -173,7 +178,7 @@ def farthest(known: Known, correct: NDArray[np.bool_]) -> tuple[tuple[Outlier, .
 
 
 def neighbourhoods(known: Known, evaluation: Evaluation) -> tuple[Neighbourhood, ...]:
-    """The most confident mistakes, and right answers from all over the pictures.
+    """The most confident mistakes, and right answers from all over the images.
 
     Parameters
     ----------
@@ -199,7 +204,7 @@ def neighbourhoods(known: Known, evaluation: Evaluation) -> tuple[Neighbourhood,
         found.append(
             Neighbourhood(
                 row=int(row),
-                picture=known.data.samples[row].name,
+                image=known.data.samples[row].name,
                 right=bool(evaluation.correct[chosen[i]]),
                 given=known.label(int(row)),
                 said=answer if isinstance(answer, str) else ", ".join(answer) or "none",
@@ -215,7 +220,7 @@ def neighbourhoods(known: Known, evaluation: Evaluation) -> tuple[Neighbourhood,
 def placed(
     known: Known, correct: NDArray[np.bool_], seed: int = 0
 ) -> tuple[tuple[Place, ...], str]:
-    """Put judged pictures, then as many of those learned from as fit, on a map.
+    """Put judged images, then as many of those learned from as fit, on a map.
 
     Parameters
     ----------
@@ -226,9 +231,9 @@ def placed(
     Returns
     -------
     places : tuple of Place
-        Empty for fewer than three pictures, and where all features are alike.
+        Empty for fewer than three images, and where all features are alike.
     by : str
-        How the map was made: "t-SNE", or "PCA" for few pictures.
+        How the map was made: "t-SNE", or "PCA" for few images.
 
     References
     ----------
@@ -246,7 +251,7 @@ def placed(
     return tuple(
         Place(
             row=int(row),
-            picture=known.data.samples[row].name,
+            image=known.data.samples[row].name,
             label=known.label(int(row)),
             right=right,
             x=float(x),
@@ -257,7 +262,7 @@ def placed(
 
 
 def _flat(values: NDArray[np.floating[Any]], seed: int) -> tuple[Floats, str]:
-    """Two places for every picture, and by which method."""
+    """Two places for every image, and by which method."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

@@ -1,4 +1,4 @@
-"""Heat laid over the picture that it belongs to: pure functions."""
+"""Heat laid over the image that it belongs to: pure functions."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 LONG_SIDE = 480
-"""Pixels of the longer side of a drawn picture."""
+"""Pixels of the longer side of a drawn image."""
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 Part = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of a picture, in shares of its sides."""
+"""Left, top, right and bottom of a part of an image, in shares of its sides."""
 
 # From black over violet and orange to pale yellow: its lightness rises all the way, so that it is
 # read without colour vision, too.
@@ -52,12 +52,12 @@ RAMP = np.array(
 
 
 def seen_part(height: int, width: int, preprocess: Preprocess) -> Part:
-    """What of a picture the network reads, in shares of its sides.
+    """What of an image the network reads, in shares of its sides.
 
     Parameters
     ----------
     height, width : int
-        Of the picture as it is shown.
+        Of the image as it is shown.
     preprocess : Preprocess
         Without a canvas.
 
@@ -87,23 +87,23 @@ def seen_part(height: int, width: int, preprocess: Preprocess) -> Part:
 
 
 def draw_heat(
-    picture: Pixels, heat: NDArray[np.floating[Any]], part: Part, *, long_side: int = LONG_SIDE
+    image: Pixels, heat: NDArray[np.floating[Any]], part: Part, *, long_side: int = LONG_SIDE
 ) -> Pixels:
-    """Draw a picture, and beside it the same one, grey, under what speaks for a class.
+    """Draw an image, and beside it the same one, grey, under what speaks for a class.
 
     What the network does not read is dark. The lightest place is the map's own highest; maps of
-    two pictures cannot be compared by their colours.
+    two images cannot be compared by their colours.
 
     Parameters
     ----------
-    picture : array, uint8, shape (H, W, 3)
+    image : array, uint8, shape (H, W, 3)
         As it is shown.
     heat : array, shape (rows, columns)
         What is below 0 is drawn as 0.
     part : (left, top, right, bottom)
-        Where the heat lies on the picture, in shares of its sides.
+        Where the heat lies on the image, in shares of its sides.
     long_side : int
-        Of the drawn picture, in pixels.
+        Of the drawn image, in pixels.
 
     Returns
     -------
@@ -114,12 +114,12 @@ def draw_heat(
     >>> draw_heat(np.zeros((20, 40, 3), np.uint8), np.eye(7), (0.25, 0, 0.75, 1)).shape
     (240, 968, 3)
     """
-    picture, _ = fitted(picture, long_side)
-    height, width = picture.shape[:2]
+    image, _ = fitted(image, long_side)
+    height, width = image.shape[:2]
     left, right = round(part[0] * width), round(part[2] * width)
     top, bottom = round(part[1] * height), round(part[3] * height)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     drawn = 0.35 * grey
     warm = _enlarged(_relative(heat), bottom - top, right - left)
     steps = np.linspace(0, 1, len(RAMP))
@@ -127,7 +127,7 @@ def draw_heat(
     share = 0.25 + 0.5 * warm[..., None]
     drawn[top:bottom, left:right] = (1 - share) * grey[top:bottom, left:right] + share * colour
     gap = np.full((height, 8, 3), 255, dtype=np.uint8)
-    return np.concatenate([picture, gap, drawn.round().astype(np.uint8)], axis=1)
+    return np.concatenate([image, gap, drawn.round().astype(np.uint8)], axis=1)
 
 
 def _relative(heat: NDArray[np.floating[Any]]) -> Floats:
@@ -148,20 +148,20 @@ Means = Literal["grad-cam", "occlusion"]
 METHODS = "grad-cam", "occlusion"
 
 AT_ONCE = 16
-"""Pictures, or covered copies of one, that the network reads at a time."""
+"""Images, or covered copies of one, that the network reads at a time."""
 
 PATCHES = 7
-"""Patches that lie beside each other in a picture's side; they move by half of one."""
+"""Patches that lie beside each other in an image's side; they move by half of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Explanation:
-    """What in a picture speaks for a class.
+    """What in an image speaks for a class.
 
     Parameters
     ----------
     name : str
-        The picture's.
+        The image's.
     label : str
         The class that is explained.
     probability : float
@@ -173,7 +173,7 @@ class Explanation:
         Over what the network reads. Grad-CAM: 0 or more, in no unit. Occlusion: how much of the
         probability is lost where a place is covered; below 0 where covering it helps.
     part : (left, top, right, bottom)
-        What the network reads of the picture as it is shown, in shares of its sides.
+        What the network reads of the image as it is shown, in shares of its sides.
     """
 
     name: str
@@ -191,9 +191,9 @@ def grad_cam(maps: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
     Parameters
     ----------
     maps : tensor, shape (n, channels, h, w)
-        What the stage gave for n pictures.
+        What the stage gave for n images.
     score : callable
-        From these maps to (n,): of each picture the class's score before softmax. A picture's
+        From these maps to (n,): of each image the class's score before softmax. An image's
         score may depend on its own maps alone.
 
     Returns
@@ -236,11 +236,11 @@ def occlusion(
     Parameters
     ----------
     chance : callable
-        From pictures, uint8, (m, H, W, 3), to the class's probability in each, (m,).
+        From images, uint8, (m, H, W, 3), to the class's probability in each, (m,).
     pixels : array, uint8, shape (H, W, 3)
     patch, stride : int
         Side of the square that covers, and by how much it moves, in pixels; the last one in a
-        row or column ends with the picture.
+        row or column ends with the image.
     fill : (int, int, int)
         Its colour.
 
@@ -252,7 +252,7 @@ def occlusion(
     Raises
     ------
     UsageError
-        If the patch does not fit into the picture, or a place would never be covered.
+        If the patch does not fit into the image, or a place would never be covered.
 
     References
     ----------
@@ -260,10 +260,10 @@ def occlusion(
 
     Examples
     --------
-    >>> picture = np.zeros((4, 4, 3), np.uint8)
-    >>> picture[:2, :2] = 200
+    >>> image = np.zeros((4, 4, 3), np.uint8)
+    >>> image[:2, :2] = 200
     >>> bright = lambda batch: (batch.mean((1, 2, 3)) / 255).astype(float)
-    >>> occlusion(bright, picture, patch=2, stride=2, fill=(0, 0, 0)).round(2)
+    >>> occlusion(bright, image, patch=2, stride=2, fill=(0, 0, 0)).round(2)
     array([[0.2, 0.2, 0. , 0. ],
            [0.2, 0.2, 0. , 0. ],
            [0. , 0. , 0. , 0. ],
@@ -272,7 +272,7 @@ def occlusion(
     height, width = pixels.shape[:2]
     if not 0 < stride <= patch <= min(height, width):
         raise UsageError(
-            f"Expected 0 < `stride` <= `patch` <= the picture's sides, got {stride} and {patch} "
+            f"Expected 0 < `stride` <= `patch` <= the image's sides, got {stride} and {patch} "
             f"for {height} x {width}; do give a smaller patch."
         )
     whole = float(chance(pixels[None])[0])
@@ -302,7 +302,7 @@ def explain(
     label: str | None = None,
     wanted_device: str = "auto",
 ) -> Iterator[Explanation]:
-    """Say of pictures, one after the other, where a classifier finds a class.
+    """Say of images, one after the other, where a classifier finds a class.
 
     Parameters
     ----------
@@ -310,10 +310,10 @@ def explain(
         A classifier.
     samples : sequence of Sample
     method : {"grad-cam", "occlusion"}
-        Grad-CAM takes one run a picture, of the maps of the backbone's last stage. Occlusion
+        Grad-CAM takes one run an image, of the maps of the backbone's last stage. Occlusion
         takes some 170, of any backbone, and is of the probability itself.
     label : str, optional
-        The class; by default the likeliest one of each picture.
+        The class; by default the likeliest one of each image.
     wanted_device : str
 
     Raises
@@ -323,13 +323,13 @@ def explain(
     UnknownNameError
         If there is no such method or class.
     UnreadableImageError
-        If a picture cannot be decoded.
+        If an image cannot be decoded.
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     if model.task.kind not in {"multiclass", "multilabel"}:
         raise UsageError(
-            f"Expected a model that names whole pictures, got one for {model.task.kind}; do look "
+            f"Expected a model that names whole images, got one for {model.task.kind}; do look "
             "at what it found with `headstart predict --format overlay`."
         )
     classes = model.task.classes
@@ -367,16 +367,16 @@ class _Network:
     def __init__(self, model: TransferModel, wanted_device: str) -> None:
         import copy
 
-        self.preprocess = model.trunk.spec.preprocess
+        self.preprocess = model.backbone.spec.preprocess
         self._task = model.task
         self._device = device(wanted_device)
-        self._backbone = model.trunk.backbone  # constant, on the CPU
+        self._backbone = model.backbone.module  # constant, on the CPU
         if self._device != "cpu":
             self._backbone = constant(copy.deepcopy(self._backbone)).to(self._device)
         self._head = constant(model.linear_head().module()).to(self._device)
 
     def maps(self, pixels: Pixels) -> Tensor:
-        """What the last stage gives for pictures (n, H, W, 3)."""
+        """What the last stage gives for images (n, H, W, 3)."""
         import torch
 
         with torch.no_grad():

@@ -22,9 +22,9 @@ class StageDrift:
     stage : str
     cka : float
         Linear CKA of the answers before and after, 0 to 1; 1 where they differ by a rotation
-        and a scale at most. NaN where the pictures give no answer that varies.
+        and a scale at most. NaN where the images give no answer that varies.
     cosine : float
-        Mean cosine of each picture's answer before and after, -1 to 1.
+        Mean cosine of each image's answer before and after, -1 to 1.
     relative_weight_change : float
         ``||after - before|| / ||before||`` over the stage's parameters; BatchNorm's statistics
         are no parameters, but what they change shows in the other two.
@@ -44,17 +44,17 @@ class SourceChange:
     ----------
     name : str
         What the original classifier was trained on.
-    pictures : int
+    images : int
     agreement : Interval
-        Share of the pictures that it gives the same class as before.
+        Share of the images that it gives the same class as before.
     before, after : Interval or None
-        Its accuracy, where the pictures' classes of the source are known.
+        Its accuracy, where the images' classes of the source are known.
     change : Difference or None
-        After less before, on the same pictures.
+        After less before, on the same images.
     """
 
     name: str
-    pictures: int
+    images: int
     agreement: Interval
     before: Interval | None = None
     after: Interval | None = None
@@ -70,7 +70,7 @@ class Forgetting:
     stages : tuple of StageDrift
         In the order in which they run.
     source : SourceChange or None
-    pictures : int
+    images : int
         How many were looked at.
     note : str
         Why ``source`` is None; else empty.
@@ -78,7 +78,7 @@ class Forgetting:
     Examples
     --------
     >>> stage = StageDrift(stage="layer4", cka=0.5, cosine=0.75, relative_weight_change=math.nan)
-    >>> found = Forgetting(stages=(stage,), source=None, pictures=2, note="No classifier.")
+    >>> found = Forgetting(stages=(stage,), source=None, images=2, note="No classifier.")
     >>> found.as_dict()["stages"][0]["relative_weight_change"] is None
     True
     >>> Forgetting.from_dict(found.as_dict()).stages[0].cka
@@ -87,7 +87,7 @@ class Forgetting:
 
     stages: tuple[StageDrift, ...]
     source: SourceChange | None
-    pictures: int
+    images: int
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,13 +115,13 @@ class Forgetting:
                 for one in values["stages"]
             )
             source = None if values["source"] is None else _source(values["source"])
-            pictures, note = int(values["pictures"]), str(values["note"])
+            images, note = int(values["images"]), str(values["note"])
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"Expected a record of forgetting, got one that is damaged ({error!r}); do "
                 "measure again."
             ) from error
-        return cls(stages=stages, source=source, pictures=pictures, note=note)
+        return cls(stages=stages, source=source, images=images, note=note)
 
 
 def sentences(forgetting: Forgetting, target_gain: Interval | None = None) -> tuple[str, ...]:
@@ -145,14 +145,14 @@ def sentences(forgetting: Forgetting, target_gain: Interval | None = None) -> tu
     >>> agreement = proportion_interval([True] * 93 + [False] * 7)
     >>> found = Forgetting(
     ...     stages=(stage,),
-    ...     source=SourceChange(name="ImageNet-1k", pictures=100, agreement=agreement),
-    ...     pictures=100,
+    ...     source=SourceChange(name="ImageNet-1k", images=100, agreement=agreement),
+    ...     images=100,
     ... )
     >>> gain = Interval(value=0.021, low=0.003, high=0.04, method="")
     >>> for sentence in sentences(found, gain):
     ...     sentence
     'Target +0.021 [+0.003, +0.040].'
-    'Source: the old head answers 0.930 [0.863, 0.966] of 100 pictures as before.'
+    'Source: the old head answers 0.930 [0.863, 0.966] of 100 images as before.'
     'Most moved: layer4, CKA 0.500, cosine 0.750, weights changed by 12.5 %.'
     """
     found = [] if target_gain is None else [f"Target {_signed(target_gain)}."]
@@ -161,8 +161,7 @@ def sentences(forgetting: Forgetting, target_gain: Interval | None = None) -> tu
         found += [forgetting.note] if forgetting.note else []
     else:
         found.append(
-            f"Source: the old head answers {source.agreement} of {source.pictures} pictures as "
-            "before."
+            f"Source: the old head answers {source.agreement} of {source.images} images as before."
         )
         if source.before is not None and source.after is not None and source.change is not None:
             told = "" if source.change.distinguishable else ", not distinguishable from none"
@@ -222,7 +221,7 @@ def _source(value: Mapping[str, Any]) -> SourceChange:
         raise ValueError("no agreement")
     return SourceChange(
         name=str(value["name"]),
-        pictures=int(value["pictures"]),
+        images=int(value["images"]),
         agreement=agreement,
         before=_interval(value["before"]),
         after=_interval(value["after"]),

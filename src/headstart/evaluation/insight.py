@@ -1,4 +1,4 @@
-"""What a run's features tell beside its numbers: doubtful labels, foreign pictures, weak places.
+"""What a run's features tell beside its numbers: doubtful labels, foreign images, weak places.
 
 Everything is computed from pooled features that the run has put into the cache.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.prepare import Prepared
 from headstart.data.splits import evenly, kfold
 from headstart.errors import HeadstartError, UnknownNameError
@@ -34,23 +34,23 @@ from headstart.evaluation.learning_curve import CurvePoint, probe_curve
 from headstart.evaluation.slices import FEWEST, Slice, compare_slices, size_thirds
 from headstart.features.extractor import Extractor
 from headstart.metrics.label_errors import confident_label_errors, label_error_scores
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import timed
 from headstart.training.logistic_regression import Problem, principal_basis, search_penalty
 
-__all__ = ["ASPECTS", "Insight", "LabelError", "look_into"]
+__all__ = ["ASPECTS", "Diagnostics", "LabelError", "diagnose"]
 
 ASPECTS = ("slices", "curve", "labels", "outliers", "neighbours", "map")
 """What can be looked into; boxes and masks have slices alone."""
 
 TITLES = {
     "slices": "Better or worse parts",
-    "curve": "What more pictures would bring",
+    "curve": "What more images would bring",
     "labels": "Labels that are likely wrong",
-    "outliers": "Pictures unlike those learned from",
+    "outliers": "Images unlike those learned from",
     "neighbours": "What the model sees as alike",
-    "map": "A map of the pictures",
+    "map": "A map of the images",
 }
 
 DIRECTIONS = 128
@@ -61,7 +61,7 @@ STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
 """Penalties of the probes here: none weaker, for the same reason."""
 
 SEEN_AGAIN = 500
-"""Pictures learned from that a trained backbone looks at once more, at most."""
+"""Images learned from that a trained backbone looks at once more, at most."""
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -69,10 +69,10 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelError:
-    """A label that is likely wrong; ``row`` is the picture's in the data."""
+    """A label that is likely wrong; ``row`` is the image's in the data."""
 
     row: int
-    picture: str
+    image: str
     part: str
     given: str
     likely: str
@@ -80,7 +80,7 @@ class LabelError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Insight:
+class Diagnostics:
     """What was looked into; empty where it was not, or where ``notes`` say why.
 
     Parameters
@@ -92,12 +92,12 @@ class Insight:
     slices : tuple of Slice
     curve : tuple of CurvePoint
     labels_looked_at, labels_in_doubt : int
-        In doubt are those whose picture confidently is of another class; of several labels None.
+        In doubt are those whose image confidently is of another class; of several labels None.
     label_errors : tuple of LabelError
     outliers : tuple of Outlier
         The farthest first.
     foreign : float
-        Share of the judged pictures farther from those learned from than 99 in 100 of these are
+        Share of the judged images farther from those learned from than 99 in 100 of these are
         from each other; NaN where it is not known.
     neighbourhoods : tuple of Neighbourhood
     places : tuple of Place
@@ -126,16 +126,16 @@ class Insight:
         """Every number as plain values, for report.json."""
         found = asdict(self) | {"slices": [one.as_dict() for one in self.slices]}
         found["curve"] = [
-            {"pictures": point.pictures, "score": point.score.as_dict()} for point in self.curve
+            {"images": point.images, "score": point.score.as_dict()} for point in self.curve
         ]
         return found
 
 
-Look = Callable[[Insight, str, Callable[[], dict[str, Any]]], Insight]
+Look = Callable[[Diagnostics, str, Callable[[], dict[str, Any]]], Diagnostics]
 
 
-def look_into(
-    source: Trunk,
+def diagnose(
+    source: FrozenBackbone,
     model: TransferModel,
     prepared: Prepared,
     evaluation: AnyEvaluation,
@@ -143,7 +143,7 @@ def look_into(
     extractor: Extractor,
     seed: int = 0,
     aspects: Collection[str] = ASPECTS,
-) -> Insight:
+) -> Diagnostics:
     """Look into what a run has learned, from features that it has cached.
 
     Doubtful labels and the learning curve are told by the backbone as it was before training,
@@ -151,7 +151,7 @@ def look_into(
 
     Parameters
     ----------
-    source : Trunk
+    source : FrozenBackbone
         The backbone before any training.
     model : TransferModel
     prepared : Prepared
@@ -177,25 +177,25 @@ def look_into(
             raise UnknownNameError("aspect", name, list(ASPECTS))
     clock: dict[str, float] = {}
     look = partial(_looked, aspects=aspects, clock=clock)
-    found = Insight(measure=_measure(evaluation))
+    found = Diagnostics(measure=_measure(evaluation))
     found = look(found, "slices", lambda: {"slices": _slices(prepared, evaluation, seed)})
     if isinstance(evaluation, Evaluation) and set(aspects) - {"slices"}:
-        trunks = source, model
+        backbones = source, model
         try:
-            found = _from_features(found, look, trunks, prepared, evaluation, extractor, seed)
+            found = _from_features(found, look, backbones, prepared, evaluation, extractor, seed)
         except HeadstartError as error:
             found = replace(found, notes=(*found.notes, f"Features were not looked at. {error}"))
     return replace(found, seconds=clock)
 
 
 def _looked(
-    found: Insight,
+    found: Diagnostics,
     aspect: str,
     see: Callable[[], dict[str, Any]],
     *,
     aspects: Collection[str],
     clock: dict[str, float],
-) -> Insight:
+) -> Diagnostics:
     """Add an aspect if it is asked for; one that cannot be seen is a note with the reason."""
     if aspect not in aspects:
         return found
@@ -208,17 +208,17 @@ def _looked(
 
 
 def _from_features(
-    found: Insight,
+    found: Diagnostics,
     look: Look,
-    trunks: tuple[Trunk, TransferModel],
+    backbones: tuple[FrozenBackbone, TransferModel],
     prepared: Prepared,
     evaluation: Evaluation,
     extractor: Extractor,
     seed: int,
-) -> Insight:
+) -> Diagnostics:
     """What cross-validated probes tell, then what the places of the features tell."""
-    source, model = trunks
-    trained = model.trunk.identity != source.identity
+    source, model = backbones
+    trained = model.backbone.identity != source.identity
     found = replace(found, features="trained backbone" if trained else "frozen backbone")
     before = Known.of(source, prepared, extractor)
     penalty = max(float(model.record.get("penalty") or STRENGTHS[2]), STRENGTHS[-1])
@@ -228,7 +228,7 @@ def _from_features(
     after = before
     if trained:
         exact = replace(extractor, engine=model.engine)  # in which the judged part is cached
-        after = Known.of(model.trunk, prepared, exact, most=SEEN_AGAIN)
+        after = Known.of(model.backbone, prepared, exact, most=SEEN_AGAIN)
     correct = evaluation.correct
     found = look(found, "outliers", lambda: _outliers(after, correct))
     found = look(found, "neighbours", lambda: {"neighbourhoods": neighbourhoods(after, evaluation)})
@@ -244,7 +244,7 @@ def _measure(evaluation: AnyEvaluation) -> str:
         several = evaluation.task.kind == "multilabel"
         return "all labels right" if several else "accuracy"
     boxes = isinstance(evaluation, BoxEvaluation)
-    return "share of objects right" if boxes else "mean IoU of a picture"
+    return "share of objects right" if boxes else "mean IoU of an image"
 
 
 def _slices(prepared: Prepared, evaluation: AnyEvaluation, seed: int) -> tuple[Slice, ...]:
@@ -252,37 +252,37 @@ def _slices(prepared: Prepared, evaluation: AnyEvaluation, seed: int) -> tuple[S
     test, records = prepared.test, prepared.records
     of_record = {record.digest: (record.width, record.height) for record in records}
     sizes = [of_record.get(sample.digest or "", (0, 0)) for sample in test.samples]
-    cuts: dict[str, Sequence[str | None]] = {"size": size_thirds(sizes)}
+    groupings: dict[str, Sequence[str | None]] = {"size": size_thirds(sizes)}
     groups = test.groups()
     if not isinstance(evaluation, Evaluation):
-        return compare_slices(_each(evaluation), cuts, groups=groups, seed=seed)
+        return compare_slices(_each(evaluation), groupings, groups=groups, seed=seed)
     if evaluation.task.kind == "multiclass":
-        cuts["class"] = [evaluation.task.classes[target] for target in evaluation.targets]
+        groupings["class"] = [evaluation.task.classes[target] for target in evaluation.targets]
     if groups is not None:
         counts = np.bincount(groups)
         named = [str(sample.group) for sample in test.samples]
-        cuts["group"] = [
+        groupings["group"] = [
             n if counts[g] >= FEWEST else None for n, g in zip(named, groups, strict=True)
         ]
-    return compare_slices(evaluation.correct, cuts, groups=groups, seed=seed)
+    return compare_slices(evaluation.correct, groupings, groups=groups, seed=seed)
 
 
 def _each(evaluation: AnyEvaluation) -> Floats:
-    """A number for every picture with boxes or a mask; NaN where there is nothing to judge."""
+    """A number for every image with boxes or a mask; NaN where there is nothing to judge."""
     if isinstance(evaluation, BoxEvaluation):
         errors = evaluation.errors.astype(np.float64)
         total = errors.sum(axis=1)
         return np.asarray(np.where(total > 0, errors[:, 0] / np.maximum(total, 1), np.nan))
     if isinstance(evaluation, Evaluation):
         return evaluation.correct.astype(np.float64)
-    return np.asarray(evaluation.picture_iou, dtype=np.float64)
+    return np.asarray(evaluation.image_iou, dtype=np.float64)
 
 
 def _main_directions(values: NDArray[np.floating[Any]]) -> Floats:
     """Features in the directions in which they vary most, ``DIRECTIONS`` at most."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, "blas"):  # for few pictures quicker than many threads
+    with threadpool_limits(1, "blas"):  # for few images quicker than many threads
         main = principal_basis(values).apply(values)[:, -DIRECTIONS:]
     return np.asarray(main, dtype=np.float64)
 
@@ -311,7 +311,7 @@ def _label_errors(known: Known, seed: int) -> dict[str, Any]:
         penalties=STRENGTHS,
         weighted=problem.is_weighted("auto"),
     )
-    task = Classification(classes=data.classes, kind=data.kind)
+    task = ClassificationTask(classes=data.classes, kind=data.kind)
     chances = task.calibrated(search.held_out, targets).probabilities(search.held_out)
     scores = label_error_scores(chances, targets)
     several = data.kind == "multilabel"
@@ -327,7 +327,7 @@ def _label_errors(known: Known, seed: int) -> dict[str, Any]:
         errors.append(
             LabelError(
                 row=row,
-                picture=sample.name,
+                image=sample.name,
                 part=sample.split or "",
                 given=given,
                 likely=likely,

@@ -1,4 +1,4 @@
-"""What more pictures would bring: a linear probe on ever more of the training part."""
+"""What more images would bring: a linear probe on ever more of the training part."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Groups = NDArray[np.intp] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """So many pictures to learn from, and the share of others that is then answered right."""
+    """So many images to learn from, and the share of others that is then answered right."""
 
-    pictures: int
+    images: int
     score: Interval
 
 
@@ -45,7 +45,7 @@ def probe_curve(
 ) -> tuple[CurvePoint, ...]:
     """Accuracy in cross-validation, learning from a growing share of every fold.
 
-    The smaller shares are in the larger ones. ``penalty`` is that for all pictures; with fewer
+    The smaller shares are in the larger ones. ``penalty`` is that for all images; with fewer
     it grows so that the prior stays what it is.
 
     Parameters
@@ -64,18 +64,18 @@ def probe_curve(
     Returns
     -------
     tuple of CurvePoint
-        The fewest pictures first.
+        The fewest images first.
 
     Raises
     ------
     DataError
-        If a class has too few pictures or groups for two folds.
+        If a class has too few images or groups for two folds.
 
     Examples
     --------
     >>> x = np.repeat([[-1.0], [1.0]], 20, axis=0)
     >>> found = probe_curve(x, np.repeat([0, 1], 20), shares=(0.5, 1.0))
-    >>> [(point.pictures, point.score.value) for point in found]
+    >>> [(point.images, point.score.value) for point in found]
     [(16, 1.0), (32, 1.0)]
     """
     from threadpoolctl import threadpool_limits
@@ -102,9 +102,9 @@ def probe_curve(
             correct = np.empty(len(targets), dtype=bool)
             for (_, test), one in zip(folds, executor.map(right, range(len(folds))), strict=True):
                 correct[test] = one
-            pictures = round(float(np.mean([len(rows) for rows in chosen])))
+            images = round(float(np.mean([len(rows) for rows in chosen])))
             score = proportion_interval(correct, groups)
-            found.append(CurvePoint(pictures=pictures, score=score))
+            found.append(CurvePoint(images=images, score=score))
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
-"""How good a model's masks are on pictures it was not trained on, pixel by pixel.
+"""How good a model's masks are on images it was not trained on, pixel by pixel.
 
-Pictures are what is drawn again for the intervals, not pixels: the pixels of one picture are not
-independent. Only counts are kept of a picture, never its mask.
+Images are what is drawn again for the intervals, not pixels: the pixels of one image are not
+independent. Only counts are kept of an image, never its mask.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headstart.evaluation.baselines import Baseline
 from headstart.metrics import segmentation as metrics
 from headstart.metrics.confidence_intervals import Interval, bootstrap_intervals, paired_differences
 from headstart.models.inference import segment
-from headstart.models.tasks import Segmentation
+from headstart.models.tasks import SegmentationTask
 from headstart.models.transfer_model import TransferModel
 
 __all__ = [
@@ -49,7 +49,7 @@ TITLES = {
 
 
 class PixelCounts(NamedTuple):
-    """What is kept of pictures.
+    """What is kept of images.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class MaskEvaluation:
     ----------
     task : Segmentation
     names : tuple of str
-        The pictures.
+        The images.
     counts : PixelCounts
     metrics : dict of str to Interval
         ``mean_iou`` comes first.
@@ -90,10 +90,10 @@ class MaskEvaluation:
     baselines : tuple of Baseline
         What one class for all pixels reaches; its lead is the model's over it.
     n_groups : int or None
-        Groups that were resampled whole, if the pictures have groups.
+        Groups that were resampled whole, if the images have groups.
     """
 
-    task: Segmentation
+    task: SegmentationTask
     names: tuple[str, ...]
     counts: PixelCounts
     metrics: dict[str, Interval]
@@ -107,33 +107,33 @@ class MaskEvaluation:
         return np.asarray(self.counts.confusion.sum(axis=0))
 
     @cached_property
-    def picture_iou(self) -> Floats:
-        """Mean IoU of each picture alone, over the classes in its truth or its answer; (n,)."""
+    def image_iou(self) -> Floats:
+        """Mean IoU of each image alone, over the classes in its truth or its answer; (n,)."""
         return self._alone(metrics.mean_iou_score)
 
     @cached_property
-    def picture_accuracy(self) -> Floats:
-        """Share of each picture's judged pixels that is right, (n,)."""
+    def image_accuracy(self) -> Floats:
+        """Share of each image's judged pixels that is right, (n,)."""
         return self._alone(metrics.pixel_accuracy_score)
 
     @cached_property
-    def picture_class_iou(self) -> Floats:
-        """IoU of each class in each picture, (n, n_classes); NaN where it is in neither."""
+    def image_class_iou(self) -> Floats:
+        """IoU of each class in each image, (n, n_classes); NaN where it is in neither."""
         return self._alone(metrics.iou_scores)
 
     def _alone(self, score: Callable[..., Any]) -> Floats:
         return np.asarray([score(one[None], np.ones(1)) for one in self.counts.confusion])
 
     def worst(self, limit: int) -> list[int]:
-        """Rows of the pictures with the lowest mean IoU below 1, the lowest first."""
-        scores = self.picture_iou
-        order = np.argsort(scores, kind="stable")  # pictures without a judged pixel come last
+        """Rows of the images with the lowest mean IoU below 1, the lowest first."""
+        scores = self.image_iou
+        order = np.argsort(scores, kind="stable")  # images without a judged pixel come last
         return [int(row) for row in order if scores[row] < 1][:limit]
 
     def as_dict(self) -> dict[str, Any]:
         """Every number as plain values, for report.json."""
         return {
-            "pictures": len(self.names),
+            "images": len(self.names),
             "groups": self.n_groups,
             "metrics": {name: interval.as_dict() for name, interval in self.metrics.items()},
             "per_class": [
@@ -162,7 +162,7 @@ class MaskEvaluation:
 def evaluate_masks(
     model: TransferModel, data: Dataset, *, device: str = "auto", seed: int = 0
 ) -> MaskEvaluation:
-    """Evaluate a model on pictures with masks, in the pictures' own sizes.
+    """Evaluate a model on images with masks, in the images' own sizes.
 
     Parameters
     ----------
@@ -176,18 +176,18 @@ def evaluate_masks(
     Raises
     ------
     DataError
-        If a picture has no mask, or one of another size.
+        If an image has no mask, or one of another size.
     UnknownNameError
         If a mask shows a class that the model does not know.
     """
     classes, samples = model.task.classes, data.samples
     confusion, boundary = [], []
-    answers = segment(model.trunk, model.require_head(), samples, device=device)
+    answers = segment(model.backbone, model.require_head(), samples, device=device)
     for sample, answer in zip(samples, answers, strict=True):
         truth = true_mask(sample, classes)
         if truth.shape != answer.mask.shape:
             raise DataError(
-                f"Expected the mask of {sample.name} to be of the picture's size, "
+                f"Expected the mask of {sample.name} to be of the image's size, "
                 f"{answer.mask.shape} (height, width), got {truth.shape}; do correct the mask."
             )
         confusion.append(metrics.pixel_counts(answer.mask, truth, len(classes)))
@@ -202,7 +202,7 @@ def evaluate_masks(
 
 
 def true_mask(sample: Sample, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Decode a picture's mask as the picture is shown.
+    """Decode an image's mask as the image is shown.
 
     Returns
     -------
@@ -212,24 +212,24 @@ def true_mask(sample: Sample, classes: Sequence[str]) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the picture has no mask.
+        If the image has no mask.
     UnknownNameError
         If it shows a class that is not one of ``classes``.
     """
     if not isinstance(sample.target, Mask):
-        raise DataError(f"Expected every picture to have a mask, got none for {sample.name}.")
+        raise DataError(f"Expected every image to have a mask, got none for {sample.name}.")
     return decode_mask(sample.target, classes, orientation=mask_turn(sample.target, sample.image))
 
 
 def evaluate_counts(
-    task: Segmentation,
+    task: SegmentationTask,
     counts: PixelCounts,
     *,
     names: tuple[str, ...],
     groups: Groups = None,
     seed: int = 0,
 ) -> MaskEvaluation:
-    """Every number that follows from the counts of pictures.
+    """Every number that follows from the counts of images.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def evaluate_counts(
     >>> said = np.array([[0, 1, 1, 1]] * 4, dtype=np.uint8)
     >>> both = [(truth, truth), (said, truth)]
     >>> found = evaluate_counts(
-    ...     Segmentation(classes=("ground", "leaf")),
+    ...     SegmentationTask(classes=("ground", "leaf")),
     ...     PixelCounts(
     ...         np.stack([metrics.pixel_counts(*one, 2) for one in both]),
     ...         np.stack([metrics.boundary_counts(*one, 2) for one in both]),
@@ -279,7 +279,7 @@ def evaluate_counts(
 
 
 def _resamples(n: int, n_classes: int) -> int:
-    """1000 resamples; fewer, but at least 200, where many pictures of many classes take minutes.
+    """1000 resamples; fewer, but at least 200, where many images of many classes take minutes.
 
     >>> _resamples(400, 12), _resamples(5000, 150)
     (1000, 200)
@@ -288,7 +288,7 @@ def _resamples(n: int, n_classes: int) -> int:
 
 
 def _statistics(counts: PixelCounts) -> dict[str, Callable[[Floats], Floats]]:
-    """Metrics as functions of the pictures' weights (B, n), each to (B, 1) or (B, n_classes)."""
+    """Metrics as functions of the images' weights (B, n), each to (B, 1) or (B, n_classes)."""
 
     def of(score: Callable[..., Any], what: Counts) -> Callable[[Floats], Floats]:
         return lambda weights: np.reshape(score(what, weights), (len(weights), -1))
@@ -306,7 +306,7 @@ def _statistics(counts: PixelCounts) -> dict[str, Callable[[Floats], Floats]]:
 
 
 def _rows(
-    task: Segmentation, pixels: Counts, iou: Sequence[Interval], dice: Sequence[Interval]
+    task: SegmentationTask, pixels: Counts, iou: Sequence[Interval], dice: Sequence[Interval]
 ) -> tuple[PixelRow, ...]:
     each = pixels.sum(axis=(0, 2))
     total = max(int(each.sum()), 1)
@@ -323,9 +323,9 @@ def _rows(
 
 
 def _constant(
-    task: Segmentation, pixels: Counts, groups: Groups, seed: int
+    task: SegmentationTask, pixels: Counts, groups: Groups, seed: int
 ) -> tuple[Baseline, ...]:
-    """What the one best class for all pixels of these very pictures reaches."""
+    """What the one best class for all pixels of these very images reaches."""
     truth = pixels.sum(axis=2)
     if not truth.any():
         return ()

@@ -1,4 +1,4 @@
-"""Parts of the judged pictures, each held against the rest: where a model is better or worse."""
+"""Parts of the judged images, each held against the rest: where a model is better or worse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headstart.metrics.significance import holm
 __all__ = ["FEWEST", "Slice", "compare_slices", "size_thirds"]
 
 FEWEST = 5
-"""Pictures that a slice needs, and the rest too, to be held against each other."""
+"""Images that a slice needs, and the rest too, to be held against each other."""
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.intp] | None
@@ -29,25 +29,25 @@ Groups = NDArray[np.intp] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Some of the pictures, and whether they are answered otherwise than the rest.
+    """Some of the images, and whether they are answered otherwise than the rest.
 
     Parameters
     ----------
     kind : str
         What it is cut by, such as "class".
     name : str
-    pictures : int
+    images : int
     score : Interval
         Mean over the slice.
     rest : float
-        Mean over all other pictures; NaN where there is none.
+        Mean over all other images; NaN where there is none.
     p_value : float
         Corrected for the number of slices; NaN where one side is too small to tell.
     """
 
     kind: str
     name: str
-    pictures: int
+    images: int
     score: Interval
     rest: float
     p_value: float
@@ -62,7 +62,7 @@ class Slice:
         return {
             "kind": self.kind,
             "name": self.name,
-            "pictures": self.pictures,
+            "images": self.images,
             "score": self.score.as_dict(),
             "rest": None if math.isnan(self.rest) else self.rest,
             "p_value": None if math.isnan(self.p_value) else self.p_value,
@@ -72,24 +72,24 @@ class Slice:
 
 def compare_slices(
     values: ArrayLike,
-    cuts: Mapping[str, Sequence[str | None]],
+    groupings: Mapping[str, Sequence[str | None]],
     *,
     groups: Groups = None,
     seed: int = 0,
 ) -> tuple[Slice, ...]:
-    """Hold every slice against all other pictures, corrected for how many are looked at (Holm).
+    """Hold every slice against all other images, corrected for how many are looked at (Holm).
 
-    Right and wrong answers are compared by Fisher's exact test, which takes pictures as
+    Right and wrong answers are compared by Fisher's exact test, which takes images as
     independent; where they come in groups, a t-test whose unit is the group must agree, and the
-    larger p-value counts. A slice that is a group itself is held against the rest picture by
-    picture: it is these pictures that are asked about. Other values: the t-test alone.
+    larger p-value counts. A slice that is a group itself is held against the rest image by
+    image: it is these images that are asked about. Other values: the t-test alone.
 
     Parameters
     ----------
     values : array, shape (n,)
-        A number for every picture, such as right (True) or wrong; NaN leaves a picture out.
+        A number for every image, such as right (True) or wrong; NaN leaves an image out.
     cuts : mapping of str to n names
-        By what the slices are made; None puts a picture into no slice. The key ``group`` says
+        By what the slices are made; None puts an image into no slice. The key ``group`` says
         that the slices are the groups.
     groups : array of int, shape (n,), optional
     seed : int
@@ -98,12 +98,12 @@ def compare_slices(
     Returns
     -------
     tuple of Slice
-        Of each cut in the order of first appearance, less what has no picture.
+        Of each cut in the order of first appearance, less what has no image.
 
     Raises
     ------
     UsageError
-        If a cut has not one name for every picture.
+        If a cut has not one name for every image.
 
     References
     ----------
@@ -118,11 +118,11 @@ def compare_slices(
     """
     given = np.asarray(values)
     known = np.ones(len(given), bool) if given.dtype == bool else ~np.isnan(given)
-    if wrong := [kind for kind, names in cuts.items() if len(names) != len(given)]:
+    if wrong := [kind for kind, names in groupings.items() if len(names) != len(given)]:
         raise UsageError(f"Expected {len(given)} names for each cut, got others for {wrong}.")
     found: list[Slice] = []
     kept = None if groups is None else groups[known]
-    for kind, names in cuts.items():
+    for kind, names in groupings.items():
         labels = np.asarray(names, dtype=object)[known]
         units = None if kind == "group" else kept
         different = dict.fromkeys(name for name in labels if name is not None)
@@ -132,7 +132,7 @@ def compare_slices(
 
 
 def size_thirds(sizes: Sequence[tuple[int, int]]) -> list[str | None]:
-    """Name for every picture the third it is in by its area; None where all are alike.
+    """Name for every image the third it is in by its area; None where all are alike.
 
     Parameters
     ----------
@@ -150,8 +150,8 @@ def size_thirds(sizes: Sequence[tuple[int, int]]) -> list[str | None]:
     known = areas[areas > 0]
     if not len(known):
         return [None] * len(areas)
-    cuts = np.unique(np.quantile(known, [1 / 3, 2 / 3], method="inverted_cdf"))
-    ends = [int(end) for end in cuts if end < known.max()]
+    thirds = np.unique(np.quantile(known, [1 / 3, 2 / 3], method="inverted_cdf"))
+    ends = [int(end) for end in thirds if end < known.max()]
     if not ends:
         return [None] * len(areas)
     titles = ("small", "large") if len(ends) == 1 else ("small", "middling", "large")
@@ -168,7 +168,7 @@ def _slice(
     return Slice(
         kind=kind,
         name=name,
-        pictures=int(inside.sum()),
+        images=int(inside.sum()),
         score=_mean(values[inside], None if groups is None else groups[inside], seed),
         rest=float(values[outside].mean()) if outside.any() else math.nan,
         p_value=_p_value(values, inside, groups),

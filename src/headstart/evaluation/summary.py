@@ -1,4 +1,4 @@
-"""The one number that a model is compared by, and the same on resampled pictures."""
+"""The one number that a model is compared by, and the same on resampled images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def headline(evaluation: AnyEvaluation) -> str:
 
 
 def redrawn(evaluation: AnyEvaluation, test: Dataset) -> tuple[float, ...]:
-    """The headline on resampled pictures; the draws depend on nothing but the test part."""
+    """The headline on resampled images; the draws depend on nothing but the test part."""
     codes, count = units(len(test), test.groups())
     blocks = resamples(codes, count, DRAWS, np.random.default_rng(0))
     found = np.concatenate([np.ravel(_scores(evaluation, block)) for block in blocks])
@@ -49,7 +49,7 @@ def redrawn(evaluation: AnyEvaluation, test: Dataset) -> tuple[float, ...]:
 
 
 def simple_rules(evaluation: AnyEvaluation, train: Dataset) -> dict[str, float]:
-    """What rules that look at no picture reach on the same test part, in the headline's measure.
+    """What rules that look at no image reach on the same test part, in the headline's measure.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def simple_rules(evaluation: AnyEvaluation, train: Dataset) -> dict[str, float]:
 
 
 def _scores(evaluation: AnyEvaluation, weights: NDArray[np.float64]) -> Any:
-    """The headline for weights of the pictures, (B, n) -> (B,)."""
+    """The headline for weights of the images, (B, n) -> (B,)."""
     if isinstance(evaluation, Evaluation):
         if evaluation.task.kind == "multilabel":
             return metrics.mean_average_precision_score(
@@ -102,7 +102,7 @@ def _scores(evaluation: AnyEvaluation, weights: NDArray[np.float64]) -> Any:
 
 
 FEW = 30
-"""Held-out pictures with boxes or masks; below it even an interval is a rough guess."""
+"""Held-out images with boxes or masks; below it even an interval is a rough guess."""
 
 
 def verdict(evaluation: AnyEvaluation) -> tuple[str, ...]:
@@ -121,11 +121,11 @@ def verdict(evaluation: AnyEvaluation) -> tuple[str, ...]:
     --------
     >>> import numpy as np
     >>> from headstart.evaluation.classification import evaluate_probabilities
-    >>> from headstart.models.tasks import Classification
-    >>> task = Classification(classes=("cat", "dog"))
+    >>> from headstart.models.tasks import ClassificationTask
+    >>> task = ClassificationTask(classes=("cat", "dog"))
     >>> chances, targets = np.full((20, 2), 0.5), np.zeros(20, dtype=int)
     >>> verdict(evaluate_probabilities(task, chances, targets, names=("a.png",) * 20))[0]
-    'Accuracy 1.000 [0.839, 1.000] on 20 held-out pictures (95 % interval).'
+    'Accuracy 1.000 [0.839, 1.000] on 20 held-out images (95 % interval).'
     """
     if isinstance(evaluation, Evaluation):
         return _of_classes(evaluation)
@@ -138,7 +138,7 @@ def _of_classes(evaluation: Evaluation) -> tuple[str, ...]:
     accuracy = evaluation.metrics["accuracy"]
     what = "All labels right" if evaluation.task.kind == "multilabel" else "Accuracy"
     return (
-        f"{what} {accuracy} on {_pictures(evaluation)} (95 % interval).",
+        f"{what} {accuracy} on {_images(evaluation)} (95 % interval).",
         *map(_against, evaluation.baselines),
         *(() if evaluation.abstention is None else (evaluation.abstention.sentence(),)),
         *_wide(accuracy),
@@ -149,7 +149,7 @@ def _of_classes(evaluation: Evaluation) -> tuple[str, ...]:
 def _of_boxes(evaluation: BoxEvaluation) -> tuple[str, ...]:
     headline, loose = evaluation.metrics["map"], evaluation.metrics.get("map50")
     if math.isnan(headline.value) or loose is None:
-        return (f"Nothing can be said: {_pictures(evaluation)}, and no object that counts.",)
+        return (f"Nothing can be said: {_images(evaluation)}, and no object that counts.",)
     right, missed, wrong, invented = (int(x) for x in evaluation.errors.sum(axis=0))
     there = right + missed + wrong
     named = (
@@ -158,7 +158,7 @@ def _of_boxes(evaluation: BoxEvaluation) -> tuple[str, ...]:
         "show no object."
     )
     return (
-        f"mAP {headline} on {_pictures(evaluation)} (95 % interval; at overlap .50: {loose}).",
+        f"mAP {headline} on {_images(evaluation)} (95 % interval; at overlap .50: {loose}).",
         named,
         *_weakest([(row.name, row.ap) for row in evaluation.per_class], "AP"),
         *_few(evaluation),
@@ -170,9 +170,9 @@ def _of_boxes(evaluation: BoxEvaluation) -> tuple[str, ...]:
 def _of_masks(evaluation: MaskEvaluation) -> tuple[str, ...]:
     headline, right = (evaluation.metrics[name] for name in ("mean_iou", "pixel_accuracy"))
     if math.isnan(headline.value):
-        return (f"Nothing can be said: {_pictures(evaluation)}, and no pixel that is judged.",)
+        return (f"Nothing can be said: {_images(evaluation)}, and no pixel that is judged.",)
     return (
-        f"Mean IoU {headline} on {_pictures(evaluation)} (95 % interval; pixels right: {right}).",
+        f"Mean IoU {headline} on {_images(evaluation)} (95 % interval; pixels right: {right}).",
         *_weakest([(row.name, row.iou) for row in evaluation.per_class], "IoU"),
         *map(_against, evaluation.baselines),
         *_few(evaluation),
@@ -181,17 +181,17 @@ def _of_masks(evaluation: MaskEvaluation) -> tuple[str, ...]:
     )
 
 
-def _pictures(evaluation: AnyEvaluation) -> str:
+def _images(evaluation: AnyEvaluation) -> str:
     groups = "" if evaluation.n_groups is None else f" in {evaluation.n_groups} groups"
     n = len(evaluation.names)
-    return f"{n} held-out picture{'' if n == 1 else 's'}{groups}"
+    return f"{n} held-out image{'' if n == 1 else 's'}{groups}"
 
 
 def _against(baseline: Baseline) -> str:
     lead = baseline.lead.interval
     told = f"{lead.value:+.3f} [{lead.low:+.3f}, {lead.high:+.3f}]"
     if not baseline.lead.distinguishable:
-        judged = "cannot be distinguished from it on this many pictures"
+        judged = "cannot be distinguished from it on this many images"
         if lead.low > 0 or lead.high < 0:
             judged += " (their answers differ on too few of them)"
     elif lead.value > 0:
@@ -217,7 +217,7 @@ def _few(evaluation: BoxEvaluation | MaskEvaluation) -> tuple[str, ...]:
     n = evaluation.n_groups if evaluation.n_groups is not None else len(evaluation.names)
     if n >= FEW:
         return ()
-    what = "pictures" if evaluation.n_groups is None else "groups"
+    what = "images" if evaluation.n_groups is None else "groups"
     told = f"Only {n} held-out {what}: the numbers, and how sure they are, are rough"
     return (f"{told}; label more, or hold out more.",)
 
@@ -227,11 +227,11 @@ def _wide(interval: Interval) -> tuple[str, ...]:
     if not width > 0.1:
         return ()
     told = f"The interval is {100 * width:.0f} points wide: do not rank models by smaller "
-    return (told + "differences unless they are compared on the same pictures, paired.",)
+    return (told + "differences unless they are compared on the same images, paired.",)
 
 
 def _unseen(names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return ()
     shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-    return (f"Nothing can be said about {shown}: no held-out picture shows it.",)
+    return (f"Nothing can be said about {shown}: no held-out image shows it.",)

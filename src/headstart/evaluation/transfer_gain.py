@@ -51,7 +51,7 @@ def judge(
     Evaluation, BoxEvaluation or MaskEvaluation
     """
     train, test = parts
-    if model.trunk is source.trunk:
+    if model.backbone is source.backbone:
         return model, evaluate(model, test, extractor=extractor, train=train, seed=seed)
     exact = replace(extractor, engine=model.engine)  # the arithmetic that it learned in
     alone = evaluate(model, test, extractor=exact, seed=seed)
@@ -70,7 +70,7 @@ def rivals(
     extractor: Extractor,
     seed: int = 0,
 ) -> tuple[Baseline, ...]:
-    """Judge what the backbone as it was reaches on the same pictures, paired with the model.
+    """Judge what the backbone as it was reaches on the same images, paired with the model.
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ def rivals(
     train, test = parts
     learned, targets = source.aligned(train).targets(), evaluation.targets
     correct, groups = evaluation.correct, test.groups()
-    known = extractor.features(source.trunk, train.samples).values
-    asked = extractor.features(source.trunk, test.samples).values
+    known = extractor.features(source.backbone, train.samples).values
+    asked = extractor.features(source.backbone, test.samples).values
     probe = LinearProbe(seed=seed).fit(source, train, extractor=extractor)
     chances = probe.task.probabilities(probe.linear_head().logits(asked))
     reached = correctness(targets, probe.task.predicted(chances))
@@ -128,16 +128,16 @@ def with_gains(
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
         A classifier's with the baselines of ``rivals``.
     test : Dataset
-        Pictures that neither has learned from.
+        Images that neither has learned from.
     seed : int
-        Which pictures are looked at, where there are more than 200.
+        Which images are looked at, where there are more than 200.
     """
     record = dict(model.record)
     for baseline in evaluation.baselines:
         if baseline.name == PROBE:
             record["target_gain"] = baseline.lead.interval.as_dict()
-    began_alike = model.trunk.origin["from"] == source.trunk.origin["from"]
-    if began_alike and model.trunk.fingerprint != source.trunk.fingerprint:
-        forgotten = measure(source.trunk, model.trunk, test.samples, seed=seed)
+    began_alike = model.backbone.origin["from"] == source.backbone.origin["from"]
+    if began_alike and model.backbone.fingerprint != source.backbone.fingerprint:
+        forgotten = measure(source.backbone, model.backbone, test.samples, seed=seed)
         record["forgetting"] = forgotten.as_dict()
     return replace(model, record=record)

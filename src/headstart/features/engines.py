@@ -1,7 +1,7 @@
 """What a frozen backbone runs in: precision and library, chosen by measuring.
 
 An engine may be any arithmetic that keeps the features right. Each candidate is held against
-float32 on real pictures, timed, and the quickest that agrees is remembered for this machine
+float32 on real images, timed, and the quickest that agrees is remembered for this machine
 and architecture.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
-    "PROBE_PICTURES",
+    "PROBE_IMAGES",
     "Choice",
     "Running",
     "available",
@@ -56,7 +56,7 @@ class Running:
     forward : callable
         Pixels, uint8, (batch, H, W, 3) to pooled features (batch, width), from several threads.
     batch : int
-        Pictures at a time.
+        Images at a time.
     module : torch.nn.Module or None
         What computes them: a copy in the engine's arithmetic; None for a compiled graph, in
         which nothing can move.
@@ -70,7 +70,7 @@ class Running:
         """Pooled features (n, width) of pixels (n, H, W, 3).
 
         Always in batches of one size, the last one filled up: libraries choose their kernels by
-        the batch's size, so that a picture's bits would depend on the pictures beside it.
+        the batch's size, so that an image's bits would depend on the images beside it.
         """
         short = -len(pixels) % self.batch
         gap = np.zeros((short, *pixels.shape[1:]), dtype=np.uint8)
@@ -98,12 +98,12 @@ class Running:
 ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
 
 TOLERANCE = 0.03
-"""Largest relative L2 distance from float32 features, on the worst picture, that is accepted.
+"""Largest relative L2 distance from float32 features, on the worst image, that is accepted.
 
 A choice is remembered for a backbone, not for its data, so there is room: ResNet-18 in bf16 is off
-by 1 to 2 % whatever the pictures, networks of depthwise layers by 4 to 20 %, depending on them."""
+by 1 to 2 % whatever the images, networks of depthwise layers by 4 to 20 %, depending on them."""
 
-PROBE_PICTURES = 8
+PROBE_IMAGES = 8
 
 CPU_BATCH = 4
 """Small enough for a core's cache: 8 to 35 % quicker than 16 (docs/results.md)."""
@@ -111,7 +111,7 @@ CPU_BATCH = 4
 GPU_BATCH = 64
 
 OPENVINO_FROM = 500
-"""Pictures from which on OpenVINO is tried."""
+"""Images from which on OpenVINO is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +122,9 @@ class Choice:
     ----------
     engine : str
     rates : mapping of str to float
-        Pictures per second on one core (or on the GPU), for each engine tried.
+        Images per second on one core (or on the GPU), for each engine tried.
     distances : mapping of str to float
-        Relative L2 distance from the float32 features, the worst picture.
+        Relative L2 distance from the float32 features, the worst image.
     remembered : bool
         Whether an earlier run measured it.
     """
@@ -185,7 +185,7 @@ def compile_engine(
     stop : str, optional
         The last stage that runs, in torch's engines; by default all run and are pooled.
     taps : sequence of str
-        Stages whose maps are wanted, in order, the last one to run at the end; a picture's values
+        Stages whose maps are wanted, in order, the last one to run at the end; an image's values
         are then one row: the maps one after the other, each channels last and flattened.
     ends : sequence of str
         Stages whose means over places are wanted, in order, and an empty name for the pooled
@@ -219,9 +219,9 @@ def runnable(engine: str, *, device: str) -> str:
     return engine if engine in available(resolve_device(device)) else "fp32"
 
 
-def candidates(device: str, pictures: int) -> tuple[str, ...]:
-    """Engines worth trying: OpenVINO takes seconds to compile, which few pictures do not repay."""
-    few = pictures < OPENVINO_FROM
+def candidates(device: str, images: int) -> tuple[str, ...]:
+    """Engines worth trying: OpenVINO takes seconds to compile, which few images do not repay."""
+    few = images < OPENVINO_FROM
     return tuple(name for name in available(device) if not (few and name.startswith("openvino")))
 
 
@@ -233,13 +233,13 @@ def choose(
     cache: Cache,
     engines: Sequence[str],
 ) -> Choice:
-    """Measure the engines on real pictures and remember the quickest that is right.
+    """Measure the engines on real images and remember the quickest that is right.
 
     Parameters
     ----------
     backbone : Backbone
     pixels : array, uint8, shape (n, H, W, 3)
-        A few pictures of the data at hand.
+        A few images of the data at hand.
     device : str
     cache : Cache
         Where the choice is remembered.
@@ -249,9 +249,9 @@ def choose(
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in extraction, where every core has its own pictures
+    torch.set_num_threads(1)  # as in extraction, where every core has its own images
     try:
-        choice = _measure(backbone, pixels[:PROBE_PICTURES], device, engines)
+        choice = _measure(backbone, pixels[:PROBE_IMAGES], device, engines)
     finally:
         torch.set_num_threads(before)
     measured = {"engine": choice.engine, "rates": choice.rates, "distances": choice.distances}
@@ -396,4 +396,4 @@ def _openvino(backbone: Backbone, precision: str, ends: Sequence[str] = ()) -> R
 def _any_batch() -> dict[int, Any]:
     from torch.export import Dim
 
-    return {0: Dim("pictures", min=1)}
+    return {0: Dim("images", min=1)}

@@ -1,4 +1,4 @@
-"""What is computed of a picture: how far a network runs, on which look of it, what is wanted."""
+"""What is computed of an image: how far a network runs, on which look of it, what is wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache, key
 from headstart.data.dataset import Sample
 from headstart.data.loader import digest_of, load_batch, map_bounded
@@ -20,7 +20,7 @@ from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import SetupError, UnknownNameError
 from headstart.features.engines import (
     ENGINES,
-    PROBE_PICTURES,
+    PROBE_IMAGES,
     Choice,
     Running,
     candidates,
@@ -33,18 +33,18 @@ from headstart.runtime import cores, device, one_thread_each
 if TYPE_CHECKING:
     from headstart.data.transforms.augment import Augmentation
 
-__all__ = ["Activations", "Cut", "Extractor", "Features", "View"]
+__all__ = ["Activations", "Extractor", "Features", "SplitPoint", "View"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One of a picture's augmented looks.
+    """One of an image's augmented looks.
 
     Parameters
     ----------
     augmentation : Augmentation
     seed, number : int
-        Together with the picture's content they decide its pixels.
+        Together with the image's content they decide its pixels.
     """
 
     augmentation: Augmentation
@@ -52,15 +52,15 @@ class View:
     number: int
 
     def fingerprint(self) -> str:
-        """Everything that the pixels depend on, picture and preprocessing aside."""
+        """Everything that the pixels depend on, image and preprocessing aside."""
         if self.augmentation.is_off:
             return ""
         return f"{self.augmentation.fingerprint()}:{self.seed}:{self.number}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What is computed of a picture.
+class SplitPoint:
+    """What is computed of an image.
 
     Parameters
     ----------
@@ -68,9 +68,9 @@ class Cut:
     stop : str, optional
         The last stage that runs; by default all run and are pooled.
     view : View, optional
-        By default the picture as it is.
+        By default the image as it is.
     taps : tuple of str
-        Stages whose maps are wanted, in order, ``stop`` at the end: a picture's values are then
+        Stages whose maps are wanted, in order, ``stop`` at the end: an image's values are then
         these maps one after the other, each channels last and flattened.
     ends : tuple of str
         Stages whose means over places are wanted, and the whole network's pooled features for an
@@ -83,31 +83,31 @@ class Cut:
     taps: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def key(self, trunk: Trunk, sample: Sample) -> bytes:
+    def key(self, backbone: FrozenBackbone, sample: Sample) -> bytes:
         """Digest of everything that the values depend on."""
         parts = [self.stop or "", self.view.fingerprint() if self.view else "", *self.taps]
-        inner = parts if any(parts) else []  # pooled features of plain pictures: as ever
-        return key("features", trunk.identity, self.engine, *inner, digest_of(sample))
+        inner = parts if any(parts) else []  # pooled features of plain images: as ever
+        return key("features", backbone.identity, self.engine, *inner, digest_of(sample))
 
     def entries(
-        self, trunk: Trunk, sample: Sample, row: NDArray[np.float32]
+        self, backbone: FrozenBackbone, sample: Sample, row: NDArray[np.float32]
     ) -> dict[bytes, NDArray[np.float32]]:
-        """What is kept of a picture's values, by key: all of them, or each end on its own."""
+        """What is kept of an image's values, by key: all of them, or each end on its own."""
         if not self.ends:
-            return {self.key(trunk, sample): row}
-        parts = [trunk.until(end) if end else trunk for end in self.ends]
+            return {self.key(backbone, sample): row}
+        parts = [backbone.until(end) if end else backbone for end in self.ends]
         edges = np.cumsum([part.width for part in parts])[:-1]
         keys = [replace(self, ends=()).key(part, sample) for part in parts]
         return dict(zip(keys, np.split(row, edges), strict=True))
 
-    def shape(self, trunk: Trunk) -> tuple[int, ...]:
-        """Shape of one picture's values."""
+    def shape(self, backbone: FrozenBackbone) -> tuple[int, ...]:
+        """Shape of one image's values."""
         if self.taps:
-            return (sum(int(np.prod(shape)) for shape in trunk.shapes_at(self.taps)),)
-        return trunk.shape_at(self.stop)
+            return (sum(int(np.prod(shape)) for shape in backbone.shapes_at(self.taps)),)
+        return backbone.shape_at(self.stop)
 
     def pixels(self, samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
-        """Decode pictures as this view shows them: (n, *preprocess.shape, 3)."""
+        """Decode images as this view shows them: (n, *preprocess.shape, 3)."""
         if self.view is None or self.view.augmentation.is_off:
             return load_batch(samples, preprocess)
         from headstart.data.loader import load_views
@@ -117,24 +117,24 @@ class Cut:
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, how many pictures are done, and how many there are."""
+"""Called with the name of the step, how many images are done, and how many there are."""
 
 COMMIT_EVERY = 1024
 COMMIT_BYTES = 128_000_000
-"""Pictures, or bytes, between two commits to the cache: what a kill can cost. Each commit is
+"""Images, or bytes, between two commits to the cache: what a kill can cost. Each commit is
 preceded by a hash over the weights, so that no feature of a backbone that has moved is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """Pooled features of some pictures, and what they cost.
+    """Pooled features of some images, and what they cost.
 
     Parameters
     ----------
     values : array, float32, shape (n, width)
     engine : Choice
     computed, reused : int
-        Different pictures that the trunk ran on, and that came from the cache.
+        Different images that the backbone ran on, and that came from the cache.
     seconds : float
         Of the extraction, without the choice of the engine.
     """
@@ -148,7 +148,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activations:
-    """What crosses a boundary inside the trunk, picture by picture, in the cache.
+    """What crosses a boundary inside the backbone, image by image, in the cache.
 
     Nothing is held in memory: a batch is read when it is needed.
 
@@ -156,9 +156,9 @@ class Activations:
     ----------
     cache : Cache
     keys : tuple of bytes
-        One for each picture.
+        One for each image.
     shape : tuple of int
-        Of one picture's values: (h, w, channels), (tokens, channels) or (width,).
+        Of one image's values: (h, w, channels), (tokens, channels) or (width,).
     """
 
     cache: Cache
@@ -166,7 +166,7 @@ class Activations:
     shape: tuple[int, ...]
 
     def read(self, rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Values of some pictures, shape (len(rows), *shape), own memory.
+        """Values of some images, shape (len(rows), *shape), own memory.
 
         Raises
         ------
@@ -178,7 +178,7 @@ class Activations:
         if lost := len(set(wanted)) - len(found):
             raise SetupError(
                 "Expected what the frozen part gives to stay in the cache, got "
-                f"{lost} of {len(set(wanted))} pictures evicted; do raise HEADSTART_CACHE_BUDGET, "
+                f"{lost} of {len(set(wanted))} images evicted; do raise HEADSTART_CACHE_BUDGET, "
                 "or train with the boundary cache off."
             )
         values = np.empty((len(wanted), *self.shape), dtype=np.float32)
@@ -217,25 +217,25 @@ class Extractor:
         if self.engine not in {"auto", *ENGINES}:
             raise UnknownNameError("engine", self.engine, ["auto", *ENGINES])
 
-    def features(self, trunk: Trunk, samples: Sequence[Sample]) -> Features:
-        """Pooled features of the pictures, each different picture computed at most once, ever.
+    def features(self, backbone: FrozenBackbone, samples: Sequence[Sample]) -> Features:
+        """Pooled features of the images, each different image computed at most once, ever.
 
         Raises
         ------
         UnreadableImageError
-            If a picture cannot be decoded. What was computed before it is kept.
+            If an image cannot be decoded. What was computed before it is kept.
         HeadstartError
-            If the frozen trunk is not what it was before.
+            If the frozen backbone is not what it was before.
         """
         rows, distinct = _distinct([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
-        choice = self._choose(trunk, unique)
+        choice = self._choose(backbone, unique)
         begin = time.perf_counter()
-        cut = Cut(engine=choice.engine)
-        found = self._reusable(trunk, cut, unique)
+        split_point = SplitPoint(engine=choice.engine)
+        found = self._reusable(backbone, split_point, unique)
         missing = [i for i in range(len(unique)) if i not in found]
         reused = len(found)
-        found.update(self._compute(trunk, cut, unique, missing))
+        found.update(self._compute(backbone, split_point, unique, missing))
         values = _stack([found[i] for i in range(len(unique))])[distinct]
         return Features(
             values=values,
@@ -246,7 +246,7 @@ class Extractor:
         )
 
     def stage_features(
-        self, trunk: Trunk, samples: Sequence[Sample], ends: Sequence[str]
+        self, backbone: FrozenBackbone, samples: Sequence[Sample], ends: Sequence[str]
     ) -> tuple[dict[str, NDArray[np.float32]], int]:
         """Features of the backbones that end behind several stages, in one run of the network.
 
@@ -254,7 +254,7 @@ class Extractor:
 
         Parameters
         ----------
-        trunk : Trunk
+        backbone : FrozenBackbone
         samples : sequence of Sample
         ends : sequence of str
             Stages, in the order in which they run; an empty name, last, is the whole backbone.
@@ -263,22 +263,22 @@ class Extractor:
         -------
         dict of str to array, shape (n, width of that stage)
         int
-            Different pictures that the network ran on.
+            Different images that the network ran on.
 
         Raises
         ------
         UnreadableImageError
-            If a picture cannot be decoded. What was computed before it is kept.
+            If an image cannot be decoded. What was computed before it is kept.
         """
         rows, distinct = _distinct([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
-        cut = Cut(engine=self._choose(trunk, unique).engine, ends=tuple(ends))
-        plain = replace(cut, ends=())
-        parts = {end: trunk.until(end) if end else trunk for end in ends}
+        split_point = SplitPoint(engine=self._choose(backbone, unique).engine, ends=tuple(ends))
+        plain = replace(split_point, ends=())
+        parts = {end: backbone.until(end) if end else backbone for end in ends}
         found = {end: self._reusable(part, plain, unique) for end, part in parts.items()}
         missing = [i for i in range(len(unique)) if any(i not in have for have in found.values())]
-        for i, row in self._compute(trunk, cut, unique, missing):
-            values = cut.entries(trunk, unique[i], row).values()
+        for i, row in self._compute(backbone, split_point, unique, missing):
+            values = split_point.entries(backbone, unique[i], row).values()
             for have, value in zip(found.values(), values, strict=True):
                 have[i] = value
         stacked = {
@@ -287,71 +287,79 @@ class Extractor:
         }
         return stacked, len(missing)
 
-    def outlook(self, trunk: Trunk, samples: Sequence[Sample]) -> tuple[Choice, int]:
-        """Return the engine that would run, and how many pictures it would run on."""
+    def outlook(self, backbone: FrozenBackbone, samples: Sequence[Sample]) -> tuple[Choice, int]:
+        """Return the engine that would run, and how many images it would run on."""
         rows, _ = _distinct([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
-        choice = self._choose(trunk, unique)
-        return choice, len(self.missing(trunk, unique, Cut(engine=choice.engine)))
+        choice = self._choose(backbone, unique)
+        return choice, len(self.missing(backbone, unique, SplitPoint(engine=choice.engine)))
 
-    def missing(self, trunk: Trunk, samples: Sequence[Sample], cut: Cut) -> list[bytes]:
+    def missing(
+        self, backbone: FrozenBackbone, samples: Sequence[Sample], split_point: SplitPoint
+    ) -> list[bytes]:
         """Keys of what would have to be computed, each once."""
-        return self.cache.missing([cut.key(trunk, sample) for sample in samples])
+        return self.cache.missing([split_point.key(backbone, sample) for sample in samples])
 
-    def activations(self, trunk: Trunk, samples: Sequence[Sample], cut: Cut) -> Activations:
-        """Run the constant stages once per picture and keep what they give.
+    def activations(
+        self, backbone: FrozenBackbone, samples: Sequence[Sample], split_point: SplitPoint
+    ) -> Activations:
+        """Run the constant stages once per image and keep what they give.
 
         Raises
         ------
         UnreadableImageError
-            If a picture cannot be decoded. What was computed before it is kept.
+            If an image cannot be decoded. What was computed before it is kept.
         HeadstartError
-            If the frozen trunk is not what it was before.
+            If the frozen backbone is not what it was before.
         """
         rows, _ = _distinct([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
-        absent = set(self.missing(trunk, unique, cut))
-        missing = [i for i, sample in enumerate(unique) if cut.key(trunk, sample) in absent]
-        for _ in self._compute(trunk, cut, unique, missing):
+        absent = set(self.missing(backbone, unique, split_point))
+        missing = [
+            i for i, sample in enumerate(unique) if split_point.key(backbone, sample) in absent
+        ]
+        for _ in self._compute(backbone, split_point, unique, missing):
             pass  # it is in the cache: holding all of it would fill the memory
         return Activations(
             cache=self.cache,
-            keys=tuple(cut.key(trunk, sample) for sample in samples),
-            shape=cut.shape(trunk),
+            keys=tuple(split_point.key(backbone, sample) for sample in samples),
+            shape=split_point.shape(backbone),
         )
 
     def runner(
-        self, trunk: Trunk, cut: Cut
+        self, backbone: FrozenBackbone, split_point: SplitPoint
     ) -> Callable[[Sequence[Sample], View | None], NDArray[np.float32]]:
-        """Make the function from pictures to what crosses the cut, which keeps nothing."""
+        """Make the function from images to what crosses the cut, which keeps nothing."""
         running = compile_engine(
-            trunk.backbone,
-            cut.engine,
+            backbone.module,
+            split_point.engine,
             device=device(self.device),
-            stop=cut.stop,
-            taps=cut.taps,
+            stop=split_point.stop,
+            taps=split_point.taps,
         )
 
         def run(samples: Sequence[Sample], view: View | None) -> NDArray[np.float32]:
-            return running(replace(cut, view=view).pixels(samples, trunk.spec.preprocess))
+            return running(
+                replace(split_point, view=view).pixels(samples, backbone.spec.preprocess)
+            )
 
         return run
 
-    def _choose(self, trunk: Trunk, unique: list[Sample]) -> Choice:
+    def _choose(self, backbone: FrozenBackbone, unique: list[Sample]) -> Choice:
         if self.engine != "auto" or not unique:
             return Choice(engine=self.engine)
         target = device(self.device)
         engines = candidates(target, len(unique))
-        remembered = recall(trunk.spec.name, device=target, cache=self.cache, engines=engines)
+        remembered = recall(backbone.spec.name, device=target, cache=self.cache, engines=engines)
         if remembered is not None:
             return remembered
-        pixels = load_batch(unique[:PROBE_PICTURES], trunk.spec.preprocess)
-        return choose(trunk.backbone, pixels, device=target, cache=self.cache, engines=engines)
+        pixels = load_batch(unique[:PROBE_IMAGES], backbone.spec.preprocess)
+        return choose(backbone.module, pixels, device=target, cache=self.cache, engines=engines)
 
     def _reusable(
-        self, trunk: Trunk, cut: Cut, unique: list[Sample]
+        self, backbone: FrozenBackbone, split_point: SplitPoint, unique: list[Sample]
     ) -> dict[int, NDArray[np.float32]]:
-        keys = [cut.key(trunk, sample) for sample in unique]
+        keys = [split_point.key(backbone, sample) for sample in unique]
         found = self.cache.get_many(keys)
         return {
             i: np.frombuffer(found[wanted], dtype=np.float32)
@@ -360,36 +368,40 @@ class Extractor:
         }
 
     def _compute(
-        self, trunk: Trunk, cut: Cut, unique: list[Sample], missing: list[int]
+        self,
+        backbone: FrozenBackbone,
+        split_point: SplitPoint,
+        unique: list[Sample],
+        missing: list[int],
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         if not missing:
             return
         running = compile_engine(
-            trunk.backbone,
-            cut.engine,
+            backbone.module,
+            split_point.engine,
             device=device(self.device),
-            stop=cut.stop,
-            taps=cut.taps,
-            ends=cut.ends,
+            stop=split_point.stop,
+            taps=split_point.taps,
+            ends=split_point.ends,
         )
         before = running.fingerprint()
         size = running.batch
         batches = [missing[at : at + size] for at in range(0, len(missing), size)]
         unsaved: dict[bytes, bytes] = {}
         done = 0
-        task = partial(_load_and_run, running, trunk.spec.preprocess, cut, unique)
+        task = partial(_load_and_run, running, backbone.spec.preprocess, split_point, unique)
         try:
             for batch, rows in zip(batches, self._run(task, batches), strict=True):
                 for i, row in zip(batch, rows, strict=True):
-                    kept = cut.entries(trunk, unique[i], row)
+                    kept = split_point.entries(backbone, unique[i], row)
                     unsaved.update({name: value.tobytes() for name, value in kept.items()})
                     yield i, row
                 done += len(batch)
                 if len(unsaved) >= min(COMMIT_EVERY, COMMIT_BYTES // rows[0].nbytes):
                     self._keep(running, before, unsaved)
                 if self.progress is not None:
-                    self.progress(cut.stop or "features", done, len(missing))
-        finally:  # a picture that cannot be read, or Ctrl-C, costs only itself
+                    self.progress(split_point.stop or "features", done, len(missing))
+        finally:  # an image that cannot be read, or Ctrl-C, costs only itself
             self._keep(running, before, unsaved)
 
     def _run(
@@ -408,13 +420,17 @@ class Extractor:
 
 
 def _load_and_run(
-    running: Running, preprocess: Preprocess, cut: Cut, unique: list[Sample], batch: list[int]
+    running: Running,
+    preprocess: Preprocess,
+    split_point: SplitPoint,
+    unique: list[Sample],
+    batch: list[int],
 ) -> NDArray[np.float32]:
-    return running(cut.pixels([unique[i] for i in batch], preprocess))
+    return running(split_point.pixels([unique[i] for i in batch], preprocess))
 
 
 def _distinct(digests: list[str]) -> tuple[list[int], list[int]]:
-    """Rows of the first picture of each content, and for every row the place of its content."""
+    """Rows of the first image of each content, and for every row the place of its content."""
     place: dict[str, int] = {}
     rows: list[int] = []
     for row, content in enumerate(digests):

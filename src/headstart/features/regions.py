@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.loader import load_boxes, load_mask
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, UsageError
-from headstart.features.extractor import Cut, Extractor
+from headstart.features.extractor import Extractor, SplitPoint
 
 __all__ = ["Regions", "box_coverage", "mask_coverage", "region_features"]
 
 READ_AT_ONCE = 16
-"""Pictures whose maps are in memory together."""
+"""Images whose maps are in memory together."""
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -27,40 +27,40 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Regions:
-    """Features of all regions of some pictures, and what they cost.
+    """Features of all regions of some images, and what they cost.
 
     Parameters
     ----------
     values : array, float32, shape (m, channels)
     targets : array, shape (m,)
         Index of each region's class.
-    pictures : array, shape (m,)
-        Index of the picture that it is in: regions of one are not independent.
+    images : array, shape (m,)
+        Index of the image that it is in: regions of one are not independent.
     computed, reused : int
-        Different pictures that the network ran on, and that came from the cache.
+        Different images that the network ran on, and that came from the cache.
     seconds : float
     """
 
     values: Floats
     targets: Rows
-    pictures: Rows
+    images: Rows
     computed: int
     reused: int
     seconds: float
 
 
-def region_features(extractor: Extractor, trunk: Trunk, data: Dataset) -> Regions:
+def region_features(extractor: Extractor, backbone: FrozenBackbone, data: Dataset) -> Regions:
     """Average the last maps under every box, or under every class of a mask.
 
     Parameters
     ----------
     extractor : Extractor
         Runs in float32, and keeps the maps.
-    trunk : Trunk
-        On a canvas, see ``Trunk.on_canvas``.
+    backbone : FrozenBackbone
+        On a canvas, see ``FrozenBackbone.on_canvas``.
     data : Dataset
         For detection: a region for every box that is not hard; for segmentation: one for every
-        class that a picture shows.
+        class that an image shows.
 
     Returns
     -------
@@ -69,11 +69,11 @@ def region_features(extractor: Extractor, trunk: Trunk, data: Dataset) -> Region
     Raises
     ------
     UsageError
-        If the data are of whole pictures, no canvas is set, or the backbone gives no maps.
+        If the data are of whole images, no canvas is set, or the backbone gives no maps.
     DataError
         If there is no region at all.
     UnreadableImageError
-        If a picture cannot be decoded. What was computed before it is kept.
+        If an image cannot be decoded. What was computed before it is kept.
 
     Examples
     --------
@@ -83,43 +83,43 @@ def region_features(extractor: Extractor, trunk: Trunk, data: Dataset) -> Region
     >>> from headstart.data.demo.classification import load as demo
     >>> spec = resolve("timm/test_resnet")
     >>> state = load(spec, pretrained=False).trunk.state_dict()
-    >>> trunk = Trunk(spec=spec, state=state, origin={}).on_canvas((64, 64))
-    >>> found = region_features(Extractor(cache=Cache()), trunk, demo("boxes").subset(range(2)))
-    >>> found.values.shape[1], set(found.pictures.tolist())
+    >>> backbone = FrozenBackbone(spec=spec, state=state, origin={}).on_canvas((64, 64))
+    >>> found = region_features(Extractor(cache=Cache()), backbone, demo("boxes").subset(range(2)))
+    >>> found.values.shape[1], set(found.images.tolist())
     (96, {0, 1})
     """
-    preprocess = trunk.spec.preprocess
+    preprocess = backbone.spec.preprocess
     if not data.is_dense or preprocess.canvas is None:
         raise UsageError(
             f"Expected boxes or masks and a backbone on a canvas, got {data.kind} on "
-            f"{preprocess.canvas}; do use Trunk.on_canvas."
+            f"{preprocess.canvas}; do use FrozenBackbone.on_canvas."
         )
     begin = time.perf_counter()
-    last = (trunk.spec.stages or trunk.backbone.stages)[-1].name
-    cut = Cut(engine="fp32", stop=last)
-    shape = cut.shape(trunk)
+    last = (backbone.spec.stages or backbone.module.stages)[-1].name
+    split_point = SplitPoint(engine="fp32", stop=last)
+    shape = split_point.shape(backbone)
     if len(shape) != 3:
         raise UsageError(
-            f"Expected a backbone that gives maps, got {trunk.spec.name}, which gives "
-            f"{len(shape)} dimensions a picture; do name a convolutional one."
+            f"Expected a backbone that gives maps, got {backbone.spec.name}, which gives "
+            f"{len(shape)} dimensions an image; do name a convolutional one."
         )
     distinct = len({sample.digest or i for i, sample in enumerate(data.samples)})
-    computed = len(extractor.missing(trunk, data.samples, cut))
-    kept = extractor.activations(trunk, data.samples, cut)
-    values, targets, pictures = [], [], []
+    computed = len(extractor.missing(backbone, data.samples, split_point))
+    kept = extractor.activations(backbone, data.samples, split_point)
+    values, targets, images = [], [], []
     for start in range(0, len(data), READ_AT_ONCE):
         rows = range(start, min(start + READ_AT_ONCE, len(data)))
         for row, maps in zip(rows, kept.read(rows), strict=True):
             for label, coverage in _coverages(data.samples[row], preprocess, data, shape[:2]):
                 values.append(np.tensordot(coverage, maps, axes=2))
                 targets.append(label)
-                pictures.append(row)
+                images.append(row)
     if not values:
         raise DataError(f"Expected objects or regions in {data.name!r}, got none; do add some.")
     return Regions(
         values=np.asarray(values, dtype=np.float32),
         targets=np.asarray(targets, dtype=np.intp),
-        pictures=np.asarray(pictures, dtype=np.intp),
+        images=np.asarray(images, dtype=np.intp),
         computed=computed,
         reused=max(distinct - computed, 0),
         seconds=time.perf_counter() - begin,
@@ -129,7 +129,7 @@ def region_features(extractor: Extractor, trunk: Trunk, data: Dataset) -> Region
 def _coverages(
     sample: Sample, preprocess: Preprocess, data: Dataset, places: tuple[int, ...]
 ) -> Iterator[tuple[int, Floats]]:
-    """Class and coverage (h, w) of each region of a picture."""
+    """Class and coverage (h, w) of each region of an image."""
     height, width = preprocess.shape
     if data.kind == "detection":
         truth = load_boxes(sample, preprocess, data.classes)

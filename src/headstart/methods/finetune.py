@@ -9,19 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.freezing import FreezePlan, plan
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import DENSE, Dataset, Kind
 from headstart.data.splits import kfold
 from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor, View
-from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
+from headstart.methods.method import (
+    Outline,
+    described,
+    require_fitting,
+    require_two_of_each,
+    resume_identity,
+)
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import device
-from headstart.training.activation_cache import BoundaryPlan, Demand, agreed, foresee
+from headstart.training.activation_cache import ActivationCachePlan, Demand, agreed, foresee
 from headstart.training.inputs import Reading
 from headstart.training.job import Session
 from headstart.training.logistic_regression import Problem, search_penalty
@@ -35,7 +41,7 @@ from headstart.training.regularisation.terms import bind
 from headstart.training.trainer import (
     SELECTION_SHARE,
     Settings,
-    Tuned,
+    TrainingOutput,
     composed,
     held_out,
     objective_for,
@@ -48,11 +54,11 @@ if TYPE_CHECKING:
 __all__ = ["Finetune"]
 
 Start = Literal["auto", "probe", "random"]
-BoundaryCache = Literal["auto", "on", "off"]
+ActivationCacheMode = Literal["auto", "on", "off"]
 FOLDS = 5
 DEFAULT_RATE = 3e-5
 """On small sets of photographs and X-rays 1e-4 throws away in its first epoch what the probe had
-found; 1e-5 needs more epochs than few pictures give."""
+found; 1e-5 needs more epochs than few images give."""
 
 DENSE_RATES = 1e-4, 1e-3
 """Of the backbone and of a head for boxes or masks, which is large and never solved first."""
@@ -62,9 +68,9 @@ DENSE_RATES = 1e-4, 1e-3
 class Finetune:
     """Train stages of the backbone together with a head that was solved first (LP-FT).
 
-    The stages before the first one that moves are constant, so what they give is computed once a
-    picture (and augmented view) and kept; every epoch runs only the rest. Training stops when the
-    macro F1 of held-out pictures no longer rises, and its best epoch is kept, the start included.
+    The stages before the first one that moves are constant, so what they give is computed once an
+    image (and augmented view) and kept; every epoch runs only the rest. Training stops when the
+    macro F1 of held-out images no longer rises, and its best epoch is kept, the start included.
 
     Parameters
     ----------
@@ -92,7 +98,7 @@ class Finetune:
         Solve the head on the frozen features first, or draw it; auto solves a classifier's.
     dropout : float
         Before the head.
-    boundary_cache : {"auto", "on", "off"}
+    activation_cache : {"auto", "on", "off"}
         Keep what crosses the boundary. ``auto`` does where it pays; the result is the same.
     training : Training
         Optimiser, epochs, schedule and the rest.
@@ -107,7 +113,7 @@ class Finetune:
     wise_ft : float
         Share of the fine-tuned network in the final weights (WiSE-FT); 1 for all.
     seed : int
-        Decides held-out pictures, order, views, dropout.
+        Decides held-out images, order, views, dropout.
 
     Raises
     ------
@@ -139,7 +145,7 @@ class Finetune:
     unfreeze_every: int = 0
     start: Start = "auto"
     dropout: float = 0.0
-    boundary_cache: BoundaryCache = "auto"
+    activation_cache: ActivationCacheMode = "auto"
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
     loss: Loss = field(default_factory=Loss)
@@ -153,7 +159,7 @@ class Finetune:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("start", self.start, get_args(Start)),
-            ("boundary_cache", self.boundary_cache, ("auto", "on", "off")),
+            ("activation_cache", self.activation_cache, ("auto", "on", "off")),
         ):
             if value not in known:
                 raise UnknownNameError(name, value, known)
@@ -177,7 +183,7 @@ class Finetune:
         Raises
         ------
         DataError
-            If fewer than two classes have pictures, or a class has them in one group only.
+            If fewer than two classes have images, or a class has them in one group only.
         """
         # One is held out, and the probe is solved on two folds of the others.
         require_fitting(self, train)
@@ -191,7 +197,7 @@ class Finetune:
         UnknownNameError
             If the backbone has no such stage.
         """
-        backbone = model.trunk.copy()  # low-rank updates are added in place
+        backbone = model.backbone.copy()  # low-rank updates are added in place
         what, head = self._plan(backbone, train.kind), model.head_for(train, seed=self.seed)
         first = what.first_moving
         judged = round(SELECTION_SHARE * len(train))
@@ -203,7 +209,7 @@ class Finetune:
             plan=what,
             precision=self.training.precision,
             kept=self._foresee(
-                model.trunk, (backbone, what, head), train, sizes, extractor
+                model.backbone, (backbone, what, head), train, sizes, extractor
             ).sentence(),
         )
 
@@ -221,35 +227,40 @@ class Finetune:
         Raises
         ------
         DataError
-            If a class has too few pictures or groups.
+            If a class has too few images or groups.
         TrainingError
             If the loss is not a finite number.
         """
         self.check(train)
         if val is None:
             train, val = held_out(train, self.seed)
-        backbone = model.trunk.copy()
-        what = self._plan(backbone, train.kind)
+        module = model.backbone.copy()
+        what = self._plan(module, train.kind)
         if self.stoch_norm:
             from headstart.training.adapters import add_stoch_norm
 
-            add_stoch_norm(backbone, self.stoch_norm)
+            add_stoch_norm(module, self.stoch_norm)
         head = model.head_for(train, seed=self.seed)
-        names = [stage.name for stage in backbone.stages]
+        names = [stage.name for stage in module.stages]
         with main_first():  # who comes later finds the times remembered
             sizes = len(train), len(val)
-            kept = self._foresee(model.trunk, (backbone, what, head), train, sizes, extractor)
-        kept, cut = agreed(kept, names), boundary_cut(what, head)
+            kept = self._foresee(model.backbone, (module, what, head), train, sizes, extractor)
+        kept, split_point = agreed(kept, names), boundary_cut(what, head)
         network = Network(
-            backbone, head, what, cut=cut, dropout=self.dropout, device=device(extractor.device)
+            module,
+            head,
+            what,
+            split_point=split_point,
+            dropout=self.dropout,
+            device=device(extractor.device),
         )
         settings = self._settings(train.kind)
         solve = self._solver(train) if self._solves(train) else None
-        objective = objective_for((train, val), settings, trunk=model.trunk, solve=solve)
+        objective = objective_for((train, val), settings, backbone=model.backbone, solve=solve)
         reading = Reading(
-            trunk=model.trunk,
+            backbone=model.backbone,
             extractor=extractor,
-            cut=cut,
+            split_point=split_point,
             cached=kept.cached,
             kept=kept.stop,
             where=kept.where,
@@ -261,12 +272,14 @@ class Finetune:
             settings,
             reading=reading,
             session=session,
-            identity={"method": described(self)},
-            penalty=bind(network, model.trunk, train, self.regularisation),
+            identity={"method": resume_identity(self)},
+            penalty=bind(network, model.backbone, train, self.regularisation),
         )
         tuned = _merged(network, tuned, self)
-        trunk = model.trunk.tuned(tuned.state)
-        return composed(model, tuned, objective, trunk=trunk, plan=what, method=described(self))
+        backbone = model.backbone.tuned(tuned.state)
+        return composed(
+            model, tuned, objective, backbone=backbone, plan=what, method=described(self)
+        )
 
     def _solves(self, train: Dataset) -> bool:
         return self.start == "probe" or (self.start == "auto" and not train.is_dense)
@@ -310,22 +323,22 @@ class Finetune:
 
     def _foresee(
         self,
-        trunk: Trunk,
+        backbone: FrozenBackbone,
         network: tuple[Backbone, FreezePlan, Head],
         train: Dataset,
         sizes: tuple[int, int],
         extractor: Extractor,
-    ) -> BoundaryPlan:
-        """Decide what is kept; sizes: pictures to learn from, and to be judged on."""
+    ) -> ActivationCachePlan:
+        """Decide what is kept; sizes: images to learn from, and to be judged on."""
         solves = self._solves(train)
         return foresee(
-            trunk,
+            backbone,
             network,
             Demand.of(sizes, self.training.for_kind(train.kind), self.augmentation, solves=solves),
             samples=train.samples,
             view=View(augmentation=self.augmentation, seed=self.seed, number=0),
             extractor=extractor,
-            wanted=self.boundary_cache,
+            wanted=self.activation_cache,
         )
 
     def _solver(self, train: Dataset) -> Solve:
@@ -342,7 +355,7 @@ class Finetune:
         return solve
 
 
-def _merged(network: Network, tuned: Tuned, how: Finetune) -> Tuned:
+def _merged(network: Network, tuned: TrainingOutput, how: Finetune) -> TrainingOutput:
     """Leave a plain network: low-rank updates merged, BatchNorm without coins."""
     from headstart.training.adapters import merge_lora, remove_stoch_norm
 

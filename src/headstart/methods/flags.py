@@ -114,7 +114,7 @@ def flags() -> tuple[Flag, ...]:
     preset = Flag(
         name=PRESET,
         kind="text",
-        help="Changes to pictures, as a whole; the others are then changes to it.",
+        help="Changes to images, as a whole; the others are then changes to it.",
         default="none",
         choices=tuple(PRESETS),
         group=found[place].group,

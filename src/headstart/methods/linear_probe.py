@@ -10,7 +10,7 @@ from headstart.data.splits import kfold
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Outline, described, require_two_of_each
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
 from headstart.training.logistic_regression import PENALTIES, Imbalance, Problem, search_penalty
@@ -23,12 +23,12 @@ class LinearProbe:
     """Multinomial logistic regression on frozen features.
 
     The penalty is chosen by stratified (group-aware) cross-validation on the training part;
-    the folds' held-out logits also give the temperature, so no test picture is ever touched.
+    the folds' held-out logits also give the temperature, so no test image is ever touched.
 
     Parameters
     ----------
     folds : int
-        Folds of the cross-validation; fewer when a class has fewer pictures or groups.
+        Folds of the cross-validation; fewer when a class has fewer images or groups.
     imbalance : {"auto", "none", "balanced"}
         ``balanced`` weights every class alike, so that the probabilities are those of equally
         frequent classes; ``auto`` does so from a ratio of 3 on, and never for multilabel.
@@ -69,11 +69,11 @@ class LinearProbe:
         Raises
         ------
         DataError
-            If fewer than two classes have pictures, or a class has them in one group only.
+            If fewer than two classes have images, or a class has them in one group only.
         """
         if train.is_dense:
             raise UsageError(
-                f"Expected classes of whole pictures for a linear probe, got {train.kind}; do use "
+                f"Expected classes of whole images for a linear probe, got {train.kind}; do use "
                 "--method finetune --train-from head, which trains the head behind a frozen "
                 "backbone."
             )
@@ -83,7 +83,7 @@ class LinearProbe:
         """Say what would be trained, before anything is."""
         return Outline(
             title="linear probe",
-            trains=f"one linear layer, {model.trunk.width:,} inputs, solved to convergence",
+            trains=f"one linear layer, {model.backbone.width:,} inputs, solved to convergence",
         )
 
     def fit(
@@ -100,18 +100,20 @@ class LinearProbe:
         Raises
         ------
         DataError
-            If a class has too few pictures or groups for two folds.
+            If a class has too few images or groups for two folds.
         """
         self.check(train)
         targets = train.targets()
-        extracted = extractor.features(model.trunk, train.samples)
+        extracted = extractor.features(model.backbone, train.samples)
         problem = Problem.of(targets, n_classes=len(train.classes), kind=train.kind)
         weighted = problem.is_weighted(self.imbalance)
         folds = kfold(targets, self.folds, blocks=train.groups(), seed=self.seed)
         search = search_penalty(
             extracted.values, problem, folds, penalties=self.penalties, weighted=weighted
         )
-        task = Classification(classes=train.classes, kind=train.kind, max_risk=model.task.max_risk)
+        task = ClassificationTask(
+            classes=train.classes, kind=train.kind, max_risk=model.task.max_risk
+        )
         return replace(
             model,
             head=search.head,

@@ -15,7 +15,14 @@ from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
 from headstart.training.losses.classification import Loss
 
-__all__ = ["Method", "Outline", "described", "require_fitting", "require_two_of_each"]
+__all__ = [
+    "Method",
+    "Outline",
+    "described",
+    "require_fitting",
+    "require_two_of_each",
+    "resume_identity",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,14 @@ def described(method: Any) -> dict[str, Any]:
     return {"name": method.name, **asdict(method)}
 
 
+def resume_identity(method: Any) -> dict[str, Any]:
+    """Settings of a method by the names that checkpoints have, also older ones."""
+    values = described(method)
+    if "activation_cache" in values:  # checkpoints call it by its first name
+        values["boundary_cache"] = values.pop("activation_cache")
+    return values
+
+
 def require_fitting(method: Any, train: Dataset) -> None:
     """Refuse settings that say something of classes only, where boxes or masks are learned.
 
@@ -121,22 +136,22 @@ def require_fitting(method: Any, train: Dataset) -> None:
     if wrong:
         raise UsageError(
             f"Expected settings that {train.kind} knows, got {', '.join(wrong)}, which is for "
-            "classes of whole pictures; do leave it as it is."
+            "classes of whole images; do leave it as it is."
         )
 
 
 def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
-    """Refuse data that cannot be parted into pictures to learn from and pictures to select on.
+    """Refuse data that cannot be parted into images to learn from and images to select on.
 
     Raises
     ------
     DataError
-        If fewer than two classes have pictures, or a class has them in one group only.
+        If fewer than two classes have images, or a class has them in one group only.
     """
     if train.is_dense and (len(train) < least or not any(train.counts().values())):
         raise DataError(
-            f"Expected at least {least} pictures to learn from, and something on one of them, got "
-            f"{len(train)} pictures; do add some."
+            f"Expected at least {least} images to learn from, and something on one of them, got "
+            f"{len(train)} images; do add some."
         )
     if train.kind != "multiclass":
         return
@@ -145,15 +160,15 @@ def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
     spread = [len(np.unique(groups[targets == k])) for k in range(len(train.classes))]
     if sum(count > 0 for count in spread) < 2:
         raise DataError(
-            "Expected at least 2 classes with pictures in the training part, got "
+            "Expected at least 2 classes with images in the training part, got "
             f"{[c for c, n in zip(train.classes, spread, strict=True) if n]}; "
-            "do add pictures of another class."
+            "do add images of another class."
         )
     alone = [c for c, n in zip(train.classes, spread, strict=True) if 0 < n < least]
     if alone:
         shown = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
         raise DataError(
-            f"Expected at least {least} pictures of each class to learn from (in as many groups, "
-            f"where there are groups), got fewer of {shown}; do add pictures or "
+            f"Expected at least {least} images of each class to learn from (in as many groups, "
+            f"where there are groups), got fewer of {shown}; do add images or "
             "leave these classes out."
         )

@@ -9,18 +9,18 @@ from typing import Any
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.trunk import Trunk
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
 from headstart.data.demo import regimes
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.scratch import Scratch
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.training.optim import Training
 
-__all__ = ["SMALL", "pretrain", "random_like", "random_trunk", "regime_backbone"]
+__all__ = ["SMALL", "pretrain", "random_backbone", "random_like", "regime_backbone"]
 
 SMALL = f"timm/test_resnet?crop={regimes.SIDE}&resize={regimes.SIDE}"
 """The network of the drawn sets: 0.4 million parameters, a second or less an epoch."""
@@ -33,18 +33,18 @@ _SOURCES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def random_trunk(architecture: str, *, seed: int = 0) -> Trunk:
+def random_backbone(architecture: str, *, seed: int = 0) -> FrozenBackbone:
     """Draw an architecture's weights, instead of loading them.
 
     Examples
     --------
-    >>> random_trunk(SMALL).origin["from"]
+    >>> random_backbone(SMALL).origin["from"]
     'random weights'
     """
     return random_like(resolve(architecture), seed=seed)
 
 
-def random_like(spec: BackboneSpec, *, seed: int = 0) -> Trunk:
+def random_like(spec: BackboneSpec, *, seed: int = 0) -> FrozenBackbone:
     """Draw the weights of a backbone anew, instead of reading them.
 
     >>> random_like(resolve(SMALL)).width
@@ -52,7 +52,7 @@ def random_like(spec: BackboneSpec, *, seed: int = 0) -> Trunk:
     """
     network = load(spec, pretrained=False, seed=seed)
     origin = {"sha256": "", "from": "random weights", "file": ""}
-    return Trunk(spec=spec, state=network.trunk.state_dict(), origin=origin)
+    return FrozenBackbone(spec=spec, state=network.trunk.state_dict(), origin=origin)
 
 
 def pretrain(
@@ -96,10 +96,10 @@ def pretrain(
     path, method = Path(path), method or Scratch()
     if path.exists():
         raise UsageError(f"Expected a new file to write weights to, got {path}; do delete it.")
-    start = blank(random_trunk(architecture, seed=method.seed), data)
+    start = create_model(random_backbone(architecture, seed=method.seed), data)
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine="fp32", device=device)
-        trained = method.fit(start, data, extractor=extractor).trunk
+        trained = method.fit(start, data, extractor=extractor).backbone
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in trained.state.items()}, path)
     return f"file:{path}@{architecture}"
@@ -114,7 +114,7 @@ def regime_backbone(regime: str, folder: str | Path, *, seed: int = 0) -> str:
     folder : str or Path
         Where the weights are kept; what is there is not made again.
     seed : int
-        Of the source's pictures and of the training.
+        Of the source's images and of the training.
 
     Returns
     -------

@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from headstart.backbones.freezing import FreezePlan, plan
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.transforms.augment import Augmentation
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor
-from headstart.methods.method import Outline, described, require_fitting, require_two_of_each
+from headstart.methods.method import (
+    Outline,
+    described,
+    require_fitting,
+    require_two_of_each,
+    resume_identity,
+)
 from headstart.models.heads.pretrained import names as published_names
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import device
@@ -30,7 +36,7 @@ __all__ = ["Scratch"]
 class Scratch:
     """Train the same network from random weights, for comparison.
 
-    Everything learns, BatchNorm from the batches; pictures, budget, early stopping and judging
+    Everything learns, BatchNorm from the batches; images, budget, early stopping and judging
     are those of fine-tuning.
 
     Parameters
@@ -47,7 +53,7 @@ class Scratch:
     mixup, cutmix : float
         Beta's parameter of MixUp or CutMix; 0 for none.
     seed : int
-        Decides the weights, held-out pictures, order, views, dropout.
+        Decides the weights, held-out images, order, views, dropout.
 
     Raises
     ------
@@ -87,7 +93,7 @@ class Scratch:
         Raises
         ------
         DataError
-            If fewer than two classes have pictures, or a class has them in one group only.
+            If fewer than two classes have images, or a class has them in one group only.
         """
         require_fitting(self, train)
         require_two_of_each(train)
@@ -97,7 +103,7 @@ class Scratch:
         return Outline(
             title="from scratch",
             trains="every parameter, from random values: the pretrained ones are not used",
-            plan=self._plan(model.trunk),
+            plan=self._plan(model.backbone),
             precision=self.training.precision,
             kept="nothing: every stage moves",
         )
@@ -116,7 +122,7 @@ class Scratch:
         Raises
         ------
         DataError
-            If a class has too few pictures or groups.
+            If a class has too few images or groups.
         TrainingError
             If the loss is not a finite number.
         """
@@ -125,37 +131,37 @@ class Scratch:
         self.check(train)
         if val is None:
             train, val = held_out(train, self.seed)
-        backbone = load(model.trunk.spec, pretrained=False, seed=self.seed)
-        if train.is_dense and model.trunk.spec.name in published_names(train.kind):
+        backbone = load(model.backbone.spec, pretrained=False, seed=self.seed)
+        if train.is_dense and model.backbone.spec.name in published_names(train.kind):
             raise UsageError(
-                f"Expected a random head to train from scratch, got {model.trunk.spec.name}, which "
-                "is trained; do name a kind of head, such as --head fcos."
+                f"Training from scratch needs a random head, but {model.backbone.spec.name} is "
+                "trained. Name a kind of head, such as --head fcos."
             )
         head = model.head_for(train, seed=self.seed)
-        what = self._plan(model.trunk)
+        what = self._plan(model.backbone)
         settings = self._settings(train.kind)
-        objective = objective_for((train, val), settings, trunk=model.trunk)
+        objective = objective_for((train, val), settings, backbone=model.backbone)
         tuned = tune(
             Network(backbone, head, what, dropout=self.dropout, device=device(extractor.device)),
             objective,
             settings,
-            reading=Reading(trunk=model.trunk, extractor=extractor, seed=self.seed),
+            reading=Reading(backbone=model.backbone, extractor=extractor, seed=self.seed),
             session=session,
-            identity={"method": described(self)},
+            identity={"method": resume_identity(self)},
         )
         origin = {"sha256": "", "from": "random weights", "file": ""}
         return composed(
             model,
             tuned,
             objective,
-            trunk=Trunk(spec=model.trunk.spec, state=tuned.state, origin=origin),
+            backbone=FrozenBackbone(spec=model.backbone.spec, state=tuned.state, origin=origin),
             plan=what,
             method=described(self),
         )
 
-    def _plan(self, trunk: Trunk) -> FreezePlan:
+    def _plan(self, backbone: FrozenBackbone) -> FreezePlan:
         return plan(
-            trunk.backbone,
+            backbone.module,
             train_from="all",
             batch_norm="train",
             learning_rate=self.learning_rate,

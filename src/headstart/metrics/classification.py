@@ -8,14 +8,14 @@ target
 probabilities
     Shape (n, K), from 0 to 1; rows of multiclass add up to 1.
 sample_weight
-    None, or weights >= 0 of shape (n,) or (B, n). A weight of w counts the picture w times.
+    None, or weights >= 0 of shape (n,) or (B, n). A weight of w counts the image w times.
     With (B, n) every row is a weighting of its own and results gain a leading axis B: that is
     how the bootstrap evaluates many resamples with one sort and a few matrix products.
 
 Results are float64; one number has the shape () or (B,), one per class (K,) or (B, K).
 A number without meaning for the data given (the recall of a class that is absent) is NaN, and
 averages leave it out. Every function raises UsageError on shapes, types or ranges that do not
-fit. Nothing depends on the order of the pictures.
+fit. Nothing depends on the order of the images.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ __all__ = [
 
 
 def accuracy_score(target: Array, predicted: Array, *, sample_weight: Weights = None) -> Floats:
-    """Share of pictures named right, from 0 to 1; for multilabel, with all labels right.
+    """Share of images named right, from 0 to 1; for multilabel, with all labels right.
 
     >>> float(accuracy_score([0, 1, 1, 2], [0, 1, 2, 2]))
     0.75
@@ -105,7 +105,7 @@ def macro_f1_score(target: Array, predicted: Array, *, sample_weight: Weights = 
 def confusion_matrix(
     target: Array, predicted: Array, n_classes: int, *, sample_weight: Weights = None
 ) -> Floats:
-    """Weight of pictures of class i (row) that were named j (column); multiclass only.
+    """Weight of images of class i (row) that were named j (column); multiclass only.
 
     Shape (K, K) or (B, K, K).
 
@@ -123,7 +123,7 @@ def confusion_matrix(
 def precision_scores(
     target: Array, predicted: Array, n_classes: int, *, sample_weight: Weights = None
 ) -> Floats:
-    """Of the pictures named k, the share that are k, from 0 to 1.
+    """Of the images named k, the share that are k, from 0 to 1.
 
     Shape (K,) or (B, K); NaN for a class that was never predicted.
 
@@ -137,7 +137,7 @@ def precision_scores(
 def recall_scores(
     target: Array, predicted: Array, n_classes: int, *, sample_weight: Weights = None
 ) -> Floats:
-    """Of the pictures of class k, the share that were named k, from 0 to 1.
+    """Of the images of class k, the share that were named k, from 0 to 1.
 
     Shape (K,) or (B, K); NaN for a class that is absent from ``target``.
 
@@ -164,7 +164,7 @@ def f1_scores(
 
 
 def auroc_scores(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
-    """Chance that a picture of class k is given more of k than one that is not (a tie is half).
+    """Chance that an image of class k is given more of k than one that is not (a tie is half).
 
     Shape (K,) or (B, K); One against the rest, from 0 to 1; NaN for a class with only one side.
 
@@ -194,10 +194,10 @@ def macro_auroc_score(
 def average_precision_scores(
     target: Array, probabilities: Array, *, sample_weight: Weights = None
 ) -> Floats:
-    """Precision at each picture that holds k, averaged over them; ties share one threshold.
+    """Precision at each image that holds k, averaged over them; ties share one threshold.
 
     Shape (K,) or (B, K): the step-wise sum of precision times gain in recall, not interpolated,
-    from 0 to 1; NaN for a class without a picture.
+    from 0 to 1; NaN for a class without an image.
 
     >>> average_precision_scores([[1], [0], [1]], [[0.9], [0.8], [0.1]]).round(4)
     array([0.8333])
@@ -208,7 +208,7 @@ def average_precision_scores(
 def mean_average_precision_score(
     target: Array, probabilities: Array, *, sample_weight: Weights = None
 ) -> Floats:
-    """Mean of `average_precision_scores` over the classes that have a picture, from 0 to 1.
+    """Mean of `average_precision_scores` over the classes that have an image, from 0 to 1.
 
     >>> float(mean_average_precision_score([[1, 0], [0, 0]], [[0.9, 0.2], [0.1, 0.3]]))
     1.0
@@ -219,7 +219,7 @@ def mean_average_precision_score(
 
 
 def log_loss(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
-    """Mean -ln(probability of the truth) in nats, over pictures, or over cells for multilabel.
+    """Mean -ln(probability of the truth) in nats, over images, or over cells for multilabel.
 
     Probabilities are kept 2.2e-16 away from 0 and 1: a wrong certainty costs 36, not infinity.
 
@@ -239,7 +239,7 @@ def log_loss(target: Array, probabilities: Array, *, sample_weight: Weights = No
 def brier_loss(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
     """Squared distance of probabilities to the truth.
 
-    Multiclass: summed over classes, averaged over pictures, 0 to 2 (Brier's own definition;
+    Multiclass: summed over classes, averaged over images, 0 to 2 (Brier's own definition;
     for two classes twice the one-sided one). Multilabel: averaged over all cells, 0 to 1.
 
     Reference: Brier (1950), "Verification of forecasts in terms of probability", eq. 2.

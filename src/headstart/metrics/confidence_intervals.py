@@ -1,4 +1,4 @@
-"""Resampling pictures: the draws and the bounds that intervals are made of."""
+"""Resampling images: the draws and the bounds that intervals are made of."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = [
 Floats = NDArray[np.float64]
 Groups = Iterable[Hashable] | None
 Statistic = Callable[[Floats], ArrayLike]
-"""From weights (n,), how often each picture counts, to a number or a vector of numbers."""
+"""From weights (n,), how often each image counts, to a number or a vector of numbers."""
 
 _NORMAL = NormalDist()
 _JACKKNIFE_BLOCKS = 200
 
 
 def units(n: int, groups: Groups) -> tuple[NDArray[np.intp], int]:
-    """Which unit each picture is drawn with, shape (n,), and how many units there are.
+    """Which unit each image is drawn with, shape (n,), and how many units there are.
 
     >>> units(4, ["a", None, "a", None])
     (array([0, 1, 0, 2]), 3)
@@ -52,7 +52,7 @@ def units(n: int, groups: Groups) -> tuple[NDArray[np.intp], int]:
     given = list(groups)
     if len(given) != n:
         raise UsageError(
-            f"Expected `groups` to have {n} entries, got {len(given)}; do pass one per picture."
+            f"Expected `groups` to have {n} entries, got {len(given)}; do pass one per image."
         )
     number: dict[Hashable, int] = {}
     names = ((None, i) if name is None else (name,) for i, name in enumerate(given))
@@ -218,7 +218,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The first less the second, on the same pictures.
+    """The first less the second, on the same images.
 
     Parameters
     ----------
@@ -279,16 +279,16 @@ def wilson_interval(successes: float, total: float, level: float = 0.95) -> Inte
 def proportion_interval(
     correct: ArrayLike, groups: Groups = None, *, level: float = 0.95
 ) -> Interval:
-    """Interval of a share of pictures (accuracy, recall, precision), also when all are right.
+    """Interval of a share of images (accuracy, recall, precision), also when all are right.
 
-    Wilson's interval; with groups, for the number of independent pictures that would know the
+    Wilson's interval; with groups, for the number of independent images that would know the
     share as well as these do (``n`` at most, and never less than if each group said one thing).
 
     Parameters
     ----------
     correct : array of bool, shape (n,)
     groups : n hashables, optional
-        A picture whose group is None is a group of its own.
+        An image whose group is None is a group of its own.
     level : float
 
     Returns
@@ -339,13 +339,13 @@ def bootstrap_intervals(
     Parameters
     ----------
     statistic : callable
-        Takes weights of shape (n,), how often each picture counts, and gives a number or a
+        Takes weights of shape (n,), how often each image counts, and gives a number or a
         vector. With ``vectorized`` it takes (B, n) and gives (B,) or (B, m), which is faster;
         the functions of `headstart.metrics` do both.
     n : int
-        Number of pictures.
+        Number of images.
     groups : n hashables, optional
-        Whole groups are drawn; a picture whose group is None is a group of its own.
+        Whole groups are drawn; an image whose group is None is a group of its own.
     level : float
     n_resamples : int
         At least 100.
@@ -403,7 +403,7 @@ def paired_differences(
     seed: int = 0,
     vectorized: bool = False,
 ) -> tuple[Difference, ...]:
-    """Numbers of A less those of B, both from the same resamples of the same pictures.
+    """Numbers of A less those of B, both from the same resamples of the same images.
 
     Arguments and failures are those of `bootstrap_intervals`.
 
@@ -430,7 +430,7 @@ def paired_differences(
 def paired_proportion_difference(
     correct_a: ArrayLike, correct_b: ArrayLike, groups: Groups = None, *, level: float = 0.95
 ) -> Difference:
-    """Share of A less that of B, such as two accuracies on the same pictures.
+    """Share of A less that of B, such as two accuracies on the same images.
 
     Newcombe's hybrid score interval for paired data: it uses how often the two agree, and it
     has a width even when they always agree or one is always right. Groups count as in
@@ -445,7 +445,7 @@ def paired_proportion_difference(
     Returns
     -------
     Difference
-        Within [-1, 1]; NaN where there are no pictures.
+        Within [-1, 1]; NaN where there are no images.
 
     References
     ----------
@@ -462,7 +462,7 @@ def paired_proportion_difference(
     if a.shape != b.shape:
         raise UsageError(
             f"Expected `correct_b` to have the shape of `correct_a`, {a.shape}, got {b.shape}; do "
-            "pass both models' answers to the same pictures."
+            "pass both models' answers to the same images."
         )
     method = "newcombe-paired" if groups is None else "newcombe-paired-clustered"
     if a.size == 0:
@@ -498,7 +498,7 @@ def _joined(one: float, two: float, correlation: float) -> float:
 
 
 def _effective_size(values: Floats, codes: NDArray[np.intp], events: float, level: float) -> float:
-    """Number of independent pictures that would know the mean of ``values`` as well."""
+    """Number of independent images that would know the mean of ``values`` as well."""
     n, sizes = len(values), np.bincount(codes)
     fewest = n**2 / float((sizes**2).sum())  # as if each group said one thing (Kish)
     count, spread = len(sizes), float(values.var())

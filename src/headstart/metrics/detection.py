@@ -1,9 +1,9 @@
 """Metrics of found boxes: COCO's average precision and recall, curves, confusion, threshold.
 
-`match_boxes` looks at every picture once; the metrics are functions of these matches and of
-weights over pictures, shape (n,) or (B, n), as in `headstart.metrics`: a weight of w counts the
-picture w times, and with (B, n) results gain a leading axis B. A class without objects is NaN,
-and averages leave it out. Nothing depends on the order of the pictures or on batches.
+`match_boxes` looks at every image once; the metrics are functions of these matches and of
+weights over images, shape (n,) or (B, n), as in `headstart.metrics`: a weight of w counts the
+image w times, and with (B, n) results gain a leading axis B. A class without objects is NaN,
+and averages leave it out. Nothing depends on the order of the images or on batches.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def average_precisions(
     >>> average_precisions(match_boxes(found, true, 1))[0, [0, 8, 9], 0].round(3)
     array([1., 1., 0.])
     """
-    given = weights_of(weights, matches.n_pictures)
+    given = weights_of(weights, matches.n_images)
     rows = [_size(name) for name in sizes]
-    flat = given.reshape(-1, matches.n_pictures)
+    flat = given.reshape(-1, matches.n_images)
     found = np.full((len(flat), len(rows), len(IOUS), matches.n_classes), np.nan)
     edges = np.searchsorted(matches.label, np.arange(matches.n_classes + 1))
     step = max(1, _BLOCK // max(1, int(np.diff(edges).max())))
@@ -109,8 +109,8 @@ def average_recalls(
 ) -> Floats:
     """Share of objects found, averaged over the overlaps .50:.95; one number per class.
 
-    AR = mean over overlaps of found / objects, with the ``most`` best boxes of each class in a
-    picture (COCO: 1, 10 or 100).
+    AR = mean over overlaps of found / objects, with the ``most`` best boxes of each class in an
+    image (COCO: 1, 10 or 100).
 
     Returns
     -------
@@ -135,13 +135,13 @@ def average_recalls(
     """
     if not 1 <= most <= MOST:
         raise UsageError(f"Expected `most` from 1 to {MOST}, got {most}; do pass 1, 10 or 100.")
-    given, row = weights_of(weights, matches.n_pictures), _size(size)
+    given, row = weights_of(weights, matches.n_images), _size(size)
     hits = (matches.outcome[row] == 1).sum(axis=0) * (matches.rank < most)
-    cells = matches.label * matches.n_pictures + matches.picture
-    shape = (matches.n_classes, matches.n_pictures)
-    per_picture = np.bincount(cells, weights=hits, minlength=shape[0] * shape[1]).reshape(shape)
+    cells = matches.label * matches.n_images + matches.image
+    shape = (matches.n_classes, matches.n_images)
+    per_image = np.bincount(cells, weights=hits, minlength=shape[0] * shape[1]).reshape(shape)
     objects = given @ matches.objects[row].T
-    return ratio(given @ per_picture.T, len(IOUS) * objects)
+    return ratio(given @ per_image.T, len(IOUS) * objects)
 
 
 def box_scores(matches: Matches, weights: Weights = None) -> dict[str, Floats]:
@@ -191,7 +191,7 @@ def object_counts(matches: Matches, weights: Weights = None) -> Floats:
     >>> object_counts(match_boxes([([], [], [])], true, 1)).ravel()
     array([2., 1., 1., 0.])
     """
-    given = weights_of(weights, matches.n_pictures)
+    given = weights_of(weights, matches.n_images)
     return (
         np.moveaxis(matches.objects @ given.T, -1, 0)
         if given.ndim == 2
@@ -219,14 +219,14 @@ def pr_curve(
     >>> curve.precision[[0, 50, 51]].round(3), curve.score[[0, 50, 51]]
     (array([1., 1., 0.]), array([0.9, 0.9, nan]))
     """
-    given = weights_of(weights, matches.n_pictures)
+    given = weights_of(weights, matches.n_images)
     if given.ndim != 1 or not 0 <= label < matches.n_classes:
         raise UsageError(
             f"Expected a class from 0 to {matches.n_classes - 1} and weights of shape (n,), got "
             f"{label} and {given.shape}; do pass the class's index and one weighting."
         )
-    rows = np.flatnonzero((matches.label == label) & (given[matches.picture] > 0))
-    weight = given[matches.picture[rows]]
+    rows = np.flatnonzero((matches.label == label) & (given[matches.image] > 0))
+    weight = given[matches.image[rows]]
     outcome = matches.outcome[0, _overlap(iou), rows]
     total = float(matches.objects[0, label] @ given)
     precision, score = np.full(len(_RECALLS), 0.0 if total else np.nan), np.full(101, np.nan)
@@ -262,11 +262,11 @@ def best_threshold(matches: Matches, weights: Weights = None) -> float:
     >>> best_threshold(match_boxes(found, true, 1))
     0.9
     """
-    given = weights_of(weights, matches.n_pictures)
+    given = weights_of(weights, matches.n_images)
     if given.ndim != 1:
         raise UsageError(f"Expected `weights` of shape (n,), got {given.shape}; do pass one row.")
     order = np.argsort(-matches.score, kind="stable")
-    score, weight = matches.score[order], given[matches.picture[order]]
+    score, weight = matches.score[order], given[matches.image[order]]
     outcome = matches.outcome[0, 0, order]
     hit, counted = np.cumsum(weight * (outcome == 1)), np.cumsum(weight * (outcome != -1))
     last = np.flatnonzero(np.append(score[1:] != score[:-1], len(score) > 0))
@@ -281,7 +281,7 @@ def _class_precisions(
 ) -> Floats:
     """Average precision of a class by size and overlap for weights (B, n), (B, sizes, 10)."""
     found = np.full((len(weights), len(sizes), len(IOUS)), np.nan)
-    picture, by_picture = matches.picture[part], np.ascontiguousarray(weights.T)
+    image, by_image = matches.image[part], np.ascontiguousarray(weights.T)
     for at, size in enumerate(sizes):
         total = weights @ matches.objects[size, label]
         known, before = total > 0, np.zeros(0, dtype=np.intp)
@@ -289,9 +289,9 @@ def _class_precisions(
         for row, outcome in enumerate(matches.outcome[size, :, part] if known.any() else ()):
             counts = np.flatnonzero(outcome != -1)
             if not np.array_equal(counts, before):  # often the same for every overlap
-                before, seen = counts, np.cumsum(by_picture[picture[counts]], axis=0)
+                before, seen = counts, np.cumsum(by_image[image[counts]], axis=0)
             hit = np.flatnonzero(outcome[counts] == 1)
-            right = np.cumsum(by_picture[picture[counts[hit]]], axis=0)
+            right = np.cumsum(by_image[image[counts[hit]]], axis=0)
             found[known, at, row] = _area(right, seen[hit], total)[known]
     return found
 

@@ -1,4 +1,4 @@
-"""How far two sets of pictures are from each other, by their features: pure functions.
+"""How far two sets of images are from each other, by their features: pure functions.
 
 All take features of the same backbone, (n, d) and (m, d), and are the same for either order of the
 two sets. They compare sets by one backbone, not backbones: each has a unit of its own.
@@ -34,16 +34,16 @@ def proxy_a_distance(
     """How well a linear classifier tells the sets apart: 2 (1 - 2 e), e its held-out error.
 
     A logistic regression is cross-validated; both sets weigh alike whatever their sizes. The
-    interval is that of the held-out answers, not of other pictures to learn from.
+    interval is that of the held-out answers, not of other images to learn from.
 
     Parameters
     ----------
     a, b : array, shape (n, d) and (m, d)
-        A picture in both sets is held against itself: leave such ones out.
+        An image in both sets is held against itself: leave such ones out.
     groups : pair of arrays, shape (n,) and (m,), optional
-        Pictures of one group are in the same fold, and count less than independent ones.
+        Images of one group are in the same fold, and count less than independent ones.
     folds : int
-        2 or more; fewer where a set has fewer pictures or groups.
+        2 or more; fewer where a set has fewer images or groups.
     seed : int
         Of the folds.
     level : float
@@ -57,7 +57,7 @@ def proxy_a_distance(
     Raises
     ------
     UsageError
-        If the arrays do not fit together, or a set has fewer than two pictures or groups.
+        If the arrays do not fit together, or a set has fewer than two images or groups.
 
     Reference
     ---------
@@ -121,7 +121,7 @@ def mmd(a: ArrayLike, b: ArrayLike) -> float:
     Parameters
     ----------
     a, b : array, shape (n, d) and (m, d)
-        Compared pair by pair: meant for some thousand pictures.
+        Compared pair by pair: meant for some thousand images.
 
     Returns
     -------
@@ -131,12 +131,12 @@ def mmd(a: ArrayLike, b: ArrayLike) -> float:
     Raises
     ------
     UsageError
-        If the arrays do not fit together, or a set has fewer than two pictures.
+        If the arrays do not fit together, or a set has fewer than two images.
 
     Reference
     ---------
     Gretton et al., A kernel two-sample test, JMLR 2012, equation 3; the width is the median of
-    all pictures' distances, as in its section 8.
+    all images' distances, as in its section 8.
 
     Examples
     --------
@@ -149,12 +149,12 @@ def mmd(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def mmd_p_value(a: ArrayLike, b: ArrayLike, *, permutations: int = 500, seed: int = 0) -> float:
-    """How often sets drawn at random from all these pictures are as far apart by ``mmd``.
+    """How often sets drawn at random from all these images are as far apart by ``mmd``.
 
     Parameters
     ----------
     a, b : array, shape (n, d) and (m, d)
-        Of independent pictures: pass one of each group.
+        Of independent images: pass one of each group.
     permutations : int
         1 or more.
     seed : int
@@ -214,7 +214,7 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
     |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. The last trace
     is the sum of the singular values of the product of the centred sets, so that it is exact
-    for fewer pictures than features, where the root of A B is not. Few pictures make it
+    for fewer images than features, where the root of A B is not. Few images make it
     larger: compare sets of equal sizes only.
 
     Parameters
@@ -296,8 +296,7 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
         )
     if min(len(one), len(two)) < 2:
         raise UsageError(
-            f"Expected two pictures or more in each set, got {len(one)} and {len(two)}; do add "
-            "some."
+            f"Expected two images or more in each set, got {len(one)} and {len(two)}; do add some."
         )
     if not (np.isfinite(one).all() and np.isfinite(two).all()):
         raise UsageError("Expected finite features, got NaN or infinity; do leave those rows out.")
@@ -305,13 +304,13 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _codes(groups: tuple[ArrayLike, ArrayLike] | None, n: int, m: int) -> NDArray[np.intp]:
-    """A number for each picture's group, shape (n + m,); one of its own without groups."""
+    """A number for each image's group, shape (n + m,); one of its own without groups."""
     if groups is None:
         return np.arange(n + m)
     one, two = (np.asarray(part) for part in groups)
     if one.shape != (n,) or two.shape != (m,):
         raise UsageError(
-            f"Expected a group for each of {n} and {m} pictures, got shapes {one.shape} and "
+            f"Expected a group for each of {n} and {m} images, got shapes {one.shape} and "
             f"{two.shape}; do pass one a row."
         )
     return np.unique(np.concatenate([one, two]), return_inverse=True)[1]

@@ -30,10 +30,10 @@ def label_error_scores(
     Parameters
     ----------
     probabilities : array, shape (n, n_classes)
-        Of each picture by a model that has not seen it (out of fold). A model that has learned
+        Of each image by a model that has not seen it (out of fold). A model that has learned
         the wrong label confirms it.
     targets : array of int, shape (n,) or (n, n_classes)
-        Class indices; or, where a picture has any number of labels, 0 and 1.
+        Class indices; or, where an image has any number of labels, 0 and 1.
     measure : {"normalized_margin", "self_confidence"}
         With p of the given label: (1 - p + highest other p) / 2, or 1 - p, which found more of
         the wrong labels that were planted in the embedded sets (docs/insight.md). For 0 and 1
@@ -79,9 +79,9 @@ def label_error_scores(
 def confident_joint(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
 ) -> Counts:
-    """Count pictures by the label they were given and the one they confidently have.
+    """Count images by the label they were given and the one they confidently have.
 
-    A picture has class j confidently if p of j reaches the mean p of j over the pictures that
+    An image has class j confidently if p of j reaches the mean p of j over the images that
     are labelled j; of several such classes it has the likeliest, and where there is none it is
     not counted.
 
@@ -122,7 +122,7 @@ def confident_joint(
 def confident_label_errors(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
 ) -> NDArray[np.bool_]:
-    """Which pictures are off the diagonal of `confident_joint`.
+    """Which images are off the diagonal of `confident_joint`.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _confident(
     if truth.ndim != 1:
         raise UsageError(
             f"Expected `targets` to be class indices of shape (n,), got shape {truth.shape}; do "
-            "use label_error_scores where a picture has any number of labels."
+            "use label_error_scores where an image has any number of labels."
         )
     width = chances.shape[1]
     counts = np.bincount(truth, minlength=width)

@@ -1,4 +1,4 @@
-"""Which predicted box found which true one: done once for each picture, before any metric."""
+"""Which predicted box found which true one: done once for each image, before any metric."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["IOUS", "MOST", "SIZES", "Matches", "box_confusion", "box_overlaps", 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
-Picture = tuple[Floats, Floats, Ints]
+Image = tuple[Floats, Floats, Ints]
 Truth = tuple[Floats, Ints, Bools]
 
 IOUS: Floats = np.linspace(0.5, 0.95, 10)
@@ -31,7 +31,7 @@ SIZES = {
 """Areas of objects in square pixels, both ends included (so that 32 x 32 is in two)."""
 
 MOST = 100
-"""Only so many boxes with the highest scores count for each class in a picture."""
+"""Only so many boxes with the highest scores count for each class in an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,26 +40,26 @@ class Matches:
 
     Parameters
     ----------
-    n_pictures, n_classes : int
-    label, picture, rank : array of int, shape (D,)
-        Class, picture, and place among the boxes of this class in this picture, from 0.
+    n_images, n_classes : int
+    label, image, rank : array of int, shape (D,)
+        Class, image, and place among the boxes of this class in this image, from 0.
     score : array of float, shape (D,)
     outcome : array of int8, shape (4, 10, D)
         By object size (`SIZES`) and overlap (`IOUS`): 1 found an object, 0 found none, -1 does
         not count (it lies on a hard object, or it and what it found are of another size).
     objects : array of int, shape (4, K, n)
-        By size and class, how many objects each picture has to be found.
+        By size and class, how many objects each image has to be found.
 
     Notes
     -----
-    Equal scores within a picture keep their order. Between pictures they are sorted by rank,
-    corners and outcomes (a miss first), which are the same in whatever order pictures come.
+    Equal scores within an image keep their order. Between images they are sorted by rank,
+    corners and outcomes (a miss first), which are the same in whatever order images come.
     """
 
-    n_pictures: int
+    n_images: int
     n_classes: int
     label: Ints
-    picture: Ints
+    image: Ints
     rank: Ints
     score: Floats
     outcome: NDArray[np.int8]
@@ -73,7 +73,7 @@ def match_boxes(
 ) -> Matches:
     """Match predicted boxes to true ones as COCO does: greedily, the highest score first.
 
-    In each picture and class, a box takes the object it overlaps most among those not taken
+    In each image and class, a box takes the object it overlaps most among those not taken
     yet, if IoU = |A and B| / |A or B| reaches the threshold. Objects that count come before
     those that do not; of equal overlaps, the last object is taken. A hard object may be taken
     by several boxes, and its overlap is |A and B| / |A|, A being the predicted box.
@@ -83,7 +83,7 @@ def match_boxes(
     predictions : n tuples (boxes (k, 4), scores (k,), labels (k,))
         Boxes are left, top, right, bottom in pixels; labels are class indices from 0. k may be 0.
     truths : n tuples (boxes (k, 4), labels (k,), hard (k,))
-        In pixels of the same picture: sizes of objects are measured there.
+        In pixels of the same image: sizes of objects are measured there.
     n_classes : int
 
     Returns
@@ -128,12 +128,12 @@ def _checked(
     predictions: Sequence[tuple[Any, Any, Any]],
     truths: Sequence[tuple[Any, Any, Any]],
     n_classes: int,
-) -> tuple[list[Picture], list[Truth]]:
+) -> tuple[list[Image], list[Truth]]:
     """Predictions and truths as arrays of one type each that fit together."""
     if len(predictions) != len(truths) or not len(truths) or n_classes < 1:
         raise UsageError(
             f"Expected as many predictions as truths and at least one class, got "
-            f"{len(predictions)}, {len(truths)} and {n_classes}; do pass one of both per picture."
+            f"{len(predictions)}, {len(truths)} and {n_classes}; do pass one of both per image."
         )
     given, wanted = [], []
     for at, (boxes, scores, labels) in enumerate(predictions):
@@ -268,20 +268,20 @@ def _outcomes(boxes: Floats, aims: Floats, hard: Bools) -> tuple[NDArray[np.int8
 
 
 def _sorted(columns: list[tuple[Any, ...]], objects: Ints) -> Matches:
-    """All boxes by class, then score, then what does not depend on the order of pictures."""
+    """All boxes by class, then score, then what does not depend on the order of images."""
     nothing = np.zeros(0, dtype=np.intp)
     empty = np.zeros((len(SIZES), len(IOUS), 0), dtype=np.int8)
     columns = [*columns, (nothing, nothing, nothing, np.zeros(0), np.zeros((0, 4)), empty)]
-    label, picture, rank, score = (np.concatenate([c[i] for c in columns]) for i in range(4))
+    label, image, rank, score = (np.concatenate([c[i] for c in columns]) for i in range(4))
     boxes = np.concatenate([column[4] for column in columns])
     outcome = np.concatenate([column[5] for column in columns], axis=2)
     told = outcome.reshape(len(SIZES) * len(IOUS), len(label))
     order = np.lexsort((*told, *boxes.T[::-1], rank, -score, label))
     return Matches(
-        n_pictures=objects.shape[2],
+        n_images=objects.shape[2],
         n_classes=objects.shape[1],
         label=label[order],
-        picture=picture[order],
+        image=image[order],
         rank=rank[order],
         score=score[order],
         outcome=np.ascontiguousarray(outcome[:, :, order]),

@@ -1,4 +1,4 @@
-"""How far a picture is from what was learned from, by its features: pure functions of arrays."""
+"""How far an image is from what was learned from, by its features: pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Gaussian:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outliers:
-    """What was learned from, ready to say how far other pictures are from it.
+    """What was learned from, ready to say how far other images are from it.
 
     ``knn`` is the default: it needs no labels, supposes no shape of the classes, and told the
-    pictures of other sets without fault; none told left-out classes best on both sets that were
+    images of other sets without fault; none told left-out classes best on both sets that were
     measured (docs/insight.md).
 
     Parameters
@@ -62,8 +62,8 @@ class Outliers:
     k : int
         Which neighbour's distance counts, for ``knn``.
     typical : array, shape (n,)
-        Sorted scores of the pictures learned from, each by the others alone; empty for the
-        Mahalanobis distances, which were fitted to these pictures.
+        Sorted scores of the images learned from, each by the others alone; empty for the
+        Mahalanobis distances, which were fitted to these images.
 
     Examples
     --------
@@ -92,7 +92,7 @@ class Outliers:
         k: int = 1,
         groups: Groups = None,
     ) -> Self:
-        """Take up the pictures that were learned from.
+        """Take up the images that were learned from.
 
         Parameters
         ----------
@@ -102,10 +102,10 @@ class Outliers:
             The Mahalanobis distances are from the nearest class; without, from the mean of all.
         method : {"knn", "mahalanobis", "relative_mahalanobis"}
             The cosine distance to the k-th neighbour; the Mahalanobis distance to the nearest
-            class under a shared, shrunk covariance; that less the distance to all pictures'
+            class under a shared, shrunk covariance; that less the distance to all images'
             Gaussian, in which directions that no class differs in cancel out.
         k : int
-            At least 1; fewer where there are fewer pictures.
+            At least 1; fewer where there are fewer images.
         groups : array of int, shape (n,), optional
             ``typical`` leaves out whole groups.
 
@@ -116,7 +116,7 @@ class Outliers:
         UsageError
             If ``k`` is less than 1, or shapes do not fit each other.
         DataError
-            If there are fewer than two pictures, or a feature is not finite.
+            If there are fewer than two images, or a feature is not finite.
 
         References
         ----------
@@ -132,7 +132,7 @@ class Outliers:
             raise UsageError(f"Expected `k` to be at least 1, got {k}.")
         known = _features(features)
         if len(known) < 2:
-            raise DataError(f"Expected at least two pictures learned from, got {len(known)}.")
+            raise DataError(f"Expected at least two images learned from, got {len(known)}.")
         if method == "knn":
             known, k = _unit(known), min(k, len(known) - 1)
             typical = np.sort(_left_out(known, k, groups))
@@ -149,7 +149,7 @@ class Outliers:
         )
 
     def scores(self, features: ArrayLike) -> Floats:
-        """How far each picture is from what was learned from, shape (n,); higher is farther.
+        """How far each image is from what was learned from, shape (n,); higher is farther.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class Outliers:
         asked = _features(features)
         if asked.shape[1] != self.known.shape[1]:
             raise UsageError(
-                f"Expected {self.known.shape[1]} features a picture, got {asked.shape[1]}; do "
+                f"Expected {self.known.shape[1]} features an image, got {asked.shape[1]}; do "
                 "take them from the same backbone."
             )
         if self.within is None:
@@ -170,7 +170,7 @@ class Outliers:
         return found if self.overall is None else found - self.overall.distances(asked)
 
     def beyond(self, scores: ArrayLike) -> Floats:
-        """Share of the pictures learned from that are nearer to the others; NaN if not known."""
+        """Share of the images learned from that are nearer to the others; NaN if not known."""
         asked = np.asarray(scores, dtype=np.float64)
         if not self.typical.size:
             return np.full(asked.shape, np.nan)
@@ -179,14 +179,14 @@ class Outliers:
 
 
 def nearest(known: ArrayLike, asked: ArrayLike, k: int) -> tuple[NDArray[np.intp], Floats]:
-    """The most similar pictures learned from, by the cosine of features.
+    """The most similar images learned from, by the cosine of features.
 
     Parameters
     ----------
     known : array, shape (n, d)
     asked : array, shape (m, d)
     k : int
-        Fewer come back where there are fewer pictures.
+        Fewer come back where there are fewer images.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def _kth(known: Floats, asked: Floats, k: int) -> Floats:
 
 
 def _left_out(known: Floats, k: int, groups: Groups) -> Floats:
-    """The same for each known picture, itself and its group left out; fewer if none is left."""
+    """The same for each known image, itself and its group left out; fewer if none is left."""
     own = np.arange(len(known)) if groups is None else np.asarray(groups)
     found = []
     for at in range(0, len(known), BLOCK):

@@ -1,10 +1,10 @@
-"""Metrics of masks: from counts of pixels, one table per picture, to numbers of the whole set.
+"""Metrics of masks: from counts of pixels, one table per image, to numbers of the whole set.
 
-`pixel_counts` and `boundary_counts` look at each picture once. The metrics take the tables of
-all pictures stacked, ``counts`` of shape (n, C, C) or (n, C, 4), and ``weights`` over pictures
-of shape (n,) or (B, n), as in `headstart.metrics`: a weight of w counts the picture w times, and
+`pixel_counts` and `boundary_counts` look at each image once. The metrics take the tables of
+all images stacked, ``counts`` of shape (n, C, C) or (n, C, 4), and ``weights`` over images
+of shape (n,) or (B, n), as in `headstart.metrics`: a weight of w counts the image w times, and
 with (B, n) results gain a leading axis B. Counts are added up before anything is divided, never
-averaged over batches or pictures, so that no number depends on either. Numbers are 0 to 1; one
+averaged over batches or images, so that no number depends on either. Numbers are 0 to 1; one
 without meaning (the IoU of a class that is nowhere) is NaN, and averages leave it out.
 """
 
@@ -83,7 +83,7 @@ def boundary_counts(
     """How many pixels of each class's boundary lie near the other mask's boundary of the class.
 
     The boundary of a class is its pixels that have another class above, below, left or right;
-    the edge of the picture and of what is ignored is no boundary. Near is a Euclidean distance
+    the edge of the image and of what is ignored is no boundary. Near is a Euclidean distance
     of at most ``tolerance`` times the diagonal.
 
     Parameters
@@ -91,7 +91,7 @@ def boundary_counts(
     predicted, truth, n_classes, ignored
         As of `pixel_counts`.
     tolerance : float
-        Share of the picture's diagonal, at least 0.
+        Share of the image's diagonal, at least 0.
 
     Returns
     -------
@@ -130,7 +130,7 @@ def boundary_counts(
 
 
 def total_counts(counts: Array, weights: Weights = None) -> Floats:
-    """Tables of pictures added up, each as often as its weight says, (...,) for (n, ...).
+    """Tables of images added up, each as often as its weight says, (...,) for (n, ...).
 
     Raises
     ------
@@ -147,7 +147,7 @@ def total_counts(counts: Array, weights: Weights = None) -> Floats:
     if table.ndim != 3 or not len(table):
         raise UsageError(
             f"Expected `counts` of shape (n, C, C) or (n, C, 4), got {table.shape}; do stack one "
-            "table for each picture."
+            "table for each image."
         )
     given = weights_of(weights, len(table))
     flat = given @ table.reshape(len(table), -1)
@@ -275,7 +275,7 @@ def boundary_f_scores(counts: Array, weights: Weights = None) -> Floats:
     References
     ----------
     Csurka et al. (2013), "What is a good evaluation measure for semantic segmentation?",
-    section 2.3; there the F of single pictures is averaged, here pixels are added up.
+    section 2.3; there the F of single images is averaged, here pixels are added up.
 
     Examples
     --------
@@ -319,7 +319,7 @@ def _masks(
         raise UsageError(
             f"Expected two masks (h, w) of class indices and at least one class, got "
             f"{said.dtype} {said.shape}, {true.dtype} {true.shape} and {n_classes}; do bring the "
-            "predicted mask to the picture's size."
+            "predicted mask to the image's size."
         )
     kept = true != ignored
     for name, mask in (("predicted", said[kept]), ("truth", true[kept])):

@@ -1,7 +1,7 @@
 """Answering only where it is sure enough: risk against coverage, and a threshold with a proof.
 
 The risk is the share of wrong answers among those that are given, the coverage the share of
-pictures that get one.
+images that get one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ LOOKS = 10
 """Thresholds that are looked at, at most: each more costs certainty, each less coverage."""
 
 APART = 0.05
-"""Share of the pictures that two looks are apart, at least."""
+"""Share of the images that two looks are apart, at least."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RiskCoverage:
-    """Risk and coverage at every threshold, from the surest pictures on.
+    """Risk and coverage at every threshold, from the surest images on.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class RiskCoverage:
         One entry for each different confidence, falling; what is at least as sure as the
         threshold is answered. The last coverage is 1.
     aurc : float
-        Area under the curve, 0 to 1: the mean risk over all pictures' own confidences as
+        Area under the curve, 0 to 1: the mean risk over all images' own confidences as
         thresholds. Lower is better.
     """
 
@@ -64,17 +64,17 @@ class Selected:
         From this confidence on an answer is given; minus infinity answers everything. None where
         no threshold that was looked at could be shown to reach the risk.
     coverage, risk : float
-        On the pictures it was chosen on; without a threshold those of the best bound.
+        On the images it was chosen on; without a threshold those of the best bound.
     bound : float
-        The risk on new pictures is at most this, at ``level``.
+        The risk on new images is at most this, at ``level``.
     max_risk, level : float
         What was wanted.
-    pictures : int
+    images : int
         It was chosen on.
     looks : int
         Thresholds that were looked at, which the bound pays for.
     provable : float
-        The lowest risk that so many pictures could show, were every answer right.
+        The lowest risk that so many images could show, were every answer right.
     """
 
     threshold: float | None
@@ -83,7 +83,7 @@ class Selected:
     bound: float
     max_risk: float
     level: float
-    pictures: int
+    images: int
     looks: int
     provable: float
 
@@ -97,20 +97,20 @@ class Selected:
         wanted = f"wrong in at most {_percent(self.max_risk)} of its answers"
         if self.threshold is not None:
             return (
-                f"Chosen to be {wanted}: on {self.pictures} pictures that the head did not learn "
+                f"Chosen to be {wanted}: on {self.images} images that the head did not learn "
                 f"from it answers {_percent(self.coverage)}, {_percent(self.risk)} of them wrong; "
                 f"at {_percent(self.level)} certainty at most {_percent(self.bound)}."
             )
         if self.provable > self.max_risk:
             return (
-                f"No threshold is shown to be {wanted}: {self.pictures} pictures could show no "
+                f"No threshold is shown to be {wanted}: {self.images} images could show no "
                 f"less than {_percent(self.provable)} even if every answer were right; more "
-                "labelled pictures would."
+                "labelled images would."
             )
         return (
-            f"No threshold is shown to be {wanted}: of {self.looks} on {self.pictures} pictures "
+            f"No threshold is shown to be {wanted}: of {self.looks} on {self.images} images "
             f"the best answers {_percent(self.coverage)}, {_percent(self.risk)} of them wrong, "
-            f"which shows no less than {_percent(self.bound)}; more pictures or a better model "
+            f"which shows no less than {_percent(self.bound)}; more images or a better model "
             "would."
         )
 
@@ -137,7 +137,7 @@ class Selected:
         }
         found = cls(
             threshold=None if threshold is None else float(threshold),
-            pictures=int(values["pictures"]),
+            images=int(values["images"]),
             looks=int(values["looks"]),
             **shares,
         )
@@ -155,7 +155,7 @@ def risk_coverage(
     Parameters
     ----------
     confidence : array, shape (n,)
-        Of each picture's answer; pictures of one confidence are answered together or not at all.
+        Of each image's answer; images of one confidence are answered together or not at all.
     correct : array of bool, shape (n,)
     weights : array, shape (n,), optional
 
@@ -187,7 +187,7 @@ def risk_coverage(
     levels, place = np.unique(-sure, return_inverse=True)
     here = np.bincount(place, weights=mass)
     wrong = np.cumsum(np.bincount(place, weights=mass * ~right))
-    known = here > 0  # a level of weight 0 is no picture
+    known = here > 0  # a level of weight 0 is no image
     answered = np.cumsum(here)
     risk = wrong[known] / answered[known]
     return RiskCoverage(
@@ -201,7 +201,7 @@ def risk_coverage(
 def risk_upper_bound(errors: float, answered: float, level: float = 0.95) -> float:
     """Risk that is not exceeded, at ``level``, where so many of the given answers were wrong.
 
-    Counts may be fractions (effective numbers of pictures). Without an answer it is 1.
+    Counts may be fractions (effective numbers of images). Without an answer it is 1.
 
     References
     ----------
@@ -234,14 +234,14 @@ def threshold_for_risk(
 ) -> Selected:
     """The threshold that answers most, of those whose risk is shown to be at most ``max_risk``.
 
-    At most ``LOOKS`` numbers of answers are looked at, which the number of pictures decides and
-    their confidences do not. Each look leaves out the least sure pictures: above the surest of
+    At most ``LOOKS`` numbers of answers are looked at, which the number of images decides and
+    their confidences do not. Each look leaves out the least sure images: above the surest of
     those left out, the others are drawn independently, so that their errors are binomial and
     have an exact bound. Each bound has (1 - level) / looks of the error, and so all hold
     together, whichever is chosen.
 
     With groups (patients, videos) the errors are not binomial. The bound is then that of an
-    effective number of pictures, which the errors' own clustering decides, and which is as small
+    effective number of images, which the errors' own clustering decides, and which is as small
     as if each group said one thing where there are no errors to tell. This is approximate; see
     docs/selective.md for how often it holds.
 
@@ -249,13 +249,13 @@ def threshold_for_risk(
     ----------
     confidence : array, shape (n,)
     correct : array of bool, shape (n,)
-        Of pictures that neither the model was trained nor will be judged on.
+        Of images that neither the model was trained nor will be judged on.
     max_risk : float
         Share of the given answers that may be wrong, above 0 and below 1.
     level : float
-        How often, over sets of pictures to choose on, the bound holds; above 0.5.
+        How often, over sets of images to choose on, the bound holds; above 0.5.
     groups : n hashables, optional
-        A picture whose group is None is a group of its own.
+        An image whose group is None is a group of its own.
 
     Returns
     -------
@@ -311,7 +311,7 @@ def threshold_for_risk(
         bound=bound,
         max_risk=max_risk,
         level=level,
-        pictures=n,
+        images=n,
         looks=len(counts),
         provable=risk_upper_bound(0, independent, level),
     )
@@ -344,7 +344,7 @@ def _bound(right: NDArray[np.bool_], groups: NDArray[np.intp] | None, level: flo
 
 
 def _size_of(value: float, low: float, high: float, level: float) -> float:
-    """Number of pictures that has this score interval: (value - end)^2 = z^2 end (1 - end) / n."""
+    """Number of images that has this score interval: (value - end)^2 = z^2 end (1 - end) / n."""
     end = low if value > 0.5 else high
     return float(normal_quantile(level) ** 2 * end * (1 - end) / (value - end) ** 2)
 
@@ -354,8 +354,8 @@ def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray
     if sure.ndim != 1 or sure.shape != right.shape or not sure.size or right.dtype.kind != "b":
         raise UsageError(
             "Expected `confidence` and `correct` as numbers and booleans of one shape (n,), n at "
-            f"least 1, got {sure.shape} and {right.dtype} of {right.shape}; do pass one of each a "
-            "picture."
+            f"least 1, got {sure.shape} and {right.dtype} of {right.shape}; do pass one of each an "
+            "image."
         )
     if not np.isfinite(sure).all():
         raise UsageError("Expected finite `confidence`, got NaN or infinity; do leave these out.")

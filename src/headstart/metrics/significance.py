@@ -1,6 +1,6 @@
 """Whether one method is better than another, when both were run several times on the same data.
 
-Runs are not independent: other seeds split the same pictures anew, or are judged on the same test
+Runs are not independent: other seeds split the same images anew, or are judged on the same test
 part. Each test here says which of the two it is for.
 """
 
@@ -78,7 +78,7 @@ class Contrast:
 
 
 def corrected_resampled(values: ArrayLike, *, test_share: float) -> Contrast:
-    """Judge the mean over repeated splits of the same pictures (hold-out or k-fold).
+    """Judge the mean over repeated splits of the same images (hold-out or k-fold).
 
     The variance of the mean is taken as ``(1 / r + test / train)`` times the variance between
     the splits, because their training parts overlap; the uncorrected one is far too small.
@@ -88,7 +88,7 @@ def corrected_resampled(values: ArrayLike, *, test_share: float) -> Contrast:
     values : array, shape (r,)
         One number a split, such as the difference of two scores.
     test_share : float
-        Share of all pictures that each split tests on, between 0 and 1; 1 / k for k folds.
+        Share of all images that each split tests on, between 0 and 1; 1 / k for k folds.
 
     Returns
     -------
@@ -175,9 +175,9 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def hierarchical(values: ArrayLike, draws: ArrayLike, *, units: int) -> Contrast:
-    """Judge the mean over seeds that were all tested on the same pictures.
+    """Judge the mean over seeds that were all tested on the same images.
 
-    Pictures were drawn anew for ``draws``; that seeds would be drawn anew too is added in closed
+    Images were drawn anew for ``draws``; that seeds would be drawn anew too is added in closed
     form, each part with its own degrees of freedom (Satterthwaite), since a handful of seeds
     drawn again would understate how much seeds differ.
 
@@ -186,9 +186,9 @@ def hierarchical(values: ArrayLike, draws: ArrayLike, *, units: int) -> Contrast
     values : array, shape (s,)
         A number of every seed, such as the difference of two scores.
     draws : array, shape (s, b)
-        The same on resampled pictures, the same resamples for all seeds; NaN where undefined.
+        The same on resampled images, the same resamples for all seeds; NaN where undefined.
     units : int
-        How many pictures (or groups) there are to draw.
+        How many images (or groups) there are to draw.
 
     Returns
     -------
@@ -221,15 +221,15 @@ def hierarchical(values: ArrayLike, draws: ArrayLike, *, units: int) -> Contrast
     means = means[~np.isnan(means)]
     known = len(means) > 1 and 2 * len(means) >= table.shape[1] and units > 1
     # the bootstrap's variance is short by this factor (Efron and Tibshirani 1993, section 5.3)
-    pictures = _variance(means) * units / (units - 1) if known else math.nan
+    images = _variance(means) * units / (units - 1) if known else math.nan
     between = _variance(given) / seeds if seeds > 1 else 0.0
-    total = pictures + between
-    parts = pictures**2 / max(units - 1, 1) + between**2 / max(seeds - 1, 1)
+    total = images + between
+    parts = images**2 / max(units - 1, 1) + between**2 / max(seeds - 1, 1)
     return Contrast(
         value=float(given.mean()),
         error=math.sqrt(total) if total > 0 else math.nan,
         freedom=total**2 / parts if parts > 0 else math.nan,
-        method="bootstrap-seeds-and-pictures" if seeds > 1 else "bootstrap-pictures",
+        method="bootstrap-seeds-and-images" if seeds > 1 else "bootstrap-images",
     )
 
 
@@ -242,12 +242,12 @@ def paired_bootstrap(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """Judge the mean difference of two methods, seeds x pictures, on one test part.
+    """Judge the mean difference of two methods, seeds x images, on one test part.
 
     Parameters
     ----------
     first, second : arrays, shape (s, n)
-        What each seed's model scores on each picture, such as right or wrong.
+        What each seed's model scores on each image, such as right or wrong.
     groups : n hashables, optional
         Whole groups are drawn.
     level : float
@@ -259,7 +259,7 @@ def paired_bootstrap(
     Returns
     -------
     Difference
-        See `hierarchical`. Never distinguishable where fewer than six pictures (or groups)
+        See `hierarchical`. Never distinguishable where fewer than six images (or groups)
         differ: a sign test could not say so.
 
     Raises

@@ -44,7 +44,7 @@ def pair(target: Array, predicted: Array) -> tuple[Ints, Ints]:
     if truth.shape != guess.shape:
         raise UsageError(
             f"Expected `predicted` to have the shape of `target`, {truth.shape}, got "
-            f"{guess.shape}; do pass one prediction for each picture."
+            f"{guess.shape}; do pass one prediction for each image."
         )
     return truth, guess
 
@@ -75,7 +75,7 @@ def scored(target: Array, probabilities: Array) -> tuple[Ints, Floats]:
     if not fits:
         raise UsageError(
             f"Expected `probabilities` of shape (n, K) for a `target` of shape {truth.shape}, got "
-            f"{chance.shape}; do pass one row for each picture and one column for each class."
+            f"{chance.shape}; do pass one row for each image and one column for each class."
         )
     low, high = chance.min(initial=1), chance.max(initial=0)
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails, too
@@ -106,13 +106,13 @@ def weights_of(sample_weight: Weights, n: int) -> Floats:
     if weights.ndim not in {1, 2} or weights.shape[-1] != n or weights.size == 0:
         raise UsageError(
             f"Expected `sample_weight` of shape ({n},) or (B, {n}), got {weights.shape}; do pass "
-            "one weight for each picture."
+            "one weight for each image."
         )
     low, total = weights.min(), weights.sum(axis=-1)
     if not (low >= 0 and np.isfinite(total).all() and total.min() > 0):
         raise UsageError(
             "Expected `sample_weight` to be finite and >= 0 with a sum above 0, got a least weight "
-            f"of {low:.3g} and a least sum of {total.min():.3g}; do zero single pictures at most."
+            f"of {low:.3g} and a least sum of {total.min():.3g}; do zero single images at most."
         )
     return weights
 
@@ -142,13 +142,13 @@ def labelled(features: Array, targets: Array) -> tuple[Floats, Ints]:
     if f.ndim != 2 or labels.shape != (len(f),):
         raise UsageError(
             f"Expected features (n, d) and n targets, got shapes {f.shape} and {labels.shape}; do "
-            "pass one row and one label a picture."
+            "pass one row and one label an image."
         )
     if not np.isfinite(f).all():
         raise UsageError("Expected finite features, got NaN or infinity; do leave those rows out.")
     names, codes = np.unique(labels, return_inverse=True)
     if len(names) < 2:
-        raise UsageError(f"Expected two classes or more, got {len(names)}; do add pictures.")
+        raise UsageError(f"Expected two classes or more, got {len(names)}; do add images.")
     return f, codes
 
 
@@ -185,7 +185,7 @@ def _labels(name: str, labels: Array) -> Ints:
     if found.min() < 0 or (found.ndim == 2 and found.max() > 1):
         raise UsageError(
             f"Expected `{name}` to hold class indices from 0, or only 0 and 1 in a table, got "
-            f"{found.min()} to {found.max()}; do leave out unlabelled pictures."
+            f"{found.min()} to {found.max()}; do leave out unlabelled images."
         )
     return found
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.images import shown_size
 from headstart.data.loader import load_boxes
@@ -23,10 +23,10 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.models.heads.detection import BoxHead
 from headstart.models.heads.pretrained import is_published, names, open_head, split
 from headstart.models.heads.segmentation import MaskHead
-from headstart.models.tasks import Classification, Detection, Segmentation
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from headstart.models.transfer_model import TransferModel
 
-__all__ = ["HEADS", "LONG_SIDE", "blank"]
+__all__ = ["HEADS", "LONG_SIDE", "create_model"]
 
 HEADS: Mapping[str, tuple[str, ...]] = {
     "detection": ("faster-rcnn", "retinanet", "fcos", "ssdlite"),
@@ -38,8 +38,8 @@ LONG_SIDE = 320
 """Pixels of the longer side where boxes or masks are learned and no size is given."""
 
 
-def blank(
-    trunk: Trunk,
+def create_model(
+    backbone: FrozenBackbone,
     data: Dataset,
     *,
     head: str = "auto",
@@ -52,16 +52,16 @@ def blank(
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
     data : Dataset
         What will be learned from: its kind decides the task, its boxes the anchors.
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; by default the first. It may
         carry options of its kind: ``faster-rcnn?channels=64&first_stride=8``. Or a published one
-        (see ``heads.published``), which brings its own trunk, trained with it.
+        (see ``heads.published``), which brings its own backbone, trained with it.
     size : int
-        Longer side of pictures of boxes and masks, rounded up to a multiple of 32; 0 is 320.
+        Longer side of images of boxes and masks, rounded up to a multiple of 32; 0 is 320.
     seed : int
         Of the head.
     record : mapping, optional
@@ -83,40 +83,40 @@ def blank(
                 "the backbone's crop instead, such as ?crop=288."
             )
         return TransferModel(
-            trunk=trunk,
-            task=Classification(classes=data.classes, kind=data.kind),
+            backbone=backbone,
+            task=ClassificationTask(classes=data.classes, kind=data.kind),
             record=noted,
         )
     kind, options = _named_head(head, data.kind)
     sizes = [shown_size(sample.image) for sample in data.samples]
-    trunk = trunk.on_canvas(canvas_for(sizes, size or LONG_SIDE))
-    boxes = _boxes(trunk, data) if data.kind == "detection" else None
+    backbone = backbone.on_canvas(canvas_for(sizes, size or LONG_SIDE))
+    boxes = _boxes(backbone, data) if data.kind == "detection" else None
     if is_published(kind):
-        trunk, found = open_head(
-            kind, trunk, data.classes, boxes=boxes, seed=seed, offline=offline, options=options
+        backbone, found = open_head(
+            kind, backbone, data.classes, boxes=boxes, seed=seed, offline=offline, options=options
         )
     else:
         draw = MaskHead.random if boxes is None else partial(BoxHead.fitted, boxes=boxes)
         found = draw(
-            trunk.backbone.stages,
+            backbone.module.stages,
             len(data.classes),
             kind=kind,
-            canvas=trunk.spec.preprocess.shape,
+            canvas=backbone.spec.preprocess.shape,
             seed=seed,
             **options,
         )
     if boxes is None:
-        task: Any = Segmentation(classes=data.classes)
+        task: Any = SegmentationTask(classes=data.classes)
     else:
-        task = Detection(classes=data.classes)
+        task = DetectionTask(classes=data.classes)
         if (reached := found.reach(boxes)) is not None:  # FCOS has no anchors
             noted["anchors_reach"] = reached
-    return TransferModel(trunk=trunk, task=task, head=found, record=noted)
+    return TransferModel(backbone=backbone, task=task, head=found, record=noted)
 
 
-def _boxes(trunk: Trunk, data: Dataset) -> NDArray[np.float32]:
+def _boxes(backbone: FrozenBackbone, data: Dataset) -> NDArray[np.float32]:
     """All boxes on the canvas that are learned, without the hard ones; shape (n, 4)."""
-    truths = [load_boxes(s, trunk.spec.preprocess, data.classes) for s in data.samples]
+    truths = [load_boxes(s, backbone.spec.preprocess, data.classes) for s in data.samples]
     return np.concatenate([truth.boxes[~truth.hard] for truth in truths])
 
 

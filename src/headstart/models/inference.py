@@ -1,6 +1,6 @@
-"""Boxes and masks in the pictures' own coordinates: a backbone and a head on maps, run on pictures.
+"""Boxes and masks in the images' own coordinates: a backbone and a head on maps, run on images.
 
-Every picture is seen whole (``Preprocess.canvas``), and what is found goes back the same way.
+Every image is seen whole (``Preprocess.canvas``), and what is found goes back the same way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.freezing import constant
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
 from headstart.data.images import Pixels, decode, shown_size
 from headstart.data.loader import load_batch, map_bounded
@@ -28,27 +28,27 @@ from headstart.runtime import cores, device, one_thread_each
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Detections", "Segmented", "detect", "segment"]
+__all__ = ["Detections", "Segmentation", "detect", "segment"]
 
 AT_ONCE = 8
-"""Pictures that the network reads at a time."""
+"""Images that the network reads at a time."""
 
 MOST_LOGITS = 50_000_000
-"""Values of one picture's enlarged logits; above it the mask is enlarged, not what made it."""
+"""Values of one image's enlarged logits; above it the mask is enlarged, not what made it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """What was found in one picture, the most certain first.
+    """What was found in one image, the most certain first.
 
     Parameters
     ----------
     name : str
-        Of the picture.
+        Of the image.
     size : (int, int)
-        Width and height of the picture as it is shown.
+        Width and height of the image as it is shown.
     boxes : array, float32, shape (n, 4)
-        Left, top, right, bottom in the picture's pixels.
+        Left, top, right, bottom in the image's pixels.
     scores : array, float32, shape (n,)
         From 0 to 1.
     labels : array of int, shape (n,)
@@ -74,15 +74,15 @@ class Detections:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Segmented:
-    """A class for every pixel of one picture.
+class Segmentation:
+    """A class for every pixel of one image.
 
     Parameters
     ----------
     name : str
-        Of the picture.
+        Of the image.
     mask : array, uint8, shape (height, width)
-        Places among the model's classes, in the picture's own size as it is shown.
+        Places among the model's classes, in the image's own size as it is shown.
     """
 
     name: str
@@ -90,13 +90,13 @@ class Segmented:
 
 
 def detect(
-    trunk: Trunk, head: Head, samples: Sequence[Sample], *, device: str = "auto"
+    backbone: FrozenBackbone, head: Head, samples: Sequence[Sample], *, device: str = "auto"
 ) -> list[Detections]:
-    """Find objects in pictures, in order.
+    """Find objects in images, in order.
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
         Its preprocessing has a canvas.
     head : Head
         For boxes.
@@ -106,13 +106,13 @@ def detect(
     Raises
     ------
     UnreadableImageError
-        If a picture cannot be decoded.
+        If an image cannot be decoded.
     """
     found = []
-    for sample, place, answer in _answers(trunk, head, samples, device, _boxes):
+    for sample, place, answer in _answers(backbone, head, samples, device, _boxes):
         boxes, scores, labels = answer
-        boxes = place.boxes_to_picture(boxes)
-        # What lies in the margin beside the picture has no area in it.
+        boxes = place.boxes_to_image(boxes)
+        # What lies in the margin beside the image has no area in it.
         real = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
         order = np.flatnonzero(real)[np.argsort(-scores[real], kind="stable")]
         found.append(
@@ -128,50 +128,55 @@ def detect(
 
 
 def segment(
-    trunk: Trunk, head: Head, samples: Sequence[Sample], *, tile: int = 0, device: str = "auto"
-) -> Iterator[Segmented]:
-    """Give every pixel a class, picture after picture, in order.
+    backbone: FrozenBackbone,
+    head: Head,
+    samples: Sequence[Sample],
+    *,
+    tile: int = 0,
+    device: str = "auto",
+) -> Iterator[Segmentation]:
+    """Give every pixel a class, image after image, in order.
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
         Its preprocessing has a canvas.
     head : Head
         For masks.
     samples : sequence of Sample
     tile : int
-        Longer side, in the picture's pixels, of the windows that are read one by one where a
-        picture is larger; they overlap by a quarter. By default every picture is read whole,
-        however small its details become. Give the side of the pictures that were learned from.
+        Longer side, in the image's pixels, of the windows that are read one by one where an
+        image is larger; they overlap by a quarter. By default every image is read whole,
+        however small its details become. Give the side of the images that were learned from.
     device : str
 
     Raises
     ------
     UnreadableImageError
-        If a picture cannot be decoded.
+        If an image cannot be decoded.
     UsageError
         If ``tile`` is negative.
     """
     if tile < 0:
         raise UsageError(f"Expected `tile` to be 0 or more pixels, got {tile}.")
     if tile:
-        network = _network(trunk, head, device)
+        network = _network(backbone, head, device)
         for sample in samples:
-            yield Segmented(name=sample.name, mask=_tiled(trunk, network, sample, tile))
+            yield Segmentation(name=sample.name, mask=_tiled(backbone, network, sample, tile))
         return
-    for sample, place, logits in _answers(trunk, head, samples, device, _logits):
-        yield Segmented(name=sample.name, mask=_mask(logits, place))
+    for sample, place, logits in _answers(backbone, head, samples, device, _logits):
+        yield Segmentation(name=sample.name, mask=_mask(logits, place))
 
 
 def _answers(
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     head: Head,
     samples: Sequence[Sample],
     wanted: str,
     decide: Callable[[Any, Any], list[Any]],
 ) -> Iterator[tuple[Sample, Placement, Any]]:
-    """Run the network on every picture, and say where each lay on the canvas."""
-    preprocess, network = trunk.spec.preprocess, _network(trunk, head, wanted)
+    """Run the network on every image, and say where each lay on the canvas."""
+    preprocess, network = backbone.spec.preprocess, _network(backbone, head, wanted)
     batches = [samples[at : at + AT_ONCE] for at in range(0, len(samples), AT_ONCE)]
     load = partial(load_batch, preprocess=preprocess)
     with ThreadPoolExecutor(cores(), initializer=one_thread_each) as executor:
@@ -182,29 +187,31 @@ def _answers(
 
 
 def _network(
-    trunk: Trunk, head: Head, wanted: str
+    backbone: FrozenBackbone, head: Head, wanted: str
 ) -> Callable[[NDArray[np.uint8], Callable[[Any, Any], list[Any]]], list[Any]]:
     """Make the function from canvases (n, H, W, 3) to what is decided of each."""
     import copy
 
     import torch
 
-    target, preprocess = device(wanted), trunk.spec.preprocess
-    backbone = constant(copy.deepcopy(trunk.backbone)).to(target)
-    backbone.to(memory_format=torch.channels_last)
+    target, preprocess = device(wanted), backbone.spec.preprocess
+    frozen = constant(copy.deepcopy(backbone.module)).to(target)
+    frozen.to(memory_format=torch.channels_last)
     module = constant(head.module()).to(target)
 
     def answer(pixels: NDArray[np.uint8], decide: Callable[[Any, Any], list[Any]]) -> list[Any]:
         with torch.inference_mode():
             x = preprocess.normalise(torch.from_numpy(pixels).to(target).permute(0, 3, 1, 2))
-            return decide(module, backbone.maps(x, head.taps))
+            return decide(module, frozen.maps(x, head.taps))
 
     return answer
 
 
-def _tiled(trunk: Trunk, network: Callable[..., list[Any]], sample: Sample, tile: int) -> Pixels:
-    """Read a picture window by window, each of the canvas's shape."""
-    preprocess = trunk.spec.preprocess
+def _tiled(
+    backbone: FrozenBackbone, network: Callable[..., list[Any]], sample: Sample, tile: int
+) -> Pixels:
+    """Read an image window by window, each of the canvas's shape."""
+    preprocess = backbone.spec.preprocess
     pixels = decode(sample.image)
     height, width = pixels.shape[:2]
     window = [max(1, round(tile * side / max(preprocess.shape))) for side in preprocess.shape]
@@ -214,11 +221,11 @@ def _tiled(trunk: Trunk, network: Callable[..., list[Any]], sample: Sample, tile
 
     def chances() -> Iterator[NDArray[np.float32]]:
         for at in range(0, len(places), AT_ONCE):
-            cuts = [
+            windows = [
                 pixels[top : top + size[0], left : left + size[1]]
                 for top, left in places[at : at + AT_ONCE]
             ]
-            canvases = np.stack([preprocess.resize_only(cut) for cut in cuts])
+            canvases = np.stack([preprocess.resize_only(window) for window in windows])
             for logits in network(canvases, _logits):
                 yield _enlarged(logits, place).softmax(0).cpu().numpy()
 
@@ -241,17 +248,17 @@ def _logits(module: Any, maps: list[Tensor]) -> list[Any]:
 
 
 def _mask(logits: Tensor, place: Placement) -> NDArray[np.uint8]:
-    """Classes in the picture's size: its logits are enlarged, then compared."""
+    """Classes in the image's size: its logits are enlarged, then compared."""
     import torch
 
     with torch.inference_mode():
         if len(logits) * place.height * place.width > MOST_LOGITS:
-            return place.mask_to_picture(logits.argmax(0).to(torch.uint8).cpu().numpy())
+            return place.mask_to_image(logits.argmax(0).to(torch.uint8).cpu().numpy())
         return _enlarged(logits, place).argmax(0).to(torch.uint8).cpu().numpy()
 
 
 def _enlarged(logits: Tensor, place: Placement) -> Tensor:
-    """Logits (n_classes, height, width) for the picture's own pixels, the margin left out."""
+    """Logits (n_classes, height, width) for the image's own pixels, the margin left out."""
     from torch.nn.functional import interpolate
 
     seen = logits[None, :, : place.rows, : place.columns].float()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from headstart.data.dataset import Sample
 from headstart.data.images import decode
 from headstart.errors import SetupError, UnknownNameError, UsageError
-from headstart.models.inference import Detections, Segmented
+from headstart.models.inference import Detections, Segmentation
 from headstart.models.transfer_model import Answer, predictions_csv, predictions_json
 
 __all__ = [
@@ -42,14 +42,14 @@ __all__ = [
     "require_format",
     "stems",
     "write_found",
-    "write_pictures",
+    "write_images",
     "yolo_names",
     "yolo_text",
 ]
 
 
 def stems(names: Sequence[str]) -> tuple[str, ...]:
-    """Name a file for each picture: its path below the folder that all share, without a suffix.
+    """Name a file for each image: its path below the folder that all share, without a suffix.
 
     >>> stems(["a/x/1.jpg", "a/y/1.jpg", "a/y/1.png", "<ndarray>"][:3])
     ('x/1', 'y/1', 'y/1-2')
@@ -75,7 +75,7 @@ def stems(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def objects_json(found: Iterable[Detections], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Objects as plain values, boxes as left, top, right, bottom in the picture's pixels.
+    """Objects as plain values, boxes as left, top, right, bottom in the image's pixels.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def objects_json(found: Iterable[Detections], classes: Sequence[str]) -> list[di
     """
     return [
         {
-            "picture": one.name,
+            "image": one.name,
             "width": one.size[0],
             "height": one.size[1],
             "objects": [
@@ -104,19 +104,19 @@ def objects_json(found: Iterable[Detections], classes: Sequence[str]) -> list[di
 
 
 def objects_csv(found: Iterable[Detections], classes: Sequence[str]) -> str:
-    """Objects as the text of a CSV file, one line each; a picture without objects has none."""
+    """Objects as the text of a CSV file, one line each; an image without objects has none."""
     rows = (
         [one.name, label, f"{score:.6f}", *(f"{side:.2f}" for side in box)]
         for one in found
         for label, score, box in _rows(one, classes)
     )
-    return _table(["picture", "label", "score", "left", "top", "right", "bottom"], rows)
+    return _table(["image", "label", "score", "left", "top", "right", "bottom"], rows)
 
 
 def coco_results(found: Iterable[Detections]) -> list[dict[str, Any]]:
     """COCO's format of results: ``bbox`` is left, top, width, height; ids count from 1.
 
-    Which picture and class an id is says ``coco_images``.
+    Which image and class an id is says ``coco_images``.
     """
     results = []
     for number, one in enumerate(found, start=1):
@@ -134,7 +134,7 @@ def coco_results(found: Iterable[Detections]) -> list[dict[str, Any]]:
 
 
 def coco_images(found: Iterable[Detections], classes: Sequence[str]) -> dict[str, Any]:
-    """Pictures and classes that the ids of ``coco_results`` mean, as in COCO's annotations.
+    """Images and classes that the ids of ``coco_results`` mean, as in COCO's annotations.
 
     >>> coco_images([], ["cell"])["categories"]
     [{'id': 1, 'name': 'cell'}]
@@ -149,9 +149,9 @@ def coco_images(found: Iterable[Detections], classes: Sequence[str]) -> dict[str
 
 
 def yolo_text(one: Detections, *, scores: bool = False) -> str:
-    """Objects of one picture as YOLO's lines: class, centre x, centre y, width, height.
+    """Objects of one image as YOLO's lines: class, centre x, centre y, width, height.
 
-    Shares of the picture's width and height, classes from 0.
+    Shares of the image's width and height, classes from 0.
 
     Parameters
     ----------
@@ -189,16 +189,16 @@ def yolo_names(classes: Sequence[str]) -> str:
     return text
 
 
-def masks_json(found: Iterable[Segmented], classes: Sequence[str]) -> list[dict[str, Any]]:
+def masks_json(found: Iterable[Segmentation], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Share of each class that a mask shows, in the order of the classes.
 
-    >>> one = Segmented(name="a.png", mask=np.array([[0, 1], [1, 1]], np.uint8))
+    >>> one = Segmentation(name="a.png", mask=np.array([[0, 1], [1, 1]], np.uint8))
     >>> masks_json([one], ["background", "leaf"])[0]["classes"]
     {'background': 0.25, 'leaf': 0.75}
     """
     return [
         {
-            "picture": one.name,
+            "image": one.name,
             "width": one.mask.shape[1],
             "height": one.mask.shape[0],
             "classes": {classes[i]: share for i, share in _shares(one.mask)},
@@ -207,12 +207,12 @@ def masks_json(found: Iterable[Segmented], classes: Sequence[str]) -> list[dict[
     ]
 
 
-def masks_csv(found: Iterable[Segmented], classes: Sequence[str]) -> str:
+def masks_csv(found: Iterable[Segmentation], classes: Sequence[str]) -> str:
     """Shares of classes as the text of a CSV file, one line for each class that is shown."""
     rows = (
         [one.name, classes[i], f"{share:.6f}"] for one in found for i, share in _shares(one.mask)
     )
-    return _table(["picture", "class", "share"], rows)
+    return _table(["image", "class", "share"], rows)
 
 
 def mask_png(mask: NDArray[np.uint8], n_classes: int) -> bytes:
@@ -285,7 +285,7 @@ def require_format(form: str, task: str) -> None:
 
 
 def as_json(found: Iterable[Answer], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Give answers of one task as plain values, one for each picture.
+    """Give answers of one task as plain values, one for each image.
 
     >>> from headstart.models.transfer_model import Prediction
     >>> one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
@@ -296,7 +296,7 @@ def as_json(found: Iterable[Answer], classes: Sequence[str]) -> list[dict[str, A
     for one in found:
         if isinstance(one, Detections):
             plain += objects_json([one], classes)
-        elif isinstance(one, Segmented):
+        elif isinstance(one, Segmentation):
             plain += masks_json([one], classes)
         else:
             plain += predictions_json([one])
@@ -311,7 +311,7 @@ def as_csv(found: Iterable[Answer], classes: Sequence[str]) -> str:
         return ""
     if isinstance(first[0], Detections):
         return objects_csv(whole, classes)
-    if isinstance(first[0], Segmented):
+    if isinstance(first[0], Segmentation):
         return masks_csv(whole, classes)
     return predictions_csv(list(whole))
 
@@ -351,7 +351,7 @@ def write_found(
     --------
     >>> import numpy as np
     >>> folder = Path(tempfile.mkdtemp())
-    >>> one = Segmented(name="a.png", mask=np.zeros((2, 2), np.uint8))
+    >>> one = Segmentation(name="a.png", mask=np.zeros((2, 2), np.uint8))
     >>> found = write_found(folder, "masks", [(Sample(image=b""), one)], ["background", "leaf"])
     >>> sorted(path.name for path in found.rglob("*"))
     ['a.png', 'classes.txt', 'masks']
@@ -425,15 +425,15 @@ def _write_yolo(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
 
 
 def _write_masks(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    write_pictures(folder / "masks", found, lambda sample, one: mask_png(one.mask, len(classes)))
+    write_images(folder / "masks", found, lambda sample, one: mask_png(one.mask, len(classes)))
     _put(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
 def _write_overlays(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    write_pictures(folder, found, partial(_overlay, classes=classes))
+    write_images(folder, found, partial(_overlay, classes=classes))
 
 
-def write_pictures(folder: Path, found: Pairs, make: Callable[[Sample, Any], bytes]) -> None:
+def write_images(folder: Path, found: Pairs, make: Callable[[Sample, Any], bytes]) -> None:
     """Write one PNG an answer at once, and name them at the end, when all names are known.
 
     Names are those of ``dense_output.stems``, in the order of the answers.
@@ -464,10 +464,10 @@ def _overlay(sample: Sample, one: Any, classes: Sequence[str]) -> bytes:
 
     from headstart.data.draw import draw_boxes, draw_mask
 
-    picture = decode(sample.image)
-    if isinstance(one, Segmented):
-        return png(Image.fromarray(draw_mask(picture, one.mask, classes)))
-    drawn = draw_boxes(picture, one.boxes, one.labels, one.scores, classes=classes)
+    image = decode(sample.image)
+    if isinstance(one, Segmentation):
+        return png(Image.fromarray(draw_mask(image, one.mask, classes)))
+    drawn = draw_boxes(image, one.boxes, one.labels, one.scores, classes=classes)
     return png(Image.fromarray(drawn))
 
 

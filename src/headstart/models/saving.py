@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart.backbones.catalog import names
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.trunk import Trunk
 from headstart.errors import ModelFileError, SetupError, UsageError
 from headstart.features.engines import ENGINES
 from headstart.models.build import HEADS
@@ -30,7 +30,7 @@ from headstart.models.heads.detection import BoxHead
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.heads.segmentation import MaskHead
-from headstart.models.tasks import Classification, Detection, Segmentation
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import versions
 
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "assembled", "load", "save", "short"]
 
 TASKS: Mapping[str, Any] = {
-    "classification": Classification,
-    "detection": Detection,
-    "segmentation": Segmentation,
+    "classification": ClassificationTask,
+    "detection": DetectionTask,
+    "segmentation": SegmentationTask,
 }
 KINDS: Mapping[str, tuple[str, ...]] = {"classification": ("linear",), **HEADS}
 """The heads that each task can have."""
 
 MOST_PIXELS = 4096
-"""Side of a picture that a description may ask for: a larger one is a way to take memory."""
+"""Side of an image that a description may ask for: a larger one is a way to take memory."""
 MOST_OPTION = 8192
 """Largest number among a network's options, for the same reason."""
 READS_FILES = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
@@ -79,11 +79,11 @@ def assembled(description: Mapping[str, Any], content: bytes) -> TransferModel:
     spec = BackboneSpec.from_dict(description["backbone"])
     _require_plain(spec)
     state, head_state = _parts(from_bytes(content))
-    trunk = Trunk(spec=spec, state=state, origin=description["weights"])
+    backbone = FrozenBackbone(spec=spec, state=state, origin=description["weights"])
     head = _head(description["head"], task, head_state)
-    _require_fit(trunk, head, len(task.classes))
+    _require_fit(backbone, head, len(task.classes))
     return TransferModel(
-        trunk=trunk,
+        backbone=backbone,
         task=task,
         head=head,
         engine=description["engine"],
@@ -117,9 +117,9 @@ def _head(values: Mapping[str, Any], task: Any, tensors: Mapping[str, Tensor]) -
         )
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     match task:
-        case Detection():
+        case DetectionTask():
             return BoxHead.from_dict(values, arrays)
-        case Segmentation():
+        case SegmentationTask():
             return MaskHead.from_dict(values, arrays)
     if foreign := sorted(arrays.keys() - {"weight", "bias"}):
         raise ModelFileError(f"Expected a head of weight and bias, got {short(foreign)}.")
@@ -151,28 +151,28 @@ def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return parts["backbone"], parts["head"]
 
 
-def _require_fit(trunk: Trunk, head: Head, n_classes: int) -> None:
+def _require_fit(backbone: FrozenBackbone, head: Head, n_classes: int) -> None:
     """Build the network around the tensors, without trusting what is said of its shape."""
     from headstart.backbones.backbone import assemble
 
-    built = assemble(replace(trunk.spec, stages=(), width=0), trunk.state)
-    width = trunk.spec.width or built.width
+    built = assemble(replace(backbone.spec, stages=(), width=0), backbone.state)
+    width = backbone.spec.width or built.width
     if isinstance(head, LinearHead):
         if not built.width == head.width == width:
             raise ModelFileError(
-                f"Expected a head for the {built.width} features of {trunk.spec.architecture}, got "
-                f"one for {head.width}; do fetch the model again."
+                f"Expected a head for the {built.width} features of {backbone.spec.architecture}, "
+                f"got one for {head.width}. Copy the model again."
             )
         return
-    if width != built.width or (trunk.spec.stages and trunk.spec.stages != built.stages):
+    if width != built.width or (backbone.spec.stages and backbone.spec.stages != built.stages):
         raise ModelFileError(
-            f"Expected the stages of {trunk.spec.architecture}, got a description of others; do "
+            f"Expected the stages of {backbone.spec.architecture}, got a description of others; do "
             "fetch the model again."
         )
-    _require_maps(trunk, built, head, n_classes)
+    _require_maps(backbone, built, head, n_classes)
 
 
-def _require_maps(trunk: Trunk, built: Backbone, head: Any, n_classes: int) -> None:
+def _require_maps(backbone: FrozenBackbone, built: Backbone, head: Any, n_classes: int) -> None:
     """Hold a head on maps against the stages that it reads, the canvas, and the classes."""
     shape = head.shape
     channels = shape.widths if isinstance(head, BoxHead) else shape.channels
@@ -180,13 +180,13 @@ def _require_maps(trunk: Trunk, built: Backbone, head: Any, n_classes: int) -> N
     there = [(stage.name, stage.channels, stage.stride) for stage in built.stages]
     if not read or read != [stage for stage in there if stage in read]:
         raise ModelFileError(
-            f"Expected a head on stages of {trunk.spec.architecture} ({short(there)}), got one on "
-            f"{short(read)}; do fetch the model again."
+            f"Expected a head on stages of {backbone.spec.architecture} ({short(there)}), got one "
+            f"on {short(read)}. Copy the model again."
         )
-    canvas = trunk.spec.preprocess.canvas
+    canvas = backbone.spec.preprocess.canvas
     if shape.canvas != canvas or shape.n_classes != n_classes:
         raise ModelFileError(
-            f"Expected a head for {n_classes} classes on pictures of {canvas}, got one for "
+            f"Expected a head for {n_classes} classes on images of {canvas}, got one for "
             f"{shape.n_classes} on {shape.canvas}; do fetch the model again."
         )
 
@@ -214,7 +214,7 @@ def _require_plain(spec: BackboneSpec) -> None:
         math.isfinite(number) for number in (*expects.mean, *expects.std)
     ):
         raise ModelFileError(
-            f"Expected pictures of at most {MOST_PIXELS} pixels a side and finite colours, got "
+            f"Expected images of at most {MOST_PIXELS} pixels a side and finite colours, got "
             f"{short(expects)}."
         )
 
@@ -263,7 +263,7 @@ def save(model: TransferModel, folder: str | Path) -> None:
     from safetensors.torch import save as to_bytes
 
     head = model.require_head()
-    tensors = {f"backbone.{name}": value for name, value in model.trunk.state.items()}
+    tensors = {f"backbone.{name}": value for name, value in model.backbone.state.items()}
     tensors |= {f"head.{k}": torch.from_numpy(np.array(v)) for k, v in head.state().items()}
     # Cloned: tensors that share memory, as in some checkpoints, are refused by the format.
     content = to_bytes(
@@ -288,8 +288,8 @@ def _described(model: TransferModel, head: Head, files: Mapping[str, str]) -> st
         "format": FORMAT,
         "version": VERSION,
         "task": model.task.as_dict(),
-        "backbone": model.trunk.spec.as_dict(),
-        "weights": dict(model.trunk.origin),
+        "backbone": model.backbone.spec.as_dict(),
+        "weights": dict(model.backbone.origin),
         "head": head.as_dict(),
         "engine": model.engine,
         "files": files,
@@ -356,7 +356,18 @@ def _description(folder: Path) -> dict[str, Any]:
             f"{short(found.get('version'))}; do use the release of Headstart that wrote it."
         )
     _require_parts(found, path)
+    _use_current_names(found)
     return found
+
+
+def _use_current_names(description: Mapping[str, Any]) -> None:
+    """Rename the keys of folders that were saved when images were called pictures."""
+    task, record = description["task"], description["record"]
+    forgetting = record.get("forgetting")
+    source = forgetting.get("source") if isinstance(forgetting, dict) else None
+    for values in (task.get("selected"), forgetting, source, record.get("data")):
+        if isinstance(values, dict) and "pictures" in values:
+            values["images"] = values.pop("pictures")
 
 
 def _require_parts(found: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Classification: one class a picture, or any number of labels."""
+"""Classification: one class an image, or any number of labels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.confidence_intervals import Groups
 from headstart.metrics.selective import Selected, threshold_for_risk
 
-__all__ = ["Classification", "Detection", "Segmentation", "Task"]
+__all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask", "Task"]
 
 Array = NDArray[np.floating[Any]]
 
 MIN_POSITIVES_FOR_A_THRESHOLD = 10
-"""With fewer positive pictures the best F1 threshold is mostly luck; 0.5 is kept."""
+"""With fewer positive images the best F1 threshold is mostly luck; 0.5 is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
-    """Which class a picture shows (multiclass), or which labels hold (multilabel).
+class ClassificationTask:
+    """Which class an image shows (multiclass), or which labels hold (multilabel).
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Classification:
 
     Examples
     --------
-    >>> task = Classification(classes=("cat", "dog"))
+    >>> task = ClassificationTask(classes=("cat", "dog"))
     >>> task.labels(task.probabilities(np.array([[0.0, 2.0]])))
     ['dog']
     """
@@ -64,7 +64,7 @@ class Classification:
     def __post_init__(self) -> None:
         if self.max_risk is not None and self.kind == "multilabel":
             raise UsageError(
-                "Expected `max_risk` for one class a picture, got it for any number of labels, "
+                "Expected `max_risk` for one class an image, got it for any number of labels, "
                 "where no one confidence answers for all; do leave it out: a label is given from "
                 "a probability of its own on."
             )
@@ -95,7 +95,7 @@ class Classification:
         return np.asarray(probabilities.argmax(axis=1), dtype=np.intp)
 
     def labels(self, probabilities: Array) -> list[str | tuple[str, ...]]:
-        """Predictions by name: a string for each picture, or for multilabel a tuple."""
+        """Predictions by name: a string for each image, or for multilabel a tuple."""
         predicted = self.predicted(probabilities)
         if self.kind == "multilabel":
             names = np.asarray(self.classes, dtype=object)
@@ -103,7 +103,7 @@ class Classification:
         return [self.classes[index] for index in predicted]
 
     def abstains(self, probabilities: Array) -> NDArray[np.bool_] | None:
-        """Whether each picture's answer is too unsure to count, shape (n,).
+        """Whether each image's answer is too unsure to count, shape (n,).
 
         None where no confidence was chosen: nothing is known of what a threshold would do.
         """
@@ -118,7 +118,7 @@ class Classification:
         *,
         spread: float = math.inf,
         groups: Groups = None,
-    ) -> Classification:
+    ) -> ClassificationTask:
         """Return the same task with temperature (and thresholds) fitted on held-out logits.
 
         With ``max_risk`` the confidence that answers begin at is chosen on them as well.
@@ -126,15 +126,15 @@ class Classification:
         Parameters
         ----------
         logits : array, shape (n, n_classes)
-            Of pictures that the head was not trained on, such as out-of-fold logits; never of
+            Of images that the head was not trained on, such as out-of-fold logits; never of
             the test part.
         targets : array, shape (n,) or (n, n_classes)
         spread : float
             How far the logarithm of the temperature is likely to be from 0 (the standard
-            deviation of a normal prior). A few dozen pictures that are all answered right would
-            otherwise ask for any confidence; many pictures outweigh it.
+            deviation of a normal prior). A few dozen images that are all answered right would
+            otherwise ask for any confidence; many images outweigh it.
         groups : n hashables, optional
-            Pictures that are not independent of each other, for ``max_risk``.
+            Images that are not independent of each other, for ``max_risk``.
 
         Returns
         -------
@@ -154,7 +154,7 @@ class Classification:
 
     def _selecting(
         self, logits: Array, targets: NDArray[np.integer[Any]], groups: Groups
-    ) -> Classification:
+    ) -> ClassificationTask:
         if self.max_risk is None:
             return replace(self, selected=None)
         chances = self.probabilities(logits)
@@ -169,7 +169,7 @@ class Classification:
         return {"name": self.name, **asdict(self), "selected": selected}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Classification:
+    def from_dict(cls, values: Mapping[str, Any]) -> ClassificationTask:
         """Build the task from the plain values of ``as_dict``.
 
         Raises
@@ -200,7 +200,7 @@ class Classification:
 
 
 def _best_temperature(
-    task: Classification, logits: Array, targets: NDArray[np.integer[Any]], spread: float
+    task: ClassificationTask, logits: Array, targets: NDArray[np.integer[Any]], spread: float
 ) -> float:
     from scipy.optimize import minimize_scalar
 
@@ -234,7 +234,7 @@ def _best_threshold(target: NDArray[np.integer[Any]], probability: Array) -> flo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detection:
+class DetectionTask:
     """A box, a class and a score for every object.
 
     Parameters
@@ -246,7 +246,7 @@ class Detection:
 
     Examples
     --------
-    >>> Detection(classes=("cell",)).threshold
+    >>> DetectionTask(classes=("cell",)).threshold
     0.5
     """
 
@@ -261,7 +261,7 @@ class Detection:
         return {"name": self.name, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Detection:
+    def from_dict(cls, values: Mapping[str, Any]) -> DetectionTask:
         """Build the task from the plain values of ``as_dict``.
 
         Raises
@@ -279,7 +279,7 @@ class Detection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
+class SegmentationTask:
     """One class for every pixel.
 
     Parameters
@@ -289,7 +289,7 @@ class Segmentation:
 
     Examples
     --------
-    >>> Segmentation(classes=("background", "leaf")).name
+    >>> SegmentationTask(classes=("background", "leaf")).name
     'segmentation'
     """
 
@@ -303,7 +303,7 @@ class Segmentation:
         return {"name": self.name, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Segmentation:
+    def from_dict(cls, values: Mapping[str, Any]) -> SegmentationTask:
         """Build the task from the plain values of ``as_dict``.
 
         Raises
@@ -321,7 +321,7 @@ class Segmentation:
 
 
 class Task(Protocol):
-    """What is asked of a picture.
+    """What is asked of an image.
 
     A task is a value: it knows the names of its classes and how sure it may be, and holds no
     parameters that are trained by gradient.

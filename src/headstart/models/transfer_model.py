@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.prepare import BadFiles, gather, select
@@ -20,19 +20,19 @@ from headstart.features.engines import runnable
 from headstart.features.extractor import Extractor
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
-from headstart.models.inference import Detections, Segmented, detect, segment
+from headstart.models.inference import Detections, Segmentation, detect, segment
 
 __all__ = ["Answer", "Prediction", "TransferModel", "predictions_csv", "predictions_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model says of one picture.
+    """What the model says of one image.
 
     Parameters
     ----------
     name : str
-        The picture's path, or its kind when it came from memory.
+        The image's path, or its kind when it came from memory.
     label : str or tuple of str
         The class by name; for multilabel every label that holds.
     probability : float
@@ -57,7 +57,7 @@ class TransferModel:
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
         The backbone with its weights and preprocessing.
     task : Classification, Detection or Segmentation
     head : Head or None
@@ -68,7 +68,7 @@ class TransferModel:
         Method, data, versions: plain values, stored with the model.
     """
 
-    trunk: Trunk
+    backbone: FrozenBackbone
     task: Any
     head: Head | None = None
     engine: str = "auto"
@@ -112,23 +112,23 @@ class TransferModel:
         if train.is_dense:
             raise UsageError(
                 f"Expected a model with a head for {train.kind}, got one without; do make it with "
-                "`headstart.blank.blank`."
+                "`headstart.create_model.create_model`."
             )
-        return LinearHead.random(self.trunk.width, len(train.classes), seed=seed)
+        return LinearHead.random(self.backbone.width, len(train.classes), seed=seed)
 
     def aligned(self, data: Dataset) -> Dataset:
-        """Return the same pictures with this model's classes, so that indices mean the same.
+        """Return the same images with this model's classes, so that indices mean the same.
 
         Raises
         ------
         DataError
-            If the model gives one class a picture, and a picture has several labels or none.
+            If the model gives one class an image, and an image has several labels or none.
         """
         if self.task.kind == "multiclass":
             for sample in data.samples:
                 if isinstance(sample.target, tuple) and len(sample.target) != 1:
                     raise DataError(
-                        f"Expected one class for each picture, got {list(sample.target)} for "
+                        f"Expected one class for each image, got {list(sample.target)} for "
                         f"{sample.name}; do use a model that was trained on several labels."
                     )
         return replace(data, classes=self.task.classes, kind=self.task.kind)
@@ -138,14 +138,14 @@ class TransferModel:
     ) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n, n_classes), in the order of ``task.classes``."""
         head = self.linear_head()
-        values = extractor.features(self.trunk, samples).values
+        values = extractor.features(self.backbone, samples).values
         if not len(samples):
             return np.zeros((0, len(self.task.classes)))
         return np.asarray(self.task.probabilities(head.logits(values)))
 
     def predict(
         self,
-        pictures: object,
+        images: object,
         *,
         bad_files: BadFiles = "error",
         engine: str | None = None,
@@ -154,14 +154,14 @@ class TransferModel:
         threshold: float | None = None,
         tile: int = 0,
     ) -> list[Any]:
-        """Say what every picture shows, in order.
+        """Say what every image shows, in order.
 
         Parameters
         ----------
-        pictures : path, bytes, PIL image, array, or a sequence of these
-            A folder stands for all pictures below it.
+        images : path, bytes, PIL image, array, or a sequence of these
+            A folder stands for all images below it.
         bad_files : {"error", "skip"}
-            Refuse pictures that cannot be decoded, or leave them out of the answer.
+            Refuse images that cannot be decoded, or leave them out of the answer.
         engine : str, optional
             By default the arithmetic that the model learned from, where the machine has it; boxes
             and masks are always found in fp32.
@@ -171,23 +171,23 @@ class TransferModel:
         threshold : float, optional
             Least score of a box, 0 to 1; by default the task's.
         tile : int
-            Of masks: longer side, in the picture's pixels, of overlapping windows that are read
-            one by one where a picture is larger; 0 reads every picture whole.
+            Of masks: longer side, in the image's pixels, of overlapping windows that are read
+            one by one where an image is larger; 0 reads every image whole.
 
         Returns
         -------
         list of Prediction, Detections or Segmented
-            By the task; boxes and masks are in the picture's own coordinates.
+            By the task; boxes and masks are in the image's own coordinates.
 
         Raises
         ------
         DataError
-            If a picture cannot be decoded and is not to be skipped; it is named.
+            If an image cannot be decoded and is not to be skipped; it is named.
         UsageError
             If an argument says nothing to this task.
         """
         cache = cache or Cache()
-        samples = select(gather(pictures), cache=cache, bad_files=bad_files)
+        samples = select(gather(images), cache=cache, bad_files=bad_files)
         return list(
             self.answers(
                 samples, cache=cache, engine=engine, device=device, threshold=threshold, tile=tile
@@ -207,10 +207,12 @@ class TransferModel:
         """Answer as ``predict``, for examples that were read already; of masks one at a time."""
         self._require_said(engine, threshold, tile)
         if self.task.kind == "segmentation":
-            yield from segment(self.trunk, self.require_head(), samples, tile=tile, device=device)
+            yield from segment(
+                self.backbone, self.require_head(), samples, tile=tile, device=device
+            )
         elif self.task.kind == "detection":
             least = self.task.threshold if threshold is None else threshold
-            found = detect(self.trunk, self.require_head(), samples, device=device)
+            found = detect(self.backbone, self.require_head(), samples, device=device)
             yield from (one.above(least) for one in found)
         else:
             wanted = engine or runnable(self.engine, device=device)
@@ -251,8 +253,8 @@ class TransferModel:
             )
 
 
-Answer = Prediction | Detections | Segmented
-"""What a model says of one picture, by its task."""
+Answer = Prediction | Detections | Segmentation
+"""What a model says of one image, by its task."""
 
 
 def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -262,19 +264,19 @@ def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 
 
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
-    """Predictions as the text of a CSV file: picture, label, probability, every class.
+    """Predictions as the text of a CSV file: image, label, probability, every class.
 
     A model that may abstain has a column for it, 0 or 1, behind the probability.
 
     >>> one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
     >>> predictions_csv([one]).splitlines()
-    ['picture,label,probability,cat', 'a.jpg,cat,0.900000,0.900000']
+    ['image,label,probability,cat', 'a.jpg,cat,0.900000,0.900000']
     """
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     classes = list(predictions[0].probabilities) if predictions else []
     may = any(one.abstains is not None for one in predictions)
-    writer.writerow(["picture", "label", "probability", *["abstains"] * may, *classes])
+    writer.writerow(["image", "label", "probability", *["abstains"] * may, *classes])
     for one in predictions:
         label = one.label if isinstance(one.label, str) else "|".join(one.label)
         first, *others = (f"{x:.6f}" for x in (one.probability, *one.probabilities.values()))

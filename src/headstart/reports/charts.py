@@ -1,4 +1,4 @@
-"""Values to places and words on a page: pure functions, no markup, no pictures."""
+"""Values to places and words on a page: pure functions, no markup, no images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIDE = 300.0
 """Side of the reliability diagram's square in its own units; strips below and left are added."""
 
 STRIP = 56.0
-"""Height of the strip that shows how many pictures each bin has."""
+"""Height of the strip that shows how many images each bin has."""
 
 CURVE_WIDTH, CURVE_HEIGHT = 300.0, 150.0
 
@@ -63,7 +63,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """How many pictures of class ``truth`` were called ``answer``, and their share of the class."""
+    """How many images of class ``truth`` were called ``answer``, and their share of the class."""
 
     truth: int
     answer: int
@@ -161,7 +161,7 @@ def axis_end(interval: Interval) -> float:
 
 
 def row_shares(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Share of each row's pictures, same shape, 0 to 1; NaN in rows without a picture.
+    """Share of each row's images, same shape, 0 to 1; NaN in rows without an image.
 
     >>> row_shares(np.array([[3, 1], [0, 0]]))
     array([[0.75, 0.25],
@@ -177,7 +177,7 @@ def confused_pairs(confusion: NDArray[np.integer], limit: int | None = None) -> 
     Parameters
     ----------
     confusion : array of int, shape (n_classes, n_classes)
-        Pictures by true class (rows) and answer (columns).
+        Images by true class (rows) and answer (columns).
     limit : int, optional
 
     Examples

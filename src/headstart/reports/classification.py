@@ -1,4 +1,4 @@
-"""What a report says of a model that answers whole pictures: the values of its templates."""
+"""What a report says of a model that answers whole images: the values of its templates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOST_POINTS = 60
 """Of the curve of risk by coverage."""
 
 MAPS_EACH, MAP_SIDE = 3, 224
-"""Wrong and right answers whose maps are drawn, and the longer side of such a picture."""
+"""Wrong and right answers whose maps are drawn, and the longer side of such an image."""
 
 
 def class_values(evaluation: Evaluation, model: TransferModel) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def class_values(evaluation: Evaluation, model: TransferModel) -> dict[str, Any]
         "words": {
             "parts": "classes.html.j2",
             "class": "label" if is_multilabel else "class",
-            "classes": "labels, any number of them in a picture" if is_multilabel else "classes",
-            "counted": "Pictures",
+            "classes": "labels, any number of them in an image" if is_multilabel else "classes",
+            "counted": "Images",
             "answers": "predictions.csv",
         },
         "card": _card(is_multilabel),
@@ -61,7 +61,7 @@ def _card(is_multilabel: bool) -> dict[str, str]:
     return {
         "what": f"A {kind} image classifier",
         "asked": each,
-        "limit": f"A picture of something else still gets one of these {what}; the model cannot "
+        "limit": f"An image of something else still gets one of these {what}; the model cannot "
         'say "none of them" unless that is a class.',
     }
 
@@ -72,7 +72,7 @@ def class_page(evaluation: Evaluation, model: TransferModel, prepared: Prepared)
     shown, mistakes = _illustrated(evaluation, prepared)
     maps = [] if is_multilabel else _maps(evaluation, model, prepared)
     candidates = [(c["penalty"], c["log_loss"]) for c in model.record.get("candidates", ())]
-    # The cells of one picture, and the pictures of one group, are not independent.
+    # The cells of one image, and the images of one group, are not independent.
     independent = not is_multilabel and evaluation.n_groups is None
     return {
         "sections": [
@@ -106,18 +106,18 @@ def _maps(evaluation: Evaluation, model: TransferModel, prepared: Prepared) -> l
     classes, chosen, maps = evaluation.task.classes, [samples[row] for row in rows], []
     try:
         for row, one in zip(rows, explain(model, chosen, wanted_device="cpu"), strict=True):
-            picture = decode(samples[row].image, at_least=MAP_SIDE)
-            drawn = draw_heat(picture, one.heat, one.part, long_side=MAP_SIDE)
+            image = decode(samples[row].image, at_least=MAP_SIDE)
+            drawn = draw_heat(image, one.heat, one.part, long_side=MAP_SIDE)
             maps.append(
                 {
-                    "picture": one.name,
+                    "image": one.name,
                     "answer": one.label,
                     "probability": one.probability,
                     "truth": classes[evaluation.targets[row]],
                     "drawing": jpeg_uri(drawn, quality=80),
                 }
             )
-    except (HeadstartError, RuntimeError):  # no maps, a picture that is gone, memory
+    except (HeadstartError, RuntimeError):  # no maps, an image that is gone, memory
         return []
     return maps
 
@@ -134,7 +134,7 @@ def _selective(evaluation: Evaluation, independent: bool) -> dict[str, Any]:
     ]
     shown = [rows[i] for i in evenly(len(rows) - 1, MOST_POINTS)] + rows[-1:]
     wanted = None if said is None else said.selected.max_risk
-    # The surest few pictures say little, and would decide the axis.
+    # The surest few images say little, and would decide the axis.
     high = max([row["risk"] for row in shown if row["coverage"] >= 0.1] + [wanted or 0.0])
     top = charts.axis_end(Interval(value=high, low=0.0, high=high * 1.2, method=""))
     top = max(top, 0.01)
@@ -167,7 +167,7 @@ def _mark(said: Abstention | None, at: Callable[[float, float], str]) -> tuple[s
 
 
 def _at_coverages(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """The strictest threshold that answers at least so many tenths of the pictures."""
+    """The strictest threshold that answers at least so many tenths of the images."""
     found = [
         next(row for row in rows if row["coverage"] >= tenths / 10 - 1e-9)
         for tenths in range(1, 11)
@@ -181,7 +181,7 @@ def class_extras(evaluation: Evaluation, prepared: Prepared) -> dict[str, Any]:
     task = evaluation.task
     if task.kind == "multiclass":
         found["confusions"] = [
-            {"truth": task.classes[p.truth], "answer": task.classes[p.answer], "pictures": p.count}
+            {"truth": task.classes[p.truth], "answer": task.classes[p.answer], "images": p.count}
             for p in charts.confused_pairs(evaluation.confusion)
         ]
         found["mistakes"] = [
@@ -208,7 +208,7 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     errors = {k: v for k, v in evaluation.metrics.items() if k in ERRORS}
     rules = {baseline.name: baseline.accuracy for baseline in evaluation.baselines}
     is_multilabel = evaluation.task.kind == "multilabel"
-    title = "All labels of a picture right" if is_multilabel else "Accuracy"
+    title = "All labels of an image right" if is_multilabel else "Accuracy"
     return {
         "headline": ("all labels right" if is_multilabel else "accuracy", "accuracy"),
         "against": [(title, {"this model": evaluation.metrics["accuracy"], **rules})],
@@ -220,7 +220,7 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 def _illustrated(
     evaluation: Evaluation, prepared: Prepared
 ) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Examples by class, as (name, picture), and mistakes, with a small picture each."""
+    """Examples by class, as (name, image), and mistakes, with a small image each."""
     chosen = examples(prepared.data)
     mistakes = _mistakes(evaluation, prepared, LIMITS["mistakes"])
     wanted = [sample for _, samples in chosen for sample in samples]
@@ -249,7 +249,7 @@ def _mistakes(evaluation: Evaluation, prepared: Prepared, limit: int) -> list[di
         samples = ()
     return [
         {
-            "picture": evaluation.names[row],
+            "image": evaluation.names[row],
             "truth": task.classes[evaluation.targets[row]],
             "answer": task.classes[predicted[row]],
             "probability": float(evaluation.probabilities[row].max()),

@@ -38,10 +38,10 @@ SHAPES = ("circle", "square", "diamond")
 """Of the points, in order, full first and then hollow: a print without colours tells them too."""
 
 MARGIN = 0.07
-"""Share of the width left free on both sides of an axis of numbers of pictures."""
+"""Share of the width left free on both sides of an axis of numbers of images."""
 
 APART = 0.012
-"""Share of the width between two curves at one number of pictures: intervals shall not hide."""
+"""Share of the width between two curves at one number of images: intervals shall not hide."""
 
 TICKS = 6
 
@@ -105,10 +105,10 @@ class Plot:
     rules : tuple of Rule
         Those that lie on the axis.
     x_ticks : tuple of (place, text)
-        Numbers of pictures on a logarithmic axis; names of curves where there is one number only.
+        Numbers of images on a logarithmic axis; names of curves where there is one number only.
     y_ticks : tuple of (place, text)
     is_curve : bool
-        Whether there are several numbers of pictures.
+        Whether there are several numbers of images.
     x_title : str
     """
 
@@ -126,9 +126,9 @@ def placed(found: Comparison) -> Plot:
     Examples
     --------
     >>> from headstart.metrics.confidence_intervals import Interval
-    >>> def at(pictures, value):
+    >>> def at(images, value):
     ...     score = Interval(value=value, low=value - 0.1, high=value + 0.1, method="t")
-    ...     return Point(fraction=pictures / 40, pictures=pictures, score=score, seconds=1.0)
+    ...     return Point(fraction=images / 40, images=images, score=score, seconds=1.0)
     >>> curve = Curve(name="probe", backbone="b", method="probe", points=(at(10, 0.5), at(40, 0.8)))
     >>> plot = placed(
     ...     Comparison(
@@ -186,18 +186,18 @@ def placed(found: Comparison) -> Plot:
         x_ticks=tuple(numbers if several else names),
         y_ticks=tuple((up(level), f"{level:.{digits}f}") for level in marks),
         is_curve=several,
-        x_title="pictures to learn from" if several else _single(sizes),
+        x_title="images to learn from" if several else _single(sizes),
     )
 
 
 def _sizes(shown: Sequence[Curve]) -> dict[float, int]:
-    """Numbers of pictures by fraction, few first."""
-    found = {at.fraction: at.pictures for curve in shown for at in curve.points}
+    """Numbers of images by fraction, few first."""
+    found = {at.fraction: at.images for curve in shown for at in curve.points}
     return dict(sorted(found.items()))
 
 
 def _single(sizes: dict[float, int]) -> str:
-    return " ".join(f"learned from {count:,} pictures" for count in sizes.values())
+    return " ".join(f"learned from {count:,} images" for count in sizes.values())
 
 
 def _across(sizes: dict[float, int], number: int, count: int) -> dict[float, float]:
@@ -235,7 +235,7 @@ def _levels(shown: Sequence[Curve]) -> list[float]:
 
 
 def _rules(shown: Sequence[Curve]) -> dict[str, float]:
-    """Simple rules with all pictures; the same for all curves."""
+    """Simple rules with all images; the same for all curves."""
     return dict(shown[0].points[-1].rules) if shown and shown[0].points else {}
 
 

@@ -30,7 +30,7 @@ __all__ = ["RecallPlot", "dense_extras", "dense_page", "dense_values", "recall_p
 DenseEvaluation = BoxEvaluation | MaskEvaluation
 
 DRAWN = 480
-"""Longer side in pixels of pictures with boxes or masks on them."""
+"""Longer side in pixels of images with boxes or masks on them."""
 
 AT_RECALLS = (10, 30, 50, 70, 90)
 """Percent; where the table below the curves tells the precision."""
@@ -62,7 +62,7 @@ def dense_values(evaluation: DenseEvaluation, model: TransferModel) -> dict[str,
             "parts": "boxes.html.j2" if is_boxes else "masks.html.j2",
             "class": "class",
             "classes": "classes of objects" if is_boxes else "classes of pixels",
-            "counted": "Objects" if is_boxes else "Pictures",
+            "counted": "Objects" if is_boxes else "Images",
             "drawn": True,
             "answers": "predictions.csv and predictions.json" if is_boxes else "predictions.csv",
         },
@@ -90,14 +90,14 @@ def dense_page(
         found["at_recalls"] = AT_RECALLS
         found["names"] = (*classes, BACKGROUND)
         sections += [("curves", "Precision and recall")] if found["curves"] else []
-    return found | {"sections": [*sections, ("worst", "Worst pictures")]}
+    return found | {"sections": [*sections, ("worst", "Worst images")]}
 
 
 def dense_extras(evaluation: DenseEvaluation) -> dict[str, Any]:
-    """What report.json has beside the evaluation's own numbers: the pictures to look at."""
+    """What report.json has beside the evaluation's own numbers: the images to look at."""
     return {
         "worst": [
-            {"picture": evaluation.names[row], **_scores(evaluation, row)}
+            {"image": evaluation.names[row], **_scores(evaluation, row)}
             for row in evaluation.worst(LIMITS["mistakes_in_json"])
         ]
     }
@@ -205,22 +205,22 @@ def _per_class(evaluation: DenseEvaluation) -> list[Any]:
     return sorted(rows, key=number) if len(rows) > LIMITS["classes_in_full"] else rows
 
 
-# ------------------------------------------------------------------------------- drawn pictures
+# ------------------------------------------------------------------------------- drawn images
 
 
 def _examples(prepared: Prepared, classes: Sequence[str]) -> list[Any]:
-    """Some pictures with what the data say of them, so that a person sees whether it is read."""
+    """Some images with what the data say of them, so that a person sees whether it is read."""
     train = prepared.train.samples
     shown = [sample for sample in train if sample.target is not None]
     chosen = [shown[i] for i in evenly(len(shown), LIMITS["examples_drawn"])]
-    pictures = [(sample.name, _uri(_truth_drawn(sample, classes))) for sample in chosen]
-    return [("as the data describe them", pictures)] if pictures else []
+    images = [(sample.name, _uri(_truth_drawn(sample, classes))) for sample in chosen]
+    return [("as the data describe them", images)] if images else []
 
 
 def _worst(
     evaluation: DenseEvaluation, model: TransferModel, prepared: Prepared
 ) -> list[dict[str, Any]]:
-    """The worst pictures, truth beside answer; only names where pictures are not at hand."""
+    """The worst images, truth beside answer; only names where images are not at hand."""
     samples: Sequence[Sample] = prepared.test.samples
     classes = evaluation.task.classes
     if tuple(sample.name for sample in samples) != evaluation.names:
@@ -228,7 +228,7 @@ def _worst(
     found = []
     for row in evaluation.worst(LIMITS["worst"]):
         one: dict[str, Any] = {
-            "picture": evaluation.names[row],
+            "image": evaluation.names[row],
             "told": _told(evaluation, row),
             "truth": None,
             "answer": None,
@@ -245,8 +245,8 @@ def _scores(evaluation: DenseEvaluation, row: int) -> dict[str, Any]:
         names = ("right", "missed", "wrong_class", "no_object")
         return dict(zip(names, map(int, evaluation.errors[row]), strict=True))
     return {
-        "mean_iou": float(evaluation.picture_iou[row]),
-        "pixel_accuracy": float(evaluation.picture_accuracy[row]),
+        "mean_iou": float(evaluation.image_iou[row]),
+        "pixel_accuracy": float(evaluation.image_accuracy[row]),
     }
 
 
@@ -269,7 +269,7 @@ def _uri(pixels: NDArray[np.uint8] | None) -> str | None:
 
 
 def _pixels(sample: Sample) -> NDArray[np.uint8] | None:
-    """A picture, its longer side ``DRAWN``; None if it cannot be decoded any more."""
+    """An image, its longer side ``DRAWN``; None if it cannot be decoded any more."""
     try:
         return fitted(decode(sample.image, at_least=DRAWN), DRAWN)[0]
     except (UnreadableImageError, OSError):
@@ -277,7 +277,7 @@ def _pixels(sample: Sample) -> NDArray[np.uint8] | None:
 
 
 def _truth_drawn(sample: Sample, classes: Sequence[str]) -> NDArray[np.uint8] | None:
-    """A picture with what the data say of it; boxes that are hard are drawn, too."""
+    """An image with what the data say of it; boxes that are hard are drawn, too."""
     pixels, truth = _pixels(sample), sample.target
     if pixels is None:
         return None
@@ -301,7 +301,7 @@ def _answer_drawn(
         boxes = found.boxes * (DRAWN / max(found.size))
         return draw_boxes(pixels, boxes, found.labels, found.scores, classes=classes)
     try:
-        (answer,) = segment(model.trunk, model.require_head(), [sample])
+        (answer,) = segment(model.backbone, model.require_head(), [sample])
     except (HeadstartError, OSError):
         return None
     return _tinted(pixels, answer.mask, classes)

@@ -1,4 +1,4 @@
-"""Explanations as a folder: a drawing for each picture, and a page that shows them."""
+"""Explanations as a folder: a drawing for each image, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.data.images import decode
 from headstart.data.prepare import gather
 from headstart.evaluation.explain import LONG_SIDE, Explanation, Means, draw_heat, explain
-from headstart.models.prediction_files import new_folder, png, stems, write_pictures
+from headstart.models.prediction_files import new_folder, png, stems, write_images
 from headstart.models.saving import load
 from headstart.reports.page import page_template
 
-__all__ = ["drawn", "explain_pictures", "explanation_rows", "write_explanations"]
+__all__ = ["drawn", "explain_images", "explanation_rows", "write_explanations"]
 
 
-def explain_pictures(
+def explain_images(
     model_folder: str | Path,
-    pictures: object,
+    images: object,
     *,
     out: str | Path,
     method: Means = "grad-cam",
@@ -38,8 +38,8 @@ def explain_pictures(
     Parameters
     ----------
     model_folder : str or Path
-    pictures : path, bytes, PIL image, array, or a sequence of these
-        A folder stands for all pictures below it.
+    images : path, bytes, PIL image, array, or a sequence of these
+        A folder stands for all images below it.
     out : str or Path
         Folder to write, not there yet, or empty.
     method, label, device
@@ -50,21 +50,21 @@ def explain_pictures(
     Returns
     -------
     list of dict, tuple of str
-        A row for each picture, and what is said of those that cannot be read: the others go on.
+        A row for each image, and what is said of those that cannot be read: the others go on.
 
     Raises
     ------
     DataError
-        If there are no pictures, or none can be read.
+        If there are no images, or none can be read.
     UsageError, UnknownNameError
         As ``headstart.explain.explain``.
 
     Examples
     --------
-    >>> explain_pictures("runs/photos", "photos/new", out="maps")  # doctest: +SKIP
+    >>> explain_images("runs/photos", "photos/new", out="maps")  # doctest: +SKIP
     """
     model = load(model_folder)
-    data = Dataset(samples=gather(pictures), classes=())
+    data = Dataset(samples=gather(images), classes=())
     records = scan(data.samples, cache=cache or Cache())
     kept = usable(data, records, bad_files="skip")[0].samples
     bad = tuple(
@@ -85,18 +85,18 @@ def write_explanations(
     title: str,
     unreadable: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Write a drawing for each picture, index.html and explanations.json, whole or not at all.
+    """Write a drawing for each image, index.html and explanations.json, whole or not at all.
 
     Parameters
     ----------
     folder : Path
         Not there yet, or empty.
     found : iterable of (Sample, Explanation)
-        Gone through once; pictures are drawn as they come.
+        Gone through once; images are drawn as they come.
     title : str
         Of the page, such as the model's name.
     unreadable : sequence of str
-        What is said of pictures that could not be read.
+        What is said of images that could not be read.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def write_explanations(
             yield sample, one
 
     with new_folder(folder) as made:
-        write_pictures(made, passing(), _png)
+        write_images(made, passing(), _png)
         rows = explanation_rows(kept)
         text = json.dumps(rows, indent=1, allow_nan=False)
         (made / "explanations.json").write_text(text, encoding="utf-8")
@@ -142,7 +142,7 @@ def explanation_rows(found: Sequence[Explanation]) -> list[dict[str, Any]]:
     """
     return [
         {
-            "picture": one.name,
+            "image": one.name,
             "answer": one.answer,
             "class": one.label,
             "probability": one.probability,
@@ -156,9 +156,9 @@ def explanation_rows(found: Sequence[Explanation]) -> list[dict[str, Any]]:
 
 
 def drawn(sample: Sample, found: Explanation, *, long_side: int = LONG_SIDE) -> NDArray[np.uint8]:
-    """Draw a picture with its heat beside it; see ``heat_maps.draw_heat``."""
-    picture = decode(sample.image, at_least=long_side)
-    return draw_heat(picture, found.heat, found.part, long_side=long_side)
+    """Draw an image with its heat beside it; see ``heat_maps.draw_heat``."""
+    image = decode(sample.image, at_least=long_side)
+    return draw_heat(image, found.heat, found.part, long_side=long_side)
 
 
 def _png(sample: Sample, found: Explanation) -> bytes:

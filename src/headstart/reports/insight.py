@@ -12,7 +12,7 @@ import numpy as np
 from headstart.data.draw import hex_colours
 from headstart.data.prepare import Prepared
 from headstart.evaluation.embeddings import Neighbourhood, Outlier, Place
-from headstart.evaluation.insight import Insight
+from headstart.evaluation.insight import Diagnostics
 from headstart.evaluation.learning_curve import CurvePoint
 from headstart.evaluation.slices import Slice
 from headstart.metrics.confidence_intervals import Interval
@@ -23,7 +23,7 @@ __all__ = ["Band", "band", "insight_extras", "insight_page"]
 
 MAP_SIZE = 600.0, 400.0
 FOREIGN = 0.99
-"""Pictures are shown as foreign that are farther off than so many of those learned from."""
+"""Images are shown as foreign that are farther off than so many of those learned from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Band:
 
 
 def insight_page(
-    insight: Insight | None, prepared: Prepared, record: Mapping[str, Any]
+    insight: Diagnostics | None, prepared: Prepared, record: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the page says of it; what was not looked into, or not decided, is left out.
 
@@ -76,7 +76,7 @@ def insight_page(
     return {"insight": found, "decision": decision, "insight_sections": _sections(found)}
 
 
-def insight_extras(insight: Insight | None) -> dict[str, Any]:
+def insight_extras(insight: Diagnostics | None) -> dict[str, Any]:
     """What report.json has of it; a decision is in the model's record already."""
     return {} if insight is None else {"insight": insight.as_dict()}
 
@@ -84,9 +84,9 @@ def insight_extras(insight: Insight | None) -> dict[str, Any]:
 def _sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     titles = {
         "slices": "Better or worse",
-        "curve": "More pictures",
+        "curve": "More images",
         "label_errors": "Doubtful labels",
-        "outliers": "Foreign pictures",
+        "outliers": "Foreign images",
         "neighbours": "Neighbours",
         "map": "Map",
     }
@@ -98,7 +98,7 @@ def _sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _thumbnails(
     singles: Iterable[Any], near: Sequence[Neighbourhood], prepared: Prepared
 ) -> dict[int, str | None]:
-    """A small picture for every row that is shown, each made once."""
+    """A small image for every row that is shown, each made once."""
     rows = [one.row for one in singles]
     for one in near:
         rows += [one.row, *(row for row, *_ in one.neighbours)]
@@ -123,23 +123,23 @@ def _slices(slices: Sequence[Slice]) -> list[Slice]:
 
 
 def band(points: Sequence[CurvePoint]) -> Band:
-    """Place scores and their intervals over the number of pictures, in ``charts``' curve box.
+    """Place scores and their intervals over the number of images, in ``charts``' curve box.
 
     Parameters
     ----------
     points : sequence of CurvePoint
-        At least two, the fewest pictures first.
+        At least two, the fewest images first.
 
     Examples
     --------
     >>> def point(n, value):
     ...     score = Interval(value=value, low=value - 0.1, high=value + 0.1, method="")
-    ...     return CurvePoint(pictures=n, score=score)
+    ...     return CurvePoint(images=n, score=score)
     >>> placed = band([point(10, 0.5), point(100, 0.7)])
     >>> placed.line, [tick.text for tick in placed.y_ticks]
     ('0,112.5 300,37.5', ['40 %', '60 %', '80 %'])
     """
-    across = [math.log(point.pictures) for point in points]
+    across = [math.log(point.images) for point in points]
     scores = [point.score for point in points]
     low, high = min(s.low for s in scores), max(s.high for s in scores)
     wide, tall = max(across[-1] - across[0], 1e-9), max(high - low, 1e-9)
@@ -156,7 +156,7 @@ def band(points: Sequence[CurvePoint]) -> Band:
         line=" ".join(f"{x:g},{y:g}" for x, y, _, _ in placed),
         area=" ".join(f"{x:g},{y:g}" for x, y in outline),
         points=placed,
-        x_ticks=tuple(Tick(at=x, text=f"{p.pictures:,}") for x, p in zip(xs, points, strict=True)),
+        x_ticks=tuple(Tick(at=x, text=f"{p.images:,}") for x, p in zip(xs, points, strict=True)),
         y_ticks=tuple(
             Tick(at=down(y), text=f"{100 * y:.0f} %") for y in (low, (low + high) / 2, high)
         ),
@@ -177,7 +177,7 @@ def _map(places: Sequence[Place], classes: Sequence[str]) -> dict[str, Any] | No
             "colour": coloured.get(one.label),
             "right": one.right,
             "label": one.label,
-            "picture": one.picture,
+            "image": one.image,
         }
         for one in places
     ]

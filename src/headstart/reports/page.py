@@ -1,4 +1,4 @@
-"""What all pages share: how they are made, how much they show, small pictures inside them."""
+"""What all pages share: how they are made, how much they show, small images inside them."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ LIMITS = {
     "findings_each": 20,
     "paths_each": 4,
 }
-"""How much the page shows: its size is bounded whatever the number of pictures and classes."""
+"""How much the page shows: its size is bounded whatever the number of images and classes."""
 
 THUMBNAIL = 112
 """Height in pixels; pages show it at 96 or less."""
 
 
 def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
-    """Some pictures of some classes, evenly spread over the data, always the same ones."""
+    """Some images of some classes, evenly spread over the data, always the same ones."""
     by_class: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
         for label in labels_of(sample.target):
@@ -66,7 +66,7 @@ def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
 
 
 def thumbnails(samples: Iterable[Sample]) -> list[str | None]:
-    """Small pictures as data URIs, in order; None for one that cannot be decoded any more."""
+    """Small images as data URIs, in order; None for one that cannot be decoded any more."""
     with ThreadPoolExecutor(cores()) as executor:
         return list(executor.map(_thumbnail, samples))
 
@@ -78,15 +78,15 @@ def _thumbnail(sample: Sample) -> str | None:
         pixels = decode(sample.image, at_least=THUMBNAIL)
     except UnreadableImageError:
         return None
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     longest = 2 * THUMBNAIL  # of a panorama only the middle is shown
-    width = min(max(round(picture.width * THUMBNAIL / picture.height), THUMBNAIL // 3), longest)
-    part = picture.width if width < longest else round(picture.height * longest / THUMBNAIL)
-    left = (picture.width - part) // 2
-    small = picture.resize(
+    width = min(max(round(image.width * THUMBNAIL / image.height), THUMBNAIL // 3), longest)
+    part = image.width if width < longest else round(image.height * longest / THUMBNAIL)
+    left = (image.width - part) // 2
+    small = image.resize(
         (width, THUMBNAIL),
         Image.Resampling.BILINEAR,
-        box=(left, 0, left + part, picture.height),
+        box=(left, 0, left + part, image.height),
         reducing_gap=2.0,
     )
     return jpeg_uri(np.asarray(small), quality=75)

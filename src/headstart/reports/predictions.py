@@ -1,4 +1,4 @@
-"""What was answered to every evaluated picture, as the texts of files."""
+"""What was answered to every evaluated image, as the texts of files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headstart.evaluation.classification import AnyEvaluation, Evaluation, Targe
 from headstart.evaluation.detection import BoxEvaluation
 from headstart.evaluation.segmentation import MaskEvaluation
 from headstart.models.prediction_files import coco_results, objects_csv
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 
 __all__ = ["answer_files", "box_json", "class_csv", "mask_csv"]
 
@@ -28,7 +28,7 @@ def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        ``predictions.csv``: of classes and masks a line for each picture, of boxes one for each
+        ``predictions.csv``: of classes and masks a line for each image, of boxes one for each
         object from the task's threshold on. Of boxes also ``predictions.json``: all of them, in
         COCO's format of results.
     """
@@ -45,17 +45,17 @@ def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
 
 
 def class_csv(evaluation: Evaluation) -> str:
-    """Every picture with its truth, answer and probabilities, as the text of a CSV file.
+    """Every image with its truth, answer and probabilities, as the text of a CSV file.
 
     A model that may abstain has a column for it, 0 or 1, behind ``correct``.
 
     >>> from headstart.evaluation.classification import evaluate_probabilities
-    >>> task = Classification(classes=("cat", "dog"))
+    >>> task = ClassificationTask(classes=("cat", "dog"))
     >>> one = evaluate_probabilities(
     ...     task, np.array([[0.9, 0.1]]), np.array([1]), names=("a.png",)
     ... )
     >>> class_csv(one).splitlines()
-    ['picture,truth,answer,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
+    ['image,truth,answer,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
     """
     task = evaluation.task
     truth = _by_name(task, evaluation.targets)
@@ -65,7 +65,7 @@ def class_csv(evaluation: Evaluation) -> str:
     rows = zip(evaluation.names, truth, answer, evaluation.correct, left_out, strict=True)
     may = [] if unsure is None else ["abstains"]
     return _table(
-        ["picture", "truth", "answer", "correct", *may, *task.classes],
+        ["image", "truth", "answer", "correct", *may, *task.classes],
         (
             [name, true, said, int(right), *out, *(f"{chance:.6f}" for chance in chances)]
             for (name, true, said, right, out), chances in zip(
@@ -97,13 +97,13 @@ def box_json(evaluation: BoxEvaluation) -> str:
 
 
 def mask_csv(evaluation: MaskEvaluation) -> str:
-    """Every picture with its scores, as the text of a CSV file; of a class not there nothing."""
+    """Every image with its scores, as the text of a CSV file; of a class not there nothing."""
     classes = evaluation.task.classes
     numbers = np.column_stack(
-        [evaluation.picture_iou, evaluation.picture_accuracy, evaluation.picture_class_iou]
+        [evaluation.image_iou, evaluation.image_accuracy, evaluation.image_class_iou]
     )
     return _table(
-        ["picture", "mean_iou", "pixel_accuracy", *(f"iou {name}" for name in classes)],
+        ["image", "mean_iou", "pixel_accuracy", *(f"iou {name}" for name in classes)],
         (
             [name, *("" if np.isnan(x) else f"{x:.6f}" for x in row)]
             for name, row in zip(evaluation.names, numbers, strict=True)
@@ -119,7 +119,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return table.getvalue()
 
 
-def _by_name(task: Classification, targets: Targets) -> list[str]:
+def _by_name(task: ClassificationTask, targets: Targets) -> list[str]:
     if targets.ndim == 1:
         return [task.classes[index] for index in targets]
     return ["|".join(np.asarray(task.classes)[row.astype(bool)]) for row in targets]

@@ -1,7 +1,7 @@
 """What a run has to say, as a page, as numbers, and as a model card.
 
-The page is one file: style, drawings and small pictures are inside it, and it opens from disk
-without a network. Whatever the number of pictures and classes, its size is bounded; what was
+The page is one file: style, drawings and small images are inside it, and it opens from disk
+without a network. Whatever the number of images and classes, its size is bounded; what was
 left out is said.
 """
 
@@ -23,7 +23,7 @@ from headstart.data.prepare import Prepared
 from headstart.data.splits import evenly
 from headstart.evaluation.classification import AnyEvaluation, Evaluation
 from headstart.evaluation.forgetting import Forgetting, sentences
-from headstart.evaluation.insight import Insight
+from headstart.evaluation.insight import Diagnostics
 from headstart.metrics.confidence_intervals import Interval
 from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
@@ -66,7 +66,7 @@ class Facts:
     verdict: tuple[str, ...]
     seconds: Mapping[str, float]
     command: str
-    insight: Insight | None = None
+    insight: Diagnostics | None = None
 
 
 def render_html(facts: Facts) -> str:
@@ -97,7 +97,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
     by name.
     """
     evaluation, model, prepared = facts.evaluation, facts.model, facts.prepared
-    spec, task = model.trunk.spec, model.task
+    spec, task = model.backbone.spec, model.task
     numbers = evaluation.as_dict()
     if len(task.classes) > LIMITS["classes_in_table"]:
         numbers["confusion"] = None
@@ -108,7 +108,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
         "seconds": facts.seconds,
         "data": {
             "name": prepared.data.name,
-            "pictures": len(prepared.data),
+            "images": len(prepared.data),
             "kind": prepared.data.kind,
             "notes": prepared.data.notes,
             "parts": {name: prepared.data.split(name).counts() for name in _splits(prepared)},
@@ -116,7 +116,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
         },
         "model": {
             "task": task.as_dict(),
-            "backbone": {**spec.as_dict(), "origin": dict(model.trunk.origin)},
+            "backbone": {**spec.as_dict(), "origin": dict(model.backbone.origin)},
             "engine": model.engine,
             "record": {k: v for k, v in model.record.items() if k != "learned_from"},
         },
@@ -143,7 +143,7 @@ def _shared(facts: Facts) -> dict[str, Any]:
     return {
         "facts": facts,
         "task": model.task,
-        "trunk": model.trunk,
+        "backbone": model.backbone,
         "record": model.record,
         "evaluation": evaluation,
         "prepared": facts.prepared,
@@ -217,7 +217,7 @@ def _epochs(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _splits(prepared: Prepared) -> dict[SplitName, str]:
-    """Parts that have pictures, and what to call them."""
+    """Parts that have images, and what to call them."""
     present = {sample.split for sample in prepared.data.samples}
     found = {name: SPLIT_TITLES[name] for name in SPLITS if name in present}
     judge = "test" if "test" in found else "val"
@@ -244,7 +244,7 @@ def _findings(prepared: Prepared) -> list[dict[str, Any]]:
 
 
 def _root(prepared: Prepared) -> str:
-    """The folder that all pictures are below, said once instead of before every path."""
+    """The folder that all images are below, said once instead of before every path."""
     paths = [str(s.image) for s in prepared.data.samples if isinstance(s.image, Path)]
     if not paths:
         return ""

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
-from headstart.features.extractor import Cut, Extractor
+from headstart.features.extractor import Extractor, SplitPoint
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Method
 from headstart.methods.scratch import Scratch
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import cores
 from headstart.training.optim import Training
@@ -25,7 +25,7 @@ from headstart.training.time_estimate import Costs, costs_of, feature_seconds, t
 from headstart.training.trainer import SELECTION_SHARE
 
 __all__ = [
-    "Contender",
+    "Candidate",
     "costs",
     "depths",
     "expected_features",
@@ -48,47 +48,47 @@ RATES = 3e-5, 3e-4
 small, or far from home."""
 
 BATCH = 64
-"""Pictures whose pixels are held at a time where a fold is answered."""
+"""Images whose pixels are held at a time where a fold is answered."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Contender:
+class Candidate:
     """One way to learn.
 
     Parameters
     ----------
     name : str
-    trunk : Trunk
+    backbone : FrozenBackbone
         What it starts from; of a probe as far as it is read.
-    whole : Trunk
+    whole : FrozenBackbone
         The same backbone to its end.
     method : Method
     others : tuple of Method
-        The same with other learning rates: what the pictures that its first training stops on
+        The same with other learning rates: what the images that its first training stops on
         like best is what it is from then on.
     """
 
     name: str
-    trunk: Trunk
-    whole: Trunk
+    backbone: FrozenBackbone
+    whole: FrozenBackbone
     method: Method
     others: tuple[Method, ...] = ()
 
     @property
     def megabytes(self) -> float:
         """Of the backbone's values in float32."""
-        return self.trunk.parameters * 4 / 1e6
+        return self.backbone.parameters * 4 / 1e6
 
 
-def depths(trunk: Trunk) -> tuple[str, ...]:
+def depths(backbone: FrozenBackbone) -> tuple[str, ...]:
     """Where a backbone is probed: behind its last two coarser resolutions, and as a whole ("").
 
     Examples
     --------
-    >>> depths(Trunk.open("embedded/efficientnet_lite0"))
+    >>> depths(FrozenBackbone.open("embedded/efficientnet_lite0"))
     ('stage3', 'stage5', '')
     """
-    stages = trunk.spec.stages or trunk.backbone.stages
+    stages = backbone.spec.stages or backbone.module.stages
     last_of = {stage.stride: stage.name for stage in stages[:-1]}
     last_of.pop(stages[-1].stride, None)
     inner = list(last_of.values())
@@ -97,31 +97,33 @@ def depths(trunk: Trunk) -> tuple[str, ...]:
     return (*inner[-2:], "")
 
 
-def probe_of(trunk: Trunk, end: str, seed: int, *, named: bool = False) -> Contender:
+def probe_of(backbone: FrozenBackbone, end: str, seed: int, *, named: bool = False) -> Candidate:
     """Make the linear probe behind a stage; ``named`` where there are several backbones."""
     what = "linear probe" + (f" at {end}" if end else "")
-    part = trunk.until(end) if end else trunk
+    part = backbone.until(end) if end else backbone
     method = LinearProbe(seed=seed)
-    name = f"{what} of {trunk.spec.name}" if named else what
-    return Contender(name=name, trunk=part, whole=trunk, method=method)
+    name = f"{what} of {backbone.spec.name}" if named else what
+    return Candidate(name=name, backbone=part, whole=backbone, method=method)
 
 
-def trainings(trunk: Trunk, seed: int, *, hopeless: bool) -> tuple[tuple[Contender, ...], ...]:
+def trainings(
+    backbone: FrozenBackbone, seed: int, *, hopeless: bool
+) -> tuple[tuple[Candidate, ...], ...]:
     """Who may be promoted, each place with its alternatives, the dearest first.
 
     The first place is for the last stage. The second is for all stages, or the last two where
     that is too dear; or for training from scratch, where the weights are of no use.
     """
 
-    def tuned(name: str, train_from: str) -> Contender:
+    def tuned(name: str, train_from: str) -> Candidate:
         first, *others = (
             Finetune(train_from=train_from, learning_rate=rate, training=TO_THE_END, seed=seed)
             for rate in RATES
         )
-        return Contender(
+        return Candidate(
             name=f"fine-tuning {name}",
-            trunk=trunk,
-            whole=trunk,
+            backbone=backbone,
+            whole=backbone,
             method=first,
             others=tuple(others),
         )
@@ -130,14 +132,14 @@ def trainings(trunk: Trunk, seed: int, *, hopeless: bool) -> tuple[tuple[Contend
     if hopeless:
         fresh = Scratch(training=TO_THE_END, seed=seed)
         name = "training from scratch"
-        return (last,), (Contender(name=name, trunk=trunk, whole=trunk, method=fresh),)
-    stages = len(trunk.spec.stages or trunk.backbone.stages)
+        return (last,), (Candidate(name=name, backbone=backbone, whole=backbone, method=fresh),)
+    stages = len(backbone.spec.stages or backbone.module.stages)
     deeper = [tuned("all stages", "all")] if stages > 1 else []
     deeper += [tuned("two stages", "last:2")] if stages > 2 else []
     return (last,), tuple(deeper)
 
 
-def refusal(contender: Contender, parts: Sequence[Dataset]) -> str:
+def refusal(contender: Candidate, parts: Sequence[Dataset]) -> str:
     """Why a method cannot learn from one of these parts; empty where it can."""
     try:
         for part in parts:
@@ -148,18 +150,18 @@ def refusal(contender: Contender, parts: Sequence[Dataset]) -> str:
 
 
 def expected_features(
-    trunk: Trunk, samples: Sequence[Sample], data: Dataset, *, extractor: Extractor
+    backbone: FrozenBackbone, samples: Sequence[Sample], data: Dataset, *, extractor: Extractor
 ) -> float:
-    """Seconds until all features of these pictures are there."""
-    choice, missing = extractor.outlook(trunk, samples)
+    """Seconds until all features of these images are there."""
+    choice, missing = extractor.outlook(backbone, samples)
     if not missing:
         return 0.0
     rate = choice.rates.get(choice.engine)
-    return feature_seconds(costs(trunk, data, extractor), missing, rate, cores())
+    return feature_seconds(costs(backbone, data, extractor), missing, rate, cores())
 
 
 def expected_probe(n: int, width: int, n_classes: int) -> float:
-    """Seconds of a probe's search on features, by what two cores took on eight sets of pictures.
+    """Seconds of a probe's search on features, by what two cores took on eight sets of images.
 
     Half of 48 such searches took 0.4 to 1.0 times as long, a tenth of them over 1.1 times: the
     solver's steps depend on how hard the classes are to tell apart.
@@ -169,7 +171,7 @@ def expected_probe(n: int, width: int, n_classes: int) -> float:
 
 
 def expected_training(
-    contender: Contender,
+    contender: Candidate,
     data: Dataset,
     val: Dataset | None,
     asked: int,
@@ -188,25 +190,25 @@ def expected_training(
     val : Dataset or None
         What it stops on; a share of ``data`` where there is none.
     asked : int
-        Pictures that it is to answer then.
+        Images that it is to answer then.
     extractor : Extractor
     start : TransferModel, optional
         What it starts from, where boxes or masks are learned.
     pace : float
-        How much longer than expected a probe took on these pictures.
+        How much longer than expected a probe took on these images.
     """
-    trunk, how = contender.trunk, contender.method
-    start = start or blank(trunk, data)
+    backbone, how = contender.backbone, contender.method
+    start = start or create_model(backbone, data)
     outline = how.outline(start, data, extractor=extractor)
     head = start.head_for(data, seed=how.seed)  # type: ignore[attr-defined]
     judged = round(SELECTION_SHARE * len(data)) if val is None else len(val)
     learned = len(data) - judged if val is None else len(data)
     if outline.plan is None:
-        looking = expected_features(trunk, data.samples, data, extractor=extractor)
-        return looking + pace * expected_probe(len(data), trunk.width, len(data.classes))
+        looking = expected_features(backbone, data.samples, data, extractor=extractor)
+        return looking + pace * expected_probe(len(data), backbone.width, len(data.classes))
     solves = isinstance(how, Finetune) and not data.is_dense
     seconds = training_seconds(
-        trunk,
+        backbone,
         outline.plan,
         head,
         data,
@@ -215,19 +217,19 @@ def expected_training(
         solves=solves,
         extractor=extractor,
     )
-    seconds += solves * pace * expected_probe(learned, trunk.width, len(data.classes))
-    each = costs_of(trunk, outline.plan, head, data, extractor=extractor)
+    seconds += solves * pace * expected_probe(learned, backbone.width, len(data.classes))
+    each = costs_of(backbone, outline.plan, head, data, extractor=extractor)
     return seconds + asked * each.seconds
 
 
-def costs(trunk: Trunk, data: Dataset, extractor: Extractor) -> Costs:
-    """Measure, or remember, what a picture costs where nothing is kept."""
-    start = blank(trunk, data)
+def costs(backbone: FrozenBackbone, data: Dataset, extractor: Extractor) -> Costs:
+    """Measure, or remember, what an image costs where nothing is kept."""
+    start = create_model(backbone, data)
     method = Finetune(train_from="last:1")
     outline = method.outline(start, data, extractor=extractor)
     if outline.plan is None:  # a fine-tuning always has one
         return Costs(forward=0.0, pixels=0.0)
-    return costs_of(trunk, outline.plan, start.head_for(data, seed=0), data, extractor=extractor)
+    return costs_of(backbone, outline.plan, start.head_for(data, seed=0), data, extractor=extractor)
 
 
 def in_short(method: Method) -> dict[str, Any]:
@@ -263,14 +265,14 @@ def remade(values: Mapping[str, Any]) -> Method:
 
 
 def raced(
-    contender: Contender,
+    contender: Candidate,
     learn: Dataset,
     val: Dataset | None,
     asked: Dataset,
     *,
     extractor: Extractor,
-) -> tuple[NDArray[np.float64], Contender]:
-    """Train on some pictures and answer others.
+) -> tuple[NDArray[np.float64], Candidate]:
+    """Train on some images and answer others.
 
     Features of a network that is thrown away are not kept.
 
@@ -292,7 +294,9 @@ def raced(
     failed: TrainingError | None = None
     for method in (contender.method, *contender.others):
         try:
-            model = method.fit(blank(contender.trunk, learn), learn, val, extractor=extractor)
+            model = method.fit(
+                create_model(contender.backbone, learn), learn, val, extractor=extractor
+            )
         except TrainingError as error:
             failed = error
             continue
@@ -302,7 +306,7 @@ def raced(
     if not found:
         raise failed or TrainingError("Expected a training that ends, got none.")
     _, method, model = max(found, key=lambda one: one[0])  # the lowest rate of equals
-    run: Any = replace(extractor, engine="fp32").runner(model.trunk, Cut(engine="fp32"))
+    run: Any = replace(extractor, engine="fp32").runner(model.backbone, SplitPoint(engine="fp32"))
     samples = asked.samples
     blocks = [run(samples[at : at + BATCH], None) for at in range(0, len(samples), BATCH)]
     logits = np.asarray(model.linear_head().logits(np.concatenate(blocks)), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Linear probes at several depths of several backbones, on the same held-out pictures."""
+"""Linear probes at several depths of several backbones, on the same held-out images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.data.splits import kfold, nested_fractions
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import random_like
 from headstart.selection.candidates import (
-    Contender,
+    Candidate,
     costs,
     depths,
     expected_features,
@@ -27,13 +27,21 @@ from headstart.selection.candidates import (
 from headstart.selection.rules import PROBES_SHARE, Judge, Row, best_of, level_of
 from headstart.training.logistic_regression import Problem, search_penalty
 
-__all__ = ["Entry", "Ground", "best_probe", "control_seconds", "gained", "is_useless", "probes"]
+__all__ = [
+    "Entry",
+    "RaceContext",
+    "best_probe",
+    "control_seconds",
+    "gained",
+    "is_useless",
+    "probes",
+]
 
 FOLDS = 5
 
-CONTROL_PICTURES = 500
+CONTROL_IMAGES = 500
 CONTROL_FROM = 200
-"""Training pictures that random weights are tried on, and from which on they are."""
+"""Training images that random weights are tried on, and from which on they are."""
 
 Floats = NDArray[np.float64]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -41,7 +49,7 @@ Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 @dataclass(kw_only=True, eq=False)
 class Entry:
-    """A contender in a race: what its answer to each picture was worth, and its row.
+    """A contender in a race: what its answer to each image was worth, and its row.
 
     Parameters
     ----------
@@ -52,22 +60,22 @@ class Entry:
     lap_seconds : float
         Of the last fold, one training.
     whole_seconds : float
-        Expected of the training on all pictures.
+        Expected of the training on all images.
     """
 
-    who: Contender
+    who: Candidate
     values: Floats
     row: Row
     lap_seconds: float = 0.0
     whole_seconds: float = 0.0
 
     @classmethod
-    def of(cls, who: Contender, values: Floats, **more: Any) -> Entry:
+    def of(cls, who: Candidate, values: Floats, **more: Any) -> Entry:
         """Enter a contender; ``more`` are fields of its row."""
         row = Row(
             name=who.name,
-            backbone=who.trunk.spec.name,
-            stage=who.trunk.spec.until,
+            backbone=who.backbone.spec.name,
+            stage=who.backbone.spec.until,
             method=who.method.name,
             megabytes=who.megabytes,
             **more,
@@ -80,8 +88,8 @@ class Entry:
 
 
 @dataclass(kw_only=True, eq=False)
-class Ground:
-    """What all contenders share: pictures, folds, time, and what is noted on the way.
+class RaceContext:
+    """What all contenders share: images, folds, time, and what is noted on the way.
 
     Parameters
     ----------
@@ -126,7 +134,7 @@ class Ground:
         return time.perf_counter() - self.begin
 
     def probe_seconds(self, n: int, width: int) -> float:
-        """What a probe on n pictures should take."""
+        """What a probe on n images should take."""
         return self.pace * expected_probe(n, width, len(self.train.classes))
 
     @contextmanager
@@ -137,26 +145,26 @@ class Ground:
         self.measured += self.spent - begin
 
 
-def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
+def probes(ground: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[Entry]:
     """Probe every backbone at several depths; the first one's whole network comes first."""
     found: list[Entry] = []
     train = ground.train
-    for trunk in trunks:
+    for backbone in backbones:
         with ground.measuring():
-            ends = depths(trunk)
-            expected = expected_features(trunk, train.samples, train, extractor=ground.extractor)
+            ends = depths(backbone)
+            expected = expected_features(backbone, train.samples, train, extractor=ground.extractor)
         begin = ground.spent
         if found and 0 < ground.budget < begin + expected:
-            name = trunk.spec.name
-            ground.why.append(f"{name} was left out: looking at the pictures takes too long.")
+            name = backbone.spec.name
+            ground.why.append(f"{name} was left out: looking at the images takes too long.")
             continue
-        features, _ = ground.extractor.stage_features(trunk, train.samples, ends)
+        features, _ = ground.extractor.stage_features(backbone, train.samples, ends)
         looking = (ground.spent - begin) / len(ends)
         for end in reversed(ends):
             begin = ground.spent
-            who = probe_of(trunk, end, ground.seed, named=len(trunks) > 1)
-            solving = ground.probe_seconds(len(train), who.trunk.width)
-            if found and 0 < ground.budget < begin + solving:  # of very many pictures
+            who = probe_of(backbone, end, ground.seed, named=len(backbones) > 1)
+            solving = ground.probe_seconds(len(train), who.backbone.width)
+            if found and 0 < ground.budget < begin + solving:  # of very many images
                 ground.why.append(f"The {who.name} was left out: solving it takes too long.")
                 continue
             values = _held_out(train, features[end], ground.folds, ground.judge)
@@ -165,7 +173,7 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
             entry = Entry.of(
                 who,
                 values,
-                pictures=len(values),
+                images=len(values),
                 score=ground.judge.score(values),
                 seconds=looking + ground.spent - begin,
                 estimated=expected / len(ends) + solving,
@@ -174,7 +182,7 @@ def probes(ground: Ground, trunks: Sequence[Trunk]) -> list[Entry]:
     return found
 
 
-def best_probe(ground: Ground, found: list[Entry]) -> Entry:
+def best_probe(ground: RaceContext, found: list[Entry]) -> Entry:
     """The first one, unless another is better beyond chance."""
     first, *others = found
     level = level_of(PROBES_SHARE, len(others))
@@ -195,15 +203,15 @@ def best_probe(ground: Ground, found: list[Entry]) -> Entry:
     return first
 
 
-def is_useless(ground: Ground, trunk: Trunk) -> bool:
+def is_useless(ground: RaceContext, backbone: FrozenBackbone) -> bool:
     """Whether the same network with random weights probes as well: the source is no help."""
     train = ground.train
     with ground.measuring():
-        taken = control_seconds(ground, trunk)
+        taken = control_seconds(ground, backbone)
     if not taken:
         return False
-    if len(train) > CONTROL_PICTURES:
-        share = CONTROL_PICTURES / len(train)
+    if len(train) > CONTROL_IMAGES:
+        share = CONTROL_IMAGES / len(train)
         rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=ground.seed)
         train = train.subset(rows[share])
     begin = ground.spent
@@ -213,28 +221,28 @@ def is_useless(ground: Ground, trunk: Trunk) -> bool:
     judge, folds = _laid_out(train, ground.seed)
     learned, drawn = (
         _held_out(train, ground.extractor.features(one, train.samples).values, folds, judge)
-        for one in (trunk, random_like(trunk.spec, seed=ground.seed))
+        for one in (backbone, random_like(backbone.spec, seed=ground.seed))
     )
     found = judge.gain(learned, drawn, level=0.95)
     reached = [judge.score(values).value for values in (drawn, learned)]
     told = "{:.3f} with random weights, {:.3f} with the learned ones".format(*reached)
-    ground.told(f"control, a probe on {len(train)} pictures: {told}, {ground.spent - begin:.1f} s")
+    ground.told(f"control, a probe on {len(train)} images: {told}, {ground.spent - begin:.1f} s")
     if found.distinguishable and found.interval.value > 0:
         return False
     ground.why.append(
-        f"What the backbone has learned is of no use here: a probe on {len(train)} pictures "
+        f"What the backbone has learned is of no use here: a probe on {len(train)} images "
         f"reaches {told}. So training from scratch takes part."
     )
     return True
 
 
-def control_seconds(ground: Ground, trunk: Trunk) -> float:
+def control_seconds(ground: RaceContext, backbone: FrozenBackbone) -> float:
     """What trying random weights should take; 0 where they are not tried."""
-    train, count = ground.train, min(len(ground.train), CONTROL_PICTURES)
+    train, count = ground.train, min(len(ground.train), CONTROL_IMAGES)
     if len(train) < CONTROL_FROM:
         return 0.0
-    looking = count * costs(trunk, train, ground.extractor).seconds
-    return looking + 2 * ground.probe_seconds(count, trunk.width)
+    looking = count * costs(backbone, train, ground.extractor).seconds
+    return looking + 2 * ground.probe_seconds(count, backbone.width)
 
 
 def gained(one: Entry) -> str:

@@ -1,6 +1,6 @@
-"""The race: which backbone, how much of it, how to learn, shown on held-out training pictures.
+"""The race: which backbone, how much of it, how to learn, shown on held-out training images.
 
-Linear probes at several depths cost one look at every picture. At most two trainings are promoted
+Linear probes at several depths cost one look at every image. At most two trainings are promoted
 and race against the best probe, fold by fold, until one is better beyond chance, nothing is
 gained, or the time is up.
 """
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
 from headstart.selection.candidates import (
-    Contender,
+    Candidate,
     depths,
     expected_features,
     expected_training,
@@ -31,7 +31,7 @@ from headstart.selection.candidates import (
 )
 from headstart.selection.probes import (
     Entry,
-    Ground,
+    RaceContext,
     best_probe,
     control_seconds,
     gained,
@@ -61,7 +61,7 @@ class Decision:
     Parameters
     ----------
     method : Method
-    trunk : Trunk
+    backbone : FrozenBackbone
     engine : str
         What made the features.
     record : dict
@@ -69,13 +69,13 @@ class Decision:
     """
 
     method: Method
-    trunk: Trunk
+    backbone: FrozenBackbone
     engine: str
     record: dict[str, Any]
 
 
 def decide(
-    trunks: Sequence[Trunk],
+    backbones: Sequence[FrozenBackbone],
     train: Dataset,
     val: Dataset | None = None,
     *,
@@ -84,14 +84,14 @@ def decide(
     seed: int = 0,
     told: Told | None = None,
 ) -> Decision:
-    """Race the ways to learn on the training pictures, and choose one.
+    """Race the ways to learn on the training images, and choose one.
 
     Parameters
     ----------
-    trunks : sequence of Trunk
+    backbones : sequence of FrozenBackbone
         Backbones to choose from; the first is kept unless another is better beyond chance.
     train : Dataset
-        Classes of whole pictures. All scores are of held-out pictures of this part.
+        Classes of whole images. All scores are of held-out images of this part.
     val : Dataset, optional
         What trainings stop on; by default a share of what they learn from.
     extractor : Extractor
@@ -107,18 +107,18 @@ def decide(
     UsageError
         If there is no backbone, or boxes or masks are to be learned.
     DataError
-        If a class has too few pictures or groups for two folds.
+        If a class has too few images or groups for two folds.
 
     Examples
     --------
     >>> from headstart import Cache, read_dataset
     >>> data, cache = read_dataset("demo:symbols"), Cache()  # doctest: +SKIP
-    >>> trunk = Trunk.open("embedded/efficientnet_lite0")  # doctest: +SKIP
-    >>> decide([trunk], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
+    >>> backbone = FrozenBackbone.open("embedded/efficientnet_lite0")  # doctest: +SKIP
+    >>> decide([backbone], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
     'linear-probe'
     """
-    ground = _ground(trunks, (train, val), extractor, budget, seed, told)
-    found = probes(ground, trunks)
+    ground = _ground(backbones, (train, val), extractor, budget, seed, told)
+    found = probes(ground, backbones)
     best = best_probe(ground, found)
     racing, out = _promoted(ground, best)
     winner = _run(ground, best, racing) if racing else best
@@ -129,14 +129,14 @@ def decide(
     ground.estimated += ground.measured + sum(ran)
     return Decision(
         method=winner.who.method,
-        trunk=winner.who.trunk,
+        backbone=winner.who.backbone,
         engine=extractor.outlook(winner.who.whole, train.samples)[0].engine,
         record=_record(ground, [one.row for one in entries]),
     )
 
 
 def foretell(
-    trunks: Sequence[Trunk],
+    backbones: Sequence[FrozenBackbone],
     train: Dataset,
     val: Dataset | None = None,
     *,
@@ -158,21 +158,21 @@ def foretell(
     UsageError, DataError
         As ``decide``.
     """
-    ground = _ground(trunks, (train, val), extractor, budget, seed, None)
+    ground = _ground(backbones, (train, val), extractor, budget, seed, None)
     rows = []
-    for trunk in trunks:
-        ends = depths(trunk)
-        looking = expected_features(trunk, train.samples, train, extractor=extractor)
+    for backbone in backbones:
+        ends = depths(backbone)
+        looking = expected_features(backbone, train.samples, train, extractor=extractor)
         for end in reversed(ends):
-            who = probe_of(trunk, end, seed, named=len(trunks) > 1)
-            solving = ground.probe_seconds(len(train), who.trunk.width)
+            who = probe_of(backbone, end, seed, named=len(backbones) > 1)
+            solving = ground.probe_seconds(len(train), who.backbone.width)
             rows.append(Entry.of(who, _none(ground), estimated=looking / len(ends) + solving).row)
     taken = sum(row.estimated for row in rows)
-    control = control_seconds(ground, trunks[0])
+    control = control_seconds(ground, backbones[0])
     if taken + control <= ground.budget:  # as for ``is_useless``
         taken += control
     ground.estimated, longest = taken, 0.0
-    for place in trainings(trunks[0], seed, hopeless=False):
+    for place in trainings(backbones[0], seed, hopeless=False):
         for who in place:
             entry, reason, (fold, whole) = _considered(ground, who, taken)
             rows.append(entry.row)
@@ -190,7 +190,7 @@ def foretell(
     if longest:
         ground.estimated = min(ground.estimated + longest, ground.budget)
     ground.why.append(
-        "Trainings take part where the best probe answers enough held-out pictures wrong, and only "
+        "Trainings take part where the best probe answers enough held-out images wrong, and only "
         "as long as they gain and the time lasts; those of another backbone, or from scratch, take "
         "their own time."
     )
@@ -198,23 +198,23 @@ def foretell(
 
 
 def _ground(
-    trunks: Sequence[Trunk],
+    backbones: Sequence[FrozenBackbone],
     parts: tuple[Dataset, Dataset | None],
     extractor: Extractor,
     budget: float,
     seed: int,
     told: Told | None,
-) -> Ground:
+) -> RaceContext:
     train, val = parts
-    if not trunks:
+    if not backbones:
         raise UsageError("Expected a backbone to choose from, got none; do name one.")
     if train.is_dense:
         raise UsageError(
-            f"Expected classes of whole pictures, got {train.kind}; do name the method, such as "
+            f"Expected classes of whole images, got {train.kind}; do name the method, such as "
             "--method finetune."
         )
-    probe_of(trunks[0], "", seed).method.check(train)
-    return Ground(
+    probe_of(backbones[0], "", seed).method.check(train)
+    return RaceContext(
         train=train,
         val=val,
         extractor=extractor,
@@ -224,7 +224,7 @@ def _ground(
     )
 
 
-def _promoted(ground: Ground, best: Entry) -> tuple[list[Entry], list[Entry]]:
+def _promoted(ground: RaceContext, best: Entry) -> tuple[list[Entry], list[Entry]]:
     """Who races against the best probe, and who is left out, with the reason."""
     if reason := ground.judge.undecidable(best.values, _level(ground)):
         ground.why.append(f"{reason}. Nothing was trained.")
@@ -234,8 +234,8 @@ def _promoted(ground: Ground, best: Entry) -> tuple[list[Entry], list[Entry]]:
         return [], []
     racing: list[Entry] = []
     out: list[Entry] = []
-    trunk = best.who.whole
-    for place in trainings(trunk, ground.seed, hopeless=is_useless(ground, trunk)):
+    backbone = best.who.whole
+    for place in trainings(backbone, ground.seed, hopeless=is_useless(ground, backbone)):
         for who in place:
             # Each that takes part runs a fold before the first look at them.
             taken = ground.spent + sum(one.row.estimated for one in racing)
@@ -250,7 +250,7 @@ def _promoted(ground: Ground, best: Entry) -> tuple[list[Entry], list[Entry]]:
 
 
 def _considered(
-    ground: Ground, who: Contender, taken: float
+    ground: RaceContext, who: Candidate, taken: float
 ) -> tuple[Entry, str, tuple[float, float]]:
     """A contender for promotion, why not, and the seconds of a fold and of a whole training."""
     entry = Entry.of(who, _none(ground), state="promoted")
@@ -270,7 +270,7 @@ def _considered(
     return entry, reason, (fold, whole)
 
 
-def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
+def _run(ground: RaceContext, best: Entry, racing: list[Entry]) -> Entry:
     """Fold by fold, until one is better, none gains, or the time is up."""
     alive = list(racing)
     for number, fold in enumerate(ground.folds, start=1):
@@ -280,7 +280,7 @@ def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
             won = alive[place]
             ground.why.append(
                 f"{_capital(won.row.name)} is better than the {best.row.name}: {gained(won)}, on "
-                f"{won.row.pictures} held-out pictures."
+                f"{won.row.images} held-out images."
             )
             return won
         for one, found in zip(list(alive), gains, strict=True):
@@ -302,8 +302,8 @@ def _run(ground: Ground, best: Entry, racing: list[Entry]) -> Entry:
     return best
 
 
-def _lap(ground: Ground, one: Entry, alive: list[Entry], number: int, fold: Fold) -> bool:
-    """Train on one fold's pictures and answer its others; False where the time is up."""
+def _lap(ground: RaceContext, one: Entry, alive: list[Entry], number: int, fold: Fold) -> bool:
+    """Train on one fold's images and answer its others; False where the time is up."""
     learn, asked = _parts(ground, fold)
     rates = 1 + len(one.who.others)
     if number == 1:  # another, before it, may have taken more than was expected
@@ -330,11 +330,11 @@ def _lap(ground: Ground, one: Entry, alive: list[Entry], number: int, fold: Fold
     return True
 
 
-def _look(ground: Ground, one: Entry, best: Entry, number: int) -> Any:
-    """Compare one with the best probe on the pictures that it has answered."""
+def _look(ground: RaceContext, one: Entry, best: Entry, number: int) -> Any:
+    """Compare one with the best probe on the images that it has answered."""
     found = ground.judge.gain(one.values, best.values, level=_level(ground))
     one.note(
-        pictures=len(ground.judge.answered(one.values)),
+        images=len(ground.judge.answered(one.values)),
         score=ground.judge.score(one.values),
         against=best.row.name,
         gain=found.interval,
@@ -347,27 +347,27 @@ def _look(ground: Ground, one: Entry, best: Entry, number: int) -> Any:
     return found
 
 
-def _level(ground: Ground) -> float:
+def _level(ground: RaceContext) -> float:
     """Two trainings, each looked at after every fold."""
     return level_of(TRAININGS_SHARE, 2 * len(ground.folds))
 
 
-def _expected(ground: Ground, who: Contender, data: Dataset, asked: int) -> float:
+def _expected(ground: RaceContext, who: Candidate, data: Dataset, asked: int) -> float:
     with ground.measuring():
         return expected_training(
             who, data, ground.val, asked, extractor=ground.extractor, pace=ground.pace
         )
 
 
-def _parts(ground: Ground, fold: Fold) -> tuple[Dataset, Dataset]:
+def _parts(ground: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
     return ground.train.subset(fold[0]), ground.train.subset(fold[1])
 
 
-def _none(ground: Ground) -> NDArray[np.float64]:
+def _none(ground: RaceContext) -> NDArray[np.float64]:
     return np.full(ground.judge.targets.shape, np.nan)
 
 
-def _record(ground: Ground, rows: Sequence[Row]) -> dict[str, Any]:
+def _record(ground: RaceContext, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "measure": MEASURES[ground.train.kind],
         "rule": RULE,
@@ -376,7 +376,7 @@ def _record(ground: Ground, rows: Sequence[Row]) -> dict[str, Any]:
         "estimated": ground.estimated,
         "seconds": ground.spent,
         "measured": ground.measured,
-        "pictures": len(ground.train),
+        "images": len(ground.train),
         "folds": len(ground.folds),
         "rows": [row.as_dict() for row in rows],
     }

@@ -30,14 +30,14 @@ class Ranked:
         The first one's number less this one's, at the level that holds for all pairs; None for
         the first, and where this one has no number.
     milliseconds : float
-        Of one core (or the GPU) for a picture's way through the network, measured now, whatever
-        was in the cache and whatever else the machine does; reading the picture is not in it.
+        Of one core (or the GPU) for an image's way through the network, measured now, whatever
+        was in the cache and whatever else the machine does; reading the image is not in it.
     engine : str
         The arithmetic that was timed.
     seconds : float
-        That the pass over the pictures took; near 0 where its features were kept.
+        That the pass over the images took; near 0 where its features were kept.
     computed, reused : int
-        Different pictures that the network ran on, and that came from the cache.
+        Different images that the network ran on, and that came from the cache.
     megabytes : float
         Of the backbone's values in float32.
     width : int
@@ -98,8 +98,8 @@ class Ranking:
         Of the data.
     measure : str
         That the order is by.
-    pictures, available : int
-        Training pictures that were looked at, and that there are.
+    images, available : int
+        Training images that were looked at, and that there are.
     groups : int or None
         Groups among what was scored.
     rows : tuple of Ranked
@@ -108,13 +108,13 @@ class Ranking:
     seconds : float
         Of everything.
     regions : int or None
-        Objects, or regions of a class, that were scored; None where whole pictures were.
+        Objects, or regions of a class, that were scored; None where whole images were.
     """
 
     name: str
     task: str
     measure: str
-    pictures: int
+    images: int
     available: int
     groups: int | None
     rows: tuple[Ranked, ...]
@@ -159,7 +159,7 @@ def ordered(rows: Sequence[Ranked], measure: str, features: Features) -> tuple[R
             f"{first.scores[measure].missing or 'no number'}; do name another one first, such as "
             f"{'knn' if measure == PROBE else PROBE}."
         )
-    # All pairs are looked at: which one is first, the same pictures have said.
+    # All pairs are looked at: which one is first, the same images have said.
     pairs, one = max(len(rows) * len(others) // 2, 1), first.scores[measure]
     gaps = [
         None
@@ -180,12 +180,12 @@ def sentences(rows: Sequence[Ranked], measures: Sequence[str]) -> tuple[str, ...
     known = [row for row in rows[1:] if row.behind]
     if alike:
         names = ", ".join(row.label for row in alike)
-        told.append(f"Cannot be distinguished from it on these pictures: {names}.")
+        told.append(f"Cannot be distinguished from it on these images: {names}.")
         quick = min((first, *alike), key=lambda row: row.milliseconds)
         if quick is not first:
             told.append(
-                f"Of these {quick.label} is the quickest: {quick.milliseconds:.1f} ms a "
-                f"picture against {first.milliseconds:.1f} ms."
+                f"Of these {quick.label} is the quickest: {quick.milliseconds:.1f} ms an "
+                f"image against {first.milliseconds:.1f} ms."
             )
     elif known:
         told.append("It is ahead of all others beyond what chance explains.")

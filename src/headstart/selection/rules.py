@@ -1,4 +1,4 @@
-"""Which way to learn wins, by what each answered right on the same held-out pictures: pure rules.
+"""Which way to learn wins, by what each answered right on the same held-out images: pure rules.
 
 Whatever costs more than a linear probe, or reads another stage than the last, has to be shown to
 be better. The chance of leaving the plain probe for nothing is held below 5 % over all rivals and
@@ -61,15 +61,15 @@ MEASURES: Mapping[str, str] = {
 """What is compared, by the kind of data."""
 
 DRAWS = 1000
-"""Of the pictures anew, where several labels a picture are judged."""
+"""Of the images anew, where several labels an image are judged."""
 
 WITNESSES = 5
-"""Pictures (or groups) with a label from which on it tells one rival from another: on fewer, the
+"""Images (or groups) with a label from which on it tells one rival from another: on fewer, the
 bootstrap takes its average precision for more certain than it is."""
 
 RULE = (
     "A linear probe on the whole backbone is taken unless another way to learn is better on the "
-    "same held-out training pictures, beyond what chance explains: at most 5 % over all rivals "
+    "same held-out training images, beyond what chance explains: at most 5 % over all rivals "
     "and all looks (paired intervals, the level shared among them)."
 )
 
@@ -83,7 +83,7 @@ class Row:
     name : str
         For people.
     backbone, stage, method : str
-    pictures : int
+    images : int
         Held-out ones that it has answered.
     score : Interval or None
     against : str
@@ -103,7 +103,7 @@ class Row:
     backbone: str
     stage: str
     method: str
-    pictures: int = 0
+    images: int = 0
     score: Interval | None = None
     against: str = ""
     gain: Interval | None = None
@@ -134,16 +134,16 @@ def level_of(share: float, looks: int) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """What answers to the same held-out pictures are worth, one beside the other.
+    """What answers to the same held-out images are worth, one beside the other.
 
-    Answers that are not there yet are NaN; only pictures that both have answered are compared.
+    Answers that are not there yet are NaN; only images that both have answered are compared.
 
     Parameters
     ----------
     kind : {"multiclass", "multilabel"}
     targets : array, shape (n,) or (n, n_classes)
     groups : n hashables, optional
-        Pictures of one group are no independent witnesses.
+        Images of one group are no independent witnesses.
 
     Examples
     --------
@@ -165,7 +165,7 @@ class Judge:
         ----------
         logits : array, shape (m, n_classes)
         rows : array, shape (m,), optional
-            The pictures that they answer; by default all.
+            The images that they answer; by default all.
         """
         if self.kind == "multilabel":
             return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
@@ -184,7 +184,7 @@ class Judge:
     def gain(self, values: Floats, against: Floats, *, level: float) -> Difference:
         """How much better one is than another, at the level that decides.
 
-        Of several labels those count that at least five pictures (or groups) show.
+        Of several labels those count that at least five images (or groups) show.
         """
         there, groups = self._shared(values, against)
         if self.kind != "multilabel":
@@ -201,31 +201,31 @@ class Judge:
     def undecidable(self, values: Floats, level: float) -> str:
         """Say why no rival could be told apart, however good; empty where one could.
 
-        A rival can only be right where this one is wrong: with few such pictures a sign test
+        A rival can only be right where this one is wrong: with few such images a sign test
         cannot say at this level that it was no chance, even if every one is put right.
 
         Examples
         --------
         >>> judge = Judge(kind="multiclass", targets=np.zeros(100, dtype=int))
-        >>> judge.undecidable(np.arange(100) > 2, 0.997)[:46]
-        '3 of 100 held-out pictures are answered wrong:'
+        >>> judge.undecidable(np.arange(100) > 2, 0.997)[:44]
+        '3 of 100 held-out images are answered wrong:'
         """
         right = np.asarray(values, dtype=np.float64) > 0.5
         if self.kind == "multilabel":
             right = (right == (self.targets == 1)).all(axis=1)
             there = self.answered(values)
             if not any(self._witnessed(there, k) for k in range(self.targets.shape[1])):
-                return f"No label is shown by {WITNESSES} held-out pictures (or groups)"
+                return f"No label is shown by {WITNESSES} held-out images (or groups)"
         wrong = int((~right).sum())
         if wrong >= math.ceil(math.log2(2 / (1 - level))):
             return ""
         return (
-            f"{wrong} of {len(right)} held-out pictures are answered wrong: even a perfect rival "
+            f"{wrong} of {len(right)} held-out images are answered wrong: even a perfect rival "
             "could not be told apart"
         )
 
     def answered(self, values: Floats) -> NDArray[np.intp]:
-        """Return the pictures that have an answer."""
+        """Return the images that have an answer."""
         return np.flatnonzero(
             ~np.isnan(np.asarray(values, np.float64).reshape(len(values), -1)[:, 0])
         )
@@ -245,13 +245,13 @@ class Judge:
     def _contrast(
         self, values: Floats, against: Floats | None, there: NDArray[np.intp]
     ) -> Contrast:
-        """Mean average precision, or a difference of two, on pictures that are drawn anew."""
+        """Mean average precision, or a difference of two, on images that are drawn anew."""
         groups = None if self.groups is None else np.asarray(self.groups)[there]
         codes, count = units(len(there), groups)
         targets = self.targets[there]
-        if not targets.any():  # of no label there is a picture
+        if not targets.any():  # of no label there is an image
             nan = math.nan
-            return Contrast(value=nan, error=nan, freedom=nan, method="bootstrap-pictures")
+            return Contrast(value=nan, error=nan, freedom=nan, method="bootstrap-images")
 
         def precision(weights: Floats) -> Floats:
             found = mean_average_precision_score(targets, values[there], sample_weight=weights)

@@ -55,7 +55,7 @@ PROBE = "linear-probe"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What a backbone says of some pictures, and what is true of them.
+    """What a backbone says of some images, and what is true of them.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Features:
     groups : array, shape (n,), or None
         What is not independent.
     answers : array, shape (n, n_classes), or None
-        Logits of a cross-validated probe, each picture's by the fold that has not seen it.
+        Logits of a cross-validated probe, each image's by the fold that has not seen it.
     chances : array, shape (n, Z), or None
         Probabilities of the classes that the backbone was trained on.
     missing : mapping of str to str
@@ -116,7 +116,7 @@ class Measure:
 MEASURES: Mapping[str, Measure] = {
     PROBE: Measure(title="cross-validated linear probe", least=0.0, most=1.0),
     "knn": Measure(title="nearest neighbours, leaving one out"),
-    "log-me": Measure(title="LogME, evidence a picture", of_features=log_me),
+    "log-me": Measure(title="LogME, evidence an image", of_features=log_me),
     "h-score": Measure(title="H-score, covariance as it is", of_features=h_score, least=0.0),
     "shrunk-h-score": Measure(
         title="H-score, covariance shrunk", of_features=shrunk_h_score, is_turnable=False, least=0.0
@@ -151,9 +151,9 @@ class Score:
     measure : str
     interval : Interval or None
     worths : array, shape (n,), or None
-        Where the number is a mean over pictures: what each was worth.
+        Where the number is a mean over images: what each was worth.
     left_out : array, shape (B,), or None
-        Elsewhere: the number without each block of pictures.
+        Elsewhere: the number without each block of images.
     missing : str
         Why there is no number.
     """
@@ -214,7 +214,7 @@ def _score(name: str, features: Features, turned: Floats, blocks: Sequence[Rows]
     if name == PROBE:
         return _probed(features, blocks)
     if features.kind == "multilabel":
-        return Score(measure=name, missing="defined for one class a picture")
+        return Score(measure=name, missing="defined for one class an image")
     if name == "knn":
         found = knn_correctness(turned, features.targets, groups=features.groups)
         return _mean(name, features, found.astype(np.float64))
@@ -276,13 +276,13 @@ def _rests(n: int, targets: Rows, blocks: Sequence[Rows]) -> Iterator[Rows]:
 def jackknife(value: float, left_out: Floats, *, level: float = 0.95) -> Interval:
     """Interval of a smooth number of a set from its values without each block of the set.
 
-    Nothing is drawn twice, as a bootstrap would: a picture's copy makes features look more
+    Nothing is drawn twice, as a bootstrap would: an image's copy makes features look more
     certain, neighbours right, and covariances narrower than they are.
 
     Parameters
     ----------
     value : float
-        Of all pictures.
+        Of all images.
     left_out : array, shape (B,)
         Without each of B blocks of about the same size.
     level : float
@@ -315,12 +315,12 @@ def jackknife(value: float, left_out: Floats, *, level: float = 0.95) -> Interva
 
 
 def ahead(first: Score, other: Score, features: Features, *, level: float = 0.95) -> Difference:
-    """How far one backbone is ahead of another by a measure, on the same pictures.
+    """How far one backbone is ahead of another by a measure, on the same images.
 
     Parameters
     ----------
     first, other : Score
-        Of the same measure, pictures and blocks, both with a number.
+        Of the same measure, images and blocks, both with a number.
     features : Features
         Of either: its groups are read.
     level : float

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from headstart.backbones.freezing import FreezePlan
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Sample
 from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import is_main, sum_scalar
 from headstart.errors import SetupError
-from headstart.features.extractor import Cut, Extractor, View
+from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.models.heads.head import Head
 from headstart.runtime import available_memory, device
 from headstart.training.network import boundary_cut
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MEMORY_SHARE",
-    "BoundaryPlan",
+    "ActivationCachePlan",
     "Demand",
     "Room",
     "Where",
@@ -53,7 +53,7 @@ PAYS_FROM = 1.05
 """Smallest expected speed-up that is worth the disk: less is within the noise of measuring."""
 
 SOUGHT = 256
-"""Pictures that are looked for in the cache, to know what share of all is kept already."""
+"""Images that are looked for in the cache, to know what share of all is kept already."""
 
 WRITES, READS, COPIES = 300e6, 600e6, 5e9
 """Bytes a second into the cache, out of it, and out of memory: SQLite with its checksums, a
@@ -66,13 +66,13 @@ class Demand:
 
     Parameters
     ----------
-    pictures, judged : int
+    images, judged : int
         To learn from, and held out to be judged on after every epoch.
     epochs, batch_size : int
     views : int or None
-        Different looks of a picture; 0 for endlessly many, None for the picture as it is.
+        Different looks of an image; 0 for endlessly many, None for the image as it is.
     solves : bool
-        Whether all pictures are looked at once as they are, before the first epoch.
+        Whether all images are looked at once as they are, before the first epoch.
     taps : tuple of str
         Stages whose maps all have to be kept, the boundary at the end; none for the boundary's
         alone, or an earlier stage's.
@@ -80,7 +80,7 @@ class Demand:
         Share, 0 to 1, that is not kept yet, by stage (``""`` for pooled); by default all.
     """
 
-    pictures: int
+    images: int
     judged: int = 0
     epochs: int
     batch_size: int = 16
@@ -93,10 +93,10 @@ class Demand:
     def of(
         cls, sizes: tuple[int, int], training: Training, augmentation: Augmentation, *, solves: bool
     ) -> Self:
-        """Read it off the settings; sizes: pictures to learn from, and to be judged on."""
-        settled = training.for_pictures(sizes[0])
+        """Read it off the settings; sizes: images to learn from, and to be judged on."""
+        settled = training.for_images(sizes[0])
         return cls(
-            pictures=sizes[0],
+            images=sizes[0],
             judged=sizes[1],
             epochs=settled.epochs,
             batch_size=settled.batch_size,
@@ -108,12 +108,12 @@ class Demand:
     def kept(self) -> int:
         """Values that are kept, views counted one by one."""
         looks = 1 if self.views is None else min(self.views, self.epochs) + self.solves
-        return self.pictures * looks + self.judged
+        return self.images * looks + self.judged
 
     @property
     def reads(self) -> int:
-        """How often a picture is asked for: the start and the end are judged too."""
-        return self.pictures * (self.epochs + self.solves) + self.judged * (self.epochs + 2)
+        """How often an image is asked for: the start and the end are judged too."""
+        return self.images * (self.epochs + self.solves) + self.judged * (self.epochs + 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ class Room:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundaryPlan:
+class ActivationCachePlan:
     """What is kept, and what that is expected to bring.
 
     Parameters
@@ -159,7 +159,7 @@ class BoundaryPlan:
 
     Examples
     --------
-    >>> BoundaryPlan(
+    >>> ActivationCachePlan(
     ...     cached=True, stop="layer4", where="memory", bytes=780_000_000,
     ...     seconds_cached=10.0, seconds_plain=31.0, reason="",
     ... ).sentence()
@@ -192,7 +192,7 @@ class BoundaryPlan:
 
 def options(
     plan: FreezePlan, measured: Measured, demand: Demand, room: Room
-) -> tuple[BoundaryPlan, ...]:
+) -> tuple[ActivationCachePlan, ...]:
     """Everything that could be kept, the first stage first; ``reason`` says why one cannot.
 
     Where nothing but the head moves, pooled features are the only one: they are the smallest,
@@ -204,9 +204,9 @@ def options(
     end = names.index(plan.boundary) + 1
     head_only = plan.first_moving is None
     rest = math.fsum(stage.seconds for stage in measured.stages[end:])
-    steps = demand.epochs * math.ceil(demand.pictures / demand.batch_size)
-    looked = demand.reads - demand.pictures * demand.epochs
-    common = demand.pictures * demand.epochs * measured.learn + steps * measured.update
+    steps = demand.epochs * math.ceil(demand.images / demand.batch_size)
+    looked = demand.reads - demand.images * demand.epochs
+    common = demand.images * demand.epochs * measured.learn + steps * measured.update
     common += looked * rest
     upto = [math.fsum(s.seconds for s in measured.stages[:n]) for n in range(end + 1)]
     before = [measured.pixels + seconds for seconds in upto]
@@ -225,7 +225,7 @@ def options(
         once = demand.kept * absent * (before[place] + each / WRITES)
         once += size / READS if where == "memory" else 0.0
         found.append(
-            BoundaryPlan(
+            ActivationCachePlan(
                 cached=True,
                 stop=stop,
                 where=where,
@@ -245,7 +245,7 @@ def decide(
     room: Room,
     *,
     wanted: Wanted = "auto",
-) -> BoundaryPlan:
+) -> ActivationCachePlan:
     """Take what is expected to be quickest.
 
     Parameters
@@ -268,13 +268,13 @@ def decide(
     >>> decide(
     ...     FreezePlan(rows=(body, top)),
     ...     Measured(stages=tuple(costs), learn=0.03),
-    ...     Demand(pictures=100, epochs=10),
+    ...     Demand(images=100, epochs=10),
     ...     Room(memory=10**9, disk=10**9, budget=10**9),
     ... ).sentence()
     'up to body: 1.3x, 0.1 MB in memory (31 s, not 40 s)'
     """
     if reason := _settled(plan, demand, wanted):
-        return BoundaryPlan(cached=False, reason=reason)
+        return ActivationCachePlan(cached=False, reason=reason)
     found = options(plan, measured, demand, room)
     fitting = [option for option in found if not option.reason]
     best = min(fitting or found, key=lambda option: option.seconds_cached)
@@ -293,7 +293,7 @@ def decide(
 
 
 def foresee(
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     network: tuple[Backbone, FreezePlan, Head],
     demand: Demand,
     *,
@@ -301,12 +301,12 @@ def foresee(
     view: View,
     extractor: Extractor,
     wanted: Wanted = "auto",
-) -> BoundaryPlan:
+) -> ActivationCachePlan:
     """Measure what is not known yet, look at what is kept already, and decide.
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
         Its constant stages give what is kept.
     network : Backbone, FreezePlan and Head
         What will train; not changed.
@@ -318,27 +318,29 @@ def foresee(
     extractor : Extractor
     wanted : {"auto", "on", "off"}
     """
-    backbone, plan, head = network
+    module, plan, head = network
     if reason := _settled(plan, demand, wanted):
-        return BoundaryPlan(cached=False, reason=reason)
-    measured = measure(backbone, plan, head, cache=extractor.cache, device=device(extractor.device))
-    seen = Cut(engine="fp32", view=view)
-    pixels = measure_pixels(trunk, samples, seen, cache=extractor.cache)
+        return ActivationCachePlan(cached=False, reason=reason)
+    measured = measure(module, plan, head, cache=extractor.cache, device=device(extractor.device))
+    seen = SplitPoint(engine="fp32", view=view)
+    pixels = measure_pixels(backbone, samples, seen, cache=extractor.cache)
     few = samples[:: max(1, len(samples) // SOUGHT)]
     looks = dict.fromkeys([None, None if demand.views is None else view])
     missing = {}
-    names = [stage.name for stage in backbone.stages]
+    names = [stage.name for stage in module.stages]
     constant = names[: names.index(plan.boundary or "") + 1]
     last = boundary_cut(plan, head)
     if last is not None and last.taps:
         stops = [last]
     else:
         inner = constant if plan.first_moving else [None]
-        stops = [Cut(engine="fp32", stop=stop) for stop in inner]
-    for cut in stops:
-        cuts = [replace(cut, view=look) for look in looks]
-        absent = [len(extractor.missing(trunk, few, cut)) for cut in cuts]
-        missing[cut.stop or ""] = min(1.0, sum(absent) / max(1, len(few) * len(looks)))
+        stops = [SplitPoint(engine="fp32", stop=stop) for stop in inner]
+    for split_point in stops:
+        split_points = [replace(split_point, view=look) for look in looks]
+        absent = [
+            len(extractor.missing(backbone, few, split_point)) for split_point in split_points
+        ]
+        missing[split_point.stop or ""] = min(1.0, sum(absent) / max(1, len(few) * len(looks)))
     return decide(
         plan,
         replace(measured, pixels=pixels),
@@ -348,7 +350,7 @@ def foresee(
     )
 
 
-def agreed(mine: BoundaryPlan, stages: Sequence[str]) -> BoundaryPlan:
+def agreed(mine: ActivationCachePlan, stages: Sequence[str]) -> ActivationCachePlan:
     """Return what the main process keeps: several must wait for each other at the same places."""
     own = (2 + stages.index(mine.stop) if mine.stop else 1) if mine.cached else 0
     code = int(sum_scalar(own if is_main() else 0))
@@ -369,8 +371,8 @@ def _settled(plan: FreezePlan, demand: Demand, wanted: Wanted) -> str:
     return ""
 
 
-def _declined(best: BoundaryPlan, reason: str) -> BoundaryPlan:
-    return BoundaryPlan(
+def _declined(best: ActivationCachePlan, reason: str) -> ActivationCachePlan:
+    return ActivationCachePlan(
         cached=False,
         seconds_cached=best.seconds_cached,
         seconds_plain=best.seconds_plain,

@@ -54,7 +54,7 @@ def train(
     ----------
     job : Job
     settings : Training
-        With epochs and batch size decided (``for_pictures``).
+        With epochs and batch size decided (``for_images``).
     seed : int
         Of everything that is random in a step, such as dropout.
     session : Session, optional
@@ -69,7 +69,7 @@ def train(
     TrainingError
         If the loss is not a finite number; the batch is in a file, the checkpoint stays.
     SetupError
-        If a checkpoint cannot be written, or one picture is too large for the memory.
+        If a checkpoint cannot be written, or one image is too large for the memory.
     """
     import torch
 
@@ -249,12 +249,12 @@ class _Run:
         self.optimiser.zero_grad()
         if self.parts >= size:
             raise SetupError(
-                "Expected memory for one picture at a time, got none; do train fewer stages, or "
+                "Expected memory for one image at a time, got none; do train fewer stages, or "
                 f"use a smaller backbone ({str(error)[:100]})."
             ) from error
         self.parts = min(2 * self.parts, size)
         self.history.notes.append(
-            f"Out of memory at step {self.history.steps + 1}: batches of {size} pictures are now "
+            f"Out of memory at step {self.history.steps + 1}: batches of {size} images are now "
             f"computed in {self.parts} parts; the steps stay the same."
         )
 
@@ -270,7 +270,7 @@ class _Run:
 
     def _judge(self, number: int, loss: float | None, seconds: float) -> None:
         """Judge an epoch, keep the best, go on to the next and tell."""
-        # Every process has seen other pictures: the main one's running statistics hold for all.
+        # Every process has seen other images: the main one's running statistics hold for all.
         broadcast_tensors(self.job.module.buffers())
         broadcast_tensors(self.average.values())
         score, state = self._judged()

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.freezing import constant
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
 from headstart.data.loader import digest_of, load_canvas, load_pixels, view_of
 from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import main_first
 from headstart.features.engines import CPU_BATCH, GPU_BATCH, Running
-from headstart.features.extractor import Activations, Cut, Extractor, View
+from headstart.features.extractor import Activations, Extractor, SplitPoint, View
 from headstart.runtime import available_memory, cores, device, one_thread_each
 from headstart.training.activation_cache import MEMORY_SHARE, Where
 
@@ -33,17 +33,17 @@ Batch = NDArray[np.float32] | NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
-    """Where a network's inputs come from, for whatever pictures.
+    """Where a network's inputs come from, for whatever images.
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
         Its constant stages give what crosses the cut.
     extractor : Extractor
     cut : Cut, optional
         Where constant stages end; by default the network reads pixels.
     cached : bool
-        Run the constant stages once for every picture and view, and keep what they give; or run
+        Run the constant stages once for every image and view, and keep what they give; or run
         them whenever it is asked for. The values are the same.
     kept : str, optional
         The stage whose output is kept, at most the cut's; by default the cut's.
@@ -53,21 +53,21 @@ class Reading:
         Of the augmented views.
     """
 
-    trunk: Trunk
+    backbone: FrozenBackbone
     extractor: Extractor
-    cut: Cut | None = None
+    split_point: SplitPoint | None = None
     cached: bool = True
     kept: str | None = None
     where: Where = ""
     seed: int = 0
 
     def of(self, samples: Sequence[Sample], augmentation: Augmentation, *, epochs: int) -> Inputs:
-        """Get ready to read pictures for so many epochs."""
+        """Get ready to read images for so many epochs."""
         return Inputs(self, samples, augmentation, epochs)
 
 
 class Inputs:
-    """From rows of some pictures to arrays, always the same for the same epoch.
+    """From rows of some images to arrays, always the same for the same epoch.
 
     Parameters
     ----------
@@ -92,13 +92,13 @@ class Inputs:
         self._run: Callable[[Sequence[Sample], View | None], Batch] | None = None
         self._decoded: dict[int, NDArray[np.uint8]] = {}
         self._room = int(MEMORY_SHARE * available_memory())
-        if reading.cut is not None and reading.cached:
-            self._keep(reading.cut, epochs)
-        elif reading.cut is not None:
-            self._run = reading.extractor.runner(reading.trunk, reading.cut)
+        if reading.split_point is not None and reading.cached:
+            self._keep(reading.split_point, epochs)
+        elif reading.split_point is not None:
+            self._run = reading.extractor.runner(reading.backbone, reading.split_point)
 
     def view(self, epoch: int) -> View | None:
-        """The look that pictures have in an epoch, from 1; None is the picture as it is."""
+        """The look that images have in an epoch, from 1; None is the image as it is."""
         if self.augmentation.is_off:
             return None
         number = (epoch - 1) % self._epochs
@@ -106,7 +106,7 @@ class Inputs:
         return View(augmentation=self.augmentation, seed=self.reading.seed, number=number)
 
     def fetch(self, epoch: int, rows: NDArray[np.intp]) -> Batch:
-        """Values of some pictures as an epoch sees them."""
+        """Values of some images as an epoch sees them."""
         view = self.view(epoch)
         if view in self._kept:
             return self._kept[view](rows)
@@ -116,8 +116,8 @@ class Inputs:
         return np.stack([self._pixels(int(row), view) for row in rows])
 
     def _pixels(self, row: int, view: View | None) -> NDArray[np.uint8]:
-        """One picture as a view shows it; decoded once, as long as there is room."""
-        sample, preprocess = self.samples[row], self.reading.trunk.spec.preprocess
+        """One image as a view shows it; decoded once, as long as there is room."""
+        sample, preprocess = self.samples[row], self.reading.backbone.spec.preprocess
         found = self._decoded.get(row)
         if found is None:
             found = (load_pixels if view is None else load_canvas)(sample, preprocess)
@@ -132,20 +132,28 @@ class Inputs:
             view.augmentation,
             seed=view.seed,
             view=view.number,
-            picture=digest_of(sample),
+            image=digest_of(sample),
         )
 
-    def _keep(self, cut: Cut, epochs: int) -> None:
+    def _keep(self, split_point: SplitPoint, epochs: int) -> None:
         views = dict.fromkeys(self.view(epoch) for epoch in range(1, epochs + 1))
-        extractor, trunk, kept_at = self.reading.extractor, self.reading.trunk, self.reading.kept
-        inner = cut if kept_at is None else replace(cut, stop=kept_at)
+        extractor, backbone, kept_at = (
+            self.reading.extractor,
+            self.reading.backbone,
+            self.reading.kept,
+        )
+        inner = split_point if kept_at is None else replace(split_point, stop=kept_at)
         onward = None
-        if inner.stop is not None and cut.stop is not None and inner.stop != cut.stop:
+        if (
+            inner.stop is not None
+            and split_point.stop is not None
+            and inner.stop != split_point.stop
+        ):
             target = device(extractor.device)
-            onward = continuation(trunk.backbone, inner.stop, cut.stop, device=target)
+            onward = continuation(backbone.module, inner.stop, split_point.stop, device=target)
         for view in views:
             with main_first():
-                kept = extractor.activations(trunk, self.samples, replace(inner, view=view))
+                kept = extractor.activations(backbone, self.samples, replace(inner, view=view))
             read = self._reader(kept, len(views))
             self._kept[view] = read if onward is None else _chained(read, onward)
 

@@ -19,7 +19,7 @@ Rows = NDArray[np.intp]
 
 
 class Score(NamedTuple):
-    """How good the held-out pictures say that the network is; compared in this order.
+    """How good the held-out images say that the network is; compared in this order.
 
     ``value`` is better when higher; ``gain`` is the negative loss, which decides between equals.
     """
@@ -37,9 +37,9 @@ class Epoch:
     number : int
         From 1; 0 is the start.
     loss : float or None
-        Mean over the epoch's pictures; None for the start.
+        Mean over the epoch's images; None for the start.
     score, held_out_loss : float
-        Of the held-out pictures.
+        Of the held-out images.
     seconds : float
     best : int
         Number of the best epoch until now, this one included.
@@ -118,13 +118,13 @@ class Job:
     groups : sequence of dict
         Parameters that may move (``params``) and their rates (``lr``).
     n : int
-        Number of pictures to learn from.
+        Number of images to learn from.
     order : callable
-        From an epoch's number to the rows of its pictures, in order.
+        From an epoch's number to the rows of its images, in order.
     fetch : callable
         From an epoch's number and rows to what the loss reads, an array; in another thread.
     loss : callable
-        From rows, the array and the global step to the mean loss of these pictures.
+        From rows, the array and the global step to the mean loss of these images.
     score : callable
         Judges the module as it is; may switch modes.
     enter : callable

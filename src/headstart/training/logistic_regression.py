@@ -125,7 +125,7 @@ def principal_basis(features: Array) -> Basis:
         )
     span = np.eye(x.shape[1])
     if len(x) < x.shape[1]:
-        span = np.linalg.qr((x - mean).T)[0]  # the span of few pictures, orthonormal
+        span = np.linalg.qr((x - mean).T)[0]  # the span of few images, orthonormal
     scatter = np.zeros((span.shape[1], span.shape[1]))
     for rows in _blocks(len(x)):
         inside = (x[rows] - mean) @ span if len(x) < x.shape[1] else x[rows] - mean

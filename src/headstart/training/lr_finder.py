@@ -93,7 +93,7 @@ def find_rate(
     ----------
     job : Job
         All groups keep their ratios; all that ever trains does so from the first step. Its
-        pictures are not judged.
+        images are not judged.
     settings : Training
         With batch size decided; epochs, averages and the schedule have no say.
     lowest, highest : float

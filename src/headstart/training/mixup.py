@@ -1,4 +1,4 @@
-"""MixUp and CutMix: pictures of a batch blended or pasted together, and their targets with them."""
+"""MixUp and CutMix: images of a batch blended or pasted together, and their targets with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mixup(
     Parameters
     ----------
     x : tensor of floats, shape (n, ...)
-        Normalised pictures, or what crosses a stage boundary: then it is Manifold MixUp.
+        Normalised images, or what crosses a stage boundary: then it is Manifold MixUp.
     targets : tensor of floats, shape (n, k)
         One-hot, soft or 0/1 rows.
     alpha : float
@@ -68,12 +68,12 @@ def cutmix(
     """Paste a rectangle of another example into every example of a batch.
 
     The rectangle's place and size are drawn for the batch. Targets are mixed by the area that
-    was pasted: what lies outside the picture does not count.
+    was pasted: what lies outside the image does not count.
 
     Parameters
     ----------
     x : tensor of floats, shape (n, c, h, w)
-        Normalised pictures, or maps that cross a stage boundary.
+        Normalised images, or maps that cross a stage boundary.
     targets : tensor of floats, shape (n, k)
     alpha : float
         The share that stays is drawn from Beta(alpha, alpha), before clipping; 1 in the paper.
@@ -120,7 +120,7 @@ def _require(x: Tensor, targets: Tensor, alpha: float) -> None:
     if not (x.is_floating_point() and targets.is_floating_point()):
         raise UsageError(
             f"Expected `x` and `targets` to be floats, got {x.dtype} and {targets.dtype}; "
-            "do normalise the pictures and give targets as one-hot rows."
+            "do normalise the images and give targets as one-hot rows."
         )
     if targets.ndim != 2 or len(x) != len(targets):
         raise UsageError(

@@ -20,7 +20,7 @@ from headstart.backbones.freezing import (
     start_training,
     trained,
 )
-from headstart.features.extractor import Cut
+from headstart.features.extractor import SplitPoint
 from headstart.models.heads.head import Head
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Network", "Outputs", "boundary_cut"]
 
 JUDGE_BATCH, JUDGE_MAPS = 64, 8
-"""Pictures at a time where nothing is learned, for heads on pooled features and on maps."""
+"""Images at a time where nothing is learned, for heads on pooled features and on maps."""
 
 
 Fetch = Callable[[NDArray[np.intp]], NDArray[Any]]
@@ -74,7 +74,7 @@ class Network:
         head: Head,
         plan: FreezePlan,
         *,
-        cut: Cut | None = None,
+        split_point: SplitPoint | None = None,
         dropout: float = 0.0,
         device: str = "cpu",
     ) -> None:
@@ -85,10 +85,14 @@ class Network:
         self.backbone, self.layer, self.plan, self._kind = backbone, layer, plan, head
         self.module: nn.Module = nn.ModuleDict({"backbone": backbone, "head": layer})
         self.module.to(device).to(memory_format=torch.channels_last)
-        self.device, self.dropout, self.cut = device, dropout, cut
+        self.device, self.dropout, self.split_point = device, dropout, split_point
         names = [stage.name for stage in backbone.stages]
-        self._is_pooled = cut is not None and cut.stop is None
-        begin = 0 if cut is None or cut.stop is None else names.index(cut.stop) + 1
+        self._is_pooled = split_point is not None and split_point.stop is None
+        begin = (
+            0
+            if split_point is None or split_point.stop is None
+            else names.index(split_point.stop) + 1
+        )
         self._stages = [] if self._is_pooled else names[begin:]
         self._at_once = JUDGE_MAPS if head.taps else JUDGE_BATCH
         self._shapes: tuple[tuple[int, ...], ...] = ()
@@ -126,15 +130,15 @@ class Network:
         return self.backbone.spec.preprocess.normalise(x) if x.dtype == torch.uint8 else x
 
     def upto(self, x: Tensor) -> Tensor:
-        """What crosses the cut of normalised pictures, as batches hold it."""
+        """What crosses the cut of normalised images, as batches hold it."""
         import torch
 
-        if self.cut is None:
+        if self.split_point is None:
             return x
-        if self.cut.taps:
-            maps = self.backbone.maps(x, self.cut.taps)
+        if self.split_point.taps:
+            maps = self.backbone.maps(x, self.split_point.taps)
             return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in maps], dim=1)
-        x = self.backbone.run(x, stop=self.cut.stop)
+        x = self.backbone.run(x, stop=self.split_point.stop)
         return self.backbone.pool(x) if self._is_pooled else x
 
     def outputs(self, x: Tensor) -> Outputs:
@@ -158,20 +162,20 @@ class Network:
 
     def _parted(self, x: Tensor) -> dict[str, Tensor]:
         """Maps by stage of a batch that holds several in one row; else none."""
-        if self.cut is None or not self.cut.taps:
+        if self.split_point is None or not self.split_point.taps:
             return {}
         import torch
 
         shapes = self._shapes or self._tap_shapes()
         sizes = [math.prod(shape) for shape in shapes]
-        rows = zip(self.cut.taps, torch.split(x, sizes, dim=1), shapes, strict=True)
+        rows = zip(self.split_point.taps, torch.split(x, sizes, dim=1), shapes, strict=True)
         return {tap: part.reshape(len(x), *shape).permute(0, 3, 1, 2) for tap, part, shape in rows}
 
     def _tap_shapes(self) -> tuple[tuple[int, ...], ...]:
         import torch
 
         canvas = self.backbone.spec.preprocess.shape
-        taps = self.cut.taps if self.cut else ()
+        taps = self.split_point.taps if self.split_point else ()
         with torch.inference_mode():
             maps = self.backbone.maps(torch.zeros(1, 3, *canvas, device=self.device), taps)
         self._shapes = tuple((*one.shape[2:], one.shape[1]) for one in maps)
@@ -197,7 +201,7 @@ class Network:
         return np.concatenate(logits).astype(np.float64), np.concatenate(pooled)
 
     def adapt(self, fetch: Fetch, n: int) -> None:
-        """Take the statistics of ``adapt`` stages from pictures, once; then they are constant."""
+        """Take the statistics of ``adapt`` stages from images, once; then they are constant."""
         import torch
 
         if not start_adapting(self.backbone, self.plan):
@@ -259,13 +263,13 @@ class Network:
         return {k: v for k, v in state.items() if self.backbone.stage_of(k) not in self._moving}
 
 
-def boundary_cut(plan: FreezePlan, head: Head) -> Cut | None:
+def boundary_cut(plan: FreezePlan, head: Head) -> SplitPoint | None:
     """Where constant stages end, and what of theirs the head reads; None where all move."""
     if plan.boundary is None:
         return None
     if not head.taps:
-        return Cut(engine="fp32", stop=None if plan.first_moving is None else plan.boundary)
+        return SplitPoint(engine="fp32", stop=None if plan.first_moving is None else plan.boundary)
     names = [row.stage for row in plan.rows]
     before = names[: names.index(plan.boundary)]
     taps = (*(tap for tap in head.taps if tap in before), plan.boundary)
-    return Cut(engine="fp32", stop=plan.boundary, taps=taps)
+    return SplitPoint(engine="fp32", stop=plan.boundary, taps=taps)

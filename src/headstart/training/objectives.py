@@ -25,7 +25,7 @@ from headstart.metrics.classification import log_loss, macro_f1_score
 from headstart.metrics.detection import best_threshold, box_scores, match_boxes
 from headstart.metrics.segmentation import mean_iou_score, pixel_counts
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification, Detection, Segmentation
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from headstart.training.inputs import Inputs
 from headstart.training.job import Rows, Score
 from headstart.training.losses.classification import Loss, classification_loss
@@ -54,29 +54,29 @@ LossStep = Callable[[Rows, NDArray[Any], int], "Tensor"]
 
 
 class Objective(Protocol):
-    """Knows the truth of the pictures to learn from and of those to stop on."""
+    """Knows the truth of the images to learn from and of those to stop on."""
 
     @property
     def train(self) -> Dataset:
-        """Pictures to learn from."""
+        """Images to learn from."""
         ...
 
     @property
     def val(self) -> Dataset:
-        """Pictures to stop on."""
+        """Images to stop on."""
         ...
 
     @property
     def starts(self) -> bool:
-        """Whether the head is solved on the pictures as they are before anything moves."""
+        """Whether the head is solved on the images as they are before anything moves."""
         ...
 
     def start(self, network: Network, read: Fetch) -> None:
-        """Give the network its first head, solved on what ``read`` gives of every picture."""
+        """Give the network its first head, solved on what ``read`` gives of every image."""
         ...
 
     def order(self, epoch: int) -> Rows:
-        """Rows of the pictures to learn from, as an epoch goes through them."""
+        """Rows of the images to learn from, as an epoch goes through them."""
         ...
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
@@ -84,7 +84,7 @@ class Objective(Protocol):
         ...
 
     def answers(self, network: Network, read: Fetch) -> Any:
-        """What the network says of the pictures to stop on, in inference."""
+        """What the network says of the images to stop on, in inference."""
         ...
 
     def score(self, answers: Any) -> Score:
@@ -104,21 +104,21 @@ def on_device(values: NDArray[Any], device: str) -> Tensor:
 
 
 Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-"""Boxes (n, 4), scores (n,) and labels (n,) of one picture."""
+"""Boxes (n, 4), scores (n,) and labels (n,) of one image."""
 
 Answers = tuple[list[Found], float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxObjective:
-    """The head's own loss; judged by the mean average precision on held-out pictures.
+    """The head's own loss; judged by the mean average precision on held-out images.
 
     Parameters
     ----------
     train, val : Dataset
         To learn from, and to stop on.
     preprocess : Preprocess
-        Says where a picture's boxes lie on the canvas.
+        Says where an image's boxes lie on the canvas.
     per_epoch : int
         Steps.
     seed : int
@@ -137,7 +137,7 @@ class BoxObjective:
         """A head for boxes is never solved."""
 
     def order(self, epoch: int) -> Rows:
-        """Every picture once in a random order."""
+        """Every image once in a random order."""
         return epoch_order(len(self.train), seed=self.seed, epoch=epoch)
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
@@ -153,7 +153,7 @@ class BoxObjective:
         return loss
 
     def answers(self, network: Network, read: Fetch) -> Answers:
-        """What is found in each held-out picture, on the canvas, and the mean loss."""
+        """What is found in each held-out image, on the canvas, and the mean loss."""
         import torch
 
         found: list[Found] = []
@@ -175,7 +175,7 @@ class BoxObjective:
         scores = box_scores(self._matches(found), np.ones(len(self.val)))
         return Score(float(np.nan_to_num(scores["map"])), -loss)
 
-    def settled(self, task: Detection, answers: Answers) -> Detection:
+    def settled(self, task: DetectionTask, answers: Answers) -> DetectionTask:
         """Set the score from which on objects are named to the one with the best F1."""
         return replace(task, threshold=best_threshold(self._matches(answers[0])))
 
@@ -187,7 +187,7 @@ class BoxObjective:
         return [self._truth(sample, None) for sample in self.val.samples]
 
     def _truth(self, sample: Sample, view: View | None) -> BoxTruth:
-        """A picture's boxes as a view shows them; its file is looked at once."""
+        """An image's boxes as a view shows them; its file is looked at once."""
         truth = self._plain.get(id(sample))  # the data hold it, so that no other has its id
         if truth is None:
             truth = load_boxes(sample, self.preprocess, self.train.classes)
@@ -200,7 +200,7 @@ class BoxObjective:
             view.augmentation,
             seed=view.seed,
             view=view.number,
-            picture=digest_of(sample),
+            image=digest_of(sample),
         )
 
 
@@ -216,15 +216,15 @@ def _loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth]) -> Ten
 
 
 TEMPERATURE_SPREAD = 0.25
-"""Of the logarithm of the temperature around 0: the held-out part is often a few dozen pictures."""
+"""Of the logarithm of the temperature around 0: the held-out part is often a few dozen images."""
 
 Solve = Callable[[NDArray[np.float32]], LinearHead]
-"""From the pooled features of the training pictures as they are to a head."""
+"""From the pooled features of the training images as they are to a head."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassObjective:
-    """Cross-entropy and its relatives; judged by the macro F1 of held-out pictures.
+    """Cross-entropy and its relatives; judged by the macro F1 of held-out images.
 
     Parameters
     ----------
@@ -253,13 +253,13 @@ class ClassObjective:
         return self.solve is not None
 
     def start(self, network: Network, read: Fetch) -> None:
-        """Solve the head on the pooled features of the training pictures."""
+        """Solve the head on the pooled features of the training images."""
         if self.solve is not None:
             _, pooled = network.judge(read, len(self.train))
             network.load(network.state(), self.solve(pooled))
 
     def order(self, epoch: int) -> Rows:
-        """Every picture once in a random order, or by class in equal shares."""
+        """Every image once in a random order, or by class in equal shares."""
         targets, kind = self._targets, self.train.kind
         how = self.wanted.resolved(targets, n_classes=len(self.train.classes), kind=kind)
         return epoch_order(
@@ -271,7 +271,7 @@ class ClassObjective:
         )
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
-        """Make the loss of a batch, its pictures mixed if that is wanted."""
+        """Make the loss of a batch, its images mixed if that is wanted."""
         wanted, device, kind = self.wanted, network.device, self.train.kind
         n_classes, observed = len(self.train.classes), self._targets
         is_mixed = bool(self.mixup or self.cutmix)
@@ -306,17 +306,17 @@ class ClassObjective:
         return loss
 
     def answers(self, network: Network, read: Fetch) -> NDArray[np.float64]:
-        """Logits of the held-out pictures."""
+        """Logits of the held-out images."""
         return network.judge(read, len(self.val))[0]
 
     def score(self, answers: NDArray[np.float64]) -> Score:
         """Macro F1, and the log-loss between equals."""
-        task = Classification(classes=self.train.classes, kind=self.train.kind)
+        task = ClassificationTask(classes=self.train.classes, kind=self.train.kind)
         chances, targets = task.probabilities(answers), self.val.targets()
         value = macro_f1_score(targets, task.predicted(chances))
         return Score(float(value), -float(log_loss(targets, chances)))
 
-    def settled(self, task: Classification, answers: NDArray[np.float64]) -> Classification:
+    def settled(self, task: ClassificationTask, answers: NDArray[np.float64]) -> ClassificationTask:
         """Fit the temperature (and thresholds) to the held-out logits."""
         blank = replace(task, temperature=1.0, thresholds=())
         return blank.calibrated(
@@ -333,14 +333,14 @@ Counts = tuple[NDArray[np.intp], float]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskObjective:
-    """A loss over pixels; judged by the mean intersection over union on held-out pictures.
+    """A loss over pixels; judged by the mean intersection over union on held-out images.
 
     Parameters
     ----------
     train, val : Dataset
         To learn from, and to stop on.
     preprocess : Preprocess
-        Says where a picture's pixels lie on the canvas.
+        Says where an image's pixels lie on the canvas.
     per_epoch : int
         Steps.
     wanted : MaskLoss
@@ -361,7 +361,7 @@ class MaskObjective:
         """A decoder is never solved."""
 
     def order(self, epoch: int) -> Rows:
-        """Every picture once in a random order."""
+        """Every image once in a random order."""
         return epoch_order(len(self.train), seed=self.seed, epoch=epoch)
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
@@ -379,7 +379,7 @@ class MaskObjective:
         return loss
 
     def answers(self, network: Network, read: Fetch) -> Counts:
-        """Pixels by true and said class of all held-out pictures, and the mean loss."""
+        """Pixels by true and said class of all held-out images, and the mean loss."""
         import torch
 
         n_classes, loss = len(self.train.classes), 0.0
@@ -399,7 +399,7 @@ class MaskObjective:
         counts, loss = answers
         return Score(float(np.nan_to_num(mean_iou_score(counts[None], np.ones(1)))), -loss)
 
-    def settled(self, task: Segmentation, answers: Counts) -> Segmentation:
+    def settled(self, task: SegmentationTask, answers: Counts) -> SegmentationTask:
         """Nothing of the task depends on the answers."""
         return task
 
@@ -428,5 +428,5 @@ class MaskObjective:
             view.augmentation,
             seed=view.seed,
             view=view.number,
-            picture=digest_of(sample),
+            image=digest_of(sample),
         )

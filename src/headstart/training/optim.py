@@ -45,10 +45,10 @@ class Training:
     optimiser : str
         Name of one of torch's, such as ``adamw`` or ``sgd`` (with momentum 0.9 and Nesterov).
     epochs : int
-        At most; 0 decides by the number of pictures: 40 for 50, 9 for 1,000, at least 5.
+        At most; 0 decides by the number of images: 40 for 50, 9 for 1,000, at least 5.
     batch_size : int
-        At most, over all processes; an epoch's batches differ by one picture. 0 decides: 16 below
-        400 pictures, else 32.
+        At most, over all processes; an epoch's batches differ by one image. 0 decides: 16 below
+        400 images, else 32.
     accumulate : int
         Parts that a batch is computed in, to need less memory; the steps are the same.
     weight_decay : float
@@ -78,7 +78,7 @@ class Training:
 
     Examples
     --------
-    >>> Training().for_pictures(100)  # doctest: +ELLIPSIS
+    >>> Training().for_images(100)  # doctest: +ELLIPSIS
     Training(optimiser='adamw', epochs=28, batch_size=16, accumulate=1, ...)
     """
 
@@ -114,8 +114,8 @@ class Training:
                     f"Expected `{name}` to lie in 0 <= {name} < 1, got {getattr(self, name)}."
                 )
 
-    def for_pictures(self, n: int) -> Training:
-        """Return the settings with nothing left to decide, for ``n`` pictures to learn from."""
+    def for_images(self, n: int) -> Training:
+        """Return the settings with nothing left to decide, for ``n`` images to learn from."""
         batch_size = self.batch_size or (16 if n < 400 else 32)
         per_epoch = max(1, math.ceil(n / batch_size))
         usual = min(40, max(5, round(40 * math.sqrt(50 / max(n, 1)))))
@@ -123,7 +123,7 @@ class Training:
         return replace(self, epochs=epochs, batch_size=batch_size)
 
     def for_kind(self, kind: Kind) -> Training:
-        """Return the settings for what is learned: boxes and masks of 8 pictures are many.
+        """Return the settings for what is learned: boxes and masks of 8 images are many.
 
         >>> [Training().for_kind(kind).batch_size for kind in ("detection", "multiclass")]
         [8, 0]
@@ -131,7 +131,7 @@ class Training:
         return replace(self, batch_size=8) if kind in DENSE and not self.batch_size else self
 
     def steps_per_epoch(self, n: int) -> int:
-        """Batches that ``n`` pictures make.
+        """Batches that ``n`` images make.
 
         >>> Training(batch_size=32).steps_per_epoch(100)
         4

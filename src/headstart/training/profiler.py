@@ -1,4 +1,4 @@
-"""What a backbone costs on this machine: every stage, what learns, a step, a picture's pixels.
+"""What a backbone costs on this machine: every stage, what learns, a step, an image's pixels.
 
 A few random pixels go once through every stage, forward, and through what moves, forward and
 backward. The times are remembered.
@@ -22,14 +22,14 @@ from headstart.cache import Cache, key
 from headstart.data.dataset import Sample
 from headstart.data.loader import digest_of
 from headstart.features.engines import CPU_BATCH, GPU_BATCH
-from headstart.features.extractor import Cut
+from headstart.features.extractor import SplitPoint
 from headstart.models.heads.head import Head
 from headstart.runtime import cores, machine, versions
 from headstart.training.network import Network, boundary_cut
 
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
-    from headstart.backbones.trunk import Trunk
+    from headstart.backbones.frozen import FrozenBackbone
 
 __all__ = ["Measured", "StageCost", "measure", "measure_pixels"]
 
@@ -38,8 +38,8 @@ PIXEL_SAMPLES = 4
 LEARNED_AT_ONCE = 8
 USUAL_BATCH = 32
 QUICK = 0.25
-"""Seconds below which a few pictures say little: then a usual batch is timed. A network that is
-dear costs each picture the same in any batch."""
+"""Seconds below which a few images say little: then a usual batch is timed. A network that is
+dear costs each image the same in any batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ class StageCost:
     ----------
     name : str
     seconds : float
-        For one picture, where every core has its own pictures.
+        For one image, where every core has its own images.
     bytes : int
-        Of what it gives for one picture, in float32.
+        Of what it gives for one image, in float32.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Measured:
     stages : tuple of StageCost
         In the order in which they run.
     learn : float
-        Seconds of a picture forward and backward through what moves and the head.
+        Seconds of an image forward and backward through what moves and the head.
     update : float
         Seconds of an optimiser's step.
     pixels : float
-        Seconds to decode and resize a picture, all cores at work.
+        Seconds to decode and resize an image, all cores at work.
     width : int
         Of the pooled features.
     """
@@ -90,7 +90,7 @@ def measure(
 ) -> Measured:
     """Time every stage in inference, and what moves forward and backward; once for a machine.
 
-    The backward pass is not guessed from the forward one: gradients of a few random pictures are
+    The backward pass is not guessed from the forward one: gradients of a few random images are
     taken, as the plan says, and thrown away. The optimiser's step is the time of Adam's
     arithmetic on as many values. The module is not changed.
 
@@ -125,8 +125,10 @@ def measure(
     return measured
 
 
-def measure_pixels(trunk: Trunk, samples: Sequence[Sample], cut: Cut, *, cache: Cache) -> float:
-    """Seconds to decode one of these pictures where every core decodes its own.
+def measure_pixels(
+    backbone: FrozenBackbone, samples: Sequence[Sample], split_point: SplitPoint, *, cache: Cache
+) -> float:
+    """Seconds to decode one of these images where every core decodes its own.
 
     Raises
     ------
@@ -136,12 +138,15 @@ def measure_pixels(trunk: Trunk, samples: Sequence[Sample], cut: Cut, *, cache: 
     few = samples[:PIXEL_SAMPLES]
     if not few:
         return 0.0
-    view, preprocess = cut.view.fingerprint() if cut.view else "", trunk.spec.preprocess
+    view, preprocess = (
+        split_point.view.fingerprint() if split_point.view else "",
+        backbone.spec.preprocess,
+    )
     here = json.dumps([machine().as_dict(), versions(), view, preprocess.fingerprint()])
     wanted = key("pixels", here, *(digest_of(sample) for sample in few))
     if found := cache.get_many([wanted]).get(wanted):
         return float(json.loads(found))
-    seconds = _best(lambda: cut.pixels(few, preprocess), "cpu") / len(few) / cores()
+    seconds = _best(lambda: split_point.pixels(few, preprocess), "cpu") / len(few) / cores()
     cache.put_many({wanted: json.dumps(seconds).encode()}, kind="choice")
     return seconds
 
@@ -197,20 +202,22 @@ def _stage_costs(backbone: Backbone, device: str) -> tuple[StageCost, ...]:
 
 
 def _learning_seconds(backbone: Backbone, plan: FreezePlan, head: Head, device: str) -> float:
-    """Of a picture, as training runs it: a batch on all cores."""
+    """Of an image, as training runs it: a batch on all cores."""
     import torch
 
-    cut = boundary_cut(plan, head)
+    split_point = boundary_cut(plan, head)
     n = LEARNED_AT_ONCE if not head.taps else 2
     with torch.random.fork_rng(devices=[]):
-        network = Network(copy.deepcopy(backbone), head, plan, cut=cut, device=device)
+        network = Network(
+            copy.deepcopy(backbone), head, plan, split_point=split_point, device=device
+        )
         network.enter(max(row.from_epoch for row in plan.rows))
         moving = [p for group in network.groups(1.0) for p in group["params"]]
 
         def pixels(n: int) -> Any:
             with torch.no_grad():
                 x = network.tensor(_random_pixels(backbone, n))
-                return network.upto(x) if cut else x
+                return network.upto(x) if split_point else x
 
         x = pixels(n)
 

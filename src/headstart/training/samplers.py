@@ -1,4 +1,4 @@
-"""In which order the pictures of an epoch come."""
+"""In which order the images of an epoch come."""
 
 from __future__ import annotations
 

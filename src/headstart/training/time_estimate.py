@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from headstart.backbones.freezing import FreezePlan
 from headstart.data.dataset import Dataset
 from headstart.data.transforms.augment import Augmentation
-from headstart.features.extractor import Cut, Extractor, View
+from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.models.heads.head import Head
 from headstart.runtime import device
 from headstart.training.activation_cache import Demand, foresee
@@ -17,7 +17,7 @@ from headstart.training.optim import Training
 from headstart.training.profiler import Measured, measure, measure_pixels
 
 if TYPE_CHECKING:
-    from headstart.backbones.trunk import Trunk
+    from headstart.backbones.frozen import FrozenBackbone
 
 __all__ = ["Costs", "Gradient", "costs_of", "feature_seconds", "training_seconds"]
 
@@ -32,7 +32,7 @@ class Gradient(Protocol):
 
     @property
     def augmentation(self) -> Augmentation:
-        """Of the pictures to learn from."""
+        """Of the images to learn from."""
         ...
 
     @property
@@ -42,18 +42,18 @@ class Gradient(Protocol):
 
 
 STEP, EPOCH, ONCE = 1.5e-3, 0.03, 0.3
-"""Seconds around each step, each epoch and each training that no picture's cost explains: data
+"""Seconds around each step, each epoch and each training that no image's cost explains: data
 handed on, gradients clipped, modules put into training, a network made; as two cores took them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one picture costs on this machine.
+    """What one image costs on this machine.
 
     Parameters
     ----------
     forward : float
-        Seconds through the whole backbone, every core with pictures of its own.
+        Seconds through the whole backbone, every core with images of its own.
     pixels : float
         Seconds to decode and resize it.
     """
@@ -68,10 +68,10 @@ class Costs:
 
 
 def costs_of(
-    trunk: Trunk, plan: FreezePlan, head: Head, data: Dataset, *, extractor: Extractor
+    backbone: FrozenBackbone, plan: FreezePlan, head: Head, data: Dataset, *, extractor: Extractor
 ) -> Costs:
-    """Measure, or remember, what a picture costs where nothing is kept."""
-    found = _measured(trunk, plan, head, data, extractor)
+    """Measure, or remember, what an image costs where nothing is kept."""
+    found = _measured(backbone, plan, head, data, extractor)
     return Costs(forward=_forward(found), pixels=found.pixels)
 
 
@@ -82,9 +82,9 @@ def feature_seconds(costs: Costs, missing: int, rate: float | None, cores: int) 
     ----------
     costs : Costs
     missing : int
-        Pictures.
+        Images.
     rate : float or None
-        Pictures a second and core that an engine was measured at, if it was.
+        Images a second and core that an engine was measured at, if it was.
     cores : int
 
     Examples
@@ -99,7 +99,7 @@ def feature_seconds(costs: Costs, missing: int, rate: float | None, cores: int) 
 
 
 def training_seconds(
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     plan: FreezePlan,
     head: Head,
     data: Dataset,
@@ -113,12 +113,12 @@ def training_seconds(
 
     Parameters
     ----------
-    trunk : Trunk
+    backbone : FrozenBackbone
     plan : FreezePlan
         What learns.
     head : Head
     data : Dataset
-        Pictures to learn from, the held-out ones included.
+        Images to learn from, the held-out ones included.
     sizes : pair of int
         How many are learned from, and how many are judged after every epoch.
     how : Gradient
@@ -130,13 +130,13 @@ def training_seconds(
     """
     settled = how.training.for_kind(data.kind)
     demand = Demand.of(sizes, settled, how.augmentation, solves=solves)
-    found = _measured(trunk, plan, head, data, extractor)
-    steps = demand.epochs * math.ceil(demand.pictures / demand.batch_size)
+    found = _measured(backbone, plan, head, data, extractor)
+    steps = demand.epochs * math.ceil(demand.images / demand.batch_size)
     around = ONCE + EPOCH * demand.epochs + STEP * steps
     if plan.boundary is not None:
         kept = foresee(
-            trunk,
-            (trunk.backbone, plan, head),
+            backbone,
+            (backbone.module, plan, head),
             demand,
             samples=data.samples,
             view=View(augmentation=how.augmentation, seed=how.seed, number=0),
@@ -144,7 +144,7 @@ def training_seconds(
         )
         if kept.seconds_plain:
             return around + (kept.seconds_cached if kept.cached else kept.seconds_plain)
-    learned = demand.pictures * demand.epochs
+    learned = demand.images * demand.epochs
     looked = demand.reads - learned
     each = learned * found.learn + steps * found.update + demand.reads * found.pixels
     return around + each + looked * _forward(found)
@@ -155,9 +155,9 @@ def _forward(found: Measured) -> float:
 
 
 def _measured(
-    trunk: Trunk, plan: FreezePlan, head: Head, data: Dataset, extractor: Extractor
+    backbone: FrozenBackbone, plan: FreezePlan, head: Head, data: Dataset, extractor: Extractor
 ) -> Measured:
     where, cache = device(extractor.device), extractor.cache
-    found = measure(trunk.backbone, plan, head, cache=cache, device=where)
-    pixels = measure_pixels(trunk, data.samples, Cut(engine="fp32"), cache=cache)
+    found = measure(backbone.module, plan, head, cache=cache, device=where)
+    pixels = measure_pixels(backbone, data.samples, SplitPoint(engine="fp32"), cache=cache)
     return replace(found, pixels=pixels)

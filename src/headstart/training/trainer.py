@@ -1,4 +1,4 @@
-"""A network on pictures: what all methods that train by gradient have in common."""
+"""A network on images: what all methods that train by gradient have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headstart.backbones.freezing import FreezePlan, fingerprint
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, fingerprint_of
 from headstart.data.loader import digest_of
 from headstart.data.splits import holdout
@@ -33,7 +33,7 @@ from headstart.training.weight_averaging import interpolate
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Settings", "Tuned", "composed", "held_out", "objective_for", "tune"]
+__all__ = ["Settings", "TrainingOutput", "composed", "held_out", "objective_for", "tune"]
 
 SELECTION_SHARE = 0.15
 """Of the training part, held out for early stopping where the data bring no ``val`` part."""
@@ -92,7 +92,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Tuned:
+class TrainingOutput:
     """What a training gives.
 
     Parameters
@@ -102,7 +102,7 @@ class Tuned:
     head : Head
     history : History
     answers : object
-        Of the held-out pictures, by the final network, as the objective judges them.
+        Of the held-out images, by the final network, as the objective judges them.
     found : Found or None
         How the rates were found, if they were.
     """
@@ -115,7 +115,7 @@ class Tuned:
 
 
 def held_out(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Part training pictures into those to learn from and those to stop on, by class and group."""
+    """Part training images into those to learn from and those to stop on, by class and group."""
     learn, select = holdout(
         train.targets(), fraction=SELECTION_SHARE, blocks=train.groups(), seed=seed
     )
@@ -126,17 +126,17 @@ def objective_for(
     parts: tuple[Dataset, Dataset],
     settings: Settings,
     *,
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     solve: Solve | None = None,
 ) -> Objective:
-    """Choose what a training is for by what the pictures are labelled with.
+    """Choose what a training is for by what the images are labelled with.
 
     Parameters
     ----------
     parts : pair of Dataset
         To learn from, and to stop on.
     settings : Settings
-    trunk : Trunk
+    backbone : FrozenBackbone
         Its preprocessing says where boxes and masks lie in what the network reads.
     solve : callable, optional
         Makes the first head of a classifier.
@@ -144,11 +144,11 @@ def objective_for(
     train, val = parts
     if not train.is_dense:
         return _of_classes(train, val, settings, solve)
-    per_epoch = settings.training.for_pictures(len(train)).steps_per_epoch(len(train))
+    per_epoch = settings.training.for_images(len(train)).steps_per_epoch(len(train))
     common: dict[str, Any] = {
         "train": train,
         "val": val,
-        "preprocess": trunk.spec.preprocess,
+        "preprocess": backbone.spec.preprocess,
         "per_epoch": per_epoch,
         "seed": settings.seed,
     }
@@ -184,26 +184,26 @@ def tune(
     session: Session | None = None,
     identity: Mapping[str, Any] | None = None,
     penalty: Callable[[Inputs], Penalty] | None = None,
-) -> Tuned:
-    """Train a network on pictures; stop on held-out ones; prove that what is constant was.
+) -> TrainingOutput:
+    """Train a network on images; stop on held-out ones; prove that what is constant was.
 
     Parameters
     ----------
     network : Network
         Changed in place.
     objective : Objective
-        Of the pictures to learn from and those to stop on.
+        Of the images to learn from and those to stop on.
     settings : Settings
     reading : Reading
         Where the network's inputs come from.
     session : Session, optional
     identity : mapping, optional
-        What decides the training besides settings, pictures and weights, by name.
+        What decides the training besides settings, images and weights, by name.
     penalty : callable, optional
         Makes a term of the loss from what the network reads in training.
     """
     train, val = objective.train, objective.val
-    training = settings.training.for_pictures(len(train))
+    training = settings.training.for_images(len(train))
     _require_possible(network, training)
     learned = reading.of(train.samples, settings.augmentation, epochs=training.epochs)
     judged = reading.of(val.samples, Augmentation(), epochs=1)
@@ -231,7 +231,7 @@ def tune(
         loss=objective.loss(network, learned, penalty(learned) if penalty else None),
         score=score,
         enter=network.enter,
-        identity=_identity(reading.trunk, born, (train, val), settings, identity or {}),
+        identity=_identity(reading.backbone, born, (train, val), settings, identity or {}),
     )
     found = find_rate(job, training, seed=settings.seed) if settings.finds_rate else None
     if found is not None:
@@ -241,7 +241,7 @@ def tune(
     if settings.wise_ft < 1:
         network.load(*_between(begin, (network.state(), network.head), settings.wise_ft))
     network.require_constant()
-    return Tuned(
+    return TrainingOutput(
         state=network.state(), head=network.head, history=history, answers=answers(), found=found
     )
 
@@ -259,14 +259,14 @@ def _require_possible(network: Network, training: Training) -> None:
 
 def composed(
     model: TransferModel,
-    tuned: Tuned,
+    tuned: TrainingOutput,
     objective: Objective,
     *,
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     plan: FreezePlan,
     method: Mapping[str, Any],
 ) -> TransferModel:
-    """Put together what was trained: certain as the held-out pictures allow, and on the record.
+    """Put together what was trained: certain as the held-out images allow, and on the record.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def composed(
         Before.
     tuned : Tuned
     objective : Objective
-    trunk : Trunk
+    backbone : FrozenBackbone
         With the trained values.
     plan : FreezePlan
         As it was asked for; rates that were found are put in.
@@ -287,7 +287,7 @@ def composed(
         plan = replace(plan, rows=tuple(rows))
     return replace(
         model,
-        trunk=trunk,
+        backbone=backbone,
         head=tuned.head,
         task=objective.settled(model.task, tuned.answers),
         engine="fp32",
@@ -296,7 +296,7 @@ def composed(
             "method": dict(method),
             "plan": plan.as_dict(),
             "best_epoch": history.pop("best"),
-            "temperature_from": "held-out pictures",
+            "temperature_from": "held-out images",
             **history,
             **({} if found is None else {"learning_rate_found": found.as_dict()}),
         },
@@ -316,7 +316,7 @@ def _between(start: Whole, end: Whole, share: float) -> Whole:
 
 
 def _identity(
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     head: Head,
     parts: tuple[Dataset, Dataset],
     settings: Settings,
@@ -329,7 +329,7 @@ def _identity(
     found = {
         "data": [[digest_of(s), fingerprint_of(s.target)] for part in parts for s in part.samples],
         "head": [head.as_dict(), fingerprint(start)],
-        "weights": trunk.identity.hex(),
+        "weights": backbone.identity.hex(),
         "processes": world(),
         "threads": threads(),
         "settings": asdict(settings),

@@ -182,10 +182,10 @@ def greedy_soup(
     Parameters
     ----------
     states_with_scores : iterable of (mapping of str to torch.Tensor, float)
-        Networks that were fine-tuned from one start, each with its score on held-out pictures
+        Networks that were fine-tuned from one start, each with its score on held-out images
         (never the test's); more is better.
     score : callable
-        The score of a state on the same pictures; called once for each network but the best.
+        The score of a state on the same images; called once for each network but the best.
 
     Returns
     -------

@@ -15,19 +15,26 @@ from typing import Any
 import numpy as np
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
 from headstart.data.splits import nested_fractions, repeats
 from headstart.errors import DataError
 from headstart.evaluation.classification import evaluate
-from headstart.evaluation.comparison import Cell, Comparison, Judging, curves, effects, sentences
+from headstart.evaluation.comparison import (
+    Cell,
+    Comparison,
+    ScoringPlan,
+    curves,
+    effects,
+    sentences,
+)
 from headstart.evaluation.summary import MEASURES, headline, redrawn, simple_rules
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method, described
 from headstart.metrics.confidence_intervals import Interval, units
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.comparison import draw, render_page
 from headstart.runtime import device
@@ -60,17 +67,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """The pictures of a cell, the same whatever the method.
+    """The images of a cell, the same whatever the method.
 
     Parameters
     ----------
     seed, fold : int
     fraction : float
-        Share of the training pictures that ``train`` holds.
+        Share of the training images that ``train`` holds.
     train, test : Dataset
     val : Dataset or None
     fixed : bool
-        Whether every seed is tested on the same pictures.
+        Whether every seed is tested on the same images.
     """
 
     seed: int
@@ -83,14 +90,14 @@ class Split:
 
 
 def learned_from(split: Split) -> int:
-    """Pictures whose gradients count: those that a method does not hold out to stop on."""
+    """Images whose gradients count: those that a method does not hold out to stop on."""
     if split.val is not None:
         return len(split.train)
     return len(held_out(split.train, split.seed)[0])
 
 
 def train_cell(
-    split: Split, method: Method | None, *, trunk: Trunk, recipe: Recipe, cache: Cache
+    split: Split, method: Method | None, *, backbone: FrozenBackbone, recipe: Recipe, cache: Cache
 ) -> Cell:
     """Train on a split, and judge on its test part.
 
@@ -98,8 +105,8 @@ def train_cell(
     ----------
     split : Split
     method : Method or None
-        None lets the pictures to learn from choose it, in a race whose time is the cell's.
-    trunk : Trunk
+        None lets the images to learn from choose it, in a race whose time is the cell's.
+    backbone : FrozenBackbone
     recipe : Recipe
         Everything else.
     cache : Cache
@@ -107,34 +114,34 @@ def train_cell(
     Raises
     ------
     DataError
-        If the method cannot learn from these pictures.
+        If the method cannot learn from these images.
     KeyboardInterrupt
         If the training was stopped: half a training is no cell.
 
     Examples
     --------
-    >>> train_cell(split, method, trunk=trunk, recipe=recipe, cache=cache)  # doctest: +SKIP
+    >>> train_cell(split, method, backbone=backbone, recipe=recipe, cache=cache)  # doctest: +SKIP
     """
     engine = "fp32" if recipe.engine == "auto" else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device)
     cached = False
     if not split.train.is_dense and (method is None or method.name != "scratch"):
-        cached = extractor.outlook(trunk, split.train.samples)[1] == 0
+        cached = extractor.outlook(backbone, split.train.samples)[1] == 0
     begin, worked = time.perf_counter(), time.process_time()
     name = "auto" if method is None else method.name
     if method is None:
         found = decide(
-            [trunk],
+            [backbone],
             split.train,
             split.val,
             extractor=extractor,
             budget=recipe.budget,
             seed=split.seed,
         )
-        method, trunk = found.method, found.trunk
+        method, backbone = found.method, found.backbone
     method.check(split.train)
-    start = blank(
-        trunk,
+    start = create_model(
+        backbone,
         split.train,
         head=recipe.head,
         size=recipe.size,
@@ -147,12 +154,12 @@ def train_cell(
         raise KeyboardInterrupt
     evaluation = evaluate(model, split.test, extractor=extractor, seed=recipe.seed)
     return Cell(
-        backbone=trunk.spec.name,
+        backbone=backbone.spec.name,
         method=name,
         seed=split.seed,
         fold=split.fold,
         fraction=split.fraction,
-        pictures=len(split.train),
+        images=len(split.train),
         tested=len(split.test),
         score=evaluation.metrics[headline(evaluation)],
         seconds=seconds,
@@ -226,18 +233,18 @@ def write(found: Comparison, folder: Path) -> None:
         score = (found.measure, "low", "high")
         costs = ("trains", "parameters", "steps", "seconds", "cpu_seconds", "gpu_seconds")
         rules = list(dict.fromkeys(n for c in found.curves for at in c.points for n in at.rules))
-        rows.writerow(("backbone", "method", "fraction", "pictures", *score, *rules, *costs))
+        rows.writerow(("backbone", "method", "fraction", "images", *score, *rules, *costs))
         for curve in found.curves:
             for at in curve.points:
                 s, simple = at.score, [at.rules.get(name, "") for name in rules]
-                cells = (at.fraction, at.pictures, s.value, s.low, s.high, *simple)
+                cells = (at.fraction, at.images, s.value, s.low, s.high, *simple)
                 seconds = (at.seconds, at.cpu_seconds, at.gpu_seconds)
                 spent = (at.trains, at.parameters, at.steps, *(round(t, 3) for t in seconds))
                 rows.writerow((curve.backbone, curve.method, *cells, *spent))
 
 
 SMALL = 200
-"""Pictures below which a single split is too much a matter of luck."""
+"""Images below which a single split is too much a matter of luck."""
 
 CELLS = "cells.jsonl"
 
@@ -265,7 +272,7 @@ def compare(
 ) -> tuple[Comparison, Path]:
     """Train every method on every backbone, seed and fraction, and say what differs.
 
-    In a seed, fold and fraction all methods learn from the same pictures and are tested on the
+    In a seed, fold and fraction all methods learn from the same images and are tested on the
     same. The test part is the author's where there is one; else every seed splits anew.
 
     Parameters
@@ -292,7 +299,7 @@ def compare(
     Raises
     ------
     DataError
-        If the pictures cannot be used, or are too few.
+        If the images cannot be used, or are too few.
     UsageError
         If an argument cannot be meant.
 
@@ -328,7 +335,7 @@ def compare(
 
 
 class _Work:
-    """What all cells share: the pictures, the backbones, and who is told."""
+    """What all cells share: the images, the backbones, and who is told."""
 
     def __init__(
         self,
@@ -343,7 +350,7 @@ class _Work:
         self.trials, self.cache, self.tell = trials, cache, tell
         for name in trials.methods:  # wrong ones are said before anything is computed
             self._named(name, 0)
-        self.trunks = {name: self._trunk(name) for name in trials.backbones}
+        self.backbones = {name: self._trunk(name) for name in trials.backbones}
         begin = time.perf_counter()
         self.prepared = checked(data, self.recipe, cache, progress_of(tell))
         tell(DataReady(prepared=self.prepared, seconds=time.perf_counter() - begin))
@@ -353,9 +360,9 @@ class _Work:
         folds = 5 * few if trials.folds is None else trials.folds
         self.folds = 0 if self.fixed else folds
 
-    def _trunk(self, name: str) -> Trunk:
+    def _trunk(self, name: str) -> FrozenBackbone:
         spec = resolve(name, offline=self.recipe.offline)
-        return Trunk.read(spec, locate(spec, offline=self.recipe.offline))
+        return FrozenBackbone.read(spec, locate(spec, offline=self.recipe.offline))
 
     def _named(self, name: str, seed: int) -> Method:
         return method_named(name, self.recipe.task, seed=seed, epochs=self.trials.epochs)
@@ -430,7 +437,7 @@ class _Work:
                 made = train_cell(
                     split,
                     method,
-                    trunk=self.trunks[backbone],
+                    backbone=self.backbones[backbone],
                     recipe=self.recipe,
                     cache=self.cache,
                 )
@@ -450,7 +457,7 @@ class _Work:
             except DataError as error:
                 raise DataError(
                     f"{error} This is what {name} would get at fraction {split.fraction:g} of "
-                    f"seed {split.seed}: {len(split.train)} pictures; do ask for larger fractions."
+                    f"seed {split.seed}: {len(split.train)} images; do ask for larger fractions."
                 ) from error
 
     def _key(self, split: Split, backbone: str, method: Method | None) -> str:
@@ -458,10 +465,10 @@ class _Work:
         decides = {
             "recipe": {**self.recipe.as_dict(), "method": None, "backbone": None},
             "method": "auto" if method is None else described(method),
-            "weights": dict(self.trunks[backbone].origin),
+            "weights": dict(self.backbones[backbone].origin),
             "backbone": backbone,
             "split": (split.seed, split.fold, split.fraction, split.fixed),
-            "pictures": [[(s.digest, s.group) for s in part.samples] for part in parts],
+            "images": [[(s.digest, s.group) for s in part.samples] for part in parts],
             "targets": [part.targets().tolist() for part in parts],
         }
         return hashlib.sha256(json.dumps(decides, default=str).encode()).hexdigest()
@@ -470,7 +477,7 @@ class _Work:
         data, test = self.prepared.data, self.prepared.test
         measure = MEASURES[data.kind]
         share = float(np.mean([c.tested for c in cells])) / len(data)
-        judging = Judging(
+        judging = ScoringPlan(
             test_share=None if self.fixed else share, units=units(len(test), test.groups())[1]
         )
         shown = curves(cells, judging)
@@ -493,7 +500,7 @@ class _Work:
     def _split_in_words(self) -> str:
         seeds = f"{self.trials.seeds} seed{'s' * (self.trials.seeds > 1)}"
         if self.fixed:
-            return f"the author's test part of {len(self.prepared.test)} pictures, {seeds}"
+            return f"the author's test part of {len(self.prepared.test)} images, {seeds}"
         if self.folds:
             return f"{self.folds}-fold cross-validation, {seeds}"
         return f"a new split a seed, {self.recipe.test_fraction:.0%} tested on, {seeds}"

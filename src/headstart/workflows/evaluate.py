@@ -1,4 +1,4 @@
-"""A saved model held against labelled pictures that it has not seen."""
+"""A saved model held against labelled images that it has not seen."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def evaluate_source(
     device: str = "auto",
     seed: int = 0,
 ) -> AnyEvaluation:
-    """Judge a saved model on labelled pictures; of data with a test part, on that part.
+    """Judge a saved model on labelled images; of data with a test part, on that part.
 
     Raises
     ------
     ModelFileError
         If the model's folder is damaged.
     DataError
-        If the pictures cannot be used, or show classes that the model does not know.
+        If the images cannot be used, or show classes that the model does not know.
     LeakError
-        If the model has learned from some of these pictures.
+        If the model has learned from some of these images.
     """
     model = load(model_folder)
     kind = model.task.kind
@@ -64,14 +64,14 @@ def labelled_part(
     group_by: str | None = None,
     bad_files: BadFiles = "error",
 ) -> Dataset:
-    """Read pictures with labels of one kind: a part of them, or all where it has no pictures.
+    """Read images with labels of one kind: a part of them, or all where it has no images.
 
-    Boxes are clipped to their pictures as where they are learned from, and masks looked at.
+    Boxes are clipped to their images as where they are learned from, and masks looked at.
 
     Raises
     ------
     DataError
-        If the pictures, boxes or masks cannot be used.
+        If the images, boxes or masks cannot be used.
     """
     data = source
     if not isinstance(data, Dataset):
@@ -87,7 +87,7 @@ def labelled_part(
 
 
 def short(sample: Sample) -> str:
-    """Enough of a picture's digest to recognise it: 64 bits.
+    """Enough of an image's digest to recognise it: 64 bits.
 
     >>> short(Sample(image=b"", digest="0123456789abcdef" * 4))
     '0123456789abcdef'
@@ -100,7 +100,7 @@ def _require_unseen(model: TransferModel, samples: Sequence[Sample]) -> None:
     seen = [sample.name for sample in samples if short(sample) in learned]
     if seen:
         raise LeakError(
-            f"Expected pictures that the model has not learned from, got {len(seen)} of "
+            f"Expected images that the model has not learned from, got {len(seen)} of "
             f"{len(samples)} that it has, such as {', '.join(seen[:3])}; do leave them out, or "
             "pass --allow-overlap if it is meant."
         )

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.prepare import Prepared
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import Choice
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """So many pictures of a step are done."""
+    """So many images of a step are done."""
 
     step: str
     done: int
@@ -50,7 +50,7 @@ class Noted:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch of a training has been judged on held-out pictures.
+    """An epoch of a training has been judged on held-out images.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class EpochDone:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReady:
-    """The pictures have been read, checked and split."""
+    """The images have been read, checked and split."""
 
     prepared: Prepared
     seconds: float
@@ -100,12 +100,12 @@ class Planned:
     ----------
     outline : Outline
         What the method is about to do.
-    trunk : Trunk
+    backbone : FrozenBackbone
     engine : Choice
     parameters : int
         Of the backbone.
-    to_compute, pictures : int
-        Pictures whose features are not kept yet, of all.
+    to_compute, images : int
+        Images whose features are not kept yet, of all.
     seconds : float or None
         Estimate for the features; None when the engine was not measured.
     cache_bytes : int
@@ -118,11 +118,11 @@ class Planned:
     """
 
     outline: Outline
-    trunk: Trunk
+    backbone: FrozenBackbone
     engine: Choice
     parameters: int
     to_compute: int
-    pictures: int
+    images: int
     seconds: float | None
     cache_bytes: int
     head: Head | None = None
@@ -190,7 +190,7 @@ class JsonLog:
             case Progressed(done=done, total=total) if done < total:
                 return
             case Progressed(step=step, total=total):
-                line: dict[str, Any] = {"event": "step", "step": step, "pictures": total}
+                line: dict[str, Any] = {"event": "step", "step": step, "images": total}
             case DataReady(prepared=prepared):
                 line = {
                     "event": "data",
@@ -205,10 +205,10 @@ class JsonLog:
                 line = {
                     "event": "plan",
                     "method": event.outline.title,
-                    "backbone": event.trunk.spec.name,
+                    "backbone": event.backbone.spec.name,
                     "engine": event.engine.engine,
                     "to_compute": event.to_compute,
-                    "pictures": event.pictures,
+                    "images": event.images,
                 }
                 if event.head is not None:
                     line |= {"head": event.head.kind, "anchors_reach": event.reach}

@@ -1,4 +1,4 @@
-"""The main job, from pictures to a run's folder; every step lives in the room of its noun."""
+"""The main job, from images to a run's folder; every step lives in the room of its noun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
 from headstart.data.prepare import Prepared
@@ -19,13 +19,13 @@ from headstart.errors import UsageError
 from headstart.evaluation.baselines import PROBE
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.forgetting import Forgetting, sentences
-from headstart.evaluation.insight import Insight, look_into
+from headstart.evaluation.insight import Diagnostics, diagnose
 from headstart.evaluation.summary import verdict
 from headstart.evaluation.transfer_gain import judge
 from headstart.features.engines import Choice
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
@@ -95,7 +95,7 @@ class Run:
     recipe: Recipe
     verdict: tuple[str, ...]
     seconds: dict[str, float]
-    insight: Insight | None = None
+    insight: Diagnostics | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -113,12 +113,12 @@ def fit(
     command: str = "",
     resume: bool = False,
 ) -> Run:
-    """Learn from a folder of pictures, judge the result, and write a run's folder.
+    """Learn from a folder of images, judge the result, and write a run's folder.
 
     Parameters
     ----------
     source : str, Path or Dataset
-        Class folders, a manifest, boxes or masks beside pictures, ``demo:<name>``, or examples
+        Class folders, a manifest, boxes or masks beside images, ``demo:<name>``, or examples
         that are read already.
     recipe : Recipe, optional
     out : str or Path, optional
@@ -140,7 +140,7 @@ def fit(
     Raises
     ------
     DataError
-        If the pictures or labels cannot be used as they are.
+        If the images or labels cannot be used as they are.
     SetupError
         If weights are missing, or the folder cannot be written.
     UsageError
@@ -216,22 +216,22 @@ def _run(
     engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     with timed(clock, "race" if recipe.method is None else "weights"):
-        trunks = [Trunk.read(*found) for found in weights]
+        backbones = [FrozenBackbone.read(*found) for found in weights]
         kept = checkpoints if resume and is_begun(checkpoints) else None
-        recipe, trunk, extractor, more = choose(
-            recipe, trunks, prepared, extractor=extractor, notify=notify, kept=kept
+        recipe, backbone, extractor, more = choose(
+            recipe, backbones, prepared, extractor=extractor, notify=notify, kept=kept
         )
     method = _method(recipe)
     if method.resumes and is_main():
         _take_up(checkpoints, resume, held, notify)
-        keep(recipe, trunk, prepared, extractor.engine, more, checkpoints)
+        keep(recipe, backbone, prepared, extractor.engine, more, checkpoints)
     with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
-        start = _blank(recipe, prepared, trunk, more)
+        start = _blank(recipe, prepared, backbone, more)
         plan = _plan(method, start, prepared, extractor)
     notify(plan)
     if not is_dense:
         with timed(clock, "features"), main_first():
-            extractor.features(start.trunk, prepared.data.samples)
+            extractor.features(start.backbone, prepared.data.samples)
     session = _session(notify, checkpoints, resume, MEASURES.get(start.task.kind, "macro F1"))
     parts = prepared.train, prepared.val
     with timed(clock, "head" if plan.outline.plan is None else "training"):
@@ -266,7 +266,7 @@ def _judged(
     extractor: Extractor,
     seed: int,
     clock: dict[str, float],
-) -> tuple[TransferModel, AnyEvaluation, Insight | None]:
+) -> tuple[TransferModel, AnyEvaluation, Diagnostics | None]:
     """Hold the model against the held-out part, and look into what it has learned from."""
     with timed(clock, "evaluation"), main_first():
         parts = prepared.train, prepared.test
@@ -274,7 +274,9 @@ def _judged(
     if not is_main():
         return model, evaluation, None
     with timed(clock, "insight"):
-        found = look_into(start.trunk, model, prepared, evaluation, extractor=extractor, seed=seed)
+        found = diagnose(
+            start.backbone, model, prepared, evaluation, extractor=extractor, seed=seed
+        )
     return model, evaluation, found
 
 
@@ -304,28 +306,28 @@ def _stopped(model: TransferModel) -> tuple[str, ...]:
 def _plan(
     method: Method, start: TransferModel, prepared: Prepared, extractor: Extractor
 ) -> Planned:
-    data, trunk = prepared.data, start.trunk
+    data, backbone = prepared.data, start.backbone
     engine, missing = Choice(engine=extractor.engine), 0
     if not data.is_dense:  # whose features are a comparison, and the probe's whole input
         with main_first():  # what is measured is measured once
-            engine, missing = extractor.outlook(trunk, data.samples)
+            engine, missing = extractor.outlook(backbone, data.samples)
     rate = engine.rates.get(engine.engine)
     return Planned(
         outline=method.outline(start, prepared.train, extractor=extractor),
-        trunk=trunk,
+        backbone=backbone,
         engine=engine,
-        parameters=trunk.parameters,
+        parameters=backbone.parameters,
         to_compute=missing,
-        pictures=len(data),
+        images=len(data),
         seconds=missing / (rate * cores()) if rate else None,
-        cache_bytes=missing * trunk.width * 4 if missing else 0,
+        cache_bytes=missing * backbone.width * 4 if missing else 0,
         head=start.head,
         reach=start.record.get("anchors_reach"),
     )
 
 
 def _blank(
-    recipe: Recipe, prepared: Prepared, trunk: Trunk, more: Mapping[str, Any]
+    recipe: Recipe, prepared: Prepared, backbone: FrozenBackbone, more: Mapping[str, Any]
 ) -> TransferModel:
     train, selected = prepared.train, prepared.train.samples[:0]
     if _method(recipe).resumes and prepared.val is not None:  # the epoch was chosen on these
@@ -336,8 +338,8 @@ def _blank(
         "held_out": prepared.test.counts(),
         "notes": list(prepared.data.notes),
     }
-    if train.is_dense:  # where counts are of objects, or of pictures that show a class
-        about["pictures"] = {"train": len(train), "held_out": len(prepared.test)}
+    if train.is_dense:  # where counts are of objects, or of images that show a class
+        about["images"] = {"train": len(train), "held_out": len(prepared.test)}
     record: Mapping[str, Any] = {
         "learned_from": [short(sample) for sample in (*train.samples, *selected)],
         "data": about,
@@ -345,8 +347,8 @@ def _blank(
         "versions": versions(),
         **more,
     }
-    made = blank(
-        trunk,
+    made = create_model(
+        backbone,
         train,
         head=recipe.head,
         size=recipe.size,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
 from headstart.data.prepare import Prepared
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
-from headstart.models.build import blank
-from headstart.selection.candidates import Contender, expected_features, expected_training
+from headstart.models.build import create_model
+from headstart.selection.candidates import Candidate, expected_features, expected_training
 from headstart.selection.race import foretell
 from headstart.selection.rules import Row
 from headstart.workflows.events import DataReady, Decided, Observer, progress_of
@@ -29,7 +29,7 @@ def plan(
     cache: Cache | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Read and check the pictures, measure this machine, and say what a run would take.
+    """Read and check the images, measure this machine, and say what a run would take.
 
     Parameters
     ----------
@@ -68,10 +68,10 @@ def plan(
     require_meant(recipe, prepared.train, resume=False)
     engine = "fp32" if prepared.data.is_dense else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    trunks = [Trunk.read(*found) for found in weights]
+    backbones = [FrozenBackbone.read(*found) for found in weights]
     if recipe.method is None:
         found = foretell(
-            trunks,
+            backbones,
             prepared.train,
             prepared.val,
             extractor=extractor,
@@ -79,18 +79,22 @@ def plan(
             seed=recipe.seed,
         )
     else:
-        found = _of_one(recipe, recipe.method, trunks[0], prepared, extractor)
+        found = _of_one(recipe, recipe.method, backbones[0], prepared, extractor)
     tell(Decided(record=found))
     return found
 
 
 def _of_one(
-    recipe: Recipe, method: Method, trunk: Trunk, prepared: Prepared, extractor: Extractor
+    recipe: Recipe,
+    method: Method,
+    backbone: FrozenBackbone,
+    prepared: Prepared,
+    extractor: Extractor,
 ) -> dict[str, Any]:
     """The same for a method that is named: one training, no race."""
     train = prepared.train
-    start = blank(
-        trunk,
+    start = create_model(
+        backbone,
         train,
         head=recipe.head,
         size=recipe.size,
@@ -98,17 +102,19 @@ def _of_one(
         offline=recipe.offline,
     )
     outline = method.outline(start, train, extractor=extractor)
-    who = Contender(name=outline.title, trunk=start.trunk, whole=start.trunk, method=method)
+    who = Candidate(
+        name=outline.title, backbone=start.backbone, whole=start.backbone, method=method
+    )
     seconds = expected_training(
         who, train, prepared.val, len(prepared.test), extractor=extractor, start=start
     )
     if outline.plan is None:  # what is judged is looked at as well, and kept
         others = (*(prepared.val.samples if prepared.val else ()), *prepared.test.samples)
-        seconds += expected_features(trunk, others, train, extractor=extractor)
+        seconds += expected_features(backbone, others, train, extractor=extractor)
     row = Row(
         name=outline.title,
-        backbone=trunk.spec.name,
-        stage=trunk.spec.until,
+        backbone=backbone.spec.name,
+        stage=backbone.spec.until,
         method=method.name,
         estimated=seconds,
         megabytes=who.megabytes,
@@ -122,7 +128,7 @@ def _of_one(
         "budget": None,
         "estimated": seconds,
         "seconds": 0.0,
-        "pictures": len(train),
+        "images": len(train),
         "folds": 0,
         "rows": [row.as_dict()],
     }

@@ -1,4 +1,4 @@
-"""Which backbone would serve these pictures best, before anything is trained."""
+"""Which backbone would serve these images best, before anything is trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Kind
@@ -37,14 +37,14 @@ from headstart.workflows.resolve import checked, read, settled
 __all__ = ["MOST", "rank"]
 
 MOST = 500
-"""Training pictures that are looked at, where nothing else is said."""
+"""Training images that are looked at, where nothing else is said."""
 
 FOLDS = 5
 BLOCKS = 10
 TIMED = 3
 
 MOST_REGIONS = 1000
-"""Objects or regions that are scored: more say little more, as those of a picture are alike."""
+"""Objects or regions that are scored: more say little more, as those of an image are alike."""
 
 Rows = NDArray[np.intp]
 Floats = NDArray[np.float64]
@@ -60,9 +60,9 @@ def rank(
     cache: Cache | None = None,
     observer: Observer | None = None,
 ) -> Ranking:
-    """Score backbones on training pictures, and put them in order.
+    """Score backbones on training images, and put them in order.
 
-    The pictures are those that ``fit`` would learn from: the held-out ones are never looked at,
+    The images are those that ``fit`` would learn from: the held-out ones are never looked at,
     and remain good for judging what is trained afterwards. For boxes and masks what is scored are
     the objects, or the regions of each class, by the mean of the last maps under them.
 
@@ -77,7 +77,7 @@ def rank(
     measures : sequence of str
         Some of ``scorecard.MEASURES``; the order is by the first.
     most : int
-        Training pictures to look at, spread over the classes in whole groups; 0 for all.
+        Training images to look at, spread over the classes in whole groups; 0 for all.
     cache : Cache, optional
     observer : callable, optional
 
@@ -92,7 +92,7 @@ def rank(
     UsageError
         If none or one is named twice, or the first measure is defined for none of them.
     DataError
-        If the pictures cannot be used, or show one class only.
+        If the images cannot be used, or show one class only.
     WeightsNotFoundError
         If weights are missing; said before anything is computed.
 
@@ -115,7 +115,7 @@ def rank(
     look = _Look(_few(prepared.train, most, recipe.seed), recipe, cache, tell, tuple(measures))
     seen = []
     for spec, file in zip(found, weights, strict=True):
-        seen.append(look.at(Trunk.read(spec, file)))
+        seen.append(look.at(FrozenBackbone.read(spec, file)))
         tell(Noted(text=_line(seen[-1], measures[0], look)))
     rows = ordered(seen, measures[0], look.known)
     groups = look.known.groups
@@ -123,7 +123,7 @@ def rank(
         name=prepared.data.name,
         task=recipe.task,
         measure=measures[0],
-        pictures=len(look.data),
+        images=len(look.data),
         available=len(prepared.train),
         regions=len(look.known.targets) if data.is_dense else None,
         groups=None if groups is None else len(np.unique(groups)),
@@ -134,7 +134,7 @@ def rank(
 
 
 class _Look:
-    """What all backbones share: pictures, blocks, measures, and how features are made."""
+    """What all backbones share: images, blocks, measures, and how features are made."""
 
     def __init__(
         self,
@@ -175,21 +175,21 @@ class _Look:
         known, seed = self.known, self.recipe.seed
         return kfold(known.targets, count, blocks=known.groups, seed=seed)
 
-    def at(self, trunk: Trunk) -> Ranked:
+    def at(self, backbone: FrozenBackbone) -> Ranked:
         """Score one backbone."""
         if self.data.is_dense:
-            trunk = trunk.on_canvas(self.canvas)
-            given, costs = self._regions(trunk)
+            backbone = backbone.on_canvas(self.canvas)
+            given, costs = self._regions(backbone)
         else:
-            given, costs = self._whole(trunk)
+            given, costs = self._whole(backbone)
         if PROBE in self.measures and self.folds:
             given = replace(given, answers=self._answers(given.values))
-        milliseconds = 1000 * _seconds(trunk, self.data, costs["engine"], self.extractor)
+        milliseconds = 1000 * _seconds(backbone, self.data, costs["engine"], self.extractor)
         return Ranked(
-            backbone=trunk.spec.name,
+            backbone=backbone.spec.name,
             scores=scored(given, self.measures, self.blocks),
             milliseconds=milliseconds,
-            megabytes=trunk.parameters * 4 / 1e6,
+            megabytes=backbone.parameters * 4 / 1e6,
             width=given.values.shape[1],
             **costs,
         )
@@ -202,10 +202,10 @@ class _Look:
         share, name = counts.max() / counts.sum(), self.data.classes[int(counts.argmax())]
         return (f"Saying {name!r} every time would reach {share:.3f}: that takes no backbone.",)
 
-    def _whole(self, trunk: Trunk) -> tuple[Features, dict[str, Any]]:
-        """Features of whole pictures, and what they cost."""
-        seen = self.extractor.features(trunk, self.data.samples)
-        chances, none = _source_chances(trunk, seen.values)
+    def _whole(self, backbone: FrozenBackbone) -> tuple[Features, dict[str, Any]]:
+        """Features of whole images, and what they cost."""
+        seen = self.extractor.features(backbone, self.data.samples)
+        chances, none = _source_chances(backbone, seen.values)
         given = replace(
             self.known,
             values=seen.values.astype(np.float64),
@@ -214,15 +214,15 @@ class _Look:
         )
         return given, {"engine": seen.engine.engine, **_pass(seen)}
 
-    def _regions(self, trunk: Trunk) -> tuple[Features, dict[str, Any]]:
+    def _regions(self, backbone: FrozenBackbone) -> tuple[Features, dict[str, Any]]:
         """Features of objects or regions, and what they cost."""
-        seen = region_features(self.extractor, trunk, self.data)
+        seen = region_features(self.extractor, backbone, self.data)
         groups = self.data.groups()
-        of = seen.pictures if groups is None else groups[seen.pictures]
+        of = seen.images if groups is None else groups[seen.images]
         rows = _few_regions(seen, of, self.data, self.recipe.seed)
         if not hasattr(self, "known"):  # boxes and masks are read with the first maps
             self._settle(seen.targets[rows], of[rows])
-        none = "The source's classes are of whole pictures"
+        none = "The source's classes are of whole images"
         given = replace(
             self.known,
             values=seen.values[rows].astype(np.float64),
@@ -256,7 +256,7 @@ def _require_names(backbones: Sequence[str], measures: Sequence[str], most: int)
         if name not in MEASURES:
             raise UnknownNameError("measure", name, list(MEASURES))
     if most < 0 or 0 < most < 10:
-        raise UsageError(f"Expected --max-pictures of 10 or more, or 0 for all, got {most}.")
+        raise UsageError(f"Expected --max-images of 10 or more, or 0 for all, got {most}.")
 
 
 def _require_meant(train: Dataset, recipe: Recipe) -> None:
@@ -278,7 +278,7 @@ def _require_meant(train: Dataset, recipe: Recipe) -> None:
 
 
 def _few(train: Dataset, most: int, seed: int) -> Dataset:
-    """At most about so many pictures, in whole groups, the classes' shares kept."""
+    """At most about so many images, in whole groups, the classes' shares kept."""
     if not 0 < most < len(train):
         return train
     share = most / len(train)
@@ -287,12 +287,12 @@ def _few(train: Dataset, most: int, seed: int) -> Dataset:
 
 
 def _few_regions(seen: Regions, groups: Rows, data: Dataset, seed: int) -> Rows:
-    """At most about so many regions, of whole pictures, the classes' shares kept."""
+    """At most about so many regions, of whole images, the classes' shares kept."""
     count = len(seen.targets)
     if len(np.unique(seen.targets)) < 2:
         raise DataError(
             f"Expected objects or regions of two classes or more in {data.name!r}, got one; do "
-            "raise --max-pictures, or compare backbones by training: headstart compare."
+            "raise --max-images, or compare backbones by training: headstart compare."
         )
     if count <= MOST_REGIONS:
         return np.arange(count)
@@ -301,10 +301,10 @@ def _few_regions(seen: Regions, groups: Rows, data: Dataset, seed: int) -> Rows:
 
 
 def _source_chances(
-    trunk: Trunk, values: NDArray[np.float32]
+    backbone: FrozenBackbone, values: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64] | None, str]:
     """Probabilities of the classes that the backbone was trained on, or why there are none."""
-    found, why = trunk.classifier()
+    found, why = backbone.classifier()
     if found is None:
         return None, why
     weight, bias = found
@@ -313,19 +313,19 @@ def _source_chances(
     return chances / chances.sum(axis=1, keepdims=True), ""
 
 
-def _seconds(trunk: Trunk, data: Dataset, engine: str, extractor: Extractor) -> float:
-    """Seconds of a picture through the network, decoded before, on one core or the GPU."""
+def _seconds(backbone: FrozenBackbone, data: Dataset, engine: str, extractor: Extractor) -> float:
+    """Seconds of an image through the network, decoded before, on one core or the GPU."""
     import torch
 
-    pixels = load_batch(data.samples[:CPU_BATCH], trunk.spec.preprocess)
+    pixels = load_batch(data.samples[:CPU_BATCH], backbone.spec.preprocess)
     target = device(extractor.device)
     # The core's own seconds: by the clock, what else the machine does would be counted.
     clock = time.process_time if target == "cpu" else time.perf_counter
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a pass, where every core has its own pictures
+    torch.set_num_threads(1)  # as in a pass, where every core has its own images
     found = []
     try:
-        run = compile_engine(trunk.backbone, engine, device=target)
+        run = compile_engine(backbone.module, engine, device=target)
         for _ in range(TIMED + 1):  # the first run warms up
             begin = clock()
             run(pixels)
@@ -338,4 +338,4 @@ def _seconds(trunk: Trunk, data: Dataset, engine: str, extractor: Extractor) -> 
 def _line(row: Ranked, measure: str, look: _Look) -> str:
     number = row.scores[measure].interval or row.scores[measure].missing
     kept = "features kept" if not row.computed else f"{row.seconds:.1f} s"
-    return f"{row.label}: {number}, {len(look.data)} pictures, {kept}"
+    return f"{row.label}: {number}, {len(look.data)} images, {kept}"

@@ -32,7 +32,7 @@ TASKS = ("classification", "detection", "segmentation")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run, the pictures aside.
+    """Everything that decides a run, the images aside.
 
     Parameters
     ----------
@@ -50,21 +50,21 @@ class Recipe:
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; ``auto`` is the first.
-        It may carry options, or be a published one, as for ``headstart.blank.blank``.
+        It may carry options, or be a published one, as for ``headstart.models.build.create_model``.
     size : int
-        Longer side, in pixels, that pictures of boxes and masks are read at, rounded up to a
+        Longer side, in pixels, that images of boxes and masks are read at, rounded up to a
         multiple of 32; 0 is 320.
     group_by : str, optional
-        Column or regular expression that names each picture's group.
+        Column or regular expression that names each image's group.
     bad_files : {"error", "skip"}
         What to do with files that cannot be decoded.
     allow_overlap : bool
-        Go on although the same picture lies on both sides of a split.
+        Go on although the same image lies on both sides of a split.
     test_fraction : float
-        Share of the pictures to test on, where the data bring no split.
+        Share of the images to test on, where the data bring no split.
     max_risk : float, optional
         Share of a classifier's answers that may be wrong, between 0 and 1: where it is less sure
-        than that takes, it abstains. The threshold is chosen on pictures held out of training.
+        than that takes, it abstains. The threshold is chosen on images held out of training.
     engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
         Arithmetic of the frozen backbone; ``auto`` measures.
     device : {"auto", "cpu", "cuda", "mps"}
@@ -144,7 +144,7 @@ class Recipe:
         """
         if self.max_risk is not None and data.kind != "multiclass":
             raise UsageError(
-                f"Expected one class a picture where a risk is wanted, got {data.kind} in "
+                f"Expected one class an image where a risk is wanted, got {data.kind} in "
                 f"{data.name!r}; do leave --max-risk out: its answers have thresholds of their own."
             )
         task = task_of(data)
@@ -202,19 +202,19 @@ class Trials:
     methods : tuple of str
         ``scratch``, ``probe`` (for boxes and masks: the head alone) or ``finetune``, with options
         if need be, as in ``finetune?train-from=all&epochs=5``; or ``auto``, what wins a race on
-        the pictures to learn from. The first is the reference.
+        the images to learn from. The first is the reference.
     backbones : tuple of str
     seeds : int
         How often everything is repeated, from the recipe's seed on.
     fractions : tuple of float
-        Shares of the training pictures to learn from, each inside the next.
+        Shares of the training images to learn from, each inside the next.
     folds : int, optional
         Of a cross-validation a seed; 0 for one split a seed. By default 5 for fewer than 200
-        pictures of classes, else 0. Has no meaning where the data bring a test part.
+        images of classes, else 0. Has no meaning where the data bring a test part.
     epochs : int, optional
         Of every method that trains by gradient, unless its own options say another.
     steps : int, optional
-        Of gradient descent instead, the same however many pictures there are: as many whole
+        Of gradient descent instead, the same however many images there are: as many whole
         epochs as come nearest.
 
     Raises
@@ -307,7 +307,7 @@ def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = No
     return make_method(name, given, seed=seed)
 
 
-def in_steps(method: Method, steps: int, pictures: int, kind: Kind) -> Method:
+def in_steps(method: Method, steps: int, images: int, kind: Kind) -> Method:
     """Give a method that trains by gradient so many epochs that it takes about ``steps`` steps.
 
     Parameters
@@ -315,7 +315,7 @@ def in_steps(method: Method, steps: int, pictures: int, kind: Kind) -> Method:
     method : Method
         Returned as it is where it is solved, or where its own options say how many epochs.
     steps : int
-    pictures : int
+    images : int
         That gradients are taken of.
     kind : str
         Of the data; decides how large a batch is.
@@ -329,6 +329,6 @@ def in_steps(method: Method, steps: int, pictures: int, kind: Kind) -> Method:
     training = getattr(method, "training", None)
     if training is None or training.epochs:
         return method
-    per_epoch = training.for_kind(kind).for_pictures(pictures).steps_per_epoch(pictures)
+    per_epoch = training.for_kind(kind).for_images(images).steps_per_epoch(images)
     epochs = max(1, round(steps / per_epoch))
     return replace(method, training=replace(training, epochs=epochs))  # type: ignore[type-var]

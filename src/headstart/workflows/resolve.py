@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.backbones.catalog import resolve
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.trunk import Trunk
 from headstart.backbones.weights import WeightsFile, locate
 from headstart.cache import Cache
 from headstart.data.dataset import DENSE, Dataset, fingerprint_of
@@ -51,19 +51,19 @@ def located(recipe: Recipe) -> list[tuple[BackboneSpec, WeightsFile]]:
 
 def choose(
     recipe: Recipe,
-    trunks: Sequence[Trunk],
+    backbones: Sequence[FrozenBackbone],
     prepared: Prepared,
     *,
     extractor: Extractor,
     notify: Observer,
     kept: Path | None = None,
-) -> tuple[Recipe, Trunk, Extractor, dict[str, Any]]:
-    """Let the training pictures choose what the recipe leaves open.
+) -> tuple[Recipe, FrozenBackbone, Extractor, dict[str, Any]]:
+    """Let the training images choose what the recipe leaves open.
 
     Parameters
     ----------
     recipe : Recipe
-    trunks : sequence of Trunk
+    backbones : sequence of FrozenBackbone
     prepared : Prepared
     extractor : Extractor
     notify : callable
@@ -74,7 +74,7 @@ def choose(
     -------
     Recipe
         With the method and the backbone's name.
-    Trunk
+    FrozenBackbone
     Extractor
         With the engine that made the features.
     dict
@@ -83,21 +83,21 @@ def choose(
     Raises
     ------
     UsageError
-        If nothing was chosen for the training that shall go on, or on other pictures, with
+        If nothing was chosen for the training that shall go on, or on other images, with
         another seed or other weights; it says which.
     """
     if recipe.method is not None:
-        return recipe, trunks[0], extractor, {}
+        return recipe, backbones[0], extractor, {}
     if kept is not None:
-        return _recalled(recipe, trunks, prepared, extractor, kept)
+        return _recalled(recipe, backbones, prepared, extractor, kept)
     if world() > 1:
         notify(Noted(text=TOGETHER))
         method = default_method(recipe.task, recipe.seed)
-        return replace(recipe, method=method, rivals=()), trunks[0], extractor, {}
+        return replace(recipe, method=method, rivals=()), backbones[0], extractor, {}
     from headstart.selection.race import decide
 
     found = decide(
-        trunks,
+        backbones,
         prepared.train,
         prepared.val,
         extractor=extractor,
@@ -105,15 +105,15 @@ def choose(
         seed=recipe.seed,
         told=lambda line: notify(Noted(text=line)),
     )
-    notify(Decided(record=found.record, backbone=found.trunk.spec.name, method=found.method))
-    settled = replace(recipe, method=found.method, backbone=found.trunk.spec.name, rivals=())
+    notify(Decided(record=found.record, backbone=found.backbone.spec.name, method=found.method))
+    settled = replace(recipe, method=found.method, backbone=found.backbone.spec.name, rivals=())
     record = {"decision": found.record}
-    return settled, found.trunk, replace(extractor, engine=found.engine), record
+    return settled, found.backbone, replace(extractor, engine=found.engine), record
 
 
 def keep(
     recipe: Recipe,
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     prepared: Prepared,
     engine: str,
     record: Mapping[str, Any],
@@ -129,7 +129,7 @@ def keep(
             "method": in_short(recipe.method),
             "backbone": recipe.backbone,
             "engine": engine,
-            "identity": _identity(recipe, trunk, prepared),
+            "identity": _identity(recipe, backbone, prepared),
             "record": record,
         }
     )
@@ -137,32 +137,32 @@ def keep(
         (folder / RACE).write_text(text, encoding="utf-8")
 
 
-def _identity(recipe: Recipe, trunk: Trunk, prepared: Prepared) -> dict[str, str]:
-    """What a choice rests on: chosen on other pictures, it may have seen those to test on."""
+def _identity(recipe: Recipe, backbone: FrozenBackbone, prepared: Prepared) -> dict[str, str]:
+    """What a choice rests on: chosen on other images, it may have seen those to test on."""
     parts = (prepared.train, *(() if prepared.val is None else (prepared.val,)))
     seen = [[(digest_of(s), fingerprint_of(s.target)) for s in part.samples] for part in parts]
     return {
         "data": hashlib.sha256(repr(seen).encode()).hexdigest(),
         "seed": str(recipe.seed),
-        "weights": trunk.identity.hex(),
+        "weights": backbone.identity.hex(),
     }
 
 
 def _recalled(
     recipe: Recipe,
-    trunks: Sequence[Trunk],
+    backbones: Sequence[FrozenBackbone],
     prepared: Prepared,
     extractor: Extractor,
     folder: Path,
-) -> tuple[Recipe, Trunk, Extractor, dict[str, Any]]:
+) -> tuple[Recipe, FrozenBackbone, Extractor, dict[str, Any]]:
     from headstart.selection.candidates import remade
 
     try:
         chosen = json.loads((folder / RACE).read_text(encoding="utf-8"))
-        trunk = next(one for one in trunks if one.spec.name == chosen["backbone"])
+        backbone = next(one for one in backbones if one.spec.name == chosen["backbone"])
         method = remade(chosen["method"])
         engine, record, identity = chosen["engine"], dict(chosen["record"]), chosen["identity"]
-        found = _identity(recipe, trunk, prepared)
+        found = _identity(recipe, backbone, prepared)
         different = [part for part in found if identity[part] != found[part]]
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UsageError(
@@ -175,8 +175,8 @@ def _recalled(
             f"Expected to resume the same run from {folder / RACE}, got one with another "
             f"{', '.join(different)}; do give what that run was given, or begin without --resume."
         )
-    settled = replace(recipe, method=method, backbone=trunk.spec.name, rivals=())
-    return settled, trunk, replace(extractor, engine=engine), record
+    settled = replace(recipe, method=method, backbone=backbone.spec.name, rivals=())
+    return settled, backbone, replace(extractor, engine=engine), record
 
 
 def require_meant(recipe: Recipe, train: Dataset, resume: bool) -> None:
@@ -187,7 +187,7 @@ def require_meant(recipe: Recipe, train: Dataset, resume: bool) -> None:
     UsageError
         If an engine is named for boxes or masks, or what cannot be resumed shall be.
     DataError
-        If the method cannot learn from these pictures.
+        If the method cannot learn from these images.
     """
     if train.is_dense and recipe.engine not in {"auto", "fp32"}:
         raise UsageError(
@@ -246,7 +246,7 @@ def checked(data: Dataset, recipe: Recipe, cache: Cache, progress: Progress | No
     Raises
     ------
     DataError
-        If the pictures, boxes or masks cannot be used as they are.
+        If the images, boxes or masks cannot be used as they are.
     """
     return prepare(
         data,

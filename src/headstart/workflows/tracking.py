@@ -194,7 +194,7 @@ class Tracker:
             **flat(self._recipe.as_dict()),
             "plan.method": plan.outline.title,
             "plan.engine": plan.engine.engine,
-            "plan.pictures": plan.pictures,
+            "plan.images": plan.images,
             "plan.backbone_parameters": plan.parameters,
         }
         with told_where(self._folder), _state():

@@ -59,10 +59,10 @@ def test_sound_boxes_are_the_same_objects(target):
         ((5, 5, 5, 9), "box-empty", "1 box at most 1 pixel wide or high left out: cat at", None),
         ((5, 5, 6, 9), "box-empty", "cat at 5, 5, 6, 9", None),
         ((9, 9, 5, 5), "box-empty", "cat at 9, 9, 5, 5", None),
-        ((50, 5, 60, 9), "box-outside", "outside the picture of 40 x 30 left out", None),
-        ((-9, 5, 0.5, 9), "box-outside", "outside the picture", None),
+        ((50, 5, 60, 9), "box-outside", "outside the image of 40 x 30 left out", None),
+        ((-9, 5, 0.5, 9), "box-outside", "outside the image", None),
         ((-1, -0.5, 41.5, 9), None, None, (0, 0, 40, 9)),
-        ((-2, 5, 10, 9), "box-outside", "reaching out of the picture of 40 x 30", (0, 5, 10, 9)),
+        ((-2, 5, 10, 9), "box-outside", "reaching out of the image of 40 x 30", (0, 5, 10, 9)),
         ((30, 5, 10000, 9), "box-outside", "clipped: cat at 30, 5, 10000, 9", (30, 5, 40, 9)),
     ],
 )
@@ -103,7 +103,7 @@ def test_many_boxes_make_one_finding():
 def test_another_size_is_an_error_only_where_boxes_do_not_fit():
     fits, findings = settle(boxes(GOOD, size=(80, 60)))
     assert fits.corners == (GOOD,)
-    expected = "0.jpg: the annotation states 80 x 60, the picture has 40 x 30"
+    expected = "0.jpg: the annotation states 80 x 60, the image has 40 x 30"
     assert findings == [("box-size", "warning", expected)]
     data = dataset(boxes((30, 30, 70, 50), size=(80, 60)), boxes(GOOD, size=(41, 30)))
     _, findings = settled(data)
@@ -111,7 +111,7 @@ def test_another_size_is_an_error_only_where_boxes_do_not_fit():
         ("box-size", "error", ("0.jpg",)),
         ("box-size", "warning", ("1.jpg",)),
     ]
-    with pytest.raises(DataError, match=r"(?s)got 1 pictures of another size.*0\.jpg.*30 pixels"):
+    with pytest.raises(DataError, match=r"(?s)got 1 images of another size.*0\.jpg.*30 pixels"):
         require_sound(findings)
 
 
@@ -130,13 +130,13 @@ def test_what_is_settled_lies_inside_and_stays(corners):
 
 
 def test_sizes_from_records_headers_and_bytes_agree(tmp_path):
-    picture = Image.new("RGB", (WIDTH, HEIGHT))
+    image = Image.new("RGB", (WIDTH, HEIGHT))
     exif = Image.Exif()
     exif[0x0112] = 6  # shown as 30 x 40
-    picture.save(tmp_path / "a.jpg", exif=exif)
+    image.save(tmp_path / "a.jpg", exif=exif)
     target = boxes((0, 0, 40, 40), size=(HEIGHT, WIDTH))
-    for image in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
-        data = dataset(target, image=image)
+    for pil_image in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
+        data = dataset(target, image=pil_image)
         clean, _ = settled(data)
         assert clean.samples[0].target.corners == ((0, 0, 30, 40),)
         assert settled(data, scan(data.samples)) == settled(data)
@@ -152,7 +152,7 @@ def test_sizes_from_records_headers_and_bytes_agree(tmp_path):
         (1, (40, 30), None, False),
     ],
 )
-def test_turned_pictures_whose_boxes_may_not_be(tmp_path, orientation, size, stated, unclear):
+def test_turned_images_whose_boxes_may_not_be(tmp_path, orientation, size, stated, unclear):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
@@ -162,7 +162,7 @@ def test_turned_pictures_whose_boxes_may_not_be(tmp_path, orientation, size, sta
         assert [(f.kind, f.paths) for f in findings] == [("box-turned", ("0.jpg",))] * unclear
 
 
-def test_pictures_that_cannot_be_read_keep_their_boxes(tmp_path):
+def test_images_that_cannot_be_read_keep_their_boxes(tmp_path):
     data = dataset(boxes((5, 5, 5, 5)), image=tmp_path / "no-such.jpg")
     assert settled(data) == (data, ())
     assert settled(data, [ImageRecord(digest="", problem="no such file")]) == (data, ())
@@ -185,7 +185,7 @@ def scene(seed):
 
 @pytest.fixture
 def cells(tmp_path):
-    """Twelve pictures of four films: every third without objects, one with a box of no area."""
+    """Twelve images of four films: every third without objects, one with a box of no area."""
     root = tmp_path / "cells"
     root.mkdir()
     images, annotations = [], []
@@ -233,16 +233,16 @@ def test_folds_of_a_detection_set(cells, cache):
     assert sorted(i for _, test in folds for i in test) == list(range(12))
 
 
-def test_pictures_that_were_scaled_without_their_boxes_are_refused(cells, cache):
+def test_images_that_were_scaled_without_their_boxes_are_refused(cells, cache):
     for path in cells.glob("*.png"):
         Image.open(path).resize((8, 6)).save(path)
-    with pytest.raises(DataError, match="Expected boxes that lie in their pictures, got 8"):
+    with pytest.raises(DataError, match="Expected boxes that lie in their images, got 8"):
         prepare(cells, cache=cache, allow_overlap=True)
     _, findings = inspect(cells, cache=cache)
     assert {f.severity for f in findings if f.kind == "box-size"} == {"error", "warning"}
 
 
-def test_a_missing_picture_is_an_error_or_skipped(cells, cache):
+def test_a_missing_image_is_an_error_or_skipped(cells, cache):
     (cells / "3.png").unlink()
     with pytest.raises(DataError, match=r"3\.png: no such file"):
         prepare(cells, cache=cache)

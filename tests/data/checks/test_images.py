@@ -19,7 +19,7 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, LeakError, UsageError
 
 
-def picture(seed, size=(90, 120)):
+def image(seed, size=(90, 120)):
     small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
 
@@ -31,7 +31,7 @@ def jpeg(pixels, quality=90):
 
 
 class Folder:
-    """Pictures written to a folder, and the data set that they make."""
+    """Images written to a folder, and the data set that they make."""
 
     def __init__(self, path):
         self.path, self.samples = path, []
@@ -55,8 +55,8 @@ def clean(tmp_path):
     folder = Folder(tmp_path)
     for i in range(12):
         for j, target in enumerate(("cat", "dog")):
-            folder.add(picture(100 * i + j), target, "train")
-            folder.add(picture(100 * i + j + 50), target, "test")
+            folder.add(image(100 * i + j), target, "train")
+            folder.add(image(100 * i + j + 50), target, "test")
     return folder
 
 
@@ -65,7 +65,7 @@ def of_kind(findings, *kinds):
 
 
 def fake(count, seed=0, **fields):
-    """Records of unrelated pictures."""
+    """Records of unrelated images."""
     noise = np.random.default_rng(seed)
     hashes = noise.integers(0, 2**64, count, dtype=np.uint64)
     looks = noise.integers(0, 256, (count, 256), dtype=np.uint8)
@@ -82,7 +82,7 @@ def test_clean_set_has_no_findings(clean):
 
 
 def test_exact_copy(clean):
-    one, other = (clean.add(picture(7), "dog", "train") for _ in range(2))
+    one, other = (clean.add(image(7), "dog", "train") for _ in range(2))
     (finding,) = clean.findings()
     assert finding.kind == "duplicate"
     assert finding.paths == (one, other)
@@ -91,15 +91,15 @@ def test_exact_copy(clean):
 
 @pytest.mark.parametrize("change", ["quality", "smaller", "squashed", "brighter", "png"])
 def test_near_copy(clean, change):
-    original = picture(7, (240, 320))
-    image, buffer = Image.fromarray(original), io.BytesIO()
-    image.save(buffer, "PNG")
+    original = image(7, (240, 320))
+    pil_image, buffer = Image.fromarray(original), io.BytesIO()
+    pil_image.save(buffer, "PNG")
     one = clean.add(original, "cat", "train")
     other = clean.add(
         {
             "quality": jpeg(original, 30),
-            "smaller": jpeg(np.asarray(image.resize((160, 120)))),
-            "squashed": jpeg(np.asarray(image.resize((224, 224)))),
+            "smaller": jpeg(np.asarray(pil_image.resize((160, 120)))),
+            "squashed": jpeg(np.asarray(pil_image.resize((224, 224)))),
             "brighter": jpeg(np.uint8(np.clip(original * 1.1 + 4, 0, 255))),
             "png": buffer.getvalue(),
         }[change],
@@ -112,14 +112,14 @@ def test_near_copy(clean, change):
 
 
 def test_leak_and_conflict_name_both_paths(clean):
-    original = picture(7, (240, 320))
+    original = image(7, (240, 320))
     one = clean.add(original, "cat", "train")
     other = clean.add(jpeg(original, 40), "dog", "test")
     findings = clean.findings()
     assert [f.kind for f in findings] == ["leak", "label-conflict"]
     assert findings[0].paths == findings[1].paths == (one, other)
     assert findings[0].severity == "error"
-    assert "nearly the same picture in train and test" in findings[0].message
+    assert "nearly the same image in train and test" in findings[0].message
     assert "cat and dog" in findings[1].message
     with pytest.raises(LeakError) as caught:
         require_no_leak(findings, allow_overlap=False)
@@ -129,8 +129,8 @@ def test_leak_and_conflict_name_both_paths(clean):
 
 
 def test_both_sides_of_a_leak_come_first_among_many_copies(clean):
-    copies = [clean.add(picture(7), "cat", "train") for _ in range(9)]
-    other = clean.add(picture(7), "cat", "test")
+    copies = [clean.add(image(7), "cat", "train") for _ in range(9)]
+    other = clean.add(image(7), "cat", "test")
     (leak,) = clean.findings()
     assert leak.paths[:2] == (copies[0], other)
     assert set(leak.paths) == {*copies, other}
@@ -139,24 +139,24 @@ def test_both_sides_of_a_leak_come_first_among_many_copies(clean):
 
 
 def test_multilabel_conflicts_do_not_depend_on_order():
-    image = jpeg(picture(1))
+    pil_image = jpeg(image(1))
     targets = [("a", "b"), ("b", "a"), ("a", "b")]
-    samples = tuple(Sample(image=image, target=t) for t in targets)
+    samples = tuple(Sample(image=pil_image, target=t) for t in targets)
     same = Dataset(samples=samples, classes=("a", "b"), kind="multilabel")
     assert not of_kind(check(same, scan(samples)), "label-conflict")
-    other = (*samples, Sample(image=image, target=()))
+    other = (*samples, Sample(image=pil_image, target=()))
     conflict = Dataset(samples=other, classes=("a", "b"), kind="multilabel")
     (found,) = of_kind(check(conflict, scan(other)), "label-conflict")
     assert "a + b and nothing" in found.message
 
 
 def test_unlabelled_copies_do_not_conflict():
-    samples = (Sample(image=jpeg(picture(1))), Sample(image=jpeg(picture(1)), target="a"))
+    samples = (Sample(image=jpeg(image(1))), Sample(image=jpeg(image(1)), target="a"))
     findings = check(Dataset(samples=samples, classes=("a",)), scan(samples))
     assert not of_kind(findings, "label-conflict")
 
 
-def test_flat_pictures_are_not_duplicates_of_each_other(clean):
+def test_flat_images_are_not_duplicates_of_each_other(clean):
     noise = np.random.default_rng(0)
     for level in (0, 40, 41, 200, 255):
         flat = np.full((60, 60, 3), level, np.int16)
@@ -167,7 +167,7 @@ def test_flat_pictures_are_not_duplicates_of_each_other(clean):
 
 
 def test_unreadable_files_are_named_with_the_reason(clean):
-    whole = jpeg(picture(1))
+    whole = jpeg(image(1))
     bad = {
         clean.add(whole[: len(whole) // 2]): "truncated",
         clean.add(b""): "an empty file",
@@ -182,7 +182,7 @@ def test_unreadable_files_are_named_with_the_reason(clean):
 
 
 def test_bad_files_stop_or_are_left_out(clean):
-    names = [clean.add(b"no picture %d" % i) for i in range(30)]
+    names = [clean.add(b"no image %d" % i) for i in range(30)]
     dataset = clean.dataset()
     records = scan(dataset.samples)
     with pytest.raises(DataError) as caught:
@@ -210,32 +210,32 @@ def test_classes_and_splits(clean):
     clean.samples = [s for s in clean.samples if (s.target, s.split) != ("dog", "test")]
     clean.add(b"", "bird", "train")
     for i in range(9):
-        clean.add(picture(5000 + i), "fish", "train")
-    clean.add(picture(5999), "ant", "test")
+        clean.add(image(5000 + i), "fish", "train")
+    clean.add(image(5999), "ant", "test")
     findings = clean.findings(classes=("ant", "bird", "cat", "dog", "fish"))
     said = {(f.kind, f.severity, f.message) for f in findings if f.kind != "unreadable"}
     assert said == {
-        ("empty-class", "error", "class 'bird' has no readable picture"),
-        ("missing-class", "error", "class 'ant' has no picture in train"),
-        ("missing-class", "warning", "class 'dog' has no picture in test"),
-        ("missing-class", "warning", "class 'fish' has no picture in test"),
-        ("rare-class", "warning", "class 'fish' has only 9 pictures to learn from"),
+        ("empty-class", "error", "class 'bird' has no readable image"),
+        ("missing-class", "error", "class 'ant' has no image in train"),
+        ("missing-class", "warning", "class 'dog' has no image in test"),
+        ("missing-class", "warning", "class 'fish' has no image in test"),
+        ("rare-class", "warning", "class 'fish' has only 9 images to learn from"),
     }
     severities = [f.severity for f in findings]
     assert severities == sorted(severities), "errors come first"
 
 
-def test_split_without_readable_pictures(clean):
+def test_split_without_readable_images(clean):
     clean.add(b"", "cat", "val")
     (finding,) = of_kind(clean.findings(), "empty-split")
-    assert "none of the 1 pictures in val" in finding.message
+    assert "none of the 1 images in val" in finding.message
     clean.samples = [s for s in clean.samples if s.split == "test"]
     (finding,) = of_kind(clean.findings(), "empty-split")
-    assert "no picture in train, only in test" in finding.message
+    assert "no image in train, only in test" in finding.message
 
 
-def test_dark_pictures_of_sixteen_bits():
-    twelve = (picture(1)[:, :, 0].astype(np.uint16) * 16).clip(0, 4095)
+def test_dark_images_of_sixteen_bits():
+    twelve = (image(1)[:, :, 0].astype(np.uint16) * 16).clip(0, 4095)
     sources = (twelve, twelve[::-1] * 16, np.uint8(twelve.T // 256))
     samples = tuple(Sample(image=array) for array in sources)
     (finding,) = check(Dataset(samples=samples, classes=()), scan(samples))
@@ -298,12 +298,12 @@ def test_groups_join_chains_and_exact_copies():
     assert find_duplicates([further, b, a, near, a, b], max_distance=None) == [(1, 5), (2, 4)]
 
 
-def test_unreadable_pictures_are_no_duplicates():
+def test_unreadable_images_are_no_duplicates():
     assert find_duplicates([ImageRecord(digest="", problem="gone")] * 3) == []
     assert find_duplicates([]) == []
 
 
-def test_twenty_thousand_pictures_are_quick():
+def test_twenty_thousand_images_are_quick():
     records = fake(20_000)
     records.append(
         ImageRecord(

@@ -73,7 +73,7 @@ class TestErrors:
             ("mask-size", "30 x 24 pixels, its mask 29 x 24"),
             ("mask-values", "77 (360 pixels)"),
             ("mask-unreadable", "HTML page"),
-            ("mask-missing", "a picture without a mask"),
+            ("mask-missing", "an image without a mask"),
         ],
     )
     def test_named_refused_or_left_out(
@@ -104,7 +104,7 @@ class TestErrors:
             )
             for mask in masks
         ]
-        samples[2] = replace(samples[2], image=b"no picture")  # rows move up behind it
+        samples[2] = replace(samples[2], image=b"no image")  # rows move up behind it
         data = Dataset(samples=tuple(samples), classes=palette.names, kind="segmentation")
         with pytest.raises(DataError):
             prepare(data, cache=cache)
@@ -121,7 +121,7 @@ class TestErrors:
 class TestTurned:
     @pytest.mark.parametrize("exif", [1, 3, 6])
     @pytest.mark.parametrize("turned", [False, True])
-    def test_sizes_of_turned_pictures(
+    def test_sizes_of_turned_images(
         self, tmp_path: Path, cache: Cache, exif: int, turned: bool
     ) -> None:
         masks = {n: np.ascontiguousarray(m.T) if turned else m for n, m in GOOD.items()}
@@ -132,7 +132,7 @@ class TestTurned:
 
 
 class TestWarnings:
-    def test_a_mask_without_a_picture(self, tmp_path: Path, cache: Cache) -> None:
+    def test_a_mask_without_an_image(self, tmp_path: Path, cache: Cache) -> None:
         make(tmp_path, {**GOOD, "bad": grid(0, 1)})
         (tmp_path / "images/bad.png").unlink()
         (tmp_path / "masks/._good1.png").touch()  # as one system writes them

@@ -1,4 +1,4 @@
-"""The scan: every source, the cache, and a hash that survives what people do to pictures."""
+"""The scan: every source, the cache, and a hash that survives what people do to images."""
 
 import io
 import time
@@ -15,8 +15,8 @@ from headstart.data.dataset import Sample
 from headstart.errors import UsageError
 
 
-def picture(seed, size=(120, 160)):
-    """A smooth picture of its own: random low frequencies, shape (*size, 3), uint8."""
+def image(seed, size=(120, 160)):
+    """A smooth image of its own: random low frequencies, shape (*size, 3), uint8."""
     small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
 
@@ -40,14 +40,14 @@ def files(tmp_path):
     paths = []
     for i in range(40):
         paths.append(tmp_path / f"{i}.jpg")
-        paths[-1].write_bytes(jpeg(picture(i)))
+        paths[-1].write_bytes(jpeg(image(i)))
     return [Sample(image=path) for path in paths]
 
 
 def test_record_says_what_the_file_is(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    found = record(jpeg(picture(0), exif=exif))
+    found = record(jpeg(image(0), exif=exif))
     assert (found.width, found.height, found.orientation) == (120, 160, 6)
     assert (found.format, found.mode, found.problem) == ("JPEG", "RGB", None)
     assert len(found.thumbnail) == 256
@@ -57,38 +57,38 @@ def test_record_says_what_the_file_is(tmp_path):
 def test_arrays_and_pil_images_are_scanned_too():
     deep = record(np.zeros((20, 30), np.uint16))
     assert (deep.format, deep.mode, deep.width, deep.height) == ("array", "uint16", 30, 20)
-    assert record(Image.fromarray(picture(1)).convert("L")).mode == "L"
-    same = record(picture(1)).perceptual_hash
-    assert record(Image.fromarray(picture(1))).perceptual_hash == same
+    assert record(Image.fromarray(image(1)).convert("L")).mode == "L"
+    same = record(image(1)).perceptual_hash
+    assert record(Image.fromarray(image(1))).perceptual_hash == same
     with pytest.raises(UsageError, match="channels last"):
         record(np.zeros((3, 20, 30), np.uint8))
 
 
 def test_hash_is_the_sign_of_low_frequencies():
-    grey = np.asarray(Image.fromarray(picture(3, (32, 32))).convert("L"), dtype=float)
+    grey = np.asarray(Image.fromarray(image(3, (32, 32))).convert("L"), dtype=float)
     waves = dctn(grey, norm=None)[1:9, 1:9].ravel()
     bits = "".join("1" if w > np.median(waves) else "0" for w in waves)
-    assert record(picture(3, (32, 32))).perceptual_hash == int(bits, 2)
+    assert record(image(3, (32, 32))).perceptual_hash == int(bits, 2)
 
 
-def test_hash_survives_what_people_do_to_pictures():
-    original = picture(5, (300, 400))
-    image = Image.fromarray(original)
+def test_hash_survives_what_people_do_to_images():
+    original = image(5, (300, 400))
+    pil_image = Image.fromarray(original)
     brighter = np.uint8(np.clip(original * 1.1 + 5, 0, 255))
     for changed in (
         jpeg(original, quality=30),
-        jpeg(np.asarray(image.resize((200, 150)))),
-        jpeg(np.asarray(image.resize((224, 224)))),
+        jpeg(np.asarray(pil_image.resize((200, 150)))),
+        jpeg(np.asarray(pil_image.resize((224, 224)))),
         jpeg(brighter),
     ):
         assert distance(jpeg(original), changed) <= 6
-    others = [distance(original, picture(i)) for i in range(6, 26)]
+    others = [distance(original, image(i)) for i in range(6, 26)]
     assert min(others) > 12
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.7, 0.95])
-def test_truncation_is_found_although_large_pictures_are_decoded_small(tmp_path, share):
-    data = jpeg(picture(1, (600, 800)))
+def test_truncation_is_found_although_large_images_are_decoded_small(tmp_path, share):
+    data = jpeg(image(1, (600, 800)))
     path = tmp_path / "cut.jpg"
     path.write_bytes(data[: int(share * len(data))])
     found = record(path)
@@ -97,7 +97,7 @@ def test_truncation_is_found_although_large_pictures_are_decoded_small(tmp_path,
     assert str(tmp_path) not in found.problem, "the record is of the content, not of the place"
 
 
-def test_unreadable_pictures_are_recorded_and_not_raised(tmp_path):
+def test_unreadable_images_are_recorded_and_not_raised(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
     sources = [tmp_path / "page.jpg", tmp_path / "none.jpg", tmp_path, b"\0" * 999, b""]
     problems = [r.problem for r in scan([Sample(image=s) for s in sources])]
@@ -114,12 +114,12 @@ def test_cache_gives_the_same_records_without_decoding(files, tmp_path, monkeypa
         examine = scanning._examine
         monkeypatch.setattr(scanning, "_examine", lambda *a: decoded.append(a) or examine(*a))
         assert scan(files, cache=cache)[:30] == first
-        assert len(decoded) == 10, "only the pictures that were added"
+        assert len(decoded) == 10, "only the images that were added"
         assert scan(files, cache=cache) == scan(files)
 
 
 def test_copies_are_decoded_once_and_bad_files_every_time(files, tmp_path):
-    bad = Sample(image=b"not a picture")
+    bad = Sample(image=b"not an image")
     with Cache(tmp_path / "cache") as cache:
         records = scan([files[0], files[0], bad, bad], cache=cache)
         assert cache.stats().kinds["scan"][0] == 1
@@ -138,7 +138,7 @@ def test_order_workers_and_progress(files, monkeypatch):
 
 
 def test_warm_scan_is_quick(tmp_path):
-    data = jpeg(picture(0)) + b"\0" * 20_000
+    data = jpeg(image(0)) + b"\0" * 20_000
     paths = [tmp_path / f"{i}.jpg" for i in range(200)]
     for i, path in enumerate(paths):
         path.write_bytes(data + bytes([i]))

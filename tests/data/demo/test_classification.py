@@ -34,22 +34,22 @@ class TestEverySet:
         assert data.name == f"demo:{name}"
         assert data.classes == tuple(sorted(data.classes))
 
-    def test_pictures(self, name: str) -> None:
-        for picture in pixels(name):
-            assert picture.dtype == np.uint8
-            assert picture.ndim == 3
-            assert picture.shape[2] == 3
-            assert picture.std() > 1
-            assert not picture.flags.writeable
+    def test_images(self, name: str) -> None:
+        for image in pixels(name):
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+            assert image.std() > 1
+            assert not image.flags.writeable
 
-    def test_no_picture_twice(self, name: str) -> None:
-        assert len({picture.tobytes() for picture in pixels(name)}) == SIZES[name][0]
+    def test_no_image_twice(self, name: str) -> None:
+        assert len({image.tobytes() for image in pixels(name)}) == SIZES[name][0]
 
     def test_the_same_every_time(self, name: str) -> None:
-        before = [picture.tobytes() for picture in pixels(name)]
+        before = [image.tobytes() for image in pixels(name)]
         demo._make.cache_clear()
         np.random.seed(7)  # noqa: NPY002 - the global state must not matter
-        assert [picture.tobytes() for picture in pixels(name)] == before
+        assert [image.tobytes() for image in pixels(name)] == before
 
     def test_what_is_written_reads_back(self, name: str, tmp_path: Path) -> None:
         from PIL import Image
@@ -60,9 +60,9 @@ class TestEverySet:
         assert (read.classes, read.kind) == (data.classes, data.kind)
         expected = {s.image: (s.target, s.group) for s in data.samples}
         assert {s.image: (s.target, s.group) for s in read.samples} == expected
-        for sample, picture in list(zip(data.samples, pixels(name), strict=True))[::50]:
+        for sample, image in list(zip(data.samples, pixels(name), strict=True))[::50]:
             assert isinstance(sample.image, Path)
-            assert (np.asarray(Image.open(sample.image)) == picture).all()
+            assert (np.asarray(Image.open(sample.image)) == image).all()
 
     def test_can_be_split(self, name: str) -> None:
         data = assign(demo.load(name))
@@ -83,7 +83,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 
 def test_pixels_say_little_about_symbols() -> None:
-    small = np.stack([picture[::16, ::16].ravel() / 255 for picture in pixels("symbols")])
+    small = np.stack([image[::16, ::16].ravel() / 255 for image in pixels("symbols")])
     model = LogisticRegression(C=0.1, max_iter=300)
     score = cross_val_score(model, small, demo.load("symbols").targets(), cv=3).mean()
     assert score < 0.3

@@ -36,7 +36,7 @@ def written(name: str, root: Path) -> Dataset:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestBoth:
-    def test_pictures(self, name: str) -> None:
+    def test_images(self, name: str) -> None:
         data = read_dataset(f"demo:{name}")
         assert len(data) == 120
         assert len({pixels(sample).tobytes() for sample in data.samples}) == 120
@@ -98,7 +98,7 @@ class TestBoth:
 
 class TestBoxes:
     def test_lie_around_what_was_painted(self) -> None:
-        """Outside its boxes a picture is a photograph; inside it has the colour of a symbol."""
+        """Outside its boxes an image is a photograph; inside it has the colour of a symbol."""
         for sample in demo.load("boxes").samples:
             height, width = pixels(sample).shape[:2]
             assert boxes_of(sample).size == (width, height)
@@ -110,14 +110,14 @@ class TestBoxes:
                 assert centre.max() / 255 > 0.55
                 assert centre.min() < 0.5 * centre.max()
 
-    def test_some_pictures_show_nothing(self) -> None:
+    def test_some_images_show_nothing(self) -> None:
         counts = [len(boxes_of(sample).labels) for sample in demo.load("boxes").samples]
         assert 0.1 < counts.count(0) / len(counts) < 0.25
         assert max(counts) == 4
 
 
 class TestMasks:
-    def test_cover_the_picture(self) -> None:
+    def test_cover_the_image(self) -> None:
         data = demo.load("masks")
         assert data.classes == ("background", "cross", "disc", "triangle")
         for sample in data.samples:
@@ -137,7 +137,7 @@ class TestMasks:
                     hue = inside.mean(0).argmax()
                     assert hue == {1: 2, 2: 0, 3: 1}[index]
 
-    def test_some_pictures_have_an_ignored_region(self) -> None:
+    def test_some_images_have_an_ignored_region(self) -> None:
         shares = [
             (np.asarray(mask_of(s).source) == IGNORED).mean() for s in demo.load("masks").samples
         ]

@@ -38,7 +38,7 @@ def test_classes_are_balanced_in_each_part(name) -> None:
 
 
 @pytest.mark.parametrize("name", regimes.RIGHT)
-def test_no_picture_is_there_twice_nor_in_the_source(name) -> None:
+def test_no_image_is_there_twice_nor_in_the_source(name) -> None:
     source = regimes.make(regimes.SOURCES[name])
     digests = [digest_of(sample) for sample in (*regimes.make(name).samples, *source.samples)]
     own = digests[: -len(source)]

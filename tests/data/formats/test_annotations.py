@@ -1,4 +1,4 @@
-"""Boxes lie where they were drawn, however the picture is stored."""
+"""Boxes lie where they were drawn, however the image is stored."""
 
 import io
 
@@ -20,7 +20,7 @@ SIZE = (20, 12)
 
 
 def painted(orientation, path=None, kind="PNG"):
-    """A black picture with BOX in white, stored with an EXIF orientation."""
+    """A black image with BOX in white, stored with an EXIF orientation."""
     pixels = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
     pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
     exif = Image.Exif()
@@ -31,7 +31,7 @@ def painted(orientation, path=None, kind="PNG"):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_as_pillow_turns_the_picture(orientation):
+def test_boxes_turn_as_pillow_turns_the_image(orientation):
     shown = ImageOps.exif_transpose(Image.open(painted(orientation)))
     assert tuple(turned([BOX], orientation, *SIZE)[0]) == shown.getbbox()
 
@@ -61,7 +61,7 @@ def test_the_stated_size_tells_what_was_drawn_on(tmp_path, orientation, kind):
     assert as_shown(drawn_as_shown, head) == (drawn_as_shown, False)
 
 
-def test_shares_become_pixels_of_the_picture_as_shown(tmp_path):
+def test_shares_become_pixels_of_the_image_as_shown(tmp_path):
     painted(6, tmp_path / "a.png")
     boxes, moved = as_shown(
         Boxes(corners=((0.25, 0.5, 0.5, 1.0),), labels=("a",)),
@@ -80,7 +80,7 @@ def test_a_size_that_is_neither_is_left_for_the_checks(tmp_path):
 
 
 def test_headers_of_broken_and_odd_files(tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     assert quick_header(tmp_path / "text.jpg") is None
     assert quick_header(tmp_path) is None
     (tmp_path / "big.txt").write_bytes(b"x" * 70000)

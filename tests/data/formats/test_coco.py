@@ -1,4 +1,4 @@
-"""COCO files are read as they say, wherever their pictures lie, and damaged ones are refused."""
+"""COCO files are read as they say, wherever their images lie, and damaged ones are refused."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_boxes_classes_crowds_negatives_and_groups(tmp_path):
     assert (second.key, second.boxes, second.group) == ("b.jpg", Boxes(size=(20, 10)), None)
 
 
-def test_pictures_of_no_file_are_left_out_and_named(tmp_path):
+def test_images_of_no_file_are_left_out_and_named(tmp_path):
     annotations = read(tmp_path, {"x.json": coco([image(1, "a.jpg")]), "a.jpg": "", "c.jpg": ""})
     assert found(annotations) == {"a.jpg": (0, None)}
     assert any(note.endswith("left out: 'c.jpg'") for note in annotations.notes)
@@ -81,7 +81,7 @@ def test_annotations_folder_beside_folders_of_the_same_names(tmp_path):
     assert any("2 JSON files that hold no boxes" in note for note in annotations.notes)
 
 
-def test_a_file_beside_the_pictures_of_each_part(tmp_path):
+def test_a_file_beside_the_images_of_each_part(tmp_path):
     files = {f"{part}/1.jpg": "" for part in ("train", "valid", "test")}
     for part in ("train", "valid", "test"):
         files[f"{part}/_annotations.coco.json"] = coco([image(0, "1.jpg")], [box(0, 0)])
@@ -99,7 +99,7 @@ def test_names_with_folders_and_back_slashes(tmp_path):
     assert list(found(read(tmp_path, files))) == [f"images/sub/{i}.jpg" for i in (1, 2, 3)]
 
 
-def test_a_missing_picture_is_kept_for_the_scan_to_name(tmp_path):
+def test_a_missing_image_is_kept_for_the_scan_to_name(tmp_path):
     files = {"x.json": coco([image(1, "1.jpg"), image(2, "2.jpg")]), "images/1.jpg": ""}
     assert list(found(read(tmp_path, files))) == ["images/1.jpg", "images/2.jpg"]
     with pytest.raises(DataError, match=r"such as '9\.jpg'.*none of the 1 that are named"):
@@ -126,7 +126,7 @@ def test_a_folder_may_be_reached_by_a_link_itself(tmp_path):
     assert found(read_coco(walk(tmp_path / "link"), ["x.json"])) == {"1.jpg": (0, None)}
 
 
-def test_an_impossible_name_is_a_missing_picture(tmp_path):
+def test_an_impossible_name_is_a_missing_image(tmp_path):
     value = coco([image(1, "a.jpg"), image(2, "9" * 400 + ".jpg")])
     assert len(read(tmp_path, {"x.json": value, "a.jpg": ""}).items) == 2
 
@@ -190,8 +190,8 @@ def test_annotations_of_unknown_images_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("names", "error"), [(("train", "test"), LeakError), (("one", "two"), DataError)]
 )
-def test_a_picture_of_two_files(tmp_path, names, error):
+def test_an_image_of_two_files(tmp_path, names, error):
     files = {f"{name}.json": coco([image(1, "a.jpg")]) for name in names}
-    with pytest.raises(error, match=r"every picture once .*'a\.jpg'") as caught:
+    with pytest.raises(error, match=r"every image once .*'a\.jpg'") as caught:
         read(tmp_path, files | {"a.jpg": ""})
     assert type(caught.value) is error

@@ -15,12 +15,12 @@ GRID = np.array([[0, 1], [2, 1]], dtype=np.uint8)
 
 
 def pairs(*names: str) -> dict[str, str] | None:
-    found = find_pairs(Listing(root=Path("p"), pictures=tuple(sorted(names))))
+    found = find_pairs(Listing(root=Path("p"), images=tuple(sorted(names))))
     return None if found is None else found.masks
 
 
 def make(root: Path, masks: Mapping[str, np.ndarray], **files: str) -> Dataset:
-    """Masks under masks/, a grey picture for each, and text files."""
+    """Masks under masks/, a grey image for each, and text files."""
     for folder in ("images", "masks"):
         (root / folder).mkdir(exist_ok=True)
     for stem, values in masks.items():
@@ -72,8 +72,8 @@ class TestFinding:
     def test_cityscapes(self) -> None:
         stem = "train/aachen/aachen_000_019"
         others = (f"gtFine/{stem}_gtFine_color.png", f"gtFine/{stem}_gtFine_instanceIds.png")
-        picture, mask = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
-        assert pairs(picture, mask, *others) == {picture: mask}
+        image, mask = f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"
+        assert pairs(image, mask, *others) == {image: mask}
 
     def test_the_same_stem_in_two_parts_is_no_confusion(self) -> None:
         names = ("images/train/1.jpg", "images/val/1.jpg", "masks/train/1.png", "masks/val/1.png")
@@ -93,13 +93,13 @@ class TestFinding:
     def test_class_folders_are_none(self, names: tuple[str, ...]) -> None:
         assert pairs(*names) is None
 
-    def test_two_masks_of_a_picture(self) -> None:
+    def test_two_masks_of_an_image(self) -> None:
         with pytest.raises(DataError, match=r"one mask for 'images/1\.jpg'"):
             pairs("images/1.jpg", "masks/1_mask.png", "masks/1_label.png")
 
     def test_what_has_no_partner(self) -> None:
         names = ("images/1.jpg", "images/2.jpg", "masks/1.png", "masks/3.png", "test/images/9.jpg")
-        found = find_pairs(Listing(root=Path("p"), pictures=names))
+        found = find_pairs(Listing(root=Path("p"), images=names))
         assert found is not None
         assert (found.bare, found.spare) == (("images/2.jpg",), ("masks/3.png",))
         assert found.unlabelled == ("test/images/9.jpg",)
@@ -176,14 +176,14 @@ class TestReading:
         with pytest.raises(UnreadableImageError, match=r"a\.png.*HTML"):
             read(tmp_path)
 
-    def test_pictures_without_masks(self, tmp_path: Path) -> None:
+    def test_images_without_masks(self, tmp_path: Path) -> None:
         make(tmp_path, {"a": GRID, "b": GRID})
         (tmp_path / "masks/b.png").unlink()
         (tmp_path / "more").mkdir()
         (tmp_path / "more/c.jpg").touch()
         data = read(tmp_path)
         assert [s.target is None for s in data.samples] == [False, True]
-        assert "1 pictures without masks left out: 'more/c.jpg'" in data.notes
+        assert "1 images without masks left out: 'more/c.jpg'" in data.notes
         assert len(read(tmp_path, labels_required=False)) == 3
 
     def test_parts_by_folders(self, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ class TestReading:
             Image.fromarray(GRID).save(tmp_path / folder / "1.png")
         data = read(tmp_path)
         assert [sample.split for sample in data.samples] == ["train", "val"]
-        assert data.notes[0] == "2 pictures with masks, train/val by folders"
+        assert data.notes[0] == "2 images with masks, train/val by folders"
 
     @pytest.mark.parametrize("folder", ["", "ImageSets/Segmentation/"])
     def test_parts_by_lists(self, tmp_path: Path, folder: str) -> None:
@@ -217,5 +217,5 @@ class TestReading:
             read(tmp_path)
         for name in ("train.txt", "val.txt"):
             (tmp_path / name).write_text("nothing\n")
-        with pytest.raises(LayoutError, match="names of pictures"):
+        with pytest.raises(LayoutError, match="names of images"):
             read(tmp_path)

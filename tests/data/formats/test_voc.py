@@ -108,8 +108,8 @@ def test_lists_give_the_parts_and_leave_out_what_they_do_not_name(tmp_path):
     }
     assert annotations.names == ("cat",)
     notes = "; ".join(annotations.notes)
-    assert "2 pictures in no list left out: 'JPEGImages/3.jpg', 'JPEGImages/5.jpg'" in notes
-    assert "1 pictures have no annotation file: 'JPEGImages/4.jpg'" in notes
+    assert "2 images in no list left out: 'JPEGImages/3.jpg', 'JPEGImages/5.jpg'" in notes
+    assert "1 images have no annotation file: 'JPEGImages/4.jpg'" in notes
 
 
 def test_trainval_stands_for_a_missing_train(tmp_path):
@@ -123,14 +123,14 @@ def test_trainval_stands_for_a_missing_train(tmp_path):
     }
 
 
-def test_a_picture_in_two_lists_is_a_leak(tmp_path):
+def test_an_image_in_two_lists_is_a_leak(tmp_path):
     files = {"JPEGImages/0.jpg": "", "Annotations/0.xml": xml()}
     files |= {f"ImageSets/Main/{name}.txt": "0\n" for name in ("train", "test")}
     with pytest.raises(LeakError, match=r"JPEGImages/0\.jpg.*train and test"):
         read(tmp_path, files)
 
 
-def test_xml_beside_pictures_in_folders_of_parts(tmp_path):
+def test_xml_beside_images_in_folders_of_parts(tmp_path):
     files = {"train/1.jpg": "", "train/1.xml": xml((1, 1, 2, 2)), "train/2.jpg": ""}
     files |= {"valid/1.jpg": "", "valid/1.xml": xml(), "cover.png": "", "site.xml": "<map/>"}
     annotations = read(tmp_path, files)
@@ -151,18 +151,18 @@ def test_parallel_trees_of_the_same_names(tmp_path):
     }
 
 
-def test_the_stated_name_finds_a_picture_of_another_stem(tmp_path):
-    files = {"pictures/cat one.jpg": "", "boxes/1.xml": xml((1, 1, 2, 2), filename="cat one.jpg")}
-    assert found(read(tmp_path, files)) == {"pictures/cat one.jpg": (1, None)}
+def test_the_stated_name_finds_an_image_of_another_stem(tmp_path):
+    files = {"images/cat one.jpg": "", "boxes/1.xml": xml((1, 1, 2, 2), filename="cat one.jpg")}
+    assert found(read(tmp_path, files)) == {"images/cat one.jpg": (1, None)}
 
 
-def test_an_annotation_without_picture_is_kept_for_the_scan_to_name(tmp_path):
+def test_an_annotation_without_image_is_kept_for_the_scan_to_name(tmp_path):
     files = {"JPEGImages/0.jpg": "", "Annotations/0.xml": xml(filename="0.jpg")}
     files |= {"Annotations/7.xml": xml((1, 1, 2, 2), filename="C:\\pics\\..\\7.png")}
     assert found(read(tmp_path, files))["JPEGImages/7.png"] == (1, None)
 
 
-def test_two_annotations_of_one_picture_and_background(tmp_path):
+def test_two_annotations_of_one_image_and_background(tmp_path):
     files = {"p/0.jpg": "", "a/0.xml": xml(), "b/0.xml": xml()}
     with pytest.raises(DataError, match=r"one annotation for.*p/0\.jpg.*a/0\.xml.*b/0\.xml"):
         read(tmp_path / "two", files)

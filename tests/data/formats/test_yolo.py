@@ -44,7 +44,7 @@ def test_centres_become_corners_and_ids_names(tmp_path):
     assert [item.boxes for item in rest] == [Boxes(), Boxes()]
     assert annotations.relative
     assert annotations.names == ("cat", "dog")
-    assert any("1 pictures have no label file: 'images/c.jpg'" in n for n in annotations.notes)
+    assert any("1 images have no label file: 'images/c.jpg'" in n for n in annotations.notes)
 
 
 def test_an_outline_gives_the_box_around_it(tmp_path):
@@ -57,7 +57,7 @@ def test_an_outline_gives_the_box_around_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("picture", "label"),
+    ("image", "label"),
     [
         ("images/{}/1.jpg", "labels/{}/1.txt"),
         ("{}/images/1.jpg", "{}/labels/1.txt"),
@@ -68,15 +68,15 @@ def test_an_outline_gives_the_box_around_it(tmp_path):
         ("{}/1.jpg", "{}/labels/1.txt"),
     ],
 )
-def test_places_of_labels_and_parts(tmp_path, picture, label):
+def test_places_of_labels_and_parts(tmp_path, image, label):
     files = {}
     for part in ("train", "valid", "test"):
-        files |= {picture.format(part): "", label.format(part): ROW}
+        files |= {image.format(part): "", label.format(part): ROW}
     annotations = read(tmp_path, files | {"data.yaml": YAML, "README.dataset.txt": "words"})
     assert found(annotations) == {
-        picture.format("train"): (1, "train"),
-        picture.format("valid"): (1, "val"),
-        picture.format("test"): (1, "test"),
+        image.format("train"): (1, "train"),
+        image.format("valid"): (1, "val"),
+        image.format("test"): (1, "test"),
     }
 
 
@@ -116,11 +116,11 @@ def test_names(tmp_path, name, text, names):
     assert annotations.items[0].boxes.labels == (names[-1],)
 
 
-def test_a_label_without_picture_is_kept_for_the_scan_to_name(tmp_path):
+def test_a_label_without_image_is_kept_for_the_scan_to_name(tmp_path):
     files = {"images/a.png": "", "labels/a.txt": "", "labels/b.txt": ROW, "cover.jpg": ""}
     annotations = read(tmp_path, files)
     assert found(annotations) == {"images/a.png": (0, None), "images/b.png": (1, None)}
-    assert any("1 pictures outside the folders" in note for note in annotations.notes)
+    assert any("1 images outside the folders" in note for note in annotations.notes)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ EACH = {
 }
 
 
-def picture(height: int = 72, width: int = 96) -> np.ndarray:
+def image(height: int = 72, width: int = 96) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     waves = 127 + 100 * np.sin(x / 7) * np.cos(y / 11)
     squares = 20 + 200 * ((x // 16 + y // 16) % 2)
@@ -54,12 +54,12 @@ def test_off_is_what_prediction_sees(shape, fit):
     expects = Preprocess(
         resize=72, crop=64, interpolation="bicubic", mean=(0.5,) * 3, std=(1.0,) * 3, fit=fit
     )
-    canvas = expects.resize_only(picture(*shape))
-    np.testing.assert_array_equal(view(canvas), expects.resize_and_crop(picture(*shape)))
+    canvas = expects.resize_only(image(*shape))
+    np.testing.assert_array_equal(view(canvas), expects.resize_and_crop(image(*shape)))
 
 
 def test_a_flip_alone_is_the_centre_or_its_mirror():
-    canvas = picture()
+    canvas = image()
     for settings, mirror in (
         ({"flip": True}, np.s_[:, ::-1]),
         ({"flip_vertical": True}, np.s_[::-1]),
@@ -77,7 +77,7 @@ def test_a_flip_alone_is_the_centre_or_its_mirror():
 
 
 def test_a_crop_is_torchvisions_for_the_box_that_is_drawn():
-    """The place's index is painted into the picture, so that the view tells its own box."""
+    """The place's index is painted into the image, so that the view tells its own box."""
     y, x = np.mgrid[:128, :128]
     canvas = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
     shares, aspects = [], []
@@ -96,7 +96,7 @@ def test_a_crop_is_torchvisions_for_the_box_that_is_drawn():
 
 
 @pytest.mark.parametrize("shape", [(64, 512), (512, 64), (64, 64)], ids=str)
-def test_crops_of_long_pictures_stay_nearly_square(shape):
+def test_crops_of_long_images_stay_nearly_square(shape):
     y, x = np.mgrid[: shape[0], : shape[1]]
     canvas = np.stack([x // 4, y // 4, 0 * x], axis=-1).astype(np.uint8)
     starts = set()
@@ -111,7 +111,7 @@ def test_crops_of_long_pictures_stay_nearly_square(shape):
 
 
 def test_a_rotation_is_torchvisions_then_the_centre():
-    canvas = picture(96, 96)
+    canvas = image(96, 96)
     fill = [float(v) for v in canvas.reshape(-1, 3).mean(axis=0)]
     angles = []
     for seed in range(12):
@@ -130,12 +130,12 @@ def test_a_rotation_is_torchvisions_then_the_centre():
 
 @pytest.mark.parametrize("name", ["brightness", "contrast"])
 def test_light_is_torchvisions_within_the_asked_range(name):
-    canvas = picture()
+    canvas = image()
     adjust = getattr(v2.functional, f"adjust_{name}")
-    image = torch.from_numpy(centre(canvas)).permute(2, 0, 1)
+    tensor = torch.from_numpy(centre(canvas)).permute(2, 0, 1)
     for seed in range(12):
         factor = 1 + np.random.default_rng(seed).uniform(-0.4, 0.4)
-        reference = adjust(image, factor).permute(1, 2, 0).int().numpy()
+        reference = adjust(tensor, factor).permute(1, 2, 0).int().numpy()
         ours = view(canvas, seed, **{name: 0.4})
         assert np.abs(ours - reference).max() <= 1
 
@@ -145,7 +145,7 @@ def test_light_is_torchvisions_within_the_asked_range(name):
 
 @pytest.mark.parametrize("settings", [{k: v} for k, v in EACH.items()] + [EACH], ids=str)
 def test_a_view_is_a_function_of_canvas_settings_and_seed(settings):
-    canvas = picture()
+    canvas = image()
     canvas.flags.writeable = False
     views = [view(canvas, seed, **settings) for seed in range(6)]
     assert len({v.tobytes() for v in views}) > 1
@@ -162,18 +162,18 @@ def test_a_view_is_a_function_of_canvas_settings_and_seed(settings):
         assert one.dtype == np.uint8
         assert one.flags.c_contiguous
         assert one.flags.writeable
-    np.testing.assert_array_equal(canvas, picture())
+    np.testing.assert_array_equal(canvas, image())
 
 
 @pytest.mark.parametrize("settings", [{}, EACH, {"flip": True}], ids=str)
 def test_a_view_has_memory_of_its_own(settings):
-    canvas = picture(64, 64)
+    canvas = image(64, 64)
     for seed in range(4):
         assert not np.shares_memory(view(canvas, seed, **settings), canvas)
 
 
 def test_strided_canvases_are_read():
-    canvas = picture(96, 96)
+    canvas = image(96, 96)
     np.testing.assert_array_equal(
         view(canvas[:, ::-1], 3, **EACH), view(canvas[:, ::-1].copy(), 3, **EACH)
     )
@@ -181,7 +181,7 @@ def test_strided_canvases_are_read():
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_the_interpolation_is_the_asked_one(interpolation):
-    canvas = picture(128, 128)
+    canvas = image(128, 128)
     ours = view(canvas, 4, crop=0.999, interpolation=interpolation)
     reference = v2.functional.resize(
         torch.from_numpy(canvas).permute(2, 0, 1), [64, 64], v2.InterpolationMode(interpolation)
@@ -202,7 +202,7 @@ def test_presets_are_what_they_are_called(name):
 
 
 def test_presets_change_more_and_more():
-    canvas = picture(96, 96)
+    canvas = image(96, 96)
 
     def change(name: str) -> float:
         rng = np.random.default_rng(0)

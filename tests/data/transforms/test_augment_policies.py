@@ -37,7 +37,7 @@ OPERATIONS = {
 }
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     y, x = np.mgrid[:SIDE, :SIDE]
     waves = 127 + 90 * np.sin(x / 7) * np.cos(y / 11)
     squares = 60 + 130 * ((x // 16 + y // 16) % 2)
@@ -56,7 +56,7 @@ def torchvisions(policy: str, name: str, strength: int, sign: int) -> torch.Tens
     magnitudes = scale(STRENGTHS + 1, SIDE, SIDE)
     amount = 0.0 if magnitudes is None else float(magnitudes[strength]) * (sign if signed else 1)
     return transform._apply_image_or_video_transform(
-        picture(), OPERATIONS[name], amount, InterpolationMode.BILINEAR, {torch.Tensor: FILL}
+        image(), OPERATIONS[name], amount, InterpolationMode.BILINEAR, {torch.Tensor: FILL}
     )
 
 
@@ -79,7 +79,7 @@ def test_what_is_drawn_last_is_of_torchvisions_reach(policy):
     assert set(furthest) == set(OPERATIONS)
     strength = {"randaugment": 9, "trivialaugment": STRENGTHS}[policy]
     for name, amount in furthest.items():
-        ours = operate(picture(), name, amount, FILL)
+        ours = operate(image(), name, amount, FILL)
         reference = torchvisions(policy, name, strength, 1 if amount >= 0 else -1)
         assert differing(ours, reference) < 0.001, name
 
@@ -88,7 +88,7 @@ def test_what_is_drawn_last_is_of_torchvisions_reach(policy):
 def test_the_other_strengths_are_torchvisions(name):
     reach = max((abs(amount) for other, amount in drawn("trivialaugment", 3000) if other == name))
     for strength in (3, 12, 21):
-        ours = operate(picture(), name, reach * strength / STRENGTHS, FILL)
+        ours = operate(image(), name, reach * strength / STRENGTHS, FILL)
         assert differing(ours, torchvisions("trivialaugment", name, strength, 1)) < 0.001
 
 
@@ -111,28 +111,28 @@ def test_randaugment_draws_two_of_one_strength():
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"autocontrast", "equalize"}))
 def test_nothing_is_changed_by_an_amount_of_nothing(name):
-    assert torch.equal(operate(picture(), name, 0.0, FILL), picture())
+    assert torch.equal(operate(image(), name, 0.0, FILL), image())
 
 
-def test_a_policy_is_its_draws_in_order_and_leaves_the_picture_alone():
-    image = picture()
-    expected = image
+def test_a_policy_is_its_draws_in_order_and_leaves_the_image_alone():
+    tensor = image()
+    expected = tensor
     for name, amount in draw("randaugment", np.random.default_rng(5)):
         expected = operate(expected, name, amount, FILL)
-    ours = apply_policy(image, "randaugment", fill=FILL, rng=np.random.default_rng(5))
+    ours = apply_policy(tensor, "randaugment", fill=FILL, rng=np.random.default_rng(5))
     assert torch.equal(ours, expected)
-    assert torch.equal(image, picture())
-    assert not torch.equal(ours, image)
-    assert apply_policy(image, "none", fill=FILL, rng=np.random.default_rng(5)) is image
+    assert torch.equal(tensor, image())
+    assert not torch.equal(ours, tensor)
+    assert apply_policy(tensor, "none", fill=FILL, rng=np.random.default_rng(5)) is tensor
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_chance_comes_from_the_generator_alone(policy):
     state = torch.get_rng_state()
-    one = apply_policy(picture(), policy, fill=FILL, rng=np.random.default_rng(1))
+    one = apply_policy(image(), policy, fill=FILL, rng=np.random.default_rng(1))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
-    again = apply_policy(picture(), policy, fill=FILL, rng=np.random.default_rng(1))
+    again = apply_policy(image(), policy, fill=FILL, rng=np.random.default_rng(1))
     torch.set_rng_state(state)
     assert torch.equal(one, again)
 
@@ -141,4 +141,4 @@ def test_unknown_names_are_refused():
     with pytest.raises(UnknownNameError, match="did you mean 'randaugment'"):
         draw("randaugmnt", np.random.default_rng(0))
     with pytest.raises(UnknownNameError, match="did you mean 'rotate'"):
-        operate(picture(), "rotat", 1.0, FILL)
+        operate(image(), "rotat", 1.0, FILL)

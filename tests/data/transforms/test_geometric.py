@@ -1,4 +1,4 @@
-"""Moves: on painted pictures, where every box and every mask can be read off the pixels."""
+"""Moves: on painted images, where every box and every mask can be read off the pixels."""
 
 import numpy as np
 import pytest

@@ -20,7 +20,7 @@ def expects(resize=256, crop=224, interpolation="bilinear", **changes) -> Prepro
     return Preprocess(resize=resize, crop=crop, interpolation=interpolation, **settings)
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def image(height: int, width: int) -> np.ndarray:
     """Make edges, gradients and some noise: what a wrong filter or offset shows on."""
     rng = np.random.default_rng(height * 1000 + width)
     y, x = np.mgrid[:height, :width]
@@ -36,7 +36,7 @@ def picture(height: int, width: int) -> np.ndarray:
 def test_agrees_with_torchvision(shape, interpolation, resize, crop):
     from torchvision.transforms import InterpolationMode, v2
 
-    pixels = picture(*shape)
+    pixels = image(*shape)
     reference = v2.Compose(
         [
             v2.Resize([resize], interpolation=InterpolationMode(interpolation), antialias=True),
@@ -52,7 +52,7 @@ def test_agrees_with_torchvision(shape, interpolation, resize, crop):
 def test_agrees_with_timm_on_pillow(shape, interpolation, greys):
     from timm.data import create_transform
 
-    pixels = picture(*shape)
+    pixels = image(*shape)
     transform = create_transform(
         (3, 224, 224), interpolation=interpolation, mean=MEAN, std=STD, crop_pct=0.875
     )
@@ -65,7 +65,7 @@ def test_agrees_with_timm_on_pillow(shape, interpolation, greys):
 
 
 def test_squash_is_pillow_resize_of_both_sides():
-    pixels = picture(120, 300)
+    pixels = image(120, 300)
     ours = expects(96, 96, fit="squash").resize_and_crop(pixels)
     reference = Image.fromarray(pixels).resize((96, 96), Image.Resampling.BILINEAR)
     assert np.abs(ours.astype(int) - np.asarray(reference)).max() <= 1
@@ -73,8 +73,8 @@ def test_squash_is_pillow_resize_of_both_sides():
 
 @pytest.mark.parametrize("shape", [*SHAPES, (40, 800), (1, 60_001)], ids=str)
 @pytest.mark.parametrize("canvas", [(96, 160), (160, 96), (64, 64)], ids=str)
-def test_canvas_shows_the_whole_picture_and_fills_the_rest(shape, canvas):
-    pixels, ours = picture(*shape), expects(canvas=canvas)
+def test_canvas_shows_the_whole_image_and_fills_the_rest(shape, canvas):
+    pixels, ours = image(*shape), expects(canvas=canvas)
     place, found = ours.placement(*shape), ours.resize_and_crop(pixels)
     assert found.shape == (*ours.shape, 3) == (*canvas, 3)
     resized = Image.fromarray(pixels).resize((place.columns, place.rows), Image.Resampling.BILINEAR)
@@ -85,7 +85,7 @@ def test_canvas_shows_the_whole_picture_and_fills_the_rest(shape, canvas):
     assert place.rows == canvas[0] or place.columns == canvas[1]
 
 
-def test_canvas_of_a_picture_that_was_decoded_smaller_follows_its_real_size():
+def test_canvas_of_an_image_that_was_decoded_smaller_follows_its_real_size():
     ours = expects(canvas=(100, 120))
     small = np.zeros((17, 32, 3), dtype=np.uint8)  # 33 x 64 at half the size, rounded up
     shown = ours.resize_only(small, (33, 64))[..., 0] == 0
@@ -95,7 +95,7 @@ def test_canvas_of_a_picture_that_was_decoded_smaller_follows_its_real_size():
 
 
 def test_canvas_gives_its_own_memory_and_changes_nothing_where_it_is_not_set():
-    same = expects(canvas=(80, 100)).resize_and_crop(given := picture(80, 100))
+    same = expects(canvas=(80, 100)).resize_and_crop(given := image(80, 100))
     np.testing.assert_array_equal(same, given)
     assert not np.shares_memory(same, given)
     assert "canvas" not in expects().as_dict()
@@ -106,7 +106,7 @@ def test_canvas_gives_its_own_memory_and_changes_nothing_where_it_is_not_set():
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 60_001)], ids=str)
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_resizing_and_cutting_is_resizing_then_cutting(shape, fit):
-    pixels, ours = picture(*shape), expects(72, 64, fit=fit)
+    pixels, ours = image(*shape), expects(72, 64, fit=fit)
     canvas = ours.resize_only(pixels)
     assert min(canvas.shape[:2]) == 72
     assert max(canvas.shape[:2]) == 72 if fit == "squash" else max(canvas.shape[:2]) <= 9 * 72
@@ -123,18 +123,18 @@ def test_a_strip_costs_little_and_keeps_its_centre():
 
 
 def test_read_only_and_strided_arrays_are_read_and_left_alone():
-    pixels = np.asarray(Image.fromarray(picture(300, 400)))
+    pixels = np.asarray(Image.fromarray(image(300, 400)))
     before = pixels.copy()
     assert not pixels.flags.writeable
     mirrored = expects().resize_and_crop(pixels[:, ::-1])
     np.testing.assert_array_equal(pixels, before)
     np.testing.assert_array_equal(mirrored, expects().resize_and_crop(before[:, ::-1].copy()))
-    same = expects(224, 224).resize_and_crop(square := picture(224, 224))
+    same = expects(224, 224).resize_and_crop(square := image(224, 224))
     assert not np.shares_memory(same, square)
 
 
 def test_normalise_is_float32_arithmetic_in_any_type():
-    batch = torch.from_numpy(np.stack([picture(8, 8)] * 2)).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.stack([image(8, 8)] * 2)).permute(0, 3, 1, 2)
     exact = (batch.double().div(255) - torch.tensor(MEAN, dtype=torch.float64).view(3, 1, 1)).div(
         torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
     )
@@ -206,7 +206,7 @@ def test_refuses_missing_and_unknown_values():
     ],
     ids=["grey", "rgba", "float", "empty"],
 )
-def test_refuses_arrays_that_are_no_rgb_picture(pixels):
+def test_refuses_arrays_that_are_no_rgb_image(pixels):
     with pytest.raises(UsageError, match="uint8 of shape"):
         expects().resize_and_crop(pixels)
 

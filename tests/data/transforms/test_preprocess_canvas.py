@@ -29,11 +29,11 @@ def test_boxes_come_back(size, canvas):
     assert there.dtype == np.float32
     assert there.max(axis=0)[2] <= place.columns + 1e-4
     assert there.max(axis=0)[3] <= place.rows + 1e-4
-    np.testing.assert_allclose(place.boxes_to_picture(there), boxes, atol=1e-3)
+    np.testing.assert_allclose(place.boxes_to_image(there), boxes, atol=1e-3)
 
 
 @pytest.mark.parametrize(("size", "canvas"), BOTH, ids=str)
-def test_the_picture_is_whole_and_touches_two_sides(size, canvas):
+def test_the_image_is_whole_and_touches_two_sides(size, canvas):
     place = Placement.of(*size, canvas=canvas)
     assert place.rows <= canvas[0]
     assert place.columns <= canvas[1]
@@ -60,7 +60,7 @@ def test_masks_are_looked_up_at_the_centres(size, canvas):
 def test_masks_come_back_whole_when_they_were_enlarged():
     mask = np.random.default_rng(0).integers(0, 9, (20, 31), dtype=np.uint8)
     place = Placement.of(20, 31, canvas=(64, 64))
-    np.testing.assert_array_equal(place.mask_to_picture(place.mask_to_canvas(mask)), mask)
+    np.testing.assert_array_equal(place.mask_to_image(place.mask_to_canvas(mask)), mask)
 
 
 @pytest.mark.parametrize("canvas", CANVASES, ids=str)
@@ -68,7 +68,7 @@ def test_masks_come_back_but_for_edges_when_they_were_reduced(canvas):
     mask = np.zeros((480, 640), dtype=np.uint8)
     mask[100:300, 200:500] = 3
     place = Placement.of(480, 640, canvas=canvas)
-    back = place.mask_to_picture(place.mask_to_canvas(mask))
+    back = place.mask_to_image(place.mask_to_canvas(mask))
     assert back.shape == mask.shape
     edge = 480 / place.rows  # a pixel of the canvas, at each of four sides
     assert (back != mask).sum() <= edge * (2 * 200 + 2 * 300)
@@ -83,26 +83,26 @@ def test_boxes_and_masks_agree():
     np.testing.assert_allclose(box, [x.min(), y.min(), x.max() + 1, y.max() + 1], atol=0.51)
 
 
-def test_boxes_in_the_filling_come_back_inside_the_picture():
+def test_boxes_in_the_filling_come_back_inside_the_image():
     place = Placement.of(50, 100, canvas=(64, 64))
-    back = place.boxes_to_picture(np.array([[-5, -5, 70, 70], [0, 40, 64, 64]], np.float32))
+    back = place.boxes_to_image(np.array([[-5, -5, 70, 70], [0, 40, 64, 64]], np.float32))
     np.testing.assert_allclose(back, [[0, 0, 100, 50], [0, 50, 100, 50]])
 
 
 def test_no_boxes_are_an_answer():
     place = Placement.of(50, 100, canvas=(64, 64))
     assert place.boxes_to_canvas(np.zeros((0, 4))).shape == (0, 4)
-    assert place.boxes_to_picture(np.zeros((0, 4))).dtype == np.float32
+    assert place.boxes_to_image(np.zeros((0, 4))).dtype == np.float32
 
 
 def test_refuses_what_has_no_place():
     place = Placement.of(50, 100, canvas=(64, 64))
     with pytest.raises(UsageError, match=r"\(n, 4\)"):
         place.boxes_to_canvas(np.zeros(4))
-    with pytest.raises(UsageError, match="picture's size"):
+    with pytest.raises(UsageError, match="image's size"):
         place.mask_to_canvas(np.zeros((64, 64), np.uint8))
     with pytest.raises(UsageError, match="canvas's size"):
-        place.mask_to_picture(np.zeros((50, 100), np.uint8))
+        place.mask_to_image(np.zeros((50, 100), np.uint8))
     with pytest.raises(UsageError, match="1 pixel or more"):
         Placement.of(0, 100, canvas=(64, 64))
 
@@ -125,8 +125,8 @@ def test_canvas_is_the_smallest_that_holds_all(sizes, long_side, expected):
     assert max(canvas) < long_side + 32
 
 
-def test_canvas_of_no_picture_is_refused():
-    with pytest.raises(UsageError, match="one picture or more"):
+def test_canvas_of_no_image_is_refused():
+    with pytest.raises(UsageError, match="one image or more"):
         canvas_for([], 320)
     with pytest.raises(UsageError, match="1 or more"):
         canvas_for([(10, 10)], 0)

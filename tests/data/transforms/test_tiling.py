@@ -41,15 +41,15 @@ def test_tiles_that_cannot_be_are_refused(arguments):
 @settings(max_examples=50)
 @given(sides, sides, st.integers(2, 20), st.integers(0, 19), st.integers(0, 2**32 - 1))
 def test_tiles_that_agree_are_blended_exactly(height, width, size, overlap, seed):
-    """Cut out of one picture, whatever it shows, and put together: the picture, bit for bit."""
+    """Cut out of one image, whatever it shows, and put together: the image, bit for bit."""
     overlap = min(overlap, size - 1)
-    picture = np.random.default_rng(seed).normal(size=(3, height, width)).astype(np.float32)
-    filled = np.pad(picture, ((0, 0), (0, size), (0, size)))
+    image = np.random.default_rng(seed).normal(size=(3, height, width)).astype(np.float32)
+    filled = np.pad(image, ((0, 0), (0, size), (0, size)))
     places = tiles(height, width, size, overlap)
     parts = [filled[:, t : t + size, x : x + size] for t, x in places]
     found = blend(parts, places, (height, width))
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, picture)
+    np.testing.assert_array_equal(found, image)
 
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, -7.3e5])
@@ -97,9 +97,9 @@ def test_memory_does_not_grow_with_the_tiles():
         ([], [(0, 0)], "got 0"),
         ([np.ones((4, 4)), np.ones((4, 3))], [(0, 0), (0, 2)], "shape"),
         ([np.ones((4, 4))], [(0, 0)], "8 pixels outside"),
-        ([np.ones((4, 4))], [(0, 6)], "inside the picture"),
+        ([np.ones((4, 4))], [(0, 6)], "inside the image"),
     ],
 )
-def test_parts_that_do_not_make_a_picture_are_refused(parts, places, complaint):
+def test_parts_that_do_not_make_an_image_are_refused(parts, places, complaint):
     with pytest.raises(UsageError, match=complaint):
         blend(parts, places, (4, 6))

@@ -163,7 +163,7 @@ def test_neighbours_agree_with_scikit_learn_leaving_one_out() -> None:
 def test_nearer_neighbours_weigh_more(n: int, k: int) -> None:
     f, targets = drawn(n, 6)
     model = KNeighborsClassifier(
-        min(k, n - 1) + 1,  # the first is the picture itself, and is given no weight
+        min(k, n - 1) + 1,  # the first is the image itself, and is given no weight
         metric="cosine",
         algorithm="brute",
         weights=lambda d: np.exp(1 - d) * (np.arange(d.shape[1]) > 0),

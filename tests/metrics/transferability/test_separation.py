@@ -57,7 +57,7 @@ def test_gbc_reads_the_first_64_principal_components() -> None:
     assert gbc(f, targets) == pytest.approx(-total, rel=1e-8)
 
 
-def test_gbc_of_a_class_of_one_picture_is_finite_and_tells_it_apart() -> None:
+def test_gbc_of_a_class_of_one_image_is_finite_and_tells_it_apart() -> None:
     f, _ = drawn(7, 3)
     targets = [0, 0, 0, 1, 1, 1, 2]
     near = gbc(f, targets)
@@ -66,8 +66,8 @@ def test_gbc_of_a_class_of_one_picture_is_finite_and_tells_it_apart() -> None:
     assert -6 <= near < gbc(far, targets) <= 0
 
 
-def test_gbc_takes_a_class_of_one_picture_to_be_as_wide_as_the_others() -> None:
-    """Two classes of variances 1 and 9, three pictures each, and two classes of one."""
+def test_gbc_takes_a_class_of_one_image_to_be_as_wide_as_the_others() -> None:
+    """Two classes of variances 1 and 9, three images each, and two classes of one."""
     step = np.sqrt(1.5)
     f = np.r_[[-step, 0, step], 3 * np.asarray([-step, 0, step]) + 4, 10.0, -6.0][:, None]
     normals = [norm(0, 1), norm(4, 3), norm(10, np.sqrt(5)), norm(-6, np.sqrt(5))]
@@ -138,7 +138,7 @@ def test_sfda_of_classes_that_are_points_is_certain() -> None:
     assert sfda(np.eye(3)[targets], targets) == pytest.approx(0, abs=1e-6)
 
 
-def test_sfda_tells_backbones_apart_with_fewer_pictures_than_features() -> None:
+def test_sfda_tells_backbones_apart_with_fewer_images_than_features() -> None:
     f, targets = drawn(60, 400)
     found = [sfda(f + apart * np.eye(3, 400)[targets], targets) for apart in (0, 4, 8)]
     assert found[0] < -0.01

@@ -120,7 +120,7 @@ def test_nleep_of_one_part_is_the_shares_and_of_blobs_their_conditional_entropy(
 @pytest.mark.parametrize(
     ("n", "classes", "parts"), [(100, 2, 10), (30, 2, 6), (12, 3, 2), (9, 2, 2)]
 )
-def test_nleep_has_five_parts_a_class_and_five_pictures_a_part(n, classes, parts) -> None:
+def test_nleep_has_five_parts_a_class_and_five_images_a_part(n, classes, parts) -> None:
     rng = np.random.default_rng(2)
     f, targets = rng.normal(size=(n, 6)), np.arange(n) % classes
     told = {k: nleep(f, targets, components=k) for k in (parts - 1, parts, parts + 1)}
@@ -149,7 +149,7 @@ def test_nleep_does_not_hang_on_order_shift_turn_or_scale() -> None:
     assert nleep(f, np.asarray(["z", "k", "a"])[targets]) == pytest.approx(wanted)
 
 
-def test_nleep_prefers_classes_that_lie_apart_also_with_few_pictures() -> None:
+def test_nleep_prefers_classes_that_lie_apart_also_with_few_images() -> None:
     far, targets = blobs(30, 200, 20.0)
     near, _ = blobs(30, 200, 0.0)
     assert -entropy(targets) - 1e-9 <= nleep(near, targets) < nleep(far, targets) <= 0

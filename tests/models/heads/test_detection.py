@@ -42,7 +42,7 @@ def backbone_of(name: str) -> Backbone:
 
 @lru_cache
 def maps_of(name: str) -> dict[str, torch.Tensor]:
-    """What every stage gives for three pictures."""
+    """What every stage gives for three images."""
     backbone, found = backbone_of(name), {}
     x = torch.randn(3, 3, *CANVAS, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_the_loss_is_finite_and_reaches_every_parameter(name: str, kind: str) ->
 
 
 @over_all
-def test_pictures_without_objects_are_learned_from(name: str, kind: str) -> None:
+def test_images_without_objects_are_learned_from(name: str, kind: str) -> None:
     head = head_of(name, kind)
     module = head.module()
     loss = module.loss(module(mapped(head, name)), [TRUTHS[1]] * 3)
@@ -156,7 +156,7 @@ def test_a_stored_head_finds_the_same(name: str, kind: str) -> None:
 
 
 @over_all
-def test_pictures_do_not_see_each_other(name: str, kind: str) -> None:
+def test_images_do_not_see_each_other(name: str, kind: str) -> None:
     head = spread(head_of(name, kind))
     maps = mapped(head, name)
     single = [found(head, [x[i : i + 1] for x in maps])[0] for i in range(3)]
@@ -244,7 +244,7 @@ def test_one_box_is_learned(kind: str) -> None:
 
 
 class Given(nn.Module):
-    """A trunk and pyramid that gives the maps it was made of, whatever the picture."""
+    """A backbone and pyramid that gives the maps it was made of, whatever the image."""
 
     out_channels = 64
 
@@ -283,11 +283,11 @@ def test_faster_rcnn_equals_torchvisions_in_losses_and_detections() -> None:
         old = next(n for n in names if name.startswith(n))
         state[names[old] + name.removeprefix(old)] = torch.from_numpy(value)
     theirs.load_state_dict(state, strict=True)
-    pictures = [torch.zeros(3, *CANVAS)] * 3
+    images = [torch.zeros(3, *CANVAS)] * 3
     torch.manual_seed(0)
-    losses = theirs.train()(pictures, [{"boxes": b, "labels": c + 1} for b, c in TRUTHS])
+    losses = theirs.train()(images, [{"boxes": b, "labels": c + 1} for b, c in TRUTHS])
     torch.manual_seed(0)
-    torch.rand(3)  # their transform draws a size for each picture
+    torch.rand(3)  # their transform draws a size for each image
     module = head.module()
     ours = module.loss(module(maps), TRUTHS)
     pairs = {
@@ -300,7 +300,7 @@ def test_faster_rcnn_equals_torchvisions_in_losses_and_detections() -> None:
     for name, their_name in pairs.items():
         torch.testing.assert_close(ours[name], losses[their_name])
     with torch.no_grad():
-        expected = theirs.eval()(pictures)
+        expected = theirs.eval()(images)
     require_same(
         found(head, maps),
         [(one["boxes"], one["scores"], one["labels"] - 1) for one in expected],
@@ -381,7 +381,7 @@ def test_anchors_are_those_of_the_module(kind: str) -> None:
     np.testing.assert_array_equal(head.anchors(), theirs.numpy())
 
 
-# ------------------------------------------------------------------------------ odd pictures
+# ------------------------------------------------------------------------------ odd images
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

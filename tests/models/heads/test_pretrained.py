@@ -14,8 +14,8 @@ from torchvision.models import detection, get_model_weights, segmentation
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.backbones.trunk import Trunk
 from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
 from headstart.errors import (
     UnknownNameError,
@@ -23,7 +23,7 @@ from headstart.errors import (
     WeightsMismatchError,
     WeightsNotFoundError,
 )
-from headstart.models.build import blank
+from headstart.models.build import create_model
 from headstart.models.heads import pretrained as published
 from headstart.models.heads.pretrained import (
     DETECTORS,
@@ -85,7 +85,7 @@ def segmenter():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
-        model.train()(torch.randn(8, 3, HEIGHT, WIDTH))  # statistics of some pictures
+        model.train()(torch.randn(8, 3, HEIGHT, WIDTH))  # statistics of some images
         model.eval()
         out = model(torch.randn(8, 3, HEIGHT, WIDTH))["out"]
         model.classifier[4].bias -= out.mean(dim=(0, 2, 3))  # so that no class is everywhere
@@ -125,12 +125,12 @@ def in_cache(files, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(files[FASTER][0].parents[2]))
 
 
-def bare(backbone: str) -> Trunk:
+def bare(backbone: str) -> FrozenBackbone:
     """A backbone of which nothing is needed but its name."""
-    return Trunk(spec=resolve(backbone), state={}, origin={})
+    return FrozenBackbone(spec=resolve(backbone), state={}, origin={})
 
 
-def pictures(n=2):
+def images(n=2):
     rng = np.random.default_rng(3)
     return [rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8) for _ in range(n)]
 
@@ -143,7 +143,7 @@ def boxes_of(classes):
             target=Boxes(corners=corners, labels=(classes[0], classes[-1])),
             title=f"{i}.png",
         )
-        for i, pixels in enumerate(pictures())
+        for i, pixels in enumerate(images())
     ]
     return Dataset(samples=tuple(samples), classes=tuple(classes), kind="detection")
 
@@ -157,24 +157,24 @@ def masks_of(classes):
             target=Mask(source=mask, palette=palette, present=(classes[0],)),
             title=f"{i}.png",
         )
-        for i, pixels in enumerate(pictures())
+        for i, pixels in enumerate(images())
     ]
     return Dataset(samples=tuple(samples), classes=tuple(classes), kind="segmentation")
 
 
-def model_of(head, classes, trunk="torchvision/resnet50", **more):
+def model_of(head, classes, backbone="torchvision/resnet50", **more):
     is_mask = "torchvision/deeplab" in head
     data = masks_of(classes) if is_mask else boxes_of(classes)
-    return blank(bare(trunk), data, head=head, size=WIDTH, **more), data
+    return create_model(bare(backbone), data, head=head, size=WIDTH, **more), data
 
 
 @pytest.mark.usefixtures("in_cache")
 def test_a_published_detector_finds_what_torchvisions_finds(detector, files, tmp_path):
     model, data = model_of(f"torchvision/{FASTER}", coco_classes())
-    assert model.trunk.spec.preprocess.shape == (HEIGHT, WIDTH)
-    found = detect(model.trunk, model.head, data.samples, device="cpu")
+    assert model.backbone.spec.preprocess.shape == (HEIGHT, WIDTH)
+    found = detect(model.backbone, model.head, data.samples, device="cpu")
     with torch.no_grad():
-        expected = detector([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in pictures()])
+        expected = detector([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in images()])
     for ours, theirs in zip(found, expected, strict=True):
         assert len(ours.boxes) == len(theirs["boxes"]) > 20
         named = np.array([CATEGORIES.index(coco_classes()[i]) for i in ours.labels])
@@ -184,8 +184,8 @@ def test_a_published_detector_finds_what_torchvisions_finds(detector, files, tmp
             near = np.abs(ours.boxes - box).max(axis=1) < 1e-2
             assert (near & (np.abs(ours.scores - score) < 1e-4) & (named == label)).any()
     path, sha256 = files[FASTER]
-    assert model.trunk.origin == {"sha256": sha256, "from": "cache", "file": path.name}
-    spec = model.trunk.spec
+    assert model.backbone.origin == {"sha256": sha256, "from": "cache", "file": path.name}
+    spec = model.backbone.spec
     assert (spec.name, spec.file) == (f"torchvision/{FASTER}", path.name)
     assert spec.licence == "BSD-3-Clause"
     assert "COCO" in spec.data
@@ -194,8 +194,8 @@ def test_a_published_detector_finds_what_torchvisions_finds(detector, files, tmp
     assert "anchors_reach" in model.record
     save(model, tmp_path / "saved")  # variances that are lowered below 0 included
     again = load_model(tmp_path / "saved")
-    assert again.trunk.fingerprint == model.trunk.fingerprint
-    assert again.trunk.spec == spec
+    assert again.backbone.fingerprint == model.backbone.fingerprint
+    assert again.backbone.spec == spec
 
 
 def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(detector, files):
@@ -213,7 +213,7 @@ def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(dete
         hidden = "box_head.fc6.weight"
         assert np.array_equal(model.head.tensors[f"roi.{hidden}"], theirs[f"roi_heads.{hidden}"])
         assert torch.equal(
-            model.trunk.state["layer4.0.conv1.weight"],
+            model.backbone.state["layer4.0.conv1.weight"],
             detector.state_dict()["backbone.body.layer4.0.conv1.weight"],
         )
     assert kept.head.shape.options["proposals"] == (20, 10)
@@ -228,19 +228,21 @@ def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(dete
             assert not np.array_equal(new.head.tensors[key], was)
     assert new.head.shape.sizes != kept.head.shape.sizes  # fitted to the boxes
     assert new.record["anchors_reach"] >= kept.record["anchors_reach"]
-    assert len(detect(new.trunk, new.head, data.samples, device="cpu")) == len(data)
-    assert (kept.trunk.origin["from"], kept.trunk.spec.licence) == ("path", "")
+    assert len(detect(new.backbone, new.head, data.samples, device="cpu")) == len(data)
+    assert (kept.backbone.origin["from"], kept.backbone.spec.licence) == ("path", "")
 
 
 @pytest.mark.usefixtures("in_cache")
 def test_a_published_network_gives_the_masks_of_torchvisions(segmenter, tmp_path):
     needed = TABLE["segmentation"][MOBILE].backbone
     model, data = model_of(f"torchvision/{MOBILE}", VOC_CLASSES, needed)
-    spec = model.trunk.spec
+    spec = model.backbone.spec
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (spec.preprocess.mean, spec.preprocess.std))
     preset = get_model_weights(MOBILE).DEFAULT.transforms()
     assert (spec.preprocess.mean, spec.preprocess.std) == (tuple(preset.mean), tuple(preset.std))
-    for one, pixels in zip(segment(model.trunk, model.head, data.samples), pictures(), strict=True):
+    for one, pixels in zip(
+        segment(model.backbone, model.head, data.samples), images(), strict=True
+    ):
         with torch.no_grad():
             x = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
             logits = segmenter(x[None])["out"][0]
@@ -248,8 +250,8 @@ def test_a_published_network_gives_the_masks_of_torchvisions(segmenter, tmp_path
         assert (one.mask == logits.argmax(dim=0).numpy()).mean() > 0.999
     save(model, tmp_path / "saved")
     again = load_model(tmp_path / "saved")
-    assert again.trunk.spec == spec
-    assert again.trunk.origin == model.trunk.origin
+    assert again.backbone.spec == spec
+    assert again.backbone.origin == model.backbone.origin
     two, _ = model_of(f"torchvision/{MOBILE}", ("background", "blob", "CAT"), needed)
     rows = two.head.tensors["classifier.weight"]
     theirs = segmenter.state_dict()["classifier.4.weight"]
@@ -362,12 +364,12 @@ def test_options_that_would_change_tensors_are_refused(head, said):
 ])  # fmt: skip
 def test_names_of_nothing_are_refused(head):
     with pytest.raises(UnknownNameError, match="torchvision/"):
-        blank(bare("torchvision/resnet50"), boxes_of(["dog"]), head=head, size=WIDTH)
+        create_model(bare("torchvision/resnet50"), boxes_of(["dog"]), head=head, size=WIDTH)
 
 
 def test_a_head_is_not_given_for_the_other_task():
     with pytest.raises(UnknownNameError):
-        blank(
+        create_model(
             bare("torchvision/resnet50"),
             masks_of(("background", "dog")),
             head=f"torchvision/{FASTER}",

@@ -15,8 +15,8 @@ from headstart.backbones.backbone import assemble
 from headstart.backbones.catalog import resolve
 from headstart.errors import UnknownNameError, WeightsMismatchError
 from headstart.models.heads.pretrained import (
+    BACKBONE,
     DETECTORS,
-    TRUNK,
     coco_classes,
     detector_from_torchvision,
 )
@@ -40,9 +40,9 @@ FRESH = {"weights": None, "weights_backbone": None, "num_classes": 91}
 
 
 def frozen(levels: list[int], extra: nn.Module | None) -> nn.Module:
-    """The trunk that torchvision makes for its published weights."""
-    trunk = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-    return _resnet_fpn_extractor(trunk, 5, levels, extra)
+    """The backbone that torchvision makes for its published weights."""
+    backbone = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    return _resnet_fpn_extractor(backbone, 5, levels, extra)
 
 
 def plain_faster_rcnn() -> nn.Module:
@@ -52,8 +52,8 @@ def plain_faster_rcnn() -> nn.Module:
 
 
 def plain_retinanet() -> nn.Module:
-    trunk = frozen([2, 3, 4], LastLevelP6P7(256, 256))
-    model = detection.RetinaNet(trunk, 91, anchor_generator=_default_anchorgen(), **PLACES)
+    backbone = frozen([2, 3, 4], LastLevelP6P7(256, 256))
+    model = detection.RetinaNet(backbone, 91, anchor_generator=_default_anchorgen(), **PLACES)
     overwrite_eps(model, 0.0)
     return model
 
@@ -92,16 +92,16 @@ def model_of(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", sorted(DETECTORS))
 def test_the_parts_find_what_the_whole_finds(name: str) -> None:
     model = model_of(name)
-    pictures = torch.randn(2, 3, *CANVAS)
+    images = torch.randn(2, 3, *CANVAS)
     with torch.no_grad():
-        expected = model(list(pictures))
+        expected = model(list(images))
     limits = LIMITS if DETECTORS[name].kind == "faster-rcnn" else {}
     state, head = detector_from_torchvision(model.state_dict(), kind=name, canvas=CANVAS, **limits)
-    trunk = assemble(resolve(TRUNK, offline=True), state).eval()
-    module, maps, x = head.module().eval(), {}, pictures
+    backbone = assemble(resolve(BACKBONE, offline=True), state).eval()
+    module, maps, x = head.module().eval(), {}, images
     with torch.no_grad():
-        for stage in trunk.stages:
-            x = trunk.run(x, start=stage.name, stop=stage.name)
+        for stage in backbone.stages:
+            x = backbone.run(x, start=stage.name, stop=stage.name)
             maps[stage.name] = x
         found = module.detect(module([maps[tap] for tap in head.taps]))
     classes = coco_classes()

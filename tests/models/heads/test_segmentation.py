@@ -41,7 +41,7 @@ def backbone(name):
 
 @cache
 def maps_of(name, canvas):
-    """Maps of two pictures by every stage."""
+    """Maps of two images by every stage."""
     x = torch.randn(2, 3, *canvas, generator=torch.Generator().manual_seed(0))
     stages = [stage.name for stage in backbone(name).stages]
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_every_kind_works_on_every_backbone(kind, name, canvas):
     assert logits.shape == (2, 3, *canvas)
     assert torch.isfinite(logits).all()
     assert logits.std() > 0
-    for i in range(2):  # a picture's answer does not depend on its neighbours
+    for i in range(2):  # an image's answer does not depend on its neighbours
         alone = module([x[i : i + 1] for x in maps])[0]
         torch.testing.assert_close(alone, logits[i], atol=1e-4, rtol=1e-4)
 
@@ -126,7 +126,7 @@ def test_the_module_has_tensors_of_its_own_and_gives_them_back(kind):
 
 
 @every_kind
-def test_a_single_picture_can_be_learned_from(kind):
+def test_a_single_image_can_be_learned_from(kind):
     head = small(kind)
     module = learning(head.module())
     logits = module(fake_maps(head, n=1))
@@ -135,7 +135,7 @@ def test_a_single_picture_can_be_learned_from(kind):
 
 
 @pytest.mark.parametrize("kind", ["unet", "unetplusplus", "fpn"])
-def test_a_single_place_of_a_single_picture_can_be_learned_from(kind):
+def test_a_single_place_of_a_single_image_can_be_learned_from(kind):
     wide = [replace(stage, channels=600) if stage.stride == 32 else stage for stage in STAGES]
     head = small(kind, stages=wide, canvas=(32, 32))  # the coarsest map is 1 x 1
     module = learning(head.module())
@@ -171,7 +171,7 @@ def test_dropout_is_alive_in_training_only():
 
 @every_kind
 def test_a_canvas_that_no_stride_divides_is_padded_and_cut(kind):
-    """Whatever lies beyond the padding, the left and upper part sees the same picture."""
+    """Whatever lies beyond the padding, the left and upper part sees the same image."""
     odd = small(kind, canvas=(70, 91))
     logits = constant(odd.module())(fake_maps(odd))
     assert logits.shape == (2, 3, 70, 91)
@@ -288,7 +288,7 @@ def test_other_names_than_the_heads_are_refused():
         ("unet", {"n_classes": 256}, "2 to 255 classes"),
         ("unet", {"canvas": (64, 0)}, "canvas"),
         ("unet", {"canvas": (4128, 64)}, r"1 to 4096 pixels a side, .* `--size`"),
-        ("deeplabv3", {"canvas": (32, 32)}, "larger pictures"),
+        ("deeplabv3", {"canvas": (32, 32)}, "larger images"),
         ("unet", {"widths": (8, 8)}, "widths"),
         ("fpn", {"width": 40}, "multiple of 32"),
         ("fpn", {"dropout": 1.0}, "below 1"),
@@ -359,13 +359,13 @@ def test_torchvisions_network_is_found_again_in_our_parts(network):
     canvas = (32, 64)
     found = decoder_from_torchvision(state, canvas=canvas)
     spec = resolve(found.backbone)
-    trunk = constant(assemble(spec, {k: torch.from_numpy(v) for k, v in found.trunk.items()}))
+    backbone = constant(assemble(spec, {k: torch.from_numpy(v) for k, v in found.state.items()}))
     x = torch.randn(1, 3, *canvas)
     with torch.no_grad():
-        ours = constant(found.head.module())(trunk.maps(x, found.head.taps))
+        ours = constant(found.head.module())(backbone.maps(x, found.head.taps))
         torch.testing.assert_close(ours, whole(x)["out"])
     shape = found.head.shape
-    last = trunk.stages[-1]
+    last = backbone.stages[-1]
     assert (found.head.taps, shape.channels) == ((last.name,), (last.channels,))
     assert (shape.strides, shape.n_classes) == ((last.stride,), len(VOC_CLASSES))
 
@@ -401,8 +401,8 @@ def test_defaults_are_light():
             hook.remove()
         return sum(total)
 
-    trunk = backbone("torchvision/resnet18")
-    most = cost(trunk, lambda: trunk.run(torch.zeros(1, 3, 192, 256)))
+    module = backbone("torchvision/resnet18")
+    most = cost(module, lambda: module.run(torch.zeros(1, 3, 192, 256)))
     for kind in KINDS:
         head = small(kind, stages=stages, canvas=(192, 256))
         module = constant(head.module())

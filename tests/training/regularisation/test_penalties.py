@@ -38,9 +38,9 @@ def test_delta_is_its_formula():
     worth = [channel_importance(normal(4, seed=4)), channel_importance(normal(6, seed=5))]
     expected = 0.0
     for a, b, c in zip(new, old, worth, strict=True):
-        for picture in range(5):
+        for image in range(5):
             for channel in range(a.shape[1]):
-                gap = (a[picture, channel] - b[picture, channel]).numpy()
+                gap = (a[image, channel] - b[image, channel]).numpy()
                 expected += c[channel].item() * np.linalg.norm(gap) ** 2 / 5
     assert delta(new, old, worth).item() == pytest.approx(expected, rel=1e-12)
 
@@ -99,10 +99,10 @@ def test_a_channel_that_is_not_read_loses_nothing():
 # -------------------------------------------------------------------------------------- BSS
 
 
-@pytest.mark.parametrize("shape", [(4, 9), (9, 4)], ids=["few pictures", "many pictures"])
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)], ids=["few images", "many images"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_bss_is_the_tail_of_the_spectrum(shape, k):
-    # With fewer pictures than features the covariance has zeros that are no singular values.
+    # With fewer images than features the covariance has zeros that are no singular values.
     features = normal(*shape)
     gram = (
         features.numpy() @ features.numpy().T if shape[0] < 9 else (features.T @ features).numpy()
@@ -119,7 +119,7 @@ def test_the_gradient_of_bss_is_the_weakest_direction():
     np.testing.assert_allclose(slope(bss(features), features).numpy(), expected, atol=1e-10)
 
 
-def test_bss_of_equal_pictures_has_a_finite_gradient():
+def test_bss_of_equal_images_has_a_finite_gradient():
     features = torch.ones(4, 9, requires_grad=True)
     assert torch.isfinite(slope(bss(features, 2), features)).all()
 

@@ -11,17 +11,17 @@ import torch
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import plan
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.augment import Augmentation
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UsageError
 from headstart.evaluation.drift import measure
-from headstart.features.extractor import Cut, Extractor
+from headstart.features.extractor import Extractor, SplitPoint
 from headstart.methods.finetune import Finetune
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import Classification
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.adapters import add_lora, add_stoch_norm
 from headstart.training.inputs import Reading
@@ -45,7 +45,7 @@ EVERY = Regularisation(
 )
 
 
-def make_trunk(name="timm/test_resnet", head=True):
+def make_backbone(name="timm/test_resnet", head=True):
     spec = replace(resolve(name), preprocess=SMALL)
     backbone = load(spec, pretrained=False, seed=0)
     made = torch.Generator().manual_seed(0)
@@ -58,21 +58,21 @@ def make_trunk(name="timm/test_resnet", head=True):
         # timm starts the last normalisation of a block at 0: nothing behind it would matter.
         if tensor.ndim == 1 and key.endswith(("weight", "bias")):
             state[key] = tensor + 0.5 * torch.rand(tensor.shape, generator=made)
-    return Trunk(spec=spec, state=state | (classifier if head else {}), origin={})
+    return FrozenBackbone(spec=spec, state=state | (classifier if head else {}), origin={})
 
 
 def make_data(n=12, classes=("blue", "red"), seed=0):
-    """Pictures that are bluish or reddish, with noise."""
+    """Images that are bluish or reddish, with noise."""
     rng = np.random.default_rng(seed)
     samples = []
     for i in range(n):
-        picture = rng.integers(0, 120, (1, 1, 3)) + rng.integers(0, 56, (36, 36, 3))
-        picture[..., 2 if i % 2 == 0 else 0] += 60
-        samples.append(Sample(image=picture.astype(np.uint8), target=("blue", "red")[i % 2]))
+        image = rng.integers(0, 120, (1, 1, 3)) + rng.integers(0, 56, (36, 36, 3))
+        image[..., 2 if i % 2 == 0 else 0] += 60
+        samples.append(Sample(image=image.astype(np.uint8), target=("blue", "red")[i % 2]))
     return Dataset(samples=tuple(samples), classes=classes)
 
 
-TRUNK, DATA = make_trunk(), make_data()
+TRUNK, DATA = make_backbone(), make_data()
 ROWS = np.array([7, 0, 3, 10, 4])
 
 
@@ -81,18 +81,20 @@ def extractor(tmp_path):
     return Extractor(cache=Cache(tmp_path / "kept"), engine="fp32", device="cpu", workers=1)
 
 
-def make_network(trunk=TRUNK, train_from="last:1", stop=None, change=None, **choices):
-    backbone = trunk.copy()
+def make_network(backbone=TRUNK, train_from="last:1", stop=None, change=None, **choices):
+    module = backbone.copy()
     if change is not None:
-        change(backbone)
-    head = LinearHead.random(backbone.width, 2, seed=0)
-    cut = None if stop is None else Cut(engine="fp32", stop=stop)
-    return Network(backbone, head, plan(backbone, train_from=train_from, **choices), cut=cut)
+        change(module)
+    head = LinearHead.random(module.width, 2, seed=0)
+    split_point = None if stop is None else SplitPoint(engine="fp32", stop=stop)
+    return Network(
+        module, head, plan(module, train_from=train_from, **choices), split_point=split_point
+    )
 
 
-def read(trunk, extractor, data=DATA, stop=None):
-    cut = None if stop is None else Cut(engine="fp32", stop=stop)
-    reading = Reading(trunk=trunk, extractor=extractor, cut=cut)
+def read(backbone, extractor, data=DATA, stop=None):
+    split_point = None if stop is None else SplitPoint(engine="fp32", stop=stop)
+    reading = Reading(backbone=backbone, extractor=extractor, split_point=split_point)
     return reading.of(data.samples, Augmentation(), epochs=1)
 
 
@@ -110,9 +112,12 @@ def evaluate(network, penalty, inputs, rows=ROWS):
     return penalty(x, network.outputs(x), rows)
 
 
-def started(extractor, settings, trunk=TRUNK, data=DATA, stop=None, **how):
-    network, inputs = make_network(trunk, stop=stop, **how), read(trunk, extractor, data, stop)
-    return network, bind(network, trunk, data, settings)(inputs), inputs
+def started(extractor, settings, backbone=TRUNK, data=DATA, stop=None, **how):
+    network, inputs = (
+        make_network(backbone, stop=stop, **how),
+        read(backbone, extractor, data, stop),
+    )
+    return network, bind(network, backbone, data, settings)(inputs), inputs
 
 
 # ------------------------------------------------------------------------------- at the start
@@ -125,8 +130,8 @@ def test_nothing_asked_is_nothing_bound():
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("term", ["l2_sp", "ewc", "delta", "lwf"])
 def test_a_network_at_its_start_is_not_held_back_and_then_it_is(name, term, extractor):
-    trunk = make_trunk(name)
-    network, penalty, inputs = started(extractor, Regularisation(**{term: 1.0}), trunk)
+    backbone = make_backbone(name)
+    network, penalty, inputs = started(extractor, Regularisation(**{term: 1.0}), backbone)
     assert evaluate(network, penalty, inputs).item() == pytest.approx(0, abs=1e-6)
     move(network)
     assert evaluate(network, penalty, inputs).item() > 1e-4
@@ -163,7 +168,7 @@ def test_adapters_are_held_like_weights(change, only, extractor):
 # -------------------------------------------------------------------- against the formulas
 
 
-def picture_batch(rows):
+def image_batch(rows):
     pixels = np.stack([SMALL.resize_and_crop(DATA.samples[row].image) for row in rows])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
     return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0 - mean) / std
@@ -182,7 +187,7 @@ def look(state, rows):
     model.layer4.register_forward_hook(lambda _m, _x, y: kept.update(maps=y.numpy()))
     model.global_pool.register_forward_hook(lambda _m, _x, y: kept.update(pooled=y.numpy()))
     with torch.inference_mode():
-        logits = model(picture_batch(rows)).numpy()
+        logits = model(image_batch(rows)).numpy()
     return kept["maps"], kept["pooled"], logits.astype(np.float64)
 
 
@@ -230,7 +235,7 @@ def expected_ewc(before, after, head):
     named = {k: p for k, p in model.named_parameters() if k in layer4(before)}
     total = dict.fromkeys(named, 0)
     for row in range(len(DATA)):
-        logits = model(picture_batch([row]))
+        logits = model(image_batch([row]))
         loss = torch.nn.functional.cross_entropy(logits, logits.argmax(dim=1))
         for k, g in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
             total[k] = total[k] + g.square() / len(DATA)
@@ -307,8 +312,8 @@ def test_the_source_runs_once_a_batch_and_only_where_it_is_asked(extractor, monk
     evaluate(network, penalty, inputs)
 
 
-def test_the_fisher_information_asks_few_pictures_always_the_same(extractor, monkeypatch):
-    monkeypatch.setattr("headstart.training.regularisation.terms.FISHER_PICTURES", 4)
+def test_the_fisher_information_asks_few_images_always_the_same(extractor, monkeypatch):
+    monkeypatch.setattr("headstart.training.regularisation.terms.FISHER_IMAGES", 4)
     asked, values = [], []
     for seed in range(2):
         network, inputs = make_network(), read(TRUNK, extractor)
@@ -325,7 +330,7 @@ def test_the_fisher_information_asks_few_pictures_always_the_same(extractor, mon
     assert values[0] == values[1] > 0
 
 
-def test_a_class_without_pictures_is_related_to_nothing(extractor):
+def test_a_class_without_images_is_related_to_nothing(extractor):
     wide = replace(DATA, classes=("azure", "blue", "red"))
     values = []
     for data in (DATA, wide):
@@ -342,16 +347,16 @@ DEEP = {"fc.weight": torch.zeros(10, 95), "fc.bias": torch.zeros(10)}
 
 @pytest.mark.parametrize("term", ["ewc", "lwf", "co_tuning"])
 @pytest.mark.parametrize(
-    ("trunk", "said"),
+    ("backbone", "said"),
     [
-        (make_trunk(head=False), "no original classifier; do use another"),
+        (make_backbone(head=False), "no original classifier; do use another"),
         (replace(TRUNK, state={**TRUNK.state, **DEEP}), "more than one linear layer"),
     ],
     ids=["none", "wide"],
 )
-def test_a_missing_classifier_is_said_before_training(term, trunk, said):
+def test_a_missing_classifier_is_said_before_training(term, backbone, said):
     with pytest.raises(UsageError, match=f"`{term}`.*{said}"):
-        bind(make_network(), trunk, DATA, Regularisation(**{term: 1.0}))
+        bind(make_network(), backbone, DATA, Regularisation(**{term: 1.0}))
 
 
 @pytest.mark.parametrize("term", sorted({*EXPECTED} - {"l2_sp_head"}))
@@ -367,7 +372,7 @@ def test_a_head_alone_may_decay(extractor):
     assert evaluate(network, penalty, inputs).item() == pytest.approx((weight**2).sum())
 
 
-def test_co_tuning_needs_one_class_a_picture():
+def test_co_tuning_needs_one_class_an_image():
     data = replace(DATA, kind="multilabel")
     with pytest.raises(UsageError, match="several labels"):
         bind(make_network(), TRUNK, data, Regularisation(co_tuning=1.0))
@@ -382,9 +387,9 @@ STEPS = Training(optimiser="sgd", epochs=4, batch_size=6, schedule="constant", p
 def trained(extractor, settings, **how):
     network = make_network(learning_rate=0.02)
     chosen = Settings(training=STEPS, head_learning_rate=0.02, **how)
-    reading = Reading(trunk=TRUNK, extractor=extractor)
+    reading = Reading(backbone=TRUNK, extractor=extractor)
     penalty = bind(network, TRUNK, DATA, settings)
-    objective = objective_for((DATA, make_data(8, seed=5)), chosen, trunk=TRUNK)
+    objective = objective_for((DATA, make_data(8, seed=5)), chosen, backbone=TRUNK)
     tune(network, objective, chosen, reading=reading, penalty=penalty)
     return network.state()
 
@@ -418,12 +423,12 @@ def test_the_less_of_the_fine_tuned_network_the_less_drift(extractor, monkeypatc
     monkeypatch.setattr(
         "headstart.training.objectives.ClassObjective.score", lambda *a: Score(float(next(late)), 0)
     )
-    model = TransferModel(trunk=TRUNK, task=Classification(classes=DATA.classes))
+    model = TransferModel(backbone=TRUNK, task=ClassificationTask(classes=DATA.classes))
     found = []
     for share in (1.0, 0.5, 0.0):
         how = Finetune(training=STEPS, learning_rate=0.05, wise_ft=share)
         tuned = how.fit(model, DATA, make_data(8, seed=5), extractor=extractor)
-        found.append(measure(TRUNK, tuned.trunk, DATA.samples).stages[-1])
+        found.append(measure(TRUNK, tuned.backbone, DATA.samples).stages[-1])
     for more, less in pairwise(found):
         assert less.cosine > more.cosine
         assert less.relative_weight_change < more.relative_weight_change

@@ -1,6 +1,6 @@
 """What is wrong with boxes, before anything is learned from them, and the boxes that are left.
 
-Pure functions of a data set and of the sizes of its pictures, apart from reading headers where a
+Pure functions of a data set and of the sizes of its images, apart from reading headers where a
 scan has not done so.
 """
 
@@ -22,7 +22,7 @@ from headstart.errors import DataError, UsageError
 
 __all__ = ["LEAST_SIDE", "ROUNDING", "require_sound", "settled"]
 
-ROUNDING = 1.5  # pixels that a box may reach out of its picture without a word
+ROUNDING = 1.5  # pixels that a box may reach out of its image without a word
 LEAST_SIDE = 1.0  # pixels; VOC's xmin = xmax comes to this, and nothing can be learned from it
 
 Rows = NDArray[np.bool_]
@@ -31,10 +31,10 @@ Rows = NDArray[np.bool_]
 def settled(
     data: Dataset, records: Sequence[ImageRecord] | None = None
 ) -> tuple[Dataset, tuple[Finding, ...]]:
-    """Clip boxes to their pictures, leave out those of nothing, and say so.
+    """Clip boxes to their images, leave out those of nothing, and say so.
 
-    Left out are boxes at most `LEAST_SIDE` wide or high, boxes outside their picture, and all but
-    the first of boxes that are the same and of the same class. Boxes that reach out of the picture
+    Left out are boxes at most `LEAST_SIDE` wide or high, boxes outside their image, and all but
+    the first of boxes that are the same and of the same class. Boxes that reach out of the image
     are clipped, without a finding up to `ROUNDING`. What has been settled stays as it is.
 
     Parameters
@@ -42,14 +42,14 @@ def settled(
     data : Dataset
         Of another kind than detection: returned as it is.
     records : sequence of ImageRecord, optional
-        Of `scan`, one for each sample; without them the headers of the pictures are read.
+        Of `scan`, one for each sample; without them the headers of the images are read.
 
     Returns
     -------
     Dataset
-        The same examples with clean boxes; those of pictures that cannot be read are untouched.
+        The same examples with clean boxes; those of images that cannot be read are untouched.
     tuple of Finding
-        At most one of each kind for a picture, but one for all that EXIF may have turned.
+        At most one of each kind for an image, but one for all that EXIF may have turned.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def settled(
 
 
 def require_sound(findings: Iterable[Finding]) -> None:
-    """Refuse boxes that were drawn on pictures of another size.
+    """Refuse boxes that were drawn on images of another size.
 
     Raises
     ------
@@ -104,14 +104,14 @@ def require_sound(findings: Iterable[Finding]) -> None:
     if wrong:
         more = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []
         raise DataError(
-            f"Expected boxes that lie in their pictures, got {len(wrong)} pictures of another size "
-            "than their annotations state; do: use the pictures that were annotated, or scale the "
+            f"Expected boxes that lie in their images, got {len(wrong)} images of another size "
+            "than their annotations state; do: use the images that were annotated, or scale the "
             "boxes with them:\n  " + "\n  ".join(wrong[:20] + more)
         )
 
 
 class _Head(NamedTuple):
-    """Size of a picture as shown, and its EXIF orientation."""
+    """Size of an image as shown, and its EXIF orientation."""
 
     width: int
     height: int
@@ -124,7 +124,7 @@ def _recorded(record: ImageRecord) -> _Head | None:
 
 
 def _look(sample: Sample) -> _Head | None:
-    """What a scan would find, from as little of the picture as will do."""
+    """What a scan would find, from as little of the image as will do."""
     if isinstance(sample.image, Path):
         head = quick_header(sample.image)
         return None if head is None else _Head(head.width, head.height, head.exif_orientation)
@@ -132,7 +132,7 @@ def _look(sample: Sample) -> _Head | None:
 
 
 def _may_be_turned(boxes: Boxes, head: _Head) -> bool:
-    """Whether EXIF turns the picture and no size tells if the boxes were drawn before or after."""
+    """Whether EXIF turns the image and no size tells if the boxes were drawn before or after."""
     clear = head.orientation > 4 and head.width != head.height and boxes.size is not None
     return bool(boxes.labels) and head.orientation > 1 and not clear
 
@@ -140,7 +140,7 @@ def _may_be_turned(boxes: Boxes, head: _Head) -> bool:
 def _turned(names: Sequence[str]) -> Iterable[Finding]:
     if names:
         text = (
-            f"{len(names)} pictures are turned by EXIF, and their annotations do not tell whether "
+            f"{len(names)} images are turned by EXIF, and their annotations do not tell whether "
             f"boxes were drawn before or after; taken as drawn after, such as {names[0]}: look"
         )
         yield Finding(kind="box-turned", severity="warning", message=text, paths=tuple(names))
@@ -160,13 +160,13 @@ def _settled(boxes: Boxes, size: tuple[int, int], name: str) -> tuple[Boxes, lis
         *_about(
             "box-empty", thin, boxes, name, f"at most {LEAST_SIDE:.0f} pixel wide or high left out"
         ),
-        *_about("box-outside", away, boxes, name, f"outside the picture of {_by(size)} left out"),
+        *_about("box-outside", away, boxes, name, f"outside the image of {_by(size)} left out"),
         *_about(
             "box-outside",
             kept & (over > ROUNDING),
             boxes,
             name,
-            f"reaching out of the picture of {_by(size)} clipped",
+            f"reaching out of the image of {_by(size)} clipped",
         ),
         *_about("box-repeated", again, boxes, name, "given before left out"),
         *_several_classes(
@@ -219,7 +219,7 @@ def _about_size(
 ) -> Iterable[Finding]:
     if stated is None or stated == size:
         return
-    text = f"{name}: the annotation states {_by(stated)}, the picture has {_by(size)}"
+    text = f"{name}: the annotation states {_by(stated)}, the image has {_by(size)}"
     if over > ROUNDING:
         text += f", and boxes reach {over:.0f} pixels out of it"
     severity: Literal["error", "warning"] = "error" if over > ROUNDING else "warning"

@@ -1,6 +1,6 @@
-"""What is wrong with the pictures, before anything is learned from them.
+"""What is wrong with the images, before anything is learned from them.
 
-Pure functions of a data set and of the records that `scan` made of its pictures.
+Pure functions of a data set and of the records that `scan` made of its images.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ Indices = NDArray[np.intp]
 
 MAX_DISTANCE = 6  # of 64 bits; measured in docs/checks.md
 MIN_CORRELATION = 0.985
-MIN_TEXTURE = 4.0  # standard deviation of grey levels under which all pictures look alike
+MIN_TEXTURE = 4.0  # standard deviation of grey levels under which all images look alike
 RARE = 10  # examples of a class under which neither training nor judging is possible
-DARK = 26  # of 255: a 12-bit picture stored in 16 bits reaches 16
+DARK = 26  # of 255: a 12-bit image stored in 16 bits reaches 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that is wrong with the data, or worth knowing.
 
-    ``paths`` are the pictures concerned; those of a leak or a duplicate are the same picture.
-    ``rows`` are places in the data set of pictures to leave out: a name may be that of many.
+    ``paths`` are the images concerned; those of a leak or a duplicate are the same image.
+    ``rows`` are places in the data set of images to leave out: a name may be that of many.
     """
 
     kind: Kind
@@ -63,11 +63,11 @@ class Finding:
 def find_duplicates(
     records: Sequence[ImageRecord], *, max_distance: int | None = MAX_DISTANCE
 ) -> list[tuple[int, ...]]:
-    """Groups of indices whose pictures are the same, or nearly.
+    """Groups of indices whose images are the same, or nearly.
 
     A group is exact when its digests are equal. Near means that at most ``max_distance`` of
-    the 64 bits differ and that the thumbnails correlate; pictures without texture are only
-    ever exact duplicates. With n pictures about n² / 70 comparisons of 64 bits are made.
+    the 64 bits differ and that the thumbnails correlate; images without texture are only
+    ever exact duplicates. With n images about n² / 70 comparisons of 64 bits are made.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def _root(parent: list[int], i: int) -> int:
 def _near_links(
     records: Sequence[ImageRecord], candidates: list[int], max_distance: int
 ) -> list[tuple[int, int]]:
-    """Pairs that hold the groups of near duplicates together, at most one for each picture."""
+    """Pairs that hold the groups of near duplicates together, at most one for each image."""
     drawn = [i for i in candidates if len(records[i].thumbnail) == 256]
     small = np.frombuffer(b"".join(records[i].thumbnail for i in drawn), np.uint8)
     looks = small.reshape(-1, 256).astype(np.float32)
@@ -146,7 +146,7 @@ def _merge(labels: Indices, members: dict[int, list[int]], one: int, other: int)
 def _blocks(hashes: NDArray[np.uint64], max_distance: int) -> Iterator[tuple[Indices, Indices]]:
     """Indices to compare with each other: every pair within the distance is in some block.
 
-    Of max_distance + 1 bands of bits at least one is equal in such a pair, so only pictures
+    Of max_distance + 1 bands of bits at least one is equal in such a pair, so only images
     that share a band meet. Blocks are 64 rows, so that what was joined is soon left out.
     """
     edges = np.linspace(0, 64, max_distance + 2).astype(np.uint64)
@@ -176,7 +176,7 @@ def check(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ..
     _require_one_each(dataset, records)
     found = [
         *_unreadable(dataset, records),
-        *_same_pictures(dataset, records),
+        *_same_images(dataset, records),
         *_class_counts(dataset, records),
         *_empty_splits(dataset, records),
         *_dark(dataset, records),
@@ -199,12 +199,12 @@ def _unreadable(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Fi
             yield Finding(kind="unreadable", severity="error", message=text, paths=(sample.name,))
 
 
-def _same_pictures(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+def _same_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
     for group in find_duplicates(records):
         members = [dataset.samples[i] for i in group]
         paths = tuple(sample.name for sample in members)
         exact = len({records[i].digest for i in group}) == 1
-        how = "the same picture" if exact else "nearly the same picture"
+        how = "the same image" if exact else "nearly the same image"
         splits = [s for s in SPLITS if any(sample.split == s for sample in members)]
         shown = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
         if len(splits) > 1:
@@ -238,7 +238,7 @@ def _class_counts(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[
     good = dataset.subset(i for i, record in enumerate(records) if record.problem is None)
     parts = {split: good.split(split) for split in SPLITS}
     train = parts["train"].counts() if len(parts["train"]) else good.counts()
-    thing = "object" if dataset.kind == "detection" else "picture"
+    thing = "object" if dataset.kind == "detection" else "image"
     for name, total in good.counts().items():
         if not total:
             text = f"class {name!r} has no readable {thing}"
@@ -262,10 +262,10 @@ def _empty_splits(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[
     )
     for split in SPLITS:
         if split in given and given[split] == bad[split]:
-            text = f"none of the {given[split]} pictures in {split} is readable"
+            text = f"none of the {given[split]} images in {split} is readable"
             yield Finding(kind="empty-split", severity="error", message=text)
     if given and "train" not in given and given.total() == len(dataset):
-        text = f"no picture in train, only in {' and '.join(s for s in SPLITS if s in given)}"
+        text = f"no image in train, only in {' and '.join(s for s in SPLITS if s in given)}"
         yield Finding(kind="empty-split", severity="error", message=text)
 
 
@@ -274,7 +274,7 @@ def _dark(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]
     paths = tuple(dataset.samples[i].name for i in deep if max(records[i].thumbnail) < DARK)
     if paths:
         text = (
-            f"{len(paths)} pictures of 16 bits use less than a tenth of their range and will be "
+            f"{len(paths)} images of 16 bits use less than a tenth of their range and will be "
             f"nearly black, such as {paths[0]}; multiply 10-bit values by 64, 12-bit ones by 16"
         )
         yield Finding(kind="16-bit-dark", severity="warning", message=text, paths=paths)
@@ -288,7 +288,7 @@ def usable(
     Raises
     ------
     DataError
-        With ``bad_files="error"`` if any picture cannot be read, naming the first 20; with
+        With ``bad_files="error"`` if any image cannot be read, naming the first 20; with
         "skip" if none can.
 
     Examples
@@ -302,7 +302,7 @@ def usable(
     if bad and (bad_files == "error" or len(bad) == len(dataset)):
         more = [f"and {len(bad) - 20} more"] if len(bad) > 20 else []
         raise DataError(
-            f"Expected {len(dataset)} readable pictures, got {len(bad)} that are not; repair or "
+            f"Expected {len(dataset)} readable images, got {len(bad)} that are not; repair or "
             "remove them, or leave them out with --bad-files skip:\n  "
             + "\n  ".join(bad[:20] + more)
         )
@@ -312,7 +312,7 @@ def usable(
 
 
 def require_no_leak(findings: Sequence[Finding], *, allow_overlap: bool) -> None:
-    """Refuse data with the same picture, or nearly, on both sides of a split.
+    """Refuse data with the same image, or nearly, on both sides of a split.
 
     Raises
     ------
@@ -324,6 +324,6 @@ def require_no_leak(findings: Sequence[Finding], *, allow_overlap: bool) -> None
         pairs = [finding.message for finding in leaks[:5]]
         more = [f"and {len(leaks) - 5} more"] if len(leaks) > 5 else []
         raise LeakError(
-            f"Expected no picture in two splits, got {len(leaks)}; remove one of each, or pass "
+            f"Expected no image in two splits, got {len(leaks)}; remove one of each, or pass "
             "--allow-overlap if it is meant:\n  " + "\n  ".join(pairs + more)
         )

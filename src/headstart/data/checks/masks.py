@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from headstart.data.checks.images import Finding, Kind
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import IGNORED, Dataset, Mask, Sample
-from headstart.data.formats.layouts import is_picture, natural_key
+from headstart.data.formats.layouts import is_image, natural_key
 from headstart.data.formats.masks import is_other_rendering
 from headstart.data.masks import class_counts, decode_mask, read_raw
 from headstart.errors import DataError, UnreadableImageError
@@ -50,8 +50,8 @@ def check_masks(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Findi
     -------
     tuple of Finding
         Errors are what cannot be learned from: a mask that is missing, unreadable, of another
-        size than its picture, or with values that no class is named for. ``paths`` of an error
-        begins with the picture, and ``rows`` is its place in the data set.
+        size than its image, or with values that no class is named for. ``paths`` of an error
+        begins with the image, and ``rows`` is its place in the data set.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def with_masks(
     if wrong and (bad_files == "error" or not kept):
         more = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []
         raise DataError(
-            f"Expected a mask for every picture, got {len(wrong)} that cannot be used; repair or "
+            f"Expected a mask for every image, got {len(wrong)} that cannot be used; repair or "
             "remove them, or leave them out with --bad-files skip:\n  "
             + "\n  ".join([finding.message for finding in wrong[:20]] + more)
         )
@@ -131,7 +131,7 @@ _Rows = Sequence[tuple[Sample, ImageRecord, _Look]]
 def _look(sample: Sample, classes: Sequence[str]) -> _Look:
     nothing = np.zeros(len(classes) + 1, dtype=np.intp)
     if not isinstance(sample.target, Mask):
-        return _Look(counts=nothing, kind="mask-missing", problem="a picture without a mask")
+        return _Look(counts=nothing, kind="mask-missing", problem="an image without a mask")
     try:
         indices = decode_mask(sample.target, classes)
     except UnreadableImageError as error:
@@ -170,7 +170,7 @@ def _sizes(row: int, sample: Sample, record: ImageRecord, look: _Look) -> Iterat
     elif record.orientation > 1 and turned == shown and not _turns_itself(sample):
         text = (
             f"{sample.name}: turned by EXIF, and the size of its mask cannot tell whether the "
-            "mask was drawn before or after; it is taken as drawn on the picture as shown"
+            "mask was drawn before or after; it is taken as drawn on the image as shown"
         )
         yield Finding(kind="mask-turned", severity="warning", message=text, paths=_paths(sample))
 
@@ -183,7 +183,7 @@ def _turns_itself(sample: Sample) -> bool:
 
 
 def _spare(dataset: Dataset) -> Iterator[Finding]:
-    """Masks in the same folders that no picture of the set belongs to."""
+    """Masks in the same folders that no image of the set belongs to."""
     used = {
         sample.target.source
         for sample in dataset.samples
@@ -193,14 +193,14 @@ def _spare(dataset: Dataset) -> Iterator[Finding]:
         names = [
             str(path)
             for path in folder.iterdir()
-            if is_picture(path.name)
+            if is_image(path.name)
             and path.name[0] != "."
             and path not in used
             and not is_other_rendering(path.name)
         ]
         if names:
             names.sort(key=natural_key)
-            text = f"{_masks(len(names))} without a picture, such as {names[0]}"
+            text = f"{_masks(len(names))} without an image, such as {names[0]}"
             yield Finding(kind="mask-spare", severity="warning", message=text, paths=tuple(names))
 
 

@@ -1,4 +1,4 @@
-"""Decode every picture once and write down what it is.
+"""Decode every image once and write down what it is.
 
 The records are what `headstart.data.checks` and the splits work with.
 """
@@ -21,21 +21,21 @@ from headstart.runtime import cores
 
 __all__ = ["ImageRecord", "scan"]
 
-BATCH = 256  # pictures between two looks into the cache
-SHORT_SIDE = 32  # of the picture that the signature is taken from, at least twice this
+BATCH = 256  # images between two looks into the cache
+SHORT_SIDE = 32  # of the image that the signature is taken from, at least twice this
 _WAVES = np.cos(np.pi * (2 * np.arange(32) + 1) * np.arange(1, 9)[:, None] / 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """What a scan found out about one picture.
+    """What a scan found out about one image.
 
     Parameters
     ----------
     digest : str
         Content identity; empty where the file cannot be read at all.
     width, height : int
-        Pixels of the upright picture.
+        Pixels of the upright image.
     format, mode : str
         As Pillow names them; for arrays "array" and the type.
     orientation : int
@@ -45,7 +45,7 @@ class ImageRecord:
     thumbnail : bytes
         256 grey levels, shape (16, 16): the finer comparison after the hash.
     problem : str or None
-        Why the picture cannot be used.
+        Why the image cannot be used.
     """
 
     digest: str
@@ -66,10 +66,10 @@ def scan(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageRecord, ...]:
-    """Decode every picture once and describe it; what is damaged is recorded, not raised.
+    """Decode every image once and describe it; what is damaged is recorded, not raised.
 
     Records are kept in the cache by content, so that a second scan only reads the files. One
-    picture per worker is in memory at a time.
+    image per worker is in memory at a time.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def scan(
     workers : int or None
         Threads; None takes as many as there are processors.
     progress : callable or None
-        Called with (pictures done, pictures in all).
+        Called with (images done, images in all).
 
     Returns
     -------

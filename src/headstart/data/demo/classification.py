@@ -1,4 +1,4 @@
-"""Example sets made from what scikit-learn ships: no download, the same pictures every time.
+"""Example sets made from what scikit-learn ships: no download, the same images every time.
 
 ======== ========================================================== ===========================
 name     what it shows                                              what is right to expect
@@ -13,11 +13,11 @@ textures sky, leaves, petals, temple, tree: grey patches of two     chance 20 %;
          photographs under noise; 400 in 100 groups (one group is   features about 75 % with
          one place in a photograph)                                 groups kept apart
 shapes   disc, square, triangle on crops of photographs, any of     multilabel; each kind is in
-         them or none in a picture; 300                             half of the pictures
+         them or none in an image; 300                             half of the images
 boxes    none to four crosses, discs and triangles on crops of      detection
          photographs of many sizes, with their boxes; 120
 masks    none to five of the same, with a class for every pixel;    segmentation
-         in a quarter of the pictures a region is ignored; 120
+         in a quarter of the images a region is ignored; 120
 ======== ========================================================== ===========================
 
 The expectations were measured with a linear probe on EfficientNet-Lite0 in cross-validation.
@@ -78,7 +78,7 @@ def load(name: str, *, folder: str | Path | None = None) -> Dataset:
     name : str
         One of `names`.
     folder : path or None
-        None: pictures stay in memory, as uint8 arrays of shape (H, W, 3). Else they are written
+        None: images stay in memory, as uint8 arrays of shape (H, W, 3). Else they are written
         there first, see `write`, and examples hold paths.
 
     Returns
@@ -175,8 +175,8 @@ def _makers() -> dict[str, Callable[[np.random.Generator], list[_Drawn]]]:
 def _make(name: str) -> Dataset:
     drawn = _makers()[name](np.random.default_rng(0))
     samples = []
-    for picture, target, group in drawn:
-        pixels = np.asarray(picture.convert("RGB")).copy()
+    for image, target, group in drawn:
+        pixels = np.asarray(image.convert("RGB")).copy()
         # The set is kept for the next call; nobody may change it in between.
         pixels.flags.writeable = False
         samples.append(Sample(image=pixels, target=target, group=group))
@@ -198,12 +198,12 @@ def _make(name: str) -> Dataset:
 def _kind(target: Target) -> tuple[Kind, str]:
     """What kind of answer a set of such targets asks for, and why."""
     if isinstance(target, Boxes):
-        return "detection", "because pictures come with boxes"
+        return "detection", "because images come with boxes"
     if isinstance(target, Mask):
-        return "segmentation", "because pictures come with masks"
+        return "segmentation", "because images come with masks"
     if isinstance(target, tuple):
-        return "multilabel", "because a picture may show several kinds or none"
-    return "multiclass", "because each picture has one label"
+        return "multilabel", "because an image may show several kinds or none"
+    return "multiclass", "because each image has one label"
 
 
 def _digits(rng: np.random.Generator) -> list[_Drawn]:
@@ -221,30 +221,30 @@ def _digits(rng: np.random.Generator) -> list[_Drawn]:
 
 
 def _symbols(rng: np.random.Generator) -> list[_Drawn]:
-    pictures: list[_Drawn] = []
+    images: list[_Drawn] = []
     for kind in ("arrow", "cross", "disc", "gear", "heart", "square", "star", "triangle"):
         for _ in range(60):
             radius = rng.uniform(26, 54)
             place = rng.uniform(radius, _SIZE - radius, size=2)
             ground = _painted(_crop(rng), kind, place, radius, rng)
-            pictures.append((_noisy(ground, rng, 10), kind, None))
-    return pictures
+            images.append((_noisy(ground, rng, 10), kind, None))
+    return images
 
 
 def _shapes(rng: np.random.Generator) -> list[_Drawn]:
-    pictures: list[_Drawn] = []
+    images: list[_Drawn] = []
     places = np.asarray([(36, 36), (92, 36), (36, 92), (92, 92)])
     for _ in range(300):
-        picture, free = _crop(rng), iter(rng.permutation(places))
+        image, free = _crop(rng), iter(rng.permutation(places))
         kinds = tuple(k for k in ("disc", "square", "triangle") if rng.random() < 0.5)
         for kind in kinds:
-            picture = _painted(picture, kind, next(free), rng.uniform(16, 26), rng)
-        pictures.append((picture, kinds, None))
-    return pictures
+            image = _painted(image, kind, next(free), rng.uniform(16, 26), rng)
+        images.append((image, kinds, None))
+    return images
 
 
 def _textures(rng: np.random.Generator) -> list[_Drawn]:
-    pictures: list[_Drawn] = []
+    images: list[_Drawn] = []
     group = 0
     for kind, boxes in _PLACES.items():
         tiles = [
@@ -254,9 +254,9 @@ def _textures(rng: np.random.Generator) -> list[_Drawn]:
             for y in range(top, bottom - _TILE + 1, _TILE)
         ]
         for photo, x, y in rng.permutation(tiles)[:20].tolist():
-            pictures += [(_patch(photo, x, y, rng), kind, f"place{group:03d}") for _ in range(4)]
+            images += [(_patch(photo, x, y, rng), kind, f"place{group:03d}") for _ in range(4)]
             group += 1
-    return pictures
+    return images
 
 
 def _patch(photo: int, x: int, y: int, rng: np.random.Generator) -> Image:
@@ -304,9 +304,9 @@ def _painted(
     return Image.composite(paint, ground, mask)
 
 
-def _noisy(picture: Image, rng: np.random.Generator, strength: float) -> Image:
+def _noisy(image: Image, rng: np.random.Generator, strength: float) -> Image:
     from PIL import Image, ImageFilter
 
-    soft = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2))), dtype=float)
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2))), dtype=float)
     soft += rng.normal(0, rng.uniform(0, strength), size=(*soft.shape[:2], 1))
     return Image.fromarray(soft.clip(0, 255).astype(np.uint8))

@@ -31,53 +31,53 @@ _Drawn = tuple["Image", Target, str | None]
 
 
 def boxes(rng: np.random.Generator) -> list[_Drawn]:
-    """Pictures with none to four symbols, and the box around each.
+    """Images with none to four symbols, and the box around each.
 
     Examples
     --------
-    >>> picture, target, _ = boxes(np.random.default_rng(0))[0]
-    >>> picture.size == target.size
+    >>> image, target, _ = boxes(np.random.default_rng(0))[0]
+    >>> image.size == target.size
     True
     """
     drawn: list[_Drawn] = []
     for _ in range(_COUNT):
-        picture = _ground(rng)
+        image = _ground(rng)
         count = int(rng.choice(5, p=(0.15, 0.2, 0.25, 0.25, 0.15)))
-        symbols = _symbols(picture.size, count, rng, (11, 25))
+        symbols = _symbols(image.size, count, rng, (11, 25))
         for kind, points in symbols:
-            picture = _painted(picture, kind, points, rng)
+            image = _painted(image, kind, points, rng)
         target = Boxes(
             corners=tuple(_box(points) for _, points in symbols),
             labels=tuple(kind for kind, _ in symbols),
-            size=picture.size,
+            size=image.size,
         )
-        drawn.append((picture, target, None))
+        drawn.append((image, target, None))
     return drawn
 
 
 def masks(rng: np.random.Generator) -> list[_Drawn]:
-    """Pictures with none to five symbols, and the class of every pixel.
+    """Images with none to five symbols, and the class of every pixel.
 
     Examples
     --------
-    >>> picture, target, _ = masks(np.random.default_rng(0))[0]
-    >>> picture.size == target.source.shape[::-1]
+    >>> image, target, _ = masks(np.random.default_rng(0))[0]
+    >>> image.size == target.source.shape[::-1]
     True
     """
     drawn: list[_Drawn] = []
     for number in range(_COUNT):
-        picture = _ground(rng)
-        classes = np.zeros(picture.size[::-1], dtype=np.uint8)
+        image = _ground(rng)
+        classes = np.zeros(image.size[::-1], dtype=np.uint8)
         count = int(rng.choice(6, p=(0.08, 0.12, 0.25, 0.25, 0.2, 0.1)))
-        for kind, points in _symbols(picture.size, count, rng, (14, 32)):
-            picture = _painted(picture, kind, points, rng)
-            inside = np.asarray(_filled(picture.size, points)) > 127
+        for kind, points in _symbols(image.size, count, rng, (14, 32)):
+            image = _painted(image, kind, points, rng)
+            inside = np.asarray(_filled(image.size, points)) > 127
             classes[inside] = _PALETTE.names.index(kind)
         if number % 4 == 0:
             _ignore(classes, rng)
         present = tuple(n for i, n in enumerate(_PALETTE.names) if (classes == i).any())
         classes.flags.writeable = False  # the set is kept for the next call
-        drawn.append((picture, Mask(source=classes, palette=_PALETTE, present=present), None))
+        drawn.append((image, Mask(source=classes, palette=_PALETTE, present=present), None))
     return drawn
 
 
@@ -194,7 +194,7 @@ def _box(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
 
 
 def _ignore(classes: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Mark a rectangle of about a tenth of the picture."""
+    """Mark a rectangle of about a tenth of the image."""
     height, width = classes.shape
     rows, columns = (round(side * rng.uniform(0.25, 0.4)) for side in (height, width))
     top, left = int(rng.integers(height - rows)), int(rng.integers(width - columns))

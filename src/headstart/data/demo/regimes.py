@@ -4,20 +4,20 @@
 set      source  what it is                  what is right, and why
 ======== ======= =========================== =====================================================
 near     symbols 4 of the source's 8         a linear probe: the source's features tell these
-                 symbols, more noise; 48     symbols apart already, and 48 pictures teach no more
-shifted  symbols all 8 as outlines, a line   fine-tuning: the features half fit, and 800 pictures
+                 symbols, more noise; 48     symbols apart already, and 48 images teach no more
+shifted  symbols all 8 as outlines, a line   fine-tuning: the features half fit, and 800 images
                  across each; 800            mend them, but are too few to find them anew
-hopeless blanks  the 8 symbols, more noise;  from scratch: 960 pictures are enough, and the
+hopeless blanks  the 8 symbols, more noise;  from scratch: 960 images are enough, and the
                  960                         source's weights are no better than random ones
 ======== ======= =========================== =====================================================
 
-A source is what ``headstart.pretraining`` makes weights from. Blanks are pictures of one colour:
+A source is what ``headstart.pretraining`` makes weights from. Blanks are images of one colour:
 a network that learned to tell light from dark ones has filters that cancel edges, and BatchNorm
-statistics of pictures without any; a symbol drives what follows far out of range. Fine-tuning
+statistics of images without any; a symbol drives what follows far out of range. Fine-tuning
 keeps these statistics, and its small rate mends nothing. This is made to be hopeless, by a strong
 weight decay too: weights that are usually published are seldom worse than none.
 
-Each set has a part ``test`` of 320 pictures. Everything is drawn here; nothing is downloaded.
+Each set has a part ``test`` of 320 images. Everything is drawn here; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from headstart.errors import UnknownNameError
 __all__ = ["RIGHT", "SIDE", "SOURCES", "blanks", "hopeless", "make", "near", "shifted", "symbols"]
 
 SIDE = 32
-"""Of every picture, in pixels."""
+"""Of every image, in pixels."""
 
 RIGHT = {"near": "linear-probe", "shifted": "finetune", "hopeless": "scratch"}
 """The method that is right, by set."""
@@ -51,7 +51,7 @@ _Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """How symbols are drawn: greatest slant in radians, grey levels, lines over each picture."""
+    """How symbols are drawn: greatest slant in radians, grey levels, lines over each image."""
 
     slant: float = 0.6
     contrast: tuple[float, float] = (60, 140)
@@ -80,7 +80,7 @@ def make(name: str, seed: int = 0) -> Dataset:
 
 
 def near(seed: int = 0) -> Dataset:
-    """Few pictures of what the source knows: 48 to learn from, 320 to test on.
+    """Few images of what the source knows: 48 to learn from, 320 to test on.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def near(seed: int = 0) -> Dataset:
 
 
 def shifted(seed: int = 0) -> Dataset:
-    """Many pictures that look otherwise than the source's: 800 to learn from, 320 to test on.
+    """Many images that look otherwise than the source's: 800 to learn from, 320 to test on.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def shifted(seed: int = 0) -> Dataset:
 
 
 def hopeless(seed: int = 0) -> Dataset:
-    """Many plain pictures, whose source knows nothing: 960 to learn from, 320 to test on.
+    """Many plain images, whose source knows nothing: 960 to learn from, 320 to test on.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def hopeless(seed: int = 0) -> Dataset:
 
 
 def symbols(seed: int = 0) -> Dataset:
-    """Draw the source of near and shifted: 8 filled symbols, 1,600 pictures.
+    """Draw the source of near and shifted: 8 filled symbols, 1,600 images.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def symbols(seed: int = 0) -> Dataset:
 
 
 def blanks(seed: int = 0) -> Dataset:
-    """Draw the source of hopeless: dark and light pictures of one colour, 300 of them.
+    """Draw the source of hopeless: dark and light images of one colour, 300 of them.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def _set(
     seed: int,
     draw: Callable[[str, np.random.Generator], _Pixels],
 ) -> Dataset:
-    """Draw so many pictures of each class to learn from, and to test on."""
+    """Draw so many images of each class to learn from, and to test on."""
     rng = np.random.default_rng([seed, *name.encode()])
     parts: tuple[SplitName, SplitName] = ("train", "test")
     samples = [
@@ -180,8 +180,8 @@ def _symbol(kind: str, look: _Look, rng: np.random.Generator) -> _Pixels:
     size = SIDE * _FINE
     step = rng.uniform(*look.contrast)
     ground = rng.uniform(20, 235 - step)
-    picture = Image.new("L", (size, size), int(ground))
-    pen: Any = ImageDraw.Draw(picture)
+    image = Image.new("L", (size, size), int(ground))
+    pen: Any = ImageDraw.Draw(image)
     radius = rng.uniform(7, 13)
     place = rng.uniform(radius + 1, SIDE - radius - 1, size=2)
     points = (turned(outline(kind), rng.uniform(-look.slant, look.slant)) * radius + place) * _FINE
@@ -193,6 +193,6 @@ def _symbol(kind: str, look: _Look, rng: np.random.Generator) -> _Pixels:
     for _ in range(look.lines):
         ends, width = rng.uniform(0, size, size=4).tolist(), int(rng.integers(1, 3)) * _FINE
         pen.line(ends, fill=int(rng.integers(256)), width=width)
-    grey = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
+    grey = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
     grey = grey + rng.normal(0, look.noise, size=grey.shape)
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -1,6 +1,6 @@
-"""Boxes as an annotation file writes them, and how they come to lie on the picture as shown.
+"""Boxes as an annotation file writes them, and how they come to lie on the image as shown.
 
-The readers of the formats (coco.py, voc.py, yolo.py) give these; none of them opens a picture.
+The readers of the formats (coco.py, voc.py, yolo.py) give these; none of them opens an image.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 _BACKGROUND = frozenset(("background", "__background__", "_background_", "bg", "__bg__"))
-_HEAD = 65536  # bytes in which nearly every picture states its size
+_HEAD = 65536  # bytes in which nearly every image states its size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotated:
-    """One picture and the boxes that a file states for it.
+    """One image and the boxes that a file states for it.
 
     Parameters
     ----------
     key : str
-        The picture's posix path relative to the folder.
+        The image's posix path relative to the folder.
     boxes : Boxes
         In the file's own coordinates, with the size that it states.
     split : {"train", "val", "test"} or None
@@ -66,7 +66,7 @@ class Annotations:
     notes : tuple of str
         What was recognised and what was left out.
     relative : bool
-        Whether corners are shares of the width and height of the picture as shown.
+        Whether corners are shares of the width and height of the image as shown.
     """
 
     items: tuple[Annotated, ...]
@@ -104,7 +104,7 @@ def split_in(path: str) -> SplitName | None:
 
 
 def splits_by_folder(keys: Iterable[str]) -> dict[str, SplitName | None]:
-    """The part of each picture as its folders name it; none where they name only one.
+    """The part of each image as its folders name it; none where they name only one.
 
     Examples
     --------
@@ -116,21 +116,21 @@ def splits_by_folder(keys: Iterable[str]) -> dict[str, SplitName | None]:
 
 
 def turned(boxes: ArrayLike, orientation: int, width: int, height: int) -> NDArray[np.float64]:
-    """Turn boxes as an EXIF orientation turns the picture.
+    """Turn boxes as an EXIF orientation turns the image.
 
     Parameters
     ----------
     boxes : array, shape (n, 4)
-        Left, top, right, bottom in pixels of the picture as stored.
+        Left, top, right, bottom in pixels of the image as stored.
     orientation : int
         1 (upright) to 8, as EXIF 2.32 (CIPA DC-008, section 4.6.4) numbers them.
     width, height : int
-        Of the picture as stored.
+        Of the image as stored.
 
     Returns
     -------
     array, shape (n, 4)
-        In pixels of the picture as shown, whose sides are swapped for 5 to 8.
+        In pixels of the image as shown, whose sides are swapped for 5 to 8.
 
     Examples
     --------
@@ -155,23 +155,23 @@ def turned(boxes: ArrayLike, orientation: int, width: int, height: int) -> NDArr
 def as_shown(
     boxes: Boxes, head: ImageHeader | None, *, relative: bool = False
 ) -> tuple[Boxes, bool]:
-    """Put boxes on the picture as it is shown.
+    """Put boxes on the image as it is shown.
 
-    Some tools draw on the picture as stored, some as EXIF turns it. The size that the file states
-    tells which: where it is that of the stored picture only, the boxes turn with it.
+    Some tools draw on the image as stored, some as EXIF turns it. The size that the file states
+    tells which: where it is that of the stored image only, the boxes turn with it.
 
     Parameters
     ----------
     boxes : Boxes
     head : ImageHeader or None
-        None for a picture that cannot be read: its boxes stay as they are.
+        None for an image that cannot be read: its boxes stay as they are.
     relative : bool
         Whether corners are shares of width and height.
 
     Returns
     -------
     Boxes
-        Corners in pixels of the picture as shown.
+        Corners in pixels of the image as shown.
     bool
         Whether they were turned.
 
@@ -196,7 +196,7 @@ def as_shown(
 
 
 def quick_header(path: Path) -> ImageHeader | None:
-    """Read a picture's header from the first 64 KB of its file; None if it has none that is sound.
+    """Read an image's header from the first 64 KB of its file; None if it has none that is sound.
 
     What is wrong with it is for `headstart.data.scan` to say.
 

@@ -21,11 +21,11 @@ class ByClass:
     Parameters
     ----------
     classes : dict of str to tuple of str
-        Pictures by class; empty where the layout is not class folders.
+        Images by class; empty where the layout is not class folders.
     splits : dict of str to {"train", "val", "test"}
         The folders that are parts; empty where there are none.
     outside : tuple of str
-        Pictures in no class folder.
+        Images in no class folder.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -36,8 +36,8 @@ class ByClass:
 def _split_folders(listing: Listing) -> dict[str, SplitName]:
     """Folders that are parts rather than classes: named so, and with folders inside."""
     named = {top: split for top in listing.tops if (split := split_name(top))}
-    holders = {name.split("/", 1)[0] for name in listing.pictures if "/" in name}
-    deep = {name.split("/", 1)[0] for name in listing.pictures if name.count("/") > 1}
+    holders = {name.split("/", 1)[0] for name in listing.images if "/" in name}
+    deep = {name.split("/", 1)[0] for name in listing.images if name.count("/") > 1}
     if holders <= named.keys() and (deep or len(holders) > 1):
         return named
     # One folder of that name among others may well be a class: train, car, bus.
@@ -51,7 +51,7 @@ def by_class(listing: Listing) -> ByClass:
     --------
     >>> from pathlib import Path
     >>> names = ("test/dog/1.jpg", "train/cat/1.jpg", "train/dog/sub/2.jpg", "x.jpg")
-    >>> sorted_in = by_class(Listing(root=Path("p"), pictures=names, folders=("test", "train")))
+    >>> sorted_in = by_class(Listing(root=Path("p"), images=names, folders=("test", "train")))
     >>> sorted_in.classes
     {'dog': ('test/dog/1.jpg', 'train/dog/sub/2.jpg'), 'cat': ('train/cat/1.jpg',)}
     >>> sorted_in.outside
@@ -65,10 +65,10 @@ def by_class(listing: Listing) -> ByClass:
     for folder in listing.folders:
         parts = folder.split("/")
         inside = not splits or parts[0] in splits
-        # An empty folder is a class that waits for pictures; one of other files is not.
+        # An empty folder is a class that waits for images; one of other files is not.
         if inside and len(parts) == at + 1 and folder not in holding:
             classes.setdefault(normalize("NFC", parts[at]), [])
-    for name in listing.pictures:
+    for name in listing.images:
         parts = name.split("/")
         if len(parts) < at + 2 or (splits and parts[0] not in splits):
             outside.append(name)
@@ -90,9 +90,9 @@ def read_folders(
     ----------
     listing : Listing
     task_kind : {"multiclass", "multilabel"} or None
-        Multilabel: each picture carries the one label of its folder.
+        Multilabel: each image carries the one label of its folder.
     labels_required : bool
-        False: pictures outside class folders are read without a label.
+        False: images outside class folders are read without a label.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def read_folders(
     Examples
     --------
     >>> from pathlib import Path
-    >>> listing = Listing(root=Path("p"), pictures=("cat/1.jpg", "dog/1.jpg"))
+    >>> listing = Listing(root=Path("p"), images=("cat/1.jpg", "dog/1.jpg"))
     >>> data, keys = read_folders(listing)
     >>> data.classes, keys
     (('cat', 'dog'), ('cat/1.jpg', 'dog/1.jpg'))
@@ -118,7 +118,7 @@ def read_folders(
     if error is not None:
         raise error
     found = by_class(listing)
-    if not listing.pictures or (labels_required and not found.classes):
+    if not listing.images or (labels_required and not found.classes):
         raise layouts.unrecognised(listing)
     label = {name: label for label, names in found.classes.items() for name in names}
     keys = tuple(label) + (() if labels_required else found.outside)
@@ -147,9 +147,9 @@ def _recognised(data: Dataset, found: ByClass) -> tuple[str, ...]:
     present = [split for split in SPLITS if any(s.split == split for s in data.samples)]
     notes = [f"class folders with {'/'.join(present)}" if present else "class folders, no splits"]
     if not found.classes:
-        return ("a folder of pictures without labels",)
+        return ("a folder of images without labels",)
     if data.kind == "multiclass":
-        notes.append("task: multiclass because each picture has one label")
+        notes.append("task: multiclass because each image has one label")
     else:
         notes.append("task: multilabel because it was asked for")
     counts = data.counts()
@@ -160,7 +160,7 @@ def _recognised(data: Dataset, found: ByClass) -> tuple[str, ...]:
         tally = Counter(_label(s) for s in data.samples if s.split == split)
         absent = [name for name, count in counts.items() if count and not tally[name]]
         if absent:
-            notes.append(f"{split} has no pictures of {len(absent)} classes: {listed(absent)}")
+            notes.append(f"{split} has no images of {len(absent)} classes: {listed(absent)}")
     return tuple(notes)
 
 
@@ -191,11 +191,11 @@ def _left_out(listing: Listing, found: ByClass, labels_required: bool) -> tuple[
     notes = []
     if found.outside and labels_required:
         notes.append(
-            f"{len(found.outside)} pictures outside class folders left out: {listed(found.outside)}"
+            f"{len(found.outside)} images outside class folders left out: {listed(found.outside)}"
         )
     if listing.others:
         notes.append(
-            f"{len(listing.others)} files that are no pictures left out: {listed(listing.others)}"
+            f"{len(listing.others)} files that are no images left out: {listed(listing.others)}"
         )
     if listing.links:
         notes.append(

@@ -1,4 +1,4 @@
-"""COCO annotations: JSON files of pictures, classes and boxes."""
+"""COCO annotations: JSON files of images, classes and boxes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from headstart.errors import DataError, LeakError
 __all__ = ["read_coco"]
 
 _GROUPS = ("group", "group_id", "patient_id", "patient", "subject_id", "video_id")
-_FAR = 1e9  # pixels; no picture is as large
-_VOTES = 200  # pictures by which the folder of a file's pictures is found
+_FAR = 1e9  # pixels; no image is as large
+_VOTES = 200  # images by which the folder of a file's images is found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +46,23 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
     Parameters
     ----------
     listing : Listing
-        Of the folder that holds the pictures.
+        Of the folder that holds the images.
     files : sequence of str
         The JSON files, relative to it. Those that hold no boxes are left out.
 
     Returns
     -------
     Annotations
-        ``iscrowd`` boxes are hard. Pictures of one ``video_id``, ``patient_id`` or ``group`` are
+        ``iscrowd`` boxes are hard. Images of one ``video_id``, ``patient_id`` or ``group`` are
         a group. The part is what the words of the file's path say, where the files name several.
 
     Raises
     ------
     DataError
-        If a file is damaged, names pictures outside the folder or none inside it, uses ids that
+        If a file is damaged, names images outside the folder or none inside it, uses ids that
         it does not declare, or names objects "background".
     LeakError
-        If files of two parts name the same picture.
+        If files of two parts name the same image.
     """
     chosen, notes = _chosen(listing, files)
     splits = splits_by_folder(_as_folders([file.name for file in chosen]))
@@ -75,15 +75,15 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
             if item.key in items:
                 raise _twice(listing.root, item, items[item.key])
             items[item.key] = item
-    if not items.keys() & set(listing.pictures):
+    if not items.keys() & set(listing.images):
         raise DataError(
-            f"Expected pictures such as {next(iter(items), '')!r} in {str(listing.root)!r}, got "
+            f"Expected images such as {next(iter(items), '')!r} in {str(listing.root)!r}, got "
             f"none of the {len(items)} that are named; do: name the folder that holds both them "
             "and the annotations."
         )
-    unnamed = [key for key in listing.pictures if key not in items]
+    unnamed = [key for key in listing.images if key not in items]
     if unnamed:
-        notes.append(f"{len(unnamed)} pictures that no file names left out: {listed(unnamed)}")
+        notes.append(f"{len(unnamed)} images that no file names left out: {listed(unnamed)}")
     names = dict.fromkeys(n for f in chosen for n in f.names.values() if not is_background(n))
     return Annotations(items=tuple(items.values()), names=tuple(names), notes=tuple(notes))
 
@@ -171,7 +171,7 @@ def _require_categories(path: Path, file: _File) -> None:
     for identity, count in used.items():
         if identity not in file.names:
             first = next(
-                file.images.get(key, {}).get("file_name", "no picture")
+                file.images.get(key, {}).get("file_name", "no image")
                 for key, ones in file.boxes.items()
                 for one in ones
                 if _plain(one.get("category_id")) == identity
@@ -203,13 +203,13 @@ def _remarks(file: _File) -> list[str]:
 
 
 def _base(file: _File, listing: Listing) -> str:
-    """The folder that most of the file's pictures lie in as they are named.
+    """The folder that most of the file's images lie in as they are named.
 
-    Where folders hold pictures of the same names, the one of the same part, then the nearest.
+    Where folders hold images of the same names, the one of the same part, then the nearest.
     """
     wanted = [_tidy(one["file_name"]) for one in file.images.values()][:_VOTES]
     ends: dict[str, list[str]] = defaultdict(list)
-    for key in listing.pictures:
+    for key in listing.images:
         ends[posixpath.basename(key)].append(key)
     votes: Counter[str] = Counter()
     for name in wanted:
@@ -262,7 +262,7 @@ def _items(file: _File, base: str, split: SplitName | None, inside: _Inside) -> 
         if not inside(key):
             raise _wrong(
                 path,
-                f"pictures inside {str(inside.root)!r}",
+                f"images inside {str(inside.root)!r}",
                 f"{image['file_name']!r}, which leads out of it",
             )
         group = next((image[word] for word in _GROUPS if image.get(word) is not None), None)
@@ -312,6 +312,6 @@ def _twice(root: Path, item: Annotated, before: Annotated) -> DataError:
     kind = DataError if item.split == before.split else LeakError
     parts = "" if item.split == before.split else f" ({before.split} and {item.split})"
     return kind(
-        f"Expected every picture once in the COCO files of {str(root)!r}, got {item.key!r} "
+        f"Expected every image once in the COCO files of {str(root)!r}, got {item.key!r} "
         f"twice{parts}; do: remove one of its entries."
     )

@@ -1,6 +1,6 @@
 """What lies in a folder, and plain words for a layout that is not read.
 
-Only names are looked at, never a picture's content.
+Only names are looked at, never an image's content.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
     "Listing",
     "coco_files",
     "foreign",
-    "is_picture",
+    "is_image",
     "listed",
     "missing",
     "natural_key",
@@ -51,13 +51,13 @@ _LINKS = 2
 _ACCEPTED = """
   class folders     photos/cat/1.jpg          with splits   photos/train/cat/1.jpg
                     photos/dog/2.jpg                        photos/test/dog/2.jpg
-  a manifest        labels.csv (.tsv, .parquet), alone or beside the pictures:
+  a manifest        labels.csv (.tsv, .parquet), alone or beside the images:
                     path,label[,split][,group]
                     images/1.jpg,cat,train,patient7
   masks             images/1.jpg              with splits   train/images/1.jpg
                     masks/1.png                             train/masks/1.png
                     classes.txt (one name a line, or 'code name', or 'r g b name')
-  boxes             COCO (*.json), Pascal VOC (*.xml) or YOLO (labels/*.txt) beside the pictures
+  boxes             COCO (*.json), Pascal VOC (*.xml) or YOLO (labels/*.txt) beside the images
   an example set    demo:digits"""
 
 
@@ -68,8 +68,8 @@ class Listing:
     Parameters
     ----------
     root : Path
-    pictures : tuple of str
-        Files with the suffix of a picture.
+    images : tuple of str
+        Files with the suffix of an image.
     others : tuple of str
         All other files, hidden ones left out.
     folders : tuple of str
@@ -78,7 +78,7 @@ class Listing:
     """
 
     root: Path
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
@@ -89,12 +89,12 @@ class Listing:
         return tuple(folder for folder in self.folders if "/" not in folder)
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name has the suffix of a picture.
+def is_image(name: str) -> bool:
+    """Whether a file's name has the suffix of an image.
 
     Examples
     --------
-    >>> is_picture("Cat.JPG"), is_picture("cat.txt")
+    >>> is_image("Cat.JPG"), is_image("cat.txt")
     (True, False)
     """
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
@@ -142,17 +142,17 @@ def walk(root: Path) -> Listing:
     >>> folder = Path(tempfile.mkdtemp())
     >>> (folder / "cat").mkdir()
     >>> (folder / "cat" / "1.jpg").touch()
-    >>> walk(folder).pictures
+    >>> walk(folder).images
     ('cat/1.jpg',)
     """
-    found: dict[str, list[str]] = {"pictures": [], "others": [], "folders": [], "links": []}
+    found: dict[str, list[str]] = {"images": [], "others": [], "folders": [], "links": []}
     open_folders: list[tuple[str, tuple[tuple[int, int], ...], int]] = [("", (_identity(root),), 0)]
     while open_folders:
         folder, chain, links = open_folders.pop()
         for entry in _entries(root / folder):
             name = f"{folder}{entry.name}"
             if not entry.is_dir():
-                found["pictures" if is_picture(name) else "others"].append(name)
+                found["images" if is_image(name) else "others"].append(name)
                 continue
             here, depth = _identity(Path(entry.path)), links + entry.is_symlink()
             if here in chain or depth > _LINKS:
@@ -204,25 +204,25 @@ def unrecognised(listing: Listing) -> LayoutError:
 
     Examples
     --------
-    >>> "no pictures" in str(unrecognised(Listing(root=Path("photos"))))
+    >>> "no images" in str(unrecognised(Listing(root=Path("photos"))))
     True
     """
-    if not listing.pictures:
-        reason = "no pictures"
-    elif all("/" not in name for name in listing.pictures):
-        reason = "pictures but no class folders and no manifest that says what they show"
+    if not listing.images:
+        reason = "no images"
+    elif all("/" not in name for name in listing.images):
+        reason = "images but no class folders and no manifest that says what they show"
     else:
-        reason = "pictures in folders that are not classes"
+        reason = "images in folders that are not classes"
     suffixes = Counter(
-        Path(name).suffix.lower() or "(none)" for name in (*listing.pictures, *listing.others)
+        Path(name).suffix.lower() or "(none)" for name in (*listing.images, *listing.others)
     )
     counts = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6)) or "none"
     return LayoutError(
-        f"Expected {str(listing.root)!r} to hold labelled pictures, got {reason}; "
+        f"Expected {str(listing.root)!r} to hold labelled images, got {reason}; "
         f"do: arrange them in one of these ways:{_ACCEPTED}\n"
         f"Found: {len(listing.folders)} folders ({listed(listing.folders) or 'none'}); "
         f"files by suffix: {counts}; "
-        f"first files: {listed((*listing.pictures, *listing.others)) or 'none'}."
+        f"first files: {listed((*listing.images, *listing.others)) or 'none'}."
     )
 
 
@@ -232,8 +232,8 @@ def foreign(listing: Listing) -> LayoutError | None:
     if looks is None:
         return None
     return LayoutError(
-        f"Expected {str(listing.root)!r} to hold pictures for classification, got what looks "
-        f"like {looks}; do: leave the task to be inferred, or arrange the pictures in one of "
+        f"Expected {str(listing.root)!r} to hold images for classification, got what looks "
+        f"like {looks}; do: leave the task to be inferred, or arrange the images in one of "
         f"these ways:{_ACCEPTED}"
     )
 
@@ -257,8 +257,8 @@ def no_masks(listing: Listing) -> LayoutError:
     True
     """
     return LayoutError(
-        f"Expected {str(listing.root)!r} to hold pictures with masks of the same names beside "
-        f"them, got {len(listing.pictures)} pictures in the folders "
+        f"Expected {str(listing.root)!r} to hold images with masks of the same names beside "
+        f"them, got {len(listing.images)} images in the folders "
         f"{listed(listing.folders) or 'none'}; do: arrange them as images/1.jpg and masks/1.png."
     )
 
@@ -303,7 +303,7 @@ def voc_file(listing: Listing) -> str | None:
 
 
 def yolo_file(listing: Listing) -> str | None:
-    """The first text file of a picture's name that begins like YOLO labels.
+    """The first text file of an image's name that begins like YOLO labels.
 
     Examples
     --------
@@ -311,9 +311,9 @@ def yolo_file(listing: Listing) -> str | None:
     True
     """
     texts = [name for name in listing.others if name.endswith(".txt")]
-    stems = {name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in listing.pictures}
+    stems = {name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in listing.images}
     twins = (n for n in texts if n.rsplit("/", 1)[-1].removesuffix(".txt") in stems)
-    # Files of pictures without objects are empty, and may be many.
+    # Files of images without objects are empty, and may be many.
     filled = (n for n in islice(twins, 1000) if (listing.root / n).stat().st_size)
     for name in islice(filled, 5):
         first = _head(listing.root / name, 4096).lstrip("\ufeff").split("\n", 1)[0]
@@ -333,11 +333,11 @@ def _masks(listing: Listing) -> str | None:
     stems = {
         top: {
             name.removeprefix(f"{top}/").rsplit(".", 1)[0]
-            for name in listing.pictures
+            for name in listing.images
             if name.startswith(f"{top}/")
         }
         for top in (images, masks)
     }
     if stems[images] & stems[masks]:
-        return f"segmentation data (pictures in {images!r}, masks in {masks!r})"
+        return f"segmentation data (images in {images!r}, masks in {masks!r})"
     return None

@@ -250,18 +250,18 @@ _Key = tuple[tuple[str, ...], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Which mask belongs to which picture, as posix paths relative to the folder.
+    """Which mask belongs to which image, as posix paths relative to the folder.
 
     Parameters
     ----------
     masks : dict of str to str
-        Mask by picture.
+        Mask by image.
     bare : tuple of str
-        Pictures without a mask in folders where others have one.
+        Images without a mask in folders where others have one.
     unlabelled : tuple of str
-        Pictures of folders in which none has a mask.
+        Images of folders in which none has a mask.
     spare : tuple of str
-        Masks without a picture.
+        Masks without an image.
     """
 
     masks: dict[str, str]
@@ -271,48 +271,48 @@ class Pairs:
 
 
 def find_pairs(listing: Listing) -> Pairs | None:
-    """Pair pictures with masks by the names of folders and files; None where this is not that.
+    """Pair images with masks by the names of folders and files; None where this is not that.
 
     Folders called masks, labels, annotations, gt or SegmentationClass mirror those of the
-    pictures, which may be called images; or trainannot stands beside train.
+    images, which may be called images; or trainannot stands beside train.
 
     Raises
     ------
     DataError
-        If a picture has two masks.
+        If an image has two masks.
 
     Examples
     --------
     >>> names = ("images/1.jpg", "images/2.jpg", "masks/1_mask.png", "masks/2_mask.png")
-    >>> find_pairs(Listing(root=Path("p"), pictures=names)).masks
+    >>> find_pairs(Listing(root=Path("p"), images=names)).masks
     {'images/1.jpg': 'masks/1_mask.png', 'images/2.jpg': 'masks/2_mask.png'}
     """
-    masks = [name for name in listing.pictures if _is_mask(name) and not is_other_rendering(name)]
+    masks = [name for name in listing.images if _is_mask(name) and not is_other_rendering(name)]
     if not masks:
         return None
-    pictures = {name: _key(name, _IMAGE_STEM) for name in listing.pictures if not _is_mask(name)}
+    images = {name: _key(name, _IMAGE_STEM) for name in listing.images if not _is_mask(name)}
     exact = {_key(name, _IMAGE_STEM): name for name in masks}
     loose: dict[_Key, list[str]] = {}
     for name in masks:
         loose.setdefault(_key(name, _MASK_STEM), []).append(name)
     paired = {}
-    for picture, key in pictures.items():
+    for image, key in images.items():
         candidates = [exact[key]] if key in exact else loose.get(key, [])
         if len(candidates) > 1:
             raise DataError(
-                f"Expected one mask for {picture!r}, got {listed(candidates)}; do: keep one."
+                f"Expected one mask for {image!r}, got {listed(candidates)}; do: keep one."
             )
         if candidates:
-            paired[picture] = candidates[0]
+            paired[image] = candidates[0]
     if 2 * len(set(paired.values())) < len(masks):
         return None
-    return _sorted_out(paired, pictures, masks)
+    return _sorted_out(paired, images, masks)
 
 
-def _sorted_out(paired: dict[str, str], pictures: Iterable[str], masks: Sequence[str]) -> Pairs:
+def _sorted_out(paired: dict[str, str], images: Iterable[str], masks: Sequence[str]) -> Pairs:
     used, folders = set(paired.values()), {_folder(name) for name in paired}
-    voc = any(_VOC in mask.lower().split("/") for mask in used)  # there, few pictures have masks
-    alone = [name for name in pictures if name not in paired]
+    voc = any(_VOC in mask.lower().split("/") for mask in used)  # there, few images have masks
+    alone = [name for name in images if name not in paired]
     bare = tuple(name for name in alone if _folder(name) in folders and not voc)
     return Pairs(
         masks=paired,
@@ -361,7 +361,7 @@ def _key(name: str, suffix: re.Pattern[str]) -> _Key:
 def read_mask_pairs(
     listing: Listing, pairs: Pairs, *, labels_required: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Read pictures with masks; every mask is opened once to see which classes it shows.
+    """Read images with masks; every mask is opened once to see which classes it shows.
 
     Parameters
     ----------
@@ -369,15 +369,15 @@ def read_mask_pairs(
     pairs : Pairs
         See `find_pairs`.
     labels_required : bool
-        False: pictures of folders without any mask are read, too.
+        False: images of folders without any mask are read, too.
 
     Returns
     -------
     Dataset
-        Of kind "segmentation", sorted by path. A picture whose mask is missing has no target;
+        Of kind "segmentation", sorted by path. An image whose mask is missing has no target;
         what a mask that cannot be read shows is not known. Both are for the audit to report.
     tuple of str
-        The relative path of each picture.
+        The relative path of each image.
 
     Raises
     ------
@@ -385,7 +385,7 @@ def read_mask_pairs(
         If a class map, a list of a part, or every mask is damaged, or the masks are not of few
         values.
     LayoutError
-        If a list of a part names none of the pictures.
+        If a list of a part names none of the images.
     """
     keys = sorted([*pairs.masks, *pairs.bare, *([] if labels_required else pairs.unlabelled)])
     names = sorted(set(pairs.masks.values()))
@@ -406,8 +406,8 @@ def read_mask_pairs(
         for key in keys
     )
     notes = (
-        f"{len(pairs.masks)} pictures with masks{by}",
-        "task: segmentation because masks lie beside the pictures",
+        f"{len(pairs.masks)} images with masks{by}",
+        "task: segmentation because masks lie beside the images",
         *how,
         *([f"class maps not read: {listed(maps[1:])}"] if maps[1:] else []),
         *_left_out(pairs, labels_required),
@@ -491,7 +491,7 @@ def _called(code: Code) -> str:
 
 
 def _splits(listing: Listing, keys: Sequence[str]) -> tuple[dict[str, SplitName | None], str]:
-    """The part of each picture: from lists of names, as VOC has them, or from folders."""
+    """The part of each image: from lists of names, as VOC has them, or from folders."""
     members = _listed(listing, keys)
     splits = {key: members.get(key) if members else _split_of(key) for key in keys}
     present = [split for split in SPLITS if split in splits.values()]
@@ -516,7 +516,7 @@ def _listed(listing: Listing, keys: Sequence[str]) -> dict[str, SplitName]:
                 )
     if lists and not members:
         raise LayoutError(
-            f"Expected {lists[0]!r} to list names of pictures, got none of {len(keys)}; "
+            f"Expected {lists[0]!r} to list names of images, got none of {len(keys)}; "
             "do: write one name a line, or remove the file."
         )
     return members
@@ -534,8 +534,8 @@ def _left_out(pairs: Pairs, labels_required: bool) -> tuple[str, ...]:
     notes = []
     if pairs.unlabelled and labels_required:
         notes.append(
-            f"{len(pairs.unlabelled)} pictures without masks left out: {listed(pairs.unlabelled)}"
+            f"{len(pairs.unlabelled)} images without masks left out: {listed(pairs.unlabelled)}"
         )
     if pairs.spare:
-        notes.append(f"{len(pairs.spare)} masks without a picture: {listed(pairs.spare)}")
+        notes.append(f"{len(pairs.spare)} masks without an image: {listed(pairs.spare)}")
     return tuple(notes)

@@ -109,7 +109,7 @@ def _read_parquet(path: Path) -> Table:
         raise MissingExtraError("pyarrow", extra="data") from None
     try:
         schema = pq.read_schema(path)
-        # Columns of bytes hold whole pictures; they are not paths and would fill the memory.
+        # Columns of bytes hold whole images; they are not paths and would fill the memory.
         names = [
             field.name
             for field in schema
@@ -274,7 +274,7 @@ def read_manifest(
     Returns
     -------
     Dataset
-        In the order of the table, each picture once.
+        In the order of the table, each image once.
     tuple of str
         The path of each example as the table writes it, with forward slashes.
 
@@ -285,7 +285,7 @@ def read_manifest(
     LayoutError
         If there is no column of paths or of labels.
     LeakError
-        If the same picture is in two splits.
+        If the same image is in two splits.
     """
     keys = _keys(table, _image_column(table, columns, labels_required))
     paths = _resolve(table, keys)
@@ -310,11 +310,11 @@ def read_manifest(
         f"manifest {table.path.name}: "
         + ", ".join(f"{role} = column {name!r}" for role, name in roles if name is not None),
         *([why] if names else []),
-        *([f"{repeated} repeated rows of the same picture merged"] if repeated else []),
+        *([f"{repeated} repeated rows of the same image merged"] if repeated else []),
     ]
     empty = sum(target == () for target in targets)
     if empty:
-        notes.append(f"{empty} pictures carry no label at all, which means: none of the classes")
+        notes.append(f"{empty} images carry no label at all, which means: none of the classes")
     data = Dataset(
         samples=tuple(samples),
         classes=tuple(sorted(names, key=natural_key)),
@@ -373,7 +373,7 @@ def _resolve(table: Table, keys: Sequence[str]) -> list[Path]:
     twin = next((p for p in sorted(folder.glob("*/")) if (p / name).is_file()), None)
     hint = f" (a file of the first name lies in {twin.name + '/'!r})" if twin else ""
     raise DataError(
-        f"Expected every picture of {str(table.path)!r} to exist, got {len(gone)} of {len(keys)} "
+        f"Expected every image of {str(table.path)!r} to exist, got {len(gone)} of {len(keys)} "
         f"missing: {listed(gone)}; do: write paths relative to {str(folder)!r} or absolute{hint}."
     )
 
@@ -388,7 +388,7 @@ def _kind(cells: Sequence[Any], task_kind: Kind | None) -> tuple[Kind, str]:
             f"task: multilabel because {several} of {len(cells)} labels are lists "
             "or hold '|' or ';'"
         )
-    return "multiclass", "task: multiclass because each picture has one label"
+    return "multiclass", "task: multiclass because each image has one label"
 
 
 def _target(cell: Any, kind: Kind) -> Target:
@@ -433,7 +433,7 @@ def _splits(table: Table, column: str | None) -> list[SplitName | None]:
 def _merge(
     samples: Sequence[Sample], keys: Sequence[str], kind: Kind
 ) -> tuple[list[Sample], list[str], int]:
-    """One example for each picture; rows of one picture must agree."""
+    """One example for each image; rows of one image must agree."""
     first: dict[Any, int] = {}
     merged: list[Sample] = []
     kept: list[str] = []
@@ -458,8 +458,8 @@ def _merge(
             merged[at] = replace(before, target=names)
     if clashes:
         raise DataError(
-            f"Expected rows of the same picture to agree, got different labels or groups for "
+            f"Expected rows of the same image to agree, got different labels or groups for "
             f"{len(clashes)} rows: {listed(clashes)}; do: correct them, or set the task kind to "
-            "multilabel where pictures may carry several labels."
+            "multilabel where images may carry several labels."
         )
     return merged, kept, len(samples) - len(merged)

@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file for every picture, and lists of names for the parts."""
+"""Pascal VOC: one XML file for every image, and lists of names for the parts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_xml(path: Path) -> tuple[Boxes, str]:
     Boxes
         Corners in pixels from 0; ``difficult`` objects are hard.
     str
-        The picture's file name as stated; empty where it is not.
+        The image's file name as stated; empty where it is not.
 
     Raises
     ------
@@ -147,16 +147,16 @@ def read_voc(listing: Listing) -> Annotations:
     Returns
     -------
     Annotations
-        A picture of the annotated folders (or of the lists) without a file has no objects. With
-        lists in ``ImageSets/Main`` only the pictures that they name are read.
+        An image of the annotated folders (or of the lists) without a file has no objects. With
+        lists in ``ImageSets/Main`` only the images that they name are read.
 
     Raises
     ------
     DataError
         If an annotation is damaged or describes no object but the background, or two describe
-        one picture.
+        one image.
     LeakError
-        If a picture is in two lists.
+        If an image is in two lists.
     """
     files = [name for name in listing.others if name.lower().endswith(".xml")]
     found: dict[str, tuple[Boxes, str]] = {}
@@ -166,11 +166,11 @@ def read_voc(listing: Listing) -> Annotations:
             found[name] = read_xml(listing.root / name)
         else:
             strange.append(name)
-    pictures = [p for p in listing.pictures if _MASKS.isdisjoint(p.lower().split("/")[:-1])]
-    placed = _placed(found, pictures)
+    images = [p for p in listing.images if _MASKS.isdisjoint(p.lower().split("/")[:-1])]
+    placed = _placed(found, images)
     _require_objects(listing.root, found)
     homes = {posixpath.dirname(key) for key in placed}
-    keys = dict.fromkeys((*placed, *(p for p in pictures if posixpath.dirname(p) in homes)))
+    keys = dict.fromkeys((*placed, *(p for p in images if posixpath.dirname(p) in homes)))
     lists = _lists(listing)
     bare = [key for key in keys if key not in placed]
     notes = [f"Pascal VOC annotations: {len(found)} XML files such as {next(iter(found))!r}"]
@@ -178,12 +178,12 @@ def read_voc(listing: Listing) -> Annotations:
     if lists:
         splits, unlisted = _listed(keys, lists, homes)
         notes.append("parts as ImageSets/Main says")
-        notes += [f"{len(unlisted)} pictures in no list left out: {listed(unlisted)}"] * bool(
+        notes += [f"{len(unlisted)} images in no list left out: {listed(unlisted)}"] * bool(
             unlisted
         )
         bare = [key for key in splits if key not in placed]
     if bare:
-        notes.append(f"{len(bare)} pictures have no annotation file: {listed(bare)}")
+        notes.append(f"{len(bare)} images have no annotation file: {listed(bare)}")
     if strange:
         notes.append(f"{len(strange)} other XML files not read: {listed(strange)}")
     items = tuple(
@@ -195,7 +195,7 @@ def read_voc(listing: Listing) -> Annotations:
 
 
 def _is_annotation(path: Path) -> bool:
-    """Whether a file calls itself an annotation; a damaged one beside pictures is one, too."""
+    """Whether a file calls itself an annotation; a damaged one beside images is one, too."""
     with path.open("rb") as file:
         head = file.read(4096)
     other = re.search(rb"<(?![?!])\s*([\w:.-]+)", head)
@@ -211,16 +211,16 @@ def _require_objects(root: Path, found: Mapping[str, tuple[Boxes, str]]) -> None
             )
 
 
-def _placed(found: Mapping[str, tuple[Boxes, str]], pictures: Iterable[str]) -> dict[str, Boxes]:
-    """The picture of each annotation: beside it, in a folder next to it, or of that name."""
+def _placed(found: Mapping[str, tuple[Boxes, str]], images: Iterable[str]) -> dict[str, Boxes]:
+    """The image of each annotation: beside it, in a folder next to it, or of that name."""
     by_stem: dict[str, list[str]] = defaultdict(list)
-    for key in pictures:
+    for key in images:
         by_stem[posixpath.splitext(posixpath.basename(key))[0]].append(key)
     placed: dict[str, Boxes] = {}
     owner: dict[str, str] = {}
     home = "JPEGImages"
     for name, (boxes, stated) in found.items():
-        key = _picture_of(name, stated, by_stem) or ""
+        key = _image_of(name, stated, by_stem) or ""
         if not key:  # the scan says that it is missing
             folder = posixpath.dirname(posixpath.dirname(name))
             base = posixpath.basename(stated.replace("\\", "/"))
@@ -230,14 +230,14 @@ def _placed(found: Mapping[str, tuple[Boxes, str]], pictures: Iterable[str]) -> 
             home = posixpath.basename(posixpath.dirname(key))
         if key in placed:
             raise DataError(
-                f"Expected one annotation for the picture {key!r}, got {owner[key]!r} and "
+                f"Expected one annotation for the image {key!r}, got {owner[key]!r} and "
                 f"{name!r}; do: remove one of them."
             )
         placed[key], owner[key] = boxes, name
     return placed
 
 
-def _picture_of(name: str, stated: str, by_stem: Mapping[str, list[str]]) -> str | None:
+def _image_of(name: str, stated: str, by_stem: Mapping[str, list[str]]) -> str | None:
     stem = posixpath.splitext(posixpath.basename(name))[0]
     near = posixpath.dirname(name)
     around = posixpath.dirname(near)
@@ -256,7 +256,7 @@ def _picture_of(name: str, stated: str, by_stem: Mapping[str, list[str]]) -> str
 
 
 def _twin(folder: str) -> str:
-    """A folder's path without the word that parts annotations from pictures."""
+    """A folder's path without the word that parts annotations from images."""
     words = {"annotations", "jpegimages", "images", "labels", "xml", "xmls", "annotation"}
     return "/".join(part for part in folder.split("/") if part.lower() not in words)
 
@@ -282,7 +282,7 @@ def _listed(
     lists: Mapping[SplitName, tuple[str, list[str]]],
     homes: Iterable[str],
 ) -> tuple[dict[str, SplitName | None], list[str]]:
-    """The part of each picture that a list names, and pictures that none does."""
+    """The part of each image that a list names, and images that none does."""
     by_stem = {posixpath.splitext(posixpath.basename(key))[0]: key for key in keys}
     home = min(homes, default="JPEGImages")
     splits: dict[str, SplitName | None] = {}

@@ -1,4 +1,4 @@
-"""YOLO labels: one text file for every picture, and a list of class names."""
+"""YOLO labels: one text file for every image, and a list of class names."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Row:
 def read_yolo(listing: Listing) -> Annotations:
     """Read the labels below a folder.
 
-    A picture's labels lie in the folder of its name with ``labels`` for ``images``, or beside it.
+    An image's labels lie in the folder of its name with ``labels`` for ``images``, or beside it.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def read_yolo(listing: Listing) -> Annotations:
     -------
     Annotations
         Corners as shares of width and height; an outline (more than one point) gives the box
-        around it. A picture without a label file, or with an empty one, has no objects. Parts are
+        around it. An image without a label file, or with an empty one, has no objects. Parts are
         those that the words of the folders name, else those of data.yaml.
 
     Raises
@@ -70,7 +70,7 @@ def read_yolo(listing: Listing) -> Annotations:
     """
     names = _names(listing)
     texts = {n for n in listing.others if n.endswith(".txt") and not _is_list(n)}
-    labels = {key: _label_file(key, texts) for key in _pictures(listing, texts)}
+    labels = {key: _label_file(key, texts) for key in _images(listing, texts)}
     rows = {name: _rows(listing.root / name) for name in labels.values() if name in texts}
     stray = _stray(listing, texts - rows.keys(), labels)
     rows |= {name: _rows(listing.root / name) for name in stray.values()}
@@ -101,10 +101,10 @@ def _remarks(
     notes = []
     bare = [key for key, name in labels.items() if name not in rows]
     if bare:
-        notes.append(f"{len(bare)} pictures have no label file: {listed(bare)}")
-    rest = [key for key in listing.pictures if key not in labels]
+        notes.append(f"{len(bare)} images have no label file: {listed(bare)}")
+    rest = [key for key in listing.images if key not in labels]
     if rest:
-        notes.append(f"{len(rest)} pictures outside the folders of images left out: {listed(rest)}")
+        notes.append(f"{len(rest)} images outside the folders of images left out: {listed(rest)}")
     outlines = sum(row.outline for ones in rows.values() for row in ones)
     if outlines:
         notes.append(f"{outlines} objects are outlines, of which the box around them is used")
@@ -112,7 +112,7 @@ def _remarks(
 
 
 def _is_list(name: str) -> bool:
-    """Whether a text file lists names rather than boxes: classes, or pictures of a part."""
+    """Whether a text file lists names rather than boxes: classes, or images of a part."""
     base = posixpath.basename(name).lower()
     return (
         base in _LISTS
@@ -121,18 +121,18 @@ def _is_list(name: str) -> bool:
     )
 
 
-def _pictures(listing: Listing, texts: Iterable[str]) -> list[str]:
-    """Pictures in folders called images; without any, those in folders with labels."""
-    inside = [key for key in listing.pictures if "images" in key.lower().split("/")[:-1]]
+def _images(listing: Listing, texts: Iterable[str]) -> list[str]:
+    """Images in folders called images; without any, those in folders with labels."""
+    inside = [key for key in listing.images if "images" in key.lower().split("/")[:-1]]
     if inside:
         return inside
     homes = {posixpath.dirname(name) for name in texts}
     homes |= {re.sub(r"(^|/)labels(?=/|$)", "", home).strip("/") for home in homes}
-    return [key for key in listing.pictures if posixpath.dirname(key) in homes]
+    return [key for key in listing.images if posixpath.dirname(key) in homes]
 
 
 def _label_file(key: str, texts: set[str]) -> str:
-    """The label file of a picture: the first place where there is one, else the usual place."""
+    """The label file of an image: the first place where there is one, else the usual place."""
     stem, folders = posixpath.splitext(key)[0], posixpath.dirname(key).split("/")
     base = posixpath.basename(stem)
     places = [f"{stem}.txt", posixpath.join("labels", f"{stem}.txt")]
@@ -146,7 +146,7 @@ def _label_file(key: str, texts: set[str]) -> str:
 
 
 def _stray(listing: Listing, texts: Iterable[str], labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels without a picture, by the picture's path as it would be: the scan says it is gone."""
+    """Labels without an image, by the image's path as it would be: the scan says it is gone."""
     homes = {posixpath.dirname(name): posixpath.dirname(key) for key, name in labels.items()}
     endings = Counter(posixpath.splitext(key)[1] for key in labels)
     ending = endings.most_common(1)[0][0] if endings else ".jpg"
@@ -189,9 +189,9 @@ def _row(path: Path, number: int, line: str) -> _Row:
     if max(map(abs, values)) > _FAR:
         raise _wrong(
             path,
-            f"shares of the picture's width and height, 0 to 1, in line {number}",
+            f"shares of the image's width and height, 0 to 1, in line {number}",
             repr(line[:80]),
-            "divide pixels by the picture's width and height",
+            "divide pixels by the image's width and height",
         )
     if outline:
         across, down = values[::2], values[1::2]
@@ -323,7 +323,7 @@ def _splits(
 
 
 def _members(listing: Listing, entry: str) -> Callable[[str], bool]:
-    """Which pictures an entry of data.yaml names: those below a folder, or those of a list."""
+    """Which images an entry of data.yaml names: those below a folder, or those of a list."""
     tail = [part for part in entry.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
     ends = ["/".join(tail[i:]) for i in range(len(tail))]
     lists = [end for end in ends if end in listing.others and end.endswith(".txt")]

@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugment: operations on a picture, drawn from one table.
+"""RandAugment and TrivialAugment: operations on an image, drawn from one table.
 
 torchvision's classes draw from torch's global generator, here the generator is an argument; the
 operations themselves are torchvision's.
@@ -45,7 +45,7 @@ STRENGTHS = 30
 
 RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_STRENGTH = 9
-"""Of 30. The paper's scale ends where ours has 10, but its reach is meant for a million pictures;
+"""Of 30. The paper's scale ends where ours has 10, but its reach is meant for a million images;
 torchvision, too, takes 9 of 30."""
 
 
@@ -54,7 +54,7 @@ class _Operation:
     """A row of the policies' table.
 
     ``reach`` is the amount at full strength for RandAugment and for TrivialAugment (its "wide"
-    table); with ``signed`` it goes to either side. ``apply`` takes picture, amount and fill.
+    table); with ``signed`` it goes to either side. ``apply`` takes image, amount and fill.
     """
 
     apply: Callable[[Tensor, float, list[float]], Tensor]
@@ -65,7 +65,7 @@ class _Operation:
 def apply_policy(
     image: Tensor, policy: Policy, *, fill: list[float], rng: np.random.Generator
 ) -> Tensor:
-    """Change a picture by operations that are drawn.
+    """Change an image by operations that are drawn.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def apply_policy(
         Not changed.
     policy : {"none", "randaugment", "trivialaugment"}
     fill : list of three floats
-        Colour, 0..255, of what comes from outside the picture.
+        Colour, 0..255, of what comes from outside the image.
     rng : numpy.random.Generator
 
     Returns
@@ -161,7 +161,7 @@ def operate(image: Tensor, name: str, amount: float, fill: list[float]) -> Tenso
 
 
 def rotate(image: Tensor, amount: float, fill: list[float]) -> Tensor:
-    """Turn a picture (3, H, W) by degrees, counter-clockwise, about its centre; bilinear."""
+    """Turn an image (3, H, W) by degrees, counter-clockwise, about its centre; bilinear."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
@@ -170,7 +170,7 @@ def rotate(image: Tensor, amount: float, fill: list[float]) -> Tensor:
 
 
 def adjust_contrast(image: Tensor, factor: float) -> Tensor:
-    """Spread (above 1) or narrow a picture (3, H, W) about its mean grey."""
+    """Spread (above 1) or narrow an image (3, H, W) about its mean grey."""
     # torchvision's mean of floats has other bits on other numbers of threads; of whole numbers
     # it has not.
     from torchvision.transforms.v2 import functional
@@ -246,27 +246,27 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How pictures may be changed while a network learns from them.
+    """How images may be changed while a network learns from them.
 
     Parameters
     ----------
     flip : bool
         Mirror left and right, every other time. Not for letters, or where sides have meaning.
     flip_vertical : bool
-        Turn upside down, every other time; for pictures without an up, as from a microscope.
+        Turn upside down, every other time; for images without an up, as from a microscope.
     rotation : float
         Largest angle in degrees, 0 to 180, to either side.
     brightness, contrast : float
         Largest relative change, 0 to 1: with 0.2 the factor is drawn from 0.8 to 1.2.
     crop : float
-        Smallest share of the (resized) picture's area that a random crop keeps, above 0 to 1;
+        Smallest share of the (resized) image's area that a random crop keeps, above 0 to 1;
         1 takes the central square, as prediction does. On a canvas (boxes, masks): of the
         canvas's area, with its aspect; 1 takes all of it.
     policy : {"none", "randaugment", "trivialaugment"}
         Operations drawn from a table: two of middle strength, or one of any strength. Not where
         boxes or masks have to follow.
     views : int
-        How many different views of a picture training cycles through, so that they can be
+        How many different views of an image training cycles through, so that they can be
         kept; 0 for a new view every epoch.
 
     Raises
@@ -332,7 +332,7 @@ class Augmentation:
 
     @property
     def is_off(self) -> bool:
-        """Whether every view is the picture as prediction sees it."""
+        """Whether every view is the image as prediction sees it."""
         return replace(self, views=0) == Augmentation()
 
     def fingerprint(self) -> str:
@@ -356,7 +356,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "medium": {"flip": True, "crop": 0.35, "rotation": 10.0, "brightness": 0.2, "contrast": 0.2},
     "strong": {"flip": True, "crop": 0.25, "policy": "trivialaugment"},
 }
-"""From nothing to much. Few pictures and few epochs gain from ``light``; ``strong`` needs many
+"""From nothing to much. Few images and few epochs gain from ``light``; ``strong`` needs many
 epochs to pay."""
 
 
@@ -368,12 +368,12 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Draw one view of a picture: rotate, crop, mirror, change light, apply the policy.
+    """Draw one view of an image: rotate, crop, mirror, change light, apply the policy.
 
     Parameters
     ----------
     canvas : array, uint8, shape (H, W, 3)
-        A whole picture as ``Preprocess.resize_only`` gives it; not changed.
+        A whole image as ``Preprocess.resize_only`` gives it; not changed.
     to : int
         Side of the view in pixels, at most H and W.
     interpolation : {"bilinear", "bicubic"}
@@ -385,7 +385,7 @@ def augment(
     Returns
     -------
     array, uint8, shape (to, to, 3)
-        Own memory. What comes from outside the picture has the picture's mean colour. With
+        Own memory. What comes from outside the image has the image's mean colour. With
         ``augmentation.is_off`` it is the central square.
 
     Raises
@@ -411,7 +411,7 @@ def augment(
     if not 0 < to <= min(canvas.shape[:2]):
         raise UsageError(
             f"Expected `to` to be at most the canvas' shorter side, got {to} for "
-            f"{canvas.shape[0]} x {canvas.shape[1]} pixels; do resize the picture first."
+            f"{canvas.shape[0]} x {canvas.shape[1]} pixels; do resize the image first."
         )
     if augmentation.is_off:
         return central_square(canvas, to).copy()
@@ -465,7 +465,7 @@ def _box(
             top = int(rng.integers(height - high + 1))
             left = int(rng.integers(width - wide + 1))
             return top, left, high, wide
-    # A long picture, of which no nearly square box keeps so much: the largest one there is.
+    # A long image, of which no nearly square box keeps so much: the largest one there is.
     high = min(height, round(width / ASPECTS[0]))
     wide = min(width, round(height * ASPECTS[1]))
     top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))

@@ -1,6 +1,6 @@
 """Changes of place that pixels, boxes and masks follow together.
 
-What is drawn is a value: the same `Moves` are applied to whatever belongs to the picture, in any
+What is drawn is a value: the same `Moves` are applied to whatever belongs to the image, in any
 order and at any time, through torchvision's kernels with explicit numbers.
 """
 
@@ -41,7 +41,7 @@ LEAST_SIDE = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moves:
-    """What happens to one view of a picture; in this order.
+    """What happens to one view of an image; in this order.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class Moves:
         return self == Moves()
 
 
-def view_rng(seed: int, view: int, picture: str) -> np.random.Generator:
-    """Make the generator of a view: run, number and picture (its digest) decide, nothing else.
+def view_rng(seed: int, view: int, image: str) -> np.random.Generator:
+    """Make the generator of a view: run, number and image (its digest) decide, nothing else.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def view_rng(seed: int, view: int, picture: str) -> np.random.Generator:
         raise UsageError(
             f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}; do count from 0."
         )
-    return np.random.default_rng([seed, view, int(picture, 16)])
+    return np.random.default_rng([seed, view, int(image, 16)])
 
 
 def draw_moves(
@@ -115,7 +115,7 @@ def draw_moves(
     """
     if augmentation.policy != "none":
         raise UsageError(
-            f"Expected no policy where boxes or masks move with the picture, got "
+            f"Expected no policy where boxes or masks move with the image, got "
             f"{augmentation.policy!r}; do use flip, rotation, crop, brightness and contrast."
         )
     most, light = augmentation.rotation, (augmentation.brightness, augmentation.contrast)
@@ -143,7 +143,7 @@ def move_pixels(
     interpolation: Interpolation = "bilinear",
     fill: Sequence[float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Carry out moves on a picture.
+    """Carry out moves on an image.
 
     Parameters
     ----------

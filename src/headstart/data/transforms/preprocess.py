@@ -1,4 +1,4 @@
-"""Where a whole picture lies on the canvas that a network reads, and the way back.
+"""Where a whole image lies on the canvas that a network reads, and the way back.
 
 Coordinates are those of `headstart.data.truths`: corners of pixels, x to the right.
 """
@@ -26,14 +26,14 @@ __all__ = ["Interpolation", "Placement", "Preprocess", "canvas_for", "central_sq
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A picture, resized with its aspect kept, at the top left of a canvas.
+    """An image, resized with its aspect kept, at the top left of a canvas.
 
     Parameters
     ----------
     height, width : int
-        Of the picture as it is shown, in pixels.
+        Of the image as it is shown, in pixels.
     rows, columns : int
-        Of the picture on the canvas, in pixels; what is below and to the right is filling.
+        Of the image on the canvas, in pixels; what is below and to the right is filling.
     canvas : (int, int)
         Height and width of the canvas.
 
@@ -54,7 +54,7 @@ class Placement:
 
     @classmethod
     def of(cls, height: int, width: int, *, canvas: tuple[int, int]) -> Self:
-        """Place a picture: as large as the canvas lets it be, whole, enlarged if need be.
+        """Place an image: as large as the canvas lets it be, whole, enlarged if need be.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class Placement:
         """
         if min(height, width, *canvas) < 1:
             raise UsageError(
-                "Expected a picture and a canvas of 1 pixel or more, got "
+                "Expected an image and a canvas of 1 pixel or more, got "
                 f"{height} x {width} on {canvas[0]} x {canvas[1]}."
             )
         scale = min(canvas[0] / height, canvas[1] / width)
@@ -73,12 +73,12 @@ class Placement:
         return cls(height=height, width=width, rows=rows, columns=columns, canvas=canvas)
 
     def boxes_to_canvas(self, boxes: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Boxes of the picture, as they lie on the canvas.
+        """Boxes of the image, as they lie on the canvas.
 
         Parameters
         ----------
         boxes : array, shape (n, 4)
-            Left, top, right, bottom in pixels of the picture.
+            Left, top, right, bottom in pixels of the image.
 
         Returns
         -------
@@ -87,8 +87,8 @@ class Placement:
         """
         return (_boxes(boxes) * self._scale()).astype(np.float32)
 
-    def boxes_to_picture(self, boxes: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Boxes on the canvas, in the picture's own pixels and clipped to the picture.
+    def boxes_to_image(self, boxes: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Boxes on the canvas, in the image's own pixels and clipped to the image.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class Placement:
         return np.clip(_boxes(boxes) / self._scale(), 0, ends).astype(np.float32)
 
     def mask_to_canvas(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Put a mask of the picture on the canvas; the filling is 255, ignored.
+        """Put a mask of the image on the canvas; the filling is 255, ignored.
 
         Parameters
         ----------
@@ -118,15 +118,15 @@ class Placement:
         Raises
         ------
         UsageError
-            If the mask has another size than the picture.
+            If the mask has another size than the image.
         """
-        _require_shape(mask, (self.height, self.width), "picture")
+        _require_shape(mask, (self.height, self.width), "image")
         found = np.full(self.canvas, IGNORED, dtype=np.uint8)
         found[: self.rows, : self.columns] = _nearest(mask, self.rows, self.columns)
         return found
 
-    def mask_to_picture(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Take the picture's part of a mask on the canvas, at the picture's own size.
+    def mask_to_image(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Take the image's part of a mask on the canvas, at the image's own size.
 
         Parameters
         ----------
@@ -151,12 +151,12 @@ class Placement:
 def canvas_for(
     sizes: Iterable[tuple[int, int]], long_side: int, multiple: int = 32
 ) -> tuple[int, int]:
-    """Return the smallest canvas that holds every picture with its long side at a length.
+    """Return the smallest canvas that holds every image with its long side at a length.
 
     Parameters
     ----------
     sizes : iterable of (int, int)
-        Height and width of every picture as it is shown.
+        Height and width of every image as it is shown.
     long_side : int
         In pixels, 1 or more.
     multiple : int
@@ -165,7 +165,7 @@ def canvas_for(
     Raises
     ------
     UsageError
-        If there is no picture, or a number is less than 1.
+        If there is no image, or a number is less than 1.
 
     Examples
     --------
@@ -175,8 +175,8 @@ def canvas_for(
     known = list(sizes)
     if not known or min(long_side, multiple, *(min(size) for size in known)) < 1:
         raise UsageError(
-            "Expected one picture or more, and sizes, `long_side` and `multiple` of 1 or more, "
-            f"got {len(known)} pictures, {long_side} and {multiple}."
+            "Expected one image or more, and sizes, `long_side` and `multiple` of 1 or more, "
+            f"got {len(known)} images, {long_side} and {multiple}."
         )
     scaled = [tuple(max(1, round(side * long_side / max(size))) for side in size) for size in known]
     height, width = (
@@ -227,7 +227,7 @@ class Preprocess:
     Parameters
     ----------
     resize : int
-        Shorter side in pixels, at least ``crop``; smaller pictures are enlarged.
+        Shorter side in pixels, at least ``crop``; smaller images are enlarged.
     crop : int
         Side of the central square in pixels.
     interpolation : {"bilinear", "bicubic"}
@@ -238,7 +238,7 @@ class Preprocess:
         ``squash`` resizes both sides to ``resize`` whatever the shape (some SigLIP models).
     canvas : (int, int), optional
         Height and width of what the network reads where places count (boxes, masks): the whole
-        picture is resized to fit, aspect kept, and put at the top left; the rest is filled with
+        image is resized to fit, aspect kept, and put at the top left; the rest is filled with
         the mean colour. ``resize``, ``crop`` and ``fit`` then say nothing.
 
     Raises
@@ -295,22 +295,22 @@ class Preprocess:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """The mean colour, 0 to 255: what a canvas shows where the picture does not reach."""
+        """The mean colour, 0 to 255: what a canvas shows where the image does not reach."""
         red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
         return red, green, blue
 
     def placement(self, height: int, width: int) -> Placement:
-        """Say where a picture of this size lies on the canvas.
+        """Say where an image of this size lies on the canvas.
 
         Parameters
         ----------
         height, width : int
-            Of the picture as it is shown.
+            Of the image as it is shown.
 
         Raises
         ------
         UsageError
-            If no canvas is set: of a picture that is cut not every box has a place.
+            If no canvas is set: of an image that is cut not every box has a place.
 
         Examples
         --------
@@ -368,7 +368,7 @@ class Preprocess:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def resize_and_crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize a picture, antialiased, and cut the central square; THE one way to do so.
+        """Resize an image, antialiased, and cut the central square; THE one way to do so.
 
         Where ``canvas`` is set nothing is cut: what ``resize_only`` gives, in its own memory.
 
@@ -379,7 +379,7 @@ class Preprocess:
         Returns
         -------
         array, uint8, shape (*shape, 3)
-            Own memory. Without ``canvas``, of pictures longer than 8 to 1 only the central part
+            Own memory. Without ``canvas``, of images longer than 8 to 1 only the central part
             is looked at.
 
         Raises
@@ -402,13 +402,13 @@ class Preprocess:
     def resize_only(
         self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
-        """Resize a whole picture as ``resize_and_crop`` does before it cuts.
+        """Resize a whole image as ``resize_and_crop`` does before it cuts.
 
         Parameters
         ----------
         pixels : array, uint8, shape (H, W, 3)
         size : (int, int), optional
-            Height and width of the picture as it is shown, where it was decoded smaller: it
+            Height and width of the image as it is shown, where it was decoded smaller: it
             decides the place on the canvas, so that boxes and pixels agree.
 
         Returns
@@ -416,7 +416,7 @@ class Preprocess:
         array, uint8, shape (height, width, 3)
             Shorter side ``resize``, longer side at most 9 times that; both sides ``resize``
             with ``fit="squash"``. May be a view of ``pixels``. Where ``canvas`` is set: of its
-            shape, filled where the picture does not reach, in its own memory.
+            shape, filled where the image does not reach, in its own memory.
 
         Raises
         ------
@@ -505,7 +505,7 @@ def _is_size(value: object) -> bool:
 
 
 def central_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return the central square of a picture, as a view.
+    """Return the central square of an image, as a view.
 
     Parameters
     ----------

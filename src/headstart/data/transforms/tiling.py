@@ -1,4 +1,4 @@
-"""Large pictures in pieces: where the pieces lie, and how their answers become one."""
+"""Large images in pieces: where the pieces lie, and how their answers become one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["blend", "tiles"]
 def tiles(
     height: int, width: int, size: int | tuple[int, int], overlap: int
 ) -> tuple[tuple[int, int], ...]:
-    """Cover a picture with tiles of one size.
+    """Cover an image with tiles of one size.
 
     Parameters
     ----------
     height, width : int
-        Of the picture, in pixels.
+        Of the image, in pixels.
     size : int or (int, int)
         Side of the tiles, or their height and width.
     overlap : int
@@ -31,7 +31,7 @@ def tiles(
     -------
     tuple of (int, int)
         Top and left of every tile, row by row. The last ones are aligned to the edges, so that
-        no tile reaches beyond a picture that is larger than it; where the picture is smaller,
+        no tile reaches beyond an image that is larger than it; where the image is smaller,
         the tile begins at 0.
 
     Raises
@@ -49,7 +49,7 @@ def tiles(
     tall, wide = (size, size) if isinstance(size, int) else size
     if min(height, width, tall, wide) < 1 or not 0 <= overlap < min(tall, wide):
         raise UsageError(
-            "Expected positive sides and an overlap smaller than a tile, got a picture of "
+            "Expected positive sides and an overlap smaller than a tile, got an image of "
             f"{(height, width)}, tiles of {(tall, wide)} and an overlap of {overlap}."
         )
     rows, columns = _starts(height, tall, overlap), _starts(width, wide, overlap)
@@ -70,11 +70,11 @@ def blend(
     ----------
     parts : iterable of array, shape (..., h, w)
         Probabilities or logits of the tiles, all of one shape. One is held at a time, so a
-        generator keeps memory at the picture's size.
+        generator keeps memory at the image's size.
     places : sequence of (int, int)
         Top and left of each, as ``tiles`` gives them.
     shape : (int, int)
-        Height and width of the picture; what tiles have beyond it is left out.
+        Height and width of the image; what tiles have beyond it is left out.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def blend(
     Raises
     ------
     UsageError
-        If parts and places differ in number or shape, or leave a pixel of the picture out.
+        If parts and places differ in number or shape, or leave a pixel of the image out.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def blend(
         raise UsageError(f"Expected a part for each of {len(places)} places, got {count}.")
     if not weighed.all():
         raise UsageError(
-            f"Expected tiles that cover the picture of {shape}, got {int((weighed == 0).sum())} "
+            f"Expected tiles that cover the image of {shape}, got {int((weighed == 0).sum())} "
             "pixels outside of all; do take the places from `tiles`."
         )
     return found
@@ -130,7 +130,7 @@ def _add(
     top, left = place
     height, width = weighed.shape
     if not (0 <= top < height and 0 <= left < width):
-        raise UsageError(f"Expected places inside the picture of {(height, width)}, got {place}.")
+        raise UsageError(f"Expected places inside the image of {(height, width)}, got {place}.")
     rows, columns = min(part.shape[-2], height - top), min(part.shape[-1], width - left)
     here = (..., slice(top, top + rows), slice(left, left + columns))
     weight = window[0][:rows, None] * window[1][None, :columns]

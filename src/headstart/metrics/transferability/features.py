@@ -1,6 +1,6 @@
 """How well features would serve a new task, before anything is trained: pure functions.
 
-Every score is better when higher, and compares backbones on the same pictures and labels only.
+Every score is better when higher, and compares backbones on the same images and labels only.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LEAST_NOISE = 1e-12
 
 
 def log_me(features: ArrayLike, targets: ArrayLike) -> float:
-    """Logarithm of the evidence of a Bayesian linear model, a picture and class.
+    """Logarithm of the evidence of a Bayesian linear model, an image and class.
 
     For each class's 0/1 column y the evidence p(y | F) = N(y; 0, 1/beta I + 1/alpha F F^T) is
     maximised over alpha and beta; the mean over classes is divided by n. It holds for fewer
-    pictures than features too, where an often copied implementation does not.
+    images than features too, where an often copied implementation does not.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _evidence(squares: Floats, z: Floats, outside: float, n: int) -> float:
 def h_score(features: ArrayLike, targets: ArrayLike) -> float:
     """Share of the features' variance that lies between classes: tr(cov(F)^+ cov(E[F | Y])).
 
-    With fewer pictures than features it is the number of classes less one whatever the
+    With fewer images than features it is the number of classes less one whatever the
     features are: use ``shrunk_h_score`` there.
 
     Parameters
@@ -137,7 +137,7 @@ def h_score(features: ArrayLike, targets: ArrayLike) -> float:
 
 
 def shrunk_h_score(features: ArrayLike, targets: ArrayLike) -> float:
-    """H-score with a covariance that is shrunk as Ledoit and Wolf do: for few pictures.
+    """H-score with a covariance that is shrunk as Ledoit and Wolf do: for few images.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def trans_rate(features: ArrayLike, targets: ArrayLike, *, distortion: float = 1
 def knn_correctness(
     features: ArrayLike, targets: ArrayLike, *, k: int = 5, groups: ArrayLike | None = None
 ) -> NDArray[np.bool_]:
-    """Whether the nearest other pictures by cosine, outside the same group, vote for the truth.
+    """Whether the nearest other images by cosine, outside the same group, vote for the truth.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def knn_correctness(
     k : int
         Votes, 1 or more; the nearer weigh more, so that there are no ties.
     groups : array, shape (n,), optional
-        Pictures of one group do not vote for each other.
+        Images of one group do not vote for each other.
 
     Returns
     -------

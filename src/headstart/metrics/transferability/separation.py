@@ -1,6 +1,6 @@
 """How far apart the classes of a new task lie among given features: pure functions.
 
-Every score is better when higher, and compares backbones on the same pictures and labels only.
+Every score is better when higher, and compares backbones on the same images and labels only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def gbc(features: ArrayLike, targets: ArrayLike) -> float:
     ----------
     features : array, shape (n, d)
     targets : array of labels, shape (n,)
-        A class of one picture is as wide as the others on average.
+        A class of one image is as wide as the others on average.
 
     Returns
     -------
@@ -67,11 +67,11 @@ def gbc(features: ArrayLike, targets: ArrayLike) -> float:
 
 
 def parc(features: ArrayLike, targets: ArrayLike) -> float:
-    """Whether pictures that are alike by their features are alike by their labels.
+    """Whether images that are alike by their features are alike by their labels.
 
-    The rank correlation, over pairs of pictures, of 1 - Pearson's r of their features and
+    The rank correlation, over pairs of images, of 1 - Pearson's r of their features and
     1 - Pearson's r of their 0/1 labels. Of n (n - 1) / 2 pairs: meant for some thousand
-    pictures.
+    images.
 
     Parameters
     ----------
@@ -117,11 +117,11 @@ def parc(features: ArrayLike, targets: ArrayLike) -> float:
 def sfda(features: ArrayLike, targets: ArrayLike) -> float:
     """Mean log probability of the labels by a Fisher discriminant that is made to work harder.
 
-    A regularised discriminant is fitted; then each picture is drawn towards the mean of the
+    A regularised discriminant is fitted; then each image is drawn towards the mean of the
     other classes, the more the less sure its own class is, and the discriminant is fitted again
     and judged. What is added to the scatter within classes is as large as that scatter on
     average, and how much of it follows from features of total variance one: the score does not
-    hang on their unit. (In the paper it does, and says nothing for fewer pictures than features
+    hang on their unit. (In the paper it does, and says nothing for fewer images than features
     where the unit is small.)
 
     Parameters
@@ -194,7 +194,7 @@ def _components(f: Floats, most: int) -> Floats:
 
 
 def _means(f: Floats, codes: Ints) -> tuple[Floats, Floats]:
-    """Mean, shape (classes, d), and number of pictures of each class."""
+    """Mean, shape (classes, d), and number of images of each class."""
     columns = np.eye(int(codes.max()) + 1)[codes]
     counts = columns.sum(axis=0)
     return np.asarray(columns.T @ f / counts[:, None]), counts

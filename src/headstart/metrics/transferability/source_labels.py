@@ -1,4 +1,4 @@
-"""How well what a source model says of new pictures tells their new labels: pure functions.
+"""How well what a source model says of new images tells their new labels: pure functions.
 
 The first two need a source classifier; the third draws up classes of its own. All three are
 logarithms of a probability: at most 0, better when higher, and no better than guessing by the
@@ -21,7 +21,7 @@ ENERGY = 0.8
 """Share of the features' variance that a mixture of normal distributions is fitted to."""
 
 PER_COMPONENT = 5
-"""Pictures that a part of the mixture has on average, at least."""
+"""Images that a part of the mixture has on average, at least."""
 
 ITERATIONS = 200
 
@@ -29,14 +29,14 @@ ITERATIONS = 200
 def leep(source_probabilities: ArrayLike, targets: ArrayLike) -> float:
     """Mean log probability of the labels, told through the source model's classes.
 
-    The source's answers and the labels give a table P(y, z) = 1/n sum over pictures of label y
-    of p(z | x); a picture's probability is the sum over z of P(y | z) p(z | x). A source class
-    that no picture has a share of tells nothing and takes no part.
+    The source's answers and the labels give a table P(y, z) = 1/n sum over images of label y
+    of p(z | x); an image's probability is the sum over z of P(y | z) p(z | x). A source class
+    that no image has a share of tells nothing and takes no part.
 
     Parameters
     ----------
     source_probabilities : array, shape (n, Z)
-        What the source model says of each picture; rows add up to 1.
+        What the source model says of each image; rows add up to 1.
     targets : array of labels, shape (n,)
 
     Returns
@@ -73,7 +73,7 @@ def nce(source_labels: ArrayLike, targets: ArrayLike) -> float:
     Parameters
     ----------
     source_labels : array of labels, shape (n,)
-        The source model's likeliest class of each picture; one class only is allowed.
+        The source model's likeliest class of each image; one class only is allowed.
     targets : array of labels, shape (n,)
 
     Returns
@@ -102,8 +102,8 @@ def nce(source_labels: ArrayLike, targets: ArrayLike) -> float:
     given = np.asarray(source_labels)
     if given.ndim != 1:
         raise UsageError(
-            f"Expected `source_labels` of shape (n,), got {given.shape}; do pass one class a "
-            "picture, such as probabilities.argmax(axis=1)."
+            f"Expected `source_labels` of shape (n,), got {given.shape}; do pass one class an "
+            "image, such as probabilities.argmax(axis=1)."
         )
     names, answered = np.unique(given, return_inverse=True)
     chance, codes = labelled(np.eye(len(names))[answered], targets)
@@ -120,7 +120,7 @@ def nleep(
 
     The features' principal components that hold 80 % of their variance get a mixture, whose
     posterior stands for the source model's answer. Its parts have diagonal covariances: full
-    ones, as in the paper, have more values than there are pictures as a rule.
+    ones, as in the paper, have more values than there are images as a rule.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def nleep(
     targets : array of labels, shape (n,)
     components : int, optional
         Parts of the mixture; by default five a class as in the paper, but no more than one for
-        each five pictures: with a part for each picture every backbone would be perfect.
+        each five images: with a part for each image every backbone would be perfect.
     seed : int
         Where the fit begins.
 
@@ -157,7 +157,7 @@ def nleep(
     if components is not None and components < 1:
         raise UsageError(f"Expected `components` to be 1 or more, got {components}; do use 5.")
     places = _principal(f)
-    order = np.lexsort(places.T)  # so that the fit does not hang on the order of the pictures
+    order = np.lexsort(places.T)  # so that the fit does not hang on the order of the images
     few = max(2, len(f) // PER_COMPONENT)
     parts = min(5 * (int(codes.max()) + 1), few) if components is None else components
     parts = min(parts, len(np.unique(places, axis=0)))

@@ -106,7 +106,7 @@ MOST_CLASSES = 8192
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxHead:
-    """A detector without its trunk; ``random`` draws one.
+    """A detector without its backbone; ``random`` draws one.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class BoxHead:
         boxes: NDArray[np.floating[Any]],
         **options: Any,
     ) -> BoxHead:
-        """Draw a head whose anchors fit the boxes (n, 4) of the training pictures on the canvas.
+        """Draw a head whose anchors fit the boxes (n, 4) of the training images on the canvas.
 
         As ``random`` where there are no boxes, for FCOS, which has no anchors, and where
         ``sizes`` or ``ratios`` are given.

@@ -40,7 +40,7 @@ def anchors_for(
     Parameters
     ----------
     boxes : array, shape (n, 4)
-        Of the training pictures on the canvas: left, top, right, bottom.
+        Of the training images on the canvas: left, top, right, bottom.
     strides : sequence of int
         Pixels for one place of every level, fine ones first.
     per_level : int
@@ -134,7 +134,7 @@ def _sides(boxes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArr
     if given.ndim != 2 or given.shape[1:] != (4,) or not len(given):
         raise UsageError(
             f"Expected boxes of shape (n, 4), at least one, got {given.shape}; do give the boxes "
-            "of the training pictures."
+            "of the training images."
         )
     wide, high = given[:, 2] - given[:, 0], given[:, 3] - given[:, 1]
     if not ((wide > 0) & (high > 0)).all():

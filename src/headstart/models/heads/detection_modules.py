@@ -75,7 +75,7 @@ class _Centred(AnchorGenerator):  # type: ignore[misc]
 
 
 class _Outside(nn.Identity):
-    """Where torchvision's classes expect a trunk."""
+    """Where torchvision's classes expect a backbone."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def pyramid_of(shape: BoxShape) -> FeaturePyramidNetwork:
 
 
 def proposer_of(anchors: AnchorGenerator, limits: tuple[int, int]) -> RegionProposalNetwork:
-    """Make what chooses regions; so many a level before suppression, and a picture after it."""
+    """Make what chooses regions; so many a level before suppression, and an image after it."""
     before, after = (dict.fromkeys(("training", "testing"), n) for n in limits)
     return RegionProposalNetwork(anchors, nn.Identity(), 0.7, 0.3, 256, 0.5, before, after, 0.7)
 
@@ -132,7 +132,7 @@ def regions_of(shape: BoxShape) -> RoIHeads:
 
 
 def retinanet_of(shape: BoxShape, anchors: AnchorGenerator) -> RetinaNet:
-    """Make a RetinaNet without trunk and pyramid (Lin et al. 2017, Focal loss)."""
+    """Make a RetinaNet without backbone and pyramid (Lin et al. 2017, Focal loss)."""
     told = shape.options
     norm = partial(nn.GroupNorm, 32) if told["norm"] == "group" else None
     each = anchors.num_anchors_per_location()[0]
@@ -161,7 +161,7 @@ def _tower_block(channels: int, norm: Any) -> nn.Module:
 
 
 def fcos_of(shape: BoxShape, anchors: AnchorGenerator) -> FCOS:
-    """Make an FCOS without trunk and pyramid (Tian et al. 2019)."""
+    """Make an FCOS without backbone and pyramid (Tian et al. 2019)."""
     told = shape.options
     return FCOS(
         _Outside(told["channels"]),
@@ -226,7 +226,7 @@ class BoxModule(nn.Module):
         raw : dict
             Of ``forward``.
         truths : sequence of (boxes, labels)
-            For each picture boxes (k, 4) on the canvas and classes (k,) from 0; k may be 0.
+            For each image boxes (k, 4) on the canvas and classes (k,) from 0; k may be 0.
 
         Raises
         ------
@@ -244,9 +244,9 @@ class BoxModule(nn.Module):
         return self._loss(raw, truths)
 
     def detect(self, raw: dict[str, Any]) -> list[Found]:
-        """Find objects: for each picture boxes on the canvas, scores (best first) and classes.
+        """Find objects: for each image boxes on the canvas, scores (best first) and classes.
 
-        At most 100 a picture, with scores above 0.01, after non-maximum suppression by class.
+        At most 100 an image, with scores above 0.01, after non-maximum suppression by class.
         """
         raise NotImplementedError
 
@@ -269,7 +269,7 @@ class BoxModule(nn.Module):
         return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
     def _canvases(self, levels: Sequence[Tensor]) -> ImageList:
-        """What torchvision asks of the pictures, which is their sizes."""
+        """What torchvision asks of the images, which is their sizes."""
         n = levels[0].shape[0]
         return ImageList(levels[0].new_empty((n, 0, *self.shape.padded)), [self.shape.canvas] * n)
 
@@ -318,7 +318,7 @@ class TwoStage(BoxModule):
         }
 
     def detect(self, raw: dict[str, Any]) -> list[Found]:
-        """Find objects in every picture."""
+        """Find objects in every image."""
         flat = concat_box_prediction_layers(raw["objectness"], raw["deltas"])
         regions, _ = self._proposals(self.finder, raw, flat)
         logits, deltas = self._regions(raw, regions)
@@ -329,7 +329,7 @@ class TwoStage(BoxModule):
     def _proposals(
         self, proposer: RegionProposalNetwork, raw: dict[str, Any], flat: tuple[Tensor, Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Regions to look at, and all anchors, of each picture."""
+        """Regions to look at, and all anchors, of each image."""
         levels = list(raw["levels"].values())
         canvases = self._canvases(levels)
         anchors = proposer.anchor_generator(canvases, levels)
@@ -372,7 +372,7 @@ class Dense(BoxModule):
         return {names[name]: term for name, term in terms.items()}
 
     def detect(self, raw: dict[str, Any]) -> list[Found]:
-        """Find objects in every picture."""
+        """Find objects in every image."""
         canvases = self._canvases(raw["levels"])
         anchors = self.net.anchor_generator(canvases, raw["levels"])
         counts = self._counts(raw)
@@ -391,7 +391,7 @@ class SingleShot(BoxModule):
     """SSDLite: thin predictors on the backbone's own maps (Liu et al. 2016; Sandler et al. 2018).
 
     Normalised over groups of channels, where torchvision's is over the batch: its last maps have
-    one place, of which a batch of one picture has no statistics.
+    one place, of which a batch of one image has no statistics.
     """
 
     def __init__(self, shape: BoxShape) -> None:
@@ -440,7 +440,7 @@ class SingleShot(BoxModule):
         return {"classes": terms["classification"], "boxes": terms["bbox_regression"]}
 
     def detect(self, raw: dict[str, Any]) -> list[Found]:
-        """Find objects in every picture."""
+        """Find objects in every image."""
         canvases = self._canvases(raw["levels"])
         anchors = self.net.anchor_generator(canvases, raw["levels"])
         found = self.net.postprocess_detections(raw["outputs"], anchors, canvases.image_sizes)

@@ -1,4 +1,4 @@
-"""Heads on pooled features: one vector a picture."""
+"""Heads on pooled features: one vector an image."""
 
 from __future__ import annotations
 

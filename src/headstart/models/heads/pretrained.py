@@ -1,4 +1,4 @@
-"""Detectors that torchvision publishes, trained on COCO: their trunk and their head, apart."""
+"""Detectors that torchvision publishes, trained on COCO: their backbone and their head, apart."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.catalog import IMAGENET, resolve
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec, Stage, WeightsFile
-from headstart.backbones.trunk import Trunk
 from headstart.backbones.weights import locate, read_state
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 from headstart.models.heads.detection import BoxHead
@@ -33,11 +33,11 @@ __all__ = [
     "split",
 ]
 
-TRUNK = "torchvision/resnet50"
+BACKBONE = "torchvision/resnet50"
 STAGES = tuple(Stage(name=f"layer{i + 1}", channels=256 * 2**i, stride=4 * 2**i) for i in range(4))
 BODY = "backbone.body."
 EPS = 1e-5
-"""That of the trunk's BatchNorm here."""
+"""That of the backbone's BatchNorm here."""
 PARTS = {
     "faster-rcnn": {"backbone.fpn.": "pyramid.", "rpn.head.": "rpn_head.", "roi_heads.": "roi."},
     "retinanet": {"backbone.fpn.": "pyramid.", "head.": "net.head."},
@@ -57,7 +57,7 @@ class Published:
     options : mapping
         Of that kind.
     eps : float
-        What the BatchNorm of its trunk adds to the variance, with the published weights.
+        What the BatchNorm of its backbone adds to the variance, with the published weights.
     """
 
     kind: str
@@ -134,7 +134,7 @@ def detector_from_torchvision(
 
     Returns
     -------
-    trunk : dict of str to tensor
+    backbone : dict of str to tensor
         By the names of torchvision's ResNet-50, without a classifier. Its variances are such
         that a BatchNorm with an epsilon of 1e-5 computes what the detector's own did.
     head : BoxHead
@@ -173,10 +173,10 @@ def _categories() -> tuple[str, ...]:
 
 
 def _trunk(state: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
-    trunk = {name.removeprefix(BODY): x for name, x in state.items() if name.startswith(BODY)}
+    backbone = {name.removeprefix(BODY): x for name, x in state.items() if name.startswith(BODY)}
     return {
         name: x + (eps - EPS) if name.endswith("running_var") and eps != EPS else x.clone()
-        for name, x in trunk.items()
+        for name, x in backbone.items()
     }
 
 
@@ -208,15 +208,15 @@ class Row(NamedTuple):
 # fmt: off
 FOR_BOXES = {
     "fasterrcnn_resnet50_fpn":
-        Row(TRUNK, "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", 159.7),
+        Row(BACKBONE, "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", 159.7),
     "fasterrcnn_resnet50_fpn_v2":
-        Row(TRUNK, "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth", 167.1),
+        Row(BACKBONE, "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth", 167.1),
     "retinanet_resnet50_fpn":
-        Row(TRUNK, "retinanet_resnet50_fpn_coco-eeacb38b.pth", 130.3),
+        Row(BACKBONE, "retinanet_resnet50_fpn_coco-eeacb38b.pth", 130.3),
     "retinanet_resnet50_fpn_v2":
-        Row(TRUNK, "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", 146.0),
+        Row(BACKBONE, "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth", 146.0),
     "fcos_resnet50_fpn":
-        Row(TRUNK, "fcos_resnet50_fpn_coco-99b0c9b7.pth", 123.6),
+        Row(BACKBONE, "fcos_resnet50_fpn_coco-99b0c9b7.pth", 123.6),
 }
 FOR_MASKS = {
     "deeplabv3_resnet50":
@@ -301,27 +301,27 @@ def locate_head(name: str, kind: DenseKind, *, offline: bool | None = None) -> W
 
 def open_head(
     name: str,
-    trunk: Trunk,
+    backbone: FrozenBackbone,
     classes: Sequence[str],
     *,
     boxes: NDArray[np.floating[Any]] | None = None,
     seed: int = 0,
     offline: bool | None = None,
     options: Mapping[str, Any] | None = None,
-) -> tuple[Trunk, Any]:
+) -> tuple[FrozenBackbone, Any]:
     """Find a published network, read it and turn it to other classes.
 
     Parameters
     ----------
     name : str
         In the grammar of this module, without options.
-    trunk : Trunk
+    backbone : FrozenBackbone
         The backbone that the user chose: it has to be what the network stands on. Its canvas is
         taken over; its weights and colours are not, for the published ones belong together.
     classes : sequence of str
         Those whose names the network knows keep what it learned of them, others start anew.
     boxes : array, shape (n, 4), optional
-        Of the training pictures on the canvas, for the anchors of a new proposal network; None
+        Of the training images on the canvas, for the anchors of a new proposal network; None
         where masks are learned.
     seed : int
         Of what starts anew.
@@ -334,7 +334,7 @@ def open_head(
 
     Returns
     -------
-    Trunk
+    FrozenBackbone
         With the published weights, and where they came from.
     BoxHead or MaskHead
 
@@ -349,10 +349,10 @@ def open_head(
     """
     kind: DenseKind = "segmentation" if boxes is None else "detection"
     network, spec = _described(name, kind)
-    _require_backbone(name, TABLE[kind][network].backbone, spec, trunk.spec)
+    _require_backbone(name, TABLE[kind][network].backbone, spec, backbone.spec)
     options = options or {}
     _require_free(name, network, options)
-    expects = replace(spec.preprocess, canvas=trunk.spec.preprocess.canvas)
+    expects = replace(spec.preprocess, canvas=backbone.spec.preprocess.canvas)
     spec = replace(spec, preprocess=expects)
     weights = locate_head(name, kind, offline=offline)
     raw = read_state(weights, spec)
@@ -362,26 +362,26 @@ def open_head(
     else:
         state, head = _for_boxes(raw, network, expects.shape, classes, seed, boxes, options)
     origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
-    found = Trunk(spec=spec, state=state, origin=origin)
-    found.copy()  # refuses a trunk that is not whole before anything is computed
+    found = FrozenBackbone(spec=spec, state=state, origin=origin)
+    found.copy()  # refuses a backbone that is not whole before anything is computed
     return found, head
 
 
 def _described(name: str, kind: DenseKind) -> tuple[str, BackboneSpec]:
-    """Name of the network at torchvision, and its trunk with the network's weights."""
+    """Name of the network at torchvision, and its backbone with the network's weights."""
     path, at, rest = name.rpartition("@")
     is_file = path.startswith("file:")
     network = rest.removeprefix("torchvision/")
     if (at and not is_file) or rest not in names(kind):
         raise UnknownNameError(f"head for {kind}", rest, names(kind))
     row = TABLE[kind][network]
-    trunk = resolve(row.backbone)
+    backbone = resolve(row.backbone)
     spec = replace(
-        trunk,
+        backbone,
         name=name,
-        # As the published networks read pictures themselves, whatever their trunk once learned.
+        # As the published networks read images themselves, whatever their backbone once learned.
         preprocess=replace(
-            trunk.preprocess, interpolation="bilinear", mean=IMAGENET[0], std=IMAGENET[1]
+            backbone.preprocess, interpolation="bilinear", mean=IMAGENET[0], std=IMAGENET[1]
         ),
         source="file" if is_file else "torchvision",
         file=path.removeprefix("file:") if is_file else row.file,
@@ -439,7 +439,7 @@ def _for_masks(
             "name the network that the file was made for."
         )
     head = found.head.adapted(VOC_CLASSES, classes, seed)
-    return {key: torch.from_numpy(value) for key, value in found.trunk.items()}, head
+    return {key: torch.from_numpy(value) for key, value in found.state.items()}, head
 
 
 def _for_boxes(

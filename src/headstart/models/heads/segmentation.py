@@ -257,12 +257,12 @@ def _kind_of(value: Any) -> str:
 class Pretrained(NamedTuple):
     """Torchvision's DeepLabV3 in our parts.
 
-    ``backbone``: the name of the network that ``trunk``, tensors by the library's names, belongs
+    ``backbone``: the name of the network that ``state``, tensors by the library's names, belongs
     to; ``head``: the decoder, with an output for each of ``VOC_CLASSES``.
     """
 
     backbone: str
-    trunk: dict[str, NDArray[Any]]
+    state: dict[str, NDArray[Any]]
     head: MaskHead
 
 
@@ -289,16 +289,18 @@ def decoder_from_torchvision(
     WeightsMismatchError
         If these are the weights of something else.
     """
-    trunk = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-    is_resnet = "conv1.weight" in trunk
+    backbone_state = {
+        k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")
+    }
+    is_resnet = "conv1.weight" in backbone_state
     if is_resnet:
-        depth = 101 if "layer3.22.conv1.weight" in trunk else 50
+        depth = 101 if "layer3.22.conv1.weight" in backbone_state else 50
         backbone, tap, stride = f"timm/resnet{depth}?output_stride=8", "layer4", 8
     else:
-        trunk = {f"features.{name}": value for name, value in trunk.items()}
+        backbone_state = {f"features.{name}": value for name, value in backbone_state.items()}
         backbone, tap, stride = "torchvision/mobilenet_v3_large?dilated=true", "conv_head", 16
     names = {name for name in state if name.startswith("classifier.")}
-    if not trunk or not {"classifier.4.weight", "classifier.0.convs.0.0.weight"} <= names:
+    if not backbone_state or not {"classifier.4.weight", "classifier.0.convs.0.0.weight"} <= names:
         raise WeightsMismatchError(
             "Expected the weights of torchvision's DeepLabV3, got tensors of another network."
         )
@@ -315,7 +317,7 @@ def decoder_from_torchvision(
         head = MaskHead(taps=(tap,), shape=shape, tensors={}).with_state(tensors)
     except ModelFileError as error:
         raise WeightsMismatchError(str(error)) from error
-    return Pretrained(backbone, trunk, head)
+    return Pretrained(backbone, backbone_state, head)
 
 
 def _renamed(name: str) -> str:

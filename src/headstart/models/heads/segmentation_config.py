@@ -229,7 +229,7 @@ def _require_canvas(shape: MaskShape) -> None:
     if shape.kind.startswith("deeplab") and shape.padded == (shape.strides[-1],) * 2:
         raise UsageError(
             f"Expected more than one place at stride {shape.strides[-1]} for {shape.kind}, got a "
-            f"canvas of {canvas}; do take larger pictures, or the head 'unet'."
+            f"canvas of {canvas}; do take larger images, or the head 'unet'."
         )
 
 

@@ -1,7 +1,7 @@
 """Decoders from maps to a class for every pixel, as the libraries build them, on our maps.
 
 The decoders are segmentation-models-pytorch's, and torchvision's DeepLabV3; what is ours is what
-lies between a backbone's maps and them: sizes, widths, and batches of one picture.
+lies between a backbone's maps and them: sizes, widths, and batches of one image.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def build(shape: MaskShape) -> MaskModule:
 
 
 def _reader(channels: int, widest: int) -> nn.Module:
-    """Nothing, or a projection where a map is so wide that it would cost more than the trunk."""
+    """Nothing, or a projection where a map is so wide that it would cost more than the backbone."""
     if channels <= widest:
         return nn.Identity()
     projection = nn.Conv2d(channels, widest, kernel_size=1, bias=False)
@@ -147,8 +147,8 @@ def _deeplabv3plus(channels: Sequence[int], options: Mapping[str, Any]) -> tuple
         aspp_separable=True,
         aspp_dropout=options["dropout"],
     )
-    # Of the branch that averages the whole map one value a picture and channel is left: over a
-    # few pictures BatchNorm would make noise of it, over one it fails.
+    # Of the branch that averages the whole map one value an image and channel is left: over a
+    # few images BatchNorm would make noise of it, over one it fails.
     decoder.aspp[0].convs[-1][2] = nn.GroupNorm(1, width)
     return decoder, width
 
@@ -178,7 +178,7 @@ class _Last(nn.Sequential):
 
 
 def _bear_few_values(module: nn.Module) -> None:
-    """Let every BatchNorm stand one picture with a map of one place; names and values stay."""
+    """Let every BatchNorm stand one image with a map of one place; names and values stay."""
     for name, child in list(module.named_children()):
         if type(child) is nn.BatchNorm2d:
             new = _FewValues(child.num_features, eps=child.eps, momentum=child.momentum)

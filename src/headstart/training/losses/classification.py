@@ -268,7 +268,7 @@ def _softmax_loss(
     if gamma:
         # Away from zero, where the slope of a root is infinite.
         terms = terms * (-log_p.expm1()).clamp_min(1e-12) ** gamma
-    # The plain mean, also with weights, whose mean over the training pictures is 1: a batch that
+    # The plain mean, also with weights, whose mean over the training images is 1: a batch that
     # is computed in parts, or by several processes, then takes the same step as a whole one.
     return (terms * (1 if weights is None else weights)).sum(dim=1).mean()
 

@@ -153,7 +153,7 @@ def fisher(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     if any(part.training for part in network.modules()):
         raise UsageError(
             "Expected the whole network to be in inference mode, got training mode; "
-            "do freeze it first, or BatchNorm measures single pictures by themselves."
+            "do freeze it first, or BatchNorm measures single images by themselves."
         )
     weights = {name: w.detach() for name, w in network.named_parameters()}
 

@@ -106,12 +106,12 @@ def delta(
     source_maps: Sequence[Tensor],
     importance: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Penalise changed feature maps: mean over pictures of sum_l sum_c a_lc ||FM_lc - FM0_lc||².
+    """Penalise changed feature maps: mean over images of sum_l sum_c a_lc ||FM_lc - FM0_lc||².
 
     Parameters
     ----------
     maps, source_maps : sequence of torch.Tensor, shape (n, channels, ...)
-        Of chosen layers, for the same pictures; no gradient flows into the source's.
+        Of chosen layers, for the same images; no gradient flows into the source's.
     importance : sequence of torch.Tensor, shape (channels,), or None
         Attention a_l on each channel, as ``channel_importance`` gives it; None is 1 / channels.
 
@@ -251,7 +251,7 @@ def relation(source_probabilities: Tensor, targets: Tensor, n_classes: int) -> T
     Parameters
     ----------
     source_probabilities : torch.Tensor, shape (n, n_source)
-        The source network's answers on the training pictures, calibrated where that is
+        The source network's answers on the training images, calibrated where that is
         possible; every row sums to 1.
     targets : torch.Tensor, shape (n,)
         Class indices from 0 to n_classes - 1.
@@ -265,7 +265,7 @@ def relation(source_probabilities: Tensor, targets: Tensor, n_classes: int) -> T
     Raises
     ------
     UsageError
-        If the shapes do not fit, a row is no distribution, or a class has no picture.
+        If the shapes do not fit, a row is no distribution, or a class has no image.
 
     References
     ----------
@@ -295,20 +295,20 @@ def relation(source_probabilities: Tensor, targets: Tensor, n_classes: int) -> T
     counts = torch.bincount(targets, minlength=n_classes)
     if bool((counts == 0).any()):
         empty = (counts == 0).nonzero().flatten().tolist()
-        raise UsageError(f"Expected pictures of every class, got none of the classes {empty}.")
+        raise UsageError(f"Expected images of every class, got none of the classes {empty}.")
     sums = answers.new_zeros((n_classes, answers.shape[1])).index_add_(0, targets, answers)
     return sums / counts[:, None]
 
 
 def co_tuning(source_logits: Tensor, relation_rows: Tensor) -> Tensor:
-    """Train the source head too: mean over pictures of -sum_s p(s | y_t) log softmax(logits)_s.
+    """Train the source head too: mean over images of -sum_s p(s | y_t) log softmax(logits)_s.
 
     Parameters
     ----------
     source_logits : torch.Tensor, shape (n, n_source)
         What the source head gives on the features as they are now.
     relation_rows : torch.Tensor, shape (n, n_source)
-        Of ``relation``, one row for each picture's class.
+        Of ``relation``, one row for each image's class.
 
     Raises
     ------
@@ -340,7 +340,7 @@ def lwf(logits: Tensor, old_logits: Tensor, temperature: float = 2.0) -> Tensor:
     logits : torch.Tensor, shape (n, n_source)
         What the source head gives now.
     old_logits : torch.Tensor, shape (n, n_source)
-        What the untouched source network gives for the same pictures; no gradient flows there.
+        What the untouched source network gives for the same images; no gradient flows there.
     temperature : float
         T, above 0.
 
@@ -371,7 +371,7 @@ def lwf(logits: Tensor, old_logits: Tensor, temperature: float = 2.0) -> Tensor:
 
 
 def _distances(new: Tensor, old: Tensor) -> Tensor:
-    """||FM_c - FM0_c||² by channel, mean over pictures."""
+    """||FM_c - FM0_c||² by channel, mean over images."""
     moved = wide(new) - wide(old.detach())
     return moved.square().reshape(*moved.shape[:2], -1).sum(dim=2).mean(dim=0)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headstart.backbones.freezing import constant, trained
-from headstart.backbones.trunk import Trunk
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.errors import UsageError
 from headstart.training.inputs import Inputs
@@ -34,47 +34,47 @@ from headstart.training.weight_averaging import wide
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from headstart.backbones.trunk import Array
+    from headstart.backbones.frozen import Array
 
 __all__ = ["bind"]
 
-FISHER_PICTURES = 64
+FISHER_IMAGES = 64
 """At most so many are looked at for elastic weight consolidation: one backward pass each."""
 
 Classifier = Callable[["Tensor"], "Tensor"]
 Term = Callable[[Outputs, Outputs, Rows], "Tensor"]
-"""From what the network gives, what the still source gives, and the pictures' rows. Where no
+"""From what the network gives, what the still source gives, and the images' rows. Where no
 term asks the source it does not run, and the network's own outputs stand in its place."""
 
 
 def bind(
-    network: Network, trunk: Trunk, train: Dataset, settings: Regularisation
+    network: Network, backbone: FrozenBackbone, train: Dataset, settings: Regularisation
 ) -> Callable[[Inputs], Penalty] | None:
     """Make the terms of the loss that hold a network near its source.
 
     What is returned is called with what the network reads, right before it trains: the source is
     the network as it is at that moment, adapted statistics included. It makes the penalty, which
     is called for every batch with what the network read (mixed, where MixUp or CutMix mix), what
-    it gave, and the pictures' places in ``train``.
+    it gave, and the images' places in ``train``.
 
     - ``l2_sp`` anchors the backbone's weights that train; ``l2_sp_head`` shrinks the new head's
       weight, not its bias.
-    - ``ewc`` measures the Fisher information of at most 64 training pictures (always the same
+    - ``ewc`` measures the Fisher information of at most 64 training images (always the same
       ones), with the original classifier and, as classes, its own most likely answers.
     - ``delta`` compares what every stage that moves gives; all channels count alike.
     - ``bss`` reads the features of the part of a batch that is computed at once, so ``bss_k`` may
       not exceed its size.
     - ``lwf`` and ``co_tuning`` ask the original classifier, which is constant. Co-tuning relates
-      classes by the source's answers to the training pictures as the first epoch sees them, and
-      takes a mixed picture for one of its own class.
+      classes by the source's answers to the training images as the first epoch sees them, and
+      takes a mixed image for one of its own class.
 
     Parameters
     ----------
     network : Network
-    trunk : Trunk
+    backbone : FrozenBackbone
         What the backbone was made of: its weights hold the original classifier.
     train : Dataset
-        The pictures to learn from.
+        The images to learn from.
     settings : Regularisation
 
     Returns
@@ -87,7 +87,7 @@ def bind(
     ------
     UsageError
         If a term cannot be had: no weight of the backbone trains, the original classifier is
-        missing or not linear, or co-tuning is asked for pictures with several labels.
+        missing or not linear, or co-tuning is asked for images with several labels.
 
     Examples
     --------
@@ -95,21 +95,21 @@ def bind(
     >>> from headstart.backbones.catalog import resolve
     >>> from headstart.backbones.freezing import plan
     >>> from headstart.models.heads.linear import LinearHead
-    >>> spec, backbone = resolve("timm/test_resnet"), load("timm/test_resnet", pretrained=False)
-    >>> trunk = Trunk(spec=spec, state=backbone.trunk.state_dict(), origin={})
+    >>> spec, module = resolve("timm/test_resnet"), load("timm/test_resnet", pretrained=False)
+    >>> backbone = FrozenBackbone(spec=spec, state=module.trunk.state_dict(), origin={})
     >>> head = LinearHead.random(backbone.width, 2, seed=0)
-    >>> network = Network(backbone, head, plan(backbone, train_from="layer4"))
+    >>> network = Network(module, head, plan(module, train_from="layer4"))
     >>> data = Dataset(samples=(), classes=("a", "b"))
-    >>> bind(network, trunk, data, Regularisation()) is None
+    >>> bind(network, backbone, data, Regularisation()) is None
     True
-    >>> callable(bind(network, trunk, data, Regularisation(l2_sp=0.1)))
+    >>> callable(bind(network, backbone, data, Regularisation(l2_sp=0.1)))
     True
     """
     if settings.is_off:
         return None
     _require_possible(network, train, settings)
     wanted = [name for name in ("ewc", "lwf", "co_tuning") if getattr(settings, name)]
-    original = _original(trunk, wanted[0]) if wanted else None
+    original = _original(backbone, wanted[0]) if wanted else None
 
     def bound(inputs: Inputs) -> Penalty:
         classifier = None if original is None else _classifier(original, network.device)
@@ -214,7 +214,7 @@ def _co_tuned(bench: _Bench) -> Term:
     fetch, weight = bench.inputs.fetch, bench.settings.co_tuning
     _, pooled = bench.network.judge(lambda rows: fetch(1, rows), len(bench.train))
     answers = bench.old_logits(torch.from_numpy(pooled).to(bench.network.device)).softmax(dim=1)
-    # A class of which there is no picture is related to nothing, and is never asked for.
+    # A class of which there is no image is related to nothing, and is never asked for.
     present, places = np.unique(bench.train.targets(), return_inverse=True)
     classes = torch.from_numpy(places).to(bench.network.device)
     related = relation(answers, classes, len(present))
@@ -251,17 +251,17 @@ def _require_possible(network: Network, train: Dataset, settings: Regularisation
     if of_classes and train.is_dense:
         raise UsageError(
             f"Expected a regularisation that {train.kind} knows, got `{of_classes[0]}`, which asks "
-            "the original classifier of whole pictures; do use `l2_sp`, `delta` or `bss`."
+            "the original classifier of whole images; do use `l2_sp`, `delta` or `bss`."
         )
     if settings.co_tuning and train.kind == "multilabel":
         raise UsageError(
-            "Expected one class for each picture with `co_tuning`, got several labels; do use "
+            "Expected one class for each image with `co_tuning`, got several labels; do use "
             "another regularisation."
         )
 
 
-def _original(trunk: Trunk, name: str) -> tuple[Array, Array]:
-    found, reason = trunk.classifier()
+def _original(backbone: FrozenBackbone, name: str) -> tuple[Array, Array]:
+    found, reason = backbone.classifier()
     if found is None:
         raise UsageError(
             f"Expected the backbone's original classifier for `{name}`, got none. {reason}; do "
@@ -294,7 +294,7 @@ def _fisher(bench: _Bench) -> dict[str, Tensor]:
     import torch
 
     network, n = bench.network, len(bench.train)
-    drawn = np.random.default_rng(n).permutation(n)[:FISHER_PICTURES]
+    drawn = np.random.default_rng(n).permutation(n)[:FISHER_IMAGES]
     x = network.tensor(bench.inputs.fetch(1, np.sort(drawn)))
     with torch.no_grad():
         answers = bench.old_logits(network.outputs(x).pooled).argmax(dim=1)

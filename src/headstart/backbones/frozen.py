@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["Trunk"]
+__all__ = ["FrozenBackbone"]
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trunk:
+class FrozenBackbone:
     """A frozen backbone: what it is, its parameters, and, once needed, the module.
 
     A run whose features are all kept never builds the network: the identity follows from the
@@ -47,7 +47,7 @@ class Trunk:
     origin: Mapping[str, str]
 
     @classmethod
-    def open(cls, name: str, *, offline: bool | None = None) -> Trunk:
+    def open(cls, name: str, *, offline: bool | None = None) -> FrozenBackbone:
         """Find and read the weights of a backbone by name; nothing is built yet.
 
         Raises
@@ -63,7 +63,7 @@ class Trunk:
         return cls.read(spec, locate(spec, offline=offline))
 
     @classmethod
-    def read(cls, spec: BackboneSpec, weights: WeightsFile) -> Trunk:
+    def read(cls, spec: BackboneSpec, weights: WeightsFile) -> FrozenBackbone:
         """Read weights that have been located, so that a run can fail early without them."""
         origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
         return cls(spec=spec, state=_kept(spec, read_state(weights, spec)), origin=origin)
@@ -75,7 +75,7 @@ class Trunk:
 
     @cached_property
     def identity(self) -> bytes:
-        """Everything that the pooled features depend on, engine and pictures aside."""
+        """Everything that the pooled features depend on, engine and images aside."""
         return key(
             "pooled",
             self.spec.architecture,
@@ -86,7 +86,7 @@ class Trunk:
         )
 
     @cached_property
-    def backbone(self) -> Backbone:
+    def module(self) -> Backbone:
         """The module, constant; built at the first use."""
         from headstart.backbones.backbone import assemble
 
@@ -98,12 +98,12 @@ class Trunk:
 
         return assemble(self.spec, {name: t.clone() for name, t in self.state.items()})
 
-    def on_canvas(self, canvas: tuple[int, int]) -> Trunk:
-        """Return this backbone reading whole pictures, (height, width) pixels."""
+    def on_canvas(self, canvas: tuple[int, int]) -> FrozenBackbone:
+        """Return this backbone reading whole images, (height, width) pixels."""
         preprocess = replace(self.spec.preprocess, canvas=canvas)
         return replace(self, spec=replace(self.spec, preprocess=preprocess))
 
-    def until(self, stage: str) -> Trunk:
+    def until(self, stage: str) -> FrozenBackbone:
         """Return the backbone that ends behind a stage and is pooled by the mean over places.
 
         Raises
@@ -113,7 +113,7 @@ class Trunk:
 
         Examples
         --------
-        >>> Trunk.open("embedded/efficientnet_lite0").until("stage6").width
+        >>> FrozenBackbone.open("embedded/efficientnet_lite0").until("stage6").width
         192
         """
         if stage not in self._ends:
@@ -122,11 +122,11 @@ class Trunk:
         return self._ends[stage]
 
     @cached_property
-    def _ends(self) -> dict[str, Trunk]:
+    def _ends(self) -> dict[str, FrozenBackbone]:
         """Each made once: its fingerprint is a hash of all its values."""
         return {}
 
-    def tuned(self, state: Mapping[str, Tensor]) -> Trunk:
+    def tuned(self, state: Mapping[str, Tensor]) -> FrozenBackbone:
         """Return this backbone with other values; the original classifier stays as it was.
 
         Parameters
@@ -159,16 +159,16 @@ class Trunk:
         >>> from headstart.backbones.catalog import resolve
         >>> spec = resolve("timm/test_resnet")
         >>> state = load(spec, pretrained=False).trunk.state_dict()
-        >>> trunk = Trunk(spec=spec, state=state, origin={})
-        >>> trunk.classifier()
+        >>> backbone = FrozenBackbone(spec=spec, state=state, origin={})
+        >>> backbone.classifier()
         (None, 'The weights hold no original classifier')
-        >>> found, _ = trunk.classifier({"fc.weight": torch.ones(10, 96)})
+        >>> found, _ = backbone.classifier({"fc.weight": torch.ones(10, 96)})
         >>> [one.shape for one in found]
         [(10, 96), (10,)]
         """
         if self.spec.until:
             return None, "The backbone ends before the original classifier"
-        backbone = self.backbone
+        backbone = self.module
         tensors = {k: self.state[k] for k in backbone.head_keys} if given is None else dict(given)
         # A second classifier half-way up helps training only.
         tensors = {k: v for k, v in tensors.items() if not k.lower().startswith("aux")}
@@ -185,23 +185,23 @@ class Trunk:
         return (weight, bias[0] if bias else np.zeros(len(weight), dtype=np.float32)), ""
 
     def shape_at(self, stop: str | None) -> tuple[int, ...]:
-        """Shape of one picture's values behind a stage, channels last; pooled for None."""
+        """Shape of one image's values behind a stage, channels last; pooled for None."""
         import torch
 
         if stop is None:
             return (self.width,)
         with torch.inference_mode():
             x = torch.zeros(1, 3, *self.spec.preprocess.shape)
-            shape = tuple(self.backbone.run(x, stop=stop).shape[1:])
+            shape = tuple(self.module.run(x, stop=stop).shape[1:])
         return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
     def shapes_at(self, taps: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Shapes of one picture's maps behind several stages in order, channels last."""
+        """Shapes of one image's maps behind several stages in order, channels last."""
         import torch
 
         with torch.inference_mode():
             x = torch.zeros(1, 3, *self.spec.preprocess.shape)
-            maps = self.backbone.maps(x, taps)
+            maps = self.module.maps(x, taps)
         return tuple((*one.shape[2:], one.shape[1]) for one in maps)
 
     @property
@@ -212,7 +212,7 @@ class Trunk:
     @property
     def width(self) -> int:
         """Number of pooled features."""
-        return self.spec.width or self.backbone.width
+        return self.spec.width or self.module.width
 
 
 def _kept(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
