@@ -1,9 +1,10 @@
 # Needs Python >= 3.11, make and a package index, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# The example set and the folder of `make demo`.
+# Example dataset, folder and time budget of `make demo`; an empty budget is the default one.
 DEMO ?= symbols
 OUT ?= .demo/$(DEMO)
+BUDGET ?=
 # Processes that run the tests: 2 take three quarters of the time of 1; each has to import torch.
 JOBS ?= 2
 
@@ -14,13 +15,13 @@ INPUTS := pyproject.toml constraints.txt
 .PHONY: help install demo test lint bench docs clean
 .DEFAULT_GOAL := help
 
-help: ## List the verbs.
+help: ## List the commands.
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed-dev ## Create the environment with everything a developer needs.
 
-demo: $(VENV)/.installed ## Run the main job on an embedded example set; downloads no images, no weights.
-	$(BIN)/headstart fit demo:$(DEMO) --offline --out $(OUT)
+demo: $(VENV)/.installed ## Train on an embedded example dataset; downloads no images and no weights.
+	$(BIN)/headstart fit demo:$(DEMO) --offline --out $(OUT) $(if $(BUDGET),--budget $(BUDGET))
 
 test: install ## Run the tests and the examples in the docstrings.
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -40,7 +41,7 @@ bench: install ## Measure speed; needs images of your own, see benchmarks/.
 docs: install ## Build the API reference into site/.
 	$(BIN)/python docs/build_reference.py site
 
-clean: ## Remove what the verbs made; runs/ and the environment stay.
+clean: ## Remove what the commands made; runs/ and the environment stay.
 	rm -rf site build dist .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,11 +1,12 @@
-"""Boxes on BCCD and masks on CamVid: how much of a pretrained network should learn.
+"""Detection on BCCD and segmentation on CamVid, by number of trained stages.
 
-Rows: from scratch, a frozen backbone with and without the activation cache, its last stage,
-the whole. All learn from the same images with the same head, image size, epochs and batch size,
-stop on the data's val part (the best epoch is kept) and are judged on its test part, whose images
-are resampled for the intervals. Seconds are those of the training, extraction and judging of every
-epoch included, each with an empty cache; head rates 1e-3, backbone 1e-4 (scratch 1e-3). A line of
-JSON is appended for each run, so a run that was stopped goes on where it was.
+Rows: from scratch, a frozen backbone with and without the activation cache, training of the last
+stage, training of all stages. All have the same training images, head, image size, epochs and
+batch size. The val part selects the best epoch; the test part is used for the scores, and its
+images are resampled for the intervals. Seconds are those of the training, including extraction
+and the evaluation of every epoch, each with an empty cache. Learning rates: head 1e-3, backbone
+1e-4 (from scratch 1e-3). A line of JSON is appended after each run, so a stopped benchmark
+continues where it stopped.
 
     python benchmarks/dense.py bccd DATA [--head fcos] [--size 320] [--epochs 20] [--out runs.jsonl]
     python benchmarks/dense.py camvid DATA [--head deeplabv3plus] [--size 256]
@@ -43,7 +44,7 @@ SETS = {
     "bccd": ("detection/bccd_voc", "faster-rcnn?channels=64", 256, 16),
     "camvid": ("segmentation/camvid", "deeplabv3plus", 256, 12),
 }
-SHOWN = {
+METRICS = {
     "bccd": ("map", "map50"),
     "camvid": ("mean_iou", "pixel_accuracy"),
 }
@@ -51,7 +52,7 @@ BACKBONE = "file:{data}/weights/resnet18_in1k_vq.pth@torchvision/resnet18"
 
 
 def method_of(name, training, seed):
-    """What each row of the table means."""
+    """Return the method of a row of the table."""
     if name == "scratch":
         return Scratch(training=training, learning_rate=1e-3, seed=seed)
     train_from = {"last stage": "last:1", "full": "all"}.get(name, "head")
@@ -67,30 +68,30 @@ ROWS = ("frozen, cached", "frozen, uncached", "last stage", "full", "scratch")
 
 
 def run(name, arguments, seed):
-    """Train and judge one row; numbers as plain values."""
+    """Train and evaluate one row; return a dictionary for JSON."""
     folder, head, size, epochs = SETS[arguments.set]
     head, size = arguments.head or head, arguments.size or size
     training = Training(
         epochs=arguments.epochs or epochs, batch_size=arguments.batch_size, patience=99
     )
-    with tempfile.TemporaryDirectory() as kept:
-        cache = Cache(Path(kept))
-        # Two images of BCCD are nearly the same in train and val; the test part is clean.
-        found = data_prepare.prepare(
+    with tempfile.TemporaryDirectory() as cache_folder:
+        cache = Cache(Path(cache_folder))
+        # Two images of BCCD are near duplicates in train and val; the test part has none.
+        prepared = data_prepare.prepare(
             Path(arguments.data, folder), cache=cache, seed=0, allow_overlap=True
         )
-        module = arguments.backbone.format(data=arguments.data)
-        backbone = FrozenBackbone.open(module, offline=True)
-        model = create_model(backbone, found.train, head=head, size=size, seed=seed)
-        model.backbone.module  # noqa: B018 - built before the clock runs
+        backbone_name = arguments.backbone.format(data=arguments.data)
+        backbone = FrozenBackbone.open(backbone_name, offline=True)
+        model = create_model(backbone, prepared.train, head=head, size=size, seed=seed)
+        model.backbone.module  # noqa: B018 - build it before the time is measured
         extractor = Extractor(cache=cache, engine="fp32")
-        begin = time.perf_counter()
+        started_at = time.perf_counter()
         method = method_of(name, training, seed)
         if name == "full":
             method = replace(method, activation_cache="auto")
-        fitted = method.fit(model, found.train, found.val, extractor=extractor)
-        seconds = time.perf_counter() - begin
-        judged = evaluate(fitted, found.test, extractor=extractor, seed=0)
+        fitted = method.fit(model, prepared.train, prepared.val, extractor=extractor)
+        seconds = time.perf_counter() - started_at
+        evaluation = evaluate(fitted, prepared.test, extractor=extractor, seed=0)
     return {
         "set": arguments.set,
         "name": name,
@@ -102,29 +103,29 @@ def run(name, arguments, seed):
         "backbone": arguments.backbone.partition("@")[2] or arguments.backbone,
         "seconds": seconds,
         "best_epoch": fitted.record["best_epoch"],
-        "metrics": {key: value.as_dict() for key, value in judged.metrics.items()},
+        "metrics": {key: value.as_dict() for key, value in evaluation.metrics.items()},
         "val": [epoch["score"] for epoch in fitted.record["epochs"]],
     }
 
 
-def table(lines, which):
+def print_table(lines, name_of_set):
     """Print the rows of one set."""
-    first, second = SHOWN[which]
-    print(f"| {which} | {first} | {second} | best epoch | seconds |\n|---|---|---|---:|---:|")
+    first, second = METRICS[name_of_set]
+    print(f"| {name_of_set} | {first} | {second} | best epoch | seconds |\n|---|---|---|---:|---:|")
     for name in ROWS:
         for line in lines:
-            if (line["set"], line["name"]) == (which, name):
-                shown = [
+            if (line["set"], line["name"]) == (name_of_set, name):
+                scores = [
                     f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
                     for value in (line["metrics"][first], line["metrics"][second])
                 ]
                 label = name + (f", seed {line['seed']}" if line["seed"] else "")
                 numbers = f"{line['best_epoch']} of {line['epochs']} | {line['seconds']:.0f}"
-                print(f"| {label} | {' | '.join(shown)} | {numbers} |")
+                print(f"| {label} | {' | '.join(scores)} | {numbers} |")
 
 
 def main():
-    """Run what is missing, then print the table."""
+    """Run the missing rows, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("set", nargs="?", choices=SETS, default="bccd")
     parser.add_argument("data", nargs="?", default=os.environ.get("HEADSTART_BENCH_DATA"))
@@ -138,7 +139,7 @@ def main():
     parser.add_argument("--out", default="dense.jsonl")
     arguments = parser.parse_args()
     if not arguments.data:
-        print("Skipped: set HEADSTART_BENCH_DATA.")
+        print("Skipped. Set HEADSTART_BENCH_DATA or pass DATA.")
         return
     out = Path(arguments.out)
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -151,7 +152,7 @@ def main():
             with out.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             print(f"{name}/{seed}: {lines[-1]['seconds']:.0f} s", flush=True)
-    table(lines, arguments.set)
+    print_table(lines, arguments.set)
 
 
 if __name__ == "__main__":

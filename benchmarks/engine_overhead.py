@@ -1,9 +1,9 @@
-"""What the training engine costs over a bare PyTorch loop that takes the same steps.
+"""Overhead of the training engine over a bare PyTorch loop with the same steps.
 
 Bare: gather the batch, zero_grad, forward, backward, clip, set the rate, step; nothing else. The
-engine's side is all of ``training.engine.train`` with inputs in memory: Accelerate, the finite
-check, seeds for each step, threads that fetch, the best epoch's copy. Nothing is judged on either
-side. Both take turns and end with the same weights, which is checked.
+engine is ``training.engine.train`` with inputs in memory: Accelerate, the check for finite
+losses, a seed for each step, threads that load batches, the copy of the best epoch. Neither
+evaluates the model. They run in turns and end with the same weights, which is checked.
 
     python benchmarks/engine_overhead.py [--rounds 5] [--quick]
 """
@@ -30,17 +30,17 @@ BATCH, CLASSES, RATE = 32, 10, 1e-4
 
 
 def layer4():
-    """ResNet-18 behind layer3, on maps of 14 x 14, with a head; inference-mode BatchNorm."""
+    """ResNet-18 after layer3, on maps of 14 x 14, with a head; BatchNorm in inference mode."""
     from torchvision.models import resnet18
 
-    whole = resnet18()
+    network = resnet18()
     return nn.Sequential(
-        whole.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES)
+        network.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES)
     ).eval()
 
 
 def mlp():
-    """Small enough that the engine's own work shows."""
+    """Build a network that is so small that the engine's own time is visible."""
     return nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, CLASSES))
 
 
@@ -48,18 +48,18 @@ CASES = {
     "ResNet-18's layer4": (layer4, (256, 14, 14), 10),
     "a small MLP": (mlp, (512,), 200),
 }
-"""Network, shape of one input, steps an epoch."""
+"""Network, shape of one input, steps per epoch."""
 
 
-def order(n):
+def make_order(n):
     return lambda epoch: epoch_order(n, seed=0, epoch=epoch)
 
 
 def bare(module, inputs, targets, settings):
-    """Seconds of the plain loop."""
+    """Run the bare loop; return its seconds."""
     x_all, y_all = torch.from_numpy(inputs), torch.from_numpy(targets)
-    rows_of, per_epoch = order(len(inputs)), settings.steps_per_epoch(len(inputs))
-    begin = time.perf_counter()
+    rows_of, per_epoch = make_order(len(inputs)), settings.steps_per_epoch(len(inputs))
+    started_at = time.perf_counter()
     matrices = [p for p in module.parameters() if p.ndim > 1]
     vectors = [p for p in module.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
@@ -75,64 +75,68 @@ def bare(module, inputs, targets, settings):
             rate = RATE * rate_at(settings, step, per_epoch)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            chosen = torch.from_numpy(rows)
+            indices = torch.from_numpy(rows)
             optimiser.zero_grad()
-            cross_entropy(module(x_all[chosen]), y_all[chosen]).backward()
+            cross_entropy(module(x_all[indices]), y_all[indices]).backward()
             nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimiser.step()
             step += 1
-    return time.perf_counter() - begin
+    return time.perf_counter() - started_at
 
 
 def engine(module, inputs, targets, settings):
-    """Seconds of the same steps through the one loop."""
-    y_all, judged = torch.from_numpy(targets), iter(range(10_000))
+    """Run the same steps with the engine; return its seconds."""
+    y_all, scores = torch.from_numpy(targets), iter(range(10_000))
 
     def loss(rows, batch, step):
         return cross_entropy(module(torch.from_numpy(batch)), y_all[torch.from_numpy(rows)])
 
-    begin = time.perf_counter()
+    started_at = time.perf_counter()
     job = Job(
         module=module,
         groups=[{"params": list(module.parameters()), "lr": RATE}],
         n=len(inputs),
-        order=order(len(inputs)),
+        order=make_order(len(inputs)),
         fetch=lambda epoch, rows: inputs[rows],
         loss=loss,
-        score=lambda: Score(float(next(judged)), 0.0),  # the last epoch is the best
-        enter=lambda epoch: None,
+        score=lambda: Score(float(next(scores)), 0.0),  # the last epoch is the best
+        start_epoch=lambda epoch: None,
     )
     train(job, settings)
-    return time.perf_counter() - begin
+    return time.perf_counter() - started_at
 
 
 def measure(name, epochs, rounds):
-    make, shape, per_epoch = CASES[name]
+    build, shape, per_epoch = CASES[name]
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((BATCH * per_epoch, *shape), dtype=np.float32)
     targets = rng.integers(0, CLASSES, len(inputs))
     settings = Training(epochs=epochs, batch_size=BATCH, patience=10_000)
     seconds = {bare: [], engine: []}
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first round is a warm-up
         ends = []
         for side in (bare, engine) if number % 2 else (engine, bare):
             torch.manual_seed(0)
-            module = make()
+            module = build()
             seconds[side].append(side(module, inputs, targets, settings))
             ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
-    # Adam makes much of little: where a gradient is next to nothing, rounding decides its sign.
+    # Adam scales all gradients to one size, so rounding decides where a gradient is almost 0.
     torch.manual_seed(0)
-    begun = torch.cat([p.detach().flatten() for p in make().parameters()])
-    apart = float((ends[0] - ends[1]).norm() / (ends[0] - begun).norm())
-    if apart > 0.1:
-        raise SystemExit(f"Expected both loops to go the same way, got {apart:.1%} apart.")
-    middle = {side: median(each[1:]) for side, each in seconds.items()}
+    initial = torch.cat([p.detach().flatten() for p in build().parameters()])
+    difference = float((ends[0] - ends[1]).norm() / (ends[0] - initial).norm())
+    if difference > 0.1:
+        raise SystemExit(
+            "Expected both loops to end with the same weights, but they differ by "
+            f"{difference:.1%} of the change. Check that both run the same steps."
+        )
+    middle = {side: median(values[1:]) for side, values in seconds.items()}
     steps = epochs * per_epoch
-    each = {side: f"{1000 * middle[side] / steps:.2f}" for side in middle}
+    per_step = {side: f"{1000 * middle[side] / steps:.2f}" for side in middle}
     paired = [e / b - 1 for e, b in zip(seconds[engine][1:], seconds[bare][1:], strict=True)]
-    over = middle[engine] / middle[bare] - 1
+    overhead = middle[engine] / middle[bare] - 1
     spread = f"{min(paired):+.1%} to {max(paired):+.1%}"
-    return f"| {name} | {steps} | {each[bare]} | {each[engine]} | **{over:+.1%}** | {spread} |"
+    times = f"{per_step[bare]} | {per_step[engine]}"
+    return f"| {name} | {steps} | {times} | **{overhead:+.1%}** | {spread} |"
 
 
 def main():
@@ -143,7 +147,7 @@ def main():
     arguments = parser.parse_args()
     epochs, rounds = (1, 1) if arguments.quick else (arguments.epochs, arguments.rounds)
     print(f"{cores()} cores, medians of {rounds} rounds\n")
-    print("| network | steps | bare, ms a step | engine, ms a step | overhead | per round |")
+    print("| network | steps | bare, ms per step | engine, ms per step | overhead | per round |")
     print("|---|---:|---:|---:|---:|---|")
     for name in CASES:
         print(measure(name, epochs, rounds), flush=True)

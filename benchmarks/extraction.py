@@ -1,14 +1,14 @@
-"""How near feature extraction comes to the bare forward pass of the same backbone.
+"""Speed of feature extraction, compared with the bare forward pass of the same backbone.
 
-Bare: pixels ready in memory, normalised, in the engine's precision and channels_last; the
-better of one stream with all threads and one single-threaded stream a core. Extraction: JPEG
-files in the page cache, an empty cache of features, everything that a run does per image;
-told with and without building the engine, which costs the same for few and many images. Both
-sides take turns.
+Bare: normalised pixels in memory, in the engine's precision and channels_last; the faster of one
+stream with all threads and one single-threaded stream per core. Extraction: JPEG files in the
+page cache, an empty feature cache and everything that a run does per image; printed with and
+without the time to build the engine, which does not depend on the number of images. Both run in
+turns.
 
     python benchmarks/extraction.py [FOLDER] [--backbone NAME] [--engine auto] [--images 512]
 
-FOLDER holds images at any depth; by default HEADSTART_BENCH_DATA.
+FOLDER contains images at any depth; by default HEADSTART_BENCH_DATA.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from headstart.features.engines import compile_engine  # noqa: E402
 from headstart.features.extractor import Extractor  # noqa: E402
 
 BATCHES = (4, 16)
-"""Images at a time of the bare forward; the best counts."""
+"""Batch sizes of the bare forward pass; the fastest counts."""
 
 
 def bare_forward(backbone, engine, pixels):
-    """A function of a batch's number that runs the backbone on it, and nothing else."""
-    # Elsewhere the call itself, which normalises and hands over pixels, is the least there is.
+    """Return a function of a batch's number that runs only the backbone on it."""
+    # Other engines take pixels: there the call itself, which normalises them, is the minimum.
     if engine.startswith("openvino") or device() != "cpu":
         forward = compile_engine(backbone.module, engine, device=device()).forward
         return lambda i: forward(pixels[i % len(pixels)])
@@ -66,22 +66,22 @@ def bare_forward(backbone, engine, pixels):
 
 def all_threads(forward, n, batch):
     torch.set_num_threads(cores())
-    begin = time.perf_counter()
+    started_at = time.perf_counter()
     for i in range(n):
         forward(i)
-    return n * batch / (time.perf_counter() - begin)
+    return n * batch / (time.perf_counter() - started_at)
 
 
 def stream_per_core(forward, n, batch):
     with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(forward, range(2 * cores())))  # threads and their first call
-        begin = time.perf_counter()
+        list(pool.map(forward, range(2 * cores())))  # start the threads and make their first call
+        started_at = time.perf_counter()
         list(pool.map(forward, range(n)))
-        return n * batch / (time.perf_counter() - begin)
+        return n * batch / (time.perf_counter() - started_at)
 
 
 def extraction(backbone, engine, samples):
-    """Images per second with everything, and from the first batch on (no compilation)."""
+    """Images per second in total, and from the first batch on (without building the engine)."""
     times = []
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(
@@ -89,18 +89,18 @@ def extraction(backbone, engine, samples):
             engine=engine,
             progress=lambda step, done, total: times.append((time.perf_counter(), done)),
         )
-        found = extractor.features(backbone, samples)
-    (begin, first), (end, last) = times[0], times[-1]
-    return found.computed / found.seconds, (last - first) / (end - begin)
+        features = extractor.features(backbone, samples)
+    (started_at, first), (ended_at, last) = times[0], times[-1]
+    return features.computed / features.seconds, (last - first) / (ended_at - started_at)
 
 
-BARE = {"bare, all threads": all_threads, "bare, a stream a core": stream_per_core}
-STEADY, WHOLE = "extraction, from its first batch on", "extraction, building the engine included"
+BARE = {"bare, all threads": all_threads, "bare, a stream per core": stream_per_core}
+STEADY, TOTAL = "extraction, from the first batch on", "extraction, with building the engine"
 
 
-def chosen(backbone, samples):
+def choose_engine(backbone, samples):
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
-        choice, _ = Extractor(cache=cache).outlook(backbone, samples)
+        choice, _ = Extractor(cache=cache).plan_extraction(backbone, samples)
     print(f"Engine: {choice.describe()}")
     return choice.engine
 
@@ -109,24 +109,29 @@ def measure(arguments):
     paths = list_images(arguments.folder)[: arguments.images // 16 * 16]
     samples = [Sample(image=path, digest=digest(path.read_bytes())) for path in paths]
     backbone = FrozenBackbone.open(arguments.backbone, offline=True)
-    engine = chosen(backbone, samples) if arguments.engine == "auto" else arguments.engine
-    kept = [load_batch(samples[at : at + 16], backbone.spec.preprocess) for at in range(0, 256, 16)]
+    engine = choose_engine(backbone, samples) if arguments.engine == "auto" else arguments.engine
+    loaded = [
+        load_batch(samples[start : start + 16], backbone.spec.preprocess)
+        for start in range(0, 256, 16)
+    ]
     sides = {}
     for batch in BATCHES:
-        split_point = [
-            pixels[at : at + batch] for pixels in kept for at in range(0, len(pixels), batch)
+        batches = [
+            pixels[start : start + batch]
+            for pixels in loaded
+            for start in range(0, len(pixels), batch)
         ]
-        forward = bare_forward(backbone, engine, split_point)
+        forward = bare_forward(backbone, engine, batches)
         all_threads(forward, 2, batch)
         for name, side in BARE.items():
             sides[f"{name}, batches of {batch}"] = (side, forward, len(samples) // batch, batch)
-    rates = {name: [] for name in (*sides, STEADY, WHOLE)}
+    rates = {name: [] for name in (*sides, STEADY, TOTAL)}
     for _ in range(arguments.rounds):
-        for name, (side, *rest) in sides.items():
-            rates[name].append(side(*rest))
-        whole, steady = extraction(backbone, engine, samples)
+        for name, (side, *arguments_of_side) in sides.items():
+            rates[name].append(side(*arguments_of_side))
+        total, steady = extraction(backbone, engine, samples)
         rates[STEADY].append(steady)
-        rates[WHOLE].append(whole)
+        rates[TOTAL].append(total)
     return engine, len(samples), rates
 
 
@@ -139,17 +144,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if not arguments.folder:
-        print("Skipped: set HEADSTART_BENCH_DATA.")
+        print("Skipped. Set HEADSTART_BENCH_DATA or pass FOLDER.")
         return
     engine, n, rates = measure(arguments)
     print(f"{arguments.backbone}, {engine}, {n} images, {cores()} cores\n")
     print("| | images/s | median |\n|---|---|---:|")
-    for name, each in rates.items():
-        print(f"| {name} | {', '.join(f'{rate:.1f}' for rate in each)} | {median(each):.1f} |")
-    middle = {name: median(each) for name, each in rates.items()}
+    for name, values in rates.items():
+        print(f"| {name} | {', '.join(f'{rate:.1f}' for rate in values)} | {median(values):.1f} |")
+    middle = {name: median(values) for name, values in rates.items()}
     bare = max(rate for name, rate in middle.items() if name.startswith("bare"))
-    shares = f"{middle[STEADY] / bare:.1%} ({middle[WHOLE] / bare:.1%} with building the engine)"
-    print(f"\nExtraction reaches {shares} of the best bare forward.")
+    shares = f"{middle[STEADY] / bare:.1%} ({middle[TOTAL] / bare:.1%} with building the engine)"
+    print(f"\nExtraction reaches {shares} of the fastest bare forward pass.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How many of the labels that a report doubts first are wrong, where wrong ones were planted?
+"""Precision of the likely label errors in a report, with artificial label errors.
 
-A seed gives 5 % of the images of an embedded set a class that is not theirs, anywhere in the
-set. Precision is the share of planted labels among the first k doubts of ``diagnose``, with k
-the number planted, or 50 with ``--first 50``. The mean over the seeds has a 95 % interval (t).
+Each seed gives 5 % of the images of an embedded set a wrong class. Precision is the share of
+these images among the first k likely label errors of ``diagnose``, with k the number of wrong
+labels, or 50 with ``--first 50``. The mean over the seeds has a 95 % interval (t).
 
     python benchmarks/label_noise.py [digits symbols textures all-digits] [--seeds 20] [--ways]
 
-``all-digits`` are the 1,797 digits that scikit-learn ships, enlarged as the set ``digits`` is.
-``--ways`` compares ways to find them, with the seconds of the search on one core.
+``all-digits`` are the 1,797 digits of scikit-learn, enlarged as in the set ``digits``. ``--ways``
+compares several ways to find the errors, with the seconds of the search on one core.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.demo.classification import load
-from headstart.data.prepare import Prepared, prepare
+from headstart.data.prepare import PreparedData, prepare
 from headstart.data.splits import kfold
 from headstart.evaluation.classification import evaluate_probabilities
-from headstart.evaluation.insight import DIRECTIONS, STRENGTHS, diagnose
+from headstart.evaluation.insight import N_DIRECTIONS, PROBE_PENALTIES, diagnose
 from headstart.features.extractor import Extractor
 from headstart.metrics.label_errors import MEASURES, label_error_scores
 from headstart.models.tasks import ClassificationTask
@@ -39,83 +39,87 @@ from headstart.training.logistic_regression import (
 
 BACKBONE = "embedded/efficientnet_lite0"
 WAYS = {
-    "as the report": (DIRECTIONS, STRENGTHS),
-    "64 directions": (64, STRENGTHS),
-    "every direction": (None, STRENGTHS),
+    "as the report": (N_DIRECTIONS, PROBE_PENALTIES),
+    "64 directions": (64, PROBE_PENALTIES),
+    "every direction": (None, PROBE_PENALTIES),
     "every direction, every penalty": (None, PENALTIES),
 }
 
 
 def all_digits():
-    """Every digit that scikit-learn ships, enlarged as ``demo:digits`` does it."""
+    """Return all digits of scikit-learn, enlarged as in ``demo:digits``."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    shipped = load_digits()
+    digits = load_digits()
     samples = []
-    for i, (grey, label) in enumerate(zip(shipped.images, shipped.target, strict=True)):
+    for i, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         small = Image.fromarray(np.rint(grey * (255 / 16)).astype(np.uint8))
         pixels = np.asarray(small.resize((64, 64), Image.Resampling.BICUBIC).convert("RGB"))
         samples.append(Sample(image=pixels, target=str(label), title=f"{i}"))
     return Dataset(samples=tuple(samples), classes=tuple("0123456789"), name="all-digits")
 
 
-def planted(prepared, seed, share=0.05):
-    """Give some images a class that is not theirs; return the data and their rows."""
+def add_label_errors(prepared, seed, share=0.05):
+    """Give some images a wrong class; return the data and the rows of these images."""
     data, rng = prepared.data, np.random.default_rng(seed)
     samples = list(data.samples)
     rows = rng.choice(len(samples), round(share * len(samples)), replace=False)
     for row in rows:
-        others = [name for name in data.classes if name != samples[row].target]
-        samples[row] = replace(samples[row], target=others[rng.integers(len(others))])
+        other_classes = [name for name in data.classes if name != samples[row].target]
+        samples[row] = replace(samples[row], target=other_classes[rng.integers(len(other_classes))])
     return replace(data, samples=tuple(samples)), set(rows.tolist())
 
 
-def doubted(data, backbone, extractor, seed):
-    """Rows of the images whose labels a report doubts, the most doubtful first."""
-    prepared = Prepared(data=data, records=(), findings=())
+def find_label_errors(data, backbone, extractor, seed):
+    """Return the rows of a report's likely label errors, the likeliest first."""
+    prepared = PreparedData(data=data, records=(), findings=())
     test, task = prepared.test, ClassificationTask(classes=data.classes)
-    chances = np.full((len(test), len(data.classes)), 1 / len(data.classes))
+    probabilities = np.full((len(test), len(data.classes)), 1 / len(data.classes))
     names = tuple(sample.name for sample in test.samples)
-    judged = evaluate_probabilities(task, chances, test.targets(), names=names)
+    evaluation = evaluate_probabilities(task, probabilities, test.targets(), names=names)
     model = SimpleNamespace(backbone=backbone, record={})
-    found = diagnose(
-        backbone, model, prepared, judged, extractor=extractor, seed=seed, aspects=("labels",)
+    diagnostics = diagnose(
+        backbone, model, prepared, evaluation, extractor=extractor, seed=seed, aspects=("labels",)
     )
-    if found.notes:
-        raise SystemExit(found.notes[0])
-    return [one.row for one in found.label_errors]
+    if diagnostics.notes:
+        raise SystemExit(diagnostics.notes[0])
+    return [error.row for error in diagnostics.label_errors]
 
 
 def interval(values):
-    """Mean and 95 % interval over seeds."""
+    """Format the mean over seeds with its 95 % interval."""
     from scipy.stats import t
 
-    spread = np.std(values, ddof=1) / np.sqrt(len(values)) * t.ppf(0.975, len(values) - 1)
+    half_width = np.std(values, ddof=1) / np.sqrt(len(values)) * t.ppf(0.975, len(values) - 1)
     mean = np.mean(values)
-    return f"{mean:.3f} [{mean - spread:.3f}, {min(mean + spread, 1):.3f}], least {min(values):.2f}"
+    return (
+        f"{mean:.3f} [{mean - half_width:.3f}, {min(mean + half_width, 1):.3f}], "
+        f"minimum {min(values):.2f}"
+    )
 
 
-def ways(name, data, values, wrong, seed):
-    """Yield precision and seconds of every way to find them."""
+def compare_ways(name, data, features, wrong, seed):
+    """Yield precision and seconds of every way to find label errors."""
     targets, groups = data.targets(), data.groups()
     problem = Problem.of(targets, n_classes=len(data.classes), kind="multiclass")
     folds = kfold(targets, 5, blocks=groups, seed=seed)
     for title, (directions, penalties) in WAYS.items():
-        begin = time.process_time()
-        main = principal_basis(values).apply(values)[:, -(directions or values.shape[1]) :]
-        held_out = search_penalty(main, problem, folds, penalties=penalties).held_out
-        seconds = time.process_time() - begin
+        started_at = time.process_time()
+        basis = principal_basis(features)
+        projected = basis.apply(features)[:, -(directions or features.shape[1]) :]
+        held_out = search_penalty(projected, problem, folds, penalties=penalties).held_out
+        seconds = time.process_time() - started_at
         task = ClassificationTask(classes=data.classes).calibrated(held_out, targets)
         for measure in MEASURES:
             scores = label_error_scores(task.probabilities(held_out), targets, measure=measure)
             first = np.argsort(-scores, kind="stable")[: len(wrong)]
-            hit = len(wrong & set(first.tolist())) / len(wrong)
-            yield f"{name}: {title}, {measure}", hit, seconds
+            precision = len(wrong & set(first.tolist())) / len(wrong)
+            yield f"{name}: {title}, {measure}", precision, seconds
 
 
 def main():
-    """Print a line for each set."""
+    """Print one line per set."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sets", nargs="*", default=["digits", "symbols", "textures", "all-digits"])
     parser.add_argument("--seeds", type=int, default=20)
@@ -127,23 +131,23 @@ def main():
     extractor = Extractor(cache=cache, engine="fp32", device="cpu")
     for name in options.sets:
         clean = prepare(all_digits() if name == "all-digits" else load(name), cache=cache)
-        rows, lines = [], {}
+        precisions, results = [], {}
         for seed in range(options.seeds):
-            data, wrong = planted(clean, seed)
+            data, wrong = add_label_errors(clean, seed)
             if options.ways:
-                values = extractor.features(backbone, data.samples).values
-                for line, hit, seconds in ways(name, data, values, wrong, seed):
-                    lines.setdefault(line, []).append((hit, seconds))
+                features = extractor.features(backbone, data.samples).values
+                for way, precision, seconds in compare_ways(name, data, features, wrong, seed):
+                    results.setdefault(way, []).append((precision, seconds))
             else:
                 first = options.first or len(wrong)
-                named = doubted(data, backbone, extractor, seed)[:first]
-                rows.append(len(wrong & set(named)) / first)
-        if rows:
-            told = f"{len(clean.data)} images, {len(wrong)} wrong labels, first {first}"
-            print(f"{name}: {told}: precision {interval(rows)}", flush=True)
-        for line, found in lines.items():
-            hits, seconds = zip(*found, strict=True)
-            print(f"{line}: {interval(hits)}, {np.mean(seconds):.2f} s", flush=True)
+                rows = find_label_errors(data, backbone, extractor, seed)[:first]
+                precisions.append(len(wrong & set(rows)) / first)
+        if precisions:
+            counts = f"{len(clean.data)} images, {len(wrong)} wrong labels, first {first}"
+            print(f"{name}: {counts}: precision {interval(precisions)}", flush=True)
+        for way, pairs in results.items():
+            hits, seconds = zip(*pairs, strict=True)
+            print(f"{way}: {interval(hits)}, {np.mean(seconds):.2f} s", flush=True)
 
 
 if __name__ == "__main__":

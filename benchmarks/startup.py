@@ -1,4 +1,4 @@
-"""What it costs to start: `headstart --help` and `import headstart`, beside Python itself.
+"""Start-up time of `headstart --help` and `import headstart`, compared with Python itself.
 
 python benchmarks/startup.py
 """
@@ -14,25 +14,25 @@ COMMANDS = {
     "python -c 'import headstart'": [sys.executable, "-c", "import headstart"],
     "headstart --help": [str(Path(sys.executable).with_name("headstart")), "--help"],
 }
-TIMES = 7
+REPEATS = 7
 
 
-def seconds(command):
-    begin = time.perf_counter()
+def measure(command):
+    started_at = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
+    return time.perf_counter() - started_at
 
 
 def main():
-    found = {name: [] for name in COMMANDS}
+    seconds = {name: [] for name in COMMANDS}
     for command in COMMANDS.values():
-        seconds(command)  # bytecode and page cache
-    for _ in range(TIMES):  # side by side, so that a noisy minute hits all alike
+        measure(command)  # fill the bytecode and page caches
+    for _ in range(REPEATS):  # in turns, so that other load affects all commands alike
         for name, command in COMMANDS.items():
-            found[name].append(seconds(command))
-    print(f"| median of {TIMES} | seconds | least |\n|---|---:|---:|")
-    for name, each in found.items():
-        print(f"| `{name}` | {median(each):.3f} | {min(each):.3f} |")
+            seconds[name].append(measure(command))
+    print(f"| median of {REPEATS} | seconds | minimum |\n|---|---:|---:|")
+    for name, values in seconds.items():
+        print(f"| `{name}` | {median(values):.3f} | {min(values):.3f} |")
 
 
 if __name__ == "__main__":

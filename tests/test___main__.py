@@ -24,7 +24,7 @@ def test_the_module_is_the_command():
 def test_its_exit_code_is_the_commands():
     done = run("fit", "a-folder-that-is-not-there")
     assert done.returncode == 2
-    assert done.stderr.startswith("headstart: Expected")
+    assert done.stderr.startswith("headstart: 'a-folder-that-is-not-there' does not exist.")
 
 
 def test_importing_it_runs_nothing(monkeypatch):

@@ -1,4 +1,4 @@
-"""The cache: whole values or none, whatever happens to the process, the file or the disk."""
+"""The cache: complete values or none, whatever happens to the process, the file or the disk."""
 
 import os
 import pickle
@@ -43,31 +43,31 @@ def cache(tmp_path):
 
 
 @given(Parts, Parts)
-def test_keys_are_equal_only_for_equal_parts(one, other):
-    same = [(type(p), repr(p)) for p in one] == [(type(p), repr(p)) for p in other]
-    assert (key(*one) == key(*other)) == same
+def test_keys_are_equal_only_for_equal_parts(first, second):
+    same = [(type(p), repr(p)) for p in first] == [(type(p), repr(p)) for p in second]
+    assert (key(*first) == key(*second)) == same
 
 
 @given(st.text(), st.text(), st.text())
-def test_keys_know_where_a_part_ends(a, b, c):
+def test_keys_depend_on_where_a_part_ends(a, b, c):
     assert key(a, b + c) != key(a + b, c) or not b
     assert key(a, b) != key(a + b)
     assert key(a) != key(a.encode("utf-8", "surrogatepass"))
 
 
-def test_keys_know_types():
+def test_keys_depend_on_types():
     assert len({key(p) for p in (1, 1.0, True, "1", b"1", b"\x01", 0, False, 0.0, -0.0, "")}) == 11
     assert len(key()) == 32
-    with pytest.raises(UsageError, match="convert it"):
+    with pytest.raises(UsageError, match="Convert it"):
         key(None)  # type: ignore[arg-type]
 
 
 def test_returns_what_was_put_and_nothing_else(cache):
     items = numbered(1203, size=50)
     cache.put_many(items, kind="features")
-    asked = [*items, key("absent")]
-    assert cache.get_many(asked) == items
-    assert cache.contains(asked) == set(items)
+    keys = [*items, key("absent")]
+    assert cache.get_many(keys) == items
+    assert cache.contains(keys) == set(items)
     assert cache.missing([key("absent"), *items, key("absent")]) == [key("absent")]
     assert cache.get_many([]) == {}
     assert cache.missing([]) == []
@@ -156,8 +156,8 @@ def test_damaged_value_is_missing_and_removed(cache):
         other.execute("UPDATE bodies SET value = 'text' WHERE id = 8")
     other.close()
     lost = [list(items)[6], list(items)[7]]
-    whole = {name: value for name, value in items.items() if name not in lost}
-    assert cache.get_many(list(items)) == whole
+    intact = {name: value for name, value in items.items() if name not in lost}
+    assert cache.get_many(list(items)) == intact
     assert cache.missing(list(items)) == lost
     assert cache.notes == ()
 
@@ -176,8 +176,8 @@ def test_damaged_file_is_moved_aside(tmp_path, damage):
         }[damage]
     )
     with Cache(tmp_path) as cache:
-        found = cache.get_many(list(numbered(300)))
-        assert found.items() <= numbered(300).items()
+        values = cache.get_many(list(numbered(300)))
+        assert values.items() <= numbered(300).items()
         cache.put_many(numbered(300), kind="features")
         assert cache.get_many(list(numbered(300))) == numbered(300)
         assert len(cache.notes) == 1
@@ -253,11 +253,11 @@ def test_killed_while_writing_leaves_whole_batches(tmp_path, delay):
     rest = worker.communicate()[0].split()
     confirmed = (int(rest[-1]) if rest else 2) + 1
     with Cache(tmp_path) as cache:
-        found = cache.get_many([key("item", i) for i in range((confirmed + 2) * 50)])
+        values = cache.get_many([key("item", i) for i in range((confirmed + 2) * 50)])
         assert cache.notes == ()
-        assert len(found) >= confirmed * 50
-        assert len(found) % 50 == 0, "a batch is there whole or not at all"
-        assert found == numbered(len(found))
+        assert len(values) >= confirmed * 50
+        assert len(values) % 50 == 0, "a batch is there whole or not at all"
+        assert values == numbered(len(values))
         cache.put_many({key("after"): b"works"}, kind="f")
 
 
@@ -270,8 +270,8 @@ def test_child_of_a_fork_opens_its_own_connection(cache):
         if child == 0:
             try:
                 cache.put_many(numbered(5, start=5), kind="features")
-                whole = cache.get_many(list(numbered(10))) == numbered(10)
-                os._exit(0 if whole and cache._connection is not connection else 1)
+                is_complete = cache.get_many(list(numbered(10))) == numbered(10)
+                os._exit(0 if is_complete and cache._connection is not connection else 1)
             finally:
                 os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
@@ -300,7 +300,7 @@ def test_full_disk_says_so_and_keeps_what_was_there(cache):
     cache.put_many(numbered(10), kind="features")
     pages = cache._connection.execute("PRAGMA page_count").fetchone()[0]
     cache._connection.execute(f"PRAGMA max_page_count = {pages}").fetchall()
-    with pytest.raises(SetupError, match=r"full disk.*HEADSTART_CACHE"):
+    with pytest.raises(SetupError, match=r"disk is full.*HEADSTART_CACHE"):
         cache.put_many(numbered(100, start=10), kind="features")
     assert cache.get_many(list(numbered(110))) == numbered(10)
 

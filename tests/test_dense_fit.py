@@ -86,7 +86,7 @@ def cells(tmp_path_factory):
         rows += [
             {"image_id": number, "category_id": place + 1, "bbox": box} for place, box in boxes
         ]
-    found = {
+    document = {
         "images": images,
         "annotations": [
             {**row, "id": i, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
@@ -94,7 +94,7 @@ def cells(tmp_path_factory):
         ],
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(COLOURS)],
     }
-    (root / "annotations.json").write_text(json.dumps(found))
+    (root / "annotations.json").write_text(json.dumps(document))
     return root
 
 
@@ -131,18 +131,18 @@ def told_of(kind, events):
 
 @pytest.fixture(scope="module")
 def boxes_run(cells, tiny, store, tmp_path_factory):
-    told = []
+    events = []
     out = tmp_path_factory.mktemp("runs") / "cells"
-    run = fit(cells, recipe_for(tiny, "ssdlite"), out=out, cache=store, observer=told.append)
-    return run, told
+    run = fit(cells, recipe_for(tiny, "ssdlite"), out=out, cache=store, observer=events.append)
+    return run, events
 
 
 @pytest.fixture(scope="module")
 def masks_run(streets, tiny, store, tmp_path_factory):
-    told = []
+    events = []
     out = tmp_path_factory.mktemp("runs") / "streets"
-    run = fit(streets, recipe_for(tiny, "fpn"), out=out, cache=store, observer=told.append)
-    return run, told
+    run = fit(streets, recipe_for(tiny, "fpn"), out=out, cache=store, observer=events.append)
+    return run, events
 
 
 def digest(folder):
@@ -174,17 +174,17 @@ def test_a_run_leaves_every_file_and_nothing_else(which, request):
 
 
 def test_what_is_told_of_boxes(boxes_run):
-    run, told = boxes_run
-    [plan], [data] = told_of(Planned, told), told_of(DataReady, told)
+    run, events = boxes_run
+    [plan], [data] = told_of(Planned, events), told_of(DataReady, events)
     assert data.prepared.data.kind == "detection"
     assert plan.head.kind == "ssdlite"
     assert plan.reach == run.model.record["anchors_reach"]
     assert 0 <= plan.reach <= 1
-    assert {event.measure for event in told_of(EpochDone, told)} == {"mAP"}
+    assert {event.measure for event in told_of(EpochDone, events)} == {"mAP"}
     assert run.recipe.task == "detection"
-    about = run.model.record["data"]
-    assert about["images"] == {"train": 16, "held_out": 4}
-    n = about["train"]["red"] + about["held_out"]["red"]
+    data_record = run.model.record["data"]
+    assert data_record["images"] == {"train": 16, "held_out": 4}
+    n = data_record["train"]["red"] + data_record["held_out"]["red"]
     assert n == N - N // 5  # objects, and every fifth image has none
     assert "features" not in run.seconds
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -192,8 +192,8 @@ def test_what_is_told_of_boxes(boxes_run):
 
 
 def test_what_is_told_of_masks(masks_run):
-    run, told = masks_run
-    assert {event.measure for event in told_of(EpochDone, told)} == {"mean IoU"}
+    run, events = masks_run
+    assert {event.measure for event in told_of(EpochDone, events)} == {"mean IoU"}
     assert run.model.task.classes == ("background", "red", "blue")
     assert len(run.model.record["learned_from"]) == 15  # the epoch was chosen on the val part
     assert len(run.evaluation.names) == 5
@@ -203,17 +203,21 @@ def test_what_is_told_of_masks(masks_run):
 def test_the_saved_model_answers_as_the_run_did(which, request, store):
     run, _ = request.getfixturevalue(which)
     samples = run.prepared.test.samples
-    ours = list(run.model.answers(samples, cache=store, device="cpu"))
-    found = load(run.folder).predict([s.image for s in samples], cache=store, device="cpu")
-    for one, other, sample in zip(ours, found, samples, strict=True):
+    predictions = list(run.model.predict_samples(samples, cache=store, device="cpu"))
+    loaded_predictions = load(run.folder).predict(
+        [s.image for s in samples], cache=store, device="cpu"
+    )
+    for prediction, loaded_prediction, sample in zip(
+        predictions, loaded_predictions, samples, strict=True
+    ):
         shape = decode(sample.image).shape
         if which == "masks_run":
-            np.testing.assert_array_equal(one.mask, other.mask)
-            assert one.mask.shape == shape[:2]
+            np.testing.assert_array_equal(prediction.mask, loaded_prediction.mask)
+            assert prediction.mask.shape == shape[:2]
         else:
-            np.testing.assert_array_equal(one.boxes, other.boxes)
-            assert other.size == (shape[1], shape[0])
-            assert (one.scores >= run.model.task.threshold).all()
+            np.testing.assert_array_equal(prediction.boxes, loaded_prediction.boxes)
+            assert loaded_prediction.size == (shape[1], shape[0])
+            assert (prediction.scores >= run.model.task.threshold).all()
     everything = run.model.predict(
         [s.image for s in samples],
         cache=store,
@@ -221,9 +225,9 @@ def test_the_saved_model_answers_as_the_run_did(which, request, store):
         **({"threshold": 0.0} if which == "boxes_run" else {"tile": 40}),
     )
     if which == "boxes_run":
-        assert sum(len(x.boxes) for x in everything) > sum(len(x.boxes) for x in found)
+        assert sum(len(x.boxes) for x in everything) > sum(len(x.boxes) for x in loaded_predictions)
     else:
-        assert [x.mask.shape for x in everything] == [x.mask.shape for x in found]
+        assert [x.mask.shape for x in everything] == [x.mask.shape for x in loaded_predictions]
 
 
 @pytest.mark.parametrize(
@@ -243,26 +247,29 @@ def test_what_says_nothing_to_the_task_is_refused(which, wrong, request, store):
 
 
 @pytest.mark.parametrize("which", ["boxes_run", "masks_run"])
-def test_images_that_were_learned_from_cannot_judge(which, request, store, tmp_path):
+def test_training_images_are_refused_in_an_evaluation(which, request, store, tmp_path):
     run, _ = request.getfixturevalue(which)
     learned = replace(
         run.prepared.train,
         samples=tuple(replace(sample, split=None) for sample in run.prepared.train.samples),
     )
-    with pytest.raises(LeakError, match="has"):
+    n = len(learned)
+    with pytest.raises(LeakError, match=f"trained on {n} of these {n} images"):
         evaluate_source(run.folder, learned, cache=store, device="cpu")
-    found = evaluate_source(run.folder, run.prepared.test, cache=store, device="cpu")
-    name = next(iter(found.metrics))
-    assert found.metrics[name].value == run.evaluation.metrics[name].value
+    evaluation = evaluate_source(run.folder, run.prepared.test, cache=store, device="cpu")
+    name = next(iter(evaluation.metrics))
+    assert evaluation.metrics[name].value == run.evaluation.metrics[name].value
 
 
-def test_a_folder_is_judged_on_its_test_part(masks_run, streets, store):
+def test_a_folder_is_evaluated_on_its_test_part(masks_run, streets, store):
     run, _ = masks_run
-    found = evaluate_source(run.folder, streets, cache=store, device="cpu")
-    assert found.metrics == run.evaluation.metrics
+    evaluation = evaluate_source(run.folder, streets, cache=store, device="cpu")
+    assert evaluation.metrics == run.evaluation.metrics
 
 
-def test_boxes_beyond_their_image_are_clipped_before_a_judgement(boxes_run, cells, store, tmp_path):
+def test_boxes_beyond_their_image_are_clipped_before_an_evaluation(
+    boxes_run, cells, store, tmp_path
+):
     run, _ = boxes_run
     shutil.copytree(cells, tmp_path / "more")
     for path in (tmp_path / "more" / "images").iterdir():
@@ -271,8 +278,8 @@ def test_boxes_beyond_their_image_are_clipped_before_a_judgement(boxes_run, cell
     document = json.loads((cells / "annotations.json").read_text())
     document["annotations"][0]["bbox"] = [-20, -20, 400, 400]
     (tmp_path / "more" / "annotations.json").write_text(json.dumps(document))
-    found = evaluate_source(run.folder, tmp_path / "more", cache=store, device="cpu")
-    first = found.truths[found.names.index(str(tmp_path / "more" / "images" / "00.png"))]
+    evaluation = evaluate_source(run.folder, tmp_path / "more", cache=store, device="cpu")
+    first = evaluation.truths[evaluation.names.index(str(tmp_path / "more" / "images" / "00.png"))]
     assert first.corners[0] == (0.0, 0.0, 64.0, 80.0)
 
 
@@ -283,11 +290,11 @@ def patient(monkeypatch):
 
 
 def after_epoch(number, error):
-    def told(event):
+    def observe(event):
         if isinstance(event, EpochDone) and event.epoch.number == number:
             raise error
 
-    return told
+    return observe
 
 
 class Killed(Exception):  # noqa: N818 - what a kill is to this process
@@ -301,11 +308,11 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(
 ):
     source = request.getfixturevalue(data)
     recipe = recipe_for(tiny, head, method=Finetune(train_from="layer4", training=FAST))
-    whole = fit(source, recipe, out=tmp_path / "whole", cache=store)
+    uninterrupted = fit(source, recipe, out=tmp_path / "whole", cache=store)
     with pytest.raises(Killed):
         fit(source, recipe, out=tmp_path / "run", cache=store, observer=after_epoch(1, Killed()))
     run = fit(source, recipe, out=tmp_path / "run", cache=store, resume=True)
-    assert digest(run.folder) == digest(whole.folder)
+    assert digest(run.folder) == digest(uninterrupted.folder)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "run"}
 
 
@@ -314,7 +321,7 @@ def test_ctrl_c_saves_the_best_model_so_far(cells, tiny, store, tmp_path):
     stopped = after_epoch(1, KeyboardInterrupt())
     run = fit(cells, recipe, out=tmp_path / "run", cache=store, observer=stopped)
     assert run.interrupted
-    assert "STOPPED BY HAND" in run.verdict[0]
+    assert "STOPPED BY HAND" in run.summary[0]
     assert load(run.folder).record["interrupted"] is True
 
 
@@ -331,22 +338,22 @@ def test_ctrl_c_saves_the_best_model_so_far(cells, tiny, store, tmp_path):
 def test_what_does_not_go_together_is_said_before_anything_is_learned(
     change, error, words, cells, tiny, store, tmp_path
 ):
-    told = []
+    events = []
     recipe = replace(recipe_for(tiny, "ssdlite"), **change)
     with pytest.raises(error, match=words):
-        fit(cells, recipe, out=tmp_path / "runs" / "x", cache=store, observer=told.append)
-    assert not told_of(Planned, told)
+        fit(cells, recipe, out=tmp_path / "runs" / "x", cache=store, observer=events.append)
+    assert not told_of(Planned, events)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 def command(capsys, *arguments):
     """Run the command line in this process."""
-    before, sys.argv = sys.argv, ["headstart", *map(str, arguments)]
+    argv_before, sys.argv = sys.argv, ["headstart", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as caught:
             cli.main()
     finally:
-        sys.argv = before
+        sys.argv = argv_before
     out, err = capsys.readouterr()
     return caught.value.code, out, err
 
@@ -354,40 +361,40 @@ def command(capsys, *arguments):
 def test_the_command_line_learns_boxes_and_shows_them(cells, tiny, tmp_path, capsys):
     words = ("--backbone", tiny, "--head", "ssdlite", "--size", "64", "--epochs", "1")
     out = tmp_path / "run"
-    code, shown, err = command(capsys, "fit", cells, *words, "--out", out, "--device", "cpu")
+    code, output, err = command(capsys, "fit", cells, *words, "--out", out, "--device", "cpu")
     assert (code, err) == (0, "")
-    for said in ("objects of", "without objects", "ssdlite", "anchors", "from last:1", "mAP"):
-        assert said in shown
+    for text in ("objects of", "without objects", "ssdlite", "anchors", "from last:1", "mAP"):
+        assert text in output
     for absent in ("macro F1", "engine", "features"):
-        assert absent not in shown
-    code, shown, _ = command(
+        assert absent not in output
+    code, output, _ = command(
         capsys, "predict", out, cells, "--format", "json", "--threshold", "0", "--device", "cpu"
     )
     assert code == 0
-    assert len(json.loads(shown)) == N
-    wanted = tmp_path / "found"
-    code, shown, _ = command(
-        capsys, "predict", out, cells, "--format", "yolo", "--out", wanted, "--device", "cpu"
+    assert len(json.loads(output)) == N
+    folder = tmp_path / "found"
+    code, output, _ = command(
+        capsys, "predict", out, cells, "--format", "yolo", "--out", folder, "--device", "cpu"
     )
     assert code == 0
-    assert len(list((wanted / "labels").iterdir())) == N
-    code, shown, _ = command(capsys, "predict", out, cells / "images" / "00.png")
+    assert len(list((folder / "labels").iterdir())) == N
+    code, output, _ = command(capsys, "predict", out, cells / "images" / "00.png")
     assert code == 0
-    assert "left, top, right, bottom" in shown
+    assert "left, top, right, bottom" in output
 
 
 def test_the_command_line_writes_masks(masks_run, streets, tmp_path, capsys):
     run, _ = masks_run
-    where = tmp_path / "found"
-    code, shown, err = command(
+    folder = tmp_path / "found"
+    code, output, err = command(
         capsys, "predict", run.folder, streets / "test" / "images", "--format", "masks",
-        "--out", where, "--device", "cpu",
+        "--out", folder, "--device", "cpu",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert sorted(p.name for p in (where / "masks").iterdir())[0] == "15.png"
-    code, shown, _ = command(capsys, "evaluate", run.folder, streets, "--device", "cpu")
+    assert sorted(p.name for p in (folder / "masks").iterdir())[0] == "15.png"
+    code, output, _ = command(capsys, "evaluate", run.folder, streets, "--device", "cpu")
     assert code == 0
-    assert "IoU" in shown
+    assert "IoU" in output
     code, _, err = command(capsys, "predict", run.folder, streets, "--format", "coco")
     assert code == 1
     assert "masks" in err
@@ -401,9 +408,11 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(masks_run, tmp_path, 
     code, _, err = command(capsys, *words)
     assert code == 2
     assert "bad.png" in err
-    code, shown, _ = command(capsys, *words, "--bad-files", "skip")
+    code, output, _ = command(capsys, *words, "--bad-files", "skip")
     assert code == 0
-    assert [one["image"].rpartition("/")[2] for one in json.loads(shown)] == ["good.png"]
+    assert [prediction["image"].rpartition("/")[2] for prediction in json.loads(output)] == [
+        "good.png"
+    ]
 
 
 def test_a_second_training_with_the_same_out_is_refused(cells, tiny, store, tmp_path):
@@ -418,7 +427,7 @@ def test_a_second_training_with_the_same_out_is_refused(cells, tiny, store, tmp_
 
 
 def test_a_published_head_that_is_missing_is_said_before_the_scan(cells, store, tmp_path):
-    told = []
+    events = []
     recipe = Recipe(
         backbone="embedded/efficientnet_lite0",
         head="torchvision/fasterrcnn_resnet50_fpn",
@@ -426,5 +435,5 @@ def test_a_published_head_that_is_missing_is_said_before_the_scan(cells, store, 
         device="cpu",
     )
     with pytest.raises(SetupError, match="fasterrcnn_resnet50_fpn"):
-        fit(cells, recipe, out=tmp_path / "run", cache=store, observer=told.append)
-    assert not told_of(DataReady, told)
+        fit(cells, recipe, out=tmp_path / "run", cache=store, observer=events.append)
+    assert not told_of(DataReady, events)

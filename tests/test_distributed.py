@@ -26,7 +26,7 @@ def alone(monkeypatch):
 
 
 def test_one_process_is_the_main_one_of_one():
-    assert (distributed.rank(), distributed.world()) == (0, 1)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
     assert distributed.is_main()
     assert not distributed.started()
     assert not distributed.start()
@@ -37,50 +37,50 @@ def test_on_one_process_nothing_changes():
     weight = torch.nn.Parameter(torch.ones(2))
     idle = torch.nn.Parameter(torch.ones(2))
     weight.grad = gradient = torch.tensor([0.1, float("nan")])
-    kept = gradient.clone()
+    before = gradient.clone()
     distributed.mean_gradients([weight, idle])
     distributed.broadcast_tensors([weight])
     distributed.barrier()
     assert weight.grad is gradient
-    assert torch.equal(gradient.view(torch.int32), kept.view(torch.int32))
+    assert torch.equal(gradient.view(torch.int32), before.view(torch.int32))
     assert idle.grad is None
     assert distributed.sum_scalar(0.1) == 0.1
     rows = np.arange(3)
-    assert distributed.share(rows).tolist() == [0, 1, 2]
-    assert distributed.share([]).tolist() == []
+    assert distributed.local_rows(rows).tolist() == [0, 1, 2]
+    assert distributed.local_rows([]).tolist() == []
 
 
-def _noted(heard):
-    heard.append("block")
+def _record_block(calls):
+    calls.append("block")
     return KeyError()
 
 
 def test_main_first_lets_errors_through_and_the_others_go_on(monkeypatch):
-    """As seen by the first of several: without its word the others would wait for ever."""
-    for first, expected in ((True, ["block", "word"]), (False, ["word", "block"])):
-        heard = []
+    """Seen from the main process: without its call of `barrier` the others would wait for ever."""
+    for first, expected in ((True, ["block", "barrier"]), (False, ["barrier", "block"])):
+        calls = []
         monkeypatch.setattr(distributed, "is_main", lambda first=first: first)
-        monkeypatch.setattr(distributed, "barrier", lambda heard=heard: heard.append("word"))
+        monkeypatch.setattr(distributed, "barrier", lambda calls=calls: calls.append("barrier"))
         with pytest.raises(KeyError), distributed.main_first():
-            raise _noted(heard)
-        assert heard == expected
+            raise _record_block(calls)
+        assert calls == expected
 
 
 @pytest.mark.parametrize("joins", [True, False])
 def test_processes_are_left_behind_the_block_by_who_joined_them(monkeypatch, joins):
-    told = []
-    monkeypatch.setattr(distributed, "start", lambda device: told.append(device) or joins)
-    monkeypatch.setattr(distributed, "stop", lambda: told.append("stop"))
+    calls = []
+    monkeypatch.setattr(distributed, "start", lambda device: calls.append(device) or joins)
+    monkeypatch.setattr(distributed, "stop", lambda: calls.append("stop"))
     with pytest.raises(KeyError), distributed.processes("mps"):
-        raise _noted(told)
-    assert told == ["cpu", "block", *["stop"] * joins]
+        raise _record_block(calls)
+    assert calls == ["cpu", "block", *["stop"] * joins]
 
 
 def test_without_a_launcher_torch_is_not_imported():
     code = (
         "import sys\n"
         "from headstart import distributed as d\n"
-        "d.start(); d.barrier(); d.share([1]); d.sum_scalar(1.0); d.mean_gradients([])\n"
+        "d.start(); d.barrier(); d.local_rows([1]); d.sum_scalar(1.0); d.mean_gradients([])\n"
         "with d.main_first(): d.rank()\n"
         "d.stop()\n"
         "sys.exit('torch' in sys.modules)"
@@ -97,7 +97,9 @@ def test_a_world_of_one_is_not_started(monkeypatch, size):
 def test_half_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(SetupError, match="got none of LOCAL_RANK, MASTER_ADDR, MASTER_PORT; do"):
+    with pytest.raises(
+        SetupError, match="variables LOCAL_RANK, MASTER_ADDR, MASTER_PORT of a launcher are missing"
+    ):
         distributed.start("cpu")
 
 
@@ -117,18 +119,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     for name, value in zip(LAUNCHER, values, strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(SetupError, match="got 1 for more than 1; do launch 1 processes"):
+    with pytest.raises(
+        SetupError, match=r"1 GPU, too few for 2 or more processes\. Launch at most 1"
+    ):
         distributed.start("cuda")
 
 
-def test_whoever_waits_alone_is_told(monkeypatch):
+def test_a_process_that_waits_alone_gets_an_error(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     for name, value in zip(LAUNCHER, ("0", "0", "2", "127.0.0.1", port), strict=True):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "MEETING", distributed.timedelta(seconds=1))
-    with pytest.raises(SetupError, match=f"meet the other processes at 127.0.0.1:{port}"):
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT", distributed.timedelta(seconds=1))
+    with pytest.raises(SetupError, match=f"join the other processes at 127.0.0.1:{port}"):
         distributed.start("cpu")
     assert not distributed.started()
 
@@ -149,8 +153,8 @@ from headstart import distributed as d
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-said = {"before": [d.rank(), d.world()], "start": [d.start("cpu"), d.start("cpu")]}
-said["who"] = [d.rank(), d.world(), d.is_main(), d.started()]
+report = {"before": [d.rank(), d.world_size()], "start": [d.start("cpu"), d.start("cpu")]}
+report["identity"] = [d.rank(), d.world_size(), d.is_main(), d.started()]
 me = d.rank()
 
 def network():
@@ -166,25 +170,25 @@ def gradients(count, split):
     net, idle, double = network()
     first = torch.nn.Parameter(torch.ones(1))
     rows = np.arange(count)
-    own = d.share(rows) if split else rows
+    own = d.local_rows(rows) if split else rows
     if len(own):
         out = net(photos[own]) * double[:2].float()
-        loss = out.pow(2).mean() * (len(own) * d.world() / count if split else 1)
+        loss = out.pow(2).mean() * (len(own) * d.world_size() / count if split else 1)
         if split and me == 0:
             loss = loss + 3 * first.sum()
         loss.backward()
     every = [*net.parameters(), idle, double, first]
     if split:
         d.mean_gradients(every)
-        said[f"idle {count}"] = idle.grad is None
-        said[f"first {count}"] = first.grad.tolist()
+        report[f"idle {count}"] = idle.grad is None
+        report[f"first {count}"] = first.grad.tolist()
     return [p.grad for p in [*net.parameters(), double]]
 
 for count in (6, 7, 1):
     pairs = zip(gradients(count, True), gradients(count, False))
-    said[f"error {count}"] = max(float((a - b).abs().max()) for a, b in pairs)
-said["shares"] = [d.share(range(n)).tolist() for n in (7, 1, 0)]
-said["sum"] = d.sum_scalar(0.1 + me)
+    report[f"error {count}"] = max(float((a - b).abs().max()) for a, b in pairs)
+report["shares"] = [d.local_rows(range(n)).tolist() for n in (7, 1, 0)]
+report["sum"] = d.sum_scalar(0.1 + me)
 
 tensors = [
     torch.full((2, 3), float("nan")) if me == 0 else torch.zeros(2, 3),
@@ -194,30 +198,35 @@ tensors = [
     torch.nn.Parameter(torch.full((2,), float(me))),
 ]
 d.broadcast_tensors(tensors)
-said["broadcast"] = [t.detach().float().flatten().tolist() for t in tensors]
+report["broadcast"] = [t.detach().float().flatten().tolist() for t in tensors]
 
 with d.main_first():
     if me == 0:
         time.sleep(0.3)
         (folder / "filled").touch()
-    said["filled"] = (folder / "filled").exists()
+    report["filled"] = (folder / "filled").exists()
 try:
     with d.main_first():
         if me == 0:
             raise KeyError
-    said["error in main"] = "none"
+    report["error in main"] = "none"
 except KeyError:
-    said["error in main"] = "mine"
+    report["error in main"] = "mine"
 d.barrier()
 d.stop()
-said["after"] = [d.rank(), d.world(), d.started()]
-(folder / f"{me}.json").write_text(json.dumps(said))
+report["after"] = [d.rank(), d.world_size(), d.started()]
+if me == 1:
+    time.sleep(0.3)  # process 0 must not read the old address of process 1
+d.start("cpu")
+report["second start"] = d.sum_scalar(1.0)
+d.stop()
+(folder / f"{me}.json").write_text(json.dumps(report))
 '''
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two processes, launched as a user would launch them, had to say."""
+    """Reports of two processes, launched as a user launches them."""
     folder = tmp_path_factory.mktemp("two")
     script = folder / "two.py"
     script.write_text(TWO)
@@ -234,25 +243,29 @@ def two(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_each_of_two_knows_who_it_is(two):
-    for number, said in enumerate(two):
-        assert said["before"] == [0, 1]
-        assert said["start"] == [True, False]
-        assert said["who"] == [number, 2, number == 0, True]
-        assert said["after"] == [0, 1, False]
+def test_each_of_two_has_its_own_rank(two):
+    for number, report in enumerate(two):
+        assert report["before"] == [0, 1]
+        assert report["start"] == [True, False]
+        assert report["identity"] == [number, 2, number == 0, True]
+        assert report["after"] == [0, 1, False]
+
+
+def test_processes_can_join_twice(two):
+    assert [report["second start"] for report in two] == [2.0, 2.0]
 
 
 @pytest.mark.parametrize("count", [6, 7, 1])
 def test_mean_gradients_are_those_of_the_global_batch(two, count):
     """Equal parts, unequal ones, and a process with nothing to do."""
-    assert [said[f"error {count}"] < 1e-6 for said in two] == [True, True]
+    assert [report[f"error {count}"] < 1e-6 for report in two] == [True, True]
 
 
 @pytest.mark.parametrize("count", [6, 7, 1])
 def test_a_missing_gradient_counts_as_zero_and_none_is_made_of_nothing(two, count):
-    for said in two:
-        assert said[f"idle {count}"]
-        assert said[f"first {count}"] == [1.5]
+    for report in two:
+        assert report[f"idle {count}"]
+        assert report[f"first {count}"] == [1.5]
 
 
 def test_the_parts_are_contiguous_and_may_be_empty(two):
@@ -261,17 +274,17 @@ def test_the_parts_are_contiguous_and_may_be_empty(two):
 
 
 def test_sums_are_in_float64(two):
-    assert [said["sum"] for said in two] == [0.1 + 1.1] * 2
+    assert [report["sum"] for report in two] == [0.1 + 1.1] * 2
 
 
 def test_broadcast_gives_the_main_ones_bits(two):
     third = float(torch.tensor(1 / 3).bfloat16())
-    for said in two:
-        nan, *others = said["broadcast"]
+    for report in two:
+        nan, *others = report["broadcast"]
         assert np.isnan(nan).all()
         assert others == [[5], [1, 0], [third] * 2, [], [0.0] * 8, [0, 0]]
 
 
 def test_the_main_one_goes_first_and_its_errors_block_nobody(two):
-    assert [said["filled"] for said in two] == [True, True]
-    assert [said["error in main"] for said in two] == ["mine", "none"]
+    assert [report["filled"] for report in two] == [True, True]
+    assert [report["error in main"] for report in two] == ["mine", "none"]

@@ -149,7 +149,7 @@ def test_it_is_the_linear_probe(classifier, backbone):
         backbone=FrozenBackbone.open(backbone), task=ClassificationTask(classes=classes)
     )
     samples = tuple(Sample(image=p, target=str(t)) for p, t in zip(pixels, names, strict=True))
-    extractor = Extractor(cache=classifier._cache(), engine="fp32", device="cpu")
+    extractor = Extractor(cache=classifier._open_cache(), engine="fp32", device="cpu")
     data = Dataset(samples=samples, classes=classes)
     model = LinearProbe(folds=2).fit(blank, data, extractor=extractor)
     np.testing.assert_array_equal(model.head.weight, classifier.model_.head.weight)
@@ -193,7 +193,7 @@ def test_prediction_uses_the_engine_that_the_head_learned_from(classifier, monke
     expected = classifier.predict_proba(pixels)
     classifier.set_params(engine="auto")
     monkeypatch.setattr(
-        "headstart.features.extractor.choose", lambda *a, **k: pytest.fail("measured")
+        "headstart.features.extractor.choose_engine", lambda *a, **k: pytest.fail("measured")
     )
     np.testing.assert_array_equal(classifier.predict_proba(pixels), expected)
 
@@ -279,13 +279,15 @@ def test_missing_labels_are_refused(classifier, photos):
         classifier.fit(np.zeros((4, 8, 8, 3), np.uint8))
     with pytest.raises(UsageError, match="groups"):
         classifier.fit(photos, groups=[1])
-    with pytest.raises(LayoutError, match="none there"):
+    with pytest.raises(LayoutError, match="does not exist"):
         classifier.fit("no/such/folder")
 
 
-@pytest.mark.parametrize("labels", [["a"] * 8, ["a"] * 7 + ["b"]])
-def test_too_few_of_a_class_are_refused(classifier, labels):
-    with pytest.raises(DataError, match="at least 2"):
+@pytest.mark.parametrize(
+    ("labels", "words"), [(["a"] * 8, "at least two"), (["a"] * 7 + ["b"], "at least 2")]
+)
+def test_too_few_of_a_class_are_refused(classifier, labels, words):
+    with pytest.raises(DataError, match=words):
         classifier.fit(coloured(n=4, colours=("red", "blue"))[0], labels)
 
 
@@ -311,7 +313,7 @@ def test_an_unreadable_image_is_named(classifier, photos, tmp_path):
 )
 def test_wrong_parameters_are_refused_when_fitted(classifier, wrong, error):
     classifier.set_params(**wrong)
-    with pytest.raises(error, match="Expected"):
+    with pytest.raises(error, match=next(iter(wrong))):
         classifier.fit(*coloured(n=2))
 
 
@@ -452,7 +454,7 @@ def test_methods_that_train_are_named_or_given(method, backbone, tmp_path):
     assert given.model_.record["method"]["seed"] == 3
     assert given.predict_proba(images).shape == (16, 2)
     assert clone(given).method == settings
-    by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._method()
+    by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._create_method()
     assert by_name == METHODS[method](seed=5, loss=replace(settings.loss, imbalance="none"))
     with pytest.raises(UnknownNameError, match=method):
         ImageClassifier(method=method[:-1], **options).fit(images, labels)
@@ -472,8 +474,8 @@ def test_with_a_wanted_risk_it_says_which_images_are_too_unsure(classifier):
 
 def test_where_no_threshold_is_known_it_says_why(classifier):
     images, names = coloured(n=4)
-    with pytest.raises(UsageError, match="got none wanted"):
+    with pytest.raises(UsageError, match=r"`max_risk` None"):
         classifier.fit(images, names).abstains(images)
     classifier.set_params(max_risk=0.01)
-    with pytest.raises(UsageError, match="could show no less than"):
+    with pytest.raises(UsageError, match="cannot prove a risk below"):
         classifier.fit(images, names).abstains(images)

@@ -142,7 +142,7 @@ def test_a_folder_brings_its_own_truths(kind, source, settings, tmp_path):
     ("kind", "y", "words"),
     [
         (ObjectDetector, BOXES[:-1], "10 images, got 9"),
-        (ObjectDetector, [{"boxes": [[1, 2, 3, 4]], "labels": []}] * 10, "one label for each"),
+        (ObjectDetector, [{"boxes": [[1, 2, 3, 4]], "labels": []}] * 10, "one label per box"),
         (ObjectDetector, [{"boxes": [[1, 2, 3]], "labels": ["a"]}] * 10, "Boxes or"),
         (ObjectDetector, [{"boxes": [[1, 2, 3, np.nan]], "labels": ["a"]}] * 10, "finite"),
         (ObjectDetector, ["red"] * 10, "Boxes or"),

@@ -1,11 +1,12 @@
-"""The rules of the house (ARCHITECTURE.md, section 2), read off the syntax tree of src/.
+"""Rules of ARCHITECTURE.md, section 3, checked on the syntax tree of src/.
 
-Every rule comes with small sources that break it and sources that keep it, so that each is seen
-to be able to fail and to let through what it should.
+Every rule has small sources that break it and sources that keep it, which prove that it can fail
+and what it allows.
 """
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,42 @@ LONGEST_FUNCTION = 60  # lines, docstring aside
 LONGEST_FILE = 600
 DEEPEST_INHERITANCE = 2  # abstract -> final
 DRAWN_TREES = {"errors.py"}  # a tree of exceptions is deeper, and drawn at the top of its file
+VAGUE_NAMES = frozenset(
+    [
+        "found",
+        "told",
+        "kept",
+        "given",
+        "wanted",
+        "asked",
+        "held",
+        "made",
+        "one",
+        "more",
+        "how",
+        "what",
+        "who",
+        "whole",
+        "known",
+        "seen",
+        "said",
+        "shown",
+        "begin",
+        "taken",
+        "placed",
+        "drawn",
+        "bound",
+    ]
+)
+MOST_VAGUE_STORES = 0.01  # of all assignments
+QUESTION_WORDS = ("What", "How", "Where", "Which", "Who")
+MOST_QUESTIONS = 0.05  # of all module docstrings
+MOST_FILES_OF_A_PRIVATE_NAME = 3
 DRAWERS = {"utils", "util", "helpers", "common", "core", "base", "misc", "manager", "managers"}
 
 # Tests that stand for no single source file.
 TESTS_OF_THE_WHOLE = {
+    "test_call_depth.py",
     "test_dense_fit.py",
     "test_golden.py",
     "test_house.py",
@@ -224,6 +257,105 @@ def undeclared_names(source: Source) -> Found:
             yield 1, f"{name} of __all__ is nowhere"
 
 
+ERRORS = {
+    "DataError",
+    "HeadstartError",
+    "LayoutError",
+    "LeakError",
+    "ModelFileError",
+    "SetupError",
+    "TrainingError",
+    "UnreadableImageError",
+    "UsageError",
+    "WeightsMismatchError",
+    "WeightsNotFoundError",
+}
+ACTIONS = [
+    "Add",
+    "Allow",
+    "Arrange",
+    "Change",
+    "Check",
+    "Choose",
+    "Close",
+    "Compare",
+    "Convert",
+    "Copy",
+    "Correct",
+    "Delete",
+    "Download",
+    "Fit",
+    "Free",
+    "Give",
+    "Install",
+    "Launch",
+    "Leave",
+    "Lower",
+    "Make",
+    "Measure",
+    "Move",
+    "Name",
+    "Open",
+    "Pass",
+    "Put",
+    "Raise",
+    "Read",
+    "Remove",
+    "Rename",
+    "Repeat",
+    "Replace",
+    "Report",
+    "Rescale",
+    "Run",
+    "Save",
+    "See",
+    "Set",
+    "Split",
+    "Start",
+    "Train",
+    "Try",
+    "Unset",
+    "Update",
+    "Use",
+    "Wait",
+    "Write",
+]
+_ACTIONS = "|".join(ACTIONS)
+ACTION = re.compile(
+    rf"(?:^|[.:;}}] )(?:{_ACTIONS})\b"  # an imperative sentence
+    rf"|, or (?:{_ACTIONS.lower()})\b|\((?:{_ACTIONS.lower()})\b"
+    r"|[.:] \{\}"  # a sentence that is built elsewhere
+)
+VALUE = re.compile(r"\{\}|\b(?:None|none|NaN|lora|fp16)\b")
+
+
+def message_of(node: ast.expr) -> str:
+    """Text of a message, with {} in place of every value."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(message_of, node.values))
+    if isinstance(node, ast.BinOp):
+        return message_of(node.left) + message_of(node.right)
+    return "{}"
+
+
+def unclear_messages(source: Source) -> Found:
+    """Error messages without a value or an action, or with the old "; do ..."."""
+    for node in ast.walk(source.tree):
+        if not (isinstance(node, ast.Call) and dotted(node.func) in ERRORS and node.args):
+            continue
+        message = message_of(node.args[0])
+        if not message.replace("{}", "").strip(" .:,"):
+            continue  # built elsewhere
+        if "; do" in message:
+            yield node.lineno, f"a message with '; do': {message}"
+        elif not VALUE.search(message):
+            yield node.lineno, f"a message without the value that is wrong: {message}"
+        elif not (ACTION.search(message) or "must " in message or "Expected" in message):
+            yield node.lineno, f"a message that does not say what to do: {message}"
+
+
 def _targets(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.Assign):
         return [dotted(target) for target in node.targets]
@@ -370,6 +502,22 @@ RULES = [
         keeps=(
             ("backbones/weights.py", "import torch\ntorch.load(path, weights_only=True)"),
             ("workflows/fit.py", "from headstart.models.saving import load\nload(path)"),
+        ),
+    ),
+    Rule(
+        name="clear messages",
+        find=unclear_messages,
+        breaks=(
+            ("cache.py", "raise UsageError(f'Expected `n`, got {n}; do leave it out.')"),
+            ("cache.py", "raise UsageError('The number is wrong. Pass --n 3.')"),
+            ("cache.py", "raise DataError(f'{path} is not an image')"),
+            ("cache.py", "raise DataError('a' + f'{path} cannot be read')"),
+        ),
+        keeps=(
+            ("cache.py", "raise UsageError(f'`n` must be at least 1, got {n}.')"),
+            ("cache.py", "raise DataError(f'{path} is damaged. ' 'Copy it again.')"),
+            ("cache.py", "raise DataError(reason)"),
+            ("cache.py", "raise ValueError('anything')"),
         ),
     ),
     Rule(name="no assert", find=asserts, breaks=(("models/transfer_model.py", "assert x > 0"),)),
@@ -549,3 +697,63 @@ def test_a_homeless_test_is_found() -> None:
         "test_readers.py",
         "data/test_cache.py",
     ]
+
+
+# ---------------------------------------------------------------------------------- names
+
+
+def vague_share(sources: Iterable[Source]) -> float:
+    """Share of assignments to names that say nothing."""
+    stores = [
+        node.id
+        for source in sources
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    return sum(name in VAGUE_NAMES for name in stores) / len(stores)
+
+
+def test_names_say_what_a_value_is() -> None:
+    assert vague_share(SOURCES) <= MOST_VAGUE_STORES
+
+
+def test_vague_names_are_counted() -> None:
+    source = Source("cache.py", "found = 1\nfor size in (1, 2): more, rest = size, found")
+    assert vague_share([source]) == 2 / 4
+
+
+def questions(sources: Iterable[Source]) -> list[str]:
+    """Files whose docstring begins like a question."""
+    return [s.path for s in sources if (ast.get_docstring(s.tree) or "").startswith(QUESTION_WORDS)]
+
+
+def test_module_docstrings_are_statements() -> None:
+    assert len(questions(SOURCES)) <= MOST_QUESTIONS * len(SOURCES)
+
+
+def test_a_question_is_found() -> None:
+    asking, stating = (
+        Source(f"{i}.py", f'"""{text}"""') for i, text in enumerate(("How x.", "X."))
+    )
+    assert questions([asking, stating]) == ["0.py"]
+
+
+def widespread_private_names(sources: Iterable[Source]) -> dict[str, list[str]]:
+    """Private functions whose name stands in more files than allowed."""
+    files: dict[str, set[str]] = {}
+    for source in sources:
+        for node in ast.walk(source.tree):
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_function and node.name.startswith("_") and not node.name.endswith("__"):
+                files.setdefault(node.name, set()).add(source.path)
+    return {n: sorted(p) for n, p in files.items() if len(p) > MOST_FILES_OF_A_PRIVATE_NAME}
+
+
+def test_no_private_function_name_is_everywhere() -> None:
+    assert widespread_private_names(SOURCES) == {}
+
+
+def test_a_widespread_private_name_is_found() -> None:
+    same = [Source(f"{i}.py", "def _plain(): ...\ndef __len__(self): ...") for i in range(4)]
+    assert list(widespread_private_names(same)) == ["_plain"]
+    assert widespread_private_names(same[:3]) == {}

@@ -1,5 +1,6 @@
 """What the project's files may contain: no package index, no path of a machine, plain pins."""
 
+import importlib
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -160,3 +161,70 @@ def test_the_index_of_the_docs_links_every_page_and_only_those() -> None:
     assert missing_from(index, [f"({page})" for page in pages if page != "README.md"]) == []
     links = re.findall(r"\]\(([^):]+)\)", index)
     assert [link for link in links if not (docs / link).exists()] == []
+
+
+def named_objects(text: str) -> set[str]:
+    """Dotted names of the package in a text, such as headstart.metrics.matching."""
+    return set(re.findall(r"(?<![\w/.-])headstart(?:\.[A-Za-z_]\w*)+(?!\w|/)", text))
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            for part in parts[end:]:
+                value = getattr(value, part)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+def named_files(text: str) -> set[str]:
+    """Python files in a text, by their path in a room or in the project."""
+    return set(re.findall(r"(?<![\w/.*<>-])(?:\w+/)+\w+\.py\b", text))
+
+
+PAGES = [
+    path
+    for folder, pattern in (
+        (ROOT, "*.md"),
+        (ROOT / "docs", "**/*.md"),
+        (ROOT / "benchmarks", "*.py"),
+    )
+    for path in sorted(folder.glob(pattern))
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_name_only_what_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    planned = (
+        text.partition("These features are planned")[2] if path.name == "CONTRIBUTING.md" else ""
+    )
+    before = text.partition("before: `")[2].partition("`")[0]  # old names in a changelog
+    assert {n for n in named_objects(text) - named_objects(before) if not exists(n)} == set()
+    rooms = (ROOT, ROOT / "src", ROOT / "src" / "headstart")
+    files = named_files(text) - named_files(planned)
+    assert {f for f in files if not any((room / f).is_file() for room in rooms)} == set()
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    assert named_objects("`headstart.judging.short`, headstart.fit(") == {
+        "headstart.judging.short",
+        "headstart.fit",
+    }
+    assert [exists(n) for n in ("headstart.fit", "headstart.judging", "headstart.cache.gone")] == [
+        True,
+        False,
+        False,
+    ]
+    assert named_files("see data/readers.py and `src/headstart/cache.py`") == {
+        "data/readers.py",
+        "src/headstart/cache.py",
+    }

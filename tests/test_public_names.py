@@ -89,8 +89,11 @@ def test_the_look_at_loaded_modules_can_see_a_heavy_one() -> None:
 
 
 def test_one_version_everywhere() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## \[?([\d.]+)", changelog, re.MULTILINE)
     assert newest is not None
-    assert headstart.__version__ == project["version"] == newest[1]
+    assert headstart.__version__ == newest[1]
+    assert project["project"]["dynamic"] == ["version"]
+    version_file = ROOT / project["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{newest[1]}"' in version_file.read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Content-addressed store: the key is a hash of everything that produced the value.
+"""Content-addressed store on disk: the key is a hash of everything that produced the value.
 
-One SQLite file in one folder. Writes are transactions, so that a process killed half-way
-leaves whole values or none; several processes may read and write at the same time.
+The store is one SQLite file in one folder. Writes are transactions: a process killed half-way
+leaves complete values or none. Several processes may read and write at the same time.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ __all__ = ["Cache", "CacheStats", "key"]
 
 T = TypeVar("T")
 FILE_NAME = "cache-v1.sqlite"
-CHUNK = 500  # keys in a query; SQLite's own limit on variables was 999 for long
-PAGE_SIZE = 16_384  # seven values of 2 KB in a page; with 4096 every page would be half empty
-BUSY_SECONDS = 60.0
-USED_STEP_SECONDS = 3600  # "last used" is renewed at most once in this time
-_INHERITED: list[sqlite3.Connection | None] = []  # by a fork: never used, never closed
-EVICT_TO = 0.9  # of the budget, so that not every later write evicts again
+KEYS_PER_QUERY = 500  # old versions of SQLite allow at most 999 variables
+PAGE_SIZE = 16_384  # holds seven values of 2 KB; a page of 4096 would stay half empty
+BUSY_SECONDS = 60.0  # how long to wait for the lock of another process
+USED_STEP_SECONDS = 3600  # the time of last use is updated at most once in this time
+EVICT_TO = 0.9  # share of the budget that stays, so that not every later write evicts again
+# Connections of a parent process after a fork: never used, never closed.
+_INHERITED: list[sqlite3.Connection | None] = []
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -39,11 +40,11 @@ CREATE TABLE IF NOT EXISTS entries (
     size INTEGER NOT NULL, checksum INTEGER NOT NULL, used INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS bodies (id INTEGER PRIMARY KEY, value BLOB NOT NULL);
-"""  # two tables: renewing "used" and counting must not touch the pages of the values
+"""  # two tables: updating "used" and counting must not touch the pages of the values
 
 
 def key(*parts: str | bytes | float) -> bytes:
-    """Digest of a sequence of parts that no other sequence of parts has.
+    """Hash a sequence of parts to a digest that no other sequence has.
 
     Type and length of each part are hashed with it (SHA-256, 32 bytes), so that ``("ab", "c")``
     and ``("a", "bc")`` differ, as do ``1``, ``1.0``, ``True`` and ``"1"``.
@@ -72,7 +73,7 @@ def _encode(part: object) -> tuple[bytes, bytes]:
             return b"s", part.encode("utf-8", "surrogatepass")
         case bytes():
             return b"b", part
-        case bool():  # before int, which it is a kind of
+        case bool():  # before int, because bool is a subclass of int
             return b"?", bytes([part])
         case int():
             return b"i", str(part).encode()
@@ -80,13 +81,13 @@ def _encode(part: object) -> tuple[bytes, bytes]:
             return b"f", struct.pack(">d", part)
     raise UsageError(
         "Expected the parts of a key to be str, bytes, int or float, "
-        f"got {type(part).__name__}; convert it first."
+        f"got {type(part).__name__}. Convert it first."
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheStats:
-    """What a cache holds: bytes on disk, and (entries, bytes) of each kind of value."""
+    """Size of a cache on disk, its budget, and (entries, bytes) of each kind of value."""
 
     folder: Path
     bytes: int
@@ -95,23 +96,23 @@ class CacheStats:
 
 
 class Cache:
-    """A store of values under 32-byte keys, on disk, for several processes at once.
+    """Store of values under 32-byte keys, on disk, for several processes at once.
 
-    Threads may share one; after a fork, or sent to another process, it opens the file anew.
-    A damaged value counts as missing. A damaged file is moved aside, and ``notes`` says so.
+    Threads may share one cache. After a fork, or after pickling, it opens the file again.
+    A damaged value counts as missing. A damaged file is moved aside and reported in ``notes``.
 
     Parameters
     ----------
     folder : Path or None
         None takes the environment variable HEADSTART_CACHE, or else the user's cache folder.
     budget_bytes : int or None
-        Size to stay under; the least recently used values leave first. None takes
+        Largest size of the file. The least recently used values are removed first. None takes
         HEADSTART_CACHE_BUDGET (such as ``20GB``), or else 10 GB.
 
     Raises
     ------
     SetupError
-        On use, if the folder cannot be written or the disk is full.
+        On use, if the folder is not writable or the disk is full.
     UsageError
         If the budget is not a positive size.
 
@@ -120,9 +121,9 @@ class Cache:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
     ...     cache.put_many({key("a"): b"first", key("b"): b"second"}, kind="features")
-    ...     found = cache.get_many([key("a"), key("z")])
+    ...     values = cache.get_many([key("a"), key("z")])
     ...     kinds = cache.stats().kinds
-    >>> found == {key("a"): b"first"}
+    >>> values == {key("a"): b"first"}
     True
     >>> kinds
     {'features': (2, 11)}
@@ -138,79 +139,87 @@ class Cache:
         self.path = self.folder / FILE_NAME
         self.budget = _default_budget() if budget_bytes is None else budget_bytes
         if self.budget <= 0:
-            raise UsageError(f"Expected `budget_bytes` to be positive, got {self.budget}.")
+            raise UsageError(f"Expected a positive `budget_bytes`, got {self.budget}.")
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Values of those keys that are here; missing and damaged ones are absent."""
+        """Return the stored values by key. Missing and damaged values are left out."""
         query = (
             "SELECT id, key, checksum, value, CAST(used AS INT) FROM entries JOIN bodies USING (id)"
         )
         now = int(time.time())
-        found: dict[bytes, bytes] = {}
+        values: dict[bytes, bytes] = {}
         damaged: list[int] = []
         stale: list[int] = []
 
         def read(db: sqlite3.Connection) -> None:
-            for row, name, checksum, value, used in _rows(db, query, keys):
+            for row, name, checksum, value, used in _select(db, query, keys):
                 if not isinstance(value, bytes) or checksum != _checksum(name, value):
                     damaged.append(row)
                     continue
-                found[name] = value
+                values[name] = value
                 if used < now - USED_STEP_SECONDS:
                     stale.append(row)
 
         def repair(db: sqlite3.Connection) -> None:
             _delete(db, damaged)
-            renew = "UPDATE entries SET used = ? WHERE id IN (SELECT value FROM json_each(?))"
-            db.execute(renew, (now, json.dumps(stale)))
+            update = "UPDATE entries SET used = ? WHERE id IN (SELECT value FROM json_each(?))"
+            db.execute(update, (now, json.dumps(stale)))
 
         self._run(read)
         if damaged or stale:
             self._run(repair, write=True)
-        return found
+        return values
 
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Those of the keys that are here; the values are not read."""
-        return self._run(lambda db: {row[0] for row in _rows(db, "SELECT key FROM entries", keys)})
+        """Return the keys that are stored. The values are not read."""
+        query = "SELECT key FROM entries"
+        return self._run(lambda db: {name for (name,) in _select(db, query, keys)})
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Those of the keys that are not here, each once, in the order given."""
-        here = self.contains(keys)
-        return [name for name in dict.fromkeys(keys) if name not in here]
+        """Return the keys that are not stored, each once, in the order of ``keys``."""
+        stored = self.contains(keys)
+        return [name for name in dict.fromkeys(keys) if name not in stored]
 
     def put_many(self, items: Mapping[bytes, bytes], *, kind: str) -> None:
         """Store values in one transaction, all of them or none.
 
-        ``kind`` says what they are, for people: "features", "scan", "choice".
+        ``kind`` describes the values for the reader of the statistics: "features", "scan",
+        "choice".
         """
         if items:
             self._run(lambda db: _insert(db, items, kind, self.budget), write=True)
             self._run(lambda db: _shrink(db, self.budget))
 
     def stats(self) -> CacheStats:
-        """What is here: size on disk, budget, and entries and bytes of each kind."""
+        """Measure the cache: size on disk, budget, and entries and bytes of each kind."""
         query = "SELECT kind, COUNT(*), SUM(size) FROM entries GROUP BY kind ORDER BY kind"
         kinds = self._run(lambda db: {kind: (n, size) for kind, n, size in db.execute(query)})
         size = sum(path.stat().st_size for path in self.folder.glob(f"{FILE_NAME}*"))
         return CacheStats(folder=self.folder, bytes=size, budget=self.budget, kinds=kinds)
 
     def clear(self, kind: str | None = None) -> int:
-        """Remove the values of one kind, or all; give the disk space back; say how many."""
+        """Remove the values of one kind, or all, and free the disk space.
 
-        def work(db: sqlite3.Connection) -> int:
+        Returns
+        -------
+        int
+            Number of removed values.
+        """
+
+        def delete_kind(db: sqlite3.Connection) -> int:
             query = "SELECT id FROM entries WHERE ?1 IS NULL OR kind = ?1"
             rows = [row for (row,) in db.execute(query, (kind,))]
             _delete(db, rows)
             return len(rows)
 
-        removed = self._run(work, write=True)
+        removed = self._run(delete_kind, write=True)
         self._run(lambda db: _shrink(db, 0))
         for path in self.folder.glob(f"{FILE_NAME}.damaged-*"):
             path.unlink(missing_ok=True)
         return removed
 
     def close(self) -> None:
-        """Close the file; the next use opens it again."""
+        """Close the file. The next use opens it again."""
         if self._connection is not None and self._pid == os.getpid():
             with self._lock:
                 self._connection.close()
@@ -229,7 +238,7 @@ class Cache:
         return type(self), (self.folder, self.budget)
 
     def _run(self, work: Callable[[sqlite3.Connection], T], *, write: bool = False) -> T:
-        self._notice_fork()
+        self._reset_after_fork()
         with self._lock:
             try:
                 try:
@@ -240,12 +249,12 @@ class Cache:
                     self._move_aside()
                     return _perform(work, self._open(), write)
             except (sqlite3.Error, OSError) as error:
-                raise _explain(error, self.folder) from error
+                raise _setup_error(error, self.folder) from error
 
-    def _notice_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         if self._pid != os.getpid():
-            # Closing a connection that the parent still uses would pull its file from under
-            # it, and the lock may be held by a thread that does not exist here.
+            # The parent still uses the connection, so closing it here would release the
+            # parent's file locks. The lock may belong to a thread that does not exist here.
             _INHERITED.append(self._connection)
             self._connection = None
             self._lock = threading.RLock()
@@ -263,7 +272,7 @@ class Cache:
                 _prepare(connection)
             except sqlite3.Error as error:
                 connection.close()
-                # Two processes that create the file at once: SQLite does not wait by itself.
+                # Two processes create the file at once: SQLite does not wait by itself here.
                 if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
@@ -274,14 +283,17 @@ class Cache:
     def _move_aside(self) -> None:
         self.close()
         if _inode(self.path) != self._inode:
-            return  # another process has already put a new file in its place
+            return  # another process has already replaced the file
         count = 1
         while (aside := Path(f"{self.path}.damaged-{count}")).exists():
             count += 1
         self.path.rename(aside)
         for suffix in ("-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        self.notes += (f"The cache {self.path} was damaged; moved to {aside.name}, begun anew.",)
+        note = (
+            f"The cache {self.path} was damaged and moved to {aside.name}. A new one was created."
+        )
+        self.notes += (note,)
 
 
 def _prepare(db: sqlite3.Connection) -> None:
@@ -303,14 +315,14 @@ def _perform(work: Callable[[sqlite3.Connection], T], db: sqlite3.Connection, wr
         return work(db)
 
 
-def _rows(db: sqlite3.Connection, query: str, keys: Sequence[bytes]) -> Iterator[Any]:
-    for start in range(0, len(keys), CHUNK):
-        chunk = keys[start : start + CHUNK]
+def _select(db: sqlite3.Connection, query: str, keys: Sequence[bytes]) -> Iterator[Any]:
+    for start in range(0, len(keys), KEYS_PER_QUERY):
+        chunk = keys[start : start + KEYS_PER_QUERY]
         yield from db.execute(f"{query} WHERE key IN ({','.join('?' * len(chunk))})", chunk)
 
 
 def _insert(db: sqlite3.Connection, items: Mapping[bytes, bytes], kind: str, budget: int) -> None:
-    _delete(db, [row for (row,) in _rows(db, "SELECT id FROM entries", [*items])])
+    _delete(db, [row for (row,) in _select(db, "SELECT id FROM entries", [*items])])
     first = db.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM entries").fetchone()[0]
     now = int(time.time())
     entries = (
@@ -341,11 +353,11 @@ def _delete(db: sqlite3.Connection, rows: list[int]) -> None:
 
 
 def _shrink(db: sqlite3.Connection, size: int) -> None:
-    """Give free pages back to the disk until the file is not above ``size``."""
+    """Return free pages to the disk until the file is no larger than ``size``."""
     surplus = _pragma(db, "page_count") - size // _pragma(db, "page_size")
     surplus = min(surplus, _pragma(db, "freelist_count"))
     if surplus > 0:
-        # As a script: execute() would free a single page of all those asked for.
+        # As a script: execute() would free only one page.
         db.executescript(f"PRAGMA incremental_vacuum({surplus}); PRAGMA wal_checkpoint(TRUNCATE)")
 
 
@@ -367,24 +379,24 @@ def _code(error: BaseException) -> int | None:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    # Python itself raises, without a code, when a text in the file is not UTF-8.
+    # Python raises an error without a code when a text in the file is not UTF-8.
     return _code(error) in {None, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def _explain(error: BaseException, folder: Path) -> SetupError:
+def _setup_error(error: BaseException, folder: Path) -> SetupError:
     match _code(error):
         case sqlite3.SQLITE_FULL:
-            text = f"free disk space for the cache in {folder}, got a full disk; free some space,"
+            text = f"The disk is full: the cache in {folder} cannot grow. Free some disk space"
         case sqlite3.SQLITE_BUSY:
-            text = f"the cache in {folder} to be free, got a lock of another process; wait for it,"
+            text = f"The cache in {folder} has a lock of another process. Wait for that process"
         case _:
-            text = f"the cache folder {folder} to be writable, got: {error}; make it so,"
-    return SetupError(f"Expected {text} or set HEADSTART_CACHE to another folder.")
+            text = f"The cache folder {folder} is not writable: {error}. Make it writable"
+    return SetupError(f"{text}, or set HEADSTART_CACHE to another folder.")
 
 
 def _default_folder() -> Path:
-    if chosen := os.environ.get("HEADSTART_CACHE"):
-        return Path(chosen).expanduser()
+    if folder := os.environ.get("HEADSTART_CACHE"):
+        return Path(folder).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("headstart"))
@@ -395,6 +407,6 @@ def _default_budget() -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
     if match is None:
         raise UsageError(
-            f"Expected HEADSTART_CACHE_BUDGET to be a size, got {text!r}; write it like 20GB."
+            f"HEADSTART_CACHE_BUDGET must be a size, got {text!r}. Set it to, for example, 20GB."
         )
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))

@@ -1,19 +1,19 @@
-"""Several processes that train one model: who is who, sums, and exact no-ops on a single one.
+"""Training in several processes: ranks, sums, broadcasts. Without a launcher nothing changes.
 
-This is the only file that speaks to ``torch.distributed``. A launcher (``torchrun``,
-``accelerate launch``) starts the same command several times and tells each process its rank
-through the environment; ``start`` reads it. Until then, and without a launcher, there is one
-process, of rank 0. Nothing is exchanged but tensors: no pickle.
+This is the only file that calls ``torch.distributed``. A launcher (``torchrun``,
+``accelerate launch``) starts the same command several times and passes each process its rank
+in environment variables; ``start`` reads them. Before that, and without a launcher, there is one
+process, of rank 0. The processes exchange tensors only, never pickles.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,111 +28,118 @@ __all__ = [
     "barrier",
     "broadcast_tensors",
     "is_main",
+    "local_rows",
     "main_first",
     "mean_gradients",
     "processes",
     "rank",
-    "share",
     "start",
     "started",
     "stop",
     "sum_scalar",
-    "world",
+    "world_size",
 ]
 
-TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MEETING = timedelta(minutes=5)
-"""How long a process waits for the others to begin with."""
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+JOIN_TIMEOUT = timedelta(minutes=5)
+"""Time that a process waits for the others at the start."""
 
-PATIENCE = timedelta(days=1)
-"""How long it waits for them afterwards: the first may fill the cache for hours. It is the
-launcher that ends all of them when one has died."""
+OPERATION_TIMEOUT = timedelta(days=1)
+"""Time that a process waits for the others later. It is long because the first process may fill
+the cache for hours. When a process dies, the launcher ends the others."""
+
+_join_numbers = itertools.count()
+"""Counts the calls of ``start`` that join. The launcher keeps its store, so a second call without
+a prefix of its own may read the addresses of the first."""
 
 
 def start(device: str = "auto") -> bool:
-    """Join the processes that a launcher has started; nothing to join is fine.
+    """Join the processes that a launcher has started. Without a launcher, do nothing.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        What the processes compute on: gloo carries tensors between CPUs, NCCL between GPUs, of
-        which each process takes its own; ``auto`` takes GPUs where there are any.
+        Device that the processes compute on. CPUs use the backend gloo, GPUs NCCL, with one GPU
+        for each process; ``auto`` takes GPUs if there are any.
 
     Returns
     -------
     bool
-        Whether this call joined them; then the caller ends it with ``stop``. False without a
-        launcher, and where the caller's own program has joined already.
+        Whether this call joined them; the caller must then call ``stop``. False without a
+        launcher, and if the caller's own program has joined already.
 
     Raises
     ------
     SetupError
-        If the launcher's words are incomplete, or there are more processes than GPUs.
+        If variables of the launcher are missing or invalid, or there are more processes than
+        GPUs.
 
     Examples
     --------
-    >>> start(), world()  # nothing has launched this example
+    >>> start(), world_size()  # nothing has launched this example
     (False, 1)
     """
     if device not in {"auto", "cpu", "cuda"}:
         raise UnknownNameError("device", device, ["auto", "cpu", "cuda"])
     if os.environ.get("WORLD_SIZE", "1").strip() in {"", "1"} or started():
         return False
-    local = _told(os.environ)
+    local_rank = _local_rank(os.environ)
     import torch
 
-    processes = _processes()
+    torch_distributed = _torch_distributed()
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         gpus = torch.cuda.device_count()
-        if local >= gpus:
+        if local_rank >= gpus:
+            count = f"{gpus} GPU" if gpus == 1 else f"{gpus} GPUs"
+            at_most = f"Launch at most {gpus} processes on it, or use" if gpus else "Use"
             raise SetupError(
-                f"Expected a GPU for every process on this machine, got {gpus} for more than "
-                f"{local}; do launch {gpus or 'no'} processes, or choose the device cpu."
+                f"This machine has {count}, too few for {local_rank + 1} or more processes. "
+                f"{at_most} the device cpu."
             )
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(local_rank)
     try:
-        store, number, size = next(processes.rendezvous("env://", timeout=MEETING))
-        processes.init_process_group(
+        store, number, size = next(torch_distributed.rendezvous("env://", timeout=JOIN_TIMEOUT))
+        torch_distributed.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=processes.PrefixStore("headstart", store),
+            store=torch_distributed.PrefixStore(f"headstart/{next(_join_numbers)}", store),
             rank=number,
             world_size=size,
-            timeout=PATIENCE,
+            timeout=OPERATION_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         raise SetupError(
-            f"Expected to meet the other processes at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}, got {error}; do launch all of them with torchrun or "
+            f"Cannot join the other processes at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']}: {error}. Launch all of them with torchrun or "
             "accelerate launch."
         ) from error
     return True
 
 
 def stop() -> None:
-    """Leave the other processes; nothing to leave is fine.
+    """Leave the other processes. Without others, do nothing.
 
     Examples
     --------
     >>> stop()
     """
     if started():
-        _processes().destroy_process_group()
+        _torch_distributed().destroy_process_group()
 
 
 @contextmanager
 def processes(device: str = "auto") -> Iterator[None]:
-    """Join the processes of a launcher, if there is one, and leave them behind the block.
+    """Join the processes of a launcher, if there is one, and leave them after the block.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda", "mps"}
-        As for ``start``; Apple's GPUs have no backend of their own.
+        As for ``start``; ``mps`` joins as ``cpu``, because there is no backend for Apple's GPUs.
 
     Examples
     --------
     >>> with processes():
-    ...     world()
+    ...     world_size()
     1
     """
     joined = start("cpu" if device == "mps" else device)
@@ -151,35 +158,35 @@ def started() -> bool:
     >>> started()
     False
     """
-    # Whoever joined has imported it: asking costs no import of torch.
+    # A process that joined has imported the module, so that no import of torch is needed here.
     module = sys.modules.get("torch.distributed")
     return module is not None and bool(module.is_available() and module.is_initialized())
 
 
 def rank() -> int:
-    """Return this process's number, from 0.
+    """Return the number of this process, from 0.
 
     Examples
     --------
     >>> rank()
     0
     """
-    return int(_processes().get_rank()) if started() else 0
+    return int(_torch_distributed().get_rank()) if started() else 0
 
 
-def world() -> int:
-    """Return how many processes there are.
+def world_size() -> int:
+    """Return the number of processes.
 
     Examples
     --------
-    >>> world()
+    >>> world_size()
     1
     """
-    return int(_processes().get_world_size()) if started() else 1
+    return int(_torch_distributed().get_world_size()) if started() else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks to the person.
+    """Whether this process writes the files and prints.
 
     Examples
     --------
@@ -190,21 +197,22 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until every process is here.
+    """Wait until every process has reached this line.
 
     Examples
     --------
     >>> barrier()
     """
-    # A sum waits for all, and needs none of the backends' own options.
+    # A sum waits for all processes, and needs no options of the backend.
     sum_scalar(0.0)
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run a block in the main process, then in the others, as when a cache is to be filled once.
+    """Run a block in the main process, then in the others, for example to fill a cache once.
 
-    An error in the main process lets the others go on: they meet it themselves.
+    After an error in the main process the others run the block too, and meet the error
+    themselves.
 
     Examples
     --------
@@ -220,12 +228,12 @@ def main_first() -> Iterator[None]:
             barrier()
 
 
-def share(rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.intp]:
+def local_rows(rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.intp]:
     """Return this process's part of a global batch.
 
-    The parts are contiguous, in the order of ranks, and differ by at most one row. A mean over
-    a part, weighted by ``len(part) * world() / len(rows)``, gives through ``mean_gradients`` the
-    gradient of the mean over all rows.
+    The parts are contiguous, in the order of ranks, and differ by at most one row. If each
+    process weights the mean over its part by ``len(part) * world_size() / len(rows)``, then
+    ``mean_gradients`` gives the gradient of the mean over all rows.
 
     Parameters
     ----------
@@ -234,14 +242,14 @@ def share(rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.intp]:
     Returns
     -------
     array
-        Shape (n // world,) or one more; empty where there are fewer rows than processes.
+        Shape (n // world,) or one more; empty if there are fewer rows than processes.
 
     Examples
     --------
-    >>> share([4, 7, 9])
+    >>> local_rows([4, 7, 9])
     array([4, 7, 9])
     """
-    return np.array_split(np.asarray(rows, dtype=np.intp), world())[rank()]
+    return np.array_split(np.asarray(rows, dtype=np.intp), world_size())[rank()]
 
 
 def sum_scalar(value: float) -> float:
@@ -252,12 +260,12 @@ def sum_scalar(value: float) -> float:
     >>> sum_scalar(0.1)
     0.1
     """
-    if world() == 1:
+    if world_size() == 1:
         return value
     import torch
 
-    total = torch.tensor([value], dtype=torch.float64, device=_place())
-    _processes().all_reduce(total)
+    total = torch.tensor([value], dtype=torch.float64, device=_backend_device())
+    _torch_distributed().all_reduce(total)
     return float(total)
 
 
@@ -267,8 +275,8 @@ def mean_gradients(parameters: Iterable[Tensor]) -> None:
     Parameters
     ----------
     parameters : iterable of torch.Tensor
-        In the same order everywhere. Where a process has no gradient and another one has, it
-        counts as zero; where none has, none is made. Changed in place: ``grad``.
+        In the same order in all processes. A gradient that is missing in some processes counts
+        as zero there; one that is missing in all stays None. ``grad`` is changed in place.
 
     Examples
     --------
@@ -279,97 +287,97 @@ def mean_gradients(parameters: Iterable[Tensor]) -> None:
     >>> weight.grad
     tensor([1., 1.])
     """
-    if world() == 1:
+    if world_size() == 1:
         return
     import torch
 
-    found = list(parameters)
-    wanted = torch.tensor([p.grad is not None for p in found], dtype=torch.float32).to(_place())
-    _processes().all_reduce(wanted)
-    chosen = [p for p, count in zip(found, wanted.tolist(), strict=True) if count]
-    for parameter in chosen:
+    parameters = list(parameters)
+    has_gradient = [parameter.grad is not None for parameter in parameters]
+    # Processes must agree on the parameters to average: the sum counts the gradients of each.
+    counts = torch.tensor(has_gradient, dtype=torch.float32).to(_backend_device())
+    _torch_distributed().all_reduce(counts)
+    trained = [p for p, count in zip(parameters, counts.tolist(), strict=True) if count]
+    for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in chosen if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
-        _in_one([g for g in gradients if g.dtype == dtype], _mean)
+        _change_flat([g for g in gradients if g.dtype == dtype], _all_reduce_mean)
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the main one's values, bit for bit.
+    """Copy the values of the main process to all processes, bit for bit.
 
     Parameters
     ----------
     tensors : iterable of torch.Tensor
-        Same shapes and dtypes in the same order everywhere; changed in place.
+        Same shapes and dtypes in the same order in all processes; changed in place.
 
     Examples
     --------
     >>> import torch
     >>> broadcast_tensors([torch.ones(2)])
     """
-    if world() == 1:
+    if world_size() == 1:
         return
-    found = [tensor.detach() for tensor in tensors]
-    for dtype in sorted({tensor.dtype for tensor in found}, key=str):
-        _in_one([t for t in found if t.dtype == dtype], _from_main)
+    tensors = [tensor.detach() for tensor in tensors]
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        _change_flat([t for t in tensors if t.dtype == dtype], _broadcast_from_main)
 
 
-def _in_one(tensors: Sequence[Tensor], change: Callable[[Tensor], None]) -> None:
-    """Change tensors of one dtype in one buffer: one message costs less than hundreds."""
+def _change_flat(tensors: Sequence[Tensor], change: Callable[[Tensor], None]) -> None:
+    """Apply ``change`` to tensors of one dtype as one buffer: one message, not hundreds."""
     import torch
 
     with torch.no_grad():
-        flat = torch.cat([tensor.detach().reshape(-1).to(_place()) for tensor in tensors])
+        flat = torch.cat([tensor.detach().reshape(-1).to(_backend_device()) for tensor in tensors])
         if flat.numel():
             change(flat)
         ends = np.cumsum([0, *(tensor.numel() for tensor in tensors)]).tolist()
-        for tensor, (begin, end) in zip(tensors, pairwise(ends), strict=True):
-            tensor.copy_(flat[begin:end].view(tensor.shape))
+        for tensor, (start, end) in zip(tensors, itertools.pairwise(ends), strict=True):
+            tensor.copy_(flat[start:end].view(tensor.shape))
 
 
-def _mean(flat: Tensor) -> None:
-    _processes().all_reduce(flat)
-    flat.div_(world())
+def _all_reduce_mean(flat: Tensor) -> None:
+    _torch_distributed().all_reduce(flat)
+    flat.div_(world_size())
 
 
-def _from_main(flat: Tensor) -> None:
+def _broadcast_from_main(flat: Tensor) -> None:
     import torch
 
-    # As bytes: backends know some dtypes only, and every one keeps bytes.
-    _processes().broadcast(flat.view(torch.uint8), src=0)
+    # As bytes: a backend supports some dtypes only, but all support bytes.
+    _torch_distributed().broadcast(flat.view(torch.uint8), src=0)
 
 
-def _place() -> device:
-    """Where the backend wants its tensors."""
+def _backend_device() -> device:
+    """Return the device on which the backend needs its tensors."""
     import torch
 
-    # By device, as in "cpu:gloo,cuda:nccl"; NCCL alone knows no CPU.
-    if "cpu:" in str(_processes().get_backend_config()):
+    # The text lists backends by device, as in "cpu:gloo,cuda:nccl". NCCL has no CPU tensors.
+    if "cpu:" in str(_torch_distributed().get_backend_config()):
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _processes() -> Any:
+def _torch_distributed() -> Any:
     import torch.distributed
 
     return torch.distributed
 
 
-def _told(environment: Mapping[str, str]) -> int:
-    """Return the process's number on its machine, once all that a launcher tells is there."""
-    missing = [name for name in TOLD if not environment.get(name)]
+def _local_rank(environment: Mapping[str, str]) -> int:
+    """Check the variables of the launcher and return the process's number on its machine."""
+    missing = [name for name in LAUNCHER_VARIABLES if not environment.get(name)]
     if missing:
         raise SetupError(
-            f"Expected a launcher to have set {', '.join(TOLD)}, got none of "
-            f"{', '.join(missing)}; do launch with torchrun or accelerate launch, or unset "
-            "WORLD_SIZE."
+            f"WORLD_SIZE is set, but the environment variables {', '.join(missing)} of a launcher "
+            "are missing. Launch with torchrun or accelerate launch, or unset WORLD_SIZE."
         )
-    numbers = [name for name in TOLD if name != "MASTER_ADDR"]
-    wrong = [name for name in numbers if not environment[name].strip().isdecimal()]
-    if wrong:
-        raise SetupError(
-            f"Expected whole numbers in the environment, got {wrong[0]}={environment[wrong[0]]!r}; "
-            "do launch with torchrun or accelerate launch."
-        )
+    for name in LAUNCHER_VARIABLES:
+        if name != "MASTER_ADDR" and not environment[name].strip().isdecimal():
+            raise SetupError(
+                f"Expected a whole number in the environment, got {name}={environment[name]!r}. "
+                "Launch with torchrun or accelerate launch."
+            )
     return int(environment["LOCAL_RANK"])

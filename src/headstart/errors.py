@@ -1,20 +1,25 @@
-"""Every error a user can meet, in one tree.
+"""All errors that Headstart raises on purpose, in one tree.
 
 HeadstartError                      exit code
-├── UsageError (ValueError)         1   an argument or a combination of arguments
-│   └── UnknownNameError            1   a name that is in no table; suggests the nearest one
-├── DataError                       2   the images, labels, splits or files given
-│   ├── LayoutError                 2   a folder or manifest that is not recognised
+├── UsageError (ValueError)         1   an invalid argument or combination of arguments
+│   └── UnknownNameError            1   an unknown name; the message suggests the nearest one
+├── DataError                       2   a problem with the images, labels, splits or files
+│   ├── LayoutError                 2   a folder or manifest with an unknown layout
 │   ├── UnreadableImageError        2   an image that cannot be decoded
 │   ├── LeakError                   2   the same image on both sides of a split
-│   └── ModelFileError              2   a model folder that is damaged, foreign or hostile
-├── TrainingError                   1   a training that went wrong, such as a loss of NaN
-└── SetupError                      3   this machine: weights, extras, disk
-    ├── WeightsNotFoundError        3   no weights in any place looked at
-    ├── WeightsMismatchError        3   weights whose hash or shapes are not the expected ones
-    └── MissingExtraError           3   an optional dependency that is not installed
+│   └── ModelFileError              2   a model folder that is damaged or unsafe to load
+├── TrainingError                   1   a failed training, such as a loss of NaN
+└── SetupError                      3   a problem with the machine: weights, packages, disk
+    ├── WeightsNotFoundError        3   weights that are neither on disk nor downloadable
+    ├── WeightsMismatchError        3   weights with an unexpected hash or unexpected shapes
+    └── MissingExtraError           3   an optional package that is not installed
 
-Messages read "Expected ..., got ...; do ...".
+The class says where to look for the cause: a UsageError in the call or command, a DataError in
+the dataset or a model folder, a TrainingError in the hyper-parameters, a SetupError on the
+machine. To catch all of them, catch HeadstartError. On the command line the program ends with
+the exit code in the table.
+
+A message first names what is wrong and its value, then what to do about it.
 """
 
 from __future__ import annotations
@@ -46,50 +51,53 @@ class HeadstartError(Exception):
 
 
 class UsageError(HeadstartError, ValueError):
-    """An argument, or a combination of arguments, that cannot be meant."""
+    """An invalid argument or an invalid combination of arguments."""
 
     exit_code = 1
 
 
 class UnknownNameError(UsageError):
-    """A name that is in no table.
+    """An unknown name. The message suggests the nearest known one.
 
     Parameters
     ----------
     kind : str
-        What was being named, such as ``"backbone"``.
+        What the name stands for, such as ``"backbone"``.
     name : str
-        The name that was given.
-    known : iterable of str
-        The names that exist.
+        The unknown name.
+    choices : iterable of str
+        The known names.
     listing : str, optional
-        What to say where none is near, instead of the first names: there are too many.
+        Sentence that tells how to list the names. It replaces the first known names where
+        none is similar and there are too many to print.
 
     Examples
     --------
     >>> str(UnknownNameError("backbone", "resnet5O", ["resnet18", "resnet50"]))
-    "Expected `backbone` to be a known name, got 'resnet5O'; did you mean 'resnet50'?"
+    "Unknown backbone: 'resnet5O'. Did you mean 'resnet50'?"
+    >>> str(UnknownNameError("device", "xla", ["cpu", "cuda"]))
+    "Unknown device: 'xla'. Use one of: cpu, cuda."
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, listing: str = "") -> None:
-        names = sorted(known)
+    def __init__(self, kind: str, name: str, choices: Iterable[str], *, listing: str = "") -> None:
+        names = sorted(choices)
         nearest = get_close_matches(name, names, n=1, cutoff=0.5)
         if nearest:
-            hint = f"did you mean {nearest[0]!r}?"
+            hint = f"Did you mean {nearest[0]!r}?"
         else:
-            shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            hint = listing or f"known names are {shown}."
-        super().__init__(f"Expected `{kind}` to be a known name, got {name!r}; {hint}")
+            first_names = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+            hint = listing or f"Use one of: {first_names}."
+        super().__init__(f"Unknown {kind}: {name!r}. {hint}")
 
 
 class DataError(HeadstartError):
-    """The images, labels, splits or files that were given."""
+    """A problem with the images, labels, splits or files of the user."""
 
     exit_code = 2
 
 
 class LayoutError(DataError):
-    """A folder or manifest whose layout is not recognised."""
+    """A folder or manifest with an unknown layout."""
 
 
 class UnreadableImageError(DataError):
@@ -101,44 +109,45 @@ class LeakError(DataError):
 
 
 class ModelFileError(DataError):
-    """A model folder that is damaged, foreign or hostile."""
+    """A model folder that is damaged, written by another program, or unsafe to load."""
 
 
 class TrainingError(HeadstartError):
-    """A training that went wrong: its loss is no longer a number."""
+    """A failed training, such as a loss that is no longer a finite number."""
 
 
 class SetupError(HeadstartError):
-    """Something this machine lacks: weights, an extra, disk space."""
+    """A problem with the machine: missing weights, a missing package, no disk space."""
 
     exit_code = 3
 
 
 class WeightsNotFoundError(SetupError):
-    """Weights that are in none of the places looked at."""
+    """Weights that are neither on disk nor downloadable."""
 
 
 class WeightsMismatchError(SetupError):
-    """Weights whose hash, names or shapes are not the expected ones."""
+    """Weights with an unexpected hash, unexpected tensor names or shapes."""
 
 
 class MissingExtraError(SetupError):
-    """An optional dependency that is not installed.
+    """An optional package that is not installed.
 
     Parameters
     ----------
     package : str
+        The missing package.
     extra : str or None
-        Which extra brings it; None for what is used where it is there, and never brought.
+        The extra of Headstart that installs it. None where no extra does.
 
     Examples
     --------
     >>> str(MissingExtraError("pyarrow", extra="data"))
-    "Expected the package 'pyarrow' to be installed, got none; do: pip install 'headstart[data]'"
+    "The package 'pyarrow' is not installed. Run: pip install 'headstart[data]'"
     """
 
     def __init__(self, package: str, *, extra: str | None) -> None:
-        what = package if extra is None else f"'headstart[{extra}]'"
+        requirement = package if extra is None else f"'headstart[{extra}]'"
         super().__init__(
-            f"Expected the package {package!r} to be installed, got none; do: pip install {what}"
+            f"The package {package!r} is not installed. Run: pip install {requirement}"
         )

@@ -1,4 +1,4 @@
-"""scikit-learn's words for the same work: fit, predict, predict_proba, score."""
+"""Estimators for scikit-learn: ImageClassifier, ObjectDetector and ImageSegmenter."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sklearn.utils.validation import check_is_fitted
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import IGNORED, Boxes, Dataset, Kind, Mask, Palette, Target
-from headstart.data.prepare import gather, select
+from headstart.data.prepare import readable_samples, to_samples
 from headstart.data.readers import read_dataset
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.evaluation.classification import evaluate
-from headstart.features.engines import runnable
+from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
 from headstart.methods import METHODS
 from headstart.methods.linear_probe import LinearProbe
@@ -38,35 +38,35 @@ __all__ = ["ImageClassifier", "ImageSegmenter", "ObjectDetector", "group_names"]
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A method of learning on a pretrained backbone, as a scikit-learn classifier.
+    """Image classifier on a pretrained backbone, as a scikit-learn classifier.
 
-    Works in ``cross_val_score`` and ``GridSearchCV``: images are paths or arrays, and each is
-    seen by the backbone once, however many folds and candidates there are. Duplicates are not
-    looked for: ``headstart data check`` finds them.
+    Works in ``cross_val_score`` and ``GridSearchCV``. Images are paths or arrays. The backbone runs
+    once per image, for any number of folds and candidates. Duplicates are not detected; use
+    ``headstart data check``.
 
     Parameters
     ----------
     backbone : str
     method : str or Method
-        ``linear-probe``, ``finetune``, ``scratch``, or one with settings of its own, such as
-        ``Finetune(train_from="layer4")``; given by name, it takes ``folds``, ``imbalance`` and
-        ``random_state`` from here, as far as it has them.
+        ``linear-probe``, ``finetune``, ``scratch``, or a method object such as
+        ``Finetune(train_from="layer4")``. A method given by name uses ``folds``, ``imbalance``
+        and ``random_state`` of the estimator.
     folds : int
-        Of the cross-validation that chooses the penalty.
+        Folds of the cross-validation that chooses the penalty.
     imbalance : {"auto", "none", "balanced"}
     max_risk : float or None
-        Share of the answers that may be wrong; ``abstains`` says which images are too unsure
-        for it.
+        Maximum share of wrong predictions. ``abstains`` shows for which images the model is not
+        confident enough.
     engine, device : str
     cache_dir : str or None
-        Where features are kept; None is the user's cache.
+        Folder of the feature cache; None for the user's cache.
     random_state : int
-        Decides the folds.
+        Seed of the folds.
 
     Attributes
     ----------
     classes_ : array of str
-        Names in the order of the probabilities' columns.
+        Class names in the order of the columns of ``predict_proba``.
     model_ : TransferModel
 
     Examples
@@ -80,7 +80,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     array(['half', 'full'], dtype='<U4')
     """
 
-    def __init__(  # noqa: PLR0913 - scikit-learn's contract: an argument a setting
+    def __init__(  # noqa: PLR0913 - scikit-learn requires one argument per setting
         self,
         backbone: str = DEFAULT_BACKBONE,
         *,
@@ -104,67 +104,71 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
-        """Learn from images and their labels.
+        """Train on images and their labels.
 
         Parameters
         ----------
         X : sequence of paths, bytes, PIL images or arrays; array (n, H, W, C); or a folder
-            A folder of class folders (or a manifest) brings its own labels, and maybe groups;
-            of one with splits only the train part is learned from.
+            A folder with one subfolder per class (or a table) contains the labels. If it has
+            splits, only the train split is used.
         y : sequence of length n, optional
-            Class of each image; left out when ``X`` brings its own labels.
+            Class of each image; omit it if ``X`` contains the labels.
         groups : sequence of length n, optional
             Images of one group stay in one fold of the inner cross-validation.
 
         Raises
         ------
         UsageError
-            If the lengths differ, or labels are missing or no classes.
+            If the lengths differ, or labels are missing or not classes.
         DataError
-            If an image cannot be decoded, or there are too few of a class.
+            If an image cannot be decoded, or a class has too few images.
         """
-        data, names = _labelled(X, y, groups)
-        store = self._cache()
-        samples = select(data.samples, cache=store, bad_files="error")
-        method = self._method()
+        data, names = _read_labelled(X, y, groups)
+        cache = self._open_cache()
+        samples = readable_samples(data.samples, cache=cache, bad_files="error")
+        method = self._create_method()
         backbone = FrozenBackbone.open(self.backbone)
         task = ClassificationTask(classes=data.classes, max_risk=self.max_risk)
         untrained = TransferModel(backbone=backbone, task=task)
-        extractor = Extractor(cache=store, engine=self.engine, device=self.device)
+        extractor = Extractor(cache=cache, engine=self.engine, device=self.device)
         self.model_ = method.fit(untrained, replace(data, samples=samples), extractor=extractor)
         self.classes_ = names
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Predict the class of each image, as it was given to ``fit``, shape (n,)."""
-        chances = self.predict_proba(X)
-        return np.asarray(self.classes_[chances.argmax(axis=1)])
+        """Predict the class of each image, in the type of ``y``, shape (n,)."""
+        probabilities = self.predict_proba(X)
+        return np.asarray(self.classes_[probabilities.argmax(axis=1)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n, n_classes), columns as in ``classes_``."""
         check_is_fitted(self, "model_")
-        store = self._cache()
-        samples = select(gather(X), cache=store, bad_files="error")
-        # The arithmetic that the head learned from, where this machine has it.
-        engine = runnable(self.model_.engine, device=self.device)
-        extractor = Extractor(cache=store, engine=engine, device=self.device)
+        cache = self._open_cache()
+        samples = readable_samples(to_samples(X), cache=cache, bad_files="error")
+        # Use the engine of the training features, if this machine has it.
+        engine = runnable_engine(self.model_.engine, device=self.device)
+        extractor = Extractor(cache=cache, engine=engine, device=self.device)
         return self.model_.predict_probabilities(samples, extractor=extractor)
 
     def abstains(self, X: Any) -> NDArray[np.bool_]:
-        """Say which images' answers are too unsure for ``max_risk``, shape (n,).
+        """Return for which images the model is not confident enough for ``max_risk``, shape (n,).
 
         Raises
         ------
         UsageError
-            If no risk was wanted, or no threshold could be shown to reach it; it says why.
+            If ``max_risk`` is None, or no threshold was found for it.
         """
-        found = self.predict_proba(X)
-        unsure = self.model_.task.abstains(found)
-        if unsure is None:
-            chosen = self.model_.task.selected
-            why = "got none wanted; do set `max_risk`." if chosen is None else chosen.sentence()
-            raise UsageError(f"Expected a threshold for a wanted risk, {why}")
-        return np.asarray(unsure)
+        probabilities = self.predict_proba(X)
+        task = self.model_.require_task(ClassificationTask)
+        abstains = task.abstains(probabilities)
+        if abstains is not None:
+            return np.asarray(abstains)
+        if task.selected is not None:
+            raise UsageError(f"The model has no threshold to abstain. {task.selected.sentence()}")
+        raise UsageError(
+            f"The model has no threshold to abstain: it was fitted with `max_risk` {task.max_risk}."
+            " Set `max_risk`, for example to 0.02, and fit again."
+        )
 
     def score(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -174,8 +178,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : as for ``fit``
-            A folder of class folders (or a manifest) brings its own labels; of one with a test
-            part that part counts.
+            A folder with one subfolder per class (or a table) contains the labels. If it has a
+            test split, only that is used.
         y : sequence of length n, optional
         sample_weight : array, shape (n,), optional
 
@@ -186,12 +190,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if y is None:
             check_is_fitted(self, "model_")
-            data = _read(X, min_classes=1)
+            data = _read_folder(X, min_classes=1)
             data = data.split("test") if len(data.split_indices("test")) else data
-            X, y = data.samples, self.classes_[self.model_.aligned(data).targets()]
+            X, y = data.samples, self.classes_[self.model_.align_classes(data).targets()]
         return float(super().score(X, y, sample_weight))
 
-    def _method(self) -> Method:
+    def _create_method(self) -> Method:
         if not isinstance(self.method, str):
             return self.method
         if self.method not in METHODS:
@@ -202,93 +206,100 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         kind: Any = METHODS[self.method]
         return kind(seed=seed, loss=Loss(imbalance=self.imbalance))  # type: ignore[no-any-return]
 
-    def _cache(self) -> Cache:
+    def _open_cache(self) -> Cache:
         return Cache(None if self.cache_dir is None else Path(self.cache_dir))
 
 
-def _labelled(
+def _read_labelled(
     X: Any, y: ArrayLike | None, groups: ArrayLike | None
 ) -> tuple[Dataset, NDArray[Any]]:
-    """Examples with labels, and the classes as the user wrote them, in the same order."""
+    """Return the examples, and the classes in the type of ``y`` and in the same order."""
     if y is None:
         if groups is not None:
-            raise UsageError("Expected no `groups` without `y`, got some; do pass both.")
-        data = _train_part(_read(X, min_classes=2))
+            raise UsageError("`groups` needs `y`, but `y` is None. Pass both, or neither.")
+        data = _train_split(_read_folder(X, min_classes=2))
         return data, np.asarray(data.classes)
-    samples = gather(X)
-    names, codes = _classes(y, len(samples))
+    samples = to_samples(X)
+    names, codes = _encode_labels(y, len(samples))
     classes = tuple(str(name) for name in names)
-    together = group_names(groups, len(samples))
+    names_of_groups = group_names(groups, len(samples))
     labelled = tuple(
         replace(sample, target=classes[code], group=group)
-        for sample, code, group in zip(samples, codes, together, strict=True)
+        for sample, code, group in zip(samples, codes, names_of_groups, strict=True)
     )
     return Dataset(samples=labelled, classes=classes), names
 
 
-def _read(X: Any, *, min_classes: int) -> Dataset:
-    """What a folder or manifest brings."""
+def _read_folder(X: Any, *, min_classes: int) -> Dataset:
+    """Read a folder or table with one class per image."""
     if not isinstance(X, str | Path):
-        raise UsageError("Expected labels `y` for these images, got none; do pass them.")
+        raise UsageError(
+            f"`X` is a {type(X).__name__} of images, but `y` is None. Pass the labels as `y`."
+        )
     data = read_dataset(X, min_classes=min_classes)
     if data.kind != "multiclass":
         raise UsageError(
-            f"Expected one class for each image of {data.name!r}, got several labels; do use "
-            "`headstart.fit`, which learns them."
+            f"ImageClassifier needs one class per image, but {data.name!r} has several labels per "
+            f"image ({data.kind}). Use `headstart.fit`."
         )
     return data
 
 
-def _train_part(data: Dataset) -> Dataset:
-    """Leave out what the data's author has set aside for judging."""
+def _train_split(data: Dataset) -> Dataset:
+    """Return the train split if the data have splits, else everything."""
     if len(data.split_indices(None)) != len(data):
         data = data.split("train")
     missing = [name for name, count in data.counts().items() if not count]
     if missing:
         raise DataError(
-            f"Expected images of every class to learn from in {data.name!r}, got none of "
-            f"{missing}; do add some, or leave the class out."
+            f"{data.name!r} has no training images of {missing}. Add images, or remove these "
+            "classes."
         )
     return data
 
 
-def _classes(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Different labels in their own type and np.unique's order, and each image's place."""
+def _encode_labels(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Return the distinct labels in the order of ``np.unique``, and the index of each image's."""
     labels = np.asarray(y)
     if labels.shape != (n,):
         raise UsageError(
-            f"Expected one label for each of {n} images, got {labels.shape}; "
-            "do pass `y` of the same length."
+            f"`y` must have one label for each of the {n} images, got shape {labels.shape}. "
+            "Pass a `y` of the same length as `X`."
         )
     if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
-        raise UsageError("Expected `y` to hold classes, got NaN or infinity; do name them.")
+        raise UsageError(
+            f"`y` must contain classes, got {labels[~np.isfinite(labels)][0]} for an image. Pass "
+            "whole numbers or names."
+        )
     try:
         check_classification_targets(labels)
         names, codes = np.unique(labels, return_inverse=True)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"Expected `y` to hold classes, got {error}; do name them.") from error
+        raise UsageError(
+            f"`y` must contain classes: {error} Pass whole numbers or names."
+        ) from error
     return names, codes
 
 
 def group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
-    """Give each of n images the name of its group, or None.
+    """Return the name of the group of each of n images, or None.
 
     >>> group_names([7, 7], 2), group_names(None, 1)
     (['7', '7'], [None])
     """
     if groups is None:
         return [None] * n
-    given = [str(group) for group in np.asarray(groups)]
-    if len(given) != n:
-        raise UsageError(f"Expected one group for each of {n} images, got {len(given)}.")
-    return list(given)
+    names: list[str | None] = [str(group) for group in np.asarray(groups)]
+    if len(names) != n:
+        raise UsageError(f"Expected one group for each of {n} images, got {len(names)}.")
+    return names
 
 
 class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
-    """What boxes and masks have in common: everything but how truths and answers are written."""
+    """Base of the estimators for boxes and masks; they differ in the format of ``y``."""
 
     kind: ClassVar[Kind]
-    headline: ClassVar[str]
+    score_name: ClassVar[str]
 
     def __init__(
         self,
@@ -310,29 +321,29 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Self:
-        """Learn from images and what is where in them.
+        """Train on images with boxes or masks.
 
         Parameters
         ----------
         X : sequence of paths, bytes, PIL images or arrays; array (n, H, W, C); or a folder
-            A folder with annotations brings its own truths; of one with splits only the train
-            part is learned from.
+            A folder with annotations contains the ground truth. If it has splits, only the train
+            split is used.
         y : sequence of length n, optional
-            What is where, as the class says; left out when ``X`` brings it.
+            Ground truth in the format of the class; omit it if ``X`` contains it.
         groups : sequence of length n, optional
-            Images of one group are learned from, or judged on, together.
+            Images of one group stay in one split.
 
         Raises
         ------
         UsageError
-            If the lengths differ, or truths are missing or no such.
+            If the lengths differ, or the ground truth is missing or has a wrong format.
         DataError
             If an image cannot be decoded, or boxes or masks do not fit it.
         """
         data = self._data(X, y, "train", groups)
         backbone, seed = FrozenBackbone.open(self.backbone), int(self.random_state)
         start = create_model(backbone, data, head=self.head, size=self.size, seed=seed)
-        self.model_ = self._method(seed).fit(start, data, extractor=self._extractor())
+        self.model_ = self._create_method(seed).fit(start, data, extractor=self._extractor())
         self.classes_ = np.asarray(data.classes)
         return self
 
@@ -342,54 +353,53 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X, y : as for ``fit``
-            Of a folder with a test part that part counts.
+            If the folder has a test split, only that is used.
         """
         check_is_fitted(self, "model_")
-        found = evaluate(self.model_, self._data(X, y, "test"), extractor=self._extractor())
-        return float(found.metrics[self.headline].value)
+        evaluation = evaluate(self.model_, self._data(X, y, "test"), extractor=self._extractor())
+        return float(evaluation.metrics[self.score_name].value)
 
     @abstractmethod
     def _targets(self, y: Sequence[Any]) -> tuple[list[Target], tuple[str, ...]]:
-        """What was passed as ``y`` in our own types, and all classes."""
+        """Convert ``y`` to targets, and return all classes."""
 
     def _data(self, X: Any, y: Any, part: str, groups: ArrayLike | None = None) -> Dataset:
-        store = Cache(None if self.cache_dir is None else Path(self.cache_dir))
+        cache = Cache(None if self.cache_dir is None else Path(self.cache_dir))
         if y is None:
-            if groups is not None or not isinstance(X, str | Path):
+            if groups is not None:
+                raise UsageError("`groups` needs `y`, but `y` is None. Pass both, or neither.")
+            if not isinstance(X, str | Path):
                 raise UsageError(
-                    "Expected `y` for these images, got none; do pass it, or one folder with "
-                    "annotations."
+                    f"`X` is a {type(X).__name__} of images, but `y` is None. Pass `y`, or a "
+                    "folder with annotations as `X`."
                 )
-            return labelled_part(X, self.kind, part, cache=store)
-        samples, given = gather(X), list(y)
-        if len(samples) != len(given):
+            return labelled_part(X, self.kind, part, cache=cache)
+        samples, truths = to_samples(X), list(y)
+        if len(samples) != len(truths):
             raise UsageError(
-                f"Expected one truth for each of {len(samples)} images, got {len(given)}; do "
-                "pass `y` of the same length."
+                f"`y` must have one entry for each of the {len(samples)} images, got {len(truths)}."
+                " Pass a `y` of the same length as `X`."
             )
-        targets, classes = self._targets(given)
-        together = group_names(groups, len(samples))
+        targets, classes = self._targets(truths)
+        names_of_groups = group_names(groups, len(samples))
         labelled = tuple(
             replace(sample, target=target, group=group)
-            for sample, target, group in zip(samples, targets, together, strict=True)
+            for sample, target, group in zip(samples, targets, names_of_groups, strict=True)
         )
         data = Dataset(samples=labelled, classes=classes, kind=self.kind)
-        return labelled_part(data, self.kind, part, cache=store)
+        return labelled_part(data, self.kind, part, cache=cache)
 
-    def _answers(self, X: Any) -> list[Any]:
+    def _predictions(self, X: Any) -> list[Any]:
         check_is_fitted(self, "model_")
         extractor = self._extractor()
-        samples = select(gather(X), cache=extractor.cache, bad_files="error")
-        found: list[Any] = list(
-            self.model_.answers(samples, cache=extractor.cache, device=self.device)
-        )
-        return found
+        samples = readable_samples(to_samples(X), cache=extractor.cache, bad_files="error")
+        return list(self.model_.predict_samples(samples, cache=extractor.cache, device=self.device))
 
     def _extractor(self) -> Extractor:
-        store = Cache(None if self.cache_dir is None else Path(self.cache_dir))
-        return Extractor(cache=store, engine="fp32", device=self.device)
+        cache = Cache(None if self.cache_dir is None else Path(self.cache_dir))
+        return Extractor(cache=cache, engine="fp32", device=self.device)
 
-    def _method(self, seed: int) -> Method:
+    def _create_method(self, seed: int) -> Method:
         if not isinstance(self.method, str):
             return self.method
         if self.method == "auto":
@@ -397,32 +407,31 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         if self.method not in METHODS:
             raise UnknownNameError("method", self.method, ["auto", *METHODS])
         kind: Any = METHODS[self.method]
-        made: Method = kind(seed=seed)
-        return made
+        method: Method = kind(seed=seed)
+        return method
 
 
 class ObjectDetector(_DenseEstimator):
-    """A method of learning boxes on a pretrained backbone, as a scikit-learn estimator.
+    """Object detector on a pretrained backbone, as a scikit-learn estimator.
 
-    A truth is ``{"boxes": (n, 4), "labels": names}``, left, top, right, bottom in the image's
-    pixels as it is shown, or ``Boxes``; an image without objects has none of them. Duplicates
-    are not looked for: ``headstart data check`` finds them.
+    An entry of ``y`` is ``{"boxes": (n, 4), "labels": names}`` or ``Boxes``; a box is left, top,
+    right, bottom in pixels of the upright image. An image without objects has no boxes. Duplicates
+    are not detected; use ``headstart data check``.
 
     Parameters
     ----------
     backbone : str
     head : {"auto", "faster-rcnn", "retinanet", "fcos", "ssdlite"}
     size : int
-        Longer side, in pixels, that images are read at, rounded up to a multiple of 32; 0 is
-        320.
+        Longer side of the input in pixels, rounded up to a multiple of 32; 0 means 320.
     method : str or Method
-        ``auto`` trains the head behind a frozen backbone; ``finetune``, ``scratch``, or one with
-        settings of its own, such as ``Finetune(train_from="last")``.
+        ``auto``, the default method of the task; ``finetune``, ``scratch``, or a method object such
+        as ``Finetune(train_from="last")``.
     device : str
     cache_dir : str or None
-        Where activations are kept; None is the user's cache.
+        Folder of the activation cache; None for the user's cache.
     random_state : int
-        Decides the head's start and the order of the images.
+        Seed of the head's initial weights and of the order of the images.
 
     Attributes
     ----------
@@ -438,34 +447,34 @@ class ObjectDetector(_DenseEstimator):
     """
 
     kind: ClassVar[Kind] = "detection"
-    headline: ClassVar[str] = "map"
+    score_name: ClassVar[str] = "map"
 
     def predict(self, X: Any) -> list[dict[str, NDArray[Any]]]:
-        """Find objects.
+        """Detect objects.
 
         Returns
         -------
         list of dict
-            For each image ``boxes``, shape (n, 4), ``labels`` and ``scores``, shape (n,), the
-            most certain first, from the model's threshold on.
+            For each image ``boxes``, shape (n, 4), ``labels`` and ``scores``, shape (n,), sorted by
+            score, with at least the model's threshold.
         """
         return [
-            {"boxes": one.boxes, "labels": self.classes_[one.labels], "scores": one.scores}
-            for one in self._answers(X)
+            {"boxes": image.boxes, "labels": self.classes_[image.labels], "scores": image.scores}
+            for image in self._predictions(X)
         ]
 
     def _targets(self, y: Sequence[Any]) -> tuple[list[Target], tuple[str, ...]]:
-        found: list[Target] = [_boxes(one) for one in y]
-        names = {name for one in found if isinstance(one, Boxes) for name in one.labels}
-        return found, tuple(sorted(names))
+        targets = [_to_boxes(entry) for entry in y]
+        names = {name for boxes in targets for name in boxes.labels}
+        return list(targets), tuple(sorted(names))
 
 
 class ImageSegmenter(_DenseEstimator):
-    """A method of learning masks on a pretrained backbone, as a scikit-learn estimator.
+    """Segmentation model on a pretrained backbone, as a scikit-learn estimator.
 
-    A truth is an array of whole numbers, shape (height, width) of its image as it is shown: a
-    class for every pixel; 255 is neither learned nor judged. Duplicates are not looked for:
-    ``headstart data check`` finds them.
+    An entry of ``y`` is an array of whole numbers with the shape (height, width) of the upright
+    image: a class for every pixel; 255 is ignored. Duplicates are not detected; use
+    ``headstart data check``.
 
     Parameters
     ----------
@@ -477,7 +486,7 @@ class ImageSegmenter(_DenseEstimator):
     Attributes
     ----------
     classes_ : array of str
-        Names of the classes; the numbers as text where ``y`` was given.
+        Names of the classes; if ``y`` was passed, the numbers as text.
     model_ : TransferModel
 
     Examples
@@ -489,65 +498,65 @@ class ImageSegmenter(_DenseEstimator):
     """
 
     kind: ClassVar[Kind] = "segmentation"
-    headline: ClassVar[str] = "mean_iou"
+    score_name: ClassVar[str] = "mean_iou"
 
     def fit(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Self:
-        """As ``ObjectDetector.fit``; ``y`` are masks."""
+        """Same as ``ObjectDetector.fit``, with masks as ``y``."""
         super().fit(X, y, groups)
         numbers = range(len(self.classes_)) if y is None else map(int, self.classes_)
         self.values_ = np.asarray([*numbers], dtype=np.uint8)
         return self
 
     def predict(self, X: Any) -> list[NDArray[np.uint8]]:
-        """Give every pixel a class.
+        """Predict a class for every pixel.
 
         Returns
         -------
         list of array, uint8, shape (height, width)
-            Numbers as in ``y``; where a folder was learned from, places in ``classes_``.
+            Numbers as in ``y``; if a folder was passed to ``fit``, indices into ``classes_``.
         """
-        return [self.values_[one.mask] for one in self._answers(X)]
+        return [self.values_[segmentation.mask] for segmentation in self._predictions(X)]
 
     def _targets(self, y: Sequence[Any]) -> tuple[list[Target], tuple[str, ...]]:
-        masks = [_mask(one) for one in y]
-        seen = sorted({int(value) for mask in masks for value in np.unique(mask)} - {IGNORED})
-        palette = Palette(codes=tuple((value, str(value)) for value in seen))
-        found: list[Target] = [
-            Mask(source=mask, palette=palette, present=_present(mask)) for mask in masks
+        masks = [_to_mask(entry) for entry in y]
+        values = sorted({int(value) for mask in masks for value in np.unique(mask)} - {IGNORED})
+        palette = Palette(codes=tuple((value, str(value)) for value in values))
+        targets: list[Target] = [
+            Mask(source=mask, palette=palette, present=_present_classes(mask)) for mask in masks
         ]
-        return found, palette.names
+        return targets, palette.names
 
 
-def _boxes(one: Any) -> Boxes:
-    if isinstance(one, Boxes):
-        return one
+def _to_boxes(entry: Any) -> Boxes:
+    if isinstance(entry, Boxes):
+        return entry
     try:
-        corners, labels = np.asarray(one["boxes"], dtype=np.float64), list(one["labels"])
+        corners, labels = np.asarray(entry["boxes"], dtype=np.float64), list(entry["labels"])
         corners = corners.reshape(-1, 4)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            'Expected each of `y` to be Boxes or {"boxes": (n, 4), "labels": n names}, got '
-            f"{type(one).__name__} ({error!r}); do convert it."
+            'Each entry of `y` must be Boxes or {"boxes": (n, 4), "labels": n names}, got '
+            f"{type(entry).__name__} ({error!r}). Convert the entry."
         ) from error
     if not np.isfinite(corners).all() or len(corners) != len(labels):
         raise UsageError(
-            f"Expected finite boxes and one label for each, got {len(corners)} boxes and "
-            f"{len(labels)} labels; do correct `y`."
+            f"Each entry of `y` must have finite boxes and one label per box, got {len(corners)} "
+            f"boxes and {len(labels)} labels. Correct the entry."
         )
     rows = tuple((left, top, right, bottom) for left, top, right, bottom in corners.tolist())
     return Boxes(corners=rows, labels=tuple(map(str, labels)))
 
 
-def _mask(one: Any) -> NDArray[np.uint8]:
-    mask = np.asarray(one)
-    whole = mask.ndim == 2 and mask.dtype.kind in "biu" and mask.size
-    if not whole or mask.min() < 0 or mask.max() > IGNORED:
+def _to_mask(entry: Any) -> NDArray[np.uint8]:
+    mask = np.asarray(entry)
+    is_integer_map = mask.ndim == 2 and mask.dtype.kind in "biu" and mask.size
+    if not is_integer_map or mask.min() < 0 or mask.max() > IGNORED:
         raise UsageError(
-            "Expected each of `y` to be an array of whole numbers from 0 to 255, shape (height, "
-            f"width), got {mask.dtype} of shape {mask.shape}; do convert it."
+            "Each entry of `y` must be an array of whole numbers from 0 to 255 of shape (height, "
+            f"width), got {mask.dtype} of shape {mask.shape}. Convert the entry."
         )
     return mask.astype(np.uint8)
 
 
-def _present(mask: NDArray[np.uint8]) -> tuple[str, ...]:
+def _present_classes(mask: NDArray[np.uint8]) -> tuple[str, ...]:
     return tuple(str(value) for value in np.unique(mask) if value != IGNORED)

@@ -1,4 +1,4 @@
-"""The machine: its device, cores, memory, and what it computes quickly."""
+"""The machine: its device, cores, memory, threads and package versions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ __all__ = [
     "cores",
     "device",
     "machine",
-    "one_thread_each",
-    "peak_memory",
     "prepare",
     "threads",
     "timed",
+    "use_one_thread",
     "versions",
 ]
 
@@ -34,52 +33,52 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a measured choice holds for: another machine measures anew."""
+    """Key of a measured choice, such as the fastest engine: another machine measures again."""
 
     processor: str
     cores: int
     device: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The machine as plain values."""
+        """Return the fields as a dict of JSON values."""
         return asdict(self)
 
 
 def prepare() -> None:
-    """Make threads that wait sleep instead of spin; call before torch is imported.
+    """Let waiting OpenMP threads sleep instead of spin. Call before torch is imported.
 
-    Spinning OpenMP threads take the cores from the threads that decode images. A value that
-    the user has set wins.
+    Spinning threads take the cores from the threads that decode images. A value that the user
+    has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def cores() -> int:
-    """Count the cores that this process may use: fewer than the machine has, in a container."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(mine or 1, _quota(Path("/sys/fs/cgroup"))))
+    """Count the cores that this process may use: in a container fewer than the machine has."""
+    visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(visible or 1, _cpu_quota(Path("/sys/fs/cgroup"))))
 
 
-def _quota(cgroup: Path) -> int:
-    """Cores that a container's share of time amounts to; very many where it is not limited.
+def _cpu_quota(cgroup: Path) -> int:
+    """Return the CPU limit of the container in cores, rounded up; `sys.maxsize` without a limit.
 
-    `docker run --cpus` and Kubernetes limit time and leave all cores visible: as many threads
-    as cores would then wait for each other.
+    `docker run --cpus` and Kubernetes limit CPU time and leave all cores visible. One thread
+    for each visible core would then be too many: the threads would wait for each other.
     """
-    places = [("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")]
-    for place in places:
+    version_2, version_1 = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    for files in (version_2, version_1):
         try:
-            words = " ".join((cgroup / name).read_text() for name in place).split()
+            words = " ".join((cgroup / file).read_text() for file in files).split()
             quota, period = int(words[0]), int(words[1])
-        except (OSError, ValueError, IndexError):  # not there, or "max"
+        except (OSError, ValueError, IndexError):  # no such file, or "max"
             continue
-        if quota > 0 and period > 0:  # -1: no limit
-            return -(-quota // period)
+        if quota > 0 and period > 0:  # -1 means no limit
+            return -(-quota // period)  # rounded up
     return sys.maxsize
 
 
 def device(name: str = "auto") -> str:
-    """Resolve a device name; ``auto`` takes a GPU where there is one.
+    """Resolve a device name; ``auto`` takes a GPU if there is one.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ def device(name: str = "auto") -> str:
     UnknownNameError
         If the name is none of these.
     SetupError
-        If the device is not there.
+        If the machine has no such device.
 
     Examples
     --------
@@ -104,17 +103,17 @@ def device(name: str = "auto") -> str:
     prepare()
     import torch
 
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return next((kind for kind, there in present.items() if there), "cpu")
-    if not present[name]:
-        raise SetupError(f"Expected the device {name!r} to be present, got none; do use 'cpu'.")
+        return next((kind for kind, is_available in available.items() if is_available), "cpu")
+    if not available[name]:
+        raise SetupError(f"This machine has no device {name!r}. Use 'cpu' or 'auto'.")
     return name
 
 
 @cache
 def machine(device_name: str = "cpu") -> Machine:
-    """Describe the machine with the device that work runs on."""
+    """Describe the machine and the device that computes."""
     return Machine(processor=_processor(device_name), cores=cores(), device=device_name)
 
 
@@ -125,25 +124,25 @@ def _processor(device_name: str) -> str:
         return str(torch.cuda.get_device_name())
     info = Path("/proc/cpuinfo")
     if info.exists():
-        wanted = ("model name", "flags")
         lines = info.read_text(errors="replace").splitlines()
-        found = {line.split(":")[0].strip(): line for line in reversed(lines) if ":" in line}
-        told = {key: found[key].split(":", 1)[1].strip() for key in wanted if key in found}
-        # Virtual processors of one name differ in what they can: AMX decides what is quick.
-        amx = " amx" if "amx_bf16" in told.get("flags", "") else ""
-        return told.get("model name", platform.machine()) + amx  # ARM tells no name
+        pairs = [line.split(":", 1) for line in lines if ":" in line]
+        # Reversed, so that the first processor of several wins.
+        fields = {name.strip(): value.strip() for name, value in reversed(pairs)}
+        # Virtual processors with one name differ in features, and AMX decides what is fast.
+        amx = " amx" if "amx_bf16" in fields.get("flags", "") else ""
+        return fields.get("model name", platform.machine()) + amx  # ARM lists no model name
     return platform.processor() or platform.machine()
 
 
-def one_thread_each() -> None:
-    """Let a worker thread compute on its own core only: none waits for another inside a layer."""
+def use_one_thread() -> None:
+    """Compute each layer on one thread, so that worker threads do not wait for each other."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def threads() -> int:
-    """Threads that one layer is computed on: with another number the same sums round differently.
+    """Return the number of threads that compute one layer. It changes how sums are rounded.
 
     >>> threads() >= 1
     True
@@ -154,38 +153,28 @@ def threads() -> int:
 
 
 def available_memory() -> int:
-    """Memory that programs may still take without swapping, in bytes."""
+    """Return the memory that is available without swapping, in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes; 0 where it is not known."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
 def versions() -> dict[str, str]:
-    """Versions of what a result may depend on, without importing any of it."""
+    """Return the versions of the packages that a result depends on, without importing them."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("headstart", "torch", "torchvision", "timm", "numpy", "pillow", "openvino"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @contextmanager
 def timed(clock: dict[str, float], step: str) -> Iterator[None]:
-    """Write down how many seconds a step took; one that fails is not written down.
+    """Add the seconds that a step takes to ``clock``, unless the step fails.
 
     >>> clock = {}
     >>> with timed(clock, "sum"):
@@ -193,6 +182,6 @@ def timed(clock: dict[str, float], step: str) -> Iterator[None]:
     >>> list(clock)
     ['sum']
     """
-    begin = time.perf_counter()
+    started_at = time.perf_counter()
     yield
-    clock[step] = time.perf_counter() - begin
+    clock[step] = clock.get(step, 0.0) + time.perf_counter() - started_at

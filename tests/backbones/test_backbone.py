@@ -1,4 +1,4 @@
-"""The contract of all backbones, held against the libraries' own networks."""
+"""All backbones are compared with the libraries' own networks."""
 
 import copy
 import functools
@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.backbones.backbone import Backbone, assemble, kept, load, original_head
+from headstart.backbones.backbone import (
+    Backbone,
+    build_from_state,
+    drop_unused_tensors,
+    load,
+    original_head,
+)
 from headstart.backbones.catalog import names, resolve
 from headstart.backbones.freezing import fingerprint
+from headstart.backbones.stages import belongs_to
 from headstart.backbones.weights import locate
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
@@ -21,7 +28,7 @@ SMALL = {"timm/vit_tiny_patch16_224": 64, "timm/vit_small_patch16_224": 64}
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
-    """One thread: layers this small only lose by waiting for each other."""
+    """Use one thread: layers this small are slower with several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.inference_mode():
@@ -93,7 +100,7 @@ def built(architecture: str) -> tuple[Backbone, nn.Module, int]:
     reference = library_model(architecture, **options) if reference is None else reference
     state = cheap_values(reference)
     reference.load_state_dict(state, assign=True)
-    return assemble(spec, state).eval(), reference.eval(), side
+    return build_from_state(spec, state).eval(), reference.eval(), side
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -106,12 +113,12 @@ def images(side: int, count: int = 2) -> torch.Tensor:
 
 
 def test_contract(case):
-    """One test, so that each network is built once: see the comments."""
+    """One test for all properties, so that each network is built only once."""
     backbone, reference, side = case
     x = images(side)
 
-    # Stage by stage is the whole run, bit for bit, and every stage is as declared.
-    whole, value = backbone.forward_features(x), x
+    # Running stage by stage equals one run, bit for bit; every stage has the declared shape.
+    expected, value = backbone.run(x), x
     for stage in backbone.stages:
         value = backbone.run(value, start=stage.name, stop=stage.name)
         if value.ndim == 4:
@@ -120,10 +127,10 @@ def test_contract(case):
         else:
             assert value.shape[2] == stage.channels
             assert (side // stage.stride) ** 2 in {value.shape[1], value.shape[1] - 1}
-    assert torch.equal(value, whole)
+    assert torch.equal(value, expected)
     middle = len(backbone.stages) // 2
     first = backbone.run(x, stop=backbone.stages[middle - 1].name)
-    assert torch.equal(backbone.run(first, start=backbone.stages[middle].name), whole)
+    assert torch.equal(backbone.run(first, start=backbone.stages[middle].name), expected)
 
     # The pooled features are what the library's own classifier reads.
     pooled = backbone.pooled(x)
@@ -137,15 +144,15 @@ def test_contract(case):
     assert torch.equal(pooled, expected.flatten(1))
     assert torch.equal(backbone(x), pooled)
 
-    # A backbone that ends earlier is the same network as far as there, and holds nothing else.
+    # A backbone that ends earlier is the same network up to that stage, without the rest.
     if len(backbone.stages) > 1:
         last, after = backbone.stages[-2], backbone.stages[-1]
-        ending = backbone.spec.ending(last.name)
-        part = kept(ending, backbone.trunk.state_dict())
-        short = assemble(ending, part).eval()
+        ending = backbone.spec.ending_at(last.name)
+        part = drop_unused_tensors(ending, backbone.trunk.state_dict())
+        short = build_from_state(ending, part).eval()
         maps = backbone.run(x, stop=last.name)
-        places = maps.flatten(2).mean(2) if maps.ndim == 4 else maps.mean(1)
-        assert torch.allclose(short(x), places, rtol=1e-4, atol=1e-5)
+        means = maps.flatten(2).mean(2) if maps.ndim == 4 else maps.mean(1)
+        assert torch.allclose(short(x), means, rtol=1e-4, atol=1e-5)
         assert short.stages == backbone.stages[:-1]
         assert short.width == last.channels
         assert set(part) == {
@@ -156,7 +163,7 @@ def test_contract(case):
 
     # Every parameter and buffer belongs to exactly one stage, and every stage has some.
     owners = {
-        name: [c.name for c in backbone._plan.cuts if _owned(c.paths, name)]
+        name: [stage.name for stage in backbone._plan.stages if belongs_to(name, stage.paths)]
         for name in backbone.trunk.state_dict()
     }
     assert {name: own for name, own in owners.items() if len(own) != 1} == {}
@@ -165,12 +172,8 @@ def test_contract(case):
     assert {owner for (owner,) in owners.values()} == {stage.name for stage in backbone.stages}
 
 
-def _owned(paths, name):
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
-
-
-def test_embedded_weights_know_what_a_photograph_shows():
-    """scikit-learn's images: a Chinese temple and a dahlia, which ImageNet calls a daisy."""
+def test_embedded_weights_recognise_photographs():
+    """scikit-learn's two images: a Chinese temple, and a dahlia, which ImageNet calls a daisy."""
     sklearn_datasets = pytest.importorskip("sklearn.datasets")
     spec = resolve("embedded/efficientnet_lite0")
     weights = locate(spec, offline=True)
@@ -188,11 +191,11 @@ def test_embedded_weights_know_what_a_photograph_shows():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_table_is_what_the_network_does_at_its_own_size(architecture):
-    """Without values (on ``meta``), which costs milliseconds at any size."""
+def test_the_table_matches_the_network_at_its_own_size(architecture):
+    """On the ``meta`` device, which takes milliseconds at any size."""
     spec = resolve(ARCHITECTURES[architecture])
     with torch.random.fork_rng(devices=[]):
-        measured = assemble(replace(spec, stages=(), width=0), meta_values(architecture))
+        measured = build_from_state(replace(spec, stages=(), width=0), meta_values(architecture))
     assert measured.stages == spec.stages
     assert measured.width == spec.width
     assert measured.stages[-1].stride == (16 if "vit_" in architecture else 32)
@@ -224,7 +227,7 @@ def meta_values(architecture):
         ("swin_tiny_patch4_window7_224", ["trunk"]),
     ],
 )
-def test_models_of_timm_that_no_table_describes(name, stages):
+def test_models_of_timm_outside_the_table(name, stages):
     backbone = load(f"timm/{name}", pretrained=False, seed=1).eval()
     assert [stage.name for stage in backbone.stages] == stages
     side = backbone.spec.preprocess.crop
@@ -246,8 +249,8 @@ def test_models_of_timm_that_no_table_describes(name, stages):
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
 def test_stages_are_measured_alike_on_a_canvas_that_is_no_square(name):
     upright, wide, square = (
-        load(f"timm/{name}{how}", pretrained=False)
-        for how in ("?canvas=160,96", "?canvas=64,224", "")
+        load(f"timm/{name}{query}", pretrained=False)
+        for query in ("?canvas=160,96", "?canvas=64,224", "")
     )
     assert upright.stages == wide.stages == square.stages
     assert upright.width == square.width
@@ -276,21 +279,21 @@ def test_random_weights_come_from_the_seed_and_leave_torchs_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one = fingerprint(load("resnet18", pretrained=False, seed=1).state_dict())
+    weights = fingerprint(load("resnet18", pretrained=False, seed=1).state_dict())
     assert torch.equal(torch.rand(1), expected)
-    assert fingerprint(load("resnet18", pretrained=False, seed=1).state_dict()) == one
-    assert fingerprint(load("resnet18", pretrained=False, seed=2).state_dict()) != one
+    assert fingerprint(load("resnet18", pretrained=False, seed=1).state_dict()) == weights
+    assert fingerprint(load("resnet18", pretrained=False, seed=2).state_dict()) != weights
 
 
-def test_building_decides_nothing_about_training():
-    """Gradients and modes are freezing.py's: a network comes as its library makes it."""
+def test_load_leaves_the_training_mode_alone():
+    """``freezing`` sets gradients and modes; ``load`` leaves them as the library does."""
     with torch.inference_mode(False):
         for name in ("resnet18", "timm/test_resnet"):
             backbone = load(name, pretrained=False)
-            rebuilt = assemble(backbone.spec, backbone.trunk.state_dict())
-            for one in (backbone, rebuilt):
-                assert one.training
-                assert all(tensor.requires_grad for tensor in one.parameters())
+            rebuilt = build_from_state(backbone.spec, backbone.trunk.state_dict())
+            for module in (backbone, rebuilt):
+                assert module.training
+                assert all(tensor.requires_grad for tensor in module.parameters())
 
 
 def test_measuring_leaves_running_statistics_alone():
@@ -312,15 +315,15 @@ def test_inception_takes_imagenet_images_to_its_own_scale():
 
 
 @pytest.mark.parametrize(
-    ("start", "stop", "error"),
+    ("start", "stop", "error", "message"),
     [
-        ("layer5", None, UnknownNameError),
-        (None, "fc", UnknownNameError),
-        ("layer3", "layer2", UsageError),
+        ("layer5", None, UnknownNameError, "Unknown stage: 'layer5'"),
+        (None, "fc", UnknownNameError, "Unknown stage: 'fc'"),
+        ("layer3", "layer2", UsageError, "got 'layer3' to 'layer2'"),
     ],
 )
-def test_stages_that_cannot_be_run(small, start, stop, error):
-    with pytest.raises(error, match="Expected"):
+def test_stages_that_cannot_be_run(small, start, stop, error, message):
+    with pytest.raises(error, match=message):
         small.run(images(64), start=start, stop=stop)
     with pytest.raises(UnknownNameError, match="parameter"):
         small.stage_of("trunk.fc.weight")
@@ -348,7 +351,7 @@ def test_a_file_gives_its_values_and_its_head(tmp_path):
     torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-4)
 
 
-def test_files_without_a_classifier_or_batch_counts_are_whole(tmp_path):
+def test_files_without_a_classifier_or_batch_counts_are_complete(tmp_path):
     state = library_model("torchvision/resnet18").state_dict()
     backbone = {k: v for k, v in state.items() if "num_batches" not in k and "fc." not in k}
     module = load(stored(backbone, tmp_path))
@@ -366,24 +369,24 @@ def test_differences_are_listed(tmp_path):
     for part in (
         "3 differences",
         "missing layer1.0.conv1.weight",
-        "not expected extra.weight",
-        "conv1.weight of shape (64, 1, 7, 7) and not (64, 3, 7, 7)",
+        "unexpected extra.weight",
+        "conv1.weight of shape (64, 1, 7, 7) instead of (64, 3, 7, 7)",
     ):
         assert part in str(caught.value)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     name = stored(library_model("torchvision/resnet18").state_dict(), tmp_path)
-    with pytest.raises(WeightsMismatchError, match="name the architecture") as caught:
+    with pytest.raises(WeightsMismatchError, match="Name the architecture") as caught:
         load(name.replace("resnet18", "resnet50"))
-    told = str(caught.value)
-    assert "188 differences: missing layer1.0.conv3.weight; " in told
-    assert "and 180 more" in told
-    assert len(told) < 1000
+    message = str(caught.value)
+    assert "188 differences: missing layer1.0.conv3.weight; " in message
+    assert "and 180 more" in message
+    assert len(message) < 1000
 
 
-def test_padding_travels_with_the_name(tmp_path):
-    """TensorFlow's padding changes features, so losing it must not go unseen."""
+def test_padding_is_part_of_the_name(tmp_path):
+    """TensorFlow's padding changes the features, so a lost option must be visible."""
     model = library_model("timm/mobilenetv2_100", pad_type="same").eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     name = f"file:{tmp_path / 'w.pth'}@timm/mobilenetv2_100"

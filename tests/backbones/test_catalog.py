@@ -12,19 +12,19 @@ from headstart.backbones.spec import BackboneSpec
 from headstart.errors import UnknownNameError, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "backbones.json"
-WANTED = """
+REQUIRED_TORCHVISION_NAMES = """
 resnet18 resnet50 resnet101 resnet152 vgg16 vgg19 efficientnet_b0 efficientnet_b1 efficientnet_b2
 efficientnet_b3 efficientnet_b4 inception_v3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small
 densenet121 convnext_tiny regnet_y_1_6gf vit_b_16
 """
 
 
-def of(source):
+def tracker_names(source):
     return [name for name in names() if name.startswith(f"{source}/")]
 
 
-def test_the_table_is_what_it_was():
-    """Weights, preprocessing and stages decide what a saved model means: a change is a decision.
+def test_the_table_is_unchanged():
+    """Saved models depend on weights, preprocessing and stages: change them only on purpose.
 
     To accept one: json.dumps({name: resolve(name).as_dict() ...}, indent=1) into the file.
     """
@@ -32,14 +32,14 @@ def test_the_table_is_what_it_was():
     assert golden == {name: resolve(name).as_dict() for name in names()}
 
 
-def test_the_table_has_what_was_promised():
-    assert {f"torchvision/{name}" for name in WANTED.split()} <= set(names())
+def test_the_table_has_the_documented_backbones():
+    assert {f"torchvision/{name}" for name in REQUIRED_TORCHVISION_NAMES.split()} <= set(names())
     assert "embedded/efficientnet_lite0" in names()
     assert all(resolve(name).stages and resolve(name).width for name in names())
 
 
-@pytest.mark.parametrize("name", of("torchvision"))
-def test_torchvision_rows_are_torchvisions_own(name):
+@pytest.mark.parametrize("name", tracker_names("torchvision"))
+def test_rows_of_torchvision_match_its_records(name):
     from torchvision.models import get_model_weights
 
     spec = resolve(name)
@@ -55,8 +55,8 @@ def test_torchvision_rows_are_torchvisions_own(name):
     assert entry.meta["_file_size"] == pytest.approx(spec.megabytes, abs=0.06)
 
 
-@pytest.mark.parametrize("name", of("timm"))
-def test_timm_rows_are_timms_own(name):
+@pytest.mark.parametrize("name", tracker_names("timm"))
+def test_rows_of_timm_match_its_records(name):
     import timm
     from timm.data import create_transform, resolve_data_config
 
@@ -72,7 +72,7 @@ def test_timm_rows_are_timms_own(name):
 
 
 @pytest.mark.parametrize("name", [*names(), "file:a@b.pth@resnet18?crop=96"])
-def test_names_and_descriptions_lead_back_to_the_same(name):
+def test_names_and_descriptions_round_trip(name):
     spec = resolve(name)
     assert spec.name == name
     assert BackboneSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
@@ -102,7 +102,7 @@ def test_any_model_of_timm_is_known():
     )
     assert spec.architecture == "timm/resnet18"
     assert (spec.preprocess.resize, spec.preprocess.crop) == (235, 224)
-    assert resolve("timm/regnetz_005").file == ""  # nothing is published
+    assert resolve("timm/regnetz_005").file == ""  # it has no published weights
 
 
 TIMM_MODELS = (
@@ -146,9 +146,9 @@ def test_options_change_preprocessing_or_the_network():
     assert resolve(larger.name) == larger
     both = resolve("resnet18?crop=128&resize=128&interpolation=bicubic").preprocess
     assert (both.crop, both.resize, both.interpolation) == (128, 128, "bicubic")
-    whole = resolve("resnet18?canvas=96,160")
-    assert whole.preprocess.shape == whole.preprocess.canvas == (96, 160)
-    assert resolve(whole.name) == whole
+    uncropped = resolve("resnet18?canvas=96,160")
+    assert uncropped.preprocess.shape == uncropped.preprocess.canvas == (96, 160)
+    assert resolve(uncropped.name) == uncropped
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_options_change_preprocessing_or_the_network():
     ],
 )
 def test_unknown_names_get_the_nearest(name, nearest):
-    with pytest.raises(UnknownNameError, match=f"did you mean '.*{nearest}"):
+    with pytest.raises(UnknownNameError, match=f"Did you mean '.*{nearest}"):
         resolve(name)
 
 
 @pytest.mark.parametrize("name", ["nope", "nope/nope"])
 def test_unknown_names_with_nothing_near_get_the_list(name):
-    with pytest.raises(UnknownNameError, match="`headstart backbones` lists them") as caught:
+    with pytest.raises(UnknownNameError, match="Run `headstart backbones`") as caught:
         resolve(name)
     assert len(str(caught.value)) < 200
 
@@ -217,7 +217,7 @@ def test_a_name_can_end_the_network_early():
     assert spec.preprocess.crop == 64
     assert resolve(spec.name) == spec
     assert BackboneSpec.from_dict(spec.as_dict()) == spec
-    assert spec.ending("layer1").name == "torchvision/resnet18?crop=64&until=layer1"
+    assert spec.ending_at("layer1").name == "torchvision/resnet18?crop=64&until=layer1"
     with pytest.raises(UnknownNameError, match="layer3"):
         resolve("resnet18?until=layre3")
     file = resolve("file:a/w.pth@torchvision/resnet18?until=layer3")

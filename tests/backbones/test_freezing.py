@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from headstart.backbones.freezing import (
-    constant,
     fingerprint,
-    plan,
-    require_constant,
+    freeze,
+    plan_freezing,
+    require_unchanged,
     start_adapting,
     start_training,
 )
@@ -29,17 +29,17 @@ def test_requires_grad_alone_lets_batch_norm_drift():
     module(shifted())
     assert fingerprint(module.state_dict()) != before
     with pytest.raises(HeadstartError, match="frozen"):
-        require_constant(module.state_dict(), before)
+        require_unchanged(module.state_dict(), before)
 
 
 def test_a_constant_module_does_not_move():
-    module = constant(network().train())
+    module = freeze(network().train())
     before = fingerprint(module.state_dict())
     x = shifted()
     first = module(x)
     for _ in range(3):
         assert torch.equal(module(x), first)  # no dropout either
-    require_constant(module.state_dict(), before)
+    require_unchanged(module.state_dict(), before)
     assert not any(p.requires_grad for p in module.parameters())
 
 
@@ -73,31 +73,33 @@ def backbone(name="resnet18"):
 def test_a_plan_is_a_value_and_changes_nothing():
     network = backbone()
     before = [p.requires_grad for p in network.parameters()], network.training
-    found = plan(network, train_from="layer3", learning_rate=1e-3, layer_decay=0.1)
+    plan = plan_freezing(network, train_from="layer3", learning_rate=1e-3, layer_decay=0.1)
     assert ([p.requires_grad for p in network.parameters()], network.training) == before
-    assert [row.trains for row in found.rows] == [False, False, False, True, True]
-    assert [row.learning_rate for row in found.rows if row.trains] == pytest.approx([1e-4, 1e-3])
-    assert (found.boundary, found.first_moving) == ("layer2", "layer3")
-    assert found == plan(backbone(), train_from="last:2", learning_rate=1e-3, layer_decay=0.1)
-    assert sum(row.parameters for row in found.rows) == sum(p.numel() for p in network.parameters())
+    assert [row.trains for row in plan.rows] == [False, False, False, True, True]
+    assert [row.learning_rate for row in plan.rows if row.trains] == pytest.approx([1e-4, 1e-3])
+    assert (plan.last_constant_stage, plan.first_changing_stage) == ("layer2", "layer3")
+    assert plan == plan_freezing(
+        backbone(), train_from="last:2", learning_rate=1e-3, layer_decay=0.1
+    )
+    assert sum(row.parameters for row in plan.rows) == sum(p.numel() for p in network.parameters())
 
 
 def test_head_and_all_are_the_ends():
-    none, everything = plan(backbone()), plan(backbone(), train_from="all")
-    assert (none.first_moving, none.trainable) == (None, 0)
-    assert (everything.boundary, everything.first_moving) == (None, "stem")
+    none, everything = plan_freezing(backbone()), plan_freezing(backbone(), train_from="all")
+    assert (none.first_changing_stage, none.trainable) == (None, 0)
+    assert (everything.last_constant_stage, everything.first_changing_stage) == (None, "stem")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_from": "layer5"}, "did you mean 'layer4'"),
+        ({"train_from": "layer5"}, "Did you mean 'layer4'"),
         ({"train_from": "last:0"}, "from 1 to 5"),
         ({"train_from": "last:9"}, "from 1 to 5"),
         ({"layer_decay": 0.0}, "layer_decay"),
         ({"train_from": "all", "learning_rate": -1.0}, "learning_rate"),
-        ({"batch_norm": "freeze", "train_from": "all"}, "did you mean 'frozen'"),
-        ({"batch_norm": "layer9=train"}, "did you mean 'layer"),
+        ({"batch_norm": "freeze", "train_from": "all"}, "Did you mean 'frozen'"),
+        ({"batch_norm": "layer9=train"}, "Did you mean 'layer"),
         ({"train_from": "last:2", "learning_rate": "layer4=1e-4"}, "without layer3"),
         ({"train_from": "all", "learning_rate": "quick"}, "a number"),
         ({"train_from": "all", "only": "("}, "regular expression"),
@@ -105,18 +107,18 @@ def test_head_and_all_are_the_ends():
         ({"unfreeze_every": -1}, "unfreeze_every"),
     ],
 )
-def test_plans_that_cannot_be_meant_are_refused(change, message):
+def test_invalid_plans_are_refused(change, message):
     with pytest.raises(UsageError, match=message):
-        plan(backbone(), **change)
+        plan_freezing(backbone(), **change)
 
 
 @pytest.mark.parametrize("policy", ["frozen", "train"])
 @pytest.mark.parametrize("name", ["resnet18", "timm/test_resnet", "timm/test_efficientnet"])
-def test_only_what_is_planned_moves(name, policy):
+def test_only_planned_parameters_change(name, policy):
     network = backbone(name)
-    what = plan(network, train_from="last:1", batch_norm=policy)
+    plan = plan_freezing(network, train_from="last:1", batch_norm=policy)
     network.train()  # somebody else's doing: the plan is stronger
-    start_training(network, what)
+    start_training(network, plan)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
@@ -124,7 +126,7 @@ def test_only_what_is_planned_moves(name, policy):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    last = what.rows[-1].stage
+    last = plan.rows[-1].stage
     moved = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert moved
     assert {network.stage_of(key) for key in moved} == {last}
@@ -134,43 +136,45 @@ def test_only_what_is_planned_moves(name, policy):
 
 def test_named_layers_norms_and_biases():
     network = backbone()
-    start_training(network, plan(network, train_from="all", only=r"layer4\.1\.conv2"))
+    start_training(network, plan_freezing(network, train_from="all", only=r"layer4\.1\.conv2"))
     assert [n for n, p in network.named_parameters() if p.requires_grad] == [
         "trunk.layer4.1.conv2.weight"
     ]
-    named = plan(network, train_from="all", only=r"layer4\.1")
-    assert (named.boundary, named.first_moving) == ("layer3", "layer4")
-    start_training(network, plan(network, train_from="layer4", only="norm"))
+    named = plan_freezing(network, train_from="all", only=r"layer4\.1")
+    assert (named.last_constant_stage, named.first_changing_stage) == ("layer3", "layer4")
+    start_training(network, plan_freezing(network, train_from="layer4", only="norm"))
     trained = {n for n, p in network.named_parameters() if p.requires_grad}
     assert trained == {
         f"trunk.layer4.{block}.{part}.{which}"
         for block, part in [(0, "bn1"), (0, "bn2"), (0, "downsample.1"), (1, "bn1"), (1, "bn2")]
         for which in ("weight", "bias")
     }
-    biases = plan(network, train_from="layer4", only="bias")
+    biases = plan_freezing(network, train_from="layer4", only="bias")
     assert biases.trainable == 5 * 512
 
 
 def test_rates_and_policies_by_stage():
-    found = plan(
+    plan = plan_freezing(
         backbone(),
         train_from="layer3",
         learning_rate="layer3=1e-5,layer4=1e-4",
         batch_norm="layer2=adapt,layer4=train",
     )
-    assert [row.learning_rate for row in found.rows] == [0, 0, 0, 1e-5, 1e-4]
-    policies = [row.batch_norm for row in found.rows]
+    assert [row.learning_rate for row in plan.rows] == [0, 0, 0, 1e-5, 1e-4]
+    policies = [row.batch_norm for row in plan.rows]
     assert policies == ["frozen", "frozen", "adapt", "frozen", "train"]
-    assert found.boundary == "layer1"  # the statistics of layer2 are not the pretraining's
+    assert (
+        plan.last_constant_stage == "layer1"
+    )  # the statistics of layer2 are not the pretraining's
 
 
 def test_gradual_unfreezing_goes_from_the_last_stage_to_the_first():
     network = backbone()
-    what = plan(network, train_from="layer2", unfreeze_every=2, batch_norm="train")
-    assert [row.from_epoch for row in what.rows] == [1, 1, 5, 3, 1]
-    assert what.boundary == "layer1"
+    plan = plan_freezing(network, train_from="layer2", unfreeze_every=2, batch_norm="train")
+    assert [row.from_epoch for row in plan.rows] == [1, 1, 5, 3, 1]
+    assert plan.last_constant_stage == "layer1"
     for epoch, first in [(1, "layer4"), (2, "layer4"), (3, "layer3"), (5, "layer2"), (9, "layer2")]:
-        start_training(network, what, epoch=epoch)
+        start_training(network, plan, epoch=epoch)
         moving = {network.stage_of(n) for n, p in network.named_parameters() if p.requires_grad}
         assert min(moving) == first
         modes = {
@@ -183,15 +187,15 @@ def test_gradual_unfreezing_goes_from_the_last_stage_to_the_first():
 
 def test_adapted_statistics_are_those_of_the_images():
     network = backbone()
-    what = plan(network, train_from="layer4", batch_norm="stem=adapt")
+    plan = plan_freezing(network, train_from="layer4", batch_norm="stem=adapt")
     before = {k: v.clone() for k, v in network.state_dict().items()}
     batches = [torch.randn(6, 3, 64, 64) * 3 + 1 for _ in range(3)]
-    assert start_adapting(network, what)
+    assert start_adapting(network, plan)
     with torch.no_grad():
         for batch in batches:
             network.pooled(batch)
         raw = torch.cat([network.trunk.conv1(batch) for batch in batches])
-    constant(network)
+    freeze(network)
     moved = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert {k.removeprefix("trunk.") for k in moved} == {
         "bn1.running_mean",
@@ -201,7 +205,7 @@ def test_adapted_statistics_are_those_of_the_images():
     torch.testing.assert_close(network.trunk.bn1.running_mean, raw.mean((0, 2, 3)))
     variances = torch.stack([network.trunk.conv1(b).var((0, 2, 3)) for b in batches]).mean(0)
     torch.testing.assert_close(network.trunk.bn1.running_var, variances)
-    assert not start_adapting(network, plan(network, train_from="all"))
+    assert not start_adapting(network, plan_freezing(network, train_from="all"))
 
 
 @pytest.mark.parametrize(
@@ -221,11 +225,11 @@ def test_layers_without_weights_train_with_their_stage(name, options, living):
 
     network = load(replace(resolve(name), model_options=options), pretrained=False)
     [layer] = [m for path, m in network.named_modules() if path.endswith(living)]
-    start_training(network, plan(network, train_from="all"))
+    start_training(network, plan_freezing(network, train_from="all"))
     assert layer.training
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert not any(norm.training for norm in norms)
-    start_training(network, plan(network))
+    start_training(network, plan_freezing(network))
     assert not any(module.training for module in network.modules())
 
 
@@ -234,9 +238,9 @@ def test_low_rank_updates_of_bare_layers_belong_to_their_stage():
 
     network = backbone("timm/mobilenetv3_small_050")
     add_lora(network, rank=2, seed=0)
-    what = plan(network, train_from="last:1", only="lora")
-    start_training(network, what)
+    plan = plan_freezing(network, train_from="last:1", only="lora")
+    start_training(network, plan)
     moving = {n for n, p in network.named_parameters() if p.requires_grad}
     assert moving
     assert all(".parametrizations." in name for name in moving)
-    assert {network.stage_of(name) for name in moving} == {what.rows[-1].stage}
+    assert {network.stage_of(name) for name in moving} == {plan.rows[-1].stage}

@@ -1,4 +1,4 @@
-"""Where weights are looked for, in which order, and that nothing wrong is ever taken."""
+"""Order of the places where weights are searched, and refusal of wrong files."""
 
 import hashlib
 import http.server
@@ -29,11 +29,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serve files from memory, and remember what was asked for."""
+    """Serve files from memory and record the requests."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.truncate = {}, [], False
+        self.files, self.requests, self.truncate = {}, [], False
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def put_on_hub(self, repo, name, content, large=True):
@@ -46,13 +46,13 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
-        self.answer(body=False)
+        self.respond(body=False)
 
     def do_GET(self):
-        self.answer(body=True)
+        self.respond(body=True)
 
-    def answer(self, body):
-        self.server.asked.append((self.command, self.path))
+    def respond(self, body):
+        self.server.requests.append((self.command, self.path))
         content, headers = self.server.files.get(self.path, (None, {}))
         self.send_response(404 if content is None else 200)
         content = content or b""
@@ -79,14 +79,14 @@ def running():
 @pytest.fixture
 def server(running):
     running.files.clear()
-    running.asked.clear()
+    running.requests.clear()
     running.truncate = False
     return running
 
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
-    """Empty caches, no mirror, no proxy; a hub where nobody answers."""
+    """Use empty caches, no mirror, no proxy, and a hub that cannot be reached."""
     for name in ("HEADSTART_OFFLINE", "HF_HUB_OFFLINE", "HEADSTART_MIRROR", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
     for name in list(os.environ):
@@ -115,7 +115,7 @@ def no_sockets(monkeypatch):
 
 
 def checkpoint(server=None, **changes) -> BackboneSpec:
-    """ResNet-18's row with a file of ours; its address, if any, on the server."""
+    """Return ResNet-18's row with a file of these tests; its address is on ``server``, if given."""
     address = f"{server.address}/hub/{SHA256[:8]}.pth" if server else ""
     spec = replace(
         resolve("resnet18"), file=f"resnet18-{SHA256[:8]}.pth", sha256=SHA256[:8], url=address
@@ -138,21 +138,21 @@ def test_an_explicit_path_comes_first(caches):
     path = caches / "mine.pth"
     path.write_bytes(CONTENT)
     for spec in (checkpoint(), on_hub(), resolve("embedded/efficientnet_lite0")):
-        found = locate(spec, weights=path, offline=True)
-        assert found == WeightsFile(path=path, sha256=SHA256, origin="path")
+        file = locate(spec, weights=path, offline=True)
+        assert file == WeightsFile(path=path, sha256=SHA256, origin="path")
     assert locate(resolve(f"file:{path}@torchvision/resnet18")).path == path
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "."])
 def test_a_path_without_a_file_is_named(caches, name):
-    with pytest.raises(WeightsNotFoundError, match="Expected a file of weights at"):
+    with pytest.raises(WeightsNotFoundError, match="Expected a weights file at"):
         locate(checkpoint(), weights=caches / name)
 
 
 def test_embedded_weights_are_verified_and_named_when_absent(monkeypatch):
     spec = resolve("embedded/efficientnet_lite0")
-    found = locate(spec, offline=True)
-    assert (found.origin, found.sha256) == ("package", spec.sha256)
+    file = locate(spec, offline=True)
+    assert (file.origin, file.sha256) == ("package", spec.sha256)
     with pytest.raises(WeightsMismatchError, match="to have the sha256 ffff"):
         locate(replace(spec, sha256="f" * 64))
     monkeypatch.setattr("headstart.backbones.weights.EMBEDDED_PACKAGE", "no_such_package")
@@ -187,7 +187,7 @@ def test_torch_cache_is_used_and_its_hash_checked(caches, no_sockets):
     path.write_bytes(CONTENT)
     assert locate(checkpoint()) == WeightsFile(path=path, sha256=SHA256, origin="cache")
     path.write_bytes(CONTENT[:-1])
-    with pytest.raises(WeightsMismatchError, match="do remove that file"):
+    with pytest.raises(WeightsMismatchError, match="Delete this file"):
         locate(checkpoint())
 
 
@@ -200,14 +200,14 @@ def test_hub_cache_is_used_as_its_client_lays_it_out(caches, no_sockets, file):
     (folder / "refs" / "main").write_text(COMMIT)
     (folder / "blobs" / SHA256).write_bytes(CONTENT)
     (snapshot / file).symlink_to(folder / "blobs" / SHA256)
-    found = locate(on_hub())
-    assert (found.sha256, found.origin) == (SHA256, "cache")
+    file = locate(on_hub())
+    assert (file.sha256, file.origin) == (SHA256, "cache")
     (folder / "blobs" / SHA256).write_bytes(b"damaged")
     with pytest.raises(WeightsMismatchError, match=SHA256):
         locate(on_hub())
 
 
-def test_a_file_put_where_the_error_says_is_found(caches, no_sockets):
+def test_a_file_in_the_folder_that_the_error_names_is_found(caches, no_sockets):
     for spec, folder in (
         (checkpoint(), checkpoints(caches)),
         (on_hub(), caches / "hf" / "hub" / "models--org--model"),
@@ -223,22 +223,24 @@ def test_a_file_put_where_the_error_says_is_found(caches, no_sockets):
 # --------------------------------------------------------------------------------- offline
 
 
-@pytest.mark.parametrize("how", ["argument", "HEADSTART_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("setting", ["argument", "HEADSTART_OFFLINE", "HF_HUB_OFFLINE"])
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet50", "hf/org/model"])
-def test_offline_opens_no_socket_and_says_what_to_do(monkeypatch, no_sockets, how, name, caches):
+def test_offline_opens_no_socket_and_explains_what_to_do(
+    monkeypatch, no_sockets, setting, name, caches
+):
     monkeypatch.setenv("HEADSTART_MIRROR", "http://127.0.0.1:9")
-    if how != "argument":
-        monkeypatch.setenv(how, "1")
-    offline = True if how == "argument" else None
+    if setting != "argument":
+        monkeypatch.setenv(setting, "1")
+    offline = True if setting == "argument" else None
     with pytest.raises(WeightsNotFoundError) as caught:
         locate(resolve(name, offline=offline), offline=offline)
     message = str(caught.value)
-    wanted = {
+    parts = {
         "resnet18": ("resnet18-f37072fd.pth", "f37072fd...", str(checkpoints(caches))),
         "timm/resnet50": ("model.safetensors", "timm/resnet50", "models--timm--resnet50.a1_in1k"),
         "hf/org/model": ("config.json", "hf/org/model", "models--org--model"),
     }
-    assert all(part in message for part in (*wanted[name], "offline"))
+    assert all(part in message for part in (*parts[name], "offline"))
 
 
 def test_the_argument_wins_over_the_environment(monkeypatch):
@@ -253,14 +255,14 @@ def test_the_argument_wins_over_the_environment(monkeypatch):
 # ------------------------------------------------------------------------------- downloads
 
 
-def test_a_download_is_verified_and_kept(server, caches):
+def test_a_download_is_verified_and_cached(server, caches):
     spec = checkpoint(server)
     server.files[f"/hub/{SHA256[:8]}.pth"] = (CONTENT, {})
-    found = locate(spec)
-    assert (found.origin, found.sha256) == ("hub", SHA256)
+    file = locate(spec)
+    assert (file.origin, file.sha256) == ("hub", SHA256)
     assert [path.name for path in checkpoints(caches).iterdir()] == [spec.file]
     assert locate(spec).origin == "cache"
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_mirror_comes_before_the_hub(server, monkeypatch, caches):
@@ -276,7 +278,7 @@ def test_a_mirror_comes_before_the_hub(server, monkeypatch, caches):
 
 def test_a_wrong_hash_is_refused_and_nothing_is_left(server, caches):
     server.files[f"/hub/{SHA256[:8]}.pth"] = (CONTENT + b"!", {})
-    with pytest.raises(WeightsMismatchError, match="nothing was kept"):
+    with pytest.raises(WeightsMismatchError, match="The download was deleted"):
         locate(checkpoint(server))
     assert list(checkpoints(caches).iterdir()) == []
 
@@ -289,39 +291,41 @@ def test_a_download_that_breaks_off_leaves_nothing(server, caches):
     assert list(checkpoints(caches).iterdir()) == []
 
 
-def test_where_nobody_answers_one_is_told_at_once(monkeypatch):
+def test_an_unreachable_server_fails_at_once(monkeypatch):
     dead = f"http://127.0.0.1:{closed_port()}"
     monkeypatch.setenv("HEADSTART_MIRROR", dead)
     for spec in (checkpoint(url=f"{dead}/file.pth"), on_hub()):
-        begin = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(WeightsNotFoundError, match="refused"):
             locate(spec)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - started_at < 5
 
 
-def test_addresses_that_are_no_web_are_refused(monkeypatch):
+def test_addresses_without_http_are_refused(monkeypatch):
     monkeypatch.setenv("HEADSTART_MIRROR", "file:///etc")
-    with pytest.raises(UsageError, match="begins with http"):
+    with pytest.raises(UsageError, match="begins with http://"):
         locate(checkpoint())
 
 
-def test_torchvision_says_where_its_files_are():
+def test_download_addresses_are_torchvisions():
     from torchvision.models import ResNet18_Weights
 
-    from headstart.backbones.weights import _addresses
+    from headstart.backbones.weights import _download_addresses
 
-    assert list(_addresses(resolve("resnet18"))) == [("hub", ResNet18_Weights.IMAGENET1K_V1.url)]
+    assert list(_download_addresses(resolve("resnet18"))) == [
+        ("hub", ResNet18_Weights.IMAGENET1K_V1.url)
+    ]
 
 
 # ------------------------------------------------------------------------------ hub models
 
 
 def hub_model(server, caches, **changes) -> bytes:
-    """Put a small timm network on the server as its author would; return the weights."""
+    """Put a small timm network on the server as its author would; return the weights file."""
     import timm
 
     torch.manual_seed(3)
-    path = caches / "made.safetensors"
+    path = caches / "model.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=4).state_dict(), path)
     config = {
         "architecture": "test_resnet",
@@ -341,21 +345,21 @@ def hub_model(server, caches, **changes) -> bytes:
     return path.read_bytes()
 
 
-def test_a_model_of_the_hub_is_described_downloaded_and_built(server, caches, monkeypatch, request):
+def test_a_model_of_the_hub_is_resolved_downloaded_and_built(server, caches, monkeypatch, request):
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     content = hub_model(server, caches)
     spec = resolve("hf/org/model")
     assert (spec.source, spec.architecture, spec.licence) == ("hf", "timm/test_resnet", "mit")
     assert (spec.preprocess.resize, spec.preprocess.crop) == (128, 96)
     assert spec.preprocess.mean == (0.1, 0.2, 0.3)
-    found = locate(spec)
-    assert (found.origin, found.sha256) == ("hub", hashlib.sha256(content).hexdigest())
-    backbone = load(spec, weights=found)
+    file = locate(spec)
+    assert (file.origin, file.sha256) == ("hub", hashlib.sha256(content).hexdigest())
+    backbone = load(spec, weights=file)
     assert backbone.head_keys == ("fc.bias", "fc.weight")
     monkeypatch.setenv("HEADSTART_OFFLINE", "1")
     request.getfixturevalue("no_sockets")
     assert resolve("hf/org/model") == spec
-    assert locate(spec) == replace(found, origin="cache")
+    assert locate(spec) == replace(file, origin="cache")
 
 
 def test_a_mirror_serves_hub_models_too(server, caches, monkeypatch):
@@ -371,14 +375,14 @@ def test_hub_weights_with_another_hash_are_refused(server, caches, monkeypatch):
         if path.endswith(".safetensors"):
             server.files[path] = (content[:-1] + b"!", headers)
     spec = resolve("hf/org/model")
-    with pytest.raises(WeightsMismatchError, match="do remove that file"):
+    with pytest.raises(WeightsMismatchError, match="Delete this file"):
         locate(spec)
     with pytest.raises(WeightsNotFoundError):
         locate(spec, offline=True)
 
 
 @pytest.mark.parametrize("repo", ["one", "a/b/c", "../x/y", "a/..", "a/", ""])
-def test_names_that_are_no_repository_are_refused(repo, no_sockets):
+def test_invalid_repository_names_are_refused(repo, no_sockets):
     with pytest.raises(UsageError, match="Expected hf/org/model"):
         hub_config(repo)
 
@@ -400,7 +404,7 @@ def stored(path) -> WeightsFile:
     return WeightsFile(path=path, sha256="", origin="path")
 
 
-class Hostile:
+class Malicious:
     def __reduce__(self):
         return (os.system, ("touch hostile-was-here",))
 
@@ -410,9 +414,9 @@ def test_code_in_a_file_is_never_run(caches, monkeypatch, protocol):
     monkeypatch.chdir(caches)
     path = caches / "hostile.pth"
     if protocol == "torch":
-        torch.save({"fc.weight": Hostile()}, path)
+        torch.save({"fc.weight": Malicious()}, path)
     else:
-        path.write_bytes(pickle.dumps({"fc.weight": Hostile()}))
+        path.write_bytes(pickle.dumps({"fc.weight": Malicious()}))
     with pytest.raises(WeightsMismatchError, match="Files that run code"):
         read_state(stored(path), resolve("resnet18"))
     assert not (caches / "hostile-was-here").exists()
@@ -420,7 +424,7 @@ def test_code_in_a_file_is_never_run(caches, monkeypatch, protocol):
 
 @pytest.mark.parametrize("name", ["damaged.pth", "damaged.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, CONTENT], ids=["empty", "header", "text"])
-def test_a_damaged_file_is_said_to_be_damaged(caches, name, content):
+def test_the_error_names_a_damaged_file(caches, name, content):
     (caches / name).write_bytes(content)
     with pytest.raises(WeightsMismatchError, match=name):
         read_state(stored(caches / name), resolve("resnet18"))
@@ -429,7 +433,7 @@ def test_a_damaged_file_is_said_to_be_damaged(caches, name, content):
 @pytest.mark.parametrize(
     "content", [[torch.zeros(1)], {}, {"epoch": 3, "weight": torch.zeros(1)}], ids=type
 )
-def test_a_file_of_something_else_is_refused(caches, content):
+def test_a_file_without_tensors_by_name_is_refused(caches, content):
     torch.save(content, caches / "other.pth")
     with pytest.raises(WeightsMismatchError, match="tensors by name"):
         read_state(stored(caches / "other.pth"), resolve("resnet18"))
@@ -448,9 +452,9 @@ def test_both_formats_hold_the_same(caches):
     state = {"a": torch.rand(3), "b": torch.rand(2, 2)}
     torch.save(state, caches / "w.pth")
     save_file(state, caches / "w.safetensors")
-    one, other = (
+    from_torch, from_safetensors = (
         read_state(stored(caches / name), resolve("resnet18"))
         for name in ("w.pth", "w.safetensors")
     )
-    assert all(torch.equal(one[key], other[key]) for key in state)
-    assert set(one) == set(other) == set(state)
+    assert all(torch.equal(from_torch[key], from_safetensors[key]) for key in state)
+    assert set(from_torch) == set(from_safetensors) == set(state)

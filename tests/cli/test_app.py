@@ -1,4 +1,4 @@
-"""The command line: exit codes, documents, and flags that agree with the Python API."""
+"""Command line: exit codes, JSON output, and flags that agree with the Python API."""
 
 import dataclasses
 import inspect
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import headstart
 from headstart.cli import app as cli
-from headstart.cli.options import in_seconds
+from headstart.cli.options import parse_duration
 from headstart.data.transforms.augment import Augmentation
 from headstart.methods import METHODS
 from headstart.methods.finetune import Finetune
@@ -58,7 +59,7 @@ def test_fit_tells_the_story_in_order_and_writes_the_folder(photos, capsys, tmp_
     code, out, err = run(capsys, "fit", photos, "--out", tmp_path / "run", "--engine", "fp32")
     assert (code, err) == (0, "")
     places = [
-        out.index(word) for word in ("Data", "Race", "Plan", "Verdict", "Time", "Files", "Next")
+        out.index(word) for word in ("Data", "Race", "Plan", "Summary", "Time", "Files", "Next")
     ]
     assert places == sorted(places)
     assert len(out.splitlines()) <= 45
@@ -89,14 +90,18 @@ def test_require_lead_exits_with_four(photos, capsys, tmp_path):
     assert "nearest" in err
 
 
-def test_require_lead_judges_as_the_verdict_does(photos, capsys, tmp_path):
-    """An interval above zero is no lead where the verdict's test finds none."""
+def test_require_lead_decides_as_the_summary_does(photos, capsys, tmp_path):
+    """An interval above zero is no lead if the summary's test is not significant."""
     flags = ("--engine", "fp32", "--require-lead", "--test-fraction", "0.4")
     code, out, err = run(capsys, "fit", photos, "--out", tmp_path / "r", *flags)
-    said = out.replace("\n", " ")
-    for name in ("Majority class", "5-nearest neighbours"):
-        sentence = said[said.index(f"{name}:") :].split("  ")[0]
-        assert (name.lower() in err.lower()) == ("is better" not in sentence)
+    text = " ".join(out.split())
+    for name, phrase in (
+        ("Majority class", "always predicting the most frequent class"),
+        ("5-nearest neighbours", "5-nearest neighbours"),
+    ):
+        is_better = f"Better than {phrase} (" in text
+        assert is_better or f"Compared with {phrase} (" in text or f"WORSE than {phrase} (" in text
+        assert (name.lower() in err.lower()) == (not is_better)
     assert code == 4
 
 
@@ -125,21 +130,23 @@ def test_a_table_of_predictions_shows_whole_names(model, photos, capsys, tmp_pat
     for name in ("one.png", "two.png"):
         (folder / name).write_bytes((photos / "dark" / "0.png").read_bytes())
     _, out, _ = run(capsys, "predict", model, folder)
-    told = "".join(line[: out.index("label")].strip() for line in out.splitlines()[1:])
+    names = "".join(line[: out.index("label")].strip() for line in out.splitlines()[1:])
     for name in ("one.png", "two.png"):
-        assert name in told
+        assert name in names
     assert "…" not in out
 
 
-def test_evaluate_prints_the_verdict(model, photos, capsys):
+def test_evaluate_prints_the_summary(model, photos, capsys):
     code, _, err = run(capsys, "evaluate", model, photos)
     assert code == 2
-    assert "16 of 20" in err  # it has learned from these
+    assert "16 of these 20" in err  # it has learned from these
     code, out, _ = run(capsys, "evaluate", model, photos, "--allow-overlap")
     assert code == 0
-    assert "Accuracy" in out
+    assert "Test accuracy" in out
     _, out, _ = run(capsys, "evaluate", model, photos, "--allow-overlap", "--json")
-    assert json.loads(out)["images"] == 20
+    document = json.loads(out)
+    assert document["images"] == 20
+    assert "Test accuracy" in document["summary"][0]
 
 
 @pytest.mark.parametrize(
@@ -150,15 +157,15 @@ def test_evaluate_prints_the_verdict(model, photos, capsys):
         (["fit", "photos", "--folds", "many"], 1, "folds"),
         (["fit", "no/such/folder"], 2, "no/such/folder"),
         (["fit", "demo:symbol"], 1, "symbols"),
-        (["fit", "{photos}", "--backbone", "resnet5O"], 1, "did you mean 'resnet50'"),
+        (["fit", "{photos}", "--backbone", "resnet5O"], 1, "Did you mean 'resnet50'"),
         (["fit", "{photos}", "--backbone", "resnet50", "--offline"], 3, "resnet50-11ad3fa6.pth"),
-        (["fit", "{photos}", "--engine", "fp23"], 1, "did you mean 'fp32'"),
-        (["fit", "{photos}", "--imbalance", "balance"], 1, "did you mean 'balanced'"),
-        (["fit", "{photos}", "--method", "finetun"], 1, "did you mean 'finetune'"),
-        (["fit", "{photos}", "--layer-decay", "0.7"], 1, "with method finetune, got linear-probe"),
+        (["fit", "{photos}", "--engine", "fp23"], 1, "Did you mean 'fp32'"),
+        (["fit", "{photos}", "--imbalance", "balance"], 1, "Did you mean 'balanced'"),
+        (["fit", "{photos}", "--method", "finetun"], 1, "Did you mean 'finetune'"),
+        (["fit", "{photos}", "--layer-decay", "0.7"], 1, "belongs to method finetune"),
         (["fit", "{photos}", "--method", "scratch", "--epochs", "1.5"], 1, "--epochs"),
         (["fit", "{photos}", "--method", "scratch", "--augment", "lite"], 1, "light"),
-        (["fit", "{photos}", "--bad-files", "skipp"], 1, "did you mean 'skip'"),
+        (["fit", "{photos}", "--bad-files", "skipp"], 1, "Did you mean 'skip'"),
         (["fit", "{photos}", "--test-fraction", "1.5"], 1, "test_fraction"),
         (["predict", "{model}", "no.jpg"], 2, "no.jpg"),
         (["predict", "{photos}", "{photos}"], 2, "model.json"),
@@ -201,7 +208,7 @@ def test_data_check_lists_findings_and_exits_with_two(photos, capsys, tmp_path):
     assert "unreadable" in kinds
 
 
-def test_ctrl_c_says_what_is_kept(monkeypatch, photos, capsys):
+def test_ctrl_c_prints_how_to_continue(monkeypatch, photos, capsys):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -209,6 +216,7 @@ def test_ctrl_c_says_what_is_kept(monkeypatch, photos, capsys):
     code, _, err = run(capsys, "fit", photos)
     assert code == 130
     assert "kept" in err
+    assert "--resume" in err
 
 
 def test_a_full_disk_is_said(monkeypatch, photos, capsys):
@@ -268,7 +276,7 @@ def test_demo_writes_class_folders(capsys, tmp_path):
 def test_flags_agree_with_the_dataclasses():
     """One definition: a field of the recipe is a flag of the same default."""
     flags = {name: p.default for name, p in inspect.signature(cli.fit).parameters.items()}
-    flags["budget"] = in_seconds(flags["budget"])
+    flags["budget"] = parse_duration(flags["budget"])
     flags["rivals"] = tuple(flags["backbones"])  # the first of them is the backbone
     for field in dataclasses.fields(Recipe()):
         if field.name != "method":
@@ -360,6 +368,26 @@ def test_help_shows_every_flag_under_its_methods(capsys):
     assert len(set(places)) == len(flags())
     for heading in ("Options:", "Method finetune:", "Training (finetune, scratch):"):
         assert f"\n{heading}\n" in out
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert run(capsys, "--version") == (0, f"headstart {headstart.__version__}\n", "")
+
+
+def test_help_has_one_whole_line_for_each_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    lines = out[out.index("Commands:") :].splitlines()[1:]
+    assert {line.split()[0] for line in lines} >= {"fit", "predict", "evaluate", "compare", "cache"}
+    assert all(line.startswith("  ") and line.endswith(".") for line in lines)
+    assert not any(line.endswith("...") for line in lines)
+
+
+def test_auto_takes_no_flags_of_a_method(photos, capsys):
+    code, _, err = run(capsys, "fit", photos, "--method", "auto", "--train-from", "last")
+    assert code == 1
+    assert "--train-from" in err
+    assert "--method finetune" in err
 
 
 def test_help_imports_nothing_heavy():

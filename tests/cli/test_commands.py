@@ -1,4 +1,4 @@
-"""The verbs that weigh evidence, as they are typed."""
+"""Commands plan, rank, compare and explain, as they are typed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_compare_writes_one_document(photos: Path, backbone: str, tmp_path: Path
     assert [curve["method"] for curve in found["curves"]] == ["scratch", "probe"]
     files = {"compare.html", "compare.json", "compare.png", "log.jsonl", "table.csv"}
     assert {path.name for path in out.iterdir()} == files
-    assert len(found["cells"]) == 4
+    assert len(found["results"]) == 4
 
 
 def test_compare_says_what_each_got_and_what_simple_rules_reach(
@@ -76,13 +76,13 @@ def test_compare_says_what_each_got_and_what_simple_rules_reach(
     out = tmp_path / "found"
     code, told, errors = _typed(capsys, *_compare(photos, backbone, out, "--fractions", "0.5,1"))
     assert (code, errors) == (0, "")
-    for part in ("majority", "random", "head, solved", "everything", "2 steps at most", str(out)):
+    for part in ("majority", "random", "head, fitted", "everything", "at most 2 steps", str(out)):
         assert part in told
     found = json.loads((out / "compare.json").read_text())
-    scratch = [cell for cell in found["cells"] if cell["method"] == "scratch"]
+    scratch = [cell for cell in found["results"] if cell["method"] == "scratch"]
     assert {cell["steps"] for cell in scratch} == {2}  # however many images
     assert {cell["images"] for cell in scratch} >= {10, 20}
-    assert {cell["rules"]["random guess"] for cell in found["cells"]} == {0.5}
+    assert {cell["rules"]["random guess"] for cell in found["results"]} == {0.5}
     first = (out / "table.csv").read_text().splitlines()[0]
     assert "majority class,random guess,trains,parameters,steps" in first
 
@@ -126,7 +126,7 @@ def test_compare_stopped_by_hand_goes_on_where_it_was(
 ) -> None:
     from headstart.workflows import compare
 
-    trained, real = [], compare.train_cell
+    trained, real = [], compare.train_on_split
 
     def third_is_stopped(*given: Any, **more: Any) -> Any:
         if len(trained) == 2:
@@ -134,13 +134,15 @@ def test_compare_stopped_by_hand_goes_on_where_it_was(
         trained.append(given)
         return real(*given, **more)
 
-    monkeypatch.setattr(compare, "train_cell", third_is_stopped)
+    monkeypatch.setattr(compare, "train_on_split", third_is_stopped)
     given = _compare(photos, backbone, tmp_path / "found")
     code, _, errors = _typed(capsys, *given)
     assert code == 130
-    assert "(a training or a comparison: with --resume)" in errors
+    assert "--resume to continue a training or a comparison" in errors
     assert "Traceback" not in errors
-    monkeypatch.setattr(compare, "train_cell", lambda *a, **k: trained.append(a) or real(*a, **k))
+    monkeypatch.setattr(
+        compare, "train_on_split", lambda *a, **k: trained.append(a) or real(*a, **k)
+    )
     code, told, errors = _typed(capsys, *given, "--resume")
     assert (code, errors) == (0, "")
     assert len(trained) == 4  # two before, two after
@@ -153,12 +155,12 @@ def test_compare_stopped_by_hand_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        (["--methods", "scratch,finetun"], "did you mean 'finetune'"),
+        (["--methods", "scratch,finetun"], "Did you mean 'finetune'"),
         (["--methods", "probe,probe"], "different names"),
         (["--backbones", "torchvision/resnet81"], "resnet18"),
         (["--fractions", "0.1;1"], "0.1,0.3,1"),
-        (["--fractions", "10"], "up to 1"),
-        (["--steps", "5", "--epochs", "5"], "leave one out"),
+        (["--fractions", "10"], "at most 1"),
+        (["--steps", "5", "--epochs", "5"], "Remove one of --epochs and --steps"),
         (["--folds", "1"], "folds"),
         (["--bad-files", "skipp"], "skip"),
         (["--seeds", "0"], "seeds"),
@@ -218,4 +220,4 @@ def test_one_flag_names_the_backbones(
         both = ("--backbone", backbone, "--backbones", "resnet18")
         code, _, told = _typed(capsys, verb, photos, *both)
         assert code == 1
-        assert "Expected --backbone or --backbones, got both" in told
+        assert f"--backbones {backbone},resnet18" in told

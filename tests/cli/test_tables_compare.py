@@ -1,4 +1,4 @@
-"""What a terminal shows of a comparison."""
+"""Table of a comparison in the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_scores_seconds_and_findings_are_shown() -> None:
         name="photos [a]",
         task="classification",
         measure="accuracy",
-        cells=(),
+        results=(),
         curves=(Curve(name="probe", backbone="b", method="probe", points=(point,)),),
         effects=(),
         sentences=tuple(f"finding {k}" for k in range(14)),

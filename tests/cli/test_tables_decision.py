@@ -1,4 +1,4 @@
-"""What a person sees of a race, in eighty columns."""
+"""Table of a race in the terminal, in eighty columns."""
 
 import io
 
@@ -6,7 +6,7 @@ from rich.console import Console
 
 from headstart.cli.tables import show_decision
 from headstart.metrics.confidence_intervals import Interval
-from headstart.selection.rules import Row
+from headstart.selection.rules import CandidateResult
 
 
 def shown(record):
@@ -30,7 +30,7 @@ def record(rows, **more):
 
 
 def row(name, **more):
-    return Row(name=name, backbone="[b]", stage="", method="linear-probe", **more)
+    return CandidateResult(name=name, backbone="[b]", stage="", method="linear-probe", **more)
 
 
 def test_a_race_fits_eighty_columns_with_its_numbers():
@@ -50,7 +50,7 @@ def test_a_race_fits_eighty_columns_with_its_numbers():
     assert "0.750 [0.700, 0.800]" in out
     assert "-0.050 [-0.100, +0.010]" in out
     assert "- training from scratch" in out
-    assert "in 7 s of 120 s" in out
+    assert "in 7 s (budget 120 s)" in out
     assert "It is so." in out
     assert "Chosen" not in out  # as the star says
 
@@ -60,8 +60,8 @@ def test_a_score_of_fewer_images_says_so():
     rows = [row("a", score=found, images=40), row("fine-tuning b", score=found, images=8)]
     out = shown(record(rows))
     assert out.count("0.650 [0.500, 0.750]") == 2
-    assert out.count("0.750] of 8") == 1
-    assert "of 40" not in out
+    assert out.count("0.750] (n=8)") == 1
+    assert "n=40" not in out
     assert max(map(len, out.splitlines())) <= 80
 
 

@@ -1,4 +1,4 @@
-"""What a person sees stays short, plain and safe, whatever the data are called."""
+"""Terminal output is short, and names are printed as text."""
 
 import io
 import shlex
@@ -16,10 +16,10 @@ from headstart.cli.tables import show_evaluation, show_findings, show_prediction
 from headstart.cli.terminal import Terminal
 from headstart.data.checks.images import Finding
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.evaluation.classification import evaluate_probabilities
-from headstart.evaluation.summary import verdict
-from headstart.features.engines import Choice
+from headstart.evaluation.summary import summarise
+from headstart.features.engines import EngineChoice
 from headstart.methods.method import Outline
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import Prediction
@@ -50,7 +50,7 @@ def test_many_classes_and_findings_stay_short(console):
         Sample(image=b"", target=name, split=split) for name in MANY for split in ("train", "test")
     )
     data = Dataset(samples=samples, classes=MANY)
-    prepared = Prepared(data=data, records=(), findings=findings(50))
+    prepared = PreparedData(data=data, records=(), findings=findings(50))
     Terminal(console)(DataReady(prepared=prepared, seconds=1.0))
     shown = text(console)
     assert len(shown.splitlines()) <= 22
@@ -64,13 +64,13 @@ def test_nothing_found_is_said(console):
     assert "no duplicates" in text(console)
 
 
-def test_a_verdict_of_many_classes_stays_short(console):
+def test_a_summary_of_many_classes_stays_short(console):
     task = ClassificationTask(classes=MANY)
     targets = np.arange(400) % 200
     probabilities = np.full((400, 200), 0.5 / 199)
     probabilities[np.arange(400), targets] = 0.5
     found = evaluate_probabilities(task, probabilities, targets, names=("x",) * 400)
-    show_evaluation(console, found, verdict(found))
+    show_evaluation(console, found, summarise(found))
     assert len(text(console).splitlines()) <= 16
     assert "1.000 [0.990, 1.000]" in text(console)
 
@@ -101,9 +101,9 @@ def test_who_abstains_is_shown_beside_the_class(console):
     two = Prediction(name="c.jpg", label="red", probability=0.99, probabilities={}, abstains=False)
     show_predictions(console, [one, two], ("red",))
     lines = text(console).splitlines()
-    assert lines[0].split() == ["image", "label", "probability", "answer"]
-    assert lines[1].split() == ["b.jpg", "red", "0.900", "abstains"]
-    assert lines[2].split() == ["c.jpg", "red", "0.990", "given"]
+    assert lines[0].split() == ["image", "label", "probability", "abstains"]
+    assert lines[1].split() == ["b.jpg", "red", "0.900", "yes"]
+    assert lines[2].split() == ["c.jpg", "red", "0.990", "no"]
 
 
 def test_findings_can_be_shown_in_full(console):
@@ -123,7 +123,7 @@ def test_the_next_command_can_be_copied_into_a_shell(console):
     )
     with Terminal(console) as terminal:
         terminal(
-            Finished(folder=Path("my runs/it's"), evaluation=evaluation, verdict=(), seconds={})
+            Finished(folder=Path("my runs/it's"), evaluation=evaluation, summary=(), seconds={})
         )
     next_line = next(line for line in text(console).splitlines() if line.startswith("Next"))
     assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "IMAGE"]
@@ -132,7 +132,7 @@ def test_the_next_command_can_be_copied_into_a_shell(console):
 def epochs(scores):
     for number, score in enumerate(scores, start=1):
         best = 1 + scores.index(max(scores[:number]))
-        yield EpochDone(epoch=epoch(number, score, best), most=len(scores))
+        yield EpochDone(epoch=epoch(number, score, best), n_epochs=len(scores))
 
 
 def epoch(number, score, best):
@@ -144,14 +144,14 @@ def test_a_short_training_is_one_line_an_epoch(console):
     for event in epochs([0.5, 0.75, 0.625]):
         terminal(event)
     assert text(console).splitlines() == [
-        "  epoch 1/3  loss 0.500  held-out macro F1 0.500, loss 0.250  2.0 s  * best",
-        "  epoch 2/3  loss 0.500  held-out macro F1 0.750, loss 0.250  2.0 s  * best",
-        "  epoch 3/3  loss 0.500  held-out macro F1 0.625, loss 0.250  2.0 s  (best: 2)",
+        "  epoch 1/3  loss 0.500  validation macro F1 0.500, loss 0.250  2.0 s  * best",
+        "  epoch 2/3  loss 0.500  validation macro F1 0.750, loss 0.250  2.0 s  * best",
+        "  epoch 3/3  loss 0.500  validation macro F1 0.625, loss 0.250  2.0 s  (best: 2)",
     ]
 
 
 def test_after_a_resume_the_first_epoch_is_not_the_best_for_being_the_first(console):
-    Terminal(console)(EpochDone(epoch=epoch(2, 0.625, best=1), most=3))
+    Terminal(console)(EpochDone(epoch=epoch(2, 0.625, best=1), n_epochs=3))
     assert text(console).endswith("2.0 s  (best: 1)\n")
 
 
@@ -175,7 +175,7 @@ def test_a_plan_is_a_table_of_stages(console):
         title="fine-tuning",
         trains="[i] and the head",
         plan=FreezePlan(rows=rows),
-        kept="to stem",
+        cached="to stem",
         precision="fp32",
     )
     spec = resolve("torchvision/resnet18")
@@ -185,7 +185,7 @@ def test_a_plan_is_a_table_of_stages(console):
             backbone=FrozenBackbone(
                 spec=spec, state={}, origin={"sha256": "0" * 64, "from": "here"}
             ),
-            engine=Choice(engine="bf16"),
+            engine=EngineChoice(engine="bf16"),
             parameters=3600,
             to_compute=1,
             images=2,
@@ -197,7 +197,7 @@ def test_a_plan_is_a_table_of_stages(console):
     assert ["stem", "1,200", "0", "–", "frozen", "yes"] in shown
     assert ["[b]", "1,200", "1,200", "1.0e-04", "from", "epoch", "3", "frozen", "no"] in shown
     assert ["last", "1,200", "0", "–", "frozen", "no"] in shown  # what it sees moves
-    assert ["kept", "to", "stem"] in shown
+    assert ["cached", "to", "stem"] in shown
     assert ["engine", "features", "bf16;", "training", "fp32"] in shown
     assert "checked by hash" not in text(console)
 
@@ -211,10 +211,10 @@ def test_notes_and_what_was_kept_are_shown(console):
         Finished(
             folder=Path("r"),
             evaluation=evaluation,
-            verdict=(),
+            summary=(),
             seconds={},
             notes=("Out of memory at step 3.",),
-            kept=("Target +0.010.", "Source -0.020."),
+            forgetting=("Target +0.010.", "Source -0.020."),
         )
     )
     for words in ("Begun anew: [x]", "Out of memory", "Target +0.010", "Source -0.020"):

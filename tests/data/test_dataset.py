@@ -30,7 +30,7 @@ def test_an_unlabelled_example_is_named():
 
 
 def test_an_unknown_class_gets_the_nearest_name():
-    with pytest.raises(UnknownNameError, match="did you mean 'cat'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'cat'"):
         dataset("cats").targets()
 
 

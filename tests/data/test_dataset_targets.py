@@ -32,9 +32,9 @@ def test_targets_say_which_classes_an_image_shows_and_counts_count_objects() -> 
 def test_masks_name_the_classes_that_they_show() -> None:
     palette = Palette(codes=((0, "sky"), (1, "road"), (2, "sky")))
     assert palette.names == ("sky", "road")
-    shown = Mask(source=np.ones((2, 2), dtype=np.uint8), palette=palette, present=("road",))
+    mask = Mask(source=np.ones((2, 2), dtype=np.uint8), palette=palette, present=("road",))
     data = Dataset(
-        samples=(Sample(image=b"", target=shown),), classes=palette.names, kind="segmentation"
+        samples=(Sample(image=b"", target=mask),), classes=palette.names, kind="segmentation"
     )
     assert data.targets().tolist() == [[0, 1]]
     assert data.counts() == {"sky": 0, "road": 1}

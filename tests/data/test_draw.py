@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.data.draw import class_colours, draw_boxes, draw_mask, fitted, hex_colours
+from headstart.data.draw import class_colours, draw_boxes, draw_mask, hex_colours, resize_to_fit
 from headstart.errors import UsageError
 
 CLASSES = ("cell", "platelet")
@@ -142,7 +142,7 @@ def test_twenty_eight_colours_are_different_and_then_they_come_again() -> None:
 
 
 def test_fitted_keeps_the_aspect_and_says_the_scale() -> None:
-    small, scale = fitted(grey(100, 400), 200)
+    small, scale = resize_to_fit(grey(100, 400), 200)
     assert small.shape == (50, 200, 3)
     assert scale == 0.5
-    assert fitted(grey(1, 4000), 100)[0].shape == (1, 100, 3)
+    assert resize_to_fit(grey(1, 4000), 100)[0].shape == (1, 100, 3)

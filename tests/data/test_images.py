@@ -13,7 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from headstart.data.images import decode, decode_file, digest, header, read_bytes, reason
+from headstart.data.images import (
+    decode,
+    decode_file,
+    digest,
+    read_bytes,
+    read_header,
+    unreadable_reason,
+)
 from headstart.errors import UnreadableImageError, UsageError
 
 
@@ -52,7 +59,7 @@ def why(source, **options):
     with pytest.raises(UnreadableImageError) as caught:
         decode(source, **options)
     assert str(caught.value).startswith("Expected ")
-    return reason(caught.value)
+    return unreadable_reason(caught.value)
 
 
 @pytest.mark.parametrize("fmt", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"])
@@ -80,10 +87,10 @@ def test_exif_orientation(orientation, fmt):
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     np.testing.assert_array_equal(decode(data), expected)
     np.testing.assert_array_equal(decode(Image.open(io.BytesIO(data))), expected)
-    found = header(data)
-    assert found.exif_orientation == orientation
-    assert (found.width, found.height) == ((40, 56) if orientation > 4 else (56, 40))
-    assert decode(data).shape == (found.height, found.width, 3)
+    head = read_header(data)
+    assert head.exif_orientation == orientation
+    assert (head.width, head.height) == ((40, 56) if orientation > 4 else (56, 40))
+    assert decode(data).shape == (head.height, head.width, 3)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -104,7 +111,7 @@ def test_damaged_exif_is_no_reason_to_refuse_or_warn(block):
 
 
 def test_orientation_out_of_range_is_upright():
-    assert header(with_orientation(photo(), 9)).exif_orientation == 1
+    assert read_header(with_orientation(photo(), 9)).exif_orientation == 1
 
 
 @pytest.mark.parametrize("fmt", ["PNG", "JPEG", "TIFF"])
@@ -135,10 +142,10 @@ def test_palette_with_and_without_transparency():
     table = np.asarray(image.getpalette()).reshape(-1, 3)
     index = np.asarray(image)
     np.testing.assert_array_equal(decode(encoded(image)), table[index])
-    one = table.copy()
-    one[5] = 255
-    np.testing.assert_array_equal(decode(encoded(image, transparency=5)), one[index])
-    np.testing.assert_array_equal(decode(encoded(image, "GIF", transparency=5)), one[index])
+    expected = table.copy()
+    expected[5] = 255
+    np.testing.assert_array_equal(decode(encoded(image, transparency=5)), expected[index])
+    np.testing.assert_array_equal(decode(encoded(image, "GIF", transparency=5)), expected[index])
     half = np.rint(table * 128 / 255 + 255 * (127 / 255))[index]
     some = decode(encoded(image, transparency=bytes([128] * 32)))
     np.testing.assert_allclose(some, half, atol=1)
@@ -187,7 +194,7 @@ def test_cmyk(fmt):
     data = encoded(Image.frombytes("CMYK", (56, 40), ink.tobytes()), fmt, **options)
     light = 255 - ink.astype(float)
     expected = light[:, :, :3] * light[:, :, 3:] / 255
-    assert header(data).mode == "CMYK"
+    assert read_header(data).mode == "CMYK"
     assert (b"Adobe" in data) == (fmt == "JPEG")
     np.testing.assert_allclose(decode(data), expected, atol=8 if fmt == "JPEG" else 1)
 
@@ -216,7 +223,7 @@ def test_first_of_several_frames(fmt):
     if fmt == "WEBP":
         options["lossless"] = True
     data = encoded(first, fmt, **options)
-    assert header(data).n_frames == 3
+    assert read_header(data).n_frames == 3
     np.testing.assert_allclose(decode(data), photo(), atol=40 if fmt == "GIF" else 0)
 
 
@@ -253,7 +260,7 @@ def test_array_is_copied():
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (np.zeros((3, 40, 50), np.uint8), "channels last"),
+        (np.zeros((3, 40, 50), np.uint8), "channels to the last axis"),
         (np.zeros((4, 4, 2), np.uint8), "channels"),
         (np.zeros((0, 4, 3), np.uint8), "shape"),
         (np.zeros(12, np.uint8), "shape"),
@@ -261,8 +268,8 @@ def test_array_is_copied():
         (np.zeros((4, 4), np.int64), "int64"),
         (np.zeros((4, 4), complex), "complex"),
         (np.zeros((4, 4), object), "object"),
-        (np.full((4, 4), 255.0), "divide"),
-        (np.full((4, 4), -1.0), "divide"),
+        (np.full((4, 4), 255.0), "Divide"),
+        (np.full((4, 4), -1.0), "Divide"),
         (np.full((4, 4), np.nan), "nan"),
     ],
 )
@@ -325,7 +332,7 @@ def test_what_is_no_image_is_named(data, says, tmp_path):
     with pytest.raises(UnreadableImageError, match=r"photo\.jpg"):
         decode(path)
     with pytest.raises(UnreadableImageError):
-        header(data)
+        read_header(data)
 
 
 def test_missing_files_and_folders(tmp_path):
@@ -371,17 +378,17 @@ def test_damage_gives_an_image_or_the_one_error(data, flips, cut, keep):
     damaged = bytearray(data)
     for at, value in flips:
         damaged[at % len(damaged)] = value
-    kept = bytes(damaged if keep else damaged[: cut % len(damaged)])
+    content = bytes(damaged if keep else damaged[: cut % len(damaged)])
     try:
-        found, pixels = decode_file(kept, max_pixels=10**7)
-        header(kept)
+        head, pixels = decode_file(content, max_pixels=10**7)
+        read_header(content)
     except UnreadableImageError as error:
-        said = reason(error)
+        outcome = unreadable_reason(error)
     else:
-        said = "an image"
+        outcome = "an image"
         assert pixels.shape[2] == 3
-        assert pixels.shape[:2] == (found.height, found.width)
-    assert said
+        assert pixels.shape[:2] == (head.height, head.width)
+    assert outcome
 
 
 def test_digest_is_of_the_content(tmp_path):

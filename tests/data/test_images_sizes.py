@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.images import decode, shown_size
+from headstart.data.images import decode, upright_size
 from headstart.errors import UnreadableImageError
 
 
@@ -23,15 +23,15 @@ def test_is_the_size_of_the_decoded_pixels(orientation, tmp_path):
     (path := tmp_path / "a.jpg").write_bytes(data)
     shape = decode(data).shape[:2]
     assert shape == ((20, 30) if orientation < 5 else (30, 20))
-    assert shown_size(data) == shown_size(path) == shown_size(str(path)) == shape
-    assert shown_size(Image.open(path)) == shape
+    assert upright_size(data) == upright_size(path) == upright_size(str(path)) == shape
+    assert upright_size(Image.open(path)) == shape
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (4, 7, 1), (4, 7, 3)], ids=str)
 def test_arrays_are_shown_as_they_are(shape):
-    assert shown_size(np.zeros(shape, np.uint8)) == (4, 7)
+    assert upright_size(np.zeros(shape, np.uint8)) == (4, 7)
 
 
 def test_refuses_what_is_no_image(tmp_path):
     with pytest.raises(UnreadableImageError, match="no such file"):
-        shown_size(tmp_path / "none.png")
+        upright_size(tmp_path / "none.png")

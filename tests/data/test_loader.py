@@ -76,7 +76,7 @@ def test_a_file_that_changes_after_the_scan_is_refused(image):
     path, pixels = image
     scanned = Sample(image=path, digest=sha256(path.read_bytes()).hexdigest())
     Image.fromarray(255 - pixels).save(path)
-    with pytest.raises(DataError, match=r"a\.png to stay as it was") as caught:
+    with pytest.raises(DataError, match=r"a\.png to be unchanged since it was scanned") as caught:
         load_pixels(scanned, SMALL)
     assert not isinstance(caught.value, UnreadableImageError)
 
@@ -85,7 +85,7 @@ def test_an_array_that_changes_after_the_scan_is_refused(image):
     _, pixels = image
     scanned = Sample(image=pixels, digest=digest_of(Sample(image=pixels)))
     pixels[0, 0] ^= 1
-    with pytest.raises(DataError, match="to stay as it was"):
+    with pytest.raises(DataError, match="to be unchanged since it was scanned"):
         load_pixels(scanned, SMALL)
 
 
@@ -178,7 +178,7 @@ def test_views_name_unreadable_and_changed_files(image, tmp_path):
         load_view(Sample(image=tmp_path / "gone.jpg"), SMALL, STRONG, seed=0, view=0)
     scanned = Sample(image=path, digest=digest_of(Sample(image=path)))
     Image.fromarray(255 - pixels).save(path)
-    with pytest.raises(DataError, match=r"a\.png to stay as it was"):
+    with pytest.raises(DataError, match=r"a\.png to be unchanged since it was scanned"):
         load_view(scanned, SMALL, STRONG, seed=0, view=0)
 
 

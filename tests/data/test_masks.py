@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.data.dataset import Mask, Palette
-from headstart.data.masks import class_counts, decode_mask, mask_turn, read_raw
+from headstart.data.masks import class_counts, decode_mask, mask_orientation, read_raw_mask
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError
 
 CODES = Palette(codes=((0, "sky"), (1, "road"), (11, "car")))
@@ -156,18 +156,18 @@ class TestTurns:
         own = save(tmp_path, Image.fromarray(GRID), exif=exif(orientation))
         plain = save(tmp_path, Image.fromarray(GRID), "plain.png")
         (tmp_path / "image.png").write_bytes(buffer.getvalue())
-        turn = mask_turn(plain, tmp_path / "image.png")
+        turn = mask_orientation(plain, tmp_path / "image.png")
         assert turn == (orientation if orientation > 4 else 1)
-        assert mask_turn(own, tmp_path / "image.png") == 1
-        np.testing.assert_array_equal(read_raw(tmp_path / "m.png").values, as_image)
+        assert mask_orientation(own, tmp_path / "image.png") == 1
+        np.testing.assert_array_equal(read_raw_mask(tmp_path / "m.png").values, as_image)
         by_hand = decode_mask(plain, CODES.names, orientation=orientation)
         np.testing.assert_array_equal(by_hand, decode_mask(own, CODES.names))
 
     def test_a_mask_of_the_image_as_shown_stays(self, tmp_path: Path) -> None:
         Image.fromarray(GRID).save(tmp_path / "p.png", exif=exif(6))
         mask = save(tmp_path, Image.fromarray(np.ascontiguousarray(GRID.T)))
-        assert mask_turn(mask, tmp_path / "p.png") == 1
-        assert mask_turn(Mask(source=GRID, palette=CODES), tmp_path / "p.png") == 6
+        assert mask_orientation(mask, tmp_path / "p.png") == 1
+        assert mask_orientation(Mask(source=GRID, palette=CODES), tmp_path / "p.png") == 6
 
 
 class TestRefused:
@@ -211,19 +211,19 @@ class TestRefused:
         with pytest.raises(UnreadableImageError, match=r"m\.png.*damaged"):
             decode_mask(Mask(source=path, palette=CODES), CODES.names)
         with pytest.raises(UnreadableImageError, match=r"gone\.png.*no such file"):
-            read_raw(tmp_path / "gone.png")
+            read_raw_mask(tmp_path / "gone.png")
 
     def test_floating_point_files(self, tmp_path: Path) -> None:
         Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "m.tif")
-        with pytest.raises(UnreadableImageError, match=r"m\.tif.*no codes"):
-            read_raw(tmp_path / "m.tif")
+        with pytest.raises(UnreadableImageError, match=r"m\.tif.*cannot be codes"):
+            read_raw_mask(tmp_path / "m.tif")
 
     @pytest.mark.parametrize(
         "array", [np.zeros((2, 2)), np.zeros((1, 2, 2), int), np.zeros((0, 2), int)]
     )
     def test_arrays_that_are_no_masks(self, array: NDArray[np.float64]) -> None:
         with pytest.raises(DataError, match="whole numbers"):
-            read_raw(array)
+            read_raw_mask(array)
 
     def test_too_many_classes(self) -> None:
         palette = Palette(codes=tuple((i, str(i)) for i in range(255)))

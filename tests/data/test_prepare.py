@@ -10,7 +10,13 @@ from PIL import Image, ImageFilter
 
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.prepare import gather, inspect, keep_together, prepare, select
+from headstart.data.prepare import (
+    group_duplicates,
+    inspect_dataset,
+    prepare,
+    readable_samples,
+    to_samples,
+)
 from headstart.errors import (
     DataError,
     LayoutError,
@@ -146,8 +152,8 @@ def test_keep_together_leaves_unlinked_examples_alone():
         Sample(image=b"4", group="b"),
     )
     data = Dataset(samples=samples, classes=())
-    assert keep_together(data, []) is data
-    joined = keep_together(data, [(0, 1)])
+    assert group_duplicates(data, []) is data
+    joined = group_duplicates(data, [(0, 1)])
     assert joined.samples[0].group == joined.samples[1].group == joined.samples[4].group
     assert joined.samples[2].group is None
     assert len(set(joined.groups())) == 3
@@ -222,7 +228,7 @@ def test_a_group_on_both_sides_of_the_authors_split_is_a_leak(tmp_path, cache):
         assert word in str(caught.value)
     assert "patient1'" not in str(caught.value)
     assert len(prepare(tmp_path, cache=cache, allow_overlap=True).test) == 3
-    _, findings = inspect(tmp_path, cache=cache)
+    _, findings = inspect_dataset(tmp_path, cache=cache)
     assert [finding.kind for finding in findings].count("leak") == 1
     assert findings[0].kind == "leak"  # errors first
 
@@ -294,15 +300,15 @@ def test_an_unknown_policy_is_not_taken_for_another(photos, cache, policy):
     with pytest.raises(UnknownNameError, match="bad_files"):
         prepare(photos, cache=cache, bad_files=policy)
     with pytest.raises(UnknownNameError, match="bad_files"):
-        select([], cache=cache, bad_files=policy)
+        readable_samples([], cache=cache, bad_files=policy)
 
 
 def test_no_file_is_ever_written_to(photos, cache):
     damage(photos)
     before = listing(photos)
     prepare(photos, cache=cache, bad_files="skip")
-    inspect(photos, cache=cache)
-    select(gather(photos), cache=cache, bad_files="skip")
+    inspect_dataset(photos, cache=cache)
+    readable_samples(to_samples(photos), cache=cache, bad_files="skip")
     assert listing(photos) == before
 
 
@@ -310,7 +316,7 @@ def test_inspect_refuses_nothing(split, cache):
     damage(split / "train")
     other = split / "test/cat/leak.png"
     other.write_bytes((split / "train/cat/00.png").read_bytes())
-    data, findings = inspect(split, cache=cache)
+    data, findings = inspect_dataset(split, cache=cache)
     assert len(data) == 27
     assert {"unreadable", "leak"} <= {finding.kind for finding in findings}
 
@@ -343,7 +349,7 @@ def png(seed=0):
 def test_gather_keeps_the_order_of_a_mixed_list(photos):
     array = np.zeros((8, 8, 3), dtype=np.uint8)
     image = scene(1)
-    found = gather([photos / "dog/01.png", str(photos / "cat"), array, image, png()])
+    found = to_samples([photos / "dog/01.png", str(photos / "cat"), array, image, png()])
     assert found[0].image == photos / "dog/01.png"
     assert [s.image.name for s in found[1:11]] == [f"{i:02d}.png" for i in range(10)]
     assert np.shares_memory(found[11].image, array)
@@ -358,28 +364,28 @@ def test_gather_keeps_the_order_of_a_mixed_list(photos):
      ((0, 8, 9, 3), 0)],
 )  # fmt: skip
 def test_gather_reads_the_shape_of_an_array(shape, n):
-    assert len(gather(np.zeros(shape, dtype=np.uint8))) == n
+    assert len(to_samples(np.zeros(shape, dtype=np.uint8))) == n
 
 
 def test_gather_takes_what_people_have(photos):
     paths = [str(photos / "cat/01.png"), str(photos / "dog/02.png")]
     expected = tuple(Path(path) for path in paths)
     for given in (np.array(paths), np.array(paths, dtype=object), iter(paths), tuple(paths)):
-        assert tuple(sample.image for sample in gather(given)) == expected
-    assert gather(np.asarray(paths[0]))[0].image == expected[0]
-    assert gather(bytearray(png()))[0].image == png()
-    assert gather(memoryview(png()))[0].image == png()
+        assert tuple(sample.image for sample in to_samples(given)) == expected
+    assert to_samples(np.asarray(paths[0]))[0].image == expected[0]
+    assert to_samples(bytearray(png()))[0].image == png()
+    assert to_samples(memoryview(png()))[0].image == png()
     sample = Sample(image=png(), target="cat")
-    assert gather([sample]) == (sample,)
+    assert to_samples([sample]) == (sample,)
     different = np.empty(2, dtype=object)
     different[:] = [np.zeros((4, 4), np.uint8), np.zeros((6, 5, 3), np.uint8)]
-    assert [sample.image.ndim for sample in gather(different)] == [2, 3]
+    assert [sample.image.ndim for sample in to_samples(different)] == [2, 3]
 
 
 @pytest.mark.parametrize("given", [[], (), np.array([]).astype(str)])
 def test_gather_of_nothing_is_nothing(given, cache):
-    assert gather(given) == ()
-    assert select(gather(given), cache=cache, bad_files="error") == ()
+    assert to_samples(given) == ()
+    assert readable_samples(to_samples(given), cache=cache, bad_files="error") == ()
 
 
 def test_gather_of_what_is_no_image_is_refused(tmp_path):
@@ -390,33 +396,33 @@ def test_gather_of_what_is_no_image_is_refused(tmp_path):
         for given in (None, 5, 0.5, [1, 2], {"a.png": 1}, {"a.png"}, object(), file,
                       io.BytesIO(png()), torch.zeros(3, 8, 8), [[0, 1], [1, 0]]):  # fmt: skip
             with pytest.raises(UsageError, match="Expected images"):
-                gather(given)
+                to_samples(given)
 
 
 def test_gather_of_a_wrong_path_names_the_nearest(photos, tmp_path):
-    with pytest.raises(LayoutError, match=r"did you mean.*photos"):
-        gather(tmp_path / "fotos")
-    with pytest.raises(LayoutError, match=r"did you mean.*01\.png"):
-        gather([photos / "cat" / "001.png"])
+    with pytest.raises(LayoutError, match=r"Did you mean.*photos"):
+        to_samples(tmp_path / "fotos")
+    with pytest.raises(LayoutError, match=r"Did you mean.*01\.png"):
+        to_samples([photos / "cat" / "001.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(LayoutError, match="images in the folder"):
-        gather(tmp_path / "empty")
+        to_samples(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(LayoutError, match="Expected an image"):
-        gather(str(tmp_path / "notes.txt"))
+        to_samples(str(tmp_path / "notes.txt"))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4, 2), (2, 4, 4, 5), (1, 2, 3, 4, 5)])
 def test_an_array_of_another_shape_is_refused(shape, cache):
     with pytest.raises(UsageError, match="shape"):
-        select(gather(np.zeros(shape, dtype=np.uint8)), cache=cache, bad_files="skip")
+        readable_samples(to_samples(np.zeros(shape, dtype=np.uint8)), cache=cache, bad_files="skip")
 
 
 def test_select_gives_digests_and_leaves_bad_images_out(photos, cache):
     damage(photos)
     with pytest.raises(DataError, match=r"04\.png"):
-        select(gather(photos), cache=cache, bad_files="error")
-    kept = select(gather(photos), cache=cache, bad_files="skip")
+        readable_samples(to_samples(photos), cache=cache, bad_files="error")
+    kept = readable_samples(to_samples(photos), cache=cache, bad_files="skip")
     assert len(kept) == 17
     assert all(len(sample.digest) == 64 for sample in kept)
     assert [s.image for s in kept] == sorted(s.image for s in kept)
@@ -424,5 +430,5 @@ def test_select_gives_digests_and_leaves_bad_images_out(photos, cache):
 
 def test_select_of_bad_images_only_is_refused(cache):
     with pytest.raises(DataError) as caught:
-        select(gather([b"x", b""]), cache=cache, bad_files="skip")
+        readable_samples(to_samples([b"x", b""]), cache=cache, bad_files="skip")
     assert not isinstance(caught.value, UnreadableImageError)

@@ -37,9 +37,9 @@ def table(root: Path, text: str, name: str = "labels.csv", encoding: str = "utf-
 
 
 def note(data: Dataset, word: str) -> str:
-    found = [text for text in data.notes if word in text]
-    assert len(found) == 1, data.notes
-    return found[0]
+    notes = [text for text in data.notes if word in text]
+    assert len(notes) == 1, data.notes
+    return notes[0]
 
 
 def relative(data: Dataset, root: Path) -> list[str]:
@@ -93,8 +93,8 @@ class TestClassFolders:
     def test_nothing_is_dropped_silently(self, tmp_path: Path) -> None:
         make(tmp_path, "a/1.jpg", "b/1.jpg", "b/readme.txt", "a/1.npy", "stray.png")
         data = read_dataset(tmp_path)
-        assert note(data, "are no images") == (
-            "2 files that are no images left out: 'a/1.npy', 'b/readme.txt'"
+        assert note(data, "are not images") == (
+            "2 files that are not images left out: 'a/1.npy', 'b/readme.txt'"
         )
         assert "'stray.png'" in note(data, "outside class folders")
 
@@ -116,9 +116,9 @@ class TestClassFolders:
 
             def __enter__(self) -> list[os.DirEntry[str]]:
                 with real(self.path) as entries:
-                    found = list(entries)
-                random.Random(3).shuffle(found)
-                return found
+                    shuffled = list(entries)
+                random.Random(3).shuffle(shuffled)
+                return shuffled
 
             def __exit__(self, *_: object) -> None: ...
 
@@ -132,7 +132,7 @@ class TestClassFolders:
             pytest.skip("a file system that ignores case")
         data = read_dataset(tmp_path)
         assert len(data.classes) == 2
-        assert "'Cat', 'cat'" in note(data, "only in case")
+        assert "'Cat', 'cat'" in note(data, "only in upper and lower case")
 
     def test_composed_and_decomposed_names_are_one_class(self, tmp_path: Path) -> None:
         composed = "caf\u00e9"
@@ -171,12 +171,14 @@ class TestClassFolders:
 
     def test_a_folder_too_high(self, tmp_path: Path) -> None:
         make(tmp_path, "photos/cat/1.jpg", "photos/dog/1.jpg")
-        with pytest.raises(DataError, match=r"did you mean '.*photos', which holds 'cat', 'dog'"):
+        with pytest.raises(
+            DataError, match=r"Did you mean '.*photos', which contains 'cat', 'dog'"
+        ):
             read_dataset(tmp_path)
 
     def test_classes_that_hold_the_same_folders_are_noted(self, tmp_path: Path) -> None:
         make(tmp_path, *(f"{site}/{kind}/1.jpg" for site in "xy" for kind in ("cat", "dog")))
-        assert "'cat', 'dog'; if these" in note(read_dataset(tmp_path), "one step deeper")
+        assert "'cat', 'dog'; if these" in note(read_dataset(tmp_path), "one level deeper")
 
     def test_unreadable_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make(tmp_path, "a/1.jpg")
@@ -195,8 +197,8 @@ class TestGroups:
         data = read_dataset(tmp_path, group_by=r"patient_(\d+)")
         assert [s.group for s in data.samples] == ["12", "7", "7", None]
         assert "1 paths do not match" in note(data, "do not match")
-        whole = read_dataset(tmp_path, group_by=r"patient_\d+")
-        assert whole.samples[0].group == "patient_12"
+        data = read_dataset(tmp_path, group_by=r"patient_\d+")
+        assert data.samples[0].group == "patient_12"
 
     def test_no_match(self, tmp_path: Path) -> None:
         make(tmp_path, "a/1.jpg", "b/1.jpg")
@@ -241,7 +243,7 @@ class TestManifests:
         path = table(tmp_path, "where,what,label\n1.jpg,x,0\n2.jpg,y,0\n")
         data = read_dataset(path, image_column="where", label_column="what")
         assert data.classes == ("x", "y")
-        with pytest.raises(UnknownNameError, match=r"label_column.*did you mean 'what'"):
+        with pytest.raises(UnknownNameError, match=r"label_column.*Did you mean 'what'"):
             read_dataset(path, image_column="where", label_column="whta")
         with pytest.raises(LayoutError, match="column of paths"):
             read_dataset(path)
@@ -256,7 +258,7 @@ class TestManifests:
     def test_unknown_split(self, tmp_path: Path) -> None:
         make(tmp_path, "1.jpg", "2.jpg")
         path = table(tmp_path, "path,label,split\n1.jpg,a,train\n2.jpg,b,tets\n")
-        with pytest.raises(DataError, match=r"'tets' in 1 rows; did you mean 'test'"):
+        with pytest.raises(DataError, match=r"'tets' in 1 rows\. Did you mean 'test'"):
             read_dataset(path)
 
     def test_windows_and_absolute_paths(self, tmp_path: Path) -> None:
@@ -271,9 +273,9 @@ class TestManifests:
         rows = "".join(f"{n}.jpg,a\n" for n in range(10))
         with pytest.raises(DataError) as error:
             read_dataset(table(tmp_path, "path,label\n" + rows))
-        assert "got 9 of 10 missing" in str(error.value)
+        assert "9 of the 10 images" in str(error.value)
         assert "'0.jpg', '2.jpg', '3.jpg', '4.jpg', '5.jpg' and 4 more" in str(error.value)
-        assert "lies in 'im/'" in str(error.value)
+        assert "'0.jpg' exists in 'im/'" in str(error.value)
 
     def test_empty_labels(self, tmp_path: Path) -> None:
         make(tmp_path, "1.jpg", "2.jpg", "3.jpg")
@@ -298,7 +300,7 @@ class TestManifests:
         assert data.kind == "multilabel"
         assert [s.target for s in data.samples] == [("sea", "sun"), ("sea",), ()]
         assert "because 1 of 3" in note(data, "task:")
-        assert "1 images carry no label" in note(data, "carry no label")
+        assert "none of the classes" in note(data, "1 images have no label")
 
     def test_forced_multiclass_does_not_cut_labels(self, tmp_path: Path) -> None:
         make(tmp_path, "1.jpg", "2.jpg")
@@ -314,12 +316,16 @@ class TestManifests:
     @pytest.mark.parametrize(
         ("rows", "kind", "message"),
         [
-            ("path,label\n1.jpg,a\n2.jpg,b\n1.jpg,b\n", DataError, "agree.*1 rows: '1.jpg'"),
-            ("path,label,group\n1.jpg,a,p\n2.jpg,b,q\n1.jpg,a,q\n", DataError, "agree"),
+            ("path,label\n1.jpg,a\n2.jpg,b\n1.jpg,b\n", DataError, "one label.*1 rows.*: '1.jpg'"),
+            (
+                "path,label,group\n1.jpg,a,p\n2.jpg,b,q\n1.jpg,a,q\n",
+                DataError,
+                "one group per image",
+            ),
             ("path,label,split\n1.jpg,a,train\n2.jpg,b,test\n1.jpg,a,test\n", LeakError, "one sp"),
             ("path,label\n1.jpg,a\n2.jpg,b,c\n", DataError, r"another number in 1 rows \(lines 3"),
-            ("path,path\n1.jpg,a\n", LayoutError, "more than once"),
-            ("path,label\n", DataError, "got none"),
+            ("path,path\n1.jpg,a\n", LayoutError, "column name once.*'path' several"),
+            ("path,label\n", DataError, "only a header"),
             ("", LayoutError, "empty file"),
             ("path,label\n,a\n2.jpg,b\n", DataError, r"a path in column 'path'.*lines 2"),
             ("path,label\n1.jpg,a\n2.jpg,a\n", DataError, "Expected at least 2 classes"),
@@ -362,7 +368,7 @@ class TestManifests:
         table(tmp_path, "when,who\n1,2\n", "log.csv")
         data = read_dataset(tmp_path)
         assert data.classes == ("a", "b")
-        assert "no columns of paths and labels" in note(data, "log.csv' not read")
+        assert "no columns for paths and labels" in note(data, "log.csv' not read")
 
     def test_parquet(self, tmp_path: Path) -> None:
         pa = pytest.importorskip("pyarrow")
@@ -410,7 +416,7 @@ class TestRefusals:
         with pytest.raises(LayoutError) as error:
             read_dataset(tmp_path)
         text = str(error.value)
-        assert "images but no class folders" in text
+        assert "images without class folders" in text
         assert "photos/train/cat/1.jpg" in text
         assert "path,label" in text
         assert "2 .jpg" in text
@@ -420,7 +426,7 @@ class TestRefusals:
     @pytest.mark.parametrize("others", [(), ("trainnotes/1.jpg", "testnotes/2.jpg")])
     def test_splits_without_classes(self, tmp_path: Path, others: tuple[str, ...]) -> None:
         make(tmp_path, "train/1.jpg", "test/2.jpg", *others)
-        with pytest.raises(LayoutError, match="folders that are not classes"):
+        with pytest.raises(LayoutError, match="folders that are not class folders"):
             read_dataset(tmp_path)
 
     @pytest.mark.parametrize("names", [(), ("a/b/c.txt",), ("empty/",)])
@@ -430,14 +436,14 @@ class TestRefusals:
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         make(tmp_path, "photos/a/1.jpg")
-        with pytest.raises(LayoutError, match=r"none there; did you mean '.*photos'\?"):
+        with pytest.raises(LayoutError, match=r"fotos' does not exist\. Did you mean '.*photos'\?"):
             read_dataset(tmp_path / "fotos")
-        with pytest.raises(LayoutError, match=r"did you mean '.*photos'\?"):
+        with pytest.raises(LayoutError, match=r"Did you mean '.*photos'\?"):
             read_dataset(tmp_path / "phots" / "train")
 
     @pytest.mark.parametrize(
         ("name", "word"),
-        [("x.zip", "unpack it"), ("cat.jpg", "name a folder"), ("model.onnx", "name a folder")],
+        [("x.zip", "Unpack it"), ("cat.jpg", "Pass the folder"), ("model.onnx", "Pass the folder")],
     )
     def test_wrong_files(self, tmp_path: Path, name: str, word: str) -> None:
         make(tmp_path, name)
@@ -477,7 +483,7 @@ class TestRefusals:
     ) -> None:
         make(tmp_path, *names, file)
         (tmp_path / file).write_text(text)
-        with pytest.raises(LayoutError, match=rf"{word}.*leave the task to be inferred"):
+        with pytest.raises(LayoutError, match=rf"{word}.*Remove --task"):
             read_dataset(tmp_path, task_kind="multiclass")
 
     def test_masks_beside_images(self, tmp_path: Path) -> None:
@@ -514,7 +520,7 @@ class TestRefusals:
             (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text(f"{stem}\n")
         data = read_dataset(tmp_path)
         assert (data.kind, len(data)) == ("detection", 3)
-        assert any("the task segmentation reads them" in note for note in data.notes)
+        assert any("pass --task segmentation" in note for note in data.notes)
         data = read_dataset(tmp_path, task_kind="segmentation")
         assert (data.kind, data.classes) == ("segmentation", ("0", "1"))
         assert [sample.split for sample in data.samples] == ["train", "val"]
@@ -536,20 +542,20 @@ class TestDemo:
         assert len(read_dataset("demo:shapes").classes) == 3
 
     def test_wrong_name(self) -> None:
-        with pytest.raises(UnknownNameError, match="did you mean 'digits'"):
+        with pytest.raises(UnknownNameError, match="Did you mean 'digits'"):
             read_dataset("demo:digit")
 
     def test_brings_its_own_groups(self) -> None:
-        with pytest.raises(UsageError, match="leave it out"):
+        with pytest.raises(UsageError, match=r"group_by='x'.*Remove these arguments"):
             read_dataset("demo:digits", group_by="x")
 
 
 class TestListImages:
     def test_files_and_folders(self, tmp_path: Path) -> None:
         make(tmp_path, "f/b.jpg", "f/deep/a.PNG", "f/note.txt", "z.jpg", "raw")
-        found = list_images([tmp_path / "z.jpg", str(tmp_path / "f"), tmp_path / "raw"])
+        images = list_images([tmp_path / "z.jpg", str(tmp_path / "f"), tmp_path / "raw"])
         names = ["z.jpg", "f/b.jpg", "f/deep/a.PNG", "raw"]
-        assert found == tuple(tmp_path / name for name in names)
+        assert images == tuple(tmp_path / name for name in names)
         assert list_images(tmp_path / "z.jpg") == (tmp_path / "z.jpg",)
         assert list_images([]) == ()
 
@@ -559,11 +565,11 @@ class TestListImages:
 
     def test_refusals(self, tmp_path: Path) -> None:
         make(tmp_path, "cats.jpg", "note.txt", "empty/")
-        with pytest.raises(LayoutError, match=r"did you mean '.*cats.jpg'"):
+        with pytest.raises(LayoutError, match=r"Did you mean '.*cats.jpg'"):
             list_images([tmp_path / "cat.jpg"])
         with pytest.raises(LayoutError, match="Expected an image"):
             list_images([tmp_path / "note.txt"])
-        with pytest.raises(LayoutError, match="got none among 0 files"):
+        with pytest.raises(LayoutError, match="got none among its 0 files"):
             list_images([tmp_path / "empty"])
 
 

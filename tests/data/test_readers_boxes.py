@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.checks.boxes import settled
+from headstart.data.checks.boxes import clean_boxes
 from headstart.data.dataset import Boxes
-from headstart.data.formats.layouts import walk
-from headstart.data.readers import find_boxes, read_dataset
+from headstart.data.formats.layouts import list_folder
+from headstart.data.readers import find_box_annotations, read_dataset
 from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
 
 WIDTH, HEIGHT = 40, 20
@@ -91,8 +91,8 @@ def test_every_format_gives_the_same_data(tmp_path, name):
     text = "\n".join(data.notes)
     assert "task: detection because" in text
     assert "3 objects in 3 images" in text
-    assert "1 images without objects: learned from as negatives" in text
-    assert "tables beside the boxes not read: 'prices.csv'" in text
+    assert "1 images without objects: used as negatives in training" in text
+    assert "tables in the same folder not read: 'prices.csv'" in text
     assert ("1 classes without any object left out: 'unused'" in text) == (name != "Pascal VOC")
     assert read_dataset(tmp_path, task_kind="detection") == data
 
@@ -104,7 +104,7 @@ def test_groups_by_expression_and_one_class(tmp_path, name):
     assert [s.group for s in data.samples] == ["a.jpg", "b.jpg", None]
     with pytest.raises(UsageError, match="matches none"):
         read_dataset(tmp_path, group_by="zzz")
-    with pytest.raises(LayoutError, match=f"{name}.*leave the task to be inferred"):
+    with pytest.raises(LayoutError, match=f"{name}.*Remove --task"):
         read_dataset(tmp_path, task_kind="multilabel")
 
 
@@ -131,10 +131,10 @@ def test_one_of_several_coco_files(tmp_path):
 def test_many_json_files_are_all_read_once_one_is_coco(tmp_path):
     for i in range(25):
         save(tmp_path / f"{i}.jpg")
-        one = {"id": 1, "file_name": f"{i}.jpg"}
+        image = {"id": 1, "file_name": f"{i}.jpg"}
         box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
         names = [{"id": 1, "name": "cat"}]
-        write(tmp_path, f"{i}.json", {"images": [one], "annotations": [box], "categories": names})
+        write(tmp_path, f"{i}.json", {"images": [image], "annotations": [box], "categories": names})
     assert read_dataset(tmp_path).counts() == {"cat": 25}
 
 
@@ -147,7 +147,7 @@ def test_boxes_turn_with_the_image(tmp_path):
     assert data.samples[2].target == Boxes(
         corners=((0, 20, 10, 30),), labels=("cat",), size=(HEIGHT, WIDTH)
     )
-    assert any("boxes of 1 images turned as EXIF" in note for note in data.notes)
+    assert any("boxes of 1 images rotated by EXIF" in note for note in data.notes)
     shares = read_dataset(tmp_path / "yolo").samples[2].target  # of the image as shown
     assert shares.corners == ((10, 20, 15, 40),)
 
@@ -163,14 +163,14 @@ def test_negatives_first_do_not_hide_yolo_labels(tmp_path):
     for i in range(20):
         save(tmp_path / "images" / f"{i:02}.jpg")
         write(tmp_path, f"labels/{i:02}.txt", "" if i < 19 else "0 0.5 0.5 0.5 0.5")
-    assert find_boxes(tmp_path, walk(tmp_path)).format == "yolo"
+    assert find_box_annotations(tmp_path, list_folder(tmp_path)).format == "yolo"
     assert read_dataset(tmp_path).counts() == {"0": 1}
 
 
 def test_boxes_that_are_asked_for_and_not_there(tmp_path):
     for name in ("a/1.jpg", "b/1.jpg", "meta.json"):
         write(tmp_path, name, "{}")
-    with pytest.raises(LayoutError, match=r"boxes for detection, got none.*COCO.*VOC.*YOLO"):
+    with pytest.raises(LayoutError, match=r"boxes for detection in .*, got none.*COCO.*VOC.*YOLO"):
         read_dataset(tmp_path, task_kind="detection")
     assert read_dataset(tmp_path).kind == "multiclass"
     with pytest.raises(LayoutError, match="Expected a folder or a manifest"):
@@ -181,7 +181,7 @@ def test_data_without_any_object(tmp_path):
     as_coco(tmp_path)
     value = json.loads((tmp_path / "annotations/all.json").read_text())
     write(tmp_path, "annotations/all.json", value | {"annotations": []})
-    with pytest.raises(DataError, match="at least 1 classes"):
+    with pytest.raises(DataError, match="at least 1 class with images"):
         read_dataset(tmp_path)
 
 
@@ -197,14 +197,14 @@ def test_spoiled_files_are_read_or_refused_and_nothing_else(tmp_path, name):
     refused = 0
     for _ in range(120):
         path = files[rng.integers(len(files))]
-        whole = path.read_bytes()
-        at = int(rng.integers(len(whole) + 1))
+        content = path.read_bytes()
+        at = int(rng.integers(len(content) + 1))
         cut = int(rng.choice([0, 0, 1, 20, 10**6]))
-        path.write_bytes(whole[:at] + SPOILERS[rng.integers(len(SPOILERS))] + whole[at + cut :])
+        path.write_bytes(content[:at] + SPOILERS[rng.integers(len(SPOILERS))] + content[at + cut :])
         try:
-            settled(read_dataset(tmp_path))
+            clean_boxes(read_dataset(tmp_path))
         except HeadstartError as error:
             refused += 1
             assert str(error).startswith("Expected")  # noqa: PT017 - what else it may do is nothing
-        path.write_bytes(whole)
+        path.write_bytes(content)
     assert 20 < refused < 120

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.splits import assign, blocks, evenly, holdout, kfold, per_class
+from headstart.data.splits import (
+    assign_splits,
+    evenly_spaced,
+    find_blocks,
+    holdout,
+    kfold,
+)
 from headstart.errors import DataError, UsageError
 
 Ints = NDArray[np.intp]
@@ -58,15 +64,15 @@ def shared(of: Ints, a: Ints, b: Ints) -> set[int]:
 
 class TestBlocks:
     def test_without_anything(self) -> None:
-        assert blocks(3).tolist() == [0, 1, 2]
-        assert blocks(0).tolist() == []
+        assert find_blocks(3).tolist() == [0, 1, 2]
+        assert find_blocks(0).tolist() == []
 
     def test_chains_are_one_block(self) -> None:
         groups = ["a", "b", None, None, "b", None]
-        assert blocks(6, groups, [(0, 2), (2, 4)]).tolist() == [0, 0, 0, 1, 0, 2]
+        assert find_blocks(6, groups, [(0, 2), (2, 4)]).tolist() == [0, 0, 0, 1, 0, 2]
 
     def test_triples(self) -> None:
-        assert blocks(5, None, [(4, 1, 3)]).tolist() == [0, 1, 2, 1, 1]
+        assert find_blocks(5, None, [(4, 1, 3)]).tolist() == [0, 1, 2, 1, 1]
 
     @given(st.integers(1, 30), st.data())
     @settings(max_examples=60, deadline=None)
@@ -83,15 +89,15 @@ class TestBlocks:
         rows, cols = np.asarray(links or [(0, 0)]).T
         graph = coo_array((np.ones(len(rows)), (rows, cols)), shape=(n, n))
         expected = connected_components(graph, directed=False)[1]
-        got = blocks(n, groups, pairs)
+        got = find_blocks(n, groups, pairs)
         assert ((got[:, None] == got) == (expected[:, None] == expected)).all()
         assert list(dict.fromkeys(got.tolist())) == list(range(got.max() + 1))
 
     def test_wrong_arguments(self) -> None:
         with pytest.raises(UsageError, match="3 groups, got 1"):
-            blocks(3, ["a"])
+            find_blocks(3, ["a"])
         with pytest.raises(UsageError, match="indices below 3"):
-            blocks(3, None, [(0, 3)])
+            find_blocks(3, None, [(0, 3)])
 
 
 class TestHoldout:
@@ -321,35 +327,6 @@ class TestKfold:
             kfold([0, 1, 0, 2, 1, 2], 2, blocks=[0, 0, 1, 1, 2, 2])
 
 
-class TestPerClass:
-    @given(SIZES, st.integers(1, 2), SEEDS)
-    @settings(max_examples=50, deadline=None)
-    def test_exactly_k(self, sizes: list[int], k: int, seed: int) -> None:
-        targets = shuffled(sizes, seed)
-        chosen = per_class(targets, k, seed=seed)
-        assert (np.diff(chosen) > 0).all()
-        assert np.bincount(targets[chosen]).tolist() == [k] * len(sizes)
-
-    def test_from_different_blocks(self) -> None:
-        of = np.asarray([0] * 30 + [1, 2, 3] + [4] * 30)
-        for seed in range(10):
-            assert set(of[per_class(np.zeros(63, dtype=int), 5, blocks=of, seed=seed)]) == set(
-                range(5)
-            )
-
-    def test_multilabel(self) -> None:
-        targets = (np.random.default_rng(0).random((200, 3)) < [0.5, 0.3, 0.05]).astype(int)
-        chosen = per_class(targets, 4)
-        assert (targets[chosen].sum(0) >= 4).all()
-        assert len(chosen) <= 12
-
-    def test_too_few(self) -> None:
-        with pytest.raises(DataError, match="at least 3 images of every class, got 2 of class 1"):
-            per_class([0, 0, 0, 1, 1], 3)
-        with pytest.raises(UsageError, match="at least 1"):
-            per_class([0, 1], 0)
-
-
 def dataset(splits: list[str | None], groups: list[str | None] | None = None) -> Dataset:
     samples = tuple(
         Sample(
@@ -365,14 +342,14 @@ def dataset(splits: list[str | None], groups: list[str | None] | None = None) ->
 
 class TestAssign:
     def test_splits_what_has_none(self) -> None:
-        data = assign(dataset([None] * 50), test_fraction=0.2)
+        data = assign_splits(dataset([None] * 50), test_fraction=0.2)
         assert len(data.split("test")) == 10
         assert data.split("test").counts() == {"a": 5, "b": 5}
         assert "40 train, 10 test" in data.notes[-1]
 
     def test_groups_and_duplicates_stay_together(self) -> None:
         groups = [str(i // 4) for i in range(48)]
-        data = assign(dataset([None] * 48, groups), duplicates=[(0, 47), (9, 20)])
+        data = assign_splits(dataset([None] * 48, groups), duplicates=[(0, 47), (9, 20)])
         part = {i: s.split for i, s in enumerate(data.samples)}
         for i, sample in enumerate(data.samples):
             assert sample.split == part[i // 4 * 4]
@@ -383,26 +360,26 @@ class TestAssign:
     @pytest.mark.parametrize("others", [["val"], ["test"], ["val", "test"]])
     def test_the_author_knows_best(self, others: list[str]) -> None:
         data = dataset(["train", "train", *others, *others])
-        assert assign(data, duplicates=[(0, 2)]) is data
+        assert assign_splits(data, duplicates=[(0, 2)]) is data
 
     def test_train_alone_is_split(self) -> None:
-        data = assign(dataset(["train"] * 20))
+        data = assign_splits(dataset(["train"] * 20))
         assert len(data.split("test")) == 4
         assert "author's train part" in data.notes[-1]
 
     def test_refusals(self) -> None:
         with pytest.raises(DataError, match="got 1 of 3 without"):
-            assign(dataset(["train", "test", None]))
+            assign_splits(dataset(["train", "test", None]))
         with pytest.raises(DataError, match="part to train on, got test and val only"):
-            assign(dataset(["val", "test"]))
-        with pytest.raises(DataError, match="to have a label"):
-            assign(Dataset(samples=(Sample(image=b""),) * 2, classes=("a", "b")))
+            assign_splits(dataset(["val", "test"]))
+        with pytest.raises(DataError, match="Expected a label"):
+            assign_splits(Dataset(samples=(Sample(image=b""),) * 2, classes=("a", "b")))
 
 
 def test_quick_enough_for_100_000() -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(100, size=100_000)
-    of = blocks(100_000, rng.integers(30_000, size=100_000).tolist(), [(0, 1)])
+    of = find_blocks(100_000, rng.integers(30_000, size=100_000).tolist(), [(0, 1)])
     start = time.perf_counter()
     holdout(targets, fraction=0.2, blocks=of)
     kfold(targets, 5)
@@ -413,9 +390,9 @@ def test_quick_enough_for_100_000() -> None:
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
-        ((None, None), "got 1 of 'cat', 1 of 'dog'; do: add images."),
-        (("p1", "p2"), "got 1 of 'cat', 1 of 'dog'; do: add images."),
-        (("p1", "p1", "p2", "p2"), "2 of 'cat', 2 of 'dog', of each class all in one group"),
+        ((None, None), "got 1 of 'cat', 1 of 'dog'. Add images."),
+        (("p1", "p2"), "got 1 of 'cat', 1 of 'dog'. Add images."),
+        (("p1", "p1", "p2", "p2"), "2 of 'cat', 2 of 'dog', all images of a class in one group"),
     ],
 )
 def test_too_little_to_test_on_is_said_by_name(groups, said):
@@ -426,13 +403,13 @@ def test_too_little_to_test_on_is_said_by_name(groups, said):
         for label, group in zip(labels, groups, strict=True)
     )
     with pytest.raises(DataError) as caught:
-        assign(Dataset(samples=samples, classes=("cat", "dog")))
+        assign_splits(Dataset(samples=samples, classes=("cat", "dog")))
     assert said in str(caught.value)
 
 
 @given(st.integers(0, 200), st.integers(1, 50))
 def test_evenly_spread_places_are_distinct_and_in_range(count: int, limit: int) -> None:
-    places = evenly(count, limit)
+    places = evenly_spaced(count, limit)
     assert len(places) == len(set(places)) == min(count, limit)
     assert all(0 <= place < count for place in places)
     gaps = np.diff([*places, count])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headstart.data.splits import nested_fractions, repeats
+from headstart.data.splits import nested_fractions, repeated_splits
 from headstart.errors import UsageError
 
 
@@ -52,7 +52,7 @@ def test_every_label_of_a_multilabel_set_is_there() -> None:
 def test_repeats_keep_groups_whole_and_differ_by_seed(folds: int) -> None:
     targets = np.repeat([0, 1], 40)
     blocks = np.arange(80) // 4
-    found = list(repeats(targets, seeds=(0, 1), folds=folds, blocks=blocks))
+    found = list(repeated_splits(targets, seeds=(0, 1), folds=folds, blocks=blocks))
     assert len(found) == 2 * max(folds, 1)
     for one in found:
         assert sorted([*one.train, *one.test]) == list(range(80))
@@ -67,4 +67,4 @@ def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(UsageError, match="fractions"):
         nested_fractions([0, 1], (0.0, 1.0))
     with pytest.raises(UsageError, match="folds"):
-        list(repeats([0, 1], seeds=(0,), folds=1))
+        list(repeated_splits([0, 1], seeds=(0,), folds=1))

@@ -177,7 +177,7 @@ def test_no_training_images_are_refused():
 
 def test_no_neighbours_are_refused():
     train = directions(0), np.array([0])
-    with pytest.raises(UsageError, match="`k` to be at least 1, got 0"):
+    with pytest.raises(UsageError, match="`k` must be at least 1, got 0"):
         nearest_neighbour_baseline(train, train, np.array([True]), k=0)
 
 

@@ -22,7 +22,7 @@ from headstart.evaluation.classification import (
     evaluate,
     evaluate_probabilities,
 )
-from headstart.evaluation.summary import verdict
+from headstart.evaluation.summary import summarise
 from headstart.features.extractor import Extractor
 from headstart.metrics.confidence_intervals import (
     paired_proportion_difference,
@@ -145,7 +145,7 @@ def test_a_perfect_model_is_not_certain():
     for row in found.per_class:
         assert row.recall.low < 0.9
         assert row.precision.low < 0.9
-    assert "1.000 [0.940, 1.000]" in verdict(found)[0]
+    assert "interval: 94.0 % to 100.0 %" in summarise(found)[0]
 
 
 def test_a_class_that_is_missing_has_no_recall_and_does_not_count():
@@ -187,7 +187,7 @@ def test_one_or_two_images_are_enough_for_an_answer(n):
     for task in (PAIR, LABELS):
         found = judged(task, np.full((n, 2), 0.5), [0] * n if task is PAIR else [[0, 1]] * n)
         json.dumps(found.as_dict(), allow_nan=False)
-        assert len(verdict(found)) == 3  # how good, how wide, and which class nobody saw
+        assert len(summarise(found)) == 3  # how good, how wide, and which class nobody saw
 
 
 def test_no_images_are_refused():
@@ -210,7 +210,7 @@ def test_groups_widen_every_interval_of_clustered_images():
         assert b.high - b.low > 1.5 * (a.high - a.low), name
     for a, b in zip(alone.per_class, grouped.per_class, strict=True):
         assert b.recall.high - b.recall.low > a.recall.high - a.recall.low
-    assert "in 20 groups" in verdict(grouped)[0]
+    assert "in 20 groups" in summarise(grouped)[0]
 
 
 def test_groups_of_one_change_nothing_but_the_method():
@@ -260,7 +260,7 @@ def test_everything_said_survives_strict_json():
     assert document["images"] == 100
     assert document["groups"] is None
     assert next(iter(document["metrics"])) == "accuracy"
-    assert document["baselines"][0]["distinguishable"] is False
+    assert document["baselines"][0]["significant"] is False
     assert document["confusion"] == [[60, 40], [0, 0]]
 
 
@@ -312,7 +312,9 @@ def test_data_of_another_task_are_refused(model, extractor):
     boxes = Boxes(corners=((0, 0, 9, 9),), labels=("ant",))
     samples = tuple(replace(sample, target=boxes) for sample in images(["ant"]))
     data = Dataset(samples=samples, classes=("ant",), kind="detection")
-    with pytest.raises(DataError, match=r"Expected data for multiclass.*got detection"):
+    with pytest.raises(
+        DataError, match=r"The model is for multiclass, but the data are for detection"
+    ):
         evaluate(model, data, extractor=extractor)
 
 
@@ -369,18 +371,18 @@ def no_features(*_):
     [
         (Dataset(samples=(), classes=("ant",)), "at least one image"),
         (Dataset(samples=images(["ant", "dog"]), classes=("ant", "dog", "eel")), r"\['dog'\]"),
-        (Dataset(samples=images(["ant", None]), classes=("ant",)), "to have a label"),
+        (Dataset(samples=images(["ant", None]), classes=("ant",)), "a label for every image"),
         (
             Dataset(
                 samples=images([("ant", "bee"), ("bee",)]),
                 classes=("ant", "bee"),
                 kind="multilabel",
             ),
-            "one class an image",
+            "one class per image",
         ),
         (
             Dataset(samples=images([()]), classes=("ant", "bee"), kind="multilabel"),
-            "one class an image",
+            "one class per image",
         ),
     ],
 )
@@ -398,7 +400,7 @@ def test_images_that_do_not_fit_are_refused_before_work(
 
 def test_a_model_without_a_head_is_refused(model, extractor):
     data = Dataset(samples=images(["ant"]), classes=("ant",))
-    with pytest.raises(UsageError, match="without a head"):
+    with pytest.raises(UsageError, match="no head"):
         evaluate(replace(model, head=None), data, extractor=extractor)
 
 
@@ -425,12 +427,12 @@ def test_a_threshold_is_held_against_the_judged_images():
     told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert told["abstention"]["coverage"]["value"] == kept.mean()
     assert 0 < told["aurc"] < np.mean(~correct[:200])
-    assert found.abstention.sentence() in verdict(found)
+    assert found.abstention.sentence() in summarise(found)
 
 
 def test_without_a_wanted_risk_nothing_is_said_of_abstaining():
     found = judged(PAIR, [[0.9, 0.1], [0.2, 0.8]], [0, 1])
     assert found.abstention is None
     assert found.as_dict()["abstention"] is None
-    assert not any("bstain" in sentence for sentence in verdict(found))
+    assert not any("bstain" in sentence for sentence in summarise(found))
     assert judged(LABELS, [[0.9, 0.1]], [[1, 0]]).as_dict()["aurc"] is None

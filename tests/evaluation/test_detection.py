@@ -17,11 +17,11 @@ from headstart.errors import DataError, UnknownNameError
 from headstart.evaluation.classification import evaluate
 from headstart.evaluation.detection import (
     TITLES,
+    class_indices,
     evaluate_boxes,
     evaluate_detections,
-    places,
 )
-from headstart.evaluation.transfer_gain import judge
+from headstart.evaluation.transfer_gain import evaluate_with_transfer_gain
 from headstart.features.extractor import Extractor
 from headstart.metrics import detection as box_metrics
 from headstart.models.build import create_model
@@ -44,7 +44,7 @@ def found(name, boxes, scores, labels, size=(200, 160)):
 
 def perfect(truths, classes=CLASSES):
     return [
-        found(f"{i}.png", t.array(), np.full(len(t.labels), 0.9), places(t, classes))
+        found(f"{i}.png", t.array(), np.full(len(t.labels), 0.9), class_indices(t, classes))
         for i, t in enumerate(truths)
     ]
 
@@ -83,7 +83,7 @@ def test_the_numbers_are_those_of_the_metrics():
     truths, detections = drawn()
     one = evaluate_detections(TASK, detections, truths)
     plain = [(d.boxes, d.scores, d.labels) for d in detections]
-    there = [(t.array(), places(t, CLASSES), t.is_hard()) for t in truths]
+    there = [(t.array(), class_indices(t, CLASSES), t.is_hard()) for t in truths]
     matches = box_metrics.match_boxes(plain, there, 2)
     for name, value in box_metrics.box_scores(matches).items():
         if np.isnan(value):
@@ -284,7 +284,7 @@ def test_a_model_is_judged_by_what_it_finds(model, extractor):
     one = evaluate(model, data(), extractor=extractor)
     again = detect(model.backbone, model.head, data().samples, device="cpu")
     assert one.names == tuple(sample.name for sample in data().samples)
-    for mine, other in zip(one.found, again, strict=True):
+    for mine, other in zip(one.detections, again, strict=True):
         np.testing.assert_allclose(mine.boxes, other.boxes, atol=1e-3)
     assert one.task == model.task
 
@@ -296,7 +296,7 @@ def test_classes_are_matched_by_name(model, extractor):
 
 
 def test_what_the_model_cannot_know_is_refused(model, extractor):
-    with pytest.raises(DataError, match="got also \\['cone'\\]"):
+    with pytest.raises(DataError, match="does not know the classes \\['cone'\\]"):
         evaluate(
             model, data(classes=(*CLASSES, "cone"), labels=("disc", "cone")), extractor=extractor
         )
@@ -305,24 +305,24 @@ def test_what_the_model_cannot_know_is_refused(model, extractor):
     classes = Dataset(
         samples=(Sample(image=np.zeros((9, 9, 3)), target="disc"),), classes=("disc",)
     )
-    with pytest.raises(DataError, match="Expected data for detection"):
+    with pytest.raises(DataError, match="The model is for detection"):
         evaluate(model, classes, extractor=extractor)
     without = replace(data(), samples=(replace(data().samples[0], target=None),))
-    with pytest.raises(DataError, match="to have boxes"):
+    with pytest.raises(DataError, match="has no boxes"):
         evaluate_boxes(model, without, device="cpu")
     with pytest.raises(UnknownNameError, match="cone"):
         evaluate_boxes(model, data(labels=("disc", "cone")), device="cpu")
 
 
 def test_judging_has_no_probe_and_tells_what_was_forgotten(model, extractor):
-    same, one = judge(model, model, (data(), data()), extractor=extractor)
+    same, one = evaluate_with_transfer_gain(model, model, (data(), data()), extractor=extractor)
     assert same is model
     assert one.baselines == ()
     state = {
         k: v + 0.1 if k.endswith("conv1.weight") else v for k, v in model.backbone.state.items()
     }
     moved = replace(model, backbone=replace(model.backbone, state=state))
-    told, _ = judge(model, moved, (data(), data()), extractor=extractor)
+    told, _ = evaluate_with_transfer_gain(model, moved, (data(), data()), extractor=extractor)
     changed = [row["relative_weight_change"] for row in told.record["forgetting"]["stages"]]
     assert max(changed) > 0
     assert "target_gain" not in told.record

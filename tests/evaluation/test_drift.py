@@ -13,7 +13,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, UsageError
-from headstart.evaluation.drift import linear_cka, mean_cosine, measure
+from headstart.evaluation.drift import linear_cka, mean_cosine, measure_drift
 
 SMALL = Preprocess(
     resize=40, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -143,7 +143,7 @@ def test_equal_backbones_have_not_drifted(name, monkeypatch):
     backbone = make_backbone(name)
     assert backbone.module.stages
     monkeypatch.setattr("headstart.evaluation.drift.load_batch", lambda *a: pytest.fail("ran"))
-    found = measure(backbone, moved(backbone, prefixes=("nothing",)), images(3))
+    found = measure_drift(backbone, moved(backbone, prefixes=("nothing",)), images(3))
     assert [one.stage for one in found.stages] == [s.name for s in backbone.module.stages]
     assert {numbers(one) for one in found.stages} == {(1.0, 1.0, 0.0)}
 
@@ -158,7 +158,7 @@ LAST = {
 @pytest.mark.parametrize("name", LAST)
 def test_only_the_stage_that_moved_has_drifted(name):
     backbone = make_backbone(name)
-    found = measure(backbone, moved(backbone, LAST[name]), images())
+    found = measure_drift(backbone, moved(backbone, LAST[name]), images())
     *earlier, last = map(numbers, found.stages)
     assert set(earlier) == {(1.0, 1.0, 0.0)}
     assert last[0] < 1
@@ -167,7 +167,7 @@ def test_only_the_stage_that_moved_has_drifted(name):
 
 
 def test_what_comes_behind_a_moved_stage_drifts_without_moving():
-    found = measure(RESNET, moved(RESNET, "layer2"), images())
+    found = measure_drift(RESNET, moved(RESNET, "layer2"), images())
     stages = {one.stage: one for one in found.stages}
     assert numbers(stages["layer1"]) == (1, 1, 0)
     assert stages["layer2"].relative_weight_change > 0
@@ -180,21 +180,22 @@ def test_statistics_alone_make_drift_but_no_change_of_weights():
         k: v * torch.linspace(1, 9, len(v)) if k.endswith("running_var") else v
         for k, v in RESNET.state.items()
     }
-    last = measure(RESNET, replace(RESNET, state=state), images()).stages[-1]
+    last = measure_drift(RESNET, replace(RESNET, state=state), images()).stages[-1]
     assert last.relative_weight_change == 0
     assert last.cosine < 0.999
 
 
 def test_a_counter_of_batches_is_no_drift():
     counted = {k: v + 1 if k.endswith("tracked") else v for k, v in RESNET.state.items()}
-    found = measure(RESNET, replace(RESNET, state=counted), images(2))
+    found = measure_drift(RESNET, replace(RESNET, state=counted), images(2))
     assert {numbers(one) for one in found.stages} == {(1.0, 1.0, 0.0)}
 
 
 def test_larger_moves_drift_further():
     scales = (0, 0.5, 1, 2)
     last = [
-        measure(RESNET, moved(RESNET, "layer4", scale), images()).stages[-1] for scale in scales
+        measure_drift(RESNET, moved(RESNET, "layer4", scale), images()).stages[-1]
+        for scale in scales
     ]
     assert numbers(last[0]) == (1, 1, 0)
     for nearer, farther in pairwise(last):
@@ -208,7 +209,7 @@ def test_the_change_of_weights_is_its_formula():
     names = [k for k in RESNET.state if k.startswith("layer4") and k.endswith(("weight", "bias"))]
     old = torch.cat([RESNET.state[k].flatten() for k in names])
     new = torch.cat([after.state[k].flatten() for k in names])
-    last = measure(RESNET, after, images(2)).stages[-1]
+    last = measure_drift(RESNET, after, images(2)).stages[-1]
     assert last.relative_weight_change == pytest.approx(float((new - old).norm() / old.norm()))
 
 
@@ -237,7 +238,7 @@ def test_measured_is_what_the_librarys_own_network_gives(batch):
     (kept0, logits0), (kept1, logits1) = hand_made(RESNET, samples), hand_made(after, samples)
     before_class, after_class = logits0.argmax(1), logits1.argmax(1)
     labels = [int(c) for c in np.where(np.arange(13) < 9, before_class, (before_class + 1) % 10)]
-    found = measure(RESNET, after, samples, labels=labels, batch=batch)
+    found = measure_drift(RESNET, after, samples, labels=labels, batch=batch)
     for one, a, b in zip(found.stages, kept0, kept1, strict=True):
         assert one.cka == pytest.approx(direct_cka(*map(np.float64, (a, b))), abs=1e-4)
         assert one.cosine == pytest.approx(mean_cosine(a, b), abs=1e-4)
@@ -254,32 +255,32 @@ def test_measured_is_what_the_librarys_own_network_gives(batch):
 
 def test_a_head_that_is_given_comes_before_the_one_in_the_weights():
     after, other = moved(RESNET, "layer4", 2), linear("fc", 96, classes=2, seed=5)
-    mine = measure(RESNET, after, images())
-    given = measure(RESNET, after, images(), old_head=other)
-    swapped = measure(replace(RESNET, state=dict(RESNET.state) | other), after, images())
+    mine = measure_drift(RESNET, after, images())
+    given = measure_drift(RESNET, after, images(), old_head=other)
+    swapped = measure_drift(replace(RESNET, state=dict(RESNET.state) | other), after, images())
     assert given == swapped != mine
     no_bias = {"fc.weight": other["fc.weight"]}
     zero = no_bias | {"fc.bias": torch.zeros(2)}
-    assert measure(RESNET, after, images(), old_head=no_bias) == measure(
+    assert measure_drift(RESNET, after, images(), old_head=no_bias) == measure_drift(
         RESNET, after, images(), old_head=zero
     )
 
 
 def test_a_backbone_that_has_not_moved_is_asked_only_where_the_truth_is_known():
-    agreed = measure(RESNET, RESNET, images()).source
+    agreed = measure_drift(RESNET, RESNET, images()).source
     assert (agreed.agreement.value, agreed.before, agreed.change) == (1.0, None, None)
     _, logits = hand_made(RESNET, images())
     labels = logits.argmax(1).tolist()
-    told = measure(RESNET, RESNET, images(), labels=labels).source
+    told = measure_drift(RESNET, RESNET, images(), labels=labels).source
     assert told.before.value == told.after.value == 1.0
     assert told.change.interval.value == 0.0
 
 
 def test_images_of_one_group_count_as_one():
     after = moved(RESNET, "layer4", 0.01)
-    alone = measure(RESNET, after, images()).source.agreement
+    alone = measure_drift(RESNET, after, images()).source.agreement
     twins = [replace(sample, group=f"{i // 6}") for i, sample in enumerate(images())]
-    together = measure(RESNET, after, twins).source.agreement
+    together = measure_drift(RESNET, after, twins).source.agreement
     assert together.value == alone.value
     assert together.low < alone.low
 
@@ -287,13 +288,13 @@ def test_images_of_one_group_count_as_one():
 def test_a_limit_draws_by_the_seed_alone():
     after, samples = moved(RESNET, "layer4"), images(30)
     np.random.seed(0)  # noqa: NPY002 - must not matter
-    first = measure(RESNET, after, samples, limit=6, seed=3)
+    first = measure_drift(RESNET, after, samples, limit=6, seed=3)
     np.random.seed(1)  # noqa: NPY002
-    assert first == measure(RESNET, after, samples, limit=6, seed=3)
+    assert first == measure_drift(RESNET, after, samples, limit=6, seed=3)
     assert first.images == 6
-    assert first != measure(RESNET, after, samples, limit=6, seed=4)
+    assert first != measure_drift(RESNET, after, samples, limit=6, seed=4)
     labels = list(range(10)) * 3
-    assert measure(RESNET, after, samples, labels=labels, limit=6).source.before is not None
+    assert measure_drift(RESNET, after, samples, labels=labels, limit=6).source.before is not None
 
 
 VGG = {
@@ -315,7 +316,7 @@ VGG = {
     ids=["none", "deep", "wide", "auxiliary"],
 )
 def test_a_head_that_cannot_be_run_is_said_to_be_so(head, reason):
-    found = measure(RESNET, moved(RESNET, "layer4"), images(3), old_head=head)
+    found = measure_drift(RESNET, moved(RESNET, "layer4"), images(3), old_head=head)
     assert found.source is None
     assert reason in found.note
     assert found.stages[-1].cosine < 1
@@ -324,7 +325,7 @@ def test_a_head_that_cannot_be_run_is_said_to_be_so(head, reason):
 def test_the_second_classifier_of_inception_is_not_asked():
     after, head = moved(RESNET, "layer4"), linear("fc", 96)
     aside = {"AuxLogits.fc.weight": torch.zeros(10, 96), "AuxLogits.fc.bias": torch.zeros(10)}
-    assert measure(RESNET, after, images(3), old_head=head | aside) == measure(
+    assert measure_drift(RESNET, after, images(3), old_head=head | aside) == measure_drift(
         RESNET, after, images(3), old_head=head
     )
 
@@ -335,7 +336,7 @@ def test_the_second_classifier_of_inception_is_not_asked():
         ({"samples": []}, DataError, "at least one image"),
         ({"batch": 0}, UsageError, "`batch` and `limit`"),
         ({"limit": 0}, UsageError, "`batch` and `limit`"),
-        ({"labels": [1]}, UsageError, "a label for each of 2"),
+        ({"labels": [1]}, UsageError, "one label for each of 2"),
         ({"labels": [0, 10]}, UsageError, "from 0 to 9"),
         ({"labels": [-1, 0]}, UsageError, "from 0 to 9"),
         ({"after": make_backbone("timm/test_efficientnet")}, UsageError, "one architecture"),
@@ -345,12 +346,12 @@ def test_the_second_classifier_of_inception_is_not_asked():
 def test_what_cannot_be_measured_is_refused(change, error, said):
     arguments = {"before": RESNET, "after": RESNET, "samples": images(2)} | change
     with pytest.raises(error, match=said):
-        measure(**arguments)
+        measure_drift(**arguments)
 
 
 def test_measuring_changes_neither_backbone():
     after = moved(RESNET, "layer4")
     prints = [backbone.fingerprint for backbone in (RESNET, after)]
-    measure(RESNET, after, images(3))
+    measure_drift(RESNET, after, images(3))
     again = [replace(backbone).fingerprint for backbone in (RESNET, after)]
     assert prints == again

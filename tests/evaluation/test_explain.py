@@ -161,7 +161,7 @@ def model(backbone):
 
 def told(model, images, **options):
     samples = [Sample(image=one) for one in images]
-    return list(explain(model, samples, wanted_device="cpu", **options))
+    return list(explain(model, samples, device_name="cpu", **options))
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "occlusion"])
@@ -169,7 +169,7 @@ def test_the_heat_is_where_the_object_is(model, method):
     corners = list(CORNERS)[method == "occlusion" :: 1 + (method == "occlusion")]  # it is slow
     found = told(model, [planted(corner, 9) for corner in corners], method=method)
     for one, (down, across) in zip(found, map(CORNERS.get, corners), strict=True):
-        assert one.answer == one.label == "square"
+        assert one.prediction == one.label == "square"
         assert one.probability > 0.8
         heat = np.maximum(one.heat, 0)
         rows, columns = heat.shape
@@ -198,13 +198,13 @@ def test_probabilities_are_those_of_predict(model):
     images = [planted(corner, 5) for corner in (*CORNERS, None)]
     said = model.predict(images, engine="fp32", device="cpu")
     for one, other in zip(told(model, images), said, strict=True):
-        assert one.answer == other.label
+        assert one.prediction == other.label
         assert one.probability == pytest.approx(other.probability, abs=1e-4)
 
 
 def test_a_class_may_be_named_that_is_not_the_answer(model):
     [one] = told(model, [planted("top left")], label="nothing")
-    assert (one.label, one.answer) == ("nothing", "square")
+    assert (one.label, one.prediction) == ("nothing", "square")
     assert one.probability < 0.2
 
 
@@ -226,7 +226,7 @@ def test_of_several_labels_the_likeliest_is_explained_unless_one_is_named(model)
         model, task=ClassificationTask(classes=("empty", "square"), kind="multilabel")
     )
     [one] = told(several, [planted("top left")])
-    assert one.label == one.answer == "square"
+    assert one.label == one.prediction == "square"
     [other] = told(several, [planted("top left")], label="empty")
     assert other.probability < 0.5
 
@@ -234,7 +234,7 @@ def test_of_several_labels_the_likeliest_is_explained_unless_one_is_named(model)
 def test_more_images_than_a_batch_come_in_order(model):
     images = [planted("top left" if i % 3 else None, i) for i in range(19)]
     found = told(model, images)
-    assert [one.answer == "square" for one in found] == [bool(i % 3) for i in range(19)]
+    assert [one.prediction == "square" for one in found] == [bool(i % 3) for i in range(19)]
 
 
 def test_tokens_have_no_maps_but_can_be_covered():
@@ -260,7 +260,7 @@ def test_what_cannot_be_explained_is_refused(model):
         told(model, [planted(None)], label="sqare")
     with pytest.raises(UsageError, match="--format overlay"):
         told(replace(model, task=DetectionTask(classes=("a",))), [planted(None)])
-    with pytest.raises(UsageError, match="fit it first"):
+    with pytest.raises(UsageError, match="Fit it first"):
         told(replace(model, head=None), [planted(None)])
     with pytest.raises(UnreadableImageError):
         told(model, [b"no image"])

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from headstart.errors import UsageError
+from headstart.evaluation.baselines import format_percent
 from headstart.evaluation.forgetting import (
     Forgetting,
     SourceChange,
     StageDrift,
-    sentences,
+    summarise_forgetting,
 )
 from headstart.metrics.confidence_intervals import (
     Interval,
@@ -55,7 +56,7 @@ def test_numbers_that_are_none_stay_none():
     assert math.isnan(again.stages[0].cka)
     assert math.isnan(again.source.agreement.high)
     assert again.as_dict() == plain
-    assert "nan" not in " ".join(sentences(again))
+    assert "nan" not in " ".join(summarise_forgetting(again))
 
 
 @pytest.mark.parametrize(
@@ -71,37 +72,49 @@ def test_numbers_that_are_none_stay_none():
     ids=str,
 )
 def test_a_damaged_record_is_refused(damage):
-    with pytest.raises(UsageError, match="Expected a record of forgetting"):
+    with pytest.raises(UsageError, match="record of forgetting"):
         Forgetting.from_dict(FULL.as_dict() | damage)
 
 
 def test_sentences_say_gain_loss_and_place():
     gain = Interval(value=0.021, low=0.001, high=0.041, method="")
-    target, agreement, accuracy, stages = sentences(FULL, gain)
-    assert target == "Target +0.021 [+0.001, +0.041]."
-    assert f"answers {FULL.source.agreement} of 100 images as before" in agreement
-    assert accuracy.startswith("Source accuracy -0.200 [")
-    assert "not distinguishable" not in accuracy
-    assert f"{FULL.source.before} before, {FULL.source.after} after" in accuracy
-    assert "Unmoved: stem;" in stages
-    assert "layer2, CKA 0.600, cosine 0.700, weights changed by 25.0 %" in stages
+    target, agreement, accuracy, stages = summarise_forgetting(FULL, gain)
+    assert target == "Transfer gain over the linear probe: +2.1 points [0.1, 4.1]."
+    count = round(100 * FULL.source.agreement.value)
+    assert f"gives the same answer for {count} of 100 images" in agreement
+    assert accuracy.startswith("Its accuracy changes by -20.0 points [")
+    assert "not significant" not in accuracy
+    before, after = format_percent(FULL.source.before), format_percent(FULL.source.after)
+    assert f"{before} before, {after} after" in accuracy
+    assert stages.endswith("Unchanged: stem.")
+    assert "layer2 (CKA 0.600, cosine 0.700, weights changed by 25.0 %)" in stages
 
 
 def test_a_loss_within_chance_is_called_so():
-    told = sentences(replace(FULL, source=source(80, 79)))
-    assert "not distinguishable from none" in told[1]
+    told = summarise_forgetting(replace(FULL, source=source(80, 79)))
+    assert "(not significant)" in told[1]
 
 
 def test_without_a_classifier_the_reason_is_given():
-    assert sentences(BARE) == ("No classifier is there.", "No stage of the backbone has moved.")
+    assert summarise_forgetting(BARE) == (
+        "No classifier is there.",
+        "No stage of the backbone has changed.",
+    )
 
 
 def test_where_every_stage_moved_none_is_called_unmoved():
-    told = sentences(Forgetting(stages=(LAYER1, LAYER2), source=None, images=1))
+    told = summarise_forgetting(Forgetting(stages=(LAYER1, LAYER2), source=None, images=1))
     assert len(told) == 1
-    assert told[0].startswith("Most moved: layer2")
+    assert told[0].startswith("Changed most: layer2")
 
 
 def test_unknown_bounds_of_the_gain_are_unknown():
     gain = Interval(value=0.5, low=math.nan, high=math.nan, method="")
-    assert sentences(FULL, gain)[0] == "Target +0.500 [unknown]."
+    assert summarise_forgetting(FULL, gain)[0].endswith("+50.0 points [unknown].")
+
+
+def test_a_record_of_an_older_folder_is_read():
+    record = FULL.as_dict()
+    change = record["source"]["change"]
+    change["distinguishable"] = change.pop("significant")
+    assert Forgetting.from_dict(record) == FULL

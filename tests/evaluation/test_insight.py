@@ -21,7 +21,7 @@ from headstart.cache import Cache
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.prepare import Prepared, prepare
+from headstart.data.prepare import PreparedData, prepare
 from headstart.errors import SetupError, UnknownNameError
 from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.insight import ASPECTS, Diagnostics, diagnose
@@ -47,7 +47,7 @@ class Shelf:
 class Setting:
     """All that is looked into, and the numbers that it was made of."""
 
-    prepared: Prepared
+    prepared: PreparedData
     values: np.ndarray[Any, Any]
     targets: np.ndarray[Any, Any]
     correct: np.ndarray[Any, Any]
@@ -116,7 +116,7 @@ def setting(
         ImageRecord(digest=str(i), width=10 + i, height=10, format="PNG") for i in range(n)
     )
     return Setting(
-        prepared=Prepared(data=data, records=records, findings=()),
+        prepared=PreparedData(data=data, records=records, findings=()),
         values=values.astype(np.float32),
         targets=targets,
         correct=np.arange(test) % 5 != 0,
@@ -153,7 +153,7 @@ def test_planted_wrong_labels_come_first() -> None:
     assert found.labels_in_doubt in range(1, 7)  # a rough count: the mean chance sets its bar
     first = found.label_errors[0]
     assert first.likely == f"class {first.row % 3}"
-    assert first.given == f"class {(first.row + 1) % 3}"
+    assert first.label == f"class {(first.row + 1) % 3}"
     assert first.part == ("train" if first.row < 90 else "test")
     scores = [one.score for one in found.label_errors]
     assert scores == sorted(scores, reverse=True)

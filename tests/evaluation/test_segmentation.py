@@ -25,13 +25,13 @@ from headstart.evaluation.segmentation import (
     evaluate_masks,
     true_mask,
 )
-from headstart.evaluation.transfer_gain import judge
+from headstart.evaluation.transfer_gain import evaluate_with_transfer_gain
 from headstart.features.extractor import Extractor
 from headstart.metrics import segmentation as metrics
 from headstart.models.build import create_model
 from headstart.models.inference import segment
 from headstart.models.tasks import SegmentationTask
-from headstart.reports.predictions import answer_files
+from headstart.reports.predictions import render_predictions
 
 CLASSES = ("ground", "leaf", "stem")
 TASK = SegmentationTask(classes=CLASSES)
@@ -100,7 +100,7 @@ def test_a_perfect_model_gets_one_and_has_no_worst_image():
     one = judged([(true, true) for _, true in ((s, np.where(t == 255, 0, t)) for s, t in drawn())])
     assert all(interval.value == 1.0 for interval in one.metrics.values())
     assert one.worst(10) == []
-    assert one.baselines[0].lead.distinguishable
+    assert one.baselines[0].lead.significant
 
 
 def test_the_order_of_images_decides_nothing():
@@ -133,10 +133,10 @@ def test_one_class_everywhere_stands_beside_the_model():
         assert baseline.accuracy.value == pytest.approx(constant.metrics[name].value)
         lead = one.metrics[name].value - constant.metrics[name].value
         assert baseline.lead.interval.value == pytest.approx(lead)
-        assert baseline.lead.distinguishable
+        assert baseline.lead.significant
     same = constant.baselines[0].lead
     assert same.interval.value == 0
-    assert not same.distinguishable
+    assert not same.significant
 
 
 def test_classes_that_are_nowhere_have_no_number():
@@ -164,7 +164,7 @@ def test_whole_groups_are_resampled():
 def test_the_file_of_answers_has_every_images_scores():
     true = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
     half = np.array([[0, 0, 0, 1]] * 4, dtype=np.uint8)
-    files = answer_files(judged([(half, true), (true, true)], names=("a,b.png", "c.png")))
+    files = render_predictions(judged([(half, true), (true, true)], names=("a,b.png", "c.png")))
     assert list(files) == ["predictions.csv"]
     rows = list(csv.DictReader(io.StringIO(files["predictions.csv"])))
     assert [row["image"] for row in rows] == ["a,b.png", "c.png"]
@@ -241,13 +241,13 @@ def test_masks_turn_with_their_image(tmp_path):
 
 def test_what_the_model_cannot_know_is_refused(model, extractor):
     foreign = data(palette=Palette(codes=((0, "ground"), (1, "leaf"), (2, "flower"))))
-    with pytest.raises(DataError, match="got also \\['flower'\\]"):
+    with pytest.raises(DataError, match="does not know the classes \\['flower'\\]"):
         evaluate(model, foreign, extractor=extractor)
     with pytest.raises(UnknownNameError, match="flower"):
         evaluate_masks(model, foreign, device="cpu")
     first = data().samples[0]
     without = replace(data(), samples=(replace(first, target=None),))
-    with pytest.raises(DataError, match="to have a mask"):
+    with pytest.raises(DataError, match="has no mask"):
         evaluate_masks(model, without, device="cpu")
     small = Mask(source=np.zeros((5, 5), np.uint8), palette=PALETTE)
     with pytest.raises(DataError, match="image's size"):
@@ -261,7 +261,7 @@ def test_judging_tells_what_was_forgotten(model, extractor):
         k: v + 0.1 if k.endswith("conv1.weight") else v for k, v in model.backbone.state.items()
     }
     moved = replace(model, backbone=replace(model.backbone, state=state))
-    told, one = judge(model, moved, (data(), data()), extractor=extractor)
+    told, one = evaluate_with_transfer_gain(model, moved, (data(), data()), extractor=extractor)
     changed = [row["relative_weight_change"] for row in told.record["forgetting"]["stages"]]
     assert max(changed) > 0
     assert one.task == TASK

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import fisher_exact, t, ttest_ind, ttest_rel
 
 from headstart.errors import UsageError
-from headstart.evaluation.slices import FEWEST, compare_slices, size_thirds
+from headstart.evaluation.slices import MIN_SLICE_IMAGES, compare_slices, size_thirds
 from headstart.metrics.confidence_intervals import proportion_interval
 
 
@@ -20,7 +20,7 @@ def test_two_slices_are_fishers_test_corrected() -> None:
     assert [one.p_value for one in found] == pytest.approx([2 * exact] * 2)  # Holm, two alike
     assert found[0].score == proportion_interval(right[:20])
     assert (found[0].rest, found[1].rest) == (0.4, 0.9)
-    assert all(one.distinguishable for one in found)
+    assert all(one.significant for one in found)
 
 
 def test_numbers_are_a_t_test() -> None:
@@ -43,8 +43,8 @@ def test_groups_that_answer_as_one_are_one_witness() -> None:
     groups = np.repeat(np.arange(4), 10)
     right = groups < 2
     cut = {"class": ["a"] * 20 + ["b"] * 20}
-    assert all(one.distinguishable for one in compare_slices(right, cut))
-    assert not any(one.distinguishable for one in compare_slices(right, cut, groups=groups))
+    assert all(one.significant for one in compare_slices(right, cut))
+    assert not any(one.significant for one in compare_slices(right, cut, groups=groups))
 
 
 def test_groups_of_equal_shares_are_alike_whatever_the_rounding() -> None:
@@ -109,16 +109,16 @@ def test_one_group_is_held_against_the_rest_by_its_images() -> None:
     groups = np.repeat(np.arange(10), 6)
     cut = {"group": [str(group) for group in groups]}
     found = compare_slices(groups != 9, cut, groups=groups)
-    assert [one.distinguishable for one in found] == [False] * 9 + [True]
+    assert [one.significant for one in found] == [False] * 9 + [True]
 
 
 def test_too_few_images_are_not_tested() -> None:
-    right = np.array([False] * (FEWEST - 1) + [True] * 50)
-    found = compare_slices(right, {"class": ["a"] * (FEWEST - 1) + ["b"] * 50})
-    assert all(math.isnan(one.p_value) and not one.distinguishable for one in found)
+    right = np.array([False] * (MIN_SLICE_IMAGES - 1) + [True] * 50)
+    found = compare_slices(right, {"class": ["a"] * (MIN_SLICE_IMAGES - 1) + ["b"] * 50})
+    assert all(math.isnan(one.p_value) and not one.significant for one in found)
     assert found[0].as_dict()["p_value"] is None
-    enough = compare_slices(np.r_[False, right], {"class": ["a"] * FEWEST + ["b"] * 50})
-    assert all(one.distinguishable for one in enough)
+    enough = compare_slices(np.r_[False, right], {"class": ["a"] * MIN_SLICE_IMAGES + ["b"] * 50})
+    assert all(one.significant for one in enough)
 
 
 def test_chance_is_rarely_called_a_difference() -> None:
@@ -130,7 +130,7 @@ def test_chance_is_rarely_called_a_difference() -> None:
         right = rng.uniform(size=60) < level[groups]
         cut = {"class": [("a", "b", "c")[group % 3] for group in groups]}
         found = compare_slices(right, cut, groups=groups)
-        alarms += any(one.distinguishable for one in found)
+        alarms += any(one.significant for one in found)
     assert alarms <= 20  # 5 in 100 are meant; 10 would be far beyond chance
 
 
@@ -142,7 +142,7 @@ def test_thirds_of_sizes() -> None:
     assert size_thirds([]) == []
     two = size_thirds([(5, 5)] * 8 + [(9, 9)] * 2)
     assert two == ["small, up to 25 pixels"] * 8 + ["large, above 25 pixels"] * 2
-    three = [f"{word} pixels" for word in ("small, up to 4", "middling, up to 9", "large, above 9")]
+    three = [f"{word} pixels" for word in ("small, up to 4", "medium, up to 9", "large, above 9")]
     assert size_thirds([(4, 4), (3, 3), (2, 2), (0, 5)]) == [*three[::-1], None]
     assert size_thirds([(0, 0), (0, 0)]) == [None, None]
     assert size_thirds([(3, 3), (3, 3)]) == [None, None]

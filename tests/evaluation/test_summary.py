@@ -1,4 +1,4 @@
-"""The words say what the intervals say, and nothing more."""
+"""The summary states what the intervals show."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from headstart.evaluation.baselines import Baseline
 from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.detection import evaluate_detections
 from headstart.evaluation.segmentation import PixelCounts, evaluate_counts
-from headstart.evaluation.summary import verdict
+from headstart.evaluation.summary import summarise
 from headstart.metrics.confidence_intervals import (
     Difference,
     Interval,
@@ -39,30 +39,30 @@ def baseline(model, other, groups=None):
 
 
 def told_lead(model_right, baseline_right, n=100):
-    """Verdict on a model that is right in so many images, beside a baseline."""
+    """Compare a model that is right in so many images with a baseline."""
     model, other = np.arange(n) < model_right, np.arange(n) >= n - baseline_right
     chances = np.where(model[:, None], [[0.9, 0.1]], [[0.1, 0.9]])
     found = judged(PAIR, chances, np.zeros(n, dtype=int), baselines=(baseline(model, other),))
-    return found, verdict(found)[1]
+    return found, summarise(found)[1]
 
 
-PHRASES = ("cannot be distinguished", "is better", "IS WORSE")
+PHRASES = ("no significant difference", "Better than", "WORSE than")
 
 
 @pytest.mark.parametrize(
     ("right", "other", "phrase"),
-    [(95, 50, "is better"), (50, 95, "IS WORSE"), (60, 58, "cannot be distinguished")],
+    [(95, 50, "Better than"), (50, 95, "WORSE than"), (60, 58, "no significant difference")],
 )
-def test_the_verdict_says_what_the_paired_interval_says(right, other, phrase):
+def test_the_summary_agrees_with_the_paired_interval(right, other, phrase):
     found, sentence = told_lead(right, other)
     assert [p for p in PHRASES if p in sentence] == [phrase]
     lead = found.baselines[0].lead
     assert lead.interval.value == pytest.approx((right - other) / 100)
-    assert lead.distinguishable is (phrase != "cannot be distinguished")
-    assert f"{lead.interval.value:+.3f}" in sentence
+    assert lead.significant is (phrase != "no significant difference")
+    assert f"{100 * lead.interval.value:+.1f} points" in sentence
 
 
-def test_the_verdict_follows_the_interval_over_the_whole_range():
+def test_the_summary_follows_the_interval_over_the_whole_range():
     for right in range(30, 71, 2):
         found, sentence = told_lead(right, 50)
         interval = found.baselines[0].lead.interval
@@ -70,45 +70,46 @@ def test_the_verdict_follows_the_interval_over_the_whole_range():
         assert [p for p in PHRASES if p in sentence] == [expected], right
 
 
-def test_few_witnesses_distinguish_nothing():
+def test_few_images_show_no_significant_difference():
     lead = Difference(
-        interval=Interval(value=0.5, low=0.1, high=0.9, method="test"), distinguishable=False
+        interval=Interval(value=0.5, low=0.1, high=0.9, method="test"), significant=False
     )
     one = Baseline(name="rule", accuracy=wilson_interval(2, 4), lead=lead)
     chances = [[0.9, 0.1]] * 4
-    sentence = verdict(judged(PAIR, chances, [0] * 4, baselines=(one,)))[1]
-    assert sentence.startswith("Rule: ")
-    assert "cannot be distinguished" in sentence
+    sentence = summarise(judged(PAIR, chances, [0] * 4, baselines=(one,)))[1]
+    assert sentence.startswith("Compared with rule (50.0 %): +50.0 points [10.0, 90.0]: ")
+    assert "no significant difference with 4 test images" in sentence
 
 
 def test_a_wide_interval_is_called_wide_and_a_narrow_one_is_not():
     n = 2000
     chances = np.where((np.arange(n) < 1900)[:, None], [[0.9, 0.1]], [[0.1, 0.9]])
     targets = np.arange(n) % 2
-    assert not any("points wide" in said for said in verdict(judged(PAIR, chances, targets)))
-    few = verdict(judged(PAIR, chances[:20], targets[:20]))
+    assert not any("points wide" in said for said in summarise(judged(PAIR, chances, targets)))
+    few = summarise(judged(PAIR, chances[:20], targets[:20]))
     assert any("points wide" in said for said in few)
 
 
-def test_labels_all_right_is_not_called_accuracy():
+def test_multilabel_has_its_own_title():
     task = ClassificationTask(classes=("red", "round"), kind="multilabel")
     logits = np.random.default_rng(0).normal(scale=2, size=(150, 2))
     targets = (logits + np.random.default_rng(1).normal(size=logits.shape) > 0).astype(int)
-    assert verdict(judged(task, expit(logits), targets))[0].startswith("All labels right 0.")
+    assert summarise(judged(task, expit(logits), targets))[0].startswith("All labels correct: ")
 
 
 def test_a_class_that_no_held_out_image_shows_is_named():
-    said = verdict(judged(PAIR, [[0.9, 0.1]] * 5, [0] * 5))
-    assert said[-1] == "Nothing can be said about 'bee': no held-out image shows it."
+    said = summarise(judged(PAIR, [[0.9, 0.1]] * 5, [0] * 5))
+    assert said[0].startswith("Test accuracy: 100.0 % (5 of 5 images). 95 % confidence interval: ")
+    assert said[-1] == "Not evaluated: 'bee' (no test image)."
 
 
 def test_a_lead_that_few_answers_carry_is_explained():
     lead = Difference(
-        interval=Interval(value=0.5, low=0.1, high=0.9, method="test"), distinguishable=False
+        interval=Interval(value=0.5, low=0.1, high=0.9, method="test"), significant=False
     )
     one = Baseline(name="rule", accuracy=wilson_interval(2, 4), lead=lead)
-    sentence = verdict(judged(PAIR, [[0.9, 0.1]] * 4, [0] * 4, baselines=(one,)))[1]
-    assert sentence.endswith("(their answers differ on too few of them).")
+    sentence = summarise(judged(PAIR, [[0.9, 0.1]] * 4, [0] * 4, baselines=(one,)))[1]
+    assert sentence.endswith("(the predictions differ on too few of them).")
 
 
 # -- boxes and masks -----------------------------------------------------------------------------
@@ -132,26 +133,26 @@ def boxes(n=4, *, seen=True):
     return evaluate_detections(task, found, [truth] * n)
 
 
-def test_of_boxes_the_verdict_tells_the_headline_the_counts_and_the_worst_class():
+def test_the_summary_of_boxes_has_map_counts_and_the_weakest_class():
     found = boxes()
-    headline, counts, worst, few, *rest = verdict(found)
-    assert headline.startswith(f"mAP {found.metrics['map']} on 4 held-out images")
-    assert f"at overlap .50: {found.metrics['map50']}" in headline
-    assert "names 6 of 12 objects right; 6 it misses, 0 it calls something else, and 4 of" in counts
-    assert "score of 0.50" in counts
+    headline, counts, worst, few, *rest = summarise(found)
+    assert headline.startswith(f"mAP: {found.metrics['map'].value:.3f} on 4 test images. 95 % conf")
+    assert f"mAP at IoU 0.50: {found.metrics['map50']}" in headline
+    assert "6 of 12 objects are correct, 6 are missed, 0 have the wrong class, and 4" in counts
+    assert "score threshold of 0.50" in counts
     values = {row.name: row.ap.value for row in found.per_class[:2]}
-    assert worst.startswith(repr(min(values, key=values.get)))
-    assert few.startswith("Only 4 held-out images")
-    assert rest[-1] == "Nothing can be said about 'cone': no held-out image shows it."
+    assert worst.startswith(f"Weakest class: {min(values, key=values.get)!r} (AP ")
+    assert few.startswith("Only 4 test images")
+    assert rest[-1] == "Not evaluated: 'cone' (no test image)."
 
 
 def test_of_many_images_nobody_says_that_they_are_few():
-    assert not any(sentence.startswith("Only") for sentence in verdict(boxes(30)))
+    assert not any(sentence.startswith("Only") for sentence in summarise(boxes(30)))
 
 
 def test_without_an_object_nothing_is_said():
-    assert verdict(boxes(2, seen=False)) == (
-        "Nothing can be said: 2 held-out images, and no object that counts.",
+    assert summarise(boxes(2, seen=False)) == (
+        "No score: 2 test images without any object that counts.",
     )
 
 
@@ -165,21 +166,23 @@ def masks(said, true, n=4, groups=None):
     )
 
 
-def test_of_masks_the_verdict_tells_the_headline_the_worst_class_and_the_lead():
+def test_the_summary_of_masks_has_iou_the_weakest_class_and_the_lead():
     true = np.array([[0, 0, 0, 1]] * 4, dtype=np.uint8)
     said = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
     found = masks(said, true, groups=np.array([0, 0, 1, 1]))
-    headline, worst, pixels, iou, few = verdict(found)
-    assert headline.startswith("Mean IoU 0.583 [unknown] on 4 held-out images in 2 groups")
-    assert worst.startswith("'leaf' is found worst: IoU 0.500")
-    assert pixels.startswith("'ground' everywhere, pixel accuracy: 0.750")
-    assert "cannot be distinguished" in pixels
-    assert iou.startswith("'ground' everywhere, mean IoU: 0.375")
-    assert few.startswith("Only 2 held-out groups")
+    headline, worst, pixels, iou, few = summarise(found)
+    assert headline.startswith("Mean IoU: 0.583 on 4 test images in 2 groups.")
+    assert "95 % confidence interval: unknown." in headline
+    assert worst.startswith("Weakest class: 'leaf' (IoU 0.500")
+    start = "Compared with predicting 'ground' everywhere"
+    assert pixels.startswith(f"{start} (pixel accuracy 0.750): +0.000 [")
+    assert "no significant difference with 4 test images" in pixels
+    assert iou.startswith(f"{start} (mean IoU 0.375): +0.208 [")
+    assert few.startswith("Only 2 test groups")
 
 
 def test_masks_without_a_judged_pixel_say_nothing():
     nothing = np.full((4, 4), 255, dtype=np.uint8)
-    assert verdict(masks(np.zeros((4, 4), np.uint8), nothing, n=1)) == (
-        "Nothing can be said: 1 held-out image, and no pixel that is judged.",
+    assert summarise(masks(np.zeros((4, 4), np.uint8), nothing, n=1)) == (
+        "No score: 1 test image without any labelled pixel.",
     )

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, jaccard_score
 from headstart.data.dataset import Dataset, Sample
 from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.segmentation import MaskEvaluation
-from headstart.evaluation.summary import headline, simple_rules
+from headstart.evaluation.summary import primary_metric, rule_scores
 from headstart.models.tasks import ClassificationTask
 
 
@@ -30,11 +30,11 @@ def test_the_majority_is_that_of_the_training_part() -> None:
     truth = np.array([0, 1, 2, 1, 0, 1, 1])
     task = ClassificationTask(classes=classes, kind="multiclass")
     found = evaluate_probabilities(task, np.full((7, 3), 1 / 3), truth, names=("x",) * 7)
-    rules = simple_rules(found, _data(learned, classes))
+    rules = rule_scores(found, _data(learned, classes))
     dummy = DummyClassifier().fit(np.zeros((4, 1)), [classes.index(name) for name in learned])
     assert rules["majority class"] == pytest.approx(dummy.score(np.zeros((7, 1)), truth))
     assert rules["random guess"] == pytest.approx(1 / 3)
-    assert headline(found) == "accuracy"
+    assert primary_metric(found) == "accuracy"
 
 
 def test_labels_are_held_against_an_order_by_chance() -> None:
@@ -43,10 +43,10 @@ def test_labels_are_held_against_an_order_by_chance() -> None:
     task = ClassificationTask(classes=classes, kind="multilabel")
     chances = np.random.default_rng(0).random((4, 2))
     found = evaluate_probabilities(task, chances, truth, names=("x",) * 4)
-    rules = simple_rules(found, _data([("ant",), ()], classes, kind="multilabel"))
+    rules = rule_scores(found, _data([("ant",), ()], classes, kind="multilabel"))
     expected = average_precision_score(truth, np.full((4, 2), 0.5), average="macro")
     assert rules == {"chance": pytest.approx(expected)}
-    assert headline(found) == "mean_average_precision"
+    assert primary_metric(found) == "mean_average_precision"
 
 
 def test_masks_are_held_against_one_class_everywhere() -> None:
@@ -57,5 +57,5 @@ def test_masks_are_held_against_one_class_everywhere() -> None:
     found: Any = object.__new__(MaskEvaluation)
     object.__setattr__(found, "counts", SimpleNamespace(confusion=counts))
     best = max(jaccard_score(truth, np.full(400, k), average="macro") for k in range(3))
-    rules = simple_rules(found, _data(["a"], ("a",)))
+    rules = rule_scores(found, _data(["a"], ("a",)))
     assert rules == {"one class everywhere": pytest.approx(best)}

@@ -1,11 +1,17 @@
 import numpy as np
 import pytest
 
-from headstart.backbones.freezing import constant, fingerprint
+from headstart.backbones.freezing import fingerprint, freeze
 from headstart.cache import Cache
 from headstart.errors import MissingExtraError, SetupError, UnknownNameError
 from headstart.features import engines
-from headstart.features.engines import available, choose, compile_engine, recall, runnable
+from headstart.features.engines import (
+    available_engines,
+    choose_engine,
+    compile_engine,
+    recall_choice,
+    runnable_engine,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +23,7 @@ def backbone():
 
     spec = resolve("torchvision/resnet18")
     small = replace(spec.preprocess, resize=32, crop=32)
-    return constant(load(replace(spec, preprocess=small), pretrained=False))
+    return freeze(load(replace(spec, preprocess=small), pretrained=False))
 
 
 def pixels(n=4):
@@ -30,7 +36,7 @@ def relative(a, b):
 
 @pytest.mark.parametrize("engine", engines.ENGINES)
 def test_every_engine_gives_the_networks_features(backbone, engine):
-    if engine not in available("cpu"):
+    if engine not in available_engines("cpu"):
         with pytest.raises(SetupError):
             compile_engine(backbone, engine, device="cpu")
         return
@@ -39,14 +45,14 @@ def test_every_engine_gives_the_networks_features(backbone, engine):
     batch = backbone.spec.preprocess.normalise(torch.from_numpy(pixels()).permute(0, 3, 1, 2))
     with torch.inference_mode():
         expected = backbone.pooled(batch).numpy()
-    found = compile_engine(backbone, engine, device="cpu")(pixels())
-    assert found.dtype == np.float32
-    assert relative(found, expected) < (0.05 if engine.endswith("bf16") else 1e-4)
+    features = compile_engine(backbone, engine, device="cpu")(pixels())
+    assert features.dtype == np.float32
+    assert relative(features, expected) < (0.05 if engine.endswith("bf16") else 1e-4)
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)
 def test_an_images_bits_do_not_depend_on_the_images_beside_it(backbone, engine):
-    if engine not in available("cpu"):
+    if engine not in available_engines("cpu"):
         pytest.skip("this machine has no such engine")
     run, several = compile_engine(backbone, engine, device="cpu"), pixels(11)
     together = run(several)
@@ -57,7 +63,7 @@ def test_an_images_bits_do_not_depend_on_the_images_beside_it(backbone, engine):
 
 
 def test_compiling_leaves_the_backbone_in_float32(backbone):
-    if "bf16" not in available("cpu"):
+    if "bf16" not in available_engines("cpu"):
         pytest.skip("this processor has no bf16 instructions")
     before = fingerprint(backbone.state_dict())
     compile_engine(backbone, "bf16", device="cpu")(pixels())
@@ -76,16 +82,16 @@ def test_a_quick_engine_that_is_wrong_is_not_chosen(backbone, tmp_path, monkeypa
             time.sleep(delays[engine])
             return answers[engine]
 
-        return engines.Running(forward=forward)
+        return engines.CompiledEngine(forward=forward)
 
-    monkeypatch.setattr(engines, "available", lambda device: tuple(answers))
+    monkeypatch.setattr(engines, "available_engines", lambda device: tuple(answers))
     monkeypatch.setattr(engines, "compile_engine", fake)
     cache = Cache(tmp_path)
-    known = {"device": "cpu", "cache": cache, "engines": tuple(answers)}
-    choice = choose(backbone, pixels(), **known)
+    settings = {"device": "cpu", "cache": cache, "engines": tuple(answers)}
+    choice = choose_engine(backbone, pixels(), **settings)
     assert choice.engine == "openvino"
     assert choice.distances["bf16"] == pytest.approx(0.5)
-    remembered = recall(backbone.spec.name, **known)
+    remembered = recall_choice(backbone.spec.name, **settings)
     assert remembered.engine == "openvino"
     assert remembered.remembered
     assert "remembered" in remembered.describe()
@@ -93,22 +99,22 @@ def test_a_quick_engine_that_is_wrong_is_not_chosen(backbone, tmp_path, monkeypa
 
 def test_features_that_are_not_finite_are_wrong():
     reference = np.ones((2, 2), dtype=np.float32)
-    assert engines._distance(np.full((2, 2), np.nan, dtype=np.float32), reference) == np.inf
+    assert engines._largest_distance(np.full((2, 2), np.nan, dtype=np.float32), reference) == np.inf
 
 
 def test_nothing_is_remembered_for_another_backbone(tmp_path):
-    known = {"device": "cpu", "cache": Cache(tmp_path), "engines": ("fp32",)}
-    assert recall("torchvision/resnet18", **known) is None
+    settings = {"device": "cpu", "cache": Cache(tmp_path), "engines": ("fp32",)}
+    assert recall_choice("torchvision/resnet18", **settings) is None
 
 
 def test_few_images_do_not_wait_for_a_compiler(monkeypatch):
-    monkeypatch.setattr(engines, "available", lambda device: ("fp32", "bf16", "openvino"))
-    assert engines.candidates("cpu", 499) == ("fp32", "bf16")
-    assert engines.candidates("cpu", 500) == ("fp32", "bf16", "openvino")
+    monkeypatch.setattr(engines, "available_engines", lambda device: ("fp32", "bf16", "openvino"))
+    assert engines.candidate_engines("cpu", 499) == ("fp32", "bf16")
+    assert engines.candidate_engines("cpu", 500) == ("fp32", "bf16", "openvino")
 
 
 def test_an_unknown_engine_gets_the_nearest_name(backbone):
-    with pytest.raises(UnknownNameError, match="did you mean 'bf16'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'bf16'"):
         compile_engine(backbone, "bf1", device="cpu")
 
 
@@ -119,7 +125,7 @@ def test_an_engine_that_is_not_installed_says_how_to_get_it(backbone, monkeypatc
 
 
 def test_a_model_from_another_machine_falls_back_to_float32(monkeypatch):
-    monkeypatch.setattr(engines, "available", lambda device: ("fp32",))
-    assert runnable("bf16", device="cpu") == "fp32"
-    assert runnable("fp32", device="cpu") == "fp32"
-    assert runnable("auto", device="cpu") == "auto"
+    monkeypatch.setattr(engines, "available_engines", lambda device: ("fp32",))
+    assert runnable_engine("bf16", device="cpu") == "fp32"
+    assert runnable_engine("fp32", device="cpu") == "fp32"
+    assert runnable_engine("auto", device="cpu") == "auto"

@@ -1,4 +1,4 @@
-"""The backbone runs once per image, gives what the network gives, and never moves."""
+"""The backbone runs once for each image, computes the network's features, and never changes."""
 
 from dataclasses import replace
 
@@ -56,8 +56,8 @@ def test_features_equal_torchvisions_network(backbone, extractor):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
     with torch.inference_mode():
         expected = reference.eval()((batch - mean) / std).numpy()
-    found = extractor.features(backbone, images)
-    np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+    features = extractor.features(backbone, images)
+    np.testing.assert_allclose(features.values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_second_time_nothing_is_computed(backbone, extractor, monkeypatch):
@@ -74,16 +74,16 @@ def test_the_second_time_nothing_is_computed(backbone, extractor, monkeypatch):
 
 def test_only_new_images_are_computed(backbone, extractor):
     extractor.features(backbone, make_images(6))
-    assert extractor.outlook(backbone, make_images(9))[1] == 3
-    found = extractor.features(backbone, make_images(9))
-    assert (found.computed, found.reused) == (3, 6)
+    assert extractor.plan_extraction(backbone, make_images(9))[1] == 3
+    features = extractor.features(backbone, make_images(9))
+    assert (features.computed, features.reused) == (3, 6)
 
 
 def test_an_image_that_comes_twice_is_computed_once(backbone, extractor):
-    one, two = make_images(2)
-    found = extractor.features(backbone, [one, two, one])
-    assert found.computed == 2
-    np.testing.assert_array_equal(found.values[0], found.values[2])
+    first, second = make_images(2)
+    features = extractor.features(backbone, [first, second, first])
+    assert features.computed == 2
+    np.testing.assert_array_equal(features.values[0], features.values[2])
 
 
 def test_the_number_of_workers_does_not_change_a_bit(backbone, tmp_path):
@@ -113,7 +113,7 @@ def test_whatever_changes_the_features_changes_the_identity(backbone, change):
 def test_another_engine_is_another_entry(backbone, extractor):
     images = make_images(3)
     extractor.features(backbone, images)
-    assert replace(extractor, engine="bf16").outlook(backbone, images)[1] == 3
+    assert replace(extractor, engine="bf16").plan_extraction(backbone, images)[1] == 3
 
 
 def test_a_running_statistic_changes_the_identity(backbone):
@@ -151,7 +151,7 @@ def test_a_file_that_changes_after_the_scan_is_refused(backbone, extractor, tmp_
     path = tmp_path / "a.png"
     Image.new("RGB", (40, 40)).save(path)
     scanned = Sample(image=path, digest="0" * 64)
-    with pytest.raises(DataError, match=r"a\.png to stay"):
+    with pytest.raises(DataError, match=r"a\.png to be unchanged"):
         extractor.features(backbone, [scanned])
 
 
@@ -189,16 +189,16 @@ def test_no_images_give_no_features(backbone, extractor):
 def test_what_crosses_a_stage_is_what_the_stage_gives(backbone, extractor, stop, monkeypatch):
     images = make_images(6)
     split_point = SplitPoint(engine="fp32", stop=stop)
-    kept = extractor.activations(backbone, images, split_point)
+    activations = extractor.activations(backbone, images, split_point)
     pixels = np.stack([SMALL.resize_and_crop(sample.image) for sample in images])
     batch = SMALL.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         expected = backbone.module.run(batch, stop=stop).permute(0, 2, 3, 1).numpy()
     order = [4, 0, 4]
-    np.testing.assert_allclose(kept.read(order), expected[order], rtol=1e-4, atol=1e-5)
-    assert kept.shape == expected.shape[1:]
+    np.testing.assert_allclose(activations.read(order), expected[order], rtol=1e-4, atol=1e-5)
+    assert activations.shape == expected.shape[1:]
     run = extractor.runner(backbone, split_point)
-    np.testing.assert_array_equal(run(images, None), kept.read(range(6)))
+    np.testing.assert_array_equal(run(images, None), activations.read(range(6)))
     monkeypatch.setattr(
         "headstart.features.extractor.compile_engine", lambda *a, **k: pytest.fail("ran")
     )
@@ -208,14 +208,14 @@ def test_what_crosses_a_stage_is_what_the_stage_gives(backbone, extractor, stop,
 def test_a_canvas_that_is_no_square_crosses_the_cut(extractor):
     wide = make_backbone(preprocess=replace(SMALL, canvas=(32, 64)))
     images = make_images(3)
-    kept = extractor.activations(wide, images, SplitPoint(engine="fp32", stop="layer2"))
-    assert kept.shape == wide.shape_at("layer2") == (4, 8, 128)
-    pixels = np.stack([wide.spec.preprocess.resize_and_crop(one.image) for one in images])
+    activations = extractor.activations(wide, images, SplitPoint(engine="fp32", stop="layer2"))
+    assert activations.shape == wide.shape_at("layer2") == (4, 8, 128)
+    pixels = np.stack([wide.spec.preprocess.resize_and_crop(image.image) for image in images])
     assert pixels.shape == (3, 32, 64, 3)
     batch = wide.spec.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         expected = wide.module.run(batch, stop="layer2").permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(kept.read([0, 1, 2]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(activations.read([0, 1, 2]), expected, rtol=1e-4, atol=1e-5)
     assert wide.identity != make_backbone().identity
 
 
@@ -232,18 +232,18 @@ def test_cuts_of_one_image_have_keys_of_their_own(backbone):
 
 def test_what_was_evicted_is_an_error_and_not_another_images(backbone, extractor):
     images = make_images(4)
-    kept = extractor.activations(backbone, images, SplitPoint(engine="fp32", stop="layer3"))
+    activations = extractor.activations(backbone, images, SplitPoint(engine="fp32", stop="layer3"))
     extractor.cache.clear()
-    with pytest.raises(SetupError, match="2 of 2 images evicted"):
-        kept.read([0, 3, 0])
+    with pytest.raises(SetupError, match="2 of 2 images were evicted"):
+        activations.read([0, 3, 0])
 
 
 def test_one_run_gives_the_features_of_several_ends(backbone, extractor, tmp_path):
     images = [*make_images(5), make_images(1)[0]]
-    found, computed = extractor.stage_features(backbone, images, ["layer2", "layer3", ""])
+    features, computed = extractor.stage_features(backbone, images, ["layer2", "layer3", ""])
     assert computed == 5
     other = Extractor(cache=Cache(tmp_path / "other"), engine="fp32", device="cpu", workers=2)
-    for end, values in found.items():
+    for end, values in features.items():
         part = backbone.until(end) if end else backbone
         # alone, elsewhere: the same bits
         assert np.array_equal(other.features(part, images).values, values)
@@ -278,6 +278,6 @@ def test_openvino_gives_the_ends_too(backbone, tmp_path):
     with_torch = Extractor(cache=Cache(tmp_path / "a"), engine="fp32", device="cpu")
     compiled = Extractor(cache=Cache(tmp_path / "b"), engine="openvino", device="cpu")
     expected, _ = with_torch.stage_features(backbone, make_images(3), ["layer2", ""])
-    found, _ = compiled.stage_features(backbone, make_images(3), ["layer2", ""])
+    features, _ = compiled.stage_features(backbone, make_images(3), ["layer2", ""])
     for end, values in expected.items():
-        np.testing.assert_allclose(found[end], values, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(features[end], values, rtol=1e-2, atol=1e-3)

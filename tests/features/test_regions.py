@@ -50,32 +50,32 @@ def painted(maps: np.ndarray, finer: int = 1) -> np.ndarray:
 
 def test_boxes_average_what_lies_under_them(backbone: FrozenBackbone, extractor: Extractor) -> None:
     data = demo("boxes").subset(range(6))
-    found = region_features(extractor, backbone, data)
+    regions = region_features(extractor, backbone, data)
     maps, at = last_maps(backbone, data), 0
     for row, sample in enumerate(data.samples):
         truth = load_boxes(sample, backbone.spec.preprocess, data.classes)
         wide = painted(maps[row], finer=8)
         for box, label in zip(truth.boxes, truth.labels, strict=True):
             left, top, right, bottom = (round(8 * float(side)) for side in box)
-            wanted = wide[top:bottom, left:right].mean(axis=(0, 1))
-            np.testing.assert_allclose(found.values[at], wanted, atol=0.02 * np.abs(wide).max())
-            assert (found.targets[at], found.images[at]) == (label, row)
+            expected = wide[top:bottom, left:right].mean(axis=(0, 1))
+            np.testing.assert_allclose(regions.values[at], expected, atol=0.02 * np.abs(wide).max())
+            assert (regions.targets[at], regions.images[at]) == (label, row)
             at += 1
-    assert at == len(found.values)
+    assert at == len(regions.values)
 
 
 def test_masks_average_each_class(backbone: FrozenBackbone, extractor: Extractor) -> None:
     data = demo("masks").subset(range(4))
-    found = region_features(extractor, backbone, data)
+    regions = region_features(extractor, backbone, data)
     maps, at = last_maps(backbone, data), 0
     for row, sample in enumerate(data.samples):
         mask = load_mask(sample, backbone.spec.preprocess, data.classes)
         for label in sorted(set(mask[mask != 255].tolist())):
-            wanted = painted(maps[row])[mask == label].mean(axis=0)
-            np.testing.assert_allclose(found.values[at], wanted, rtol=1e-3, atol=1e-5)
-            assert (found.targets[at], found.images[at]) == (label, row)
+            expected = painted(maps[row])[mask == label].mean(axis=0)
+            np.testing.assert_allclose(regions.values[at], expected, rtol=1e-3, atol=1e-5)
+            assert (regions.targets[at], regions.images[at]) == (label, row)
             at += 1
-    assert at == len(found.values)
+    assert at == len(regions.values)
 
 
 def test_maps_are_computed_once(backbone: FrozenBackbone, extractor: Extractor) -> None:
@@ -91,24 +91,24 @@ def test_coverage_adds_up_to_one_and_follows_the_area() -> None:
     for _ in range(20):
         left, top = rng.uniform(0, 40, 2)
         box = np.asarray([left, top, left + rng.uniform(1, 20), top + rng.uniform(1, 50)])
-        found = box_coverage(box, CANVAS, (3, 2))
-        assert found.sum() == pytest.approx(1)
+        coverage = box_coverage(box, CANVAS, (3, 2))
+        assert coverage.sum() == pytest.approx(1)
         inside = max(0.0, min(box[2], 32) - left) * max(0.0, min(box[3], 32) - top)
         clipped = (min(box[2], 64) - left) * (min(box[3], 96) - top)
-        assert found[0, 0] == pytest.approx(inside / clipped, abs=1e-6)
+        assert coverage[0, 0] == pytest.approx(inside / clipped, abs=1e-6)
     assert not box_coverage(np.asarray([70.0, 0, 90, 10]), CANVAS, (3, 2)).any()
     region = rng.random((60, 90)) < 0.3
-    found = mask_coverage(region, (7, 4))  # also where the sizes do not divide
-    assert found.shape == (7, 4)
-    assert found.sum() == pytest.approx(1)
+    coverage = mask_coverage(region, (7, 4))  # also where the sizes do not divide
+    assert coverage.shape == (7, 4)
+    assert coverage.sum() == pytest.approx(1)
 
 
 def test_hard_boxes_are_left_out_and_none_at_all_is_refused(
     backbone: FrozenBackbone, extractor: Extractor
 ) -> None:
     pixels = np.zeros((96, 64, 3), dtype=np.uint8)
-    one = Boxes(corners=((0, 0, 32, 32), (0, 0, 64, 64)), labels=("a", "a"), hard=(True, False))
-    data = Dataset(samples=(Sample(image=pixels, target=one),), classes=("a",), kind="detection")
+    boxes = Boxes(corners=((0, 0, 32, 32), (0, 0, 64, 64)), labels=("a", "a"), hard=(True, False))
+    data = Dataset(samples=(Sample(image=pixels, target=boxes),), classes=("a",), kind="detection")
     assert len(region_features(extractor, backbone, data).values) == 1
     bare = Sample(image=pixels, target=Boxes(corners=(), labels=()))
     with pytest.raises(DataError, match="none"):
@@ -123,6 +123,6 @@ def test_what_has_no_regions_is_refused(backbone: FrozenBackbone, extractor: Ext
         region_features(
             extractor, FrozenBackbone(spec=resolve("timm/test_resnet"), state={}, origin={}), data
         )
-    whole = Dataset(samples=data.samples, classes=("a",), kind="multiclass")
+    whole_images = Dataset(samples=data.samples, classes=("a",), kind="multiclass")
     with pytest.raises(UsageError, match="boxes or masks"):
-        region_features(extractor, backbone, whole)
+        region_features(extractor, backbone, whole_images)

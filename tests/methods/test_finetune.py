@@ -115,7 +115,7 @@ def networks(monkeypatch):
 def test_a_call_of_train_between_epochs_moves_nothing(extractor, networks, always_better, change):
     train, val = striped(24, 0), striped(12, 1)
     given, method = make_model(train.classes), replace(Finetune(training=SHORT), **change)
-    session = Session(told=lambda *_: networks[-1].module.train())
+    session = Session(on_epoch=lambda *_: networks[-1].module.train())
     plain = method.fit(given, train, val, extractor=extractor)
     touched = method.fit(given, train, val, extractor=extractor, session=session)
     names = dict(make_model(train.classes).backbone.module.trunk.named_buffers())
@@ -141,7 +141,7 @@ def test_a_later_stage_waits_for_its_epoch(extractor, networks, always_better):
         )
 
     Finetune(train_from="last:3", unfreeze_every=1, training=SHORT).fit(
-        given, train, val, extractor=extractor, session=Session(told=told)
+        given, train, val, extractor=extractor, session=Session(on_epoch=told)
     )
     assert seen == [set(), set(names[-1:]), set(names[-2:]), set(names[-3:])]
 
@@ -373,7 +373,9 @@ def test_a_full_disk_is_said_and_what_was_kept_is_whole(extractor, tmp_path, mon
 
     monkeypatch.setattr(checkpoint, "write", until_full)
     monkeypatch.setattr("headstart.training.engine.CHECKPOINT_SECONDS", -1)  # after every step
-    with pytest.raises(SetupError, match="No space left on device; an earlier checkpoint is whole"):
+    with pytest.raises(
+        SetupError, match=r"No space left on device\. The previous checkpoint is complete"
+    ):
         Finetune(training=SHORT).fit(
             given, train, val, extractor=extractor, session=Session(folder=tmp_path)
         )
@@ -474,8 +476,8 @@ def test_a_rate_that_is_looked_for_is_the_one_that_is_used(extractor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training": replace(SHORT, precision="fp16")}, "a GPU for precision fp16"),
-        ({"train_from": "last:2", "unfreeze_every": 3}, "within 3 epochs"),
+        ({"training": replace(SHORT, precision="fp16")}, "Precision fp16 needs a GPU"),
+        ({"train_from": "last:2", "unfreeze_every": 3}, r"after the last epoch \(3\)"),
     ],
 )
 def test_what_cannot_happen_is_refused(extractor, change, message):

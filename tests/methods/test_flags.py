@@ -85,24 +85,24 @@ def test_learning_rates_may_be_pairs():
 @pytest.mark.parametrize(
     ("method", "given", "words"),
     [
-        ("linear-probe", {"layer_decay": "1"}, "--layer-decay with method finetune, got"),
-        ("linear-probe", {"epochs": "1"}, "--epochs with method finetune or scratch, got"),
-        ("linear-probe", {"augment": "light"}, "--augment with method finetune or scratch"),
-        ("finetune", {"folds": "3"}, "--folds with method linear-probe, got finetune"),
-        ("finetune", {"epochs": "many"}, "--epochs to be a whole number, got 'many'"),
-        ("finetune", {"mixup": "x"}, "--mixup to be a number, got 'x'"),
-        ("linear-probe", {"penalties": "1,x"}, "--penalties to be numbers with commas"),
+        ("linear-probe", {"layer_decay": "1"}, "--layer-decay belongs to method finetune, but"),
+        ("linear-probe", {"epochs": "1"}, "--epochs belongs to method finetune or scratch, but"),
+        ("linear-probe", {"augment": "light"}, "--augment belongs to method finetune or scratch"),
+        ("finetune", {"folds": "3"}, "--folds belongs to method linear-probe, but"),
+        ("finetune", {"epochs": "many"}, "--epochs must be a whole number, got 'many'"),
+        ("finetune", {"mixup": "x"}, "--mixup must be a number, got 'x'"),
+        ("linear-probe", {"penalties": "1,x"}, "--penalties must be numbers separated by commas"),
         ("finetune", {"dropout": "2"}, "dropout"),
-        ("finetune", {"precision": "fp61"}, "did you mean 'fp16'"),
+        ("finetune", {"precision": "fp61"}, "Did you mean 'fp16'"),
     ],
 )
-def test_what_cannot_be_meant_is_said(method, given, words):
+def test_invalid_flags_are_refused(method, given, words):
     with pytest.raises(UsageError, match=words):
         make_method(method, given)
 
 
 def test_an_unknown_method_gets_the_nearest():
-    with pytest.raises(UnknownNameError, match="did you mean 'finetune'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'finetune'"):
         make_method("fine-tune", {})
 
 

@@ -39,7 +39,7 @@ def test_the_file_holds_what_was_trained_and_is_read_as_a_backbone(few, tmp_path
     with Cache(tmp_path / "cache") as cache:  # and can be learned from
         extractor = Extractor(cache=cache, engine="fp32", device="cpu")
         fitted = LinearProbe().fit(create_model(backbone, few), few, extractor=extractor)
-        found = fitted.answers(few.samples, cache=cache, engine="fp32", device="cpu")
+        found = fitted.predict_samples(few.samples, cache=cache, engine="fp32", device="cpu")
     right = [one.label == sample.target for one, sample in zip(found, few.samples, strict=True)]
     assert np.mean(right) > 0.9
 
@@ -73,7 +73,9 @@ def test_sets_of_one_source_share_its_weights(tmp_path, monkeypatch) -> None:
         return f"file:{path}@{SMALL}"
 
     monkeypatch.setattr(pretraining, "pretrain", remember)
-    names = {regime: regime_backbone(regime, tmp_path, seed=2) for regime in regimes.RIGHT}
+    names = {
+        regime: regime_backbone(regime, tmp_path, seed=2) for regime in regimes.EXPECTED_METHOD
+    }
     assert names["near"] == names["shifted"] != names["hopeless"]
     assert made == ["regime:symbols:2", "regime:blanks:2"]
     with pytest.raises(UnknownNameError):

@@ -62,7 +62,7 @@ def test_the_weights_given_have_no_say(extractor):
 
 def test_everything_is_said_to_move(extractor):
     outline = Scratch().outline(make_model(5), tinted(16, 0), extractor=extractor)
-    assert outline.plan.boundary is None
+    assert outline.plan.last_constant_stage is None
     for row in outline.plan.rows:
         assert row.trainable == row.parameters
         assert row.batch_norm == "train"

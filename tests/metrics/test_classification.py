@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import astuple
 from typing import Any
@@ -70,13 +71,13 @@ def cases(draw: st.DrawFn, *, multilabel: bool | None = None) -> Case:
 
 def every_metric(case: Case, rows: Any = slice(None), weights: Any = None) -> dict[str, Any]:
     y, p, z, k = case["y"][rows], case["p"][rows], case["z"][rows], case["k"]
-    found = {name: f(y, z, sample_weight=weights) for name, f in LABEL_METRICS.items()}
-    found |= {name: f(y, z, k, sample_weight=weights) for name, f in CLASS_METRICS.items()}
-    found |= {name: f(y, p, sample_weight=weights) for name, f in SCORE_METRICS.items()}
+    result = {name: f(y, z, sample_weight=weights) for name, f in LABEL_METRICS.items()}
+    result |= {name: f(y, z, k, sample_weight=weights) for name, f in CLASS_METRICS.items()}
+    result |= {name: f(y, p, sample_weight=weights) for name, f in SCORE_METRICS.items()}
     if not case["multilabel"]:
-        found["confusion"] = metrics.confusion_matrix(y, z, k, sample_weight=weights)
-        found["balanced"] = metrics.balanced_accuracy_score(y, z, sample_weight=weights)
-    return found
+        result["confusion"] = metrics.confusion_matrix(y, z, k, sample_weight=weights)
+        result["balanced"] = metrics.balanced_accuracy_score(y, z, sample_weight=weights)
+    return result
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -197,10 +198,10 @@ def test_losses_agree_with_scikit_learn(case: Case) -> None:
         brier = np.average((cells - chances) ** 2, weights=each)
     else:
         labels = list(range(case["k"]))
-        one = case["k"] == 1
-        log = 0 if one else sk.log_loss(y, p, labels=labels, sample_weight=w)
+        single_class = case["k"] == 1
+        log = 0 if single_class else sk.log_loss(y, p, labels=labels, sample_weight=w)
         options = {"labels": labels, "sample_weight": w, "scale_by_half": False}
-        brier = 0 if one else sk.brier_score_loss(y, p, **options)
+        brier = 0 if single_class else sk.brier_score_loss(y, p, **options)
     np.testing.assert_allclose(metrics.log_loss(y, p, sample_weight=w), log, atol=1e-12)
     np.testing.assert_allclose(metrics.brier_loss(y, p, sample_weight=w), brier, atol=1e-12)
 
@@ -223,10 +224,10 @@ def test_calibration_agrees_with_scikit_learns_curve(case: Case, n_bins: int) ->
     assert np.isnan(curve.confidence[~filled]).all()
     assert curve.weight.sum() == len(sure)
     error = (np.abs(right - confidence) * curve.weight[filled]).sum() / len(sure)
-    found = metrics.expected_calibration_error(
+    result = metrics.expected_calibration_error(
         case["y"], case["p"], n_bins, sample_weight=case["w"]
     )
-    np.testing.assert_allclose(found, error, atol=1e-12)
+    np.testing.assert_allclose(result, error, atol=1e-12)
 
 
 def test_one_image() -> None:
@@ -256,8 +257,8 @@ def test_single_precision_from_a_network_is_accepted() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(50, 10)).astype(np.float32)
     chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    found = metrics.log_loss(np.arange(50) % 10, chance)
-    assert found.dtype == np.float64
+    result = metrics.log_loss(np.arange(50) % 10, chance)
+    assert result.dtype == np.float64
 
 
 HALF = [[0.5, 0.5], [0.5, 0.5]]
@@ -269,7 +270,7 @@ HALF = [[0.5, 0.5], [0.5, 0.5]]
         (lambda: metrics.accuracy_score([], []), "n and K at least 1"),
         (lambda: metrics.accuracy_score([0.5], [1]), "to be integers"),
         (lambda: metrics.accuracy_score(["cat"], ["cat"]), "to be integers"),
-        (lambda: metrics.accuracy_score([0, -1], [0, 0]), "unlabelled"),
+        (lambda: metrics.accuracy_score([0, -1], [0, 0]), "without a label"),
         (lambda: metrics.accuracy_score([[0, 2]], [[0, 1]]), "only 0 and 1"),
         (lambda: metrics.accuracy_score([0, 1], [0]), "shape of `target`"),
         (lambda: metrics.balanced_accuracy_score([[0, 1]], [[0, 1]]), "class indices"),
@@ -294,4 +295,4 @@ def test_what_does_not_fit_is_refused(call: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         call()
     assert str(caught.value).startswith("Expected ")
-    assert "; do " in str(caught.value)
+    assert re.search(r"\. [A-Z]\w+ .*\.$", str(caught.value)), "an imperative sentence follows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,12 +40,12 @@ def mean_of(values: Any) -> Callable[[Any], Any]:
 @given(st.integers(1, 500), st.floats(0, 1), st.floats(0.5, 0.999))
 def test_wilson_is_scipys(total: int, share: float, level: float) -> None:
     successes = round(share * total)
-    found = wilson_interval(successes, total, level)
+    result = wilson_interval(successes, total, level)
     expected = stats.binomtest(successes, total).proportion_ci(level, method="wilson")
-    assert found.low == pytest.approx(expected.low, abs=1e-12)
-    assert found.high == pytest.approx(expected.high, abs=1e-12)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.high > found.low
+    assert result.low == pytest.approx(expected.low, abs=1e-12)
+    assert result.high == pytest.approx(expected.high, abs=1e-12)
+    assert 0 <= result.low <= result.value <= result.high <= 1
+    assert result.high > result.low
 
 
 def test_wilson_takes_effective_sizes() -> None:
@@ -60,13 +61,13 @@ def test_paired_proportions_are_newcombes(cells: tuple[int, ...], low: float, hi
     """Published limits (Newcombe 1998, table II) for both right, only A, only B, none."""
     a = np.repeat([True, True, False, False], cells)
     b = np.repeat([True, False, True, False], cells)
-    found = paired_proportion_difference(a, b)
-    assert found.interval.value == pytest.approx(0.2)
-    assert found.interval.low == pytest.approx(low, abs=5e-5)
-    assert found.interval.high == pytest.approx(high, abs=5e-5)
-    assert found.distinguishable
+    result = paired_proportion_difference(a, b)
+    assert result.interval.value == pytest.approx(0.2)
+    assert result.interval.low == pytest.approx(low, abs=5e-5)
+    assert result.interval.high == pytest.approx(high, abs=5e-5)
+    assert result.significant
     back = paired_proportion_difference(b, a).interval
-    assert (back.low, back.high) == pytest.approx((-found.interval.high, -found.interval.low))
+    assert (back.low, back.high) == pytest.approx((-result.interval.high, -result.interval.low))
 
 
 # proportions never pretend to be certain
@@ -78,10 +79,10 @@ def test_proportions_never_degenerate(n: int, seed: int, share: float, count: in
     rng = np.random.default_rng(seed)
     right, groups = rng.random(n) < share, rng.integers(0, count, n)
     plain, grouped = proportion_interval(right), proportion_interval(right, groups)
-    for found in (plain, grouped):
-        assert found.value == pytest.approx(right.mean())
-        assert 0 <= found.low <= found.value <= found.high <= 1
-        assert found.high - found.low > 0.01
+    for result in (plain, grouped):
+        assert result.value == pytest.approx(right.mean())
+        assert 0 <= result.low <= result.value <= result.high <= 1
+        assert result.high - result.low > 0.01
     # never narrower than independent images, never wider than one answer per group
     assert grouped.high - grouped.low >= plain.high - plain.low - 1e-12
     fewest = n**2 / (np.bincount(groups) ** 2).sum()
@@ -100,10 +101,10 @@ def test_groups_of_one_are_no_groups() -> None:
 
 def test_groups_that_agree_count_as_one_answer_each() -> None:
     right = np.repeat(np.arange(10) < 8, 20)
-    found = proportion_interval(right, np.repeat(np.arange(10), 20))
+    result = proportion_interval(right, np.repeat(np.arange(10), 20))
     expected = wilson_interval(8, 10)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.method == "wilson-clustered"
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+    assert result.method == "wilson-clustered"
 
 
 def test_many_images_in_few_groups_have_the_cluster_t_interval() -> None:
@@ -113,9 +114,9 @@ def test_many_images_in_few_groups_have_the_cluster_t_interval() -> None:
     right = rng.random(len(groups)) < rng.uniform(0.45, 0.65, 10)[groups]
     totals = np.bincount(groups, weights=right - right.mean())
     error = math.sqrt(10 / 9 * (totals**2).sum()) / len(groups)
-    found = proportion_interval(right, groups)
+    result = proportion_interval(right, groups)
     half = stats.t.ppf(0.975, 9) * error
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.02)
+    assert (result.high - result.low) / 2 == pytest.approx(half, rel=0.02)
     other = rng.random(len(groups)) < 0.5
     gaps = right.astype(float) - other
     totals = np.bincount(groups, weights=gaps - gaps.mean())
@@ -126,24 +127,24 @@ def test_many_images_in_few_groups_have_the_cluster_t_interval() -> None:
 
 
 def test_no_images_say_nothing() -> None:
-    for found in (proportion_interval([]), wilson_interval(0, 0), proportion_interval([], [])):
-        assert str(found) == "undefined"
-    assert not paired_proportion_difference([], []).distinguishable
+    for result in (proportion_interval([]), wilson_interval(0, 0), proportion_interval([], [])):
+        assert str(result) == "undefined"
+    assert not paired_proportion_difference([], []).significant
 
 
 def test_equal_models_cannot_be_told_apart_and_opposite_ones_can() -> None:
     right = np.arange(50) % 2 == 0
     same = paired_proportion_difference(right, right)
     assert same.interval.low < 0 < same.interval.high
-    assert not same.distinguishable
+    assert not same.significant
     yes, no = np.ones(20, bool), np.zeros(20, bool)
-    assert paired_proportion_difference(yes, no).distinguishable
-    assert paired_proportion_difference(yes[:6], no[:6]).distinguishable
+    assert paired_proportion_difference(yes, no).significant
+    assert paired_proportion_difference(yes[:6], no[:6]).significant
     few = paired_proportion_difference(yes[:5], no[:5])  # an exact sign test gives 0.06
     assert few.interval.low > 0
-    assert not few.distinguishable
+    assert not few.significant
     grouped = paired_proportion_difference(yes, no, [0] * 10 + [1] * 10)
-    assert not grouped.distinguishable
+    assert not grouped.significant
 
 
 # resamples
@@ -159,42 +160,42 @@ def test_one_row_at_a_time_and_all_rows_at_once_agree() -> None:
         losses = metrics.log_loss(y, p, sample_weight=weights)
         return np.stack([losses, metrics.brier_loss(y, p, sample_weight=weights)], axis=-1)
 
-    kept = {"groups": groups, "n_resamples": 120, "seed": 5}
-    one = bootstrap_intervals(both, 50, **kept)
-    many = bootstrap_intervals(both, 50, vectorized=True, **kept)
-    for a, b in zip(one, many, strict=True):
+    options = {"groups": groups, "n_resamples": 120, "seed": 5}
+    looped = bootstrap_intervals(both, 50, **options)
+    many = bootstrap_intervals(both, 50, vectorized=True, **options)
+    for a, b in zip(looped, many, strict=True):
         assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high))
-    assert one[0].value == metrics.log_loss(y, p)
-    assert bootstrap_intervals(both, 50, vectorized=True, **kept) == many
-    assert bootstrap_intervals(both, 50, vectorized=True, **{**kept, "seed": 6}) != many
+    assert looped[0].value == metrics.log_loss(y, p)
+    assert bootstrap_intervals(both, 50, vectorized=True, **options) == many
+    assert bootstrap_intervals(both, 50, vectorized=True, **{**options, "seed": 6}) != many
 
 
 def test_bca_is_scipys() -> None:
     """The same method with another expansion and other draws: close, not equal."""
     values = np.random.default_rng(0).exponential(size=200)
-    (found,) = bootstrap_intervals(mean_of(values), 200, n_resamples=8000, vectorized=True)
+    (result,) = bootstrap_intervals(mean_of(values), 200, n_resamples=8000, vectorized=True)
     expected = stats.bootstrap(
         (values,), np.mean, n_resamples=8000, method="BCa", rng=np.random.default_rng(1)
     ).confidence_interval
     width = expected.high - expected.low
-    assert found.low == pytest.approx(expected.low, abs=0.04 * width)
-    assert found.high == pytest.approx(expected.high, abs=0.04 * width)
+    assert result.low == pytest.approx(expected.low, abs=0.04 * width)
+    assert result.high == pytest.approx(expected.high, abs=0.04 * width)
 
 
 @pytest.mark.parametrize("statistic", [mean_of(np.ones(9)), lambda weights: math.nan])
 def test_what_never_varies_is_unknown(statistic: Any) -> None:
-    (found,) = bootstrap_intervals(statistic, 9)
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert "[unknown]" in str(found) or str(found) == "undefined"
+    (result,) = bootstrap_intervals(statistic, 9)
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)
+    assert "[unknown]" in str(result) or str(result) == "undefined"
 
 
 def test_one_unit_is_unknown() -> None:
     for groups in (["a"] * 9, None):
         n = 9 if groups else 1
-        (found,) = bootstrap_intervals(mean_of(np.arange(n)), n, groups=groups)
-        assert found.value == np.arange(n).mean()
-        assert math.isnan(found.low)
+        (result,) = bootstrap_intervals(mean_of(np.arange(n)), n, groups=groups)
+        assert result.value == np.arange(n).mean()
+        assert math.isnan(result.low)
 
 
 def test_undefined_resamples_are_left_out_until_they_are_most() -> None:
@@ -222,9 +223,9 @@ def test_a_number_that_resampling_shifts_still_lies_in_its_interval() -> None:
         def error(weights: Any, y: Any = y, p: Any = p) -> Any:
             return metrics.expected_calibration_error(y, p, sample_weight=weights)
 
-        (found,) = bootstrap_intervals(error, 100, n_resamples=200, seed=number, vectorized=True)
-        assert 0 <= found.low <= found.value <= found.high <= 1
-        shifted += found.low == 0
+        (result,) = bootstrap_intervals(error, 100, n_resamples=200, seed=number, vectorized=True)
+        assert 0 <= result.low <= result.value <= result.high <= 1
+        shifted += result.low == 0
     assert shifted > 20  # the truth is 0
 
 
@@ -233,22 +234,22 @@ def test_differences_use_the_same_resamples() -> None:
     rng = np.random.default_rng(0)
     a = rng.normal(scale=10, size=60)
     b = a - 0.5 + rng.normal(scale=0.1, size=60)
-    (found,) = paired_differences(mean_of(a), mean_of(b), 60, n_resamples=200, vectorized=True)
-    assert found.distinguishable
-    assert found.interval.value == pytest.approx(0.5, abs=0.1)
+    (result,) = paired_differences(mean_of(a), mean_of(b), 60, n_resamples=200, vectorized=True)
+    assert result.significant
+    assert result.interval.value == pytest.approx(0.5, abs=0.1)
     alone = bootstrap_intervals(mean_of(a), 60, n_resamples=200, vectorized=True)[0]
-    assert alone.high - alone.low > 20 * (found.interval.high - found.interval.low)
+    assert alone.high - alone.low > 20 * (result.interval.high - result.interval.low)
     (none,) = paired_differences(mean_of(a), mean_of(a), 60)
-    assert not none.distinguishable
+    assert not none.significant
 
 
 # what a person or a file sees
 
 
 def test_text_and_json() -> None:
-    found = Interval(value=0.871, low=0.842, high=0.897, method="wilson")
-    assert str(found) == "0.871 [0.842, 0.897]"
-    assert found.as_dict() == {
+    result = Interval(value=0.871, low=0.842, high=0.897, method="wilson")
+    assert str(result) == "0.871 [0.842, 0.897]"
+    assert result.as_dict() == {
         "value": 0.871,
         "low": 0.842,
         "high": 0.897,
@@ -282,7 +283,7 @@ def test_what_does_not_fit_is_refused(call: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         call()
     assert str(caught.value).startswith("Expected ")
-    assert "; do " in str(caught.value)
+    assert re.search(r"\. [A-Z]\w+ .*\.$", str(caught.value)), "an imperative sentence follows"
 
 
 # coverage: of 1500 simulated data sets, 93-97 % of the 95 % intervals hold the truth
@@ -336,42 +337,42 @@ def truths() -> dict[str, float]:
 
 @pytest.mark.parametrize("simulate", [accuracy, balanced_accuracy, log_loss, auroc])
 def test_bootstrap_coverage(simulate: Callable[[np.random.Generator], Simulated]) -> None:
-    truth, held = truths()[simulate.__name__], 0
+    truth, covered = truths()[simulate.__name__], 0
     for number in range(SETS):
         statistic, n, groups = simulate(np.random.default_rng([11, number]))
-        (found,) = bootstrap_intervals(
+        (result,) = bootstrap_intervals(
             statistic, n, groups=groups, n_resamples=300, seed=number, vectorized=True
         )
-        held += found.low <= truth <= found.high
-    assert 0.93 <= held / SETS <= 0.97
+        covered += result.low <= truth <= result.high
+    assert 0.93 <= covered / SETS <= 0.97
 
 
 def test_wilson_coverage() -> None:
     rng = np.random.default_rng(12)
-    found = [proportion_interval(rng.random(100) < 0.85) for _ in range(SETS)]
-    held = sum(i.low <= 0.85 <= i.high for i in found)
-    assert 0.93 <= held / SETS <= 0.97
+    result = [proportion_interval(rng.random(100) < 0.85) for _ in range(SETS)]
+    covered = sum(i.low <= 0.85 <= i.high for i in result)
+    assert 0.93 <= covered / SETS <= 0.97
 
 
 def test_grouped_accuracy_coverage() -> None:
-    held = {"clustered": 0, "bootstrap": 0, "as if independent": 0}
+    covered = {"clustered": 0, "bootstrap": 0, "as if independent": 0}
     for number in range(SETS):
         right, groups = clustered(np.random.default_rng([13, number]))
-        (drawn,) = bootstrap_intervals(
+        (bootstrap,) = bootstrap_intervals(
             mean_of(right), len(right), groups=groups, n_resamples=300, seed=number, vectorized=True
         )
-        found = proportion_interval(right, groups), drawn, proportion_interval(right)
-        for name, interval in zip(held, found, strict=True):
-            held[name] += interval.low <= 0.85 <= interval.high
-    assert 0.93 <= held["clustered"] / SETS <= 0.97
-    assert 0.92 <= held["bootstrap"] / SETS <= 0.97  # 30 groups are few for a bootstrap
-    assert held["as if independent"] / SETS < 0.85  # what the groups are for
+        result = proportion_interval(right, groups), bootstrap, proportion_interval(right)
+        for name, interval in zip(covered, result, strict=True):
+            covered[name] += interval.low <= 0.85 <= interval.high
+    assert 0.93 <= covered["clustered"] / SETS <= 0.97
+    assert 0.92 <= covered["bootstrap"] / SETS <= 0.97  # 30 groups are few for a bootstrap
+    assert covered["as if independent"] / SETS < 0.85  # what the groups are for
 
 
 @pytest.mark.parametrize("likeness", [0.0, 0.3, 0.8])
 def test_paired_difference_coverage(likeness: float) -> None:
     """A quarter of the images tell two models apart, 7 to 3, more or less alike in a group."""
-    held = {"clustered": 0, "as if independent": 0}
+    covered = {"clustered": 0, "as if independent": 0}
     for number in range(SETS // 3):
         rng = np.random.default_rng([15, number])
         groups = np.repeat(np.arange(30), rng.integers(1, 12, 30))
@@ -384,11 +385,11 @@ def test_paired_difference_coverage(likeness: float) -> None:
         for_a = rng.random(len(groups)) < chance(0.7)
         right = rng.random(len(groups)) < 0.8
         a, b = np.where(differ, for_a, right), np.where(differ, ~for_a, right)
-        for name, known in zip(held, (groups, None), strict=True):
-            found = paired_proportion_difference(a, b, known).interval
-            held[name] += found.low <= 0.1 <= found.high
-    assert held["clustered"] / (SETS // 3) >= 0.93
+        for name, group_names in zip(covered, (groups, None), strict=True):
+            result = paired_proportion_difference(a, b, group_names).interval
+            covered[name] += result.low <= 0.1 <= result.high
+    assert covered["clustered"] / (SETS // 3) >= 0.93
     if likeness == 0:
-        assert 0.93 <= held["as if independent"] / (SETS // 3) <= 0.97
+        assert 0.93 <= covered["as if independent"] / (SETS // 3) <= 0.97
     else:
-        assert held["as if independent"] / (SETS // 3) < 0.87
+        assert covered["as if independent"] / (SETS // 3) < 0.87

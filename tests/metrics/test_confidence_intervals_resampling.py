@@ -58,11 +58,11 @@ def test_bca_of_few_skewed_values_is_scipys_at_hesterbergs_level(n: int, seed: i
     without = (values.sum() - values) / (n - 1)
     low, high = bca_bounds(values.mean(), times @ values / n, without, n, 0.9)
     wide = stats.t.ppf(0.95, n - 1) * np.sqrt(n / (n - 1))
-    wanted = stats.bootstrap(
+    expected = stats.bootstrap(
         (values,), np.mean, n_resamples=40_000, method="BCa", rng=np.random.default_rng(1),
         confidence_level=2 * stats.norm.cdf(wide) - 1,
     ).confidence_interval  # fmt: skip
-    assert (low, high) == pytest.approx(wanted, abs=0.02 * (wanted.high - wanted.low))
+    assert (low, high) == pytest.approx(expected, abs=0.02 * (expected.high - expected.low))
     assert high - values.mean() > 1.1 * (values.mean() - low)
 
 

@@ -40,13 +40,13 @@ def random_case(
         side[rng.random(k) < 0.2] = 32  # the limit of small and medium
         boxes = np.hstack([corner, corner + side]).astype(float)
         near = boxes[rng.integers(0, k, d)] if k else rng.integers(0, 90, (d, 4)).astype(float)
-        found = near + rng.integers(-5, 6, (d, 4)) * (rng.random((d, 1)) < 0.7)
-        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2])
+        result = near + rng.integers(-5, 6, (d, 4)) * (rng.random((d, 1)) < 0.7)
+        result[:, 2:] = np.maximum(result[:, 2:], result[:, :2])
         score = rng.integers(1, 4, d) / 4
         if ties == "inside":
             score = score + at / 1000
         truths.append((boxes, rng.integers(0, n_classes, k), rng.random(k) < 0.2))
-        predictions.append((found, score, rng.integers(0, n_classes, d)))
+        predictions.append((result, score, rng.integers(0, n_classes, d)))
     return predictions, truths, n_classes
 
 
@@ -58,7 +58,7 @@ def coco(predictions: list[Any], truths: list[Any], n_classes: int) -> COCOeval:
         return list(np.hstack([table[:, :2], table[:, 2:] - table[:, :2]]).tolist())
 
     objects: list[Any] = []
-    found: list[Any] = []
+    result: list[Any] = []
     for at, (boxes, labels, hard) in enumerate(truths):
         for box, label, crowd in zip(flat(boxes), labels, hard, strict=True):
             place = {"image_id": at, "category_id": int(label), "bbox": box}
@@ -67,7 +67,7 @@ def coco(predictions: list[Any], truths: list[Any], n_classes: int) -> COCOeval:
     for at, (boxes, scores, labels) in enumerate(predictions):
         for box, score, label in zip(flat(boxes), scores, labels, strict=True):
             place = {"image_id": at, "category_id": int(label), "bbox": box}
-            found.append(place | {"score": float(score)})
+            result.append(place | {"score": float(score)})
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
@@ -76,7 +76,7 @@ def coco(predictions: list[Any], truths: list[Any], n_classes: int) -> COCOeval:
             "annotations": objects,
         }
         truth.createIndex()
-        answers = truth.loadRes(found) if found else COCO()
+        answers = truth.loadRes(result) if result else COCO()
         reference = COCOeval(truth, answers, "bbox")
         reference.evaluate()
         reference.accumulate()
@@ -90,12 +90,12 @@ def unknown(values: Any) -> Any:
 
 
 def every_number(matches: metrics.Matches, weights: Any = None) -> dict[str, Any]:
-    found: dict[str, Any] = dict(metrics.box_scores(matches, weights))
-    found["table"] = metrics.average_precisions(matches, weights)
-    found["classes"] = metrics.per_class_ap(matches, weights)
-    found["recall1"] = metrics.average_recalls(matches, weights, most=1)
-    found["objects"] = metrics.object_counts(matches, weights)
-    return found
+    result: dict[str, Any] = dict(metrics.box_scores(matches, weights))
+    result["table"] = metrics.average_precisions(matches, weights)
+    result["classes"] = metrics.per_class_ap(matches, weights)
+    result["recall1"] = metrics.average_recalls(matches, weights, max_boxes=1)
+    result["objects"] = metrics.object_counts(matches, weights)
+    return result
 
 
 def one_number(matches: metrics.Matches, weights: Any = None) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def one_number(matches: metrics.Matches, weights: Any = None) -> dict[str, Any]:
     return {"precision": curve.precision, "score": curve.score, "best": best}
 
 
-def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def close(result: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in expected.items():
         np.testing.assert_allclose(
-            found[name], value, rtol=0, atol=1e-9, equal_nan=True, err_msg=name
+            result[name], value, rtol=0, atol=1e-9, equal_nan=True, err_msg=name
         )
 
 
@@ -123,7 +123,7 @@ def check_against_coco(case: Case) -> None:
     )
     for row, size in enumerate(metrics.SIZES):
         for column, most in enumerate((1, 10, 100)):
-            mine = metrics.average_recalls(matches, size=size, most=most)
+            mine = metrics.average_recalls(matches, size=size, max_boxes=most)
             np.testing.assert_allclose(mine, recall[:, :, row, column].mean(axis=0), atol=1e-9)
     scores = metrics.box_scores(matches)
     stats = dict(zip(scores, reference.stats[[0, 1, 2, 3, 4, 5, 8]], strict=True))
@@ -132,10 +132,10 @@ def check_against_coco(case: Case) -> None:
         for at, iou in ((0, 0.5), (9, 0.95)):
             curve = metrics.pr_curve(matches, label, iou)
             np.testing.assert_allclose(curve.precision, precision[at, :, label, 0, 2], atol=1e-9)
-            known = ~np.isnan(curve.score)
+            defined = ~np.isnan(curve.score)
             raw = reference.eval["scores"][at, :, label, 0, 2]
-            np.testing.assert_allclose(curve.score[known], raw[known], atol=1e-9)
-            assert (raw[~known] <= 0).all()
+            np.testing.assert_allclose(curve.score[defined], raw[defined], atol=1e-9)
+            assert (raw[~defined] <= 0).all()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -168,9 +168,9 @@ def test_of_equal_overlaps_the_last_object_is_taken() -> None:
     """The one taken decides what is left to the second box."""
     truth = [([[0, 0, 20, 10], [10, 0, 30, 10]], [0, 0], [False, False])]
     for left in (0, 10):
-        found = [([[5, 0, 25, 10], [left, 0, left + 20, 10]], [0.9, 0.8], [0, 0])]
-        check_against_coco((found, truth, 1))
-        second = metrics.match_boxes(found, truth, 1).outcome[0, 0, 1]
+        result = [([[5, 0, 25, 10], [left, 0, left + 20, 10]], [0.9, 0.8], [0, 0])]
+        check_against_coco((result, truth, 1))
+        second = metrics.match_boxes(result, truth, 1).outcome[0, 0, 1]
         assert second == (left == 0)
 
 
@@ -181,7 +181,7 @@ def test_the_cases_hold_what_they_promise() -> None:
     assert any(len(t[0]) and not len(p[0]) for p, t in pairs)
     outcomes = [metrics.match_boxes(*case).outcome for case in cases]
     for value in (-1, 0, 1):
-        assert all((found == value).any() for found in outcomes[:10])
+        assert all((result == value).any() for result in outcomes[:10])
     assert (
         sum(bool(np.isnan(metrics.box_scores(metrics.match_boxes(*c))["map_large"])) for c in cases)
         < 20
@@ -219,9 +219,9 @@ def test_repetitions_are_those_of_pycocotools(seed: int) -> None:
     weights = np.array([1, 0, 3, 2])
     rows = np.repeat(np.arange(4), weights)
     stats = coco([predictions[row] for row in rows], [truths[row] for row in rows], n_classes).stats
-    found = metrics.box_scores(metrics.match_boxes(predictions, truths, n_classes), weights)
+    result = metrics.box_scores(metrics.match_boxes(predictions, truths, n_classes), weights)
     close(
-        {"map": found["map"], "ar": found["recall100"]},
+        {"map": result["map"], "ar": result["recall100"]},
         {"map": unknown(stats[0]), "ar": unknown(stats[8])},
     )
 
@@ -243,12 +243,12 @@ def test_the_order_of_images_does_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
     predictions, truths, n_classes = random_case(rng, ties="all", images=10)
     order = rng.permutation(10)
-    one = metrics.match_boxes(predictions, truths, n_classes)
+    original = metrics.match_boxes(predictions, truths, n_classes)
     other = metrics.match_boxes(
         [predictions[i] for i in order], [truths[i] for i in order], n_classes
     )
     for each in (every_number, one_number):
-        for name, value in each(one).items():
+        for name, value in each(original).items():
             np.testing.assert_array_equal(value, each(other)[name], err_msg=name)
 
 
@@ -267,9 +267,9 @@ def test_order_matters_to_a_stable_sort_on_these_cases() -> None:
 def test_blocks_of_resamples_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     matches = metrics.match_boxes(*random_case(np.random.default_rng(3)))
     weights = np.random.default_rng(0).integers(1, 4, (50, matches.n_images))
-    whole = metrics.average_precisions(matches, weights)
+    expected = metrics.average_precisions(matches, weights)
     monkeypatch.setattr(metrics, "_BLOCK", 1)
-    np.testing.assert_array_equal(metrics.average_precisions(matches, weights), whole)
+    np.testing.assert_array_equal(metrics.average_precisions(matches, weights), expected)
 
 
 def test_the_bootstrap_takes_the_scores() -> None:
@@ -296,8 +296,8 @@ def answers(*boxes: tuple[float, int, float]) -> tuple[Any, Any, Any]:
 
 
 def test_precision_by_hand() -> None:
-    found = [answers((0, 0, 0.9), (90, 0, 0.8), (20, 0, 0.7))]
-    matches = metrics.match_boxes(found, [image((0, 0), (20, 0))], 1)
+    result = [answers((0, 0, 0.9), (90, 0, 0.8), (20, 0, 0.7))]
+    matches = metrics.match_boxes(result, [image((0, 0), (20, 0))], 1)
     curve = metrics.pr_curve(matches, 0)
     np.testing.assert_allclose(curve.precision, np.r_[np.ones(51), np.full(50, 2 / 3)])
     np.testing.assert_allclose(curve.score, np.r_[np.full(51, 0.9), np.full(50, 0.7)])
@@ -305,8 +305,8 @@ def test_precision_by_hand() -> None:
 
 
 def test_a_hard_object_neither_helps_nor_hurts() -> None:
-    found = [answers((0, 0, 0.9), (50, 0, 0.8), (51, 0, 0.7))]
-    with_hard = metrics.match_boxes(found, [image((0, 0), (50, 0), hard=(False, True))], 1)
+    result = [answers((0, 0, 0.9), (50, 0, 0.8), (51, 0, 0.7))]
+    with_hard = metrics.match_boxes(result, [image((0, 0), (50, 0), hard=(False, True))], 1)
     assert float(metrics.box_scores(with_hard)["map"]) == pytest.approx(1)
     assert metrics.object_counts(with_hard)[0] == 1
 
@@ -333,8 +333,8 @@ def test_the_best_threshold_is_best_of_all(seed: int) -> None:
     best = metrics.best_threshold(metrics.match_boxes(predictions, truths, n_classes))
 
     def f1(at: float) -> float:
-        kept = [tuple(np.asarray(part)[p[1] >= at] for part in p) for p in predictions]
-        outcome = metrics.match_boxes(kept, truths, n_classes).outcome[0, 0]
+        confident = [tuple(np.asarray(part)[p[1] >= at] for part in p) for p in predictions]
+        outcome = metrics.match_boxes(confident, truths, n_classes).outcome[0, 0]
         objects = sum(int((~np.asarray(hard)).sum()) for _, _, hard in truths)
         return float(2 * (outcome == 1).sum() / max(1, (outcome != -1).sum() + objects))
 
@@ -351,15 +351,15 @@ def test_the_best_threshold_is_best_of_all(seed: int) -> None:
 def test_confusion_by_hand() -> None:
     """Right, wrong class, missed, false alarm, below the score, on a hard object."""
     truth = image((0, 0), (20, 1), (40, 1), (60, 0), hard=(False, False, False, True))
-    found = answers((1, 0, 0.9), (20, 0, 0.9), (80, 1, 0.9), (40, 1, 0.4), (60, 1, 0.9))
-    table = metrics.box_confusion([found], [truth], 2, score=0.5)
+    result = answers((1, 0, 0.9), (20, 0, 0.9), (80, 1, 0.9), (40, 1, 0.4), (60, 1, 0.9))
+    table = metrics.box_confusion([result], [truth], 2, score=0.5)
     np.testing.assert_array_equal(table, [[1, 0, 0], [1, 0, 1], [0, 1, 0]])
 
 
 def test_confusion_pairs_the_largest_overlap_first() -> None:
     """Of equal ones that of the right class, whatever the scores."""
-    found = answers((3, 1, 0.99), (1, 1, 0.7), (1, 0, 0.6))
-    table = metrics.box_confusion([found], [image((0, 0))], 2, score=0.6)
+    result = answers((3, 1, 0.99), (1, 1, 0.7), (1, 0, 0.6))
+    table = metrics.box_confusion([result], [image((0, 0))], 2, score=0.6)
     np.testing.assert_array_equal(table, [[1, 0, 0], [0, 0, 0], [0, 2, 0]])
 
 
@@ -370,11 +370,13 @@ def test_confusion_counts_everything_once(seed: int) -> None:
     truths = [(boxes, labels, np.zeros(len(labels), dtype=bool)) for boxes, labels, _ in truths]
     table = metrics.box_confusion(predictions, truths, n_classes, score=0.5)
     named = np.concatenate([labels[scores >= 0.5] for _, scores, labels in predictions])
-    held = np.concatenate([labels for _, labels, _ in truths])
+    true_labels = np.concatenate([labels for _, labels, _ in truths])
     np.testing.assert_array_equal(
         table[:, :-1].sum(axis=0), np.bincount(named, minlength=n_classes)
     )
-    np.testing.assert_array_equal(table[:-1].sum(axis=1), np.bincount(held, minlength=n_classes))
+    np.testing.assert_array_equal(
+        table[:-1].sum(axis=1), np.bincount(true_labels, minlength=n_classes)
+    )
     parts = [
         metrics.box_confusion([p], [t], n_classes, score=0.5)
         for p, t in zip(predictions, truths, strict=True)
@@ -405,7 +407,7 @@ GOOD = answers((0, 0, 0.9))
     ],
 )
 def test_what_does_not_fit_is_refused(predictions: list[Any], truths: list[Any]) -> None:
-    with pytest.raises(UsageError, match=r"Expected .* got .*; do "):
+    with pytest.raises(UsageError, match=r"Expected .* got .*\. [A-Z]"):
         metrics.match_boxes(predictions, truths, 1)
 
 
@@ -415,7 +417,7 @@ def test_what_does_not_fit_is_refused(predictions: list[Any], truths: list[Any])
         lambda m: metrics.box_scores(m, [1, 1]),
         lambda m: metrics.average_precisions(m, sizes=("huge",)),
         lambda m: metrics.per_class_ap(m, iou=0.52),
-        lambda m: metrics.average_recalls(m, most=0),
+        lambda m: metrics.average_recalls(m, max_boxes=0),
         lambda m: metrics.pr_curve(m, 1),
         lambda m: metrics.pr_curve(m, 0, weights=[[1]]),
         lambda m: metrics.best_threshold(m, [[1]]),
@@ -423,5 +425,5 @@ def test_what_does_not_fit_is_refused(predictions: list[Any], truths: list[Any])
     ],
 )
 def test_questions_without_an_answer_are_refused(ask: Any) -> None:
-    with pytest.raises(UsageError, match=r"Expected .* got .*; do "):
+    with pytest.raises(UsageError, match=r"Expected .* got .*\. [A-Z]"):
         ask(metrics.match_boxes([GOOD], [image((0, 0))], 1))

@@ -39,12 +39,12 @@ def masks(seed: int, n: int = 5) -> tuple[list[Any], list[Any], int]:
     """Predicted and true masks of several sizes, in blocks, with ignored and absent classes."""
     rng = np.random.default_rng(seed)
     n_classes = int(rng.integers(2, 5))
-    shown = rng.integers(0, n_classes, n_classes)  # some classes are nowhere
+    present_classes = rng.integers(0, n_classes, n_classes)  # some classes are nowhere
     predicted, truth = [], []
     for _ in range(n):
         h, w = rng.integers(1, 5, 2)
-        blocks = shown[rng.integers(0, n_classes, (h, w))].repeat(4, 0).repeat(3, 1)
-        noise = shown[rng.integers(0, n_classes, blocks.shape)]
+        blocks = present_classes[rng.integers(0, n_classes, (h, w))].repeat(4, 0).repeat(3, 1)
+        noise = present_classes[rng.integers(0, n_classes, blocks.shape)]
         truth.append(np.where(rng.random(blocks.shape) < 0.1, IGNORED, blocks).astype(np.uint8))
         predicted.append(np.where(rng.random(blocks.shape) < 0.2, noise, blocks).astype(np.uint8))
     return predicted, truth, n_classes
@@ -59,13 +59,13 @@ def stacked(predicted: list[Any], truth: list[Any], n_classes: int) -> tuple[Any
 
 
 def every_number(counts: tuple[Any, Any], weights: Any = None) -> dict[str, Floats]:
-    found = {name: score(counts[0], weights) for name, score in PIXEL.items()}
-    return found | {name: score(counts[1], weights) for name, score in BOUNDARY.items()}
+    result = {name: score(counts[0], weights) for name, score in PIXEL.items()}
+    return result | {name: score(counts[1], weights) for name, score in BOUNDARY.items()}
 
 
-def equal(found: dict[str, Floats], expected: dict[str, Floats]) -> None:
+def equal(result: dict[str, Floats], expected: dict[str, Floats]) -> None:
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(result[name], value, err_msg=name)
 
 
 # ------------------------------------------------------------------------- against scikit-learn
@@ -81,29 +81,29 @@ def test_every_number_is_that_of_scikit_learn(seed: int) -> None:
     counts = stacked(predicted, truth, n_classes)
     table = sk.confusion_matrix(y, z, labels=labels)
     np.testing.assert_array_equal(metrics.total_counts(counts[0]), table)
-    found = every_number(counts)
+    result = every_number(counts)
     iou = sk.jaccard_score(y, z, labels=present, average=None)
     dice = sk.f1_score(y, z, labels=present, average=None)
-    np.testing.assert_allclose(found["iou"][present], iou)
-    np.testing.assert_allclose(found["dice"][present], dice)
+    np.testing.assert_allclose(result["iou"][present], iou)
+    np.testing.assert_allclose(result["dice"][present], dice)
     absent = np.setdiff1d(labels, present)
-    assert np.isnan(found["iou"][absent]).all()
-    assert np.isnan(found["dice"][absent]).all()
-    np.testing.assert_allclose(found["mean_iou"], iou.mean())
-    np.testing.assert_allclose(found["mean_dice"], dice.mean())
-    np.testing.assert_allclose(found["accuracy"], sk.accuracy_score(y, z))
-    held = np.unique(y)
-    recall = sk.recall_score(y, z, labels=held, average=None)
-    np.testing.assert_allclose(found["class_accuracy"][held], recall)
-    np.testing.assert_allclose(found["mean_class_accuracy"], recall.mean())
+    assert np.isnan(result["iou"][absent]).all()
+    assert np.isnan(result["dice"][absent]).all()
+    np.testing.assert_allclose(result["mean_iou"], iou.mean())
+    np.testing.assert_allclose(result["mean_dice"], dice.mean())
+    np.testing.assert_allclose(result["accuracy"], sk.accuracy_score(y, z))
+    true_classes = np.unique(y)
+    recall = sk.recall_score(y, z, labels=true_classes, average=None)
+    np.testing.assert_allclose(result["class_accuracy"][true_classes], recall)
+    np.testing.assert_allclose(result["mean_class_accuracy"], recall.mean())
     frequency = sk.jaccard_score(y, z, labels=present, average="weighted")
-    np.testing.assert_allclose(found["frequency_weighted_iou"], frequency)
+    np.testing.assert_allclose(result["frequency_weighted_iou"], frequency)
 
 
 def test_some_classes_of_the_cases_are_nowhere() -> None:
-    found = [every_number(stacked(*masks(seed))) for seed in range(20)]
-    assert any(np.isnan(one["iou"]).any() for one in found)
-    assert any(len(one["iou"]) > 2 and one["mean_iou"] < 1 for one in found)
+    result = [every_number(stacked(*masks(seed))) for seed in range(20)]
+    assert any(np.isnan(scores["iou"]).any() for scores in result)
+    assert any(len(scores["iou"]) > 2 and scores["mean_iou"] < 1 for scores in result)
 
 
 # --------------------------------------------------------------------- weights, order, batches
@@ -132,19 +132,19 @@ def test_rows_of_weights_stand_alone(seed: int) -> None:
 @given(seeds, st.permutations(range(5)), st.integers(1, 5))
 def test_neither_order_nor_batches_matter(seed: int, order: list[int], size: int) -> None:
     counts = stacked(*masks(seed))
-    whole = every_number(counts)
-    equal(every_number((counts[0][order], counts[1][order])), whole)
+    expected = every_number(counts)
+    equal(every_number((counts[0][order], counts[1][order])), expected)
     batches = [
         np.stack([table[at : at + size].sum(axis=0) for at in range(0, 5, size)])
         for table in counts
     ]
-    equal(every_number((batches[0], batches[1])), whole)
+    equal(every_number((batches[0], batches[1])), expected)
 
 
 def test_a_mean_of_batches_would_differ() -> None:
     """Else the test above could not fail."""
     counts = stacked(*masks(4))[0]
-    alone = np.mean([metrics.mean_iou_score(one[None]) for one in counts])
+    alone = np.mean([metrics.mean_iou_score(table[None]) for table in counts])
     assert abs(alone - metrics.mean_iou_score(counts)) > 0.01
 
 
@@ -164,8 +164,8 @@ def test_a_shifted_square_in_closed_form() -> None:
     counts = metrics.boundary_counts(square(20 + shift), square(20), 2, tolerance=0)
     rows = 2 * (side - shift)  # of the upper and the lower side, what overlaps
     np.testing.assert_array_equal(counts[1], [ring, rows, ring, rows])
-    found = metrics.boundary_f_scores(counts[None])
-    assert float(found[1]) == pytest.approx(rows / ring)
+    result = metrics.boundary_f_scores(counts[None])
+    assert float(result[1]) == pytest.approx(rows / ring)
     reach = shift / np.hypot(80, 80)  # now every pixel is near
     near = metrics.boundary_counts(square(20 + shift), square(20), 2, tolerance=reach * 1.0001)
     assert float(metrics.boundary_f_scores(near[None])[1]) == 1
@@ -176,10 +176,10 @@ def test_a_shifted_square_in_closed_form() -> None:
 
 
 def test_the_tolerance_is_a_share_of_the_diagonal() -> None:
-    true, said = np.zeros((180, 240), dtype=np.uint8), np.zeros((180, 240), dtype=np.uint8)
+    true, predicted = np.zeros((180, 240), dtype=np.uint8), np.zeros((180, 240), dtype=np.uint8)
     for moved, f in ((2, 1), (3, 0)):  # the tolerance is 2.25 pixels
-        true[:, :100], said[:, : 100 + moved] = 1, 1
-        counts = metrics.boundary_counts(said, true, 2)
+        true[:, :100], predicted[:, : 100 + moved] = 1, 1
+        counts = metrics.boundary_counts(predicted, true, 2)
         np.testing.assert_array_equal(metrics.boundary_f_scores(counts[None]), [f, f])
 
 
@@ -191,21 +191,30 @@ def test_boundaries_by_all_distances(seed: int, tolerance: float) -> None:
         counts = metrics.boundary_counts(predicted, truth, n_classes, tolerance=tolerance)
         reach = tolerance * np.hypot(*truth.shape)
         for label in range(n_classes):
-            one, other = (outline(mask, truth, label) for mask in (predicted, truth))
-            near = cdist(one, other) <= reach if len(one) and len(other) else np.zeros((1, 1))
-            plain = [len(one), near.any(axis=1).sum(), len(other), near.any(axis=0).sum()]
+            predicted_edge, true_edge = (outline(mask, truth, label) for mask in (predicted, truth))
+            near = (
+                cdist(predicted_edge, true_edge) <= reach
+                if len(predicted_edge) and len(true_edge)
+                else np.zeros((1, 1))
+            )
+            plain = [
+                len(predicted_edge),
+                near.any(axis=1).sum(),
+                len(true_edge),
+                near.any(axis=0).sum(),
+            ]
             np.testing.assert_array_equal(counts[label], plain)
 
 
 def outline(mask: Any, truth: Any, label: int) -> Any:
     """Pixels of a class beside another class, one by one."""
-    found, (h, w) = [], mask.shape
+    result, (h, w) = [], mask.shape
     for row, column in np.argwhere((mask == label) & (truth != IGNORED)):
         around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
         inside = [at for at in around if 0 <= at[0] < h and 0 <= at[1] < w]
         if any(mask[at] != label and truth[at] != IGNORED for at in inside):
-            found.append((row, column))
-    return np.array(found, dtype=float).reshape(-1, 2)
+            result.append((row, column))
+    return np.array(result, dtype=float).reshape(-1, 2)
 
 
 def test_the_edge_of_the_image_and_of_ignored_pixels_is_no_boundary() -> None:
@@ -227,8 +236,8 @@ def test_a_boundary_in_only_one_mask_scores_zero() -> None:
 
 
 def test_pixels_are_ignored_that_the_data_ignore() -> None:
-    given = metrics.pixel_counts([[9, 0]], [[IGNORED, 0]], 1)
-    np.testing.assert_array_equal(given, [[1]])
+    counts = metrics.pixel_counts([[9, 0]], [[IGNORED, 0]], 1)
+    np.testing.assert_array_equal(counts, [[1]])
 
 
 def test_without_pixels_nothing_is_defined() -> None:
@@ -256,7 +265,7 @@ def test_without_pixels_nothing_is_defined() -> None:
 )
 def test_what_does_not_fit_is_refused(predicted: Any, truth: Any, n_classes: int) -> None:
     for count in (metrics.pixel_counts, metrics.boundary_counts):
-        with pytest.raises(UsageError, match=r"Expected .* got .*; do "):
+        with pytest.raises(UsageError, match=r"Expected .* got .*\. [A-Z]"):
             count(predicted, truth, n_classes)
 
 
@@ -272,5 +281,5 @@ def test_what_does_not_fit_is_refused(predicted: Any, truth: Any, n_classes: int
     ],
 )
 def test_questions_without_an_answer_are_refused(ask: Any) -> None:
-    with pytest.raises(UsageError, match=r"Expected .* got .*; do "):
+    with pytest.raises(UsageError, match=r"Expected .* got .*\. [A-Z]"):
         ask()

@@ -11,8 +11,8 @@ from scipy import stats
 
 from headstart.errors import UsageError
 from headstart.metrics.selective import (
-    LOOKS,
-    Selected,
+    MAX_THRESHOLDS,
+    SelectedThreshold,
     risk_coverage,
     risk_upper_bound,
     threshold_for_risk,
@@ -31,35 +31,35 @@ answers = st.lists(
 @given(answers)
 def test_the_curve_is_what_a_loop_over_thresholds_counts(rows):
     sure, right = map(np.array, zip(*rows, strict=True))
-    found = risk_coverage(sure, right)
+    result = risk_coverage(sure, right)
     levels = sorted(set(sure), reverse=True)
-    assert found.thresholds.tolist() == levels
-    for level, coverage, risk in zip(levels, found.coverage, found.risk, strict=True):
-        kept = [ok for one, ok in rows if one >= level]
-        assert coverage == pytest.approx(len(kept) / len(rows))
-        assert risk == pytest.approx(kept.count(False) / len(kept))
-    each = [np.mean(~right[sure >= one]) for one in sure]
-    assert found.aurc == pytest.approx(np.mean(each))
+    assert result.thresholds.tolist() == levels
+    for level, coverage, risk in zip(levels, result.coverage, result.risk, strict=True):
+        predicted = [ok for value, ok in rows if value >= level]
+        assert coverage == pytest.approx(len(predicted) / len(rows))
+        assert risk == pytest.approx(predicted.count(False) / len(predicted))
+    each = [np.mean(~right[sure >= value]) for value in sure]
+    assert result.aurc == pytest.approx(np.mean(each))
 
 
 @given(answers)
 def test_the_curve_ends_where_everything_is_answered(rows):
     sure, right = map(np.array, zip(*rows, strict=True))
-    found = risk_coverage(sure, right)
-    assert found.coverage[-1] == 1
-    assert found.risk[-1] == pytest.approx(np.mean(~right))
-    assert (np.diff(found.coverage) > 0).all()
-    assert 0 <= found.aurc <= 1
+    result = risk_coverage(sure, right)
+    assert result.coverage[-1] == 1
+    assert result.risk[-1] == pytest.approx(np.mean(~right))
+    assert (np.diff(result.coverage) > 0).all()
+    assert 0 <= result.aurc <= 1
 
 
 @given(answers, st.randoms(use_true_random=False))
 def test_order_and_scale_of_confidence_do_not_matter(rows, random):
     shuffled = random.sample(rows, len(rows))
-    one = risk_coverage(*map(np.array, zip(*rows, strict=True)))
+    original = risk_coverage(*map(np.array, zip(*rows, strict=True)))
     sure, right = map(np.array, zip(*shuffled, strict=True))
-    two = risk_coverage(10 * sure - 3, right)
-    np.testing.assert_allclose(one.risk, two.risk)
-    assert one.aurc == pytest.approx(two.aurc)
+    permuted = risk_coverage(10 * sure - 3, right)
+    np.testing.assert_allclose(original.risk, permuted.risk)
+    assert original.aurc == pytest.approx(permuted.aurc)
 
 
 def test_weights_count_as_repeated_images():
@@ -88,9 +88,9 @@ def test_surest_right_has_a_lower_area_than_surest_wrong():
 @pytest.mark.parametrize(("errors", "answered"), [(0, 1), (0, 40), (3, 50), (49, 50), (17, 1000)])
 @pytest.mark.parametrize("level", [0.9, 0.995])
 def test_the_bound_is_clopper_and_pearsons(errors, answered, level):
-    bound = risk_upper_bound(errors, answered, level)
-    assert bound == pytest.approx(stats.beta.ppf(level, errors + 1, answered - errors))
-    assert stats.binom.cdf(errors, answered, bound) == pytest.approx(1 - level)  # lemma 3.1
+    limit = risk_upper_bound(errors, answered, level)
+    assert limit == pytest.approx(stats.beta.ppf(level, errors + 1, answered - errors))
+    assert stats.binom.cdf(errors, answered, limit) == pytest.approx(1 - level)  # lemma 3.1
 
 
 @pytest.mark.parametrize(("errors", "answered"), [(-1, 5), (6, 5), (0, math.inf), (math.nan, 5)])
@@ -106,7 +106,7 @@ def test_nothing_answered_shows_nothing():
 # ------------------------------------------------------------------------- the threshold
 
 
-def drawn(n, error, rng):
+def draw_images(n, error, rng):
     """Confidences from 0 to 1, wrong with 2 * error * (1 - confidence): above t that is
     error * (1 - t) on average."""
     sure = rng.random(n)
@@ -114,17 +114,17 @@ def drawn(n, error, rng):
 
 
 def test_the_threshold_does_what_it_says_on_its_own_images():
-    sure, right = drawn(2000, 0.1, np.random.default_rng(3))
-    found = threshold_for_risk(sure, right, max_risk=0.05)
-    kept = sure >= found.threshold
-    assert 0.2 < found.coverage < 0.5
-    assert kept.mean() == pytest.approx(found.coverage)
-    assert np.mean(~right[kept]) == pytest.approx(found.risk)
-    per_look = 1 - 0.05 / found.looks
-    wrong, answered = np.sum(~right[kept]), kept.sum()
-    assert found.bound == pytest.approx(stats.beta.ppf(per_look, wrong + 1, answered - wrong))
-    assert found.risk < found.bound <= 0.05
-    assert found.looks == LOOKS
+    sure, right = draw_images(2000, 0.1, np.random.default_rng(3))
+    result = threshold_for_risk(sure, right, max_risk=0.05)
+    is_answered = sure >= result.threshold
+    assert 0.2 < result.coverage < 0.5
+    assert is_answered.mean() == pytest.approx(result.coverage)
+    assert np.mean(~right[is_answered]) == pytest.approx(result.risk)
+    per_look = 1 - 0.05 / result.looks
+    wrong, answered = np.sum(~right[is_answered]), is_answered.sum()
+    assert result.bound == pytest.approx(stats.beta.ppf(per_look, wrong + 1, answered - wrong))
+    assert result.risk < result.bound <= 0.05
+    assert result.looks == MAX_THRESHOLDS
 
 
 def numbers_looked_at(n, max_risk, error=0.05):
@@ -144,9 +144,9 @@ def test_the_looks_reach_from_what_could_just_be_shown_to_everything(n, max_risk
     counts = numbers_looked_at(n, max_risk)
     sure = np.arange(n) / n
     for surest_right in (counts[0], counts[0] - 1):
-        found = threshold_for_risk(sure, np.arange(n) >= n - surest_right, max_risk=max_risk)
-        assert found.looks == len(counts)
-        assert (found.threshold is not None) == (surest_right == counts[0])
+        result = threshold_for_risk(sure, np.arange(n) >= n - surest_right, max_risk=max_risk)
+        assert result.looks == len(counts)
+        assert (result.threshold is not None) == (surest_right == counts[0])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -161,20 +161,20 @@ def test_where_none_is_shown_the_look_with_the_best_bound_is_told(seed):
         rows.append(
             (stats.beta.ppf(1 - 0.05 / len(counts), wrong + 1, count - wrong), count, wrong)
         )
-    bound, count, wrong = min(rows)
-    found = threshold_for_risk(sure, right, max_risk=0.03)
-    assert found.threshold is None
-    assert (found.bound, found.coverage) == pytest.approx((bound, count / 300))
-    assert found.risk == pytest.approx(wrong / count)
+    best_bound, count, wrong = min(rows)
+    result = threshold_for_risk(sure, right, max_risk=0.03)
+    assert result.threshold is None
+    assert (result.bound, result.coverage) == pytest.approx((best_bound, count / 300))
+    assert result.risk == pytest.approx(wrong / count)
 
 
 def test_groups_that_are_all_wrong_show_nothing():
     names = np.repeat(np.arange(30), 4)
-    found = threshold_for_risk(
+    result = threshold_for_risk(
         np.arange(120) / 120, np.zeros(120, bool), max_risk=0.3, groups=names
     )
-    assert found.threshold is None
-    assert (found.bound, found.risk) == (1, 1)
+    assert result.threshold is None
+    assert (result.bound, result.risk) == (1, 1)
 
 
 def test_a_bound_holds_in_95_of_100_draws_where_every_threshold_is_a_little_too_risky():
@@ -196,10 +196,10 @@ def test_the_bound_holds_where_confidence_tells_risk():
     rng, draws = np.random.default_rng(1), 300
     broken = chosen = 0
     for _ in range(draws):
-        found = threshold_for_risk(*drawn(800, 0.1, rng), max_risk=0.06)
-        if found.threshold is not None:
+        result = threshold_for_risk(*draw_images(800, 0.1, rng), max_risk=0.06)
+        if result.threshold is not None:
             chosen += 1
-            broken += 0.1 * (1 - max(found.threshold, 0)) > found.bound
+            broken += 0.1 * (1 - max(result.threshold, 0)) > result.bound
     assert chosen > draws / 2
     assert broken / draws <= 0.05
 
@@ -217,15 +217,15 @@ def test_the_bound_holds_for_groups_that_are_right_or_wrong_together(likeness):
             chance = rng.beta(error * scale, (1 - error) * scale, groups)
         right = rng.random(size * groups) >= np.repeat(chance, size)
         sure = rng.random(size * groups)
-        wanted = {"max_risk": 0.05}
-        chosen += threshold_for_risk(sure, right, groups=names, **wanted).threshold is not None
-        blind += threshold_for_risk(sure, right, **wanted).threshold is not None
+        options = {"max_risk": 0.05}
+        chosen += threshold_for_risk(sure, right, groups=names, **options).threshold is not None
+        blind += threshold_for_risk(sure, right, **options).threshold is not None
     assert chosen / draws <= 0.05
     assert blind / draws > 0.05
 
 
 def test_groups_of_one_are_no_groups():
-    sure, right = drawn(800, 0.1, np.random.default_rng(3))
+    sure, right = draw_images(800, 0.1, np.random.default_rng(3))
     plain = threshold_for_risk(sure, right, max_risk=0.06)
     alone = threshold_for_risk(sure, right, max_risk=0.06, groups=range(800))
     assert alone.threshold is not None
@@ -248,40 +248,40 @@ def test_repeated_images_prove_no_more_than_they_are():
 def test_images_of_one_confidence_stay_together():
     sure = np.repeat([0.9, 0.6], [150, 150])
     right = np.arange(300) < 200
-    found = threshold_for_risk(sure, right, max_risk=0.05)
-    assert found.coverage == 0.5
-    assert 0.6 < found.threshold < 0.61
-    assert found.risk == 0
+    result = threshold_for_risk(sure, right, max_risk=0.05)
+    assert result.coverage == 0.5
+    assert 0.6 < result.threshold < 0.61
+    assert result.risk == 0
 
 
 def test_a_model_that_is_always_right_answers_everything():
-    found = threshold_for_risk(np.linspace(0.1, 1, 500), np.ones(500, bool), max_risk=0.05)
-    assert found.threshold == -math.inf
-    assert found.coverage == 1
-    assert found.as_dict()["threshold"] == 0
+    result = threshold_for_risk(np.linspace(0.1, 1, 500), np.ones(500, bool), max_risk=0.05)
+    assert result.threshold == -math.inf
+    assert result.coverage == 1
+    assert result.as_dict()["threshold"] == 0
 
 
 def test_too_few_images_show_nothing_and_the_words_say_how_many_do():
-    found = threshold_for_risk(np.linspace(0, 1, 40), np.ones(40, bool), max_risk=0.02)
-    assert found.threshold is None
-    assert found.provable == pytest.approx(1 - 0.05 ** (1 / 40))
-    assert "40 images could show no less than 7.2 %" in found.sentence()
+    result = threshold_for_risk(np.linspace(0, 1, 40), np.ones(40, bool), max_risk=0.02)
+    assert result.threshold is None
+    assert result.provable == pytest.approx(1 - 0.05 ** (1 / 40))
+    assert "40 images cannot prove a risk below 7.2 %" in result.sentence()
 
 
-@pytest.mark.parametrize(("n", "shown"), [(58, False), (59, True), (60, True), (70, True)])
-def test_what_is_provable_is_shown_where_every_answer_is_right(n, shown):
-    found = threshold_for_risk(np.arange(n) / n, np.ones(n, bool), max_risk=0.05)
-    assert (found.threshold is not None) == shown == (found.provable <= 0.05)
-    assert found.bound == pytest.approx(1 - 0.05 ** (1 / n))
+@pytest.mark.parametrize(("n", "is_provable"), [(58, False), (59, True), (60, True), (70, True)])
+def test_what_is_provable_is_shown_where_every_answer_is_right(n, is_provable):
+    result = threshold_for_risk(np.arange(n) / n, np.ones(n, bool), max_risk=0.05)
+    assert (result.threshold is not None) == is_provable == (result.provable <= 0.05)
+    assert result.bound == pytest.approx(1 - 0.05 ** (1 / n))
 
 
 def test_a_poor_model_shows_nothing_and_the_words_say_how_near_it_came():
     rng = np.random.default_rng(0)
-    found = threshold_for_risk(rng.random(500), rng.random(500) > 0.3, max_risk=0.05)
-    assert found.threshold is None
-    assert found.bound > 0.05
-    assert "no less than" in found.sentence()
-    assert "even if every answer" not in found.sentence()
+    result = threshold_for_risk(rng.random(500), rng.random(500) > 0.3, max_risk=0.05)
+    assert result.threshold is None
+    assert result.bound > 0.05
+    assert "proves a risk of at most" in result.sentence()
+    assert "even without an error" not in result.sentence()
 
 
 @settings(max_examples=60)
@@ -292,21 +292,21 @@ def test_a_poor_model_shows_nothing_and_the_words_say_how_near_it_came():
     st.integers(0, 10**6),
 )
 def test_what_is_chosen_is_always_within_what_was_wanted(n, max_risk, error, seed):
-    sure, right = drawn(n, error, np.random.default_rng(seed))
-    found = threshold_for_risk(sure, right, max_risk=max_risk)
-    assert 1 <= found.looks <= LOOKS
-    assert found.provable <= found.bound
-    assert (found.threshold is not None) == (found.bound <= max_risk)
-    if found.threshold is not None:
-        assert found.risk <= found.bound
-        assert np.mean(sure >= found.threshold) == pytest.approx(found.coverage)
-    assert Selected.from_dict(found.as_dict()).as_dict() == found.as_dict()
+    sure, right = draw_images(n, error, np.random.default_rng(seed))
+    result = threshold_for_risk(sure, right, max_risk=max_risk)
+    assert 1 <= result.looks <= MAX_THRESHOLDS
+    assert result.provable <= result.bound
+    assert (result.threshold is not None) == (result.bound <= max_risk)
+    if result.threshold is not None:
+        assert result.risk <= result.bound
+        assert np.mean(sure >= result.threshold) == pytest.approx(result.coverage)
+    assert SelectedThreshold.from_dict(result.as_dict()).as_dict() == result.as_dict()
 
 
 def test_a_stricter_wish_answers_no_more():
-    sure, right = drawn(3000, 0.1, np.random.default_rng(5))
+    sure, right = draw_images(3000, 0.1, np.random.default_rng(5))
     wishes = 0.2, 0.1, 0.07, 0.04
-    coverages = [threshold_for_risk(sure, right, max_risk=one).coverage for one in wishes]
+    coverages = [threshold_for_risk(sure, right, max_risk=wish).coverage for wish in wishes]
     assert coverages == sorted(coverages, reverse=True)
     assert coverages[0] == 1
 
@@ -337,8 +337,8 @@ def test_arrays_that_do_not_fit_are_refused(sure, right):
 
 
 def test_a_stored_choice_that_makes_no_sense_is_refused():
-    found = threshold_for_risk(np.linspace(0.1, 1, 500), np.ones(500, bool), max_risk=0.05)
+    result = threshold_for_risk(np.linspace(0.1, 1, 500), np.ones(500, bool), max_risk=0.05)
     with pytest.raises(ValueError, match="shares"):
-        Selected.from_dict(replace(found, threshold=7.0).as_dict())
+        SelectedThreshold.from_dict(replace(result, threshold=7.0).as_dict())
     with pytest.raises(KeyError):
-        Selected.from_dict({"threshold": 0.5})
+        SelectedThreshold.from_dict({"threshold": 0.5})

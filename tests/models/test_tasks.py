@@ -42,9 +42,9 @@ def test_temperature_finds_the_factor(temperature):
 
 def test_temperature_is_the_minimum_of_the_log_loss():
     logits, targets = drawn(2.0, n=300)
-    found = ANIMALS.calibrated(logits, targets)
-    best = log_loss(targets, found.probabilities(logits))
-    for other in found.temperature * np.array([0.5, 0.9, 0.99, 1.01, 1.1, 2.0]):
+    calibrated = ANIMALS.calibrated(logits, targets)
+    best = log_loss(targets, calibrated.probabilities(logits))
+    for other in calibrated.temperature * np.array([0.5, 0.9, 0.99, 1.01, 1.1, 2.0]):
         task = ClassificationTask(classes=ANIMALS.classes, temperature=float(other))
         assert best <= log_loss(targets, task.probabilities(logits))
 
@@ -176,7 +176,7 @@ def test_a_file_with_a_choice_that_makes_no_sense_is_refused(change):
 
 
 def test_a_wish_for_several_labels_is_refused():
-    with pytest.raises(UsageError, match="any number of labels"):
+    with pytest.raises(UsageError, match="multilabel"):
         ClassificationTask(classes=("red", "round"), kind="multilabel", max_risk=0.05)
 
 

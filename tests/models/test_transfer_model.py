@@ -1,4 +1,4 @@
-"""Whatever holds an image is predicted, in order, by name, and the same way each time."""
+"""Predictions of any image source: in order, by name, and the same each time."""
 
 import csv
 import io
@@ -70,7 +70,7 @@ def photos(tmp_path_factory):
 
 
 def chances(predictions):
-    return np.array([list(one.probabilities.values()) for one in predictions])
+    return np.array([list(prediction.probabilities.values()) for prediction in predictions])
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def png(pixels):
 def test_predictions_are_those_of_torch(model, photos):
     import torch
 
-    found = ask(model, photos)
+    predictions = ask(model, photos)
     batch = np.stack([SMALL.resize_and_crop(pixels) for pixels in random_pixels(12)])
     scaled = torch.from_numpy(batch).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
@@ -102,27 +102,37 @@ def test_predictions_are_those_of_torch(model, photos):
             features, torch.from_numpy(model.head.weight), torch.from_numpy(model.head.bias)
         )
         expected = linear.double().softmax(dim=1).numpy()
-    np.testing.assert_allclose(chances(found), expected, atol=2e-3)
-    assert [one.label for one in found] == [CLASSES[i] for i in expected.argmax(axis=1)]
-    assert len({one.label for one in found}) == 3  # else the order below proves nothing
+    np.testing.assert_allclose(chances(predictions), expected, atol=2e-3)
+    assert [prediction.label for prediction in predictions] == [
+        CLASSES[i] for i in expected.argmax(axis=1)
+    ]
+    assert (
+        len({prediction.label for prediction in predictions}) == 3
+    )  # else the order below proves nothing
 
 
 def test_probabilities_are_by_name_and_sum_to_one(model, photos):
-    for one in ask(model, photos):
-        assert tuple(one.probabilities) == CLASSES
-        assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-12)
-        assert one.probability == one.probabilities[one.label] == max(one.probabilities.values())
+    for prediction in ask(model, photos):
+        assert tuple(prediction.probabilities) == CLASSES
+        assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-12)
+        assert (
+            prediction.probability
+            == prediction.probabilities[prediction.label]
+            == max(prediction.probabilities.values())
+        )
 
 
 def test_a_folder_and_its_paths_give_the_same_in_order(model, photos):
     paths = sorted(photos.iterdir())
     folder = ask(model, photos)
-    assert [one.name for one in folder] == [str(path) for path in paths]
-    for given in (str(photos), paths, [str(p) for p in paths], np.array([str(p) for p in paths])):
-        assert ask(model, given) == folder
+    assert [prediction.name for prediction in folder] == [str(path) for path in paths]
+    for source in (str(photos), paths, [str(p) for p in paths], np.array([str(p) for p in paths])):
+        assert ask(model, source) == folder
     assert ask(model, paths[::-1]) == folder[::-1]
     mixed, expected = ask(model, [paths[3], photos, str(paths[5])]), [folder[3], *folder, folder[5]]
-    assert [(one.name, one.label) for one in mixed] == [(one.name, one.label) for one in expected]
+    assert [(prediction.name, prediction.label) for prediction in mixed] == [
+        (prediction.name, prediction.label) for prediction in expected
+    ]
     # Rows of another number of images may differ in the last bit.
     np.testing.assert_allclose(chances(mixed), chances(expected), rtol=1e-9)
 
@@ -130,31 +140,31 @@ def test_a_folder_and_its_paths_give_the_same_in_order(model, photos):
 def test_the_same_image_gives_the_same_answer_whatever_holds_it(model, photos):
     path = photos / "03.png"
     pixels = random_pixels(12)[3]
-    held = [
+    images = [
         path, str(path), path.read_bytes(), bytearray(path.read_bytes()), Image.open(path),
         Image.fromarray(pixels), pixels, pixels[None], pixels / 255,
         (pixels / 255).astype(np.float32), np.dstack([pixels, np.full((48, 64), 255, np.uint8)]),
         pixels.astype(np.uint16) * 257, np.asfortranarray(pixels), pixels[::-1][::-1],
     ]  # fmt: skip
     reference = chances(ask(model, path))
-    for one in held:
-        np.testing.assert_allclose(chances(ask(model, one)), reference, atol=1e-4)
-    together = chances(ask(model, held))
-    np.testing.assert_allclose(together, np.repeat(reference, len(held), axis=0), atol=1e-4)
+    for image in images:
+        np.testing.assert_allclose(chances(ask(model, image)), reference, atol=1e-4)
+    together = chances(ask(model, images))
+    np.testing.assert_allclose(together, np.repeat(reference, len(images), axis=0), atol=1e-4)
 
 
 def test_grey_is_three_equal_channels(model):
     grey = random_pixels(1, (48, 64))[0]
     expected = chances(ask(model, np.dstack([grey] * 3)))
-    for held in (grey, grey[..., None], Image.fromarray(grey), png(grey)):
-        np.testing.assert_allclose(chances(ask(model, held)), expected, atol=1e-4)
+    for image in (grey, grey[..., None], Image.fromarray(grey), png(grey)):
+        np.testing.assert_allclose(chances(ask(model, image)), expected, atol=1e-4)
 
 
 def test_a_stack_is_its_images(model, photos):
     stack = np.stack(random_pixels(12))
-    found = ask(model, stack)
-    assert len(found) == 12
-    np.testing.assert_allclose(chances(found), chances(ask(model, photos)), atol=1e-4)
+    predictions = ask(model, stack)
+    assert len(predictions) == 12
+    np.testing.assert_allclose(chances(predictions), chances(ask(model, photos)), atol=1e-4)
 
 
 def test_nothing_gives_nothing(model):
@@ -178,9 +188,9 @@ def test_the_models_own_engine_is_used_where_the_machine_has_it(model, photos, t
 
 
 def test_a_wrong_path_names_the_nearest(model, photos):
-    with pytest.raises(LayoutError, match=r"did you mean.*03\.png"):
+    with pytest.raises(LayoutError, match=r"Did you mean.*03\.png"):
         ask(model, photos / "003.png")
-    with pytest.raises(LayoutError, match=r"did you mean.*photos"):
+    with pytest.raises(LayoutError, match=r"Did you mean.*photos"):
         ask(model, str(photos.with_name(photos.name.replace("photos", "photo"))))
 
 
@@ -188,8 +198,8 @@ def test_a_wrong_path_names_the_nearest(model, photos):
 def damaged(photos, tmp_path):
     for path in photos.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    whole = (photos / "05.png").read_bytes()
-    (tmp_path / "05.png").write_bytes(whole[: len(whole) // 2])
+    content = (photos / "05.png").read_bytes()
+    (tmp_path / "05.png").write_bytes(content[: len(content) // 2])
     return tmp_path
 
 
@@ -201,12 +211,12 @@ def test_a_corrupt_file_is_refused_by_name(model, damaged):
 
 
 def test_a_corrupt_file_is_left_out_when_asked(model, photos, damaged):
-    kept = ask(model, damaged, bad_files="skip")
-    assert [Path(one.name).name for one in kept] == [
+    predictions = ask(model, damaged, bad_files="skip")
+    assert [Path(prediction.name).name for prediction in predictions] == [
         path.name for path in sorted(photos.iterdir()) if path.name != "05.png"
     ]
-    expected = [one for one in ask(model, photos) if "05.png" not in one.name]
-    np.testing.assert_allclose(chances(kept), chances(expected), rtol=1e-9)
+    expected = [prediction for prediction in ask(model, photos) if "05.png" not in prediction.name]
+    np.testing.assert_allclose(chances(predictions), chances(expected), rtol=1e-9)
 
 
 def test_an_unknown_policy_is_refused(model, photos):
@@ -226,9 +236,13 @@ def test_a_model_that_is_not_fitted_predicts_nothing(model, photos):
 
 def test_a_multilabel_model_names_every_label_that_holds(model, photos):
     task = ClassificationTask(classes=CLASSES, kind="multilabel", thresholds=(0.0, 1.1, 0.5))
-    for one in ask(replace(model, task=task), photos):
-        assert one.label == ("ant", "cat") if one.probabilities["cat"] >= 0.5 else ("ant",)
-        assert one.probability == max(one.probabilities.values())
+    for prediction in ask(replace(model, task=task), photos):
+        assert (
+            prediction.label == ("ant", "cat")
+            if prediction.probabilities["cat"] >= 0.5
+            else ("ant",)
+        )
+        assert prediction.probability == max(prediction.probabilities.values())
 
 
 # ---------------------------------------------------------------- output
@@ -249,7 +263,9 @@ def test_csv_is_read_back_by_csv():
     ]
     rows = list(csv.reader(io.StringIO(predictions_csv(predictions))))
     assert rows[0] == ["image", "label", "probability", *ODD]
-    assert [row[:2] for row in rows[1:]] == [[one.name, one.label] for one in predictions]
+    assert [row[:2] for row in rows[1:]] == [
+        [prediction.name, prediction.label] for prediction in predictions
+    ]
     numbers = np.array([[float(cell) for cell in row[2:]] for row in rows[1:]])
     np.testing.assert_allclose(numbers, [[0.2 + i / 1000] * 6 for i in range(5)], atol=1e-6)
 
@@ -260,16 +276,18 @@ def test_csv_and_json_of_nothing():
 
 
 def test_csv_of_several_labels():
-    one = Prediction(name="a", label=("x", "y"), probability=1.0, probabilities={"x": 1, "y": 1})
-    none = replace(one, label=())
-    rows = list(csv.reader(io.StringIO(predictions_csv([one, none]))))
+    prediction = Prediction(
+        name="a", label=("x", "y"), probability=1.0, probabilities={"x": 1, "y": 1}
+    )
+    none = replace(prediction, label=())
+    rows = list(csv.reader(io.StringIO(predictions_csv([prediction, none]))))
     assert [row[1] for row in rows[1:]] == ["x|y", ""]
 
 
 def test_json_is_plain(model, photos):
-    found = ask(model, photos)
-    again = json.loads(json.dumps(predictions_json(found), allow_nan=False))
-    assert [Prediction(**values) for values in again] == found
+    predictions = ask(model, photos)
+    again = json.loads(json.dumps(predictions_json(predictions), allow_nan=False))
+    assert [Prediction(**values) for values in again] == predictions
 
 
 # ---------------------------------------------------------------- classes by name
@@ -280,14 +298,16 @@ def extractor(tmp_path):
     return Extractor(cache=Cache(tmp_path / "cache"), engine="fp32", device="cpu")
 
 
-def labelled(model, classes, shown):
+def labelled(model, classes, labels):
     """Images that carry what the model says of them, in a data set that lists other classes."""
     pixels = random_pixels(40)
     answers = zip(pixels, ask(model, pixels), strict=True)
     samples = tuple(
-        Sample(image=image, target=one.label) for image, one in answers if one.label in shown
+        Sample(image=image, target=prediction.label)
+        for image, prediction in answers
+        if prediction.label in labels
     )
-    assert {sample.target for sample in samples} == shown
+    assert {sample.target for sample in samples} == labels
     return Dataset(samples=samples, classes=classes)
 
 
@@ -295,7 +315,7 @@ def labelled(model, classes, shown):
     "classes", [("ant", "bee", "cat"), ("cat", "ant", "bee"), ("cat", "ant"), ("ant", "cat")]
 )
 def test_classes_are_matched_by_name(model, extractor, classes):
-    data = labelled(model, classes, shown={"ant", "cat"})
+    data = labelled(model, classes, labels={"ant", "cat"})
     evaluation = evaluate(model, data, extractor=extractor)
     assert evaluation.metrics["accuracy"].value == 1
     assert [row.name for row in evaluation.per_class] == list(CLASSES)
@@ -303,31 +323,31 @@ def test_classes_are_matched_by_name(model, extractor, classes):
     assert np.trace(evaluation.confusion) == len(data)
 
 
-def test_a_foreign_class_is_refused_with_its_name(model, extractor):
-    data = labelled(model, ("ant", "cat"), shown={"ant", "cat"})
-    foreign = replace(data.samples[0], target="emu")
-    data = replace(data, samples=(*data.samples, foreign), classes=("ant", "cat", "emu"))
+def test_an_unknown_class_is_refused_with_its_name(model, extractor):
+    data = labelled(model, ("ant", "cat"), labels={"ant", "cat"})
+    unknown = replace(data.samples[0], target="emu")
+    data = replace(data, samples=(*data.samples, unknown), classes=("ant", "cat", "emu"))
     with pytest.raises(DataError, match="emu"):
         evaluate(model, data, extractor=extractor)
 
 
-def test_a_foreign_class_without_images_does_no_harm(model, extractor):
-    data = labelled(model, ("aardvark", "ant", "cat"), shown={"ant", "cat"})
+def test_an_unknown_class_without_images_does_no_harm(model, extractor):
+    data = labelled(model, ("aardvark", "ant", "cat"), labels={"ant", "cat"})
     assert evaluate(model, data, extractor=extractor).metrics["accuracy"].value == 1
 
 
 @pytest.mark.parametrize("labels", [(), ("ant", "cat")])
-def test_several_labels_are_not_judged_as_one(model, labels):
+def test_several_labels_are_not_evaluated_as_one(model, labels):
     data = Dataset(
         samples=(Sample(image=b"", target=("ant",)), Sample(image=b"", target=labels)),
         classes=CLASSES,
         kind="multilabel",
     )
     with pytest.raises(DataError, match="one class"):
-        model.aligned(data)
-    assert model.aligned(data.subset([0])).targets().tolist() == [0]
+        model.align_classes(data)
+    assert model.align_classes(data.subset([0])).targets().tolist() == [0]
     several = replace(model, task=replace(model.task, kind="multilabel"))
-    assert several.aligned(data).targets().sum() == 1 + len(labels)
+    assert several.align_classes(data).targets().sum() == 1 + len(labels)
 
 
 # ------------------------------------------------------------------------- abstaining
@@ -347,24 +367,30 @@ def careful(model):
 
 def test_what_is_too_unsure_abstains_and_keeps_its_class(model, careful):
     images = random_pixels(40)
-    free, held = ask(model, images), ask(careful, images)
-    assert [one.label for one in free] == [one.label for one in held]
-    assert {one.abstains for one in free} == {None}
+    free, abstaining = ask(model, images), ask(careful, images)
+    assert [prediction.label for prediction in free] == [
+        prediction.label for prediction in abstaining
+    ]
+    assert {prediction.abstains for prediction in free} == {None}
     threshold = careful.task.selected.threshold
-    assert [one.abstains for one in held] == [one.probability < threshold for one in free]
-    assert {one.abstains for one in held} == {False, True}
+    assert [prediction.abstains for prediction in abstaining] == [
+        prediction.probability < threshold for prediction in free
+    ]
+    assert {prediction.abstains for prediction in abstaining} == {False, True}
 
 
 def test_files_say_who_abstains_only_where_somebody_may(model, careful):
     images = random_pixels(40)
-    free, held = ask(model, images), ask(careful, images)
+    free, abstaining = ask(model, images), ask(careful, images)
     assert all("abstains" not in row for row in predictions_json(free))
-    assert [row["abstains"] for row in predictions_json(held)] == [p.abstains for p in held]
+    assert [row["abstains"] for row in predictions_json(abstaining)] == [
+        p.abstains for p in abstaining
+    ]
     assert "abstains" not in predictions_csv(free)
-    rows = list(csv.DictReader(io.StringIO(predictions_csv(held))))
-    assert [row["abstains"] for row in rows] == [str(int(p.abstains)) for p in held]
+    rows = list(csv.DictReader(io.StringIO(predictions_csv(abstaining))))
+    assert [row["abstains"] for row in rows] == [str(int(p.abstains)) for p in abstaining]
     assert [float(row["bee"]) for row in rows] == pytest.approx(
-        [p.probabilities["bee"] for p in held], abs=1e-6
+        [p.probabilities["bee"] for p in abstaining], abs=1e-6
     )
 
 

@@ -47,7 +47,7 @@ def test_confused_pairs_are_all_wrong_answers_most_frequent_first() -> None:
     assert sum(pair.count for pair in pairs) == (truth != said).sum()
     assert [pair.count for pair in pairs] == sorted((p.count for p in pairs), reverse=True)
     shares = confusion_matrix(truth, said, normalize="true")
-    assert all(pair.share == pytest.approx(shares[pair.truth, pair.answer]) for pair in pairs)
+    assert all(pair.share == pytest.approx(shares[pair.truth, pair.prediction]) for pair in pairs)
     np.testing.assert_allclose(charts.row_shares(table), shares)
     assert charts.confused_pairs(table, 4) == pairs[:4]
 

@@ -6,20 +6,20 @@ import math
 from html.parser import HTMLParser
 
 from headstart.evaluation.comparison import (
-    Cell,
     Comparison,
     ScoringPlan,
-    curves,
-    effects,
-    sentences,
+    TrainingResult,
+    build_curves,
+    compare_with_reference,
+    summarise_comparison,
 )
 from headstart.metrics.confidence_intervals import Interval
 from headstart.reports.comparison import render_page
 
 
 def _found(scores: dict[str, float], *, name: str = "photos", seeds: int = 3) -> Comparison:
-    cells = tuple(
-        Cell(
+    results = tuple(
+        TrainingResult(
             backbone="b",
             method=method,
             seed=seed,
@@ -30,7 +30,7 @@ def _found(scores: dict[str, float], *, name: str = "photos", seeds: int = 3) ->
             seconds=2.0,
             cpu_seconds=4.0,
             gpu_seconds=1.5 if method == "finetune" else 0.0,
-            trains="head, solved" if method == "probe" else "",
+            trains="head, fitted" if method == "probe" else "",
             parameters=2_560_000,
             steps=150,
             rules={"majority class": 0.25},
@@ -40,17 +40,18 @@ def _found(scores: dict[str, float], *, name: str = "photos", seeds: int = 3) ->
         for seed in range(seeds)
         for value in (base + 0.01 * ((seed * 7 + len(method)) % 3),)
     )
-    judging = ScoringPlan(test_share=0.2)
-    shown, gaps = curves(cells, judging), effects(cells, judging, "accuracy")
+    plan = ScoringPlan(test_share=0.2)
+    curves = build_curves(results, plan)
+    effects = compare_with_reference(results, plan, "accuracy")
     return Comparison(
         name=name,
         task="classification",
         measure="accuracy",
-        cells=cells,
-        curves=shown,
-        effects=gaps,
-        sentences=sentences(shown, gaps, "accuracy"),
-        test=str(judging),
+        results=results,
+        curves=curves,
+        effects=effects,
+        sentences=summarise_comparison(curves, effects, "accuracy"),
+        test=str(plan),
         split="new splits",
         budget="5 epochs",
         seconds=12.0,
@@ -112,11 +113,11 @@ def test_every_point_tells_its_values_to_finger_and_keyboard() -> None:
     label = f"probe, 200 images: {best.score.value:.3f}, {best.score.low:.3f}"
     assert any(str(a["aria-label"]).startswith(label) for a in points)
     boxes = {a["id"] for t, a in read.tags if t == "input"}
-    assert boxes == {"show-0", "show-1", "every"}
+    assert boxes == {"show-0", "show-1", "single-runs"}
     words = " ".join(" ".join(read.text).split())
     effect = found.effects[-1]
-    assert f"against scratch: {effect.difference.value:+.3f}" in words
-    assert "told apart" in words
+    assert f"compared with scratch: {effect.difference.value:+.3f}" in words
+    assert "significant" in words
 
 
 def test_the_table_has_simple_rules_costs_and_what_trained() -> None:
@@ -126,7 +127,7 @@ def test_the_table_has_simple_rules_costs_and_what_trained() -> None:
         .split()
     )
     for part in (
-        *("majority class", "0.250", "head, solved", "2.56 M parameters", "150", "2.0 4.0 CPU"),
+        *("majority class", "0.250", "head, fitted", "2.56 M parameters", "150", "2.0 4.0 CPU"),
         *("1.5 GPU", "reference", "yes, better", "5 epochs", "headstart compare photos"),
     ):
         assert part in words

@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 
 from headstart.evaluation.comparison import Comparison, Curve, Point
 from headstart.metrics.confidence_intervals import Interval
-from headstart.reports.comparison import COLOURS, DPI, draw
+from headstart.reports.comparison import COLOURS, DPI, draw_comparison
 
 
 def _comparison(names: tuple[str, ...], sizes: tuple[int, ...]) -> Comparison:
@@ -28,7 +28,7 @@ def _comparison(names: tuple[str, ...], sizes: tuple[int, ...]) -> Comparison:
         name="photos",
         task="classification",
         measure="mean IoU",
-        cells=(),
+        results=(),
         curves=curves,
         effects=(),
         sentences=(),
@@ -52,7 +52,7 @@ def _height(path: Path, colour: str) -> float:
 def test_better_is_higher(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     names = ("scratch", "probe") if len(sizes) > 1 else ("a", "b", "scratch?x=$1$", "$probe")
     path = tmp_path / "compare.png"
-    draw(_comparison(names, sizes), path)
+    draw_comparison(_comparison(names, sizes), path)
     with Image.open(path) as image:
         assert (image.format, image.size) == ("PNG", (1650, 1080))
         assert image.info["dpi"] == pytest.approx((DPI, DPI), abs=1)
@@ -65,8 +65,8 @@ def test_settings_of_the_user_have_no_say(tmp_path: Path) -> None:
     import matplotlib
 
     found = _comparison(("scratch", "probe"), (20, 200))
-    draw(found, tmp_path / "plain.png")
+    draw_comparison(found, tmp_path / "plain.png")
     with matplotlib.rc_context({"lines.linestyle": ":", "figure.facecolor": "red"}):
-        draw(found, tmp_path / "set.png")
+        draw_comparison(found, tmp_path / "set.png")
         assert matplotlib.rcParams["lines.linestyle"] == ":"
     assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "set.png").read_bytes()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headstart.evaluation.comparison import Comparison, Curve, Point
 from headstart.metrics.confidence_intervals import Interval
-from headstart.reports.comparison import COLOURS, placed
+from headstart.reports.comparison import COLOURS, plot_comparison
 
 NAN = math.nan
 
@@ -31,7 +31,7 @@ def comparison(*curves: tuple[Point, ...]) -> Comparison:
         name="photos",
         task="classification",
         measure="accuracy",
-        cells=(),
+        results=(),
         curves=tuple(made),
         effects=(),
         sentences=(),
@@ -43,7 +43,7 @@ def comparison(*curves: tuple[Point, ...]) -> Comparison:
 
 
 def test_numbers_of_images_lie_on_a_logarithmic_axis() -> None:
-    plot = placed(comparison((point(10, 0.5), point(100, 0.6), point(1000, 0.7))))
+    plot = plot_comparison(comparison((point(10, 0.5), point(100, 0.6), point(1000, 0.7))))
     first, middle, last = (mark.x for mark in plot.lines[0].marks)
     assert middle - first == pytest.approx(last - middle)
     assert [text for _, text in plot.x_ticks] == ["10", "100", "1,000"]
@@ -51,15 +51,15 @@ def test_numbers_of_images_lie_on_a_logarithmic_axis() -> None:
 
 
 def test_curves_at_one_number_have_places_of_their_own() -> None:
-    plot = placed(comparison(*[(point(90, 0.5 + 0.1 * k),) for k in range(3)]))
+    plot = plot_comparison(comparison(*[(point(90, 0.5 + 0.1 * k),) for k in range(3)]))
     assert [line.marks[0].x for line in plot.lines] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
     assert [text for _, text in plot.x_ticks] == ["m0", "m1", "m2"]
     assert not plot.is_curve
-    assert plot.x_title == "learned from 90 images"
+    assert plot.x_title == "trained on 90 images"
 
 
 def test_heights_are_scores_between_round_levels() -> None:
-    plot = placed(comparison((point(10, 0.62, 0.04), point(20, 0.75, 0.04))))
+    plot = plot_comparison(comparison((point(10, 0.62, 0.04), point(20, 0.75, 0.04))))
     levels = [float(text) for _, text in plot.y_ticks]
     assert (levels[0], levels[-1]) == (0.55, 0.8)
     mark = plot.lines[0].marks[0]
@@ -69,25 +69,27 @@ def test_heights_are_scores_between_round_levels() -> None:
 
 def test_single_trainings_lie_at_their_scores() -> None:
     scores = (0.41, 0.62, 0.83)
-    plot = placed(comparison((point(10, 0.62, 0.01, scores=scores), point(20, 0.7))))
+    plot = plot_comparison(comparison((point(10, 0.62, 0.01, scores=scores), point(20, 0.7))))
     levels = [float(text) for _, text in plot.y_ticks]
-    placed_at = [levels[0] + y * (levels[-1] - levels[0]) for y in plot.lines[0].marks[0].every]
+    placed_at = [
+        levels[0] + y * (levels[-1] - levels[0]) for y in plot.lines[0].marks[0].single_runs
+    ]
     assert placed_at == pytest.approx(scores)
 
 
 def test_what_is_not_known_is_not_drawn() -> None:
     alone = Interval(value=0.7, low=NAN, high=NAN, method="t")
     nothing = Interval(value=NAN, low=NAN, high=NAN, method="t")
-    plot = placed(comparison((point(10, 0.5, score=nothing), point(20, 0.7, score=alone))))
+    plot = plot_comparison(comparison((point(10, 0.5, score=nothing), point(20, 0.7, score=alone))))
     (mark,) = plot.lines[0].marks
     assert (mark.low, mark.high) == (None, None)
-    assert placed(comparison((point(10, 0.5, score=nothing),))).lines[0].marks == ()
+    assert plot_comparison(comparison((point(10, 0.5, score=nothing),))).lines[0].marks == ()
 
 
 def test_simple_rules_are_levels_where_the_axis_has_them() -> None:
     rules = {"majority class": 0.5, "random guess": 0.1}
-    plot = placed(comparison((point(10, 0.45, rules=rules), point(20, 0.6, rules=rules))))
-    assert [rule.name for rule in plot.rules] == ["majority class"]
+    plot = plot_comparison(comparison((point(10, 0.45, rules=rules), point(20, 0.6, rules=rules))))
+    assert [baseline.name for baseline in plot.baselines] == ["majority class"]
 
 
 @given(
@@ -98,7 +100,7 @@ def test_simple_rules_are_levels_where_the_axis_has_them() -> None:
     )
 )
 def test_everything_lies_on_the_figure(points: list[Point]) -> None:
-    plot = placed(comparison(*[(one, point(800, 0.5)) for one in points]))
+    plot = plot_comparison(comparison(*[(one, point(800, 0.5)) for one in points]))
     levels = [level for level, _ in plot.y_ticks]
     assert levels == sorted(levels)
     assert (levels[0], levels[-1]) == (0, 1)
@@ -115,7 +117,7 @@ def test_everything_lies_on_the_figure(points: list[Point]) -> None:
 
 
 def test_curves_differ_in_more_than_colour() -> None:
-    plot = placed(comparison(*[(point(9, 0.5),) for _ in range(12)]))
+    plot = plot_comparison(comparison(*[(point(9, 0.5),) for _ in range(12)]))
     looks = {(line.colour, line.shape, line.is_hollow) for line in plot.lines}
     assert len(looks) == 12
     assert len(set(COLOURS)) == len(COLOURS)

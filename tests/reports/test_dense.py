@@ -20,10 +20,10 @@ from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
 from headstart.data.draw import class_colours
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.evaluation.detection import evaluate_detections
 from headstart.evaluation.segmentation import PixelCounts, evaluate_counts
-from headstart.evaluation.summary import verdict
+from headstart.evaluation.summary import summarise
 from headstart.metrics.segmentation import boundary_counts, pixel_counts
 from headstart.models.build import create_model
 from headstart.models.inference import Detections
@@ -98,14 +98,14 @@ def dataset(targets: list[Any], classes: tuple[str, ...], kind: str) -> Dataset:
     return Dataset(samples=tuple(samples), classes=classes, kind=kind, name="cells")  # type: ignore[arg-type]
 
 
-def told(prepared: Prepared, model: TransferModel, evaluation: Any) -> Facts:
+def told(prepared: PreparedData, model: TransferModel, evaluation: Any) -> Facts:
     record = {"anchors_reach": 0.875, "method": {"name": "finetune"}, "seed": 3}
     return Facts(
         name="cells",
         prepared=prepared,
         model=replace(model, task=evaluation.task, record=record),
         evaluation=evaluation,
-        verdict=verdict(evaluation),
+        summary=summarise(evaluation),
         seconds={"training": 2.5},
         command="headstart fit cells/ --task detection",
     )
@@ -118,7 +118,7 @@ def boxes(
     corners = ((4.0, 6.0, 30.0, 28.0), (40.0, 10.0, 70.0, 36.0))
     truth = Boxes(corners=corners, labels=classes[:2])
     data = dataset([truth] * 2 * n, classes, "detection")
-    prepared = Prepared(data=data, records=(), findings=())
+    prepared = PreparedData(data=data, records=(), findings=())
     found = [
         Detections(
             name=sample.name,
@@ -145,7 +145,7 @@ def masks(
     palette = Palette(codes=tuple(enumerate(names)))
     target = Mask(source=true, palette=palette, present=names[:2])
     data = dataset([target] * 2 * n, names, "segmentation")
-    prepared = Prepared(data=data, records=(), findings=())
+    prepared = PreparedData(data=data, records=(), findings=())
     model = create_model(backbone, data, head="fpn", size=64)
     pairs = [(true if i == 0 else said, true) for i in range(n)]
     counts = PixelCounts(
@@ -201,7 +201,7 @@ def test_every_number_is_on_the_page_and_in_the_json(facts: Facts) -> None:
     for name, interval in facts.evaluation.metrics.items():
         assert numbers["evaluation"]["metrics"][name]["value"] == pytest.approx(interval.value)
         ends = f"{interval.low:.3f} – {interval.high:.3f}".replace("nan – nan", "no interval")
-        assert f"{interval.value:.3f} {ends}" in page.section("numbers")
+        assert f"{interval.value:.3f} {ends}" in page.section("scores")
     for row in numbers["evaluation"]["per_class"]:
         first = row["ap"] if "ap" in row else row["iou"]
         assert f"{first['value']:.3f}" in page.section("classes")
@@ -221,11 +221,11 @@ def test_the_card_says_what_it_is_and_how_good(facts: Facts) -> None:
 
 
 def test_how_it_was_made_names_the_canvas_the_head_and_the_anchors(detector: Facts) -> None:
-    made = Page(render_html(detector)).section("made")
-    assert "The whole image, its aspect kept, on a canvas of 64 × 64 pixels" in made
+    made = Page(render_html(detector)).section("details")
+    assert "padded to 64 × 64 pixels" in made
     assert "The fcos head: reads" in made
-    assert "from a score of 0.45 on" in made
-    assert "reach 88 % of the objects" in made
+    assert "score of at least 0.45" in made
+    assert "88 % of the training objects overlap an anchor" in made
 
 
 def test_confusions_have_the_background(detector: Facts) -> None:
@@ -237,7 +237,7 @@ def test_confusions_have_the_background(detector: Facts) -> None:
 
 
 def test_scores_of_one_size_say_from_how_many_objects(detector: Facts) -> None:
-    assert "mAP, small objects (16)" in Page(render_html(detector)).section("numbers")
+    assert "mAP, small objects (16)" in Page(render_html(detector)).section("scores")
     assert render_json(detector)["evaluation"]["objects"]["all"] == 16
 
 
@@ -254,10 +254,14 @@ def test_curves_are_drawn_and_told(detector: Facts) -> None:
 
 def test_the_worst_images_show_truth_beside_answer(detector: Facts) -> None:
     page = Page(render_html(detector))
-    wrong = [image for image in page.images if (image["alt"] or "").startswith(("Truth", "Answer"))]
-    assert [image["alt"] for image in wrong[:2]] == ["Truth: 0.png", "Answer: 0.png"]
+    wrong = [
+        image
+        for image in page.images
+        if (image["alt"] or "").startswith(("Ground truth", "Prediction"))
+    ]
+    assert [image["alt"] for image in wrong[:2]] == ["Ground truth: 0.png", "Prediction: 0.png"]
     assert len(wrong) == 2 * 4
-    assert "1 found, 1 missed, 1 not there" in page.section("worst")
+    assert "1 correct, 1 missed, 1 without an object" in page.section("worst")
     truth, answer = (shown(image["src"]) for image in wrong[:2])
     assert truth.shape == answer.shape == (360, 480, 3)
     rod = class_colours(2)[1]
@@ -269,29 +273,33 @@ def test_the_worst_images_show_truth_beside_answer(detector: Facts) -> None:
 
 def test_the_worst_masks_are_tinted_by_class(segmenter: Facts) -> None:
     page = Page(render_html(segmenter))
-    wrong = [pil_image for pil_image in page.images if (pil_image["alt"] or "").startswith("Truth")]
+    wrong = [
+        pil_image
+        for pil_image in page.images
+        if (pil_image["alt"] or "").startswith("Ground truth")
+    ]
     assert len(wrong) == 5
     image = shown(wrong[0]["src"])
     leaf = 0.55 * class_colours(2)[1].astype(float) + 0.45 * 120
     assert np.abs(image[180, 240] - leaf).max() < 12
     assert np.abs(image[20, 20].astype(int) - 120).max() < 12
     assert "mean IoU" in page.section("worst")
-    legend = page.section("worst").partition("no tint.")[2].partition("2.png")[0]
+    legend = page.section("worst").partition("no colour.")[2].partition("2.png")[0]
     assert "leaf" in legend
     assert "background" not in legend
 
 
 def test_one_class_everywhere_stands_beside_a_segmenter(segmenter: Facts) -> None:
-    shown = Page(render_html(segmenter)).section("numbers")
-    assert "Mean IoU, beside simple rules" in shown
-    assert "Pixel accuracy, beside simple rules" in shown
+    shown = Page(render_html(segmenter)).section("scores")
+    assert "Mean IoU, compared with baselines" in shown
+    assert "Pixel accuracy, compared with baselines" in shown
     for baseline in segmenter.evaluation.baselines:
         assert f"{baseline.accuracy.value:.3f}" in shown
 
 
 def test_examples_show_what_the_data_say(facts: Facts) -> None:
     page = Page(render_html(facts))
-    drawn = [image for image in page.images if "as the data describe" in (image["alt"] or "")]
+    drawn = [image for image in page.images if "with their annotations" in (image["alt"] or "")]
     assert 0 < len(drawn) <= 6
     colour = class_colours(2)[0 if facts.model.task.kind == "detection" else 1]
     if facts.model.task.kind == "segmentation":
@@ -306,11 +314,11 @@ def test_images_that_are_gone_leave_a_gap(detector: Facts, tmp_path: Path) -> No
     prepared = replace(detector.prepared, data=replace(detector.prepared.data, samples=gone))
     html = render_html(replace(detector, prepared=prepared))
     assert Page(html).images == []
-    assert html.count("cannot be read now") == 6 + 8
+    assert html.count("image not available") == 6 + 8
 
 
 def test_an_evaluation_of_other_images_has_names_only(detector: Facts) -> None:
-    prepared = Prepared(data=detector.prepared.data.split("train"), records=(), findings=())
+    prepared = PreparedData(data=detector.prepared.data.split("train"), records=(), findings=())
     worst = dense_page(detector.evaluation, detector.model, prepared)["worst"]  # type: ignore[arg-type]
     assert [one["image"] for one in worst] == ["0.png", "4.png", "8.png", "12.png"]
     assert all(one["truth"] is None for one in worst)
@@ -327,7 +335,7 @@ def test_hostile_names_are_text(backbone: FrozenBackbone) -> None:
 def test_many_classes_stay_bounded(backbone: FrozenBackbone) -> None:
     classes = tuple(f"class-{i}" for i in range(40))
     page = Page(render_html(boxes(backbone, classes, n=3)))
-    assert "there is" in page.section("confusion")
+    assert "objects" in page.section("confusion")
     assert "The other 10 classes" in page.section("classes")
     page = Page(render_html(masks(backbone, classes, n=3)))
     assert "The other 10 classes" in page.section("classes")

@@ -84,7 +84,7 @@ def test_page_files_and_numbers_agree(saved, photos, tmp_path):
     assert "http" not in re.sub(r"http-equiv", "", page.text)
     assert page.policy.startswith("default-src 'none'")
     said = load(saved).predict([row["image"] for row in rows], engine="fp32")
-    assert [row["answer"] for row in rows] == [one.label for one in said]
+    assert [row["prediction"] for row in rows] == [one.label for one in said]
     for row in rows:
         with Image.open(tmp_path / "maps" / row["file"]) as drawn:
             assert drawn.size == (2 * 480 + 8, 300)
@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(saved, photo
     assert "broken <b>.jpg" in bad[0]
     text = Page((tmp_path / "maps" / "index.html").read_text()).text
     assert "broken <b>.jpg" in text
-    assert "Not readable" in text
+    assert "Unreadable images" in text
 
 
 def test_where_none_can_be_read_nothing_is_written(saved, tmp_path):
@@ -130,7 +130,7 @@ def heat(name, **changes):
         "name": name,
         "label": "cat",
         "probability": 0.25,
-        "answer": "<dog>",
+        "prediction": "<dog>",
         "method": "occlusion",
         "heat": np.full((4, 4), -0.1),
         "part": (0.0, 0.0, 1.0, 1.0),
@@ -140,12 +140,12 @@ def heat(name, **changes):
 
 def test_the_page_says_what_a_map_is_worth(tmp_path):
     sample = Sample(image=np.zeros((20, 20, 3), np.uint8))
-    found = [heat("a.png"), heat("b.png", heat=np.eye(4) * 0.2, answer="cat")]
+    found = [heat("a.png"), heat("b.png", heat=np.eye(4) * 0.2, prediction="cat")]
     write_explanations(tmp_path / "maps", [(sample, one) for one in found], title="pets")
     text = Page((tmp_path / "maps" / "index.html").read_text()).text
-    assert "no place that is covered makes it less sure" in text
-    assert "it says <dog>" in text
-    assert "covering the lightest place costs 0.20" in text
+    assert "covering a region never lowers it" in text
+    assert "predicted: <dog>" in text
+    assert "covering the brightest region lowers it by 0.20" in text
     assert [row["most"] for row in explanation_rows(found)] == [0, 0.2]
 
 

@@ -1,4 +1,4 @@
-"""What the page says of an insight and of a decision: places, order, and what is left out."""
+"""Template values and sections of the diagnostics and of the choice of the method."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.prepare import Prepared
-from headstart.evaluation.embeddings import Neighbourhood, Outlier, Place
+from headstart.data.prepare import PreparedData
+from headstart.evaluation.embeddings import MapPoint, NearestImages, Outlier
 from headstart.evaluation.insight import Diagnostics, LabelError
 from headstart.evaluation.learning_curve import CurvePoint
 from headstart.evaluation.slices import Slice
@@ -32,7 +32,7 @@ def interval(value: float, half: float = 0.1) -> Interval:
     return Interval(value=value, low=value - half, high=value + half, method="")
 
 
-def prepared(n: int = 40) -> Prepared:
+def prepared(n: int = 40) -> PreparedData:
     samples = tuple(
         Sample(
             image=np.full((8, 8, 3), i, np.uint8),
@@ -42,12 +42,14 @@ def prepared(n: int = 40) -> Prepared:
         )
         for i in range(n)
     )
-    return Prepared(data=Dataset(samples=samples, classes=("cat", "dog")), records=(), findings=())
+    return PreparedData(
+        data=Dataset(samples=samples, classes=("cat", "dog")), records=(), findings=()
+    )
 
 
 def doubt(row: int) -> LabelError:
     return LabelError(
-        row=row, image=f"{row}.png", part="train", given="cat", likely="dog", score=0.9
+        row=row, image=f"{row}.png", part="train", label="cat", likely="dog", score=0.9
     )
 
 
@@ -55,8 +57,8 @@ def outlier(row: int, beyond: float) -> Outlier:
     return Outlier(row=row, image=f"{row}.png", score=0.5, beyond=beyond, right=True)
 
 
-def place(row: int, x: float, y: float, right: bool | None, label: str = "cat") -> Place:
-    return Place(row=row, image=f"{row}.png", label=label, right=right, x=x, y=y)
+def place(row: int, x: float, y: float, right: bool | None, label: str = "cat") -> MapPoint:
+    return MapPoint(row=row, image=f"{row}.png", label=label, right=right, x=x, y=y)
 
 
 def part(name: str, value: float, p_value: float) -> Slice:
@@ -78,8 +80,8 @@ def test_nothing_is_said_where_nothing_was_looked_into() -> None:
 def test_sections_are_those_that_have_something_to_say() -> None:
     found = shown(Diagnostics(labels_looked_at=40, outliers=(outlier(30, 0.2),)))
     assert [title for _, title in found["insight_sections"]] == [
-        "Doubtful labels",
-        "Foreign images",
+        "Likely label errors",
+        "Out-of-distribution images",
     ]
     assert found["insight"]["label_errors"] == []
     assert found["insight"]["outliers"] == []  # none is farther than 99 in 100
@@ -106,7 +108,7 @@ def test_parts_that_differ_come_first_then_the_lowest() -> None:
     slices = (part("a", 0.9, 0.5), part("b", 0.2, 0.5), part("c", 0.8, 0.01))
     found = shown(Diagnostics(slices=slices))["insight"]
     assert [one.name for one in found["slices"]] == ["c", "b", "a"]
-    assert found["different"] == 1
+    assert found["n_significant"] == 1
 
 
 def test_a_curve_needs_two_points_and_holds_every_interval() -> None:
@@ -137,8 +139,8 @@ def test_the_map_draws_mistakes_last_and_names_each_class_once() -> None:
     )
     found = shown(Diagnostics(places=places, map_by="PCA"))["insight"]["map"]
     assert [dot["right"] for dot in found["dots"]] == [None, None, True, False]
-    assert (found["judged"], found["wrong"], found["others"]) == (2, 1, True)
-    assert sorted(one["name"] for one in found["names"]) == ["cat", "dog"]
+    assert (found["n_test"], found["n_wrong"], found["others"]) == (2, 1, True)
+    assert sorted(one["name"] for one in found["titles"]) == ["cat", "dog"]
     assert all(0 <= dot["x"] <= 600 and 0 <= dot["y"] <= 400 for dot in found["dots"])
 
 
@@ -150,8 +152,8 @@ def test_names_that_would_lie_on_each_other_are_moved_apart() -> None:
         classes=names,
     )
     places = tuple(place(i, 0.99, 0.99, None, names[i]) for i in range(10))
-    held = Prepared(data=data, records=(), findings=())
-    found = insight_page(Diagnostics(places=places), held, {})["insight"]["map"]["names"]
+    held = PreparedData(data=data, records=(), findings=())
+    found = insight_page(Diagnostics(places=places), held, {})["insight"]["map"]["titles"]
     heights = sorted(one["y"] for one in found)
     assert np.diff(heights).min() >= 14.9
     assert heights[0] > 0
@@ -177,7 +179,7 @@ DECISION = {
             "score": {"value": 0.8, "low": 0.75, "high": 0.85},
             "against": "",
             "gain": None,
-            "distinguishable": None,
+            "significant": None,
             "seconds": 1.5,
             "estimated": 1.0,
             "megabytes": 18.0,
@@ -193,7 +195,7 @@ DECISION = {
             "score": None,
             "against": "linear probe at layer3",
             "gain": {"value": 0.01, "low": None, "high": None},
-            "distinguishable": False,
+            "significant": False,
             "seconds": 0.0,
             "estimated": 20.0,
             "megabytes": 18.0,
@@ -208,10 +210,10 @@ def test_a_decision_has_intervals_and_ends() -> None:
     found = shown(None, decision=DECISION)["decision"]
     assert found["rows"][0]["score"] == Interval(value=0.8, low=0.75, high=0.85, method="")
     assert math.isnan(found["rows"][1]["gain"].low)
-    assert found["left_out"] == 0
+    assert found["n_hidden"] == 0
     many = DECISION | {"rows": DECISION["rows"] * 40}  # type: ignore[operator]
     cut = shown(None, decision=many)["decision"]
-    assert (len(cut["rows"]), cut["left_out"]) == (LIMITS["candidates"], 80 - LIMITS["candidates"])
+    assert (len(cut["rows"]), cut["n_hidden"]) == (LIMITS["candidates"], 80 - LIMITS["candidates"])
 
 
 @pytest.fixture(scope="module")
@@ -232,22 +234,21 @@ def page_of(run: Run, insight: Diagnostics | None, **record: Any) -> str:
         prepared=run.prepared,
         model=replace(run.model, record={**run.model.record, **record}),
         evaluation=run.evaluation,
-        verdict=run.verdict,
+        summary=run.summary,
         seconds=run.seconds,
         command="",
-        insight=insight,
+        diagnostics=insight,
     )
     return render_html(facts)
 
 
 def test_no_count_of_doubts_contradicts_the_labels_shown(run: Run) -> None:
     """A label may be likelier wrong than right, and yet its image look like no other class's."""
-    assert run.insight is not None
-    few = replace(run.insight, labels_in_doubt=0, label_errors=(doubt(0), doubt(1)))
+    assert run.diagnostics is not None
+    few = replace(run.diagnostics, labels_in_doubt=0, label_errors=(doubt(0), doubt(1)))
     section = page_of(run, few).split('id="insight-label_errors"')[1].split("</section>")[0]
-    assert section.count("rather <b>dog</b>") == 2
-    assert "rather look like another class" not in section
-    assert "as clearly as that class's own images do on average: 0." in section
+    assert section.count("more likely <b>dog</b>") == 2
+    assert "at least the average confidence of that class: 0." in section
 
 
 def test_a_run_has_every_section_and_every_link_leads_somewhere(run: Run) -> None:
@@ -258,13 +259,13 @@ def test_a_run_has_every_section_and_every_link_leads_somewhere(run: Run) -> Non
     assert set(re.findall(r'href="#([^"]+)"', html)) <= ids
     assert "insight-notes" not in ids
     numbers = json.loads((run.folder / "report.json").read_text())["insight"]
-    assert run.insight is not None
+    assert run.diagnostics is not None
     assert len(numbers["places"]) == len(run.prepared.data)
     assert "insight" in run.seconds
 
 
 def test_the_page_is_well_formed_and_refers_to_nothing_outside(run: Run) -> None:
-    html = page_of(run, run.insight, decision=DECISION)
+    html = page_of(run, run.diagnostics, decision=DECISION)
     assert html.count("<section") == html.count("</section>")
     assert html.count("<svg") == html.count("</svg>")
     assert "<script" not in html
@@ -276,7 +277,7 @@ def test_the_page_is_well_formed_and_refers_to_nothing_outside(run: Run) -> None
 def test_a_decision_is_told_in_words_and_numbers(run: Run) -> None:
     html = page_of(run, None, decision=DECISION)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
-    for told in ("The budget was spent.", "no interval", "28.5 seconds", "chosen", "left out"):
+    for told in ("The budget was spent.", "no interval", "28.5 seconds", "chosen", "skipped"):
         assert told in text
     assert "embedded/&lt;tiny&gt;" in html
     assert 'id="insight-map"' not in html
@@ -290,7 +291,9 @@ def test_reasons_are_told_where_something_could_not_be_seen(run: Run) -> None:
 
 def test_neighbours_show_the_mistake_and_what_it_was_made_of(run: Run) -> None:
     near = ((1, "1.png", "dog", 0.5),)
-    one = Neighbourhood(row=0, image="0.png", right=False, given="cat", said="dog", neighbours=near)
+    one = NearestImages(
+        row=0, image="0.png", right=False, label="cat", predicted="dog", neighbours=near
+    )
     html = page_of(run, Diagnostics(neighbourhoods=(one,)))
-    assert "is cat, said dog" in html
-    assert html.count('class="alike-row"') == 1
+    assert "labelled cat, predicted dog" in html
+    assert html.count('class="neighbours-row"') == 1

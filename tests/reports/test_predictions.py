@@ -1,4 +1,4 @@
-"""Files with every answer: one row an image or an object, whatever the names."""
+"""Files with every prediction: one row per image or object, for any names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from headstart.evaluation.detection import evaluate_detections
 from headstart.metrics.selective import threshold_for_risk
 from headstart.models.inference import Detections
 from headstart.models.tasks import ClassificationTask, DetectionTask
-from headstart.reports.predictions import answer_files, class_csv
+from headstart.reports.predictions import class_csv, render_predictions
 
 ANIMALS = ClassificationTask(classes=("ant", "bee", "cat"))
 LABELS = ClassificationTask(classes=("red", "round"), kind="multilabel", thresholds=(0.3, 0.5))
@@ -27,11 +27,13 @@ def test_one_row_an_image_whatever_its_name():
     rng = np.random.default_rng(0)
     chances, targets = rng.dirichlet(np.ones(3), len(NAMES)), rng.integers(0, 3, len(NAMES))
     found = evaluate_probabilities(ANIMALS, chances, targets, names=NAMES)
-    text = answer_files(found)["predictions.csv"]
+    text = render_predictions(found)["predictions.csv"]
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["image"] for row in rows] == list(NAMES)
     assert [row["truth"] for row in rows] == [ANIMALS.classes[i] for i in targets]
-    assert [row["answer"] for row in rows] == [ANIMALS.classes[i] for i in chances.argmax(axis=1)]
+    assert [row["prediction"] for row in rows] == [
+        ANIMALS.classes[i] for i in chances.argmax(axis=1)
+    ]
     assert [row["correct"] for row in rows] == [str(int(right)) for right in found.correct]
     told = np.array([[float(row[name]) for name in ANIMALS.classes] for row in rows])
     np.testing.assert_allclose(told, chances, atol=5e-7)
@@ -44,7 +46,7 @@ def test_labels_are_listed_in_one_cell():
     found = evaluate_probabilities(LABELS, chances, targets, names=("a", "b", "c"))
     rows = list(csv.DictReader(io.StringIO(class_csv(found))))
     assert [row["truth"] for row in rows] == ["red|round", "", "round"]
-    assert [row["answer"] for row in rows] == ["red|round", "", "red"]
+    assert [row["prediction"] for row in rows] == ["red|round", "", "red"]
     assert [row["correct"] for row in rows] == ["1", "1", "0"]
 
 
@@ -55,7 +57,7 @@ def test_who_abstains_has_a_column_where_somebody_may():
     found = evaluate_probabilities(task, chances, np.array([0, 0]), names=("a", "b"))
     rows = list(csv.DictReader(io.StringIO(class_csv(found))))
     assert [row["abstains"] for row in rows] == ["0", "1"]
-    assert [row["answer"] for row in rows] == ["ant", "ant"]
+    assert [row["prediction"] for row in rows] == ["ant", "ant"]
     assert [row["bee"] for row in rows] == ["0.400000"] * 2
 
 
@@ -82,7 +84,7 @@ def boxes():
 
 
 def test_the_table_of_boxes_has_what_is_named(boxes):
-    assert list(csv.reader(io.StringIO(answer_files(boxes)["predictions.csv"]))) == [
+    assert list(csv.reader(io.StringIO(render_predictions(boxes)["predictions.csv"]))) == [
         ["image", "label", "score", "left", "top", "right", "bottom"],
         ["a,b.png", "rod", "0.750000", "1.00", "2.00", "11.00", "22.00"],
     ]
@@ -91,7 +93,7 @@ def test_the_table_of_boxes_has_what_is_named(boxes):
 def test_coco_reads_what_was_found(boxes, tmp_path, capsys):
     """pycocotools takes the file as results for an annotation file with the same ids."""
     coco = pytest.importorskip("pycocotools.coco")
-    (tmp_path / "results.json").write_text(answer_files(boxes)["predictions.json"])
+    (tmp_path / "results.json").write_text(render_predictions(boxes)["predictions.json"])
     truth = {
         "images": [{"id": 1, "file_name": "a,b.png"}, {"id": 2, "file_name": "empty.png"}],
         "categories": [{"id": 1, "name": "disc"}, {"id": 2, "name": "rod"}],
@@ -104,7 +106,7 @@ def test_coco_reads_what_was_found(boxes, tmp_path, capsys):
         (1, 2, [1.0, 2.0, 10.0, 20.0]),
         (1, 1, [50.0, 50.0, 10.0, 10.5]),
     ]
-    told = json.loads(answer_files(boxes)["predictions.json"])
+    told = json.loads(render_predictions(boxes)["predictions.json"])
     assert [(one["file_name"], one["category"]) for one in told] == [
         ("a,b.png", "rod"),
         ("a,b.png", "disc"),

@@ -22,7 +22,7 @@ from headstart.backbones.spec import BackboneSpec
 from headstart.data.checks.images import Finding
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.evaluation.baselines import majority_baseline
 from headstart.evaluation.classification import (
@@ -32,7 +32,7 @@ from headstart.evaluation.classification import (
 )
 from headstart.evaluation.explain import Explanation
 from headstart.evaluation.forgetting import Forgetting, SourceChange, StageDrift
-from headstart.evaluation.summary import verdict
+from headstart.evaluation.summary import summarise
 from headstart.metrics import classification as metrics
 from headstart.metrics.confidence_intervals import Difference, Interval
 from headstart.metrics.selective import threshold_for_risk
@@ -134,7 +134,7 @@ def facts(
         for i in range(each)
     ]
     data = Dataset(samples=tuple(samples), classes=tuple(classes), kind=kind, name="photos")  # type: ignore[arg-type]
-    prepared = Prepared(
+    prepared = PreparedData(
         data=data,
         records=tuple(ImageRecord(digest="", width=60, height=40, format="JPEG") for _ in samples),
         findings=findings,
@@ -179,7 +179,7 @@ def facts(
         prepared=prepared,
         model=model,
         evaluation=evaluation,
-        verdict=verdict(evaluation),
+        summary=summarise(evaluation),
         seconds={"scan": 1.5, "features": 2.25},
         command="headstart fit photos/",
     )
@@ -266,7 +266,7 @@ def test_card_has_tables_that_hold(variant: Facts) -> None:
 def test_page_says_every_number() -> None:
     given = facts()
     page = Page(render_html(given))
-    shown = page.section("numbers")
+    shown = page.section("scores")
     for interval in given.evaluation.metrics.values():
         ends = f"{interval.low:.3f} – {interval.high:.3f}".replace("nan – nan", "no interval")
         assert f"{interval.value:.3f} {ends}" in shown
@@ -279,12 +279,12 @@ def test_page_says_every_number() -> None:
         for one in (row.recall, row.precision):
             assert f"{one.value:.3f} {one.low:.3f} – {one.high:.3f}" in page.section("classes")
     assert "9 75 %3 25 %" in page.section("confusion")
-    for sentence in given.verdict:
+    for sentence in given.summary:
         assert sentence in page.text.replace("\xa0", " ")
 
 
 def test_page_says_how_it_was_made() -> None:
-    made = Page(render_html(facts())).section("made")
+    made = Page(render_html(facts())).section("details")
     for said in (
         "headstart fit photos/", "embedded/tiny", "timm/tiny", "ImageNet", "cafe" * 16,
         "Licence-7", "256 pixels (bicubic", "224 × 224", "0.25, 0.25, 0.25", "BatchNorm",
@@ -312,7 +312,7 @@ def test_hostile_names_are_text_everywhere() -> None:
         findings=(Finding(kind="leak", severity="error", message=HOSTILE, paths=("<img src=x>",)),),
         names=['"><img src=x onerror=y>'] + ["b"] * 23,
     )
-    given = replace(given, name=HOSTILE, command=HOSTILE, verdict=(HOSTILE, HOSTILE))
+    given = replace(given, name=HOSTILE, command=HOSTILE, summary=(HOSTILE, HOSTILE))
     page = Page(render_html(given))
     assert page.all("script") == []
     assert page.text.count(HOSTILE) >= 10
@@ -340,16 +340,16 @@ def test_multilabel_has_no_single_answer_to_be_wrong() -> None:
     given = facts(("disc", "square"), kind="multilabel")
     page, numbers = Page(render_html(given)), render_json(given)
     assert {a["id"] for a in page.all("section")} == {
-        "numbers", "data", "classes", "calibration", "made",
+        "scores", "data", "classes", "calibration", "details",
     }  # fmt: skip
-    assert "All labels of an image right" in page.section("numbers")
+    assert "All labels of an image correct" in page.section("scores")
     assert numbers["evaluation"]["confusion"] is None
     assert "mistakes" not in numbers
 
 
 def test_no_mistakes_and_no_findings_are_said() -> None:
     page = Page(render_html(facts(wrong=0)))
-    assert "every one of the 24 held-out images was named right" in page.section("mistakes")
+    assert "all 24 test images are classified correctly" in page.section("mistakes")
     assert "no unreadable files, no duplicates" in page.section("data")
 
 
@@ -358,7 +358,7 @@ def test_mistakes_come_most_confident_first_with_truth_and_answer() -> None:
     given = facts(names=names)
     shown = Page(render_html(given)).section("mistakes")
     assert [int(i) for i in re.findall(r"(\d+)\.jpg", shown)] == [2, 1, 0]
-    assert "Says dog, 90 % sure labelled cat (10 %)" in shown
+    assert "predicted dog (90 %) labelled cat (10 %)" in shown
     told = render_json(given)["mistakes"]
     assert [one["image"] for one in told] == ["2.jpg", "1.jpg", "0.jpg"]
     assert told[0]["probability_of_truth"] == pytest.approx(1 - told[0]["probability"])
@@ -400,12 +400,12 @@ def test_thumbnails_show_the_image_and_never_stop_the_report(tmp_path: Path) -> 
     page = Page(render_html(given))
     uris = [attrs["src"] or "" for attrs in page.all("img")]
     assert len(uris) == 4
-    assert page.text.count("cannot be read now") == 4
+    assert page.text.count("image not available") == 4
     with Image.open(io.BytesIO(base64.b64decode(uris[0].partition(",")[2]))) as shown:
         assert shown.size == (224, 112)
         assert np.abs(np.asarray(shown).astype(int) - [255, 0, 0]).max() < 10
     assert {attrs["alt"] for attrs in page.all("img")} == {"cat: good.png", "dog: good.png"}
-    assert str(good.parent) in page.section("made")
+    assert str(good.parent) in page.section("details")
 
 
 def many_classes(k: int, n: int) -> Facts:
@@ -438,7 +438,7 @@ def many_classes(k: int, n: int) -> Facts:
     small = facts()
     return replace(
         small,
-        prepared=Prepared(
+        prepared=PreparedData(
             data=Dataset(samples=samples, classes=names),
             records=(),
             findings=tuple(
@@ -489,7 +489,7 @@ def test_a_model_without_a_penalty_search_has_no_curve() -> None:
     bare = replace(given, model=replace(given.model, record={}))
     page = Page(render_html(bare))
     assert len(page.all("svg")) == 2  # calibration and risk
-    assert "penalty" not in page.section("made")
+    assert "penalty" not in page.section("details")
     assert render_card(bare)
 
 
@@ -518,7 +518,7 @@ def tuned(**change: Any) -> Facts:
         agreement=share,
         before=replace(share, value=0.875),
         after=replace(share, value=0.75),
-        change=Difference(interval=lost, distinguishable=True),
+        change=Difference(interval=lost, significant=True),
     )
     drifts = (
         StageDrift(stage="stem", cka=1.0, cosine=1.0, relative_weight_change=0.0),
@@ -544,21 +544,21 @@ def tuned(**change: Any) -> Facts:
 
 def test_a_linear_probe_says_nothing_of_training_or_keeping(variant: Facts) -> None:
     page = Page(render_html(variant))
-    assert not {"training", "kept"} & {attrs["id"] for attrs in page.all("section")}
+    assert not {"training", "forgetting"} & {attrs["id"] for attrs in page.all("section")}
     assert "fine-tuned" not in render_card(variant)
 
 
 def test_page_says_what_trained() -> None:
     shown = Page(render_html(tuned())).section("training")
-    assert "Up to stem nothing moves" in shown
-    assert "only these parameters do: norm" in shown
+    assert "Everything up to stem is constant" in shown
+    assert "only these parameters are trained: norm" in shown
     for row in (
         "stem1,234nonefrozen–",
         "layer156,78920 from epoch 3adapt0.0001",
         "layer27alltrain0.00025",
     ):
         assert row in shown
-    made = Page(render_html(tuned())).section("made")
+    made = Page(render_html(tuned())).section("details")
     assert "Frozenstem " in made
     assert "Trainedlayer1, layer2, and one linear layer" in made
     assert "The whole backbone" not in made
@@ -568,22 +568,22 @@ def test_nothing_frozen_and_nothing_trained_are_said() -> None:
     rows = tuned().model.record["plan"]["stages"]
     all_of_it = {"stages": rows[1:], "only": "all", "boundary": None}
     page = Page(render_html(tuned(plan=all_of_it)))
-    assert "FrozenNo stage" in page.section("made")
-    assert "nothing moves" not in page.section("training")
+    assert "FrozenNo stage" in page.section("details")
+    assert "is constant" not in page.section("training")
     assert "only these" not in page.section("training")
     adapted = {"stages": [rows[0] | {"batch_norm": "adapt"}, *rows[1:]]}
     assert "Frozenstem (but BatchNorm: adapt)" in Page(render_html(tuned(plan=adapted))).section(
-        "made"
+        "details"
     )
     page = Page(render_html(tuned(plan={"stages": rows[:1], "boundary": "stem"})))
-    assert "TrainedOne linear layer" in page.section("made")
+    assert "TrainedOne linear layer" in page.section("details")
     assert "on the frozen backbone" in render_card(tuned(plan={"stages": rows[:1]}))
 
 
 def test_page_draws_the_epochs_and_has_them_as_a_table() -> None:
     page = Page(render_html(tuned()))
     shown = page.section("training")
-    assert "4 epochs; the model is that of epoch 3." in shown
+    assert "4 epochs; the model of epoch 3 was kept." in shown
     assert "3 (kept)0.33330.68753.8" in shown
     drawn = [attrs["aria-labelledby"] for attrs in page.all("svg")]
     assert drawn[-2:] == ["loss-title loss-desc", "score-title score-desc"]
@@ -614,15 +614,15 @@ def test_very_many_epochs_are_thinned_and_the_best_is_among_them() -> None:
 def test_page_and_card_say_what_the_backbone_has_kept() -> None:
     given = tuned()
     page, card = Page(render_html(given)), render_card(given)
-    shown = page.section("kept")
+    shown = page.section("forgetting")
     for row in ("stem1.0001.0000.00 %", "layer1–0.8121.23 %", "layer20.4380.562–"):
         assert row in shown
     assert "same 200 images" in shown
     for said in (
-        "Target +0.021 [+0.001, +0.041].",
-        "the old head answers 0.930 [0.886, 0.958] of 200 images as before",
-        "Source accuracy -0.125 [-0.250, -0.062]",
-        "Unmoved: stem; most moved: layer2, CKA 0.438",
+        "Transfer gain over the linear probe: +2.1 points [0.1, 4.1].",
+        "classifier gives the same answer for 186 of 200 images",
+        "Its accuracy changes by -12.5 points [-25.0, -6.2]",
+        "Changed most: layer2 (CKA 0.438",
     ):
         assert said in shown
         assert markdown(said) in card
@@ -630,15 +630,15 @@ def test_page_and_card_say_what_the_backbone_has_kept() -> None:
     assert told["forgetting"] == given.model.record["forgetting"]
     assert json.loads(json.dumps(told, allow_nan=False)) == told
     assert "one linear layer on the fine-tuned backbone" in card
-    assert "layer1 (20 parameters), layer2 (7 parameters), the layer" in card
+    assert "layer1 (20 parameters), layer2 (7 parameters), the linear layer" in card
     assert "The backbone is frozen" not in card
-    bare = Page(render_html(tuned(target_gain=None))).section("kept")
+    bare = Page(render_html(tuned(target_gain=None))).section("forgetting")
     assert "Target" not in bare
 
 
 def test_where_the_temperature_comes_from_is_said() -> None:
     given = tuned(temperature_from="the validation part")
-    assert "fitted on the validation part, never" in Page(render_html(given)).section("calibration")
+    assert "fitted on the validation part, not" in Page(render_html(given)).section("calibration")
     assert "fitted on the validation part." in render_card(given)
 
 
@@ -651,7 +651,7 @@ def test_a_tuned_page_is_whole_and_its_names_are_text() -> None:
     test_card_has_tables_that_hold(given)
     page = Page(render_html(given))
     assert page.section("training").count(HOSTILE) == 3
-    assert page.section("kept").count(HOSTILE) == 3
+    assert page.section("forgetting").count(HOSTILE) == 3
     assert page.all("script") == []
 
 
@@ -671,7 +671,7 @@ def careful(max_risk: float = 0.1) -> Facts:
         task, chances[:300], targets[:300], names=tuple(f"{i}.png" for i in range(300))
     )
     model = replace(given.model, task=task)
-    return replace(given, model=model, evaluation=judged, verdict=verdict(judged))
+    return replace(given, model=model, evaluation=judged, summary=summarise(judged))
 
 
 def test_the_curve_of_risk_is_drawn_with_the_threshold_on_it() -> None:
@@ -682,7 +682,7 @@ def test_the_curve_of_risk_is_drawn_with_the_threshold_on_it() -> None:
     section = Page(html).section("selective")
     assert f"{said.coverage.value:.3f}" in section
     assert f"{said.risk.value:.3f}" in section
-    assert "Wanted: at most 0.02" in section
+    assert "Requested: at most 0.02" in section
     drawing = html.split('id="risk-title"')[1].split("</svg>")[0]
     mark = re.search(r'class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawing)
     assert float(mark[1]) == pytest.approx(300 * said.coverage.value, abs=0.1)
@@ -700,15 +700,15 @@ def test_a_model_that_abstains_nowhere_is_told_without_a_threshold() -> None:
     given = careful(0.4)
     assert given.model.task.selected.coverage == 1
     section = Page(render_html(given)).section("selective")
-    assert "it abstains nowhere (the dot)" in section
-    assert "somebody else" not in section
-    assert "It answers every image: at most 40 % of its answers are wrong" in render_card(given)
+    assert "the model never abstains" in section
+    assert "abstains from the other images" not in section
+    assert "at most 40 % of its predictions are wrong" in render_card(given)
 
 
 def test_a_risk_that_cannot_be_shown_is_said_on_the_page() -> None:
     section = Page(render_html(careful(0.0001))).section("selective")
-    assert "No threshold is shown" in section
-    assert "Wanted" not in section
+    assert "No threshold reaches" in section
+    assert "Requested" not in section
 
 
 def test_without_a_wanted_risk_the_page_says_how_to_want_one() -> None:
@@ -718,10 +718,10 @@ def test_without_a_wanted_risk_the_page_says_how_to_want_one() -> None:
 def test_the_card_says_where_the_model_abstains() -> None:
     given = careful(0.02)
     card = render_card(given)
-    assert f"below {given.model.task.selected.threshold:.3f} it abstains" in card
-    assert "at most 2 % of the answers" in card
-    assert "it abstains" not in render_card(careful(0.0001)).split("## How to use it")[1]
-    assert "it abstains" not in render_card(facts())
+    assert f"confidence is below {given.model.task.selected.threshold:.3f}" in card
+    assert "at most 2 % of the other predictions" in card
+    assert "abstains" not in render_card(careful(0.0001)).split("## Usage")[1]
+    assert "model abstains" not in render_card(facts())
 
 
 def test_the_card_says_what_a_race_has_weighed() -> None:
@@ -729,10 +729,10 @@ def test_the_card_says_what_a_race_has_weighed() -> None:
     given = facts()
     record = {**given.model.record, "decision": decision}
     card = render_card(replace(given, model=replace(given.model, record=record)))
-    assert "A race on held-out training images chose it among 3 ways to learn" in card
+    assert "Chosen from 3 candidates by their scores on held-out training images" in card
     assert f"- The {markdown(HOSTILE)} is better.\n- Chosen: probe.\n" in card
     assert "\n\n\n\n" not in card
-    assert "A race" not in render_card(given)
+    assert "candidates" not in render_card(given)
 
 
 # ------------------------------------------------------------------------- maps
@@ -752,7 +752,7 @@ def test_maps_of_the_surest_mistakes_and_of_right_answers_are_shown(
                 name=sample.name,
                 label=classes[judged.predicted[row]],
                 probability=0.875,
-                answer="",
+                prediction="",
                 method="grad-cam",
                 heat=np.eye(3),
                 part=(0.0, 0.0, 1.0, 1.0),
@@ -761,14 +761,14 @@ def test_maps_of_the_surest_mistakes_and_of_right_answers_are_shown(
     monkeypatch.setattr("headstart.reports.classification.explain", explained)
     html = render_html(given)
     page = Page(html)
-    section = page.section("looks")
-    assert section.count("and is right") == 3
+    section = page.section("heatmaps")
+    assert section.count("), correct") == 3
     assert section.count("labelled") == 2  # there are no more mistakes
-    assert html.split('id="looks"')[1].split("</section>")[0].count("data:image/jpeg") == 5
-    assert "Where it looks" in page.text
+    assert html.split('id="heatmaps"')[1].split("</section>")[0].count("data:image/jpeg") == 5
+    assert "Heat maps" in page.text
 
 
 def test_where_no_map_can_be_made_there_is_no_section() -> None:
     page = Page(render_html(facts()))  # whose network does not exist
-    assert "looks" not in page.sections
-    assert "Where it looks" not in page.text
+    assert "heatmaps" not in page.sections
+    assert "Heat maps" not in page.text

@@ -15,13 +15,13 @@ from headstart.methods.pretraining import SMALL, random_backbone, random_like
 from headstart.methods.scratch import Scratch
 from headstart.models.transfer_model import TransferModel
 from headstart.selection.candidates import (
-    depths,
-    expected_features,
-    expected_training,
-    probe_of,
-    raced,
-    refusal,
-    trainings,
+    estimate_feature_seconds,
+    estimate_training_seconds,
+    probe_candidate,
+    probe_depths,
+    rejection_reason,
+    train_and_predict,
+    training_candidates,
 )
 from headstart.training.optim import Training
 
@@ -57,38 +57,38 @@ def extractor(tmp_path):
 )
 def test_probes_stand_at_several_depths(name, expected):
     backbone = random_like(resolve(name))
-    assert depths(backbone) == expected
+    assert probe_depths(backbone) == expected
     for end in expected[:-1]:
         assert backbone.until(end).width
 
 
 def test_two_places_are_for_trainings(backbone):
-    last, deeper = trainings(backbone, 3, hopeless=False)
+    last, deeper = training_candidates(backbone, 3, include_scratch=False)
     assert [one.method.train_from for one in (*last, *deeper)] == ["last:1", "all", "last:2"]
-    last, fresh = trainings(backbone, 3, hopeless=True)
+    last, fresh = training_candidates(backbone, 3, include_scratch=True)
     assert [type(one.method) for one in (*last, *fresh)] == [Finetune, Scratch]
     assert all(one.method.seed == 3 for one in (*last, *deeper, *fresh))
 
 
 def test_a_method_that_cannot_learn_says_why(backbone):
     few = drawn(4)
-    contender = trainings(backbone, 0, hopeless=False)[0][0]
-    assert "at least 3 images" in refusal(contender, [drawn(), few])
-    assert refusal(probe_of(backbone, "", 0), [few]) == ""
+    candidate = training_candidates(backbone, 0, include_scratch=False)[0][0]
+    assert "at least 3 training images" in rejection_reason(candidate, [drawn(), few])
+    assert rejection_reason(probe_candidate(backbone, "", 0), [few]) == ""
 
 
 def test_what_is_kept_costs_nothing(backbone, extractor):
     data = drawn()
-    before = expected_features(backbone, data.samples, data, extractor=extractor)
+    before = estimate_feature_seconds(backbone, data.samples, data, extractor=extractor)
     extractor.features(backbone, data.samples)
     assert before > 0
-    assert expected_features(backbone, data.samples, data, extractor=extractor) == 0
+    assert estimate_feature_seconds(backbone, data.samples, data, extractor=extractor) == 0
 
 
 def test_more_images_and_more_stages_are_expected_to_take_longer(backbone, extractor):
-    (last,), (whole, _) = trainings(backbone, 0, hopeless=False)
+    (last,), (whole, _) = training_candidates(backbone, 0, include_scratch=False)
     found = [
-        expected_training(who, data, None, 10, extractor=extractor)
+        estimate_training_seconds(who, data, None, 10, extractor=extractor)
         for who, data in ((last, drawn(100)), (whole, drawn(100)), (whole, drawn(400)))
     ]
     assert 0 < found[0] < found[1] < found[2]
@@ -97,12 +97,12 @@ def test_more_images_and_more_stages_are_expected_to_take_longer(backbone, extra
 def test_a_race_answers_what_was_held_out(backbone, extractor):
     data = drawn(40)
     learn, asked = data.subset(range(30)), data.subset(range(30, 40))
-    who = probe_of(backbone, "", 0)
+    who = probe_candidate(backbone, "", 0)
     quick = Training(epochs=2, patience=9)
     first, second = (Finetune(learning_rate=r, training=quick) for r in (1e-9, 1e-3))
-    entered = replace(who, method=first, others=(second,))
-    logits, after = raced(entered, learn, None, asked, extractor=extractor)
-    assert after.others == ()
+    entered = replace(who, method=first, alternatives=(second,))
+    logits, after = train_and_predict(entered, learn, None, asked, extractor=extractor)
+    assert after.alternatives == ()
     assert after.method in (first, second)
     model = after.method.fit(
         TransferModel(backbone=backbone, task=first_task(data)), learn, extractor=extractor
@@ -120,7 +120,7 @@ def first_task(data):
 
 def test_rates_that_fail_are_left_and_the_last_is_an_error(backbone, extractor, monkeypatch):
     data = drawn(24)
-    who = trainings(backbone, 0, hopeless=False)[0][0]
+    who = training_candidates(backbone, 0, include_scratch=False)[0][0]
 
     def fails(self, model, train, val=None, **_):
         if self.learning_rate > 1e-4:
@@ -131,8 +131,10 @@ def test_rates_that_fail_are_left_and_the_last_is_an_error(backbone, extractor, 
     methods = [Finetune(learning_rate=rate, training=quick) for rate in (1e-3, 1e-5)]
     real = Finetune.fit
     monkeypatch.setattr(Finetune, "fit", fails)
-    entered = replace(who, method=methods[0], others=(methods[1],))
-    _, after = raced(entered, data, None, data, extractor=extractor)
+    entered = replace(who, method=methods[0], alternatives=(methods[1],))
+    _, after = train_and_predict(entered, data, None, data, extractor=extractor)
     assert after.method is methods[1]
     with pytest.raises(TrainingError, match="finite"):
-        raced(replace(who, method=methods[0], others=()), data, None, data, extractor=extractor)
+        train_and_predict(
+            replace(who, method=methods[0], alternatives=()), data, None, data, extractor=extractor
+        )

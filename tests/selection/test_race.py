@@ -1,4 +1,4 @@
-"""The race as a whole: who is promoted, who wins, when it ends, and what is told of it."""
+"""The race: selected candidates, winner, end of the race, and its record."""
 
 import itertools
 import json
@@ -12,9 +12,9 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import SMALL, random_backbone
-from headstart.selection import race as advice
+from headstart.selection import race
 from headstart.selection.probes import RaceContext
-from headstart.selection.race import decide, foretell
+from headstart.selection.race import decide, estimate_race
 
 
 def drawn(n, *, noise, seed=0, groups=None):
@@ -47,16 +47,16 @@ def truths(monkeypatch):
     accuracy = {}
     rng = np.random.default_rng(1)
 
-    def answered(who, learn, val, asked, *, extractor):
-        value = accuracy[who.name]
+    def predict(candidate, train, val, test, *, extractor):
+        value = accuracy[candidate.name]
         if isinstance(value, Exception):
             raise value
-        targets = asked.targets()
+        targets = test.targets()
         right = rng.random(len(targets)) < value
-        return np.eye(2)[np.where(right, targets, 1 - targets)], who
+        return np.eye(2)[np.where(right, targets, 1 - targets)], candidate
 
-    monkeypatch.setattr(advice, "raced", answered)
-    monkeypatch.setattr(advice, "_expected", lambda *_: 0.001)
+    monkeypatch.setattr(race, "train_and_predict", predict)
+    monkeypatch.setattr(race, "_estimate_training", lambda *_: 0.001)
     return accuracy
 
 
@@ -72,19 +72,19 @@ def test_where_the_probe_is_right_nothing_is_trained(backbone, extractor, truths
     assert found.method.name == "linear-probe"
     assert found.backbone is backbone
     assert len(found.record["rows"]) == 3
-    assert any("perfect rival" in why for why in found.record["why"])
+    assert any("even by a perfect model" in why for why in found.record["why"])
     assert json.loads(json.dumps(found.record)) == found.record
 
 
 def test_who_gains_beyond_chance_wins_and_the_race_ends(backbone, extractor, truths):
     truths |= {LAST: 0.75, ALL: 0.99}
     told = []
-    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, told=told.append)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, on_progress=told.append)
     assert found.method.train_from == "all"
     assert states(found)[ALL] == "chosen"
     assert states(found)[LAST] == "promoted"
     row = next(row for row in found.record["rows"] if row["name"] == ALL)
-    assert row["distinguishable"]
+    assert row["significant"]
     assert 0 < row["gain"]["low"] < row["gain"]["value"]
     assert row["images"] < 150  # it ended before the last fold
     assert any(ALL in line for line in told)
@@ -100,41 +100,41 @@ def test_who_gains_nothing_is_dropped_after_two_folds(backbone, extractor, truth
         assert "no gain" in row["note"]
 
 
-def test_what_cannot_be_told_apart_is_not_chosen(backbone, extractor, truths):
+def test_a_gain_that_is_not_significant_is_not_chosen(backbone, extractor, truths):
     truths |= {LAST: 0.78, ALL: 0.78}
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor)
     assert found.method.name == "linear-probe"
-    assert any("beyond chance" in why for why in found.record["why"])
+    assert any("not significantly better" in why for why in found.record["why"])
 
 
 def test_a_training_that_fails_is_left_and_not_the_run(backbone, extractor, truths):
-    truths |= {LAST: TrainingError("Expected a finite loss, got nan; do lower it."), ALL: 0.99}
+    truths |= {LAST: TrainingError("The loss is nan. Lower the learning rate."), ALL: 0.99}
     found = decide([backbone], drawn(150, noise=0.5), extractor=extractor)
     assert found.method.train_from == "all"
     row = next(row for row in found.record["rows"] if row["name"] == LAST)
-    assert row["note"] == "Expected a finite loss, got nan"
+    assert row["note"] == "The loss is nan"
 
 
 def test_groups_that_a_training_cannot_part_cost_only_that_training(backbone, extractor, truths):
-    truths |= {LAST: DataError("Expected groups, got one; do add some."), ALL: 0.99}
+    truths |= {LAST: DataError("Found only one group. Add groups."), ALL: 0.99}
     found = decide([backbone], drawn(150, noise=0.5), extractor=extractor)
     assert found.method.train_from == "all"
     row = next(row for row in found.record["rows"] if row["name"] == LAST)
-    assert row["note"] == "Expected groups, got one"
+    assert row["note"] == "Found only one group"
 
 
 def test_who_comes_second_does_not_begin_when_the_time_is_up(
     backbone, extractor, truths, monkeypatch
 ):
     truths |= {LAST: 0.8, ALL: 0.99}
-    real, slow = advice.raced, []
+    real, slow = race.train_and_predict, []
 
-    def raced(who, *parts, extractor):
-        slow.append(who.name)
-        return real(who, *parts, extractor=extractor)
+    def slow_training(candidate, *parts, extractor):
+        slow.append(candidate.name)
+        return real(candidate, *parts, extractor=extractor)
 
-    monkeypatch.setattr(advice, "raced", raced)
-    monkeypatch.setattr(RaceContext, "spent", property(lambda self: 1000.0 if slow else 1.0))
+    monkeypatch.setattr(race, "train_and_predict", slow_training)
+    monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: 1000.0 if slow else 1.0))
     found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, budget=30)
     assert slow == [LAST]
     row = next(row for row in found.record["rows"] if row["name"] == ALL)
@@ -152,19 +152,20 @@ def test_without_time_only_probes_are_run(backbone, extractor):
     assert set(states(found).values()) == {"chosen", "probed"}
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.5)
     assert states(found)[ALL] == "left out"
-    assert "--budget" in next(r["note"] for r in found.record["rows"] if r["name"] == ALL)
+    assert "budget left" in next(r["note"] for r in found.record["rows"] if r["name"] == ALL)
+    assert any(f"Skipped: {ALL} (needs" in why and "--budget" in why for why in found.record["why"])
 
 
 def test_of_very_many_images_only_the_first_probe_is_solved(backbone, extractor, monkeypatch):
     expected = itertools.chain([1e-3], itertools.repeat(1e6))
-    monkeypatch.setattr("headstart.selection.probes.expected_probe", lambda *_: next(expected))
+    monkeypatch.setattr("headstart.selection.probes.probe_seconds", lambda *_: next(expected))
     found = decide([backbone], drawn(60, noise=0), extractor=extractor)
     assert [row["name"] for row in found.record["rows"]] == ["linear probe"]
-    assert sum("takes too long" in why for why in found.record["why"]) == 2
+    assert sum(why.startswith("Skipped: linear probe") for why in found.record["why"]) == 2
 
 
 def test_what_the_first_probe_took_is_expected_of_the_others(backbone, extractor, monkeypatch):
-    monkeypatch.setattr("headstart.selection.probes.expected_probe", lambda *_: 1e-3)
+    monkeypatch.setattr("headstart.selection.probes.probe_seconds", lambda *_: 1e-3)
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0).record
     first, second, _ = (row["estimated"] for row in found["rows"])
     assert second > 2 * 1e-3  # a search takes longer than a thousandth of a second
@@ -177,17 +178,17 @@ def test_what_the_first_probe_took_is_expected_of_the_others(backbone, extractor
 def test_another_backbone_is_not_looked_at_when_that_takes_too_long(
     backbone, extractor, monkeypatch
 ):
-    monkeypatch.setattr("headstart.selection.probes.expected_features", lambda *_, **__: 1e6)
+    monkeypatch.setattr("headstart.selection.probes.estimate_feature_seconds", lambda *_, **__: 1e6)
     other = random_backbone(SMALL, seed=1)
     found = decide([backbone, other], drawn(60, noise=0), extractor=extractor)
     assert len(found.record["rows"]) == 3  # of the first
-    assert any("was left out: looking" in why for why in found.record["why"])
+    assert any("its features need about" in why for why in found.record["why"])
 
 
 def test_random_weights_are_not_tried_without_time(backbone, extractor, truths, monkeypatch):
     monkeypatch.setattr("headstart.selection.probes.random_like", None)  # would raise
     truths |= {LAST: 0.5, ALL: 0.5}
-    monkeypatch.setattr(RaceContext, "spent", property(lambda self: 1000.0))
+    monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: 1000.0))
     found = decide([backbone], drawn(240, noise=0.5), extractor=extractor, budget=1000)
     assert not any("random weights" in why for why in found.record["why"])
 
@@ -195,7 +196,7 @@ def test_random_weights_are_not_tried_without_time(backbone, extractor, truths, 
 def test_the_time_that_is_up_ends_the_race_between_folds(backbone, extractor, truths, monkeypatch):
     truths |= {LAST: 0.8, ALL: 0.8}
     seconds = itertools.count(0, 1.0)  # every look at the clock takes one
-    monkeypatch.setattr(RaceContext, "spent", property(lambda self: next(seconds)))
+    monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: next(seconds)))
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=25)
     notes = [row["note"] for row in found.record["rows"] if row["name"] in (LAST, ALL)]
     assert any("the time was up" in note for note in notes), found.record
@@ -206,7 +207,7 @@ def test_weights_of_no_use_bring_training_from_scratch_in(backbone, extractor, t
     truths |= {LAST: 0.5, "training from scratch": 0.99}
     found = decide([backbone], drawn(240, noise=0.5), extractor=extractor)
     assert found.method.name == "scratch"
-    assert any("of no use" in why for why in found.record["why"])
+    assert any("weights do not help" in why for why in found.record["why"])
 
 
 def test_groups_stay_together(backbone, extractor, truths):
@@ -222,28 +223,28 @@ def test_groups_stay_together(backbone, extractor, truths):
 
 
 def test_the_plan_says_what_the_race_would_do_and_learns_nothing(backbone, extractor, monkeypatch):
-    monkeypatch.setattr(advice, "raced", None)
+    monkeypatch.setattr(race, "train_and_predict", None)
     monkeypatch.setattr("headstart.selection.probes.search_penalty", None)
-    found = foretell([backbone], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
+    found = estimate_race([backbone], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
     assert [row["state"] for row in found["rows"]] == ["probed"] * 3 + ["promoted"] * 2
     parts = sum(row["estimated"] for row in found["rows"])
     assert parts < found["estimated"] < 2 * parts  # one of the two is trained afterwards
     assert json.loads(json.dumps(found))["rows"][0]["score"] is None
-    short = foretell([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.01)
+    short = estimate_race([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.01)
     assert {row["state"] for row in short["rows"]} == {"probed", "left out"}
     assert short["estimated"] == pytest.approx(sum(r["estimated"] for r in short["rows"][:3]))
-    assert "would be left out: one fold would take" in short["why"][0]
-    less = foretell(
+    assert short["why"][0].startswith(f"Would be skipped: {LAST} (needs about")
+    less = estimate_race(
         [backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.9 * found["estimated"]
     )
     assert less["estimated"] <= 0.9 * found["estimated"]  # it stops when the time is up
 
 
 def test_the_plan_counts_the_control_with_random_weights(backbone, extractor, monkeypatch):
-    monkeypatch.setattr(advice, "trainings", lambda *_, **__: ())
+    monkeypatch.setattr(race, "training_candidates", lambda *_, **__: ())
 
     def more(n, budget):
-        found = foretell([backbone], drawn(n, noise=0.5), extractor=extractor, budget=budget)
+        found = estimate_race([backbone], drawn(n, noise=0.5), extractor=extractor, budget=budget)
         return found["estimated"] / sum(row["estimated"] for row in found["rows"])
 
     assert more(199, 120) == pytest.approx(1)
@@ -255,7 +256,7 @@ def test_a_refusal_that_names_some_of_many_classes_ends_in_words(backbone, extra
     few = drawn(14, noise=0).samples
     samples = tuple(replace(one, target=f"class{i % 7}") for i, one in enumerate(few))
     data = Dataset(samples=samples, classes=tuple(f"class{i}" for i in range(7)))
-    found = foretell([backbone], data, extractor=extractor, budget=60)
+    found = estimate_race([backbone], data, extractor=extractor, budget=60)
     assert [row["note"][-8:] for row in found["rows"][3:]] == ["'class4'"] * 3
 
 
@@ -276,7 +277,7 @@ def test_what_cannot_be_raced_is_refused(backbone, extractor):
     with pytest.raises(UsageError, match="--method finetune"):
         decide([backbone], boxes, extractor=extractor)
     one = drawn(20, noise=0).subset(range(0, 20, 2))
-    with pytest.raises(DataError, match="2 classes"):
+    with pytest.raises(DataError, match="needs at least two"):
         decide([backbone], one, extractor=extractor)
 
 

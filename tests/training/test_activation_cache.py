@@ -1,4 +1,4 @@
-"""What is kept is what a count of the work says is quickest, of what fits."""
+"""The cache plan is the fastest option that fits, according to a count of the work."""
 
 import itertools
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.freezing import FreezePlan, StageRow, plan
+from headstart.backbones.freezing import FreezePlan, StageRow, plan_freezing
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
@@ -20,24 +20,24 @@ from headstart.methods.finetune import Finetune
 from headstart.models.heads.linear import LinearHead
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.training import activation_cache as boundary
+from headstart.training import activation_cache
 from headstart.training.activation_cache import (
     MEMORY_SHARE,
     ActivationCachePlan,
-    Demand,
-    Room,
-    agreed,
-    decide,
-    foresee,
-    options,
+    AvailableStorage,
+    TrainingWorkload,
+    agree_on_cache_plan,
+    cache_options,
+    choose_cache_plan,
+    plan_activation_cache,
 )
 from headstart.training.job import Score
 from headstart.training.objectives import ClassObjective
 from headstart.training.optim import Training
-from headstart.training.profiler import Measured, StageCost
+from headstart.training.profiler import MeasuredCosts, StageCost
 
 MB = 1_000_000
-ROOMY = Room(memory=10**15, disk=10**15, budget=10**15)
+AMPLE_STORAGE = AvailableStorage(memory=10**15, disk=10**15, budget=10**15)
 
 
 def make_plan(constant, moving):
@@ -56,8 +56,8 @@ def make_measured(seconds=(0.02, 0.02, 0.01), sizes=(MB, MB // 4, MB // 8), **ch
         StageCost(name=name, seconds=time, bytes=size)
         for name, time, size in zip("abc", seconds, sizes, strict=True)
     ]
-    given = {"stages": tuple(stages), "learn": 0.03, "update": 0.5, "pixels": 0.01, "width": 16}
-    return Measured(**{**given, **changes})
+    costs = {"stages": tuple(stages), "learn": 0.03, "update": 0.5, "pixels": 0.01, "width": 16}
+    return MeasuredCosts(**{**costs, **changes})
 
 
 def count(plan, measured, demand, stop):
@@ -66,25 +66,27 @@ def count(plan, measured, demand, stop):
     time = {stage.name: stage.seconds for stage in measured.stages}
     size = {stage.name: stage.bytes for stage in measured.stages} | {"pooled": 4 * measured.width}
     constant = [row.stage for row in plan.rows if not row.trains]
-    kept = names if stop == "pooled" else names[: names.index(stop) + 1] if stop else []
+    cached_stages = names if stop == "pooled" else names[: names.index(stop) + 1] if stop else []
     total = 0.0
     looks = {None: 1, 0: None}.get(demand.views, demand.views)
     stored = set()
     passes = [("train", epoch) for epoch in range(demand.epochs)]
-    passes += [("plain", 0)] * demand.solves + [("judge", 0)] * (demand.epochs + 2)
+    passes += [("plain", 0)] * demand.fits_head + [("score", 0)] * (demand.epochs + 2)
     for kind, epoch in passes:
-        n = demand.judged if kind == "judge" else demand.images
+        n = demand.n_val if kind == "score" else demand.n_train
         look = (epoch % looks if demand.views else 0) if kind == "train" else kind
         look = 0 if demand.views is None and kind == "plain" else look
-        if stop and (kind == "judge", look) not in stored:
-            stored.add((kind == "judge", look))
-            total += n * (measured.pixels + sum(time[s] for s in kept) + size[stop] / 300e6)
+        if stop and (kind == "score", look) not in stored:
+            stored.add((kind == "score", look))
+            total += n * (
+                measured.pixels + sum(time[s] for s in cached_stages) + size[stop] / 300e6
+            )
             total += n * size[stop] / 600e6
         if stop:
             total += n * size[stop] / 5e9
         else:
             total += n * measured.pixels
-        total += n * sum(time[s] for s in constant if s not in kept)
+        total += n * sum(time[s] for s in constant if s not in cached_stages)
         if kind == "train":
             total += n * measured.learn + -(-n // demand.batch_size) * measured.update
         else:
@@ -93,10 +95,10 @@ def count(plan, measured, demand, stop):
 
 
 DEMANDS = [
-    Demand(images=100, epochs=10),
-    Demand(images=100, judged=20, epochs=10, solves=True),
-    Demand(images=90, judged=10, epochs=8, views=4, solves=True, batch_size=32),
-    Demand(images=90, epochs=3, views=4),
+    TrainingWorkload(n_train=100, epochs=10),
+    TrainingWorkload(n_train=100, n_val=20, epochs=10, fits_head=True),
+    TrainingWorkload(n_train=90, n_val=10, epochs=8, views=4, fits_head=True, batch_size=32),
+    TrainingWorkload(n_train=90, epochs=3, views=4),
 ]
 
 
@@ -104,10 +106,10 @@ DEMANDS = [
 @pytest.mark.parametrize("plan", [LAST, HEAD])
 def test_expected_seconds_are_those_of_a_count(plan, demand):
     measured = make_measured()
-    for option in options(plan, measured, demand, ROOMY):
+    for option in cache_options(plan, measured, demand, AMPLE_STORAGE):
         stop = option.stop or "pooled"
         assert option.seconds_cached == pytest.approx(count(plan, measured, demand, stop))
-        assert option.seconds_plain == pytest.approx(count(plan, measured, demand, None))
+        assert option.seconds_uncached == pytest.approx(count(plan, measured, demand, None))
 
 
 @pytest.mark.parametrize(
@@ -119,75 +121,87 @@ def test_expected_seconds_are_those_of_a_count(plan, demand):
     ],
 )
 def test_the_cut_is_the_quickest_of_the_constant_stages(change, stop):
-    found = decide(LAST, make_measured(**change), Demand(images=50, epochs=10), ROOMY)
-    assert found.cached
-    assert found.stop == stop
+    chosen = choose_cache_plan(
+        LAST, make_measured(**change), TrainingWorkload(n_train=50, epochs=10), AMPLE_STORAGE
+    )
+    assert chosen.cached
+    assert chosen.stop == stop
 
 
 def test_pooled_features_are_kept_where_only_the_head_moves():
-    found = decide(HEAD, make_measured(), Demand(images=50, epochs=10), ROOMY)
-    assert (found.cached, found.stop, found.bytes) == (True, None, 50 * 16 * 4)
-    assert found.sentence().startswith("pooled features: ")
+    chosen = choose_cache_plan(
+        HEAD, make_measured(), TrainingWorkload(n_train=50, epochs=10), AMPLE_STORAGE
+    )
+    assert (chosen.cached, chosen.stop, chosen.bytes) == (True, None, 50 * 16 * 4)
+    assert chosen.sentence().startswith("pooled features: ")
 
 
 def test_what_is_kept_already_costs_nothing_again():
-    demand = Demand(images=50, epochs=1)
-    assert not decide(LAST, make_measured(), demand, ROOMY).cached
-    again = decide(LAST, make_measured(), replace(demand, missing={"b": 0.0}), ROOMY)
+    demand = TrainingWorkload(n_train=50, epochs=1)
+    assert not choose_cache_plan(LAST, make_measured(), demand, AMPLE_STORAGE).cached
+    again = choose_cache_plan(
+        LAST, make_measured(), replace(demand, missing={"b": 0.0}), AMPLE_STORAGE
+    )
     assert (again.cached, again.stop) == (True, "b")
 
 
 @pytest.mark.parametrize(
     ("plan", "demand", "room", "reason"),
     [
-        (ALL, {}, ROOMY, "every stage moves"),
-        (LAST, {"epochs": 1}, ROOMY, "there is one epoch"),
-        (LAST, {"views": 0}, ROOMY, "new views"),
-        (LAST, {}, replace(ROOMY, budget=MB), "budget"),
-        (LAST, {}, replace(ROOMY, disk=MB), "free disk"),
+        (ALL, {}, AMPLE_STORAGE, "every stage trains"),
+        (LAST, {"epochs": 1}, AMPLE_STORAGE, "with one epoch"),
+        (LAST, {"views": 0}, AMPLE_STORAGE, "new views"),
+        (LAST, {}, replace(AMPLE_STORAGE, budget=MB), "budget"),
+        (LAST, {}, replace(AMPLE_STORAGE, disk=MB), "free disk"),
     ],
 )
 def test_it_declines_in_words(plan, demand, room, reason):
-    wanted = Demand(**{"images": 50, "epochs": 10, **demand})
-    found = decide(plan, make_measured(), wanted, room)
-    assert not found.cached
-    assert reason in found.reason
-    assert found.sentence().startswith("nothing: ")
+    workload = TrainingWorkload(**{"n_train": 50, "epochs": 10, **demand})
+    chosen = choose_cache_plan(plan, make_measured(), workload, room)
+    assert not chosen.cached
+    assert reason in chosen.reason
+    assert chosen.sentence().startswith("nothing: ")
 
 
 def test_a_learning_part_that_dwarfs_the_rest_is_not_worth_the_disk():
-    found = decide(LAST, make_measured(learn=10.0), Demand(images=50, epochs=10), ROOMY)
-    assert not found.cached
-    assert "would not pay" in found.reason
+    chosen = choose_cache_plan(
+        LAST, make_measured(learn=10.0), TrainingWorkload(n_train=50, epochs=10), AMPLE_STORAGE
+    )
+    assert not chosen.cached
+    assert "is not worth" in chosen.reason
 
 
 def test_a_smaller_stage_is_taken_where_the_best_does_not_fit():
     measured = make_measured(sizes=(1000, MB, 1))
-    demand = Demand(images=50, epochs=10)
-    assert decide(LAST, measured, demand, ROOMY).stop == "b"
-    found = decide(LAST, measured, demand, replace(ROOMY, budget=40 * MB))
-    assert (found.cached, found.stop) == (True, "a")
+    demand = TrainingWorkload(n_train=50, epochs=10)
+    assert choose_cache_plan(LAST, measured, demand, AMPLE_STORAGE).stop == "b"
+    chosen = choose_cache_plan(LAST, measured, demand, replace(AMPLE_STORAGE, budget=40 * MB))
+    assert (chosen.cached, chosen.stop) == (True, "a")
 
 
 def test_a_quarter_of_free_memory_is_the_most_that_is_held():
-    demand = Demand(images=50, epochs=10)
-    size = decide(LAST, make_measured(), demand, ROOMY).bytes
+    demand = TrainingWorkload(n_train=50, epochs=10)
+    size = choose_cache_plan(LAST, make_measured(), demand, AMPLE_STORAGE).bytes
     assert size == 50 * MB // 4
     enough = int(size / MEMORY_SHARE)
-    for memory, where in ((enough, "memory"), (enough - 5, "disk")):
-        found = decide(LAST, make_measured(), demand, replace(ROOMY, memory=memory))
-        assert found.where == where
+    for memory, storage in ((enough, "memory"), (enough - 5, "disk")):
+        chosen = choose_cache_plan(
+            LAST, make_measured(), demand, replace(AMPLE_STORAGE, memory=memory)
+        )
+        assert chosen.storage == storage
 
 
 def test_a_person_can_overrule_it():
-    once = Demand(images=50, epochs=1)
-    assert decide(LAST, make_measured(), once, ROOMY, wanted="on").cached
-    often = Demand(images=50, epochs=10)
-    off = decide(LAST, make_measured(), often, ROOMY, wanted="off")
+    once = TrainingWorkload(n_train=50, epochs=1)
+    assert choose_cache_plan(LAST, make_measured(), once, AMPLE_STORAGE, mode="on").cached
+    often = TrainingWorkload(n_train=50, epochs=10)
+    off = choose_cache_plan(LAST, make_measured(), often, AMPLE_STORAGE, mode="off")
     assert not off.cached
     assert off.sentence() == "nothing: switched off"
     with pytest.raises(SetupError, match="HEADSTART_CACHE_BUDGET"):
-        decide(LAST, make_measured(), often, replace(ROOMY, budget=MB), wanted="on")
+        choose_cache_plan(
+            LAST, make_measured(), often, replace(AMPLE_STORAGE, budget=MB), mode="on"
+        )
 
 
 def make_model(name, crop):
@@ -211,9 +225,9 @@ def make_data(n):
     return Dataset(samples=tuple(samples), classes=("dark", "light"))
 
 
-def weights(model, how, cache, parts):
+def weights(model, method, cache, parts):
     extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
-    return how.fit(model, *parts, extractor=extractor).backbone.state
+    return method.fit(model, *parts, extractor=extractor).backbone.state
 
 
 def largest_difference(a, b):
@@ -235,7 +249,7 @@ def test_weights_are_the_same_whatever_is_kept(
     name, crop, train_from, augmentation, tmp_path, monkeypatch
 ):
     model, parts = make_model(name, crop), (make_data(9), make_data(4))
-    how = Finetune(
+    method = Finetune(
         train_from=train_from,
         learning_rate=1e-3,
         augmentation=augmentation,
@@ -244,15 +258,17 @@ def test_weights_are_the_same_whatever_is_kept(
     )
     count = itertools.count()  # every epoch is better, so that the last one is kept
     monkeypatch.setattr(ClassObjective, "score", lambda *_: Score(float(next(count)), 0.0))
-    off = weights(model, replace(how, activation_cache="off"), Cache(tmp_path / "off"), parts)
+    off = weights(model, replace(method, activation_cache="off"), Cache(tmp_path / "off"), parts)
     assert largest_difference(off, model.backbone.state) > 1e-4
-    constant = plan(model.backbone.module, train_from=train_from).boundary
+    constant = plan_freezing(model.backbone.module, train_from=train_from).last_constant_stage
     names = [stage.name for stage in model.backbone.module.stages]
     split_points = names[: names.index(constant) + 1]
-    for stop, where in zip(split_points[-1::-2], ("disk", "memory"), strict=False):
-        forced = ActivationCachePlan(cached=True, stop=stop, where=where)
-        monkeypatch.setattr(finetune, "foresee", lambda *_, forced=forced, **__: forced)
-        on = weights(model, how, Cache(tmp_path / stop), parts)
+    for stop, storage in zip(split_points[-1::-2], ("disk", "memory"), strict=False):
+        forced = ActivationCachePlan(cached=True, stop=stop, storage=storage)
+        monkeypatch.setattr(
+            finetune, "plan_activation_cache", lambda *_, forced=forced, **__: forced
+        )
+        on = weights(model, method, Cache(tmp_path / stop), parts)
         assert largest_difference(off, on) <= 1e-6
         assert not Cache(tmp_path / "off").stats().kinds.get("features")
         assert Cache(tmp_path / stop).stats().kinds["features"][0] > 0
@@ -263,8 +279,8 @@ def steady(monkeypatch):
     """Times that no busy machine can shift: a stage takes 20 ms, learning 1 ms."""
     names = ["stem", "layer1", "layer2", "layer3", "layer4"]
     stages = tuple(StageCost(name=name, seconds=0.02, bytes=1000) for name in names)
-    measured = Measured(stages=stages, learn=0.001, width=16)
-    monkeypatch.setattr(boundary, "measure", lambda *_, **__: measured)
+    measured = MeasuredCosts(stages=stages, learn=0.001, width=16)
+    monkeypatch.setattr(activation_cache, "measure_costs", lambda *_, **__: measured)
 
 
 @pytest.mark.usefixtures("steady")
@@ -272,25 +288,27 @@ def steady(monkeypatch):
 def test_the_outline_says_what_fit_does(switch, tmp_path):
     model, data, cache = make_model("timm/test_resnet", 64), make_data(40), Cache(tmp_path)
     extractor = Extractor(cache=cache, engine="fp32", device="cpu", workers=2)
-    how = Finetune(activation_cache=switch, training=Training(epochs=12))
-    said = how.outline(model, data, extractor=extractor).kept
+    method = Finetune(activation_cache=switch, training=Training(epochs=12))
+    line = method.outline(model, data, extractor=extractor).cached
     if switch == "off":
-        assert said == "nothing: switched off"
+        assert line == "nothing: switched off"
     else:
-        assert said.startswith("up to ")
-    how = replace(how, training=Training(epochs=2))
-    how.fit(model, data, extractor=extractor)
+        assert line.startswith("up to ")
+    method = replace(method, training=Training(epochs=2))
+    method.fit(model, data, extractor=extractor)
     assert ("features" in cache.stats().kinds) == (switch != "off")
 
 
 def test_processes_keep_what_the_main_one_keeps(monkeypatch):
-    mine = ActivationCachePlan(cached=True, stop="b", where="memory")
-    assert agreed(mine, ["a", "b"]) is mine
-    monkeypatch.setattr(boundary, "is_main", lambda: False)
-    for told, cached, stop in ((0, False, None), (1, True, None), (2, True, "a")):
-        monkeypatch.setattr(boundary, "sum_scalar", lambda own, told=told: told + own)
-        found = agreed(mine, ["a", "b"])
-        assert (found.cached, found.stop) == (cached, stop)
+    mine = ActivationCachePlan(cached=True, stop="b", storage="memory")
+    assert agree_on_cache_plan(mine, ["a", "b"]) is mine
+    monkeypatch.setattr(activation_cache, "is_main", lambda: False)
+    for main_code, cached, stop in ((0, False, None), (1, True, None), (2, True, "a")):
+        monkeypatch.setattr(
+            activation_cache, "sum_scalar", lambda own, main_code=main_code: main_code + own
+        )
+        chosen = agree_on_cache_plan(mine, ["a", "b"])
+        assert (chosen.cached, chosen.stop) == (cached, stop)
 
 
 @pytest.mark.usefixtures("steady")
@@ -298,15 +316,17 @@ def test_what_is_kept_already_is_found(tmp_path):
     model, data = make_model("timm/test_resnet", 64), make_data(8)
     extractor = Extractor(cache=Cache(tmp_path), engine="fp32", device="cpu", workers=2)
     backbone = model.backbone.copy()
-    what = plan(backbone, train_from="last:1")
-    given = {
+    freeze_plan = plan_freezing(backbone, train_from="last:1")
+    arguments = {
         "samples": data.samples,
         "view": View(augmentation=Augmentation(), seed=0, number=0),
         "extractor": extractor,
     }
-    once = Demand(images=8, epochs=1)
+    once = TrainingWorkload(n_train=8, epochs=1)
     head = LinearHead.random(backbone.width, 2, seed=0)
-    assert not foresee(model.backbone, (backbone, what, head), once, **given).cached
+    assert not plan_activation_cache(
+        model.backbone, (backbone, freeze_plan, head), once, **arguments
+    ).cached
     extractor.activations(model.backbone, data.samples, SplitPoint(engine="fp32", stop="layer2"))
-    found = foresee(model.backbone, (backbone, what, head), once, **given)
-    assert (found.cached, found.stop) == (True, "layer2")
+    chosen = plan_activation_cache(model.backbone, (backbone, freeze_plan, head), once, **arguments)
+    assert (chosen.cached, chosen.stop) == (True, "layer2")

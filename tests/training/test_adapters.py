@@ -9,7 +9,7 @@ from headstart.errors import UsageError
 from headstart.training.adapters import add_lora, add_stoch_norm, merge_lora, remove_stoch_norm
 
 
-def drawn(*shape, seed=0):
+def random_tensor(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,7 +27,7 @@ def moved(net, names, seed=1):
     parameters = dict(net.named_parameters())
     with torch.no_grad():
         for i, name in enumerate(names):
-            parameters[name].copy_(drawn(*parameters[name].shape, seed=seed + i))
+            parameters[name].copy_(random_tensor(*parameters[name].shape, seed=seed + i))
     return net
 
 
@@ -36,7 +36,7 @@ def moved(net, names, seed=1):
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
 def test_lora_changes_nothing_at_first_and_its_formula_afterwards(make, shape):
-    layer, x = make(), drawn(*shape)
+    layer, x = make(), random_tensor(*shape)
     before, plain = layer(x), layer.weight.detach().clone()
     names = add_lora(layer, rank=2, scale=0.5, seed=0)
     assert torch.equal(layer(x), before)
@@ -51,7 +51,7 @@ def test_lora_changes_nothing_at_first_and_its_formula_afterwards(make, shape):
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
 def test_a_merged_layer_is_plain_and_computes_the_same(make, shape):
-    layer, x = make(), drawn(*shape)
+    layer, x = make(), random_tensor(*shape)
     names, kind = set(layer.state_dict()), type(layer)
     moved(layer, add_lora(layer, rank=3, seed=0))
     adapted = layer(x)
@@ -65,7 +65,7 @@ def test_only_the_update_takes_part_where_the_rest_is_frozen():
     layer = nn.Conv2d(4, 6, 3).requires_grad_(False)
     names = add_lora(layer, rank=2, seed=0)
     assert {n for n, p in layer.named_parameters() if p.requires_grad} == set(names)
-    layer(drawn(1, 4, 5, 5)).sum().backward()
+    layer(random_tensor(1, 4, 5, 5)).sum().backward()
     gradients = {n: p.grad for n, p in layer.named_parameters() if p.grad is not None}
     assert set(gradients) == set(names)
     assert gradients["parametrizations.weight.0.up"].abs().sum() > 0
@@ -80,21 +80,21 @@ def test_merging_leaves_a_frozen_weight_frozen():
 
 @pytest.mark.parametrize("name", ["timm/test_efficientnet", "torchvision/resnet18"])
 def test_a_whole_backbone_is_adapted_and_merged(name):
-    net, x = load(name, pretrained=False).eval(), drawn(2, 3, 64, 64)
+    net, x = load(name, pretrained=False).eval(), random_tensor(2, 3, 64, 64)
     before, keys = net(x).detach(), set(net.state_dict())
     layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     shapes = [(len(m.weight), m.weight[0].numel()) for m in layers]
     old = sum(p.numel() for p in net.parameters())
     names = add_lora(net, rank=2, seed=0)
     assert torch.equal(net(x), before)
-    found = dict(net.named_parameters())
+    parameters = dict(net.named_parameters())
     new = sum(min(2, o, c) * (o + c) for o, c in shapes)
     assert len(names) == 2 * len(layers)
-    assert sum(found[n].numel() for n in names) == new
-    assert sum(p.numel() for p in found.values()) == old + new
+    assert sum(parameters[n].numel() for n in names) == new
+    assert sum(p.numel() for p in parameters.values()) == old + new
     with torch.no_grad():
         for n in names:
-            found[n].add_(0.01 * drawn(*found[n].shape))
+            parameters[n].add_(0.01 * random_tensor(*parameters[n].shape))
     adapted = net(x).detach()
     assert not torch.allclose(adapted, before, rtol=1e-3)
     assert len(merge_lora(net)) == len(layers)
@@ -168,15 +168,15 @@ def test_lora_goes_on_once_and_comes_off_once():
 def normed(channels=64, seed=0):
     layer = nn.BatchNorm2d(channels)
     with torch.no_grad():
-        layer.weight.copy_(drawn(channels, seed=seed))
-        layer.bias.copy_(drawn(channels, seed=seed + 1))
-        layer.running_mean.copy_(drawn(channels, seed=seed + 2))
-        layer.running_var.copy_(drawn(channels, seed=seed + 3).exp())
+        layer.weight.copy_(random_tensor(channels, seed=seed))
+        layer.bias.copy_(random_tensor(channels, seed=seed + 1))
+        layer.running_mean.copy_(random_tensor(channels, seed=seed + 2))
+        layer.running_var.copy_(random_tensor(channels, seed=seed + 3).exp())
     return layer
 
 
 def batch(channels=64, seed=9):
-    return 3 * drawn(4, channels, 5, 5, seed=seed) + 1
+    return 3 * random_tensor(4, channels, 5, 5, seed=seed) + 1
 
 
 def answers(layer, x):
@@ -225,7 +225,7 @@ def test_gradients_are_those_of_the_side_taken():
     layer = normed()
     add_stoch_norm(layer, 1.0)
     x = batch().requires_grad_()
-    out = drawn(*x.shape, seed=5)
+    out = random_tensor(*x.shape, seed=5)
     std = (layer.running_var + layer.eps).sqrt()
     layer(x).backward(out)
     expected = out * (layer.weight / std)[:, None, None]
@@ -272,7 +272,7 @@ def test_a_copy_tosses_for_itself():
 
 @pytest.mark.parametrize("name", ["timm/test_efficientnet", "torchvision/resnet18"])
 def test_whole_backbones_keep_names_and_answers(name):
-    net, x = load(name, pretrained=False).train(), drawn(4, 3, 64, 64)
+    net, x = load(name, pretrained=False).train(), random_tensor(4, 3, 64, 64)
     with torch.no_grad():  # away from the library's start, where BatchNorm's output may be 0
         for layer in net.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -313,7 +313,7 @@ def test_stoch_norm_goes_on_once_and_needs_a_place():
     add_stoch_norm(layer, 0.5)
     with pytest.raises(UsageError, match="changed already"):
         add_stoch_norm(layer, 0.5)
-    with pytest.raises(UsageError, match="got none"):
+    with pytest.raises(UsageError, match="has none"):
         add_stoch_norm(nn.Conv2d(2, 3, 1), 0.5)
 
 

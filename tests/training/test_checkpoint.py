@@ -41,29 +41,33 @@ def make(epoch=2, step=5, identity=IDENTITY, **changes):
         "random": generator.get_state(),
     }
     values = {"best": 0.1 + 0.2, "history": [{"loss": 1.5}]}
-    given = {"tensors": tensors, "values": values} | changes
-    return Checkpoint(identity=identity, epoch=epoch, step=step, **given)
+    contents = {"tensors": tensors, "values": values} | changes
+    return Checkpoint(identity=identity, epoch=epoch, step=step, **contents)
 
 
-def same(one, other):
+def same(first, second):
     """Bit for bit, also NaN and signed zeros."""
-    one, other = one.contiguous().flatten(), other.contiguous().flatten()
+    first, second = first.contiguous().flatten(), second.contiguous().flatten()
     return (
-        one.dtype == other.dtype
-        and one.shape == other.shape
-        and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        first.dtype == second.dtype
+        and first.shape == second.shape
+        and torch.equal(first.view(torch.uint8), second.view(torch.uint8))
     )
 
 
-def assert_same(one, other):
-    assert (dict(one.identity), one.epoch, one.step) == (other.identity, other.epoch, other.step)
-    assert list(one.tensors)
-    assert set(one.tensors) == set(other.tensors)
-    for name, tensor in one.tensors.items():
-        assert tensor.shape == other.tensors[name].shape
-        assert tensor.stride() == other.tensors[name].stride()
-        assert same(tensor, other.tensors[name]), name
-    assert repr(one.values) == repr(other.values)
+def assert_same(first, second):
+    assert (dict(first.identity), first.epoch, first.step) == (
+        second.identity,
+        second.epoch,
+        second.step,
+    )
+    assert list(first.tensors)
+    assert set(first.tensors) == set(second.tensors)
+    for name, tensor in first.tensors.items():
+        assert tensor.shape == second.tensors[name].shape
+        assert tensor.stride() == second.tensors[name].stride()
+        assert same(tensor, second.tensors[name]), name
+    assert repr(first.values) == repr(second.values)
 
 
 # ------------------------------------------------------------------------------- write and read
@@ -111,15 +115,15 @@ def test_without_a_checkpoint_there_is_none(tmp_path):
 )
 def test_values_are_read_as_they_were_written(tmp_path, value):
     write(tmp_path, make(values={"value": value}))
-    found = read(tmp_path, identity=IDENTITY).values["value"]
-    assert repr(found) == repr(value)
-    assert type(found) is type(value)
+    restored = read(tmp_path, identity=IDENTITY).values["value"]
+    assert repr(restored) == repr(value)
+    assert type(restored) is type(value)
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {"$float": "nan"}, {1, 2}, object(), torch.zeros(1)])
 def test_values_that_json_cannot_say_are_refused_and_nothing_is_lost(tmp_path, value):
     write(tmp_path, make(epoch=1))
-    with pytest.raises(UsageError, match="do convert it"):
+    with pytest.raises(UsageError, match="Convert it"):
         write(tmp_path, make(epoch=2, values={"deep": [value]}))
     assert read(tmp_path, identity=IDENTITY).epoch == 1
 
@@ -151,10 +155,10 @@ def test_views_and_shared_tensors_are_kept_as_values(tmp_path):
         "wide": base[:, :1].expand(3, 7),
     }
     write(tmp_path, make(tensors=tensors))
-    found = read(tmp_path, identity=IDENTITY).tensors
-    assert all(same(found[name], tensor) for name, tensor in tensors.items())
-    found["all"].zero_()
-    assert found["again"][1, 1] == 5
+    restored = read(tmp_path, identity=IDENTITY).tensors
+    assert all(same(restored[name], tensor) for name, tensor in tensors.items())
+    restored["all"].zero_()
+    assert restored["again"][1, 1] == 5
 
 
 def test_gradients_are_not_kept(tmp_path):
@@ -164,13 +168,13 @@ def test_gradients_are_not_kept(tmp_path):
 
 def test_what_was_read_does_not_hang_on_the_file(tmp_path):
     write(tmp_path, make(epoch=1))
-    found = read(tmp_path, identity=IDENTITY)
+    restored = read(tmp_path, identity=IDENTITY)
     (tmp_path / FILE).write_bytes(b"")
-    assert_same(make(epoch=1), found)
+    assert_same(make(epoch=1), restored)
 
 
 def test_the_name_of_the_document_is_taken():
-    with pytest.raises(UsageError, match=r"do rename that one"):
+    with pytest.raises(UsageError, match="Rename that tensor"):
         write("nowhere", make(tensors={"checkpoint.json": torch.zeros(1)}))
     assert not Path("nowhere").exists()
 
@@ -181,12 +185,12 @@ def test_the_name_of_the_document_is_taken():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"data": "d2"}, "another data;"),
-        ({"seed": "1", "method": "m2"}, "another method, seed;"),
-        ({"plan": "new"}, "another plan;"),
+        ({"data": "d2"}, "different data[.]"),
+        ({"seed": "1", "method": "m2"}, "different method, seed[.]"),
+        ({"plan": "new"}, "different plan[.]"),
     ],
 )
-def test_another_run_is_told_what_differs(tmp_path, change, named):
+def test_the_error_for_another_run_names_the_differences(tmp_path, change, named):
     write(tmp_path, make())
     with pytest.raises(UsageError, match=named):
         read(tmp_path, identity=IDENTITY | change)
@@ -194,24 +198,24 @@ def test_another_run_is_told_what_differs(tmp_path, change, named):
 
 def test_a_part_that_is_missing_differs(tmp_path):
     write(tmp_path, make())
-    with pytest.raises(UsageError, match="another versions;"):
+    with pytest.raises(UsageError, match=r"different versions[.]"):
         read(tmp_path, identity={k: v for k, v in IDENTITY.items() if k != "versions"})
 
 
 def test_every_changed_byte_is_noticed(tmp_path):
     write(tmp_path, make())
     path = tmp_path / FILE
-    whole = path.read_bytes()
+    content = path.read_bytes()
     refused = 0
-    for place in range(0, len(whole), 7):  # the tensors' bytes are most of it: not each of them
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    for place in range(0, len(content), 7):  # the tensors' bytes are most of it: not each of them
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
         try:
-            found = read(tmp_path, identity=IDENTITY)
+            restored = read(tmp_path, identity=IDENTITY)
         except ModelFileError:
             refused += 1
         else:  # filling between header and tensors says nothing
-            assert_same(make(), found)
-    assert refused > len(whole) / 7 - 8
+            assert_same(make(), restored)
+    assert refused > len(content) / 7 - 8
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 100, 2000, -1])
@@ -219,13 +223,13 @@ def test_a_file_cut_short_is_damaged(tmp_path, length):
     write(tmp_path, make())
     path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ModelFileError, match="do delete it to begin anew"):
+    with pytest.raises(ModelFileError, match="Delete it to start again"):
         read(tmp_path, identity=IDENTITY)
 
 
 def test_other_files_are_no_checkpoint(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / FILE)
-    with pytest.raises(ModelFileError, match="got another file"):
+    with pytest.raises(ModelFileError, match="another kind of file"):
         read(tmp_path, identity=IDENTITY)
     (tmp_path / FILE).write_text("hello")
     with pytest.raises(ModelFileError, match="damaged"):
@@ -234,9 +238,9 @@ def test_other_files_are_no_checkpoint(tmp_path):
 
 def test_what_is_no_file_cannot_be_read_nor_deleted(tmp_path):
     (tmp_path / FILE).mkdir()
-    with pytest.raises(SetupError, match="Expected to read"):
+    with pytest.raises(SetupError, match="Cannot read"):
         read(tmp_path, identity=IDENTITY)
-    with pytest.raises(SetupError, match="do delete it by hand"):
+    with pytest.raises(SetupError, match=r"Delete .* by hand"):
         remove(tmp_path)
 
 
@@ -272,11 +276,11 @@ def broken(where, name):
 )
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, full, word):
     large = {"large": torch.zeros(100_000)}
-    with full(), pytest.raises(SetupError, match=f"{word}.*; there is none. Do free space"):
+    with full(), pytest.raises(SetupError, match=f"{word}.* No checkpoint exists. Free disk space"):
         write(tmp_path, make(tensors=large))
     assert list(tmp_path.iterdir()) == []
     write(tmp_path, make(epoch=1))
-    with full(), pytest.raises(SetupError, match=f"{word}.*; an earlier checkpoint is whole"):
+    with full(), pytest.raises(SetupError, match=f"{word}.* The previous checkpoint is complete"):
         write(tmp_path, make(epoch=2, tensors=large))
     assert_same(make(epoch=1), read(tmp_path, identity=IDENTITY))
     write(tmp_path, make(epoch=2))
@@ -294,7 +298,7 @@ def test_what_a_kill_left_is_cleared_away(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match="there is none"):
+    with pytest.raises(SetupError, match="No checkpoint exists"):
         write(tmp_path / "file", make())
 
 
@@ -389,29 +393,29 @@ def test_a_resumed_optimiser_gives_the_same_weights_bit_for_bit(tmp_path, make_o
     state = {f"net.{name}": tensor for name, tensor in first.state_dict().items()}
     write(tmp_path, make(tensors=tensors | state, values={"optimiser": values}))
 
-    found = read(tmp_path, identity=IDENTITY)
-    before = copy.deepcopy(dict(found.tensors))
+    restored = read(tmp_path, identity=IDENTITY)
+    before = copy.deepcopy(dict(restored.tensors))
     second = network()
-    second.load_state_dict({name: found.tensors[f"net.{name}"] for name in second.state_dict()})
+    second.load_state_dict({name: restored.tensors[f"net.{name}"] for name in second.state_dict()})
     optimiser = make_optimiser(groups(second))
-    restore_optimiser(optimiser, found.tensors, found.values["optimiser"])
+    restore_optimiser(optimiser, restored.tensors, restored.values["optimiser"])
     steps(second, optimiser, range(3, 7))
 
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
-    assert all(same(before[name], found.tensors[name]) for name in before), "changed in place"
+    assert all(same(before[name], restored.tensors[name]) for name in before), "changed in place"
 
 
 def test_the_test_of_optimisers_can_fail():
     """Without the moments the weights come out others."""
-    one, other = network(), network()
-    adam = torch.optim.Adam(one.parameters(), lr=0.1)
-    steps(one, adam, range(4))
-    adam = torch.optim.Adam(other.parameters(), lr=0.1)
-    steps(other, adam, range(2))
-    fresh = torch.optim.Adam(other.parameters(), lr=0.1 * 0.9**2)
-    steps(other, fresh, range(2, 4))
-    assert not torch.equal(one[0].weight, other[0].weight)
+    first, second = network(), network()
+    adam = torch.optim.Adam(first.parameters(), lr=0.1)
+    steps(first, adam, range(4))
+    adam = torch.optim.Adam(second.parameters(), lr=0.1)
+    steps(second, adam, range(2))
+    fresh = torch.optim.Adam(second.parameters(), lr=0.1 * 0.9**2)
+    steps(second, fresh, range(2, 4))
+    assert not torch.equal(first[0].weight, second[0].weight)
 
 
 def flattened(make_optimiser):
@@ -421,16 +425,16 @@ def flattened(make_optimiser):
     return flatten_optimiser(optimiser.state_dict())
 
 
-@pytest.mark.parametrize(("kept", "wanted"), [("momentum", "adamw"), ("adamw", "momentum")])
-def test_another_kind_of_optimiser_is_refused(kept, wanted):
-    tensors, values = flattened(OPTIMISERS[kept])
-    with pytest.raises(UsageError, match="do resume with the optimiser that the run began with"):
-        restore_optimiser(OPTIMISERS[wanted](groups(network())), tensors, values)
+@pytest.mark.parametrize(("saved", "current"), [("momentum", "adamw"), ("adamw", "momentum")])
+def test_another_kind_of_optimiser_is_refused(saved, current):
+    tensors, values = flattened(OPTIMISERS[saved])
+    with pytest.raises(UsageError, match="Pass the same --optimiser"):
+        restore_optimiser(OPTIMISERS[current](groups(network())), tensors, values)
 
 
 def test_other_parameters_are_refused():
     tensors, values = flattened(OPTIMISERS["adamw"])
-    with pytest.raises(UsageError, match="of the same parameters"):
+    with pytest.raises(UsageError, match="of other parameters"):
         restore_optimiser(OPTIMISERS["adamw"](network().parameters()), tensors, values)
 
 
@@ -442,5 +446,5 @@ def test_missing_tensors_are_refused():
 
 
 def test_state_that_belongs_to_no_parameter_is_refused():
-    with pytest.raises(UsageError, match="got one with 'shared'"):
+    with pytest.raises(UsageError, match="stores 'shared'"):
         flatten_optimiser({"state": {"shared": {}}, "param_groups": []})

@@ -46,7 +46,7 @@ def make_job(module, x, y, **changes):
         "fetch": lambda epoch, rows: x[rows].numpy(),
         "loss": loss,
         "score": rising(),
-        "enter": lambda epoch: module.train(),
+        "start_epoch": lambda epoch: module.train(),
         "identity": {"method": "test"},
     }
     return Job(**{**given, **changes})
@@ -128,7 +128,7 @@ def test_of_equal_scores_the_smaller_loss_wins():
 def test_training_stops_when_nothing_gets_better_but_not_after_a_few_steps():
     x, y = problem()
     told = []
-    session = Session(told=lambda epoch, most: told.append((epoch, most)))
+    session = Session(on_epoch=lambda epoch, most: told.append((epoch, most)))
     settings = Training(optimiser="sgd", epochs=50, batch_size=5, patience=3)
     level = make_job(linear(), x, y, score=lambda: Score(0.5, 0.0))
     history = train(level, settings, session=session)
@@ -203,7 +203,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, settings, at, monke
         train(job(resumed, die_at=at), settings, session=Session(folder=tmp_path))
     resumed = linear()
     told = []
-    session = Session(folder=tmp_path, resume=True, told=lambda e, _: told.append(e.number))
+    session = Session(folder=tmp_path, resume=True, on_epoch=lambda e, _: told.append(e.number))
     found = train(job(resumed), settings, session=session)
     assert torch.equal(weights(straight), weights(resumed))
     assert [e.score for e in found.epochs] == [e.score for e in expected.epochs]
@@ -297,7 +297,7 @@ def test_epochs_of_a_moment_leave_one_checkpoint_the_last(tmp_path, monkeypatch)
     train(make_job(straight, x, y), settings, session=Session(folder=tmp_path))
     assert places == [(6, 0)]
     told = []
-    session = Session(folder=tmp_path, resume=True, told=lambda e, _: told.append(e))
+    session = Session(folder=tmp_path, resume=True, on_epoch=lambda e, _: told.append(e))
     train(make_job(again, x, y), settings, session=session)  # as if its evaluation had failed
     assert not told
     assert torch.equal(weights(straight), weights(again))
@@ -346,7 +346,7 @@ def test_ctrl_c_costs_no_step_and_no_bit(tmp_path, settings, place):
 
     straight, resumed = linear(), linear()
     expected = train(job(straight), settings)
-    session = Session(folder=tmp_path, told=lambda *_: ctrl_c("told"))
+    session = Session(folder=tmp_path, on_epoch=lambda *_: ctrl_c("told"))
     stopped = train(job(linear(), ctrl_c), settings, session=session)
     assert stopped.interrupted
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -418,7 +418,7 @@ def test_what_goes_wrong_in_a_worker_is_said_by_its_own_error():
         train(make_job(linear(), x, y, fetch=fetch), Training(**SGD, epochs=1))
 
 
-def test_an_average_is_judged_and_kept():
+def test_an_average_is_scored_and_saved():
     x, y = problem()
     module = linear()
     module[0].p = 0.0

@@ -16,12 +16,12 @@ def ctrl_c():
 def test_what_is_held_is_finished_first():
     done = []
     with pytest.raises(KeyboardInterrupt), Interruption() as interruption:  # noqa: PT012
-        with interruption.held():
+        with interruption.delayed():
             ctrl_c()
             done.append("within")
         done.append("behind")
     assert done == ["within"]
-    assert interruption.whole
+    assert interruption.is_consistent
 
 
 def test_between_it_is_obeyed_at_once_and_afterwards_as_ever():
@@ -37,16 +37,16 @@ def ctrl_c_twice():
 
 
 def test_a_second_one_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), Interruption() as interruption, interruption.held():
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption, interruption.delayed():
         ctrl_c_twice()
-    assert not interruption.whole
+    assert not interruption.is_consistent
 
 
 def test_an_error_leaves_something_half_done():
     with Interruption() as interruption:
-        with pytest.raises(KeyError), interruption.held():
+        with pytest.raises(KeyError), interruption.delayed():
             raise KeyError
-        assert not interruption.whole
+        assert not interruption.is_consistent
 
 
 def test_who_listens_already_goes_on_to():
@@ -64,7 +64,7 @@ def test_another_thread_may_train():
     done = []
 
     def work():
-        with Interruption() as interruption, interruption.held():
+        with Interruption() as interruption, interruption.delayed():
             done.append(True)
 
     thread = threading.Thread(target=work)

@@ -1,4 +1,4 @@
-"""What is left of a step that failed."""
+"""Files and errors of a step that failed."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ def test_a_batch_is_written_as_it_was(tmp_path):
     rows, batch = np.array([9, 2, 5])[::2], np.arange(12.0).reshape(2, 6)[:, ::2]
     state = {"w": torch.arange(6.0).reshape(2, 3).T}
     path = capture(tmp_path / "new" / "folder", state, rows, batch)
-    found = load_file(path)
-    assert found["rows"].tolist() == [9, 5]
-    assert np.array_equal(found["inputs"].numpy(), batch)
-    assert torch.equal(found["weights.w"], state["w"])
+    tensors = load_file(path)
+    assert tensors["rows"].tolist() == [9, 5]
+    assert np.array_equal(tensors["inputs"].numpy(), batch)
+    assert torch.equal(tensors["weights.w"], state["w"])
 
 
 def test_without_a_folder_it_is_among_the_temporary_files(tmp_path, monkeypatch):
@@ -33,5 +33,5 @@ def test_without_a_folder_it_is_among_the_temporary_files(tmp_path, monkeypatch)
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error, expected):
+def test_out_of_memory_is_recognised(error, expected):
     assert is_out_of_memory(error) is expected

@@ -37,14 +37,14 @@ def test_candidates_are_scored_as_scikit_learn_scores_them(k):
     features, targets = clouds(k=k)
     folds = folds_of(targets)
     problem = Problem.of(targets, n_classes=k, kind="multiclass")
-    found = search_penalty(features, problem, folds, penalties=PENALTIES)
-    for penalty, loss in found.candidates:
-        held_out = np.zeros((len(targets), k))
+    search = search_penalty(features, problem, folds, penalties=PENALTIES)
+    for penalty, loss in search.candidates:
+        held_out_accuracy = np.zeros((len(targets), k))
         for train, test in folds:
             model, x = scikit(features, targets, penalty, train)
-            held_out[test] = model.predict_proba(x[test])
-        assert loss == pytest.approx(log_loss(targets, held_out), abs=1e-4)
-    assert found.penalty == min(found.candidates, key=lambda pair: pair[1])[0]
+            held_out_accuracy[test] = model.predict_proba(x[test])
+        assert loss == pytest.approx(log_loss(targets, held_out_accuracy), abs=1e-4)
+    assert search.penalty == min(search.candidates, key=lambda pair: pair[1])[0]
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -52,9 +52,9 @@ def test_head_acts_on_raw_features_as_scikit_learn_does(k):
     features, targets = clouds(k=k)
     features = 5 * features + 30
     problem = Problem.of(targets, n_classes=k, kind="multiclass")
-    found = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
-    model, x = scikit(features, targets, found.penalty, np.arange(len(targets)))
-    logits = found.head.logits(features)
+    search = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
+    model, x = scikit(features, targets, search.penalty, np.arange(len(targets)))
+    logits = search.head.logits(features)
     ours = np.exp(logits - logits.max(axis=1, keepdims=True))
     ours /= ours.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(ours, model.predict_proba(x), atol=1e-4)
@@ -65,10 +65,10 @@ def test_balanced_weights_equal_scikit_learns():
     keep = np.flatnonzero((targets != 2) | (np.arange(200) % 5 == 0))
     features, targets = features[keep], targets[keep]
     problem = Problem.of(targets, n_classes=3, kind="multiclass")
-    found = search_penalty(features, problem, folds_of(targets), penalties=(1e-2,), weighted=True)
+    search = search_penalty(features, problem, folds_of(targets), penalties=(1e-2,), weighted=True)
     weights = (len(targets) / 3 / np.bincount(targets))[targets]
     model, x = scikit(features, targets, 1e-2, np.arange(len(targets)), weights)
-    difference = found.head.logits(features) - model.decision_function(x)
+    difference = search.head.logits(features) - model.decision_function(x)
     np.testing.assert_allclose(np.ptp(difference, axis=1), 0, atol=1e-3)
 
 
@@ -85,18 +85,18 @@ def test_held_out_logits_come_from_models_that_have_not_seen_the_row():
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(60, 40)), np.arange(60) % 2  # nothing to learn
     problem = Problem.of(targets, n_classes=2, kind="multiclass")
-    found = search_penalty(features, problem, folds_of(targets), penalties=(1e-6,))
-    held_out = (found.held_out.argmax(axis=1) == targets).mean()
-    seen = (found.head.logits(features).argmax(axis=1) == targets).mean()
-    assert seen == 1.0
-    assert held_out < 0.75
+    search = search_penalty(features, problem, folds_of(targets), penalties=(1e-6,))
+    held_out_accuracy = (search.held_out.argmax(axis=1) == targets).mean()
+    training_accuracy = (search.head.logits(features).argmax(axis=1) == targets).mean()
+    assert training_accuracy == 1.0
+    assert held_out_accuracy < 0.75
 
 
 def test_a_class_without_images_keeps_its_output():
     features, targets = clouds(k=3)
     problem = Problem.of(targets, n_classes=5, kind="multiclass")
-    found = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
-    logits = found.head.logits(features)
+    search = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
+    logits = search.head.logits(features)
     assert logits.shape == (150, 5)
     assert set(logits.argmax(axis=1)) <= {0, 1, 2}
 
@@ -105,5 +105,5 @@ def test_multilabel_solves_each_label():
     features, targets = clouds(n=200, k=4, noise=0.5)
     table = np.stack([targets % 2, targets // 2], axis=1)
     problem = Problem.of(table, n_classes=2, kind="multilabel")
-    found = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
-    assert ((found.head.logits(features) > 0) == table).mean() > 0.95
+    search = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
+    assert ((search.head.logits(features) > 0) == table).mean() > 0.95

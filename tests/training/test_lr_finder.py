@@ -10,7 +10,7 @@ import torch
 from headstart.errors import TrainingError, UsageError
 from headstart.training.engine import train
 from headstart.training.job import Job, Score
-from headstart.training.lr_finder import find_rate, suggest
+from headstart.training.lr_finder import find_learning_rate, suggest_rate
 from headstart.training.optim import Training
 
 SGD = Training(
@@ -36,23 +36,23 @@ def bowl(curvature, start=3.0, lr=1.0):
         fetch=lambda epoch, rows: np.zeros((len(rows), 1), dtype=np.float32),
         loss=loss,
         score=lambda: Score(0.0, -float(module.weight.detach().pow(2).sum())),
-        enter=lambda epoch: None,
+        start_epoch=lambda epoch: None,
     )
 
 
 def sweep(job, **changes):
-    return find_rate(job, SGD, **{"lowest": 1e-5, "highest": 10.0, **changes})
+    return find_learning_rate(job, SGD, **{"lowest": 1e-5, "highest": 10.0, **changes})
 
 
 @pytest.mark.parametrize("curvature", [1.0, 10.0, 100.0])
 def test_the_rate_is_below_divergence_and_far_above_standing_still(curvature):
-    found = sweep(bowl(curvature))
-    assert 0.005 < found.suggested * curvature < 1
+    result = sweep(bowl(curvature))
+    assert 0.005 < result.suggested * curvature < 1
     ends = []
     for factor in (0.01, 1, 300):
-        job = bowl(curvature, lr=found.suggested * factor)
+        job = bowl(curvature, lr=result.suggested * factor)
         watched = []
-        job = replace(job, watch=lambda step, loss, seen=watched: seen.append(loss) or False)
+        job = replace(job, watch=lambda step, loss, losses=watched: losses.append(loss) or False)
         train(job, SGD)
         ends.append(watched[-1] if math.isfinite(watched[-1]) else math.inf)
     assert ends[1] < 0.1 * ends[0]
@@ -66,10 +66,10 @@ def test_the_rate_follows_the_curvature():
 
 
 def test_it_stops_when_the_loss_explodes():
-    found = sweep(bowl(100.0))
-    assert len(found.losses) == len(found.rates) < 100
-    assert found.losses[-1] > 4 * min(found.losses)
-    assert found.rates[-1] < 10
+    result = sweep(bowl(100.0))
+    assert len(result.losses) == len(result.rates) < 100
+    assert result.losses[-1] > 4 * min(result.losses)
+    assert result.rates[-1] < 10
 
 
 def test_a_loss_that_is_not_finite_ends_it_quietly():
@@ -79,10 +79,10 @@ def test_a_loss_that_is_not_finite_ends_it_quietly():
     def loss(rows, batch, step):
         return sound(rows, batch, step) * (float("nan") if step == 80 else 1)
 
-    found = sweep(replace(job, loss=loss))
-    assert len(found.losses) == 81
-    assert math.isnan(found.losses[-1])
-    assert math.isfinite(found.suggested)
+    result = sweep(replace(job, loss=loss))
+    assert len(result.losses) == 81
+    assert math.isnan(result.losses[-1])
+    assert math.isfinite(result.suggested)
     assert job.module.weight.item() == 3.0
 
 
@@ -97,10 +97,10 @@ def test_the_module_is_left_as_it_was():
 
 
 def test_groups_keep_their_ratios():
-    one, other = sweep(bowl(10.0, lr=1.0)), sweep(bowl(10.0, lr=1e-4))
-    assert one.losses == pytest.approx(other.losses, rel=1e-4)
-    assert one.suggested == pytest.approx(other.suggested)
-    assert other.scale == pytest.approx(other.suggested / 1e-4)
+    first, second = sweep(bowl(10.0, lr=1.0)), sweep(bowl(10.0, lr=1e-4))
+    assert first.losses == pytest.approx(second.losses, rel=1e-4)
+    assert first.suggested == pytest.approx(second.suggested)
+    assert second.scale == pytest.approx(second.suggested / 1e-4)
 
 
 def test_rates_grow_by_equal_factors():
@@ -113,10 +113,10 @@ def test_rates_grow_by_equal_factors():
 def test_where_the_loss_never_falls_nothing_is_suggested():
     job = bowl(1.0, start=0.0)
     rising = replace(job, loss=lambda *a: job.loss(*a) + a[2])
-    with pytest.raises(TrainingError, match="at which the loss falls, got none; do give"):
+    with pytest.raises(TrainingError, match="Pass a number, such as --learning-rate"):
         sweep(rising)
     with pytest.raises(TrainingError):
-        suggest([0.1, 0.2], [math.nan, math.nan])
+        suggest_rate([0.1, 0.2], [math.nan, math.nan])
 
 
 def test_ctrl_c_goes_through():

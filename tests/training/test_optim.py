@@ -27,12 +27,12 @@ def test_warm_up_is_linear_and_constant_stays():
 def torchs_rates(make, steps):
     optimiser = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)
     schedule = make(optimiser)
-    found = []
+    last_rates = []
     for _ in range(steps):
-        found.append(schedule.get_last_lr()[0])
+        last_rates.append(schedule.get_last_lr()[0])
         optimiser.step()
         schedule.step()
-    return found
+    return last_rates
 
 
 def test_one_cycle_and_step_equal_torchs():
@@ -59,18 +59,23 @@ def test_every_image_has_a_batch(n):
     [(10, 150, 16), (50, 40, 16), (200, 20, 16), (1000, 9, 32), (50_000, 5, 32)],
 )
 def test_what_is_not_said_follows_from_the_number_of_images(n, epochs, batch_size):
-    found = Training().for_images(n)
-    assert (found.epochs, found.batch_size) == (epochs, batch_size)
+    settings = Training().for_images(n)
+    assert (settings.epochs, settings.batch_size) == (epochs, batch_size)
     assert Training(epochs=3, batch_size=7).for_images(n) == Training(epochs=3, batch_size=7)
 
 
 def test_groups_keep_their_rates_and_vectors_do_not_decay():
-    one, two = torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(3)
-    groups = [{"params": [*one.parameters()], "lr": 0.1}, {"params": [*two.parameters()], "lr": 1}]
+    linear, norm = torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(3)
+    groups = [
+        {"params": [*linear.parameters()], "lr": 0.1},
+        {"params": [*norm.parameters()], "lr": 1},
+    ]
     for name in OPTIMISERS:
-        found = make_optimiser(Training(optimiser=name, weight_decay=0.5), groups).param_groups
-        assert [(g["lr"], g["base_lr"]) for g in found] == [(0.1, 0.1), (0.1, 0.1), (1, 1)]
-        assert [g["weight_decay"] for g in found] == [0.5, 0, 0]
+        param_groups = make_optimiser(
+            Training(optimiser=name, weight_decay=0.5), groups
+        ).param_groups
+        assert [(g["lr"], g["base_lr"]) for g in param_groups] == [(0.1, 0.1), (0.1, 0.1), (1, 1)]
+        assert [g["weight_decay"] for g in param_groups] == [0.5, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is measured is positive, has the right shapes, and is measured once."""
+"""Measured costs are positive, have the right shapes, and are measured once."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.freezing import fingerprint, plan
+from headstart.backbones.freezing import fingerprint, plan_freezing
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Sample
@@ -17,8 +17,8 @@ from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnreadableImageError
 from headstart.features.extractor import SplitPoint, View
 from headstart.models.heads.linear import LinearHead
-from headstart.training import profiler as costs
-from headstart.training.profiler import measure, measure_pixels
+from headstart.training import profiler
+from headstart.training.profiler import measure_costs, measure_decoding
 
 SMALL = Preprocess(
     resize=72, crop=64, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -48,15 +48,18 @@ def images(n):
 
 @pytest.mark.parametrize("train_from", ["last:1", "head", "all"])
 def test_every_stage_is_timed_and_sized(backbone, cache, train_from):
-    found = measure(
-        backbone.module, plan(backbone.module, train_from=train_from), head(backbone), cache=cache
+    costs = measure_costs(
+        backbone.module,
+        plan_freezing(backbone.module, train_from=train_from),
+        head(backbone),
+        cache=cache,
     )
-    assert [stage.name for stage in found.stages] == [s.name for s in backbone.module.stages]
-    assert found.width == backbone.module.width
-    assert min(stage.seconds for stage in found.stages) > 0
-    assert found.learn > 0
-    assert found.update > 0
-    for stage in found.stages:
+    assert [stage.name for stage in costs.stages] == [s.name for s in backbone.module.stages]
+    assert costs.width == backbone.module.width
+    assert min(stage.seconds for stage in costs.stages) > 0
+    assert costs.learn > 0
+    assert costs.update > 0
+    for stage in costs.stages:
         assert stage.bytes == 4 * np.prod(backbone.shape_at(stage.name))
 
 
@@ -67,8 +70,8 @@ def test_it_leaves_no_trace_in_the_network_or_in_torch(backbone, cache):
         torch.get_num_threads(),
         torch.random.get_rng_state(),
     )
-    what = plan(module, train_from="last:2", batch_norm="train")
-    measure(module, what, head(backbone), cache=cache)
+    freeze_plan = plan_freezing(module, train_from="last:2", batch_norm="train")
+    measure_costs(module, freeze_plan, head(backbone), cache=cache)
     assert fingerprint(module.state_dict()) == before
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.random.get_rng_state(), draw)
@@ -76,30 +79,38 @@ def test_it_leaves_no_trace_in_the_network_or_in_torch(backbone, cache):
 
 
 def test_times_are_remembered_for_a_plan(backbone, cache, monkeypatch):
-    last = plan(backbone.module, train_from="last:1")
-    first = measure(backbone.module, last, head(backbone), cache=cache)
-    pixels = measure_pixels(backbone, images(3), SplitPoint(engine="fp32"), cache=cache)
+    last = plan_freezing(backbone.module, train_from="last:1")
+    first = measure_costs(backbone.module, last, head(backbone), cache=cache)
+    pixels = measure_decoding(backbone, images(3), SplitPoint(engine="fp32"), cache=cache)
 
-    def fail(*given):
+    def fail(*args):
         raise RuntimeError("measured again")
 
-    monkeypatch.setattr(costs, "_best", fail)
-    slower = plan(backbone.module, train_from="last:1", learning_rate=1e-6)
-    assert measure(backbone.module, slower, head(backbone), cache=cache) == first
-    assert measure_pixels(backbone, images(3), SplitPoint(engine="fp32"), cache=cache) == pixels > 0
+    monkeypatch.setattr(profiler, "_shortest_seconds", fail)
+    slower = plan_freezing(backbone.module, train_from="last:1", learning_rate=1e-6)
+    assert measure_costs(backbone.module, slower, head(backbone), cache=cache) == first
+    assert (
+        measure_decoding(backbone, images(3), SplitPoint(engine="fp32"), cache=cache) == pixels > 0
+    )
     with pytest.raises(RuntimeError, match="measured again"):
-        measure(
-            backbone.module, plan(backbone.module, train_from="last:2"), head(backbone), cache=cache
+        measure_costs(
+            backbone.module,
+            plan_freezing(backbone.module, train_from="last:2"),
+            head(backbone),
+            cache=cache,
         )
     view = View(augmentation=Augmentation(rotation=20.0), seed=0, number=0)
     with pytest.raises(RuntimeError, match="measured again"):
-        measure_pixels(backbone, images(3), SplitPoint(engine="fp32", view=view), cache=cache)
+        measure_decoding(backbone, images(3), SplitPoint(engine="fp32", view=view), cache=cache)
 
 
 def test_a_deeper_plan_costs_more_to_learn(backbone, cache):
     learn = [
-        measure(
-            backbone.module, plan(backbone.module, train_from=name), head(backbone), cache=cache
+        measure_costs(
+            backbone.module,
+            plan_freezing(backbone.module, train_from=name),
+            head(backbone),
+            cache=cache,
         ).learn
         for name in ("head", "all")
     ]
@@ -107,6 +118,6 @@ def test_a_deeper_plan_costs_more_to_learn(backbone, cache):
 
 
 def test_pixels_of_nothing_and_of_a_damaged_image(backbone, cache):
-    assert measure_pixels(backbone, [], SplitPoint(engine="fp32"), cache=cache) == 0
+    assert measure_decoding(backbone, [], SplitPoint(engine="fp32"), cache=cache) == 0
     with pytest.raises(UnreadableImageError):
-        measure_pixels(backbone, [Sample(image=b"no")], SplitPoint(engine="fp32"), cache=cache)
+        measure_decoding(backbone, [Sample(image=b"no")], SplitPoint(engine="fp32"), cache=cache)

@@ -78,9 +78,9 @@ def test_no_class_is_favoured_by_the_remainder():
 
 def test_what_cannot_be_meant_is_refused():
     for given_ in ({"seed": -1, "epoch": 0}, {"seed": 0, "epoch": -1}):
-        with pytest.raises(UsageError, match="to be 0 or more"):
+        with pytest.raises(UsageError, match="must be 0 or more"):
             epoch_order(3, **given_)
-    with pytest.raises(UsageError, match="to be 0 or more"):
+    with pytest.raises(UsageError, match="must be 0 or more"):
         epoch_order(-1, seed=0, epoch=0)
     with pytest.raises(UsageError, match="got none"):
         epoch_order(3, seed=0, epoch=0, balanced=True)

@@ -28,11 +28,11 @@ PAIRS = [
 @pytest.mark.parametrize(("average", "weights"), PAIRS)
 def test_an_average_is_its_formula(average, weights):
     first, last = state(0, count=5), state(1, count=7)
-    found = average(first, last)
+    averaged = average(first, last)
     expected = weights[0] * first["w"].numpy() + weights[1] * last["w"].numpy()
-    np.testing.assert_allclose(found["w"].numpy(), expected, rtol=1e-5)
-    assert found["num_batches_tracked"] == 7
-    assert found["num_batches_tracked"].dtype == torch.int64
+    np.testing.assert_allclose(averaged["w"].numpy(), expected, rtol=1e-5)
+    assert averaged["num_batches_tracked"] == 7
+    assert averaged["num_batches_tracked"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(("average", "weights"), PAIRS)
@@ -44,11 +44,11 @@ def test_an_average_of_equals_is_bit_for_bit_the_same(average, weights):
 @pytest.mark.parametrize(("average", "weights"), PAIRS)
 def test_an_average_neither_changes_nor_shares_what_was_given(average, weights):
     first, last = state(0, count=5), state(1, count=7)
-    found = average(first, last)
-    for tensor in found.values():
+    averaged = average(first, last)
+    for tensor in averaged.values():
         tensor.zero_()
-    for given, untouched in ((first, state(0, count=5)), (last, state(1, count=7))):
-        assert all(torch.equal(given[name], untouched[name]) for name in given)
+    for argument, untouched in ((first, state(0, count=5)), (last, state(1, count=7))):
+        assert all(torch.equal(argument[name], untouched[name]) for name in argument)
 
 
 @pytest.mark.parametrize(("average", "weights"), PAIRS)
@@ -74,9 +74,9 @@ def test_networks_keep_their_dtype(dtype):
 
 
 def test_float64_is_averaged_in_float64():
-    found = interpolate(state(0, torch.float64), state(1, torch.float64), 0.3)["w"].numpy()
+    values = interpolate(state(0, torch.float64), state(1, torch.float64), 0.3)["w"].numpy()
     pair = [state(seed, torch.float64)["w"].numpy() for seed in (0, 1)]
-    np.testing.assert_allclose(found, 0.7 * pair[0] + 0.3 * pair[1], rtol=1e-14)
+    np.testing.assert_allclose(values, 0.7 * pair[0] + 0.3 * pair[1], rtol=1e-14)
 
 
 def test_a_moving_average_of_half_precision_moves():
@@ -98,15 +98,15 @@ def test_a_moving_average_is_the_weighted_sum_of_its_past():
 
 
 def test_the_decay_grows_to_its_limit():
-    found = [ema_decay(step, 0.99) for step in range(2000)]
-    assert found == sorted(found)
-    assert found[0] == 0.1
-    assert found[-1] == 0.99
+    decays = [ema_decay(step, 0.99) for step in range(2000)]
+    assert decays == sorted(decays)
+    assert decays[0] == 0.1
+    assert decays[-1] == 0.99
 
 
 def test_a_soup_is_the_mean():
     states = [state(seed) for seed in range(7)]
-    expected = np.mean([one["w"].numpy() for one in states], axis=0)
+    expected = np.mean([network["w"].numpy() for network in states], axis=0)
     np.testing.assert_allclose(soup(states)["w"].numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -114,29 +114,29 @@ def test_a_greedy_soup_takes_the_best_first_and_only_what_helps():
     # The score is closeness to 0: -1 first, 1.5 makes 0.25, then 2 would make 0.83; -1.6 helps
     # no more than 0.25 does, and is tried before 2.
     values = (2.0, -1.0, -1.6, 1.5)
-    asked = []
+    scored = []
 
     def score(mixed):
-        asked.append(float(mixed["w"]))
-        return -abs(asked[-1])
+        scored.append(float(mixed["w"]))
+        return -abs(scored[-1])
 
-    known = [({"w": torch.tensor([v])}, -abs(v)) for v in values]
-    mixed, chosen = greedy_soup(known, score)
+    networks = [({"w": torch.tensor([v])}, -abs(v)) for v in values]
+    mixed, chosen = greedy_soup(networks, score)
     assert chosen == (1, 3)
     assert mixed["w"].item() == 0.25
-    assert asked == pytest.approx([0.25, (-1 + 1.5 - 1.6) / 3, (-1 + 1.5 + 2) / 3])
+    assert scored == pytest.approx([0.25, (-1 + 1.5 - 1.6) / 3, (-1 + 1.5 + 2) / 3])
 
 
 def test_a_greedy_soup_keeps_what_does_not_lower_the_score():
-    known = [(state(seed), 0.5) for seed in range(3)]
-    mixed, chosen = greedy_soup(known, lambda _: 0.5)
+    networks = [(state(seed), 0.5) for seed in range(3)]
+    mixed, chosen = greedy_soup(networks, lambda _: 0.5)
     assert chosen == (0, 1, 2)
-    assert torch.equal(mixed["w"], soup([one for one, _ in known])["w"])
+    assert torch.equal(mixed["w"], soup([network for network, _ in networks])["w"])
 
 
 def test_a_greedy_soup_of_one_is_the_best_itself():
-    known = [(state(0), 0.1), (state(1), 0.9)]
-    mixed, chosen = greedy_soup(known, lambda _: 0.2)
+    networks = [(state(0), 0.1), (state(1), 0.9)]
+    mixed, chosen = greedy_soup(networks, lambda _: 0.2)
     assert chosen == (1,)
     assert torch.equal(mixed["w"], state(1)["w"])
 

@@ -11,9 +11,9 @@ from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.checks.images import Finding
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.evaluation.classification import evaluate_probabilities
-from headstart.features.engines import Choice
+from headstart.features.engines import EngineChoice
 from headstart.methods.method import Outline
 from headstart.models.tasks import ClassificationTask
 from headstart.workflows.events import DataReady, Finished, JsonLog, Planned, Progressed
@@ -28,14 +28,14 @@ def data_ready():
         kind="unreadable", severity="warning", message='line one\n"two" \udcff', paths=()
     )
     data = Dataset(samples=samples, classes=("ä", "b"), name="pets")
-    return DataReady(prepared=Prepared(data=data, records=(), findings=(finding,)), seconds=0.5)
+    return DataReady(prepared=PreparedData(data=data, records=(), findings=(finding,)), seconds=0.5)
 
 
 def planned():
     return Planned(
         outline=Outline(title="linear probe", trains="a layer"),
         backbone=FrozenBackbone(spec=resolve("torchvision/resnet18"), state={}, origin={}),
-        engine=Choice(engine="bf16"),
+        engine=EngineChoice(engine="bf16"),
         parameters=11,
         to_compute=2,
         images=3,
@@ -54,7 +54,7 @@ def finished():
     return Finished(
         folder=Path("run"),
         evaluation=evaluation,
-        verdict=("It is so.", "Or not."),
+        summary=("It is so.", "Or not."),
         seconds={"features": 1.5},
     )
 
@@ -75,12 +75,12 @@ def test_every_step_is_one_valid_line_readable_at_once(tmp_path):
         for n, event in enumerate([data_ready(), planned(), progressed(3), finished()], start=1):
             log(event)
             assert len(lines(path)) == n  # read while the log is open
-    told = lines(path)
-    assert [line["event"] for line in told] == ["data", "plan", "step", "finished"]
-    times = [line.pop("seconds_since_start") for line in told]
+    entries = lines(path)
+    assert [line["event"] for line in entries] == ["data", "plan", "step", "finished"]
+    times = [line.pop("seconds_since_start") for line in entries]
     assert times == sorted(times)
     assert times[0] >= 0
-    assert told == [
+    assert entries == [
         {
             "event": "data",
             "name": "pets",
@@ -99,7 +99,7 @@ def test_every_step_is_one_valid_line_readable_at_once(tmp_path):
         {"event": "step", "step": "features", "images": 3},
         {
             "event": "finished",
-            "verdict": ["It is so.", "Or not."],
+            "summary": ["It is so.", "Or not."],
             "seconds": {"features": 1.5},
         },
     ]

@@ -93,42 +93,44 @@ def test_the_files_agree_with_each_other(run):
     rows = list(csv.DictReader((run.folder / "predictions.csv").read_text().splitlines()))
     test = run.prepared.test
     assert [row["image"] for row in rows] == [sample.name for sample in test.samples]
-    right = np.mean([row["truth"] == row["answer"] for row in rows])
+    right = np.mean([row["truth"] == row["prediction"] for row in rows])
     assert run.evaluation.metrics["accuracy"].value == pytest.approx(right)
     assert f"{right:.3f}" in (run.folder / "report.html").read_text()
     assert report["evaluation"]["metrics"]["accuracy"]["value"] == pytest.approx(right)
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["event"] == "finished"
     assert yaml.safe_load((run.folder / "resolved.yaml").read_text()) == run.recipe.as_dict()
-    assert run.recipe == FP32.settled(run.prepared.data)
+    assert run.recipe == FP32.resolved_for(run.prepared.data)
 
 
 def test_the_saved_model_answers_as_the_run_did(run, store):
     names = [sample.image for sample in run.prepared.test.samples]
-    found = load(run.folder).predict(names, cache=store)
+    predictions = load(run.folder).predict(names, cache=store)
     classes = run.model.task.classes
-    ours = np.array([[one.probabilities[name] for name in classes] for one in found])
+    ours = np.array(
+        [[prediction.probabilities[name] for name in classes] for prediction in predictions]
+    )
     np.testing.assert_array_equal(ours, run.evaluation.probabilities)
 
 
 def test_an_older_run_is_never_touched(run, photos, store):
     before = digest(run.folder)
-    again = fit(photos, FP32, out=run.folder, cache=store)
-    assert again.folder.name == "first-2"
+    second_run = fit(photos, FP32, out=run.folder, cache=store)
+    assert second_run.folder.name == "first-2"
     assert digest(run.folder) == before
-    shutil.rmtree(again.folder)
+    shutil.rmtree(second_run.folder)
 
 
 def test_one_seed_gives_one_model_bit_for_bit(run, photos, tmp_path):
-    again = fit(photos, FP32, out=tmp_path / "again", cache=Cache(tmp_path / "fresh"))
-    assert digest(again.folder) == digest(run.folder)
-    assert again.model.task == run.model.task
+    second_run = fit(photos, FP32, out=tmp_path / "again", cache=Cache(tmp_path / "fresh"))
+    assert digest(second_run.folder) == digest(run.folder)
+    assert second_run.model.task == run.model.task
 
 
 def test_another_seed_gives_another_split(run, photos, store, tmp_path):
     other = Recipe(engine="fp32", device="cpu", seed=1, method=LinearProbe(seed=1))
-    found = fit(photos, other, out=tmp_path / "other", cache=store)
-    assert found.evaluation.names != run.evaluation.names
+    other_run = fit(photos, other, out=tmp_path / "other", cache=store)
+    assert other_run.evaluation.names != run.evaluation.names
 
 
 def test_no_test_image_reaches_the_model(split_photos, store, tmp_path):
@@ -145,21 +147,21 @@ def test_no_test_image_reaches_the_model(split_photos, store, tmp_path):
     assert first.evaluation.metrics["accuracy"].value > second.evaluation.metrics["accuracy"].value
 
 
-def test_the_test_part_judges_and_not_the_val_part(split_photos, store, tmp_path):
-    found = fit(split_photos, FP32, out=tmp_path / "run", cache=store)
-    assert len(found.evaluation.names) == 10
-    assert all("/test/" in name for name in found.evaluation.names)
+def test_the_test_part_is_evaluated_and_not_the_val_part(split_photos, store, tmp_path):
+    run = fit(split_photos, FP32, out=tmp_path / "run", cache=store)
+    assert len(run.evaluation.names) == 10
+    assert all("/test/" in name for name in run.evaluation.names)
 
 
 def test_multilabel_goes_the_same_way(store, tmp_path):
     from headstart.data.demo.classification import load as load_demo
 
     shapes = load_demo("shapes")
-    some = shapes.subset(range(60))
-    found = fit(some, FP32, out=tmp_path / "shapes", cache=store)
-    assert found.model.task.kind == "multilabel"
-    assert found.evaluation.metrics["macro_f1"].value > 0.3
-    assert {path.name for path in found.folder.iterdir()} == FILES
+    subset = shapes.subset(range(60))
+    run = fit(subset, FP32, out=tmp_path / "shapes", cache=store)
+    assert run.model.task.kind == "multilabel"
+    assert run.evaluation.metrics["macro_f1"].value > 0.3
+    assert {path.name for path in run.folder.iterdir()} == FILES
 
 
 def test_a_failed_run_leaves_nothing(photos, store, tmp_path):
@@ -185,29 +187,29 @@ def test_a_wrong_backbone_is_said_before_anything_is_scanned(store, tmp_path):
         fit(Dataset(samples=(), classes=()), Recipe(backbone="resnet19"), out=tmp_path, cache=store)
 
 
-def test_a_model_is_judged_on_other_images_by_name(run, store, tmp_path):
+def test_a_model_is_evaluated_on_other_images_by_class_name(run, store, tmp_path):
     for i in range(4):
         draw(tmp_path / "more" / "stripes" / f"{i}.png", "stripes", 50 + i)
-    found = evaluate_source(run.folder, tmp_path / "more", cache=store)
-    assert set(found.targets) == {run.model.task.classes.index("stripes")}
-    assert found.metrics["accuracy"].value == np.mean(found.correct)
+    evaluation = evaluate_source(run.folder, tmp_path / "more", cache=store)
+    assert set(evaluation.targets) == {run.model.task.classes.index("stripes")}
+    assert evaluation.metrics["accuracy"].value == np.mean(evaluation.correct)
 
 
-def test_images_that_were_learned_from_cannot_judge(run, photos, store):
-    with pytest.raises(LeakError, match=f"got {len(run.prepared.train)} of 24"):
+def test_training_images_are_refused_in_an_evaluation(run, photos, store):
+    with pytest.raises(LeakError, match=f"trained on {len(run.prepared.train)} of these 24"):
         evaluate_source(run.folder, photos, cache=store)
-    found = evaluate_source(run.folder, photos, cache=store, allow_overlap=True)
-    assert len(found.names) == 24
+    evaluation = evaluate_source(run.folder, photos, cache=store, allow_overlap=True)
+    assert len(evaluation.names) == 24
 
 
 def test_too_few_images_are_said_before_the_backbone_runs(tmp_path, store):
     for i in range(2):
         draw(tmp_path / "few" / "stripes" / f"{i}.png", "stripes", i)
         draw(tmp_path / "few" / "blocks" / f"{i}.png", "blocks", 100 + i)
-    told = []
+    events = []
     with pytest.raises(DataError, match="'blocks', 'stripes'"):
-        fit(tmp_path / "few", FP32, out=tmp_path / "x", cache=store, observer=told.append)
-    assert not any(isinstance(event, Planned) for event in told)
+        fit(tmp_path / "few", FP32, out=tmp_path / "x", cache=store, observer=events.append)
+    assert not any(isinstance(event, Planned) for event in events)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_a_run_is_named_after_its_data(source, name):
 @pytest.mark.parametrize("out", [".", "..", "/", ""])
 def test_an_out_that_is_no_name_is_said_before_anything_is_done(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="to name a new folder"):
+    with pytest.raises(UsageError, match="does not name a new folder"):
         fit("photos", FP32, out=out, cache=Cache(tmp_path / "cache"))
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
@@ -281,19 +283,19 @@ def patient(monkeypatch):
 
 
 def after_epoch(number, error):
-    def told(event):
+    def observe(event):
         if isinstance(event, EpochDone) and event.epoch.number == number:
             raise error
 
-    return told
+    return observe
 
 
 def test_a_tuned_model_is_told_epoch_by_epoch_and_compared(tiny, photos, store, tmp_path):
-    told = []
-    run = fit(photos, tuning(tiny), out=tmp_path / "run", cache=store, observer=told.append)
-    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [0, 1, 2, 3]
-    [plan] = [event for event in told if isinstance(event, Planned)]
-    assert plan.outline.plan.boundary == "layer3"
+    events = []
+    run = fit(photos, tuning(tiny), out=tmp_path / "run", cache=store, observer=events.append)
+    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [0, 1, 2, 3]
+    [plan] = [event for event in events if isinstance(event, Planned)]
+    assert plan.outline.plan.last_constant_stage == "layer3"
     names = [baseline.name for baseline in run.evaluation.baselines]
     assert names == ["majority class", "5-nearest neighbours", PROBE]
     gain = run.evaluation.baselines[-1].lead.interval
@@ -301,7 +303,7 @@ def test_a_tuned_model_is_told_epoch_by_epoch_and_compared(tiny, photos, store, 
     drifts = run.model.record["forgetting"]["stages"]
     assert drifts[0]["cka"] == 1
     assert drifts[-1]["relative_weight_change"] > 0
-    assert any("Target" in sentence for sentence in told[-1].kept)
+    assert any("Transfer gain" in sentence for sentence in events[-1].forgetting)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -328,28 +330,28 @@ def test_scratch_has_nothing_to_forget(tiny, photos, store, tmp_path):
 @pytest.mark.usefixtures("patient")
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(tiny, photos, store, tmp_path):
     recipe = tuning(tiny, dropout=0.1)
-    whole = fit(photos, recipe, out=tmp_path / "whole", cache=store)
-    wanted = tmp_path / "run"
+    uninterrupted = fit(photos, recipe, out=tmp_path / "whole", cache=store)
+    out = tmp_path / "run"
     with pytest.raises(Interrupted):
-        fit(photos, recipe, out=wanted, cache=store, observer=after_epoch(2, Interrupted()))
+        fit(photos, recipe, out=out, cache=store, observer=after_epoch(2, Interrupted()))
     assert [path.name for path in tmp_path.iterdir() if path.name != "whole"] == ["run.partial"]
-    told = []
-    run = fit(photos, recipe, out=wanted, cache=store, observer=told.append, resume=True)
-    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [2, 3]
-    assert digest(run.folder) == digest(whole.folder)
+    events = []
+    run = fit(photos, recipe, out=out, cache=store, observer=events.append, resume=True)
+    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [2, 3]
+    assert digest(run.folder) == digest(uninterrupted.folder)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "run"}
 
 
 @pytest.mark.usefixtures("patient")
 def test_a_training_is_begun_anew_unless_it_is_asked_to_go_on(tiny, photos, store, tmp_path):
-    wanted = tmp_path / "run"
+    out = tmp_path / "run"
     with pytest.raises(Interrupted):
-        fit(photos, tuning(tiny), out=wanted, cache=store, observer=after_epoch(2, Interrupted()))
+        fit(photos, tuning(tiny), out=out, cache=store, observer=after_epoch(2, Interrupted()))
     (tmp_path / "run.partial" / "mine.txt").write_text("not ours")
-    told = []
-    fit(photos, tuning(tiny), out=wanted, cache=store, observer=told.append)
-    assert [e.epoch.number for e in told if isinstance(e, EpochDone)] == [0, 1, 2, 3]
-    assert [e.text for e in told if isinstance(e, Noted) and "--resume" in e.text]
+    events = []
+    fit(photos, tuning(tiny), out=out, cache=store, observer=events.append)
+    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [0, 1, 2, 3]
+    assert [e.text for e in events if isinstance(e, Noted) and "--resume" in e.text]
     assert [path.name for path in (tmp_path / "run.partial").iterdir()] == ["mine.txt"]
 
 
@@ -369,14 +371,14 @@ def test_another_method_cannot_take_a_training_up(tiny, photos, store, tmp_path)
 
 
 def test_ctrl_c_saves_the_best_model_so_far_and_keeps_the_checkpoint(tiny, photos, store, tmp_path):
-    recipe, stopped = tuning(tiny), after_epoch(2, KeyboardInterrupt())
-    run = fit(photos, recipe, out=tmp_path / "run", cache=store, observer=stopped)
+    recipe, observer = tuning(tiny), after_epoch(2, KeyboardInterrupt())
+    run = fit(photos, recipe, out=tmp_path / "run", cache=store, observer=observer)
     assert run.interrupted
-    assert "STOPPED BY HAND" in run.verdict[0]
+    assert "STOPPED BY HAND" in run.summary[0]
     assert {path.name for path in run.folder.iterdir()} == FILES
     assert load(run.folder).record["interrupted"] is True
-    whole = fit(photos, recipe, out=tmp_path / "whole", cache=store)
-    again = fit(photos, recipe, out=tmp_path / "run", cache=store, resume=True)
-    assert not again.interrupted
-    assert digest(again.folder) == digest(whole.folder)
+    uninterrupted = fit(photos, recipe, out=tmp_path / "whole", cache=store)
+    resumed = fit(photos, recipe, out=tmp_path / "run", cache=store, resume=True)
+    assert not resumed.interrupted
+    assert digest(resumed.folder) == digest(uninterrupted.folder)
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run-2", "whole"}

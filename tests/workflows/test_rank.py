@@ -28,7 +28,7 @@ from headstart.metrics.confidence_intervals import (
     Interval,
     paired_proportion_difference,
 )
-from headstart.selection.ranking import Ranked, Ranking, ordered, sentences
+from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones, summarise_ranking
 from headstart.selection.scores import DEFAULTS, Features, Score
 from headstart.training.logistic_regression import Problem, search_penalty
 from headstart.workflows.rank import rank
@@ -39,7 +39,7 @@ RECIPE = Recipe(engine="fp32", device="cpu", offline=True)
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A tiny network, and the same with weights that see nothing."""
+    """A tiny network, and the same with all weights zero."""
     from safetensors.torch import save_file
 
     from headstart.backbones.backbone import load
@@ -47,8 +47,8 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
     folder, names = tmp_path_factory.mktemp("weights"), []
     for name, scale in (("seeing", 1.0), ("blind", 0.0)):
-        made = load(resolve("timm/test_resnet"), pretrained=False, seed=1)
-        state = {k: (v * scale).contiguous() for k, v in made.trunk.state_dict().items()}
+        backbone = load(resolve("timm/test_resnet"), pretrained=False, seed=1)
+        state = {k: (v * scale).contiguous() for k, v in backbone.trunk.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
         names.append(f"file:{folder / name}.safetensors@timm/test_resnet")
     return names[0], names[1]
@@ -66,42 +66,44 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(
+def ranking_and_cache(
     backbones: tuple[str, str], photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Ranking, Cache]:
-    cache = Cache(tmp_path_factory.mktemp("kept"))
+    cache = Cache(tmp_path_factory.mktemp("cache"))
     return rank(photos, backbones[::-1], recipe=RECIPE, cache=cache), cache
 
 
 def test_the_backbone_that_sees_comes_first(
-    found: tuple[Ranking, Cache], backbones: tuple[str, str]
+    ranking_and_cache: tuple[Ranking, Cache], backbones: tuple[str, str]
 ) -> None:
-    ranking, _ = found
+    ranking, _ = ranking_and_cache
     first, last = ranking.rows
     assert (first.backbone, last.backbone) == backbones
     assert first.behind is None
     assert last.behind is not None
-    assert last.behind.distinguishable
+    assert last.behind.significant
     assert first.scores["linear-probe"].interval.value > 0.95
     assert last.scores["linear-probe"].interval.value < 0.7
     for name in DEFAULTS:
-        one, two = (row.scores[name].interval for row in ranking.rows)
-        if one is not None and name not in {"leep", "nce"}:  # whose source classes are random
-            assert one.value > two.value, name
-    assert "ahead of all others" in ranking.sentences[1]
+        better, worse = (row.scores[name].interval for row in ranking.rows)
+        if better is not None and name not in {"leep", "nce"}:  # whose source classes are random
+            assert better.value > worse.value, name
+    assert "significantly better than all others" in ranking.sentences[1]
 
 
-def test_only_training_images_are_looked_at(found: tuple[Ranking, Cache], photos: Path) -> None:
-    ranking, cache = found
+def test_only_training_images_are_looked_at(
+    ranking_and_cache: tuple[Ranking, Cache], photos: Path
+) -> None:
+    ranking, cache = ranking_and_cache
     train = prepare(photos, cache=cache, test_fraction=0.2, seed=0).train
     assert ranking.images == ranking.available == len(train) == 64
     assert ranking.rows[0].computed + ranking.rows[0].reused == 64
 
 
 def test_the_probes_number_is_its_accuracy_out_of_fold(
-    found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
+    ranking_and_cache: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
 ) -> None:
-    ranking, cache = found
+    ranking, cache = ranking_and_cache
     train = prepare(photos, cache=cache).train
     backbone = FrozenBackbone.open(backbones[1], offline=True)
     features = Extractor(cache=cache, engine="fp32", device="cpu").features(backbone, train.samples)
@@ -109,14 +111,14 @@ def test_the_probes_number_is_its_accuracy_out_of_fold(
     folds = kfold(targets, 5, blocks=train.groups(), seed=0)
     problem = Problem.of(targets, n_classes=2, kind="multiclass")
     held_out = search_penalty(features.values, problem, folds).held_out
-    wanted = accuracy_score(targets, held_out.argmax(axis=1))
-    assert ranking.rows[1].scores["linear-probe"].interval.value == pytest.approx(wanted)
+    accuracy = accuracy_score(targets, held_out.argmax(axis=1))
+    assert ranking.rows[1].scores["linear-probe"].interval.value == pytest.approx(accuracy)
 
 
-def test_a_probe_is_fitted_for_the_accuracy_it_is_judged_by(
+def test_the_probe_weights_no_classes_because_accuracy_weights_none(
     backbones: tuple[str, str], photos: Path, tmp_path: Path
 ) -> None:
-    """One that weighs rare classes up is worse than the commonest where nothing is seen."""
+    """With weights for rare classes, a blind probe would score below the most frequent class."""
     for name, count in (("dark", 8), ("light", 40)):
         (tmp_path / "rare" / name).mkdir(parents=True)
         for k in range(count):
@@ -124,22 +126,22 @@ def test_a_probe_is_fitted_for_the_accuracy_it_is_judged_by(
             (tmp_path / "rare" / name / f"{k}.png").write_bytes(image)
     cache = Cache(tmp_path / "cache")
     measures = ["linear-probe"]
-    found = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=measures, cache=cache)
-    interval = found.rows[1].scores["linear-probe"].interval
+    ranking = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=measures, cache=cache)
+    interval = ranking.rows[1].scores["linear-probe"].interval
     assert interval is not None
     train = prepare(tmp_path / "rare", cache=cache).train
     assert interval.value == pytest.approx(np.mean(train.targets() == 1))
-    assert found.sentences[-1] == (
-        f"Saying 'light' every time would reach {interval.value:.3f}: that takes no backbone."
+    assert ranking.sentences[-1] == (
+        f"Always predicting 'light', the most frequent class, would reach {interval.value:.3f}."
     )
-    by = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=["log-me"], cache=cache)
-    assert "every time" not in " ".join(by.sentences)
+    by_log_me = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=["log-me"], cache=cache)
+    assert "Always predicting" not in " ".join(by_log_me.sentences)
 
 
 def test_kept_features_do_not_look_like_a_quick_backbone(
-    found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
+    ranking_and_cache: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
 ) -> None:
-    ranking, cache = found
+    ranking, cache = ranking_and_cache
     again = rank(photos, backbones[:1], recipe=RECIPE, measures=["knn"], cache=cache).rows[0]
     assert (again.computed, again.reused) == (0, 64)
     assert again.milliseconds > 0.1 * ranking.rows[0].milliseconds
@@ -148,9 +150,16 @@ def test_kept_features_do_not_look_like_a_quick_backbone(
 
 
 def test_some_images_are_enough(
-    found: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
+    ranking_and_cache: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
 ) -> None:
-    few = rank(photos, backbones, recipe=RECIPE, measures=["log-me"], most=20, cache=found[1])
+    few = rank(
+        photos,
+        backbones,
+        recipe=RECIPE,
+        measures=["log-me"],
+        max_images=20,
+        cache=ranking_and_cache[1],
+    )
     assert (few.images, few.available) == (20, 64)
     assert few.rows[0].backbone == backbones[0]
     assert few.as_dict()["rows"][0]["scores"]["log-me"]["method"] == "block jackknife"
@@ -161,14 +170,14 @@ def test_what_cannot_be_ranked_is_refused(
 ) -> None:
     with pytest.raises(UnknownNameError, match="resnet18"):
         rank(photos, ["torchvision/resnet81"], recipe=RECIPE)
-    with pytest.raises(UnknownNameError, match="did you mean 'log-me'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'log-me'"):
         rank(photos, backbones, recipe=RECIPE, measures=["logme"])
-    with pytest.raises(UsageError, match="each once"):
+    with pytest.raises(UsageError, match="must be one or more different names, got file:"):
         rank(photos, [backbones[0], backbones[0]], recipe=RECIPE)
-    with pytest.raises(UsageError, match="none"):
+    with pytest.raises(UsageError, match=r"--backbones must .* got none"):
         rank(photos, [], recipe=RECIPE)
-    with pytest.raises(UsageError, match="max-images"):
-        rank(photos, backbones, recipe=RECIPE, most=3)
+    with pytest.raises(UsageError, match=r"--max-images must be .* got 3"):
+        rank(photos, backbones, recipe=RECIPE, max_images=3)
     with pytest.raises(WeightsNotFoundError):
         rank(photos, [f"file:{tmp_path}/none.pth@timm/test_resnet"], recipe=RECIPE)
     with pytest.raises(DataError):
@@ -185,8 +194,8 @@ def test_what_cannot_be_ranked_is_refused(
 
 def test_a_first_measure_that_no_backbone_has_is_refused() -> None:
     bare = {"leep": Score(measure="leep", missing="no source classes")}
-    with pytest.raises(UsageError, match=r"no source classes; do name .*linear-probe"):
-        ordered([_row("a", bare)], "leep", _shared())
+    with pytest.raises(UsageError, match=r"no source classes\. Pass another .*linear-probe"):
+        rank_backbones([_row("a", bare)], "leep", _shared())
 
 
 def test_a_class_of_one_patient_has_no_probe_and_is_told_why(
@@ -238,8 +247,8 @@ def _interval(value: float) -> Interval:
     return Interval(value=value, low=value - 0.05, high=value + 0.05, method="t")
 
 
-def _row(name: str, scores: dict[str, Score], **more: Any) -> Ranked:
-    given: dict[str, Any] = {
+def _row(name: str, scores: dict[str, Score], **changes: Any) -> RankedBackbone:
+    defaults: dict[str, Any] = {
         "milliseconds": 12.34,
         "engine": "fp32",
         "seconds": 2.5,
@@ -248,7 +257,7 @@ def _row(name: str, scores: dict[str, Score], **more: Any) -> Ranked:
         "megabytes": 18.8,
         "width": 1280,
     }
-    return Ranked(backbone=name, scores=scores, **{**given, **more})
+    return RankedBackbone(backbone=name, scores=scores, **{**defaults, **changes})
 
 
 def _scores(probe: float, gbc: float) -> dict[str, Score]:
@@ -266,7 +275,7 @@ def _ranking() -> Ranking:
         _row(
             "embedded/[b]",
             _scores(0.96, -1e-7),
-            behind=Difference(interval=gap, distinguishable=False),
+            behind=Difference(interval=gap, significant=False),
             milliseconds=3.2,
             computed=0,
             reused=10,
@@ -280,39 +289,43 @@ def _ranking() -> Ranking:
         available=900,
         groups=70,
         rows=rows,
-        sentences=sentences(rows, ["linear-probe", "gbc", "leep"]),
+        sentences=summarise_ranking(rows, ["linear-probe", "gbc", "leep"]),
         seconds=3.0,
     )
 
 
 def test_sentences_say_who_is_as_good_and_quicker_and_who_dissents() -> None:
-    told = _ranking().sentences
-    assert told[0].startswith("timm/a_rather")
-    assert told[1] == "Cannot be distinguished from it on these images: embedded/[b]."
-    assert "embedded/[b] is the quickest: 3.2 ms an image against 12.3 ms" in told[2]
-    assert told[3] == "embedded/[b] would come first by gbc."
+    sentences = _ranking().sentences
+    assert sentences[0].startswith("timm/a_rather")
+    assert sentences[1] == "Not significantly different from it on these images: embedded/[b]."
+    fastest = "embedded/[b] is the fastest of them: 3.2 ms per image, compared with 12.3 ms"
+    assert fastest in sentences[2]
+    assert sentences[3] == "embedded/[b] would be best by gbc."
 
 
 def test_each_difference_is_at_the_level_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
-    worths = [(rng.random(80) < share).astype(float) for share in (0.9, 0.8, 0.7)]
+    image_scores = [(rng.random(80) < share).astype(float) for share in (0.9, 0.8, 0.7)]
     rows = [
-        _row(f"{i}", {"knn": Score(measure="knn", interval=_interval(w.mean()), worths=w)})
-        for i, w in enumerate(worths)
+        _row(f"{i}", {"knn": Score(measure="knn", interval=_interval(s.mean()), image_scores=s)})
+        for i, s in enumerate(image_scores)
     ]
     shared = Features(values=np.zeros((80, 0)), targets=np.arange(80) % 2)
-    found = ordered(rows[::-1], "knn", shared)
-    assert [row.backbone for row in found] == ["0", "1", "2"]
-    for row, other in zip(found[1:], worths[1:], strict=True):
-        wanted = paired_proportion_difference(worths[0] > 0, other > 0, level=1 - 0.05 / 3)
-        assert row.behind == wanted
+    ranked = rank_backbones(rows[::-1], "knn", shared)
+    assert [row.backbone for row in ranked] == ["0", "1", "2"]
+    for row, scores in zip(ranked[1:], image_scores[1:], strict=True):
+        level = 1 - 0.05 / 3
+        difference = paired_proportion_difference(image_scores[0] > 0, scores > 0, level=level)
+        assert row.behind == difference
 
 
 def test_backbones_without_a_number_come_last() -> None:
-    worths = np.asarray([1.0, 1.0, 0.0, 1.0])
-    score = Score(measure="leep", interval=_interval(-0.3), worths=worths)
+    image_scores = np.asarray([1.0, 1.0, 0.0, 1.0])
+    score = Score(measure="leep", interval=_interval(-0.3), image_scores=image_scores)
     none = Score(measure="leep", missing="no source classes")
-    rows = ordered([_row("none", {"leep": none}), _row("some", {"leep": score})], "leep", _shared())
+    rows = rank_backbones(
+        [_row("none", {"leep": none}), _row("some", {"leep": score})], "leep", _shared()
+    )
     assert [row.backbone for row in rows] == ["some", "none"]
     assert rows[1].behind is None
 
@@ -320,32 +333,32 @@ def test_backbones_without_a_number_come_last() -> None:
 def test_the_table_fits_80_columns() -> None:
     text = io.StringIO()
     show_ranking(Console(file=text, width=80, emoji=False), _ranking())
-    shown = text.getvalue()
-    assert max(map(len, shown.splitlines()[1:])) <= 80
+    table = text.getvalue()
+    assert max(map(len, table.splitlines()[1:])) <= 80
     for part in (
         "photos [x]", "200 of 900", "70 groups", "0.970 [0.920, 1.020]", "12.3",
-        "+0.010 [-0.020, +0.040] =", "kept", "18.8", "1280", "-1.0e-07*", "–",
-        "embedded/[b]", "cannot be distinguished",
+        "+0.010 [-0.020, +0.040] =", "cached", "18.8", "1280", "-1.0e-07*", "–",
+        "embedded/[b]", "= not significantly different",
     ):  # fmt: skip
-        assert part in shown
+        assert part in table
 
 
 def test_the_verb_prints_a_table_and_json(
-    backbones: tuple[str, str], photos: Path, found: tuple[Ranking, Cache]
+    backbones: tuple[str, str], photos: Path, ranking_and_cache: tuple[Ranking, Cache]
 ) -> None:
-    given = [str(photos), "--backbones", ",".join(backbones), "--offline", "--engine", "fp32"]
-    some = ["rank", *given, "--measure", "knn,log-me", "--max-images", "30"]
-    said = CliRunner().invoke(app, some)
-    assert said.exit_code == 0, said.output
-    assert "Ranking" in said.output
-    assert "ms an image" in said.output
-    said = CliRunner().invoke(app, [*some, "--json"])
-    plain = json.loads(said.stdout)
-    assert plain["measure"] == "knn"
-    assert plain["images"] == 30
-    assert [row["backbone"] for row in plain["rows"]] == list(backbones)
-    assert plain["rows"][1]["behind"]["distinguishable"] is True
-    assert set(plain["rows"][0]["scores"]) == {"knn", "log-me"}
+    arguments = [str(photos), "--backbones", ",".join(backbones), "--offline", "--engine", "fp32"]
+    command = ["rank", *arguments, "--measure", "knn,log-me", "--max-images", "30"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "Ranking" in result.output
+    assert "ms/image" in result.output
+    result = CliRunner().invoke(app, [*command, "--json"])
+    document = json.loads(result.stdout)
+    assert document["measure"] == "knn"
+    assert document["images"] == 30
+    assert [row["backbone"] for row in document["rows"]] == list(backbones)
+    assert document["rows"][1]["behind"]["significant"] is True
+    assert set(document["rows"][0]["scores"]) == {"knn", "log-me"}
 
 
 @pytest.mark.parametrize("source", ["demo:boxes", "demo:masks"])
@@ -353,8 +366,12 @@ def test_objects_and_regions_are_ranked(
     backbones: tuple[str, str], source: str, tmp_path: Path
 ) -> None:
     recipe = Recipe(device="cpu", offline=True, size=64)
-    given: dict[str, Any] = {"recipe": recipe, "measures": ["knn", "log-me", "leep"], "most": 40}
-    ranking = rank(source, backbones[::-1], cache=Cache(tmp_path), **given)
+    arguments: dict[str, Any] = {
+        "recipe": recipe,
+        "measures": ["knn", "log-me", "leep"],
+        "max_images": 40,
+    }
+    ranking = rank(source, backbones[::-1], cache=Cache(tmp_path), **arguments)
     first = ranking.rows[0]
     assert first.backbone == backbones[0]
     assert ranking.regions > ranking.images >= 30

@@ -55,7 +55,7 @@ def test_a_recipe_cannot_be_changed():
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(UsageError, match="`seed` to be 0 or more, got -1"):
+    with pytest.raises(UsageError, match="`seed` must be 0 or more, got -1"):
         Recipe(seed=-1)
 
 
@@ -64,7 +64,7 @@ def test_backbones_race_without_a_method_and_for_classes_only():
         Recipe(method=LinearProbe(), rivals=("resnet18",))
     boxes = Dataset(samples=(), classes=("a",), kind="detection")
     with pytest.raises(UsageError, match="headstart compare"):
-        Recipe(rivals=("resnet18",)).settled(boxes)
+        Recipe(rivals=("resnet18",)).resolved_for(boxes)
     with pytest.raises(UsageError, match="budget"):
         Recipe(budget=-1)
 
@@ -91,9 +91,9 @@ def test_what_cannot_be_meant_is_refused(change):
 )
 def test_the_data_decide_what_is_left_open(kind, task, method):
     data = Dataset(samples=(), classes=("a",), kind=kind)
-    found = Recipe(seed=3).settled(data)
-    assert (found.task, found.method) == (task, method)
-    assert Recipe(task=task, method=method).settled(data).method is method
+    recipe = Recipe(seed=3).resolved_for(data)
+    assert (recipe.task, recipe.method) == (task, method)
+    assert Recipe(task=task, method=method).resolved_for(data).method is method
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel", "detection", "segmentation"])
@@ -101,4 +101,4 @@ def test_data_of_another_task_are_refused_with_what_they_are_and_why(kind):
     data = Dataset(samples=(), classes=("a",), kind=kind, notes=("as the folders say",))
     for task in set(TASKS) - {task_of(data)}:
         with pytest.raises(UsageError, match=rf"{task}.*{kind} \(as the folders say\)"):
-            Recipe(task=task).settled(data)
+            Recipe(task=task).resolved_for(data)

@@ -1,4 +1,4 @@
-"""A recipe without a method is settled by a race, and a run says what was chosen."""
+"""A recipe without a method is resolved by a race, and a run reports the choice."""
 
 import json
 from dataclasses import replace
@@ -17,14 +17,14 @@ from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.pretraining import SMALL, random_backbone
 from headstart.models.saving import load
-from headstart.selection.candidates import TO_THE_END
+from headstart.selection.candidates import ALL_EPOCHS
 from headstart.selection.race import Decision
-from headstart.workflows import resolve as settling
+from headstart.workflows import resolve as resolve_module
 from headstart.workflows.events import Decided, EpochDone, JsonLog, Noted
 from headstart.workflows.fit import fit
 from headstart.workflows.plan import plan
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.resolve import located, require_meant
+from headstart.workflows.resolve import locate_backbones, require_consistent
 
 
 def drawn(n=40, seed=0, kind="multiclass"):
@@ -60,15 +60,15 @@ def cache(tmp_path):
 def test_a_run_without_a_method_races_and_keeps_the_decision(weights, cache, tmp_path):
     first, second = weights
     recipe = Recipe(backbone=first, rivals=(second,), engine="fp32", device="cpu")
-    told = []
-    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=told.append)
-    (decided,) = (event for event in told if isinstance(event, Decided))
+    events = []
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=events.append)
+    (decided,) = (event for event in events if isinstance(event, Decided))
     assert decided.method == run.recipe.method == LinearProbe()
     assert decided.backbone == run.recipe.backbone
     assert len(decided.record["rows"]) == 6  # three depths of two backbones
     assert "race" in run.seconds
-    kept = load(run.folder).record["decision"]
-    assert kept == json.loads(json.dumps(decided.record))
+    decision = load(run.folder).record["decision"]
+    assert decision == json.loads(json.dumps(decided.record))
     written = yaml.safe_load((run.folder / "resolved.yaml").read_text())
     assert written["method"]["name"] == "linear-probe"
     lines = (run.folder / "log.jsonl").read_text().splitlines()
@@ -78,54 +78,56 @@ def test_a_run_without_a_method_races_and_keeps_the_decision(weights, cache, tmp
 
 def test_a_method_that_is_named_is_not_raced(weights, cache, tmp_path):
     recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
-    told = []
-    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=told.append)
-    assert not any(isinstance(event, Decided) for event in told)
+    events = []
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=events.append)
+    assert not any(isinstance(event, Decided) for event in events)
     assert "decision" not in run.model.record
 
 
 def test_several_processes_do_not_race_and_say_so(weights, monkeypatch):
-    monkeypatch.setattr(settling, "world", lambda: 2)
-    told = []
+    monkeypatch.setattr(resolve_module, "world_size", lambda: 2)
+    events = []
     backbone = random_backbone(SMALL)
-    found, same, _, record = settling.choose(
+    choice = resolve_module.choose(
         Recipe(task="classification", seed=4),
         [backbone],
         None,
         extractor=None,
-        notify=told.append,
+        notify=events.append,
     )
-    assert found.method == LinearProbe(seed=4)
-    assert same is backbone
-    assert record == {}
-    assert [type(event) for event in told] == [Noted]
+    assert choice.method == choice.recipe.method == LinearProbe(seed=4)
+    assert choice.backbone is backbone
+    assert choice.record == {}
+    assert [type(event) for event in events] == [Noted]
 
 
 def test_what_cannot_be_meant_is_said_before_anything_is_computed(weights):
-    with pytest.raises(UsageError, match="can be resumed, got linear-probe"):
-        require_meant(Recipe(method=LinearProbe()), drawn(), resume=True)
-    require_meant(Recipe(method=Finetune()), drawn(), resume=True)
+    with pytest.raises(UsageError, match="linear-probe has nothing to resume"):
+        require_consistent(Recipe(method=LinearProbe()), drawn(), resume=True)
+    require_consistent(Recipe(method=Finetune()), drawn(), resume=True)
     with pytest.raises(UnknownNameError, match="resnet18"):
-        located(Recipe(rivals=("resnet81",)))
+        locate_backbones(Recipe(rivals=("resnet81",)))
 
 
 def test_a_plan_trains_nothing_and_counts_every_part(weights, cache):
     recipe = Recipe(backbone=weights[0], engine="fp32", device="cpu")
-    found = plan(drawn(), recipe, cache=cache)
-    assert [row["state"] for row in found["rows"][:3]] == ["probed"] * 3
-    assert found["estimated"] > 0
-    assert found["images"] == 32
+    race_plan = plan(drawn(), recipe, cache=cache)
+    assert [row["state"] for row in race_plan["rows"][:3]] == ["probed"] * 3
+    assert race_plan["estimated"] > 0
+    assert race_plan["images"] == 32
     extractor = Extractor(cache=cache, engine="fp32", device="cpu")
     samples = drawn().samples
-    assert extractor.outlook(FrozenBackbone.open(weights[0]), samples)[1] == len(
+    assert extractor.plan_extraction(FrozenBackbone.open(weights[0]), samples)[1] == len(
         samples
     )  # none is kept
-    named = plan(drawn(), Recipe(backbone=weights[0], method=Finetune(), device="cpu"), cache=cache)
-    assert [row["method"] for row in named["rows"]] == ["finetune"]
-    assert named["estimated"] > 0
+    method_plan = plan(
+        drawn(), Recipe(backbone=weights[0], method=Finetune(), device="cpu"), cache=cache
+    )
+    assert [row["method"] for row in method_plan["rows"]] == ["finetune"]
+    assert method_plan["estimated"] > 0
 
 
-def test_a_plan_for_a_probe_counts_the_images_to_be_judged(weights, cache):
+def test_a_plan_for_a_probe_counts_the_test_images(weights, cache):
     recipe = Recipe(backbone=weights[0], method=LinearProbe(), engine="fp32", device="cpu")
     parts = ["train"] * 20 + ["test"] * 20
     samples = (replace(s, split=p) for s, p in zip(drawn().samples, parts, strict=True))
@@ -147,44 +149,44 @@ def test_a_log_holds_the_decision(tmp_path):
     assert json.loads(line)["why"] == ["so"]
 
 
-CHOSEN = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=0)
+CHOSEN = Finetune(train_from="all", learning_rate=3e-4, training=ALL_EPOCHS, seed=0)
 
 
 @pytest.fixture
 def races(monkeypatch):
     """Every race is won by fine-tuning all stages; here is what each was asked."""
-    asked = []
+    training_sets = []
 
-    def decided(backbones, train, *_, extractor, **__):
-        asked.append(train)
+    def decide(backbones, train, *_, extractor, **__):
+        training_sets.append(train)
         record = {"why": ["so"], "rows": [], "folds": 5, "images": 32, "measure": "accuracy"}
         record |= {"budget": 1.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
         return Decision(method=CHOSEN, backbone=backbones[0], engine="fp32", record=record)
 
-    monkeypatch.setattr("headstart.selection.race.decide", decided)
-    return asked
+    monkeypatch.setattr("headstart.selection.race.decide", decide)
+    return training_sets
 
 
 def killed(after):
     """Watch until an epoch of this number is over."""
 
-    def watch(event):
+    def observe(event):
         if isinstance(event, EpochDone) and event.epoch.number == after:
             raise RuntimeError("killed")
 
-    return watch
+    return observe
 
 
 def test_a_training_that_a_race_chose_goes_on_without_racing_again(weights, cache, tmp_path, races):
     recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
-    whole = fit(drawn(), recipe, out=tmp_path / "whole", cache=cache)
+    uninterrupted = fit(drawn(), recipe, out=tmp_path / "whole", cache=cache)
     with pytest.raises(RuntimeError, match="killed"):
         fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(2))
     assert len(races) == 2
     run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
     assert len(races) == 2
     assert run.recipe.method == CHOSEN
-    assert run.model.backbone.fingerprint == whole.model.backbone.fingerprint
+    assert run.model.backbone.fingerprint == uninterrupted.model.backbone.fingerprint
     assert load(run.folder).record["decision"]["why"] == ["so"]
     assert not (tmp_path / "run.partial").exists()
 
@@ -216,13 +218,13 @@ def test_a_choice_is_not_taken_over_to_another_run(weights, cache, tmp_path, rac
     recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
     with pytest.raises(RuntimeError, match="killed"):
         fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(0))
-    kept = tmp_path / "run.partial" / "race.json"
-    before = kept.read_text()
-    assert not kept.with_name("checkpoint.safetensors").exists()  # which would tell them apart
+    race_file = tmp_path / "run.partial" / "race.json"
+    before = race_file.read_text()
+    assert not race_file.with_name("checkpoint.safetensors").exists()  # which would tell them apart
 
-    def refused(data, other, parts):
-        with pytest.raises(UsageError, match=f"got one with another {parts};"):
-            fit(data, other, out=tmp_path / "run", cache=cache, resume=True)
+    def refused(data, other_recipe, parts):
+        with pytest.raises(UsageError, match=rf"written for another {parts}\. "):
+            fit(data, other_recipe, out=tmp_path / "run", cache=cache, resume=True)
 
     refused(drawn(seed=1), recipe, "data")
     refused(drawn(), replace(recipe, seed=1), "data, seed")
@@ -234,6 +236,6 @@ def test_a_choice_is_not_taken_over_to_another_run(weights, cache, tmp_path, rac
         refused(drawn(), recipe, "weights")
     finally:
         path.write_bytes(first)
-    assert kept.read_text() == before
+    assert race_file.read_text() == before
     fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
     assert len(races) == 1

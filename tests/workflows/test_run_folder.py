@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from headstart.errors import UsageError
-from headstart.workflows.run_folder import LOCK, alone
+from headstart.workflows.run_folder import LOCK, locked
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def other():
     process.wait()
 
 
-def locked(folder, pid, host=None):
+def make_lock(folder, pid, host=None):
     folder.mkdir()
     (folder / LOCK).write_text(f"{pid} {host or platform.node()}")
     return folder
@@ -28,20 +28,23 @@ def locked(folder, pid, host=None):
 
 def test_the_folder_is_ours_within_the_block_and_gone_behind_it(tmp_path):
     folder = tmp_path / "deep" / "run.partial"
-    with alone(folder):
+    with locked(folder):
         assert (folder / LOCK).read_text().split() == [str(os.getpid()), platform.node()]
     assert not folder.exists()
 
 
 def test_what_else_is_in_the_folder_stays(tmp_path):
-    with pytest.raises(KeyError), alone(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path):
         raise KeyError((tmp_path / "checkpoint").write_text("mine"))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_training_that_lives_is_named(tmp_path, other):
-    folder = locked(tmp_path / "run.partial", other.pid)
-    with pytest.raises(UsageError, match=rf"process {other.pid} on .*another --out"), alone(folder):
+    folder = make_lock(tmp_path / "run.partial", other.pid)
+    with (
+        pytest.raises(UsageError, match=rf"Process {other.pid} on .*another folder with --out"),
+        locked(folder),
+    ):
         pass
     assert (folder / LOCK).exists()
 
@@ -49,20 +52,20 @@ def test_a_training_that_lives_is_named(tmp_path, other):
 def test_a_dead_one_is_taken_over(tmp_path, other):
     other.kill()
     other.wait()
-    folder = locked(tmp_path / "run.partial", other.pid)
-    with alone(folder):
+    folder = make_lock(tmp_path / "run.partial", other.pid)
+    with locked(folder):
         assert (folder / LOCK).read_text().startswith(f"{os.getpid()} ")
 
 
 def test_of_another_machine_nothing_is_known(tmp_path, other):
     other.kill()
     other.wait()
-    folder = locked(tmp_path / "run.partial", other.pid, "elsewhere")
-    with pytest.raises(UsageError, match=r"on elsewhere.*delete"), alone(folder):
+    folder = make_lock(tmp_path / "run.partial", other.pid, "elsewhere")
+    with pytest.raises(UsageError, match=r"on elsewhere.*delete"), locked(folder):
         pass
 
 
 def test_a_lock_that_was_cut_short_is_taken_over(tmp_path):
     (tmp_path / LOCK).write_text("")
-    with alone(tmp_path):
+    with locked(tmp_path):
         assert (tmp_path / LOCK).read_text()

@@ -1,4 +1,4 @@
-"""What trackers are told of a run, read back with TensorBoard's own reader and a small MLflow."""
+"""Tracked runs, read back with TensorBoard's own reader and a small MLflow."""
 
 import json
 import os
@@ -13,10 +13,10 @@ import pytest
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.errors import MissingExtraError, UnknownNameError, UsageError
 from headstart.evaluation.classification import evaluate_probabilities
-from headstart.features.engines import Choice
+from headstart.features.engines import EngineChoice
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Outline
 from headstart.metrics.confidence_intervals import Interval
@@ -25,7 +25,7 @@ from headstart.training.job import Epoch
 from headstart.workflows import tracking
 from headstart.workflows.events import DataReady, Decided, EpochDone, Finished, Noted, Planned
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.tracking import Tracker, flat, names_of, tracked
+from headstart.workflows.tracking import Tracker, flat, tracked, tracker_names
 
 FAKE = '''
 """As much of MLflow as Accelerate's tracker asks for; every call is one line of a file."""
@@ -89,12 +89,12 @@ def events(folder):
     evaluation = replace(evaluation, metrics={**evaluation.metrics, "map@50": unknown})
     first = Epoch(number=0, loss=None, score=0.5, held_out_loss=0.7, seconds=0.1, best=0)
     second = Epoch(number=1, loss=0.6, score=0.75, held_out_loss=0.625, seconds=2.0, best=1)
-    yield DataReady(prepared=Prepared(data=data, records=(), findings=()), seconds=0.5)
+    yield DataReady(prepared=PreparedData(data=data, records=(), findings=()), seconds=0.5)
     yield Decided(record={}, backbone="resnet18", method=LinearProbe(seed=5))
     yield Planned(
         outline=Outline(title="linear probe", trains="a layer"),
         backbone=FrozenBackbone(spec=resolve("torchvision/resnet18"), state={}, origin={}),
-        engine=Choice(engine="bf16"),
+        engine=EngineChoice(engine="bf16"),
         parameters=11,
         to_compute=2,
         images=3,
@@ -102,13 +102,13 @@ def events(folder):
         cache_bytes=10,
     )
     yield Noted(text="Batches were halved.")
-    yield EpochDone(epoch=first, most=2)
-    yield EpochDone(epoch=second, most=2)
+    yield EpochDone(epoch=first, n_epochs=2)
+    yield EpochDone(epoch=second, n_epochs=2)
     folder.mkdir(parents=True)
     yield Finished(
         folder=folder,
         evaluation=evaluation,
-        verdict=("It is so.", "Or not."),
+        summary=("It is so.", "Or not."),
         seconds={"features": 1.5},
     )
 
@@ -117,21 +117,21 @@ def read(folder):
     """Scalars as (step, value) and texts of a folder of event files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder)).Reload()
+    accumulator = EventAccumulator(str(folder)).Reload()
     scalars = {
-        tag: [(point.step, round(point.value, 4)) for point in found.Scalars(tag)]
-        for tag in found.Tags()["scalars"]
+        tag: [(point.step, round(point.value, 4)) for point in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
     }
     texts = {
-        tag: found.Tensors(tag)[0].tensor_proto.string_val[0].decode()
-        for tag in found.Tags()["tensors"]
+        tag: accumulator.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in accumulator.Tags()["tensors"]
     }
     return scalars, texts
 
 
 def test_tensorboard_reads_back_what_the_run_told(tmp_path) -> None:
-    wanted, final = tmp_path / "runs" / "pets", tmp_path / "runs" / "pets-2"
-    with Tracker(("tensorboard",), Recipe(seed=5), folder=wanted) as tracker:
+    folder, final = tmp_path / "runs" / "pets", tmp_path / "runs" / "pets-2"
+    with Tracker(("tensorboard",), Recipe(seed=5), folder=folder) as tracker:
         for event in events(final):
             tracker(event)
     scalars, texts = read(final / "tensorboard")
@@ -144,12 +144,12 @@ def test_tensorboard_reads_back_what_the_run_told(tmp_path) -> None:
     assert bounds[0] < bounds[1] < bounds[2]
     assert "final/map@50" in scalars
     assert "final/map@50/low" not in scalars  # the data cannot tell
-    assert texts["verdict/text_summary"] == "It is so.\n\nOr not."
+    assert texts["summary/text_summary"] == "It is so.\n\nOr not."
     assert texts["note/text_summary"] == "Batches were halved."
     assert texts["folder/text_summary"] == str(final)
-    assert not wanted.with_name("pets.tensorboard").exists()
-    (kept,) = (final / "tensorboard").rglob("hparams.yml")
-    settings = kept.read_text()
+    assert not folder.with_name("pets.tensorboard").exists()
+    (settings_file,) = (final / "tensorboard").rglob("hparams.yml")
+    settings = settings_file.read_text()
     assert "method.name: linear-probe" in settings  # which the recipe left open
     assert "seed: 5" in settings
 
@@ -159,18 +159,18 @@ def test_mlflow_is_told_parameters_numbers_and_texts(fake, tmp_path) -> None:
     with Tracker(("mlflow",), Recipe(seed=5), folder=tmp_path / "pets") as tracker:
         for event in events(tmp_path / "pets"):
             tracker(event)
-    told = calls(tmp_path)
-    assert told[0] == ["start", "pets"]
-    assert told[1][1]["method.name"] == "linear-probe"
-    assert told[1][1]["seed"] == 5
-    assert ["tags", {"note": "Batches were halved."}] in told
-    numbers = [call for call in told if call[0] == "metrics"]
+    recorded = calls(tmp_path)
+    assert recorded[0] == ["start", "pets"]
+    assert recorded[1][1]["method.name"] == "linear-probe"
+    assert recorded[1][1]["seed"] == 5
+    assert ["tags", {"note": "Batches were halved."}] in recorded
+    numbers = [call for call in recorded if call[0] == "metrics"]
     assert numbers[1][1]["train/loss"] == 0.6
     assert numbers[1][2] == 1
     assert numbers[2][1]["final/map_50"] == 0.5  # MLflow allows no @ in names
     assert "final/accuracy/low" in numbers[2][1]
-    assert told[-2][1]["verdict"] == "It is so.\n\nOr not."
-    assert told[-1] == ["end", "FINISHED"]
+    assert recorded[-2][1]["summary"] == "It is so.\n\nOr not."
+    assert recorded[-1] == ["end", "FINISHED"]
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
@@ -216,16 +216,18 @@ def test_accelerate_decides_no_device_for_the_training_that_follows(tmp_path) ->
 
 
 def test_nothing_is_tracked_unless_asked(tmp_path, monkeypatch) -> None:
-    heard = []
-    with tracked("", "photos", out=tmp_path / "run", beside=heard.append) as told:
-        told(Noted(text="x"))
-    assert heard == [Noted(text="x")]
+    forwarded = []
+    with tracked("", "photos", out=tmp_path / "run", beside=forwarded.append) as observer:
+        observer(Noted(text="x"))
+    assert forwarded == [Noted(text="x")]
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(tracking, "is_main", lambda: False)  # nor by any process but the first
-    with tracked("tensorboard", "photos", out=tmp_path / "run", beside=heard.append) as told:
+    with tracked(
+        "tensorboard", "photos", out=tmp_path / "run", beside=forwarded.append
+    ) as observer:
         for event in events(tmp_path / "run"):
-            told(event)
-    assert len(heard) == 8
+            observer(event)
+    assert len(forwarded) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -239,9 +241,9 @@ def test_a_missing_package_is_said_before_anything_runs(monkeypatch, tmp_path) -
 
 
 def test_names_are_checked() -> None:
-    assert names_of("mlflow,mlflow") == ("mlflow",)
-    with pytest.raises(UnknownNameError, match="did you mean 'tensorboard'"):
-        names_of("tensorbord")
+    assert tracker_names("mlflow,mlflow") == ("mlflow",)
+    with pytest.raises(UnknownNameError, match="Did you mean 'tensorboard'"):
+        tracker_names("tensorbord")
 
 
 def test_an_offline_run_tells_no_server(fake, tmp_path) -> None:
@@ -273,7 +275,7 @@ def test_the_command_tracks_and_opens_no_socket(tmp_path, monkeypatch) -> None:
     words = ["fit", "images", "--offline", "--track", "tensorboard", "--out", "run", "--json"]
     cli.app([*words, "--method", "linear-probe", "--engine", "fp32"], standalone_mode=False)
     scalars, texts = read(tmp_path / "run" / "tensorboard")
-    assert "verdict/text_summary" in texts
+    assert "summary/text_summary" in texts
     assert "final/accuracy" in scalars
     assert "seconds/features" in scalars
     assert (tmp_path / "run" / "log.jsonl").is_file()

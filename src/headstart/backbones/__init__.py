@@ -1,7 +1,8 @@
 """Pretrained networks: names, weights, stages and freezing.
 
-Read catalog.py (names and their grammar), spec.py (what a name stands for), weights.py (find,
-download and verify files), stages.py (where each family of networks is divided), backbone.py (the
-module as ordered stages), freezing.py (which parameters train, and the proof that the others did
-not change) and frozen.py (a frozen backbone with its weights).
+Read catalog.py (the names and the table of backbones), spec.py (the specification of a
+backbone), weights.py (find, download, verify and read files), stages.py (the stages of each
+family of networks), backbone.py (the module, run stage by stage), freezing.py (which parameters
+are trained, and the check that the others did not change) and frozen.py (a frozen backbone with
+its weights).
 """

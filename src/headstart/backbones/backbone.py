@@ -13,33 +13,47 @@ from torch import Tensor, nn
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.spec import BackboneSpec, Stage
-from headstart.backbones.stages import Plan, StageModules, ended, mean_of_places, plan
+from headstart.backbones.stages import (
+    StageModules,
+    StagePlan,
+    belongs_to,
+    plan_stages,
+    spatial_mean,
+    truncate_after,
+)
 from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
-__all__ = ["Backbone", "Ends", "assemble", "kept", "load", "original_head"]
+__all__ = [
+    "Backbone",
+    "StageFeatures",
+    "build_from_state",
+    "drop_unused_tensors",
+    "load",
+    "original_head",
+]
 
 
 class Backbone(nn.Module):
-    """A network without its classifier, that can be run from one stage to another.
+    """A network without its classifier that runs any range of its stages.
 
     Parameters
     ----------
     spec : BackboneSpec
     trunk : torch.nn.Module
         The library's network; its parameters keep the library's names.
-    how : Plan
-        Where it is cut.
+    plan : StagePlan
+        Its stages, pooling and classifier.
 
     Attributes
     ----------
     stages : tuple of Stage
-        In the order in which they run.
+        In execution order.
     width : int
-        Of the pooled features.
+        Number of pooled features.
     head_keys : tuple of str
-        Names of the original classifier's tensors in the weights' file; ``original_head``
-        reads them.
+        Names of the original classifier's tensors in the weights file; ``original_head`` reads
+        them.
 
     Examples
     --------
@@ -53,16 +67,16 @@ class Backbone(nn.Module):
     torch.Size([1, 512])
     """
 
-    def __init__(self, spec: BackboneSpec, trunk: nn.Module, how: Plan) -> None:
+    def __init__(self, spec: BackboneSpec, trunk: nn.Module, plan: StagePlan) -> None:
         super().__init__()
         self.spec = spec
         self.trunk = trunk
         self.head_keys: tuple[str, ...] = ()
-        self._plan = how
+        self._plan = plan
         if spec.stages and spec.width:
             self.stages, self.width = spec.stages, spec.width
         else:
-            self.stages, self.width = _measured(self)
+            self.stages, self.width = _measure_stages(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features, shape (n, width), of normalised images (n, 3, H, W)."""
@@ -72,22 +86,18 @@ class Backbone(nn.Module):
         """Pooled features, shape (n, width), of normalised images (n, 3, H, W)."""
         return self.pool(self.run(x))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """What the last stage gives for normalised images (n, 3, H, W)."""
-        return self.run(x)
-
     def run(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
-        """Run some of the stages.
+        """Run a range of stages.
 
         Parameters
         ----------
         x : tensor
-            Normalised images (n, 3, H, W), or what the stage before ``start`` gave.
+            Normalised images (n, 3, H, W), or the output of the stage before ``start``.
         start : str, optional
-            The first stage that runs; by default the first of all.
+            The first stage to run; by default the first one of the backbone.
         stop : str, optional
-            The last stage that runs; by default the last of all. It gives maps
-            (n, channels, h, w) or tokens (n, tokens, channels).
+            The last stage to run; by default the last one of the backbone. Its output, maps
+            (n, channels, h, w) or tokens (n, tokens, channels), is returned.
 
         Raises
         ------
@@ -96,28 +106,28 @@ class Backbone(nn.Module):
         UsageError
             If ``stop`` comes before ``start``.
         """
-        begin = 0 if start is None else self._place(start)
-        end = len(self.stages) - 1 if stop is None else self._place(stop)
-        if begin > end:
+        first = 0 if start is None else self._stage_index(start)
+        last = len(self.stages) - 1 if stop is None else self._stage_index(stop)
+        if first > last:
             raise UsageError(
-                f"Expected `stop` not to come before `start`, got {start!r} to {stop!r}; "
-                f"the order is {', '.join(stage.name for stage in self.stages)}."
+                f"Expected `stop` not to come before `start`, got {start!r} to {stop!r}. "
+                f"The order of the stages is {', '.join(stage.name for stage in self.stages)}."
             )
-        for cut in self._plan.cuts[begin : end + 1]:
-            x = _run_cut(self.trunk, cut, x)
+        for stage in self._plan.stages[first : last + 1]:
+            x = _run_stage(self.trunk, stage, x)
         return x
 
     def maps(self, x: Tensor, stops: Sequence[str], start: str | None = None) -> list[Tensor]:
-        """Run once and collect what several stages give.
+        """Run once and return the outputs of several stages.
 
         Parameters
         ----------
         x : tensor
             As for ``run``.
         stops : sequence of str
-            The stages, in the order in which they run.
+            The stages, in execution order.
         start : str, optional
-            The first stage that runs; by default the first of all.
+            The first stage to run; by default the first one of the backbone.
 
         Raises
         ------
@@ -128,23 +138,23 @@ class Backbone(nn.Module):
         --------
         >>> backbone = load("torchvision/resnet18", pretrained=False).eval()
         >>> maps = backbone.maps(torch.zeros(1, 3, 64, 64), ["layer2", "layer4"])
-        >>> [tuple(one.shape) for one in maps]
+        >>> [tuple(stage_map.shape) for stage_map in maps]
         [(1, 128, 8, 8), (1, 512, 2, 2)]
         """
-        found = []
+        maps = []
         for stop in stops:
             x = self.run(x, start=start, stop=stop)
-            found.append(x)
-            place = self._place(stop) + 1
-            start = self.stages[place].name if place < len(self.stages) else stop
-        return found
+            maps.append(x)
+            following = self._stage_index(stop) + 1  # continue after this stage
+            start = self.stages[following].name if following < len(self.stages) else stop
+        return maps
 
     def pool(self, features: Tensor) -> Tensor:
-        """From what the last stage gives to what the original classifier read, (n, width)."""
+        """Pool the output of the last stage to the classifier's input, shape (n, width)."""
         return self._plan.pool(self.trunk, features)
 
     def stage_of(self, parameter: str) -> str:
-        """Name of the stage of a parameter or buffer, as ``state_dict()`` calls it.
+        """Return the stage of a parameter or buffer, by its name in ``state_dict()``.
 
         Raises
         ------
@@ -161,20 +171,21 @@ class Backbone(nn.Module):
         return stage
 
     def find_stage(self, parameter: str) -> str | None:
-        """As ``stage_of``; None where the network leaves it unused."""
+        """Return the stage as ``stage_of`` does, or None if no stage uses the parameter."""
         name = parameter.removeprefix("trunk.")
-        owner, _, inner = name.partition(".parametrizations.")  # as torch renames what it adapts
+        # torch stores an adapted `conv.weight` as `conv.parametrizations.weight.original`.
+        owner, _, inner = name.partition(".parametrizations.")
         name = f"{owner}.{inner.partition('.')[0]}" if inner else name
-        for cut in self._plan.cuts:
-            if any(name == path or name.startswith(f"{path}.") for path in cut.paths):
-                return cut.name
+        for stage in self._plan.stages:
+            if belongs_to(name, stage.paths):
+                return stage.name
         return None
 
-    def _place(self, stage: str) -> int:
-        known = [cut.name for cut in self._plan.cuts]
-        if stage not in known:
-            raise UnknownNameError("stage", stage, known)
-        return known.index(stage)
+    def _stage_index(self, name: str) -> int:
+        names = [stage.name for stage in self._plan.stages]
+        if name not in names:
+            raise UnknownNameError("stage", name, names)
+        return names.index(name)
 
 
 def load(
@@ -185,32 +196,33 @@ def load(
     pretrained: bool = True,
     seed: int = 0,
 ) -> Backbone:
-    """Build a backbone and give it its weights.
+    """Build a backbone and load its weights.
 
     Parameters
     ----------
     backbone : str or BackboneSpec
-        A name (see ``headstart.backbones.catalog``) or what it resolved to.
+        A name (see ``headstart.backbones.catalog``), or the result of ``resolve``.
     weights : WeightsFile or Path, optional
-        The file to read; by default it is looked for.
+        The file to read; by default ``locate`` finds it.
     offline : bool, optional
-        Open no socket; by default the environment says so (``HEADSTART_OFFLINE``).
+        Do not use the network; by default as ``HEADSTART_OFFLINE`` is set.
     pretrained : bool
         False for random weights.
     seed : int
-        Of the random weights.
+        Seed of the random weights.
 
     Returns
     -------
     Backbone
-        In float32 on the CPU, in the library's default mode; see ``headstart.freezing``.
+        In float32 on the CPU, in the library's default mode; see
+        ``headstart.backbones.freezing``.
 
     Raises
     ------
     UnknownNameError
-        If nothing has that name.
+        If the name is unknown.
     WeightsNotFoundError, WeightsMismatchError
-        If there are no weights, or not those of this network.
+        If there are no weights, or they belong to another network.
 
     Examples
     --------
@@ -221,196 +233,198 @@ def load(
     if not pretrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            trunk, how = _build(spec)
-        return Backbone(spec, trunk, how)
+            trunk, plan = _build_network(spec)
+        return Backbone(spec, trunk, plan)
     if not isinstance(weights, WeightsFile):
         weights = locate(spec, offline=offline, weights=weights)
-    return assemble(spec, read_state(weights, spec))
+    return build_from_state(spec, read_state(weights, spec))
 
 
-def assemble(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbone:
-    """Build a backbone around tensors.
+def build_from_state(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbone:
+    """Build a backbone from its tensors.
 
     Parameters
     ----------
     spec : BackboneSpec
     state : mapping of str to tensor
-        By the library's names; the backbone takes the tensors as its own. Those of the
-        original classifier are left out and listed in ``head_keys``.
+        By the library's names. The tensors are not copied. Those of the original classifier
+        are left out and listed in ``head_keys``.
 
     Raises
     ------
     WeightsMismatchError
-        If other tensors are missing, not expected, or of another shape; all are listed.
+        If other tensors are missing, unexpected or have another shape; the first 8 are listed.
     """
-    trunk, how = _empty(spec)
-    heads = tuple(sorted(k for k in state if any(_within(k, path) for path in how.heads)))
-    mine = {k: v for k, v in _without(state, how.dropped).items() if k not in heads}
+    trunk, plan = _build_without_values(spec)
+    head_keys = tuple(sorted(name for name in state if belongs_to(name, plan.heads)))
+    tensors = _drop_paths(state, (*plan.dropped, *plan.heads))
     for name, buffer in trunk.named_buffers():  # files of old versions do not have these
         if name.endswith("num_batches_tracked"):
-            mine.setdefault(name, torch.zeros(buffer.shape, dtype=buffer.dtype))
-    _require_match(spec, trunk.state_dict(), mine)
-    if not _made_by_loading(trunk):  # tables that are computed when the network is built
-        trunk, how = _build(spec)
-    trunk.load_state_dict(mine, strict=True, assign=_made_by_loading(trunk))
-    result = Backbone(spec, trunk, how)
-    result.head_keys = heads
-    return result
+            tensors.setdefault(name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+    _require_match(spec, trunk.state_dict(), tensors)
+    # Tables that are computed when the network is built are not in the state: build it for real.
+    if not _is_complete_in_state(trunk):
+        trunk, plan = _build_network(spec)
+    trunk.load_state_dict(tensors, strict=True, assign=_is_complete_in_state(trunk))
+    backbone = Backbone(spec, trunk, plan)
+    backbone.head_keys = head_keys
+    return backbone
 
 
-def kept(spec: BackboneSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the tensors behind the stage that a backbone ends with, its classifier's too."""
-    _, how = _empty(spec)
-    return _without(state, (*how.dropped, *how.heads)) if spec.until else dict(state)
+def drop_unused_tensors(spec: BackboneSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """If ``spec.until`` is set, drop the classifier's tensors and those after that stage."""
+    _, plan = _build_without_values(spec)
+    return _drop_paths(state, (*plan.dropped, *plan.heads)) if spec.until else dict(state)
 
 
 def original_head(spec: BackboneSpec, weights: WeightsFile) -> dict[str, Tensor]:
-    """Read the original classifier's tensors, by the library's names; empty if none is there."""
-    _, how = _empty(spec)
+    """Read the original classifier's tensors, by the library's names; empty if it is missing."""
+    _, plan = _build_without_values(spec)
     state = read_state(weights, spec)
-    return {k: v for k, v in state.items() if any(_within(k, path) for path in how.heads)}
+    return {name: tensor for name, tensor in state.items() if belongs_to(name, plan.heads)}
 
 
-def _build(spec: BackboneSpec) -> tuple[nn.Module, Plan]:
-    """Make the library's network without its classifier, as far as it is wanted."""
-    model, how = _whole(spec)
-    return model, ended(how, model, spec.until) if spec.until else how
+def _build_network(spec: BackboneSpec) -> tuple[nn.Module, StagePlan]:
+    """Build the library's network without its classifier, up to the stage ``spec.until``."""
+    model, plan = _build_all_stages(spec)
+    return model, truncate_after(plan, model, spec.until) if spec.until else plan
 
 
-def _whole(spec: BackboneSpec) -> tuple[nn.Module, Plan]:
+def _build_all_stages(spec: BackboneSpec) -> tuple[nn.Module, StagePlan]:
     library, _, name = spec.architecture.partition("/")
     if library == "timm":
         import timm
 
         options: dict[str, Any] = dict(spec.model_options)
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
-        return model, plan(spec.architecture, model)
+        return model, plan_stages(spec.architecture, model)
     from torchvision import models
 
     options = dict(spec.model_options)
-    if name == "inception_v3":  # as torchvision sets it for its own weights
+    if name == "inception_v3":  # what torchvision sets for its own weights
         options = {"transform_input": True, "init_weights": True} | options
     model = models.get_model(name, weights=None, **options)
-    how = plan(spec.architecture, model)
-    for path in how.heads:
+    plan = plan_stages(spec.architecture, model)
+    for path in plan.heads:
         model.set_submodule(path, nn.Identity())
-    return model, how
+    return model, plan
 
 
-def _empty(spec: BackboneSpec) -> tuple[nn.Module, Plan]:
-    """Make the network without values where its library can, which is quick."""
+def _build_without_values(spec: BackboneSpec) -> tuple[nn.Module, StagePlan]:
+    """Build the network on the ``meta`` device, which is fast, if its library supports that."""
     try:
         with torch.device("meta"):
-            return _build(spec)
+            return _build_network(spec)
     except (NotImplementedError, RuntimeError):  # its builder computes with tensors
-        return _build(spec)
+        return _build_network(spec)
 
 
-def _within(key: str, path: str) -> bool:
-    return key == path or key.startswith(f"{path}.")
+def _drop_paths(state: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not belongs_to(name, paths)}
 
 
-def _without(state: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
-    return {k: v for k, v in state.items() if not any(_within(k, path) for path in paths)}
-
-
-def _made_by_loading(trunk: nn.Module) -> bool:
-    """Whether a state dict holds every tensor of a network."""
+def _is_complete_in_state(trunk: nn.Module) -> bool:
+    """Whether every parameter and buffer of a network is in its state dict."""
     stored = set(trunk.state_dict())
     return all(name in stored for name, _ in chain(trunk.named_parameters(), trunk.named_buffers()))
 
 
 def _require_match(
-    spec: BackboneSpec, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
+    spec: BackboneSpec, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]
 ) -> None:
-    """Compare names and shapes; say how many differ, and which first."""
-    faults = [f"missing {name}" for name in expected if name not in given]
-    faults += [f"not expected {name}" for name in given if name not in expected]
+    """Compare names and shapes; list the first differences and count the others."""
+    faults = [f"missing {name}" for name in expected if name not in actual]
+    faults += [f"unexpected {name}" for name in actual if name not in expected]
     faults += [
-        f"{name} of shape {tuple(given[name].shape)} and not {tuple(tensor.shape)}"
+        f"{name} of shape {tuple(actual[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in given and given[name].shape != tensor.shape
+        if name in actual and actual[name].shape != tensor.shape
     ]
     if faults:
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        rest = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise WeightsMismatchError(
             f"Expected weights of {spec.architecture}, got {len(faults)} differences: "
-            f"{'; '.join(faults[:8])}{more}; do name the architecture that the file was made for."
+            f"{'; '.join(faults[:8])}{rest}. Name the architecture that the file was made for, "
+            "as in file:PATH@torchvision/resnet18."
         )
 
 
-def _run_cut(trunk: nn.Module, cut: StageModules, x: Tensor) -> Tensor:
-    for step in cut.steps:
+def _run_stage(trunk: nn.Module, stage: StageModules, x: Tensor) -> Tensor:
+    for step in stage.steps:
         x = trunk.get_submodule(step)(x) if isinstance(step, str) else step(trunk, x)
     return x
 
 
-class _Shapes(nn.Module):
-    """Every stage's output shape, and the pooled one's, as a module's forward pass."""
+class _ShapeProbe(nn.Module):
+    """Return the output shape of every stage, and that of the pooled features."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.trunk = backbone.trunk
-        self.how = backbone._plan
+        self.plan = backbone._plan
 
     def forward(self, x: Tensor) -> list[tuple[int, ...]]:
         shapes = []
-        for cut in self.how.cuts:
-            x = _run_cut(self.trunk, cut, x)
+        for stage in self.plan.stages:
+            x = _run_stage(self.trunk, stage, x)
             shapes.append(tuple(x.shape))
-        return [*shapes, tuple(self.how.pool(self.trunk, x).shape)]
+        return [*shapes, tuple(self.plan.pool(self.trunk, x).shape)]
 
 
-def _measured(backbone: Backbone) -> tuple[tuple[Stage, ...], int]:
-    """Stages and width of a network that no table describes, by running it without values."""
-    read = backbone.spec.preprocess.shape
-    *shapes, pooled = _shapes(backbone, read)
+def _measure_stages(backbone: Backbone) -> tuple[tuple[Stage, ...], int]:
+    """Find stages and width of a network that is not in the catalogue, by running it."""
+    image_shape = backbone.spec.preprocess.shape
+    *shapes, pooled = _output_shapes(backbone, image_shape)
     channels = getattr(backbone.trunk, "num_features", None)
     stages = tuple(
-        _stage(cut.name, shape, read, channels)
-        for cut, shape in zip(backbone._plan.cuts, shapes, strict=True)
+        _describe_stage(stage.name, shape, image_shape, channels)
+        for stage, shape in zip(backbone._plan.stages, shapes, strict=True)
     )
     return stages, pooled[1]
 
 
-def _shapes(backbone: Backbone, read: tuple[int, int]) -> list[tuple[int, ...]]:
-    module = _Shapes(backbone)
+def _output_shapes(backbone: Backbone, image_shape: tuple[int, int]) -> list[tuple[int, ...]]:
+    module = _ShapeProbe(backbone)
     named = dict(chain(module.named_parameters(), module.named_buffers()))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             abstract = {name: tensor.to("meta") for name, tensor in named.items()}
-            x = torch.zeros(2, 3, *read, device="meta")
+            x = torch.zeros(2, 3, *image_shape, device="meta")
             return torch.func.functional_call(module, abstract, (x,))  # type: ignore[no-any-return]
         except (RuntimeError, NotImplementedError):
-            # Some networks make tensors on the CPU on their way: run on copies.
+            # Some networks create tensors on the CPU in their forward pass. Run them on copies, so
+            # that the statistics of BatchNorm stay as they are.
             copies = {name: tensor.clone() for name, tensor in named.items()}
-            x = torch.zeros(2, 3, *read)
+            x = torch.zeros(2, 3, *image_shape)
             return torch.func.functional_call(module, copies, (x,))  # type: ignore[no-any-return]
 
 
-def _stage(name: str, shape: tuple[int, ...], read: tuple[int, int], channels: int | None) -> Stage:
+def _describe_stage(
+    name: str, shape: tuple[int, ...], image_shape: tuple[int, int], channels: int | None
+) -> Stage:
     if len(shape) == 3:  # tokens
-        stride = round(math.sqrt(math.prod(read) / shape[1]))
+        stride = round(math.sqrt(math.prod(image_shape) / shape[1]))
         return Stage(name=name, channels=shape[2], stride=stride)
-    last = channels is not None and shape[-1] == channels and shape[1] != channels
-    width, place = (shape[3], shape[1]) if last else (shape[1], shape[2])
-    return Stage(name=name, channels=width, stride=2 ** round(math.log2(read[0] / place)))
+    # Some networks, such as Swin, return maps with the channels last.
+    channels_last = channels is not None and shape[-1] == channels and shape[1] != channels
+    width, height = (shape[3], shape[1]) if channels_last else (shape[1], shape[2])
+    return Stage(name=name, channels=width, stride=2 ** round(math.log2(image_shape[0] / height)))
 
 
-class Ends(nn.Module):
-    """Means over places behind some stages, and the pooled features, as one row an image.
+class StageFeatures(nn.Module):
+    """Spatial means of several stages and the pooled features, as one row per image.
 
     Parameters
     ----------
     backbone : Backbone
     ends : sequence of str
-        Stages in the order in which they run; an empty name, last, is the pooled features.
+        Names of stages in execution order; an empty name, at the end, is the pooled features.
 
     Examples
     --------
     >>> from headstart.backbones.backbone import load
     >>> backbone = load("torchvision/resnet18", pretrained=False).eval()
-    >>> Ends(backbone, ["layer2", ""])(torch.zeros(1, 3, 64, 64)).shape
+    >>> StageFeatures(backbone, ["layer2", ""])(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 640])
     """
 
@@ -420,11 +434,11 @@ class Ends(nn.Module):
         self.ends = tuple(ends)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows (n, sum of the widths) of normalised images (n, 3, H, W)."""
+        """Features (n, sum of the widths) of normalised images (n, 3, H, W)."""
         last = self.backbone.stages[-1].name
         maps = self.backbone.maps(x, [end or last for end in self.ends])
         rows = [
-            mean_of_places(one) if end else self.backbone.pool(one)
-            for end, one in zip(self.ends, maps, strict=True)
+            spatial_mean(stage_map) if end else self.backbone.pool(stage_map)
+            for end, stage_map in zip(self.ends, maps, strict=True)
         ]
         return torch.cat(rows, dim=1)

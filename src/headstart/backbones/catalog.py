@@ -1,7 +1,10 @@
-"""The table of backbones: one row for each set of weights, and each architecture's stages.
+"""Catalogue of backbones, and the names that ``resolve`` accepts.
 
-A test holds every row against what torchvision and timm say of the same weights; writing it down
-here spares importing them, which takes seconds.
+The tables have one row for each set of weights, and the stages of each architecture. They are
+written out because importing torchvision and timm takes seconds; a test compares every row with
+the records of these libraries. A name is ``source/model``, ``hf/org/model``,
+``file:path@architecture`` or a model without a source, and may end with options:
+``resnet18?crop=128&until=layer3``.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ IN1K = "ImageNet-1k"
 
 
 class Row(NamedTuple):
-    """One row: a name, its weights, and how an image is prepared for them."""
+    """One set of weights: name, file and preprocessing."""
 
     name: str
     file: str  # of a timm row: the repository on the hub
@@ -160,7 +163,7 @@ STAGES: Mapping[str, str] = {
 
 @cache
 def table() -> dict[str, BackboneSpec]:
-    """Every row as a specification, by its name; not to be changed.
+    """Return the specifications of all rows by name. Do not modify the dictionary.
 
     Examples
     --------
@@ -168,12 +171,12 @@ def table() -> dict[str, BackboneSpec]:
     512
     """
     rows = [EMBEDDED]
-    rows += [_from_row("torchvision", row) for row in TORCHVISION]
-    rows += [_from_row("timm", row) for row in TIMM]
+    rows += [_spec_from_row("torchvision", row) for row in TORCHVISION]
+    rows += [_spec_from_row("timm", row) for row in TIMM]
     return {row.name: _with_stages(row) for row in rows}
 
 
-def _from_row(source: Literal["torchvision", "timm"], row: Row) -> BackboneSpec:
+def _spec_from_row(source: Literal["torchvision", "timm"], row: Row) -> BackboneSpec:
     architecture, _, tag = row.name.partition(".")
     mean, std = row.scale
     on_hub = source == "timm"
@@ -211,11 +214,12 @@ def _with_stages(spec: BackboneSpec) -> BackboneSpec:
 
 
 PREPROCESS_FIELDS = tuple(field.name for field in fields(Preprocess))
-LISTING = "`headstart backbones` lists them, and the kinds of names."
+LISTING = "Run `headstart backbones` to list the names and the kinds of names."
+"""Last sentence of the error for an unknown name."""
 
 
 def names() -> list[str]:
-    """Names of the backbones in the table.
+    """List the names of the backbones in the catalogue.
 
     Examples
     --------
@@ -226,23 +230,23 @@ def names() -> list[str]:
 
 
 def resolve(name: str, *, offline: bool | None = None) -> BackboneSpec:
-    """Find what a name means, without loading anything.
+    """Return the specification of a name. Nothing is loaded.
 
     Parameters
     ----------
     name : str
-        In the grammar of this module.
+        See the description of this module.
     offline : bool, optional
-        For ``hf/`` names, whose description is on the hub: open no socket.
+        Do not use the network, which ``hf/`` names need for the model's description.
 
     Raises
     ------
     UnknownNameError
-        If nothing has that name; the nearest one that exists is named.
+        If the name is unknown; the message suggests the nearest one.
     UsageError
-        If the name cannot be read, or the model does not fit.
+        If the name has a wrong format, or the model is not supported.
     WeightsNotFoundError
-        If the description of an ``hf/`` model is not here and cannot be fetched.
+        If the description of an ``hf/`` model is not in the cache and cannot be downloaded.
 
     Examples
     --------
@@ -253,44 +257,45 @@ def resolve(name: str, *, offline: bool | None = None) -> BackboneSpec:
     ('dir/w.pth', 'timm/mobilenetv2_100', (0.5, 0.5, 0.5), (('pad_type', 'same'),))
     """
     if name.startswith("file:"):
-        return _file(name, offline)
-    plain, _, query = name.partition("?")
-    return _with_options(_plain(plain, offline), query)
+        return _resolve_file(name, offline)
+    model, _, query = name.partition("?")
+    return _with_options(_resolve_model(model, offline), query)
 
 
-def _plain(name: str, offline: bool | None) -> BackboneSpec:
+def _resolve_model(name: str, offline: bool | None) -> BackboneSpec:
+    """Resolve a name without options."""
     if name in table():
         return table()[name]
     source, slash, rest = name.partition("/")
     if not slash:
-        return _bare(name)
+        return _resolve_without_source(name)
     if source == "timm":
-        return _timm(rest)
+        return _resolve_timm(rest)
     if source == "hf":
         from headstart.backbones.weights import hub_config
 
-        return _hub(rest, hub_config(rest, offline=offline))
+        return _spec_from_hub_config(rest, hub_config(rest, offline=offline))
     raise UnknownNameError("backbone", name, [*table(), "timm/...", "hf/..."], listing=LISTING)
 
 
-def _bare(name: str) -> BackboneSpec:
-    """Embedded before torchvision before timm, which is asked last: importing it is slow."""
+def _resolve_without_source(name: str) -> BackboneSpec:
+    """Try the embedded weights, then torchvision, then timm, which is slow to import."""
     for source in ("embedded", "torchvision", "timm"):
         if (full := f"{source}/{name}") in table():
             return table()[full]
-    return _timm(name)
+    return _resolve_timm(name)
 
 
-def _file(name: str, offline: bool | None) -> BackboneSpec:
+def _resolve_file(name: str, offline: bool | None) -> BackboneSpec:
     path, at, rest = name.removeprefix("file:").rpartition("@")
     if not at or not path or not rest:
         raise UsageError(
-            "Expected `file:path@architecture`, such as file:weights.pth@torchvision/resnet18, "
-            f"got {name!r}; do name the architecture after an @."
+            f"Expected `file:path@architecture`, got {name!r}. Name the architecture after an @, "
+            "as in file:weights.pth@torchvision/resnet18."
         )
-    like = resolve(rest, offline=offline)
+    architecture = resolve(rest, offline=offline)
     return replace(
-        like,
+        architecture,
         name=name,
         source="file",
         file=path,
@@ -307,32 +312,42 @@ def _file(name: str, offline: bool | None) -> BackboneSpec:
 def _with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
     if not query:
         return spec
-    given = parse_qsl(query, keep_blank_values=True, strict_parsing=False)
-    if until := dict(given).get("until"):
-        others = "&".join(one for one in query.split("&") if not one.startswith("until="))
-        return _with_options(spec, others).ending(until)
+    """Apply the options after the question mark: preprocessing, ``until`` or the library's."""
+    options = parse_qsl(query, keep_blank_values=True, strict_parsing=False)
+    if until := dict(options).get("until"):
+        other_options = "&".join(
+            option for option in query.split("&") if not option.startswith("until=")
+        )
+        return _with_options(spec, other_options).ending_at(until)
     if until == "":
         raise UsageError(
-            f"Expected `until` to name a stage, got nothing in {query!r}; do name one."
+            f"Expected `until` to name a stage, got nothing in {query!r}. Write a stage after "
+            "`until=`, or remove the option."
         )
-    ours = {key: _setting(key, text) for key, text in given if key in PREPROCESS_FIELDS}
-    if "crop" in ours and "resize" not in ours:  # keep the share of the image that is seen
-        seen = spec.preprocess.crop / spec.preprocess.resize
-        ours["resize"] = round(ours["crop"] / seen)
-    theirs = {key: _value(text) for key, text in given if key not in PREPROCESS_FIELDS}
-    options = tuple(sorted((dict(spec.model_options) | theirs).items()))
+    preprocess = {
+        key: _parse_preprocess_option(key, text)
+        for key, text in options
+        if key in PREPROCESS_FIELDS
+    }
+    if "crop" in preprocess and "resize" not in preprocess:  # keep the ratio of crop to resize
+        ratio = spec.preprocess.crop / spec.preprocess.resize
+        preprocess["resize"] = round(preprocess["crop"] / ratio)
+    model_options = {
+        key: _parse_model_option(text) for key, text in options if key not in PREPROCESS_FIELDS
+    }
     return replace(
         spec,
         name=f"{spec.name}?{query}",
-        preprocess=replace(spec.preprocess, **ours),
-        model_options=options,
-        stages=() if theirs else spec.stages,
-        width=0 if theirs else spec.width,
+        preprocess=replace(spec.preprocess, **preprocess),
+        model_options=tuple(sorted((dict(spec.model_options) | model_options).items())),
+        # An option of the library may change the network, so its stages are no longer known.
+        stages=() if model_options else spec.stages,
+        width=0 if model_options else spec.width,
     )
 
 
-def _setting(key: str, text: str) -> Any:
-    """Read one of ``Preprocess``'s settings; one number stands for all three colours."""
+def _parse_preprocess_option(key: str, text: str) -> Any:
+    """Parse a field of ``Preprocess``; a single number applies to all three channels."""
     if key in {"interpolation", "fit"}:
         return text
     try:
@@ -342,11 +357,14 @@ def _setting(key: str, text: str) -> Any:
             return tuple(int(part) for part in text.split(","))
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"Expected numbers for `{key}`, got {text!r}.") from None
+        raise UsageError(
+            f"Expected numbers for `{key}`, got {text!r}. Write them with commas between them, as "
+            "in `mean=0.5` or `canvas=96,160`."
+        ) from None
     return numbers * 3 if len(numbers) == 1 else numbers
 
 
-def _value(text: str) -> Option:
+def _parse_model_option(text: str) -> Option:
     if text in {"true", "false"}:
         return text == "true"
     for kind in (int, float):
@@ -357,13 +375,13 @@ def _value(text: str) -> Option:
     return text
 
 
-def _timm(name: str) -> BackboneSpec:
-    """Ask timm for a model that is not in the table."""
+def _resolve_timm(name: str) -> BackboneSpec:
+    """Look up a model of timm that is not in the catalogue."""
     import timm
 
-    known = {*timm.list_models(), *timm.list_models(pretrained=True)}
-    if name not in known:
-        raise UnknownNameError("backbone", name, {*names(), *known}, listing=LISTING)
+    timm_names = {*timm.list_models(), *timm.list_models(pretrained=True)}
+    if name not in timm_names:
+        raise UnknownNameError("backbone", name, {*names(), *timm_names}, listing=LISTING)
     published = timm.get_pretrained_cfg(name)
     config: dict[str, Any] = vars(published) if published is not None else {}
     repo = config.get("hf_hub_id") or ""
@@ -371,24 +389,24 @@ def _timm(name: str) -> BackboneSpec:
         if row.repo and row.repo == repo:  # the same weights by their full name
             return row
     architecture = name.partition(".")[0]
-    return _from_config(f"timm/{name}", architecture, config, repo=repo)
+    return _spec_from_timm_config(f"timm/{name}", architecture, config, repo=repo)
 
 
-def _hub(repo: str, config: Mapping[str, Any]) -> BackboneSpec:
-    """Read the description that timm writes beside a model on the hub."""
+def _spec_from_hub_config(repo: str, config: Mapping[str, Any]) -> BackboneSpec:
+    """Read the config.json that timm writes for a model on the hub."""
     architecture = config.get("architecture")
     if not isinstance(architecture, str):
         raise UsageError(
             f"Expected {repo!r} to be a timm-compatible model, got a config.json without an "
-            "`architecture`; do choose a repository that timm can load."
+            "`architecture`. Choose a repository that timm can load."
         )
     merged = {**config, **config.get("pretrained_cfg", {})}
-    spec = _from_config(f"hf/{repo}", architecture, merged, repo=repo)
+    spec = _spec_from_timm_config(f"hf/{repo}", architecture, merged, repo=repo)
     options = tuple(sorted(config.get("model_args", {}).items()))
     return replace(spec, source="hf", model_options=options)
 
 
-def _from_config(
+def _spec_from_timm_config(
     name: str, architecture: str, config: Mapping[str, Any], *, repo: str
 ) -> BackboneSpec:
     url = "" if repo else str(config.get("url") or "")
@@ -408,13 +426,14 @@ def _from_config(
 
 
 def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
-    """As timm's own evaluation does it, at the size of the training."""
+    """Return timm's own preprocessing for evaluation, at the image size of the training."""
     channels, height, width = config.get("input_size", (3, 224, 224))
     mode = config.get("crop_mode") or "center"
     if channels != 3 or height != width or mode == "border":
         raise UsageError(
             f"Expected a model of square RGB images, got {name!r} with input "
-            f"{(channels, height, width)} and crop mode {mode!r}; do choose another one."
+            f"{(channels, height, width)} and crop mode {mode!r}. Choose another model; "
+            "`headstart backbones` lists some."
         )
     squash = mode == "squash"
     resize = int(height / (config.get("crop_pct") or 0.875))

@@ -1,8 +1,9 @@
-"""What trains and what does not: the only place where parameters and BatchNorm are told.
+"""Freezing: the only module that sets ``requires_grad`` and the mode of BatchNorm layers.
 
-What trains is a value, made by ``plan``, which a person can read and a file can keep. A frozen
-part is constant: its parameters receive no gradient and its BatchNorm layers are in inference
-mode, so that what it gives is worth keeping; ``fingerprint`` proves it.
+``plan_freezing`` returns a ``FreezePlan``, a value that can be printed and saved;
+``start_training`` applies it. A frozen stage is constant: its parameters receive no gradient and
+its BatchNorm layers are in inference mode, so its outputs can be cached. ``fingerprint`` checks
+that nothing in it changed.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ __all__ = [
     "BatchNormPolicy",
     "FreezePlan",
     "StageRow",
-    "constant",
     "fingerprint",
-    "learning",
-    "plan",
-    "require_constant",
+    "freeze",
+    "plan_freezing",
+    "require_unchanged",
     "start_adapting",
     "start_training",
-    "trained",
+    "trainable_parameters",
+    "unfreeze",
 ]
 
 BatchNormPolicy = Literal["frozen", "train", "adapt"]
@@ -43,7 +44,7 @@ BATCH_NORM_POLICIES = ("frozen", "train", "adapt")
 ModuleT = TypeVar("ModuleT", bound="nn.Module")
 
 
-def constant(module: ModuleT) -> ModuleT:
+def freeze(module: ModuleT) -> ModuleT:
     """Freeze a module: no gradients, BatchNorm and dropout in inference mode.
 
     Parameters
@@ -59,8 +60,8 @@ def constant(module: ModuleT) -> ModuleT:
     return module.requires_grad_(requires_grad=False).eval()
 
 
-def learning(module: ModuleT) -> ModuleT:
-    """Put a head into training, whole: every parameter learns, dropout and BatchNorm are alive."""
+def unfreeze(module: ModuleT) -> ModuleT:
+    """Train every parameter of a module: gradients on, dropout and BatchNorm in training mode."""
     return module.requires_grad_(requires_grad=True).train()
 
 
@@ -82,37 +83,38 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def require_constant(state: Mapping[str, Tensor], before: str) -> None:
-    """Hold a frozen module's state against its earlier fingerprint.
+def require_unchanged(state: Mapping[str, Tensor], before: str) -> None:
+    """Compare a frozen module's state with its earlier fingerprint.
 
     Raises
     ------
     HeadstartError
-        If any parameter or running statistic has moved.
+        If any parameter or running statistic has changed.
     """
-    if fingerprint(state) != before:
+    after = fingerprint(state)
+    if after != before:
         raise HeadstartError(
-            "Expected the frozen backbone to be what it was before the run, got other values; "
-            "nothing was saved. Do report this: it is a defect of Headstart."
+            f"The frozen backbone changed during the run (fingerprint {before[:8]}, now "
+            f"{after[:8]}). Nothing was saved. Report this as a bug in Headstart."
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """What happens to one stage of a backbone.
+    """How one stage of a backbone is trained.
 
     Parameters
     ----------
     stage : str
     parameters, trainable : int
-        Number of values, and of those that train.
+        Number of values, and how many of them are trained.
     batch_norm : {"frozen", "train", "adapt"}
-        ``frozen``: inference mode, the pretraining's statistics. ``train``: statistics of the
-        batches. ``adapt``: statistics of the training images, taken once, then constant.
+        ``frozen``: inference mode, with the statistics of the pretraining. ``train``: statistics
+        of the batches. ``adapt``: statistics of the training images, computed once, then constant.
     learning_rate : float
-        0 for a stage that does not train.
+        0 for a stage that is not trained.
     from_epoch : int
-        First epoch in which it trains, from 1.
+        First epoch in which it is trained, from 1.
     """
 
     stage: str
@@ -124,24 +126,24 @@ class StageRow:
 
     @property
     def trains(self) -> bool:
-        """Whether any parameter moves by gradient."""
+        """Whether any parameter is trained."""
         return self.trainable > 0
 
     @property
     def is_constant(self) -> bool:
-        """Whether nothing in it moves, statistics included."""
+        """Whether nothing in it changes, including the BatchNorm statistics."""
         return not self.trains and self.batch_norm == "frozen"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FreezePlan:
-    """What trains, stage by stage, in the order in which the stages run.
+    """How each stage is trained, in execution order.
 
     Parameters
     ----------
     rows : tuple of StageRow
     only : str
-        Which parameters of the stages that train: ``all``, ``norm``, ``bias``, ``lora``, or a
+        Which parameters of the trained stages: ``all``, ``norm``, ``bias``, ``lora``, or a
         regular expression.
     """
 
@@ -149,32 +151,35 @@ class FreezePlan:
     only: str = "all"
 
     @property
-    def boundary(self) -> str | None:
-        """The last stage up to which nothing moves: the same output in every epoch; or None."""
-        found = None
+    def last_constant_stage(self) -> str | None:
+        """The last stage before the first one that changes, or None.
+
+        Its output is the same in every epoch: this is the split point.
+        """
+        stage = None
         for row in self.rows:
             if not row.is_constant:
                 break
-            found = row.stage
-        return found
+            stage = row.stage
+        return stage
 
     @property
-    def first_moving(self) -> str | None:
-        """The first stage behind the boundary; None when nothing but the head moves."""
+    def first_changing_stage(self) -> str | None:
+        """The first stage that is trained or adapted; None when only the head is trained."""
         return next((row.stage for row in self.rows if not row.is_constant), None)
 
     @property
     def trainable(self) -> int:
-        """Values in the backbone that train."""
+        """Number of trained values in the backbone."""
         return sum(row.trainable for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, for model.json."""
         rows = [{**asdict(row), "trains": row.trains} for row in self.rows]
-        return {"stages": rows, "only": self.only, "boundary": self.boundary}
+        return {"stages": rows, "only": self.only, "boundary": self.last_constant_stage}
 
 
-def plan(
+def plan_freezing(
     backbone: Backbone,
     *,
     train_from: str = "head",
@@ -184,42 +189,43 @@ def plan(
     layer_decay: float = 1.0,
     unfreeze_every: int = 0,
 ) -> FreezePlan:
-    """Decide what trains, as a value; nothing is changed.
+    """Plan which stages and parameters are trained. The backbone is not changed.
 
     Parameters
     ----------
     train_from : str
-        The first stage that trains, by name; ``head`` for none, ``all`` for every stage,
+        The first stage to train, by name; ``head`` for none, ``all`` for every stage,
         ``last:N`` for the last N.
     only : str
         Which parameters of these stages: ``all``; ``norm`` (scales and shifts of the
         normalisation); ``bias``; ``lora`` (see ``headstart.training.adapters``); or a regular
-        expression that is searched in their names, such as ``conv2|layer4.1``.
+        expression that is searched in the parameter names, such as ``conv2|layer4.1``.
     batch_norm : str
-        ``frozen``, ``train`` or ``adapt`` for the stages that train; or for named stages, such
-        as ``layer3=adapt,layer4=train``. Everywhere else it is frozen.
+        ``frozen``, ``train`` or ``adapt`` for the trained stages; or for named stages, such
+        as ``layer3=adapt,layer4=train``. All other stages are ``frozen``.
     learning_rate : float or str
-        Of the last stage; or by stage, such as ``layer3=1e-5,layer4=1e-4``.
+        Learning rate of the last stage; or by stage, such as ``layer3=1e-5,layer4=1e-4``.
     layer_decay : float
-        Each stage before the last learns at this share of the rate of the one behind it, (0, 1].
+        Factor in (0, 1]: the learning rate of a stage is that of the next stage times this.
     unfreeze_every : int
-        Epochs after which one more stage begins to train, from the last to the first (gradual
-        unfreezing); 0 for all at once.
+        Epochs after which one more stage is unfrozen, from the last to the first (gradual
+        unfreezing); 0 to train all from the start.
 
     Raises
     ------
     UnknownNameError
         If there is no such stage or policy.
     UsageError
-        If a value cannot be meant, or no parameter would train.
+        If a value is invalid, or no parameter would be trained.
 
     Examples
     --------
     >>> from headstart.backbones.backbone import load
-    >>> found = plan(load("resnet18", pretrained=False), train_from="last:2", layer_decay=0.5)
-    >>> [(row.stage, row.learning_rate) for row in found.rows if row.trains]
+    >>> backbone = load("resnet18", pretrained=False)
+    >>> plan = plan_freezing(backbone, train_from="last:2", layer_decay=0.5)
+    >>> [(row.stage, row.learning_rate) for row in plan.rows if row.trains]
     [('layer3', 5e-05), ('layer4', 0.0001)]
-    >>> found.boundary
+    >>> plan.last_constant_stage
     'layer2'
 
     Reference
@@ -230,26 +236,26 @@ def plan(
     if not 0 < layer_decay <= 1 or unfreeze_every < 0:
         raise UsageError(
             f"Expected 0 < `layer_decay` <= 1 and `unfreeze_every` >= 0, got {layer_decay} and "
-            f"{unfreeze_every}."
+            f"{unfreeze_every}. Pass --layer-decay 1.0 and --unfreeze-every 0 for the defaults."
         )
     names = [stage.name for stage in backbone.stages]
-    first = _first_trained(train_from, names)
-    training = names[first:]
-    policies = _by_stage("batch_norm", batch_norm, names, training)
+    trained_stages = names[_first_trained_index(train_from, names) :]
+    policies = _parse_by_stage("batch_norm", batch_norm, names, trained_stages)
     for policy in policies.values():
         if policy not in BATCH_NORM_POLICIES:
             raise UnknownNameError("batch_norm", policy, BATCH_NORM_POLICIES)
-    rates = _rates(learning_rate, names, training, layer_decay)
+    rates = _learning_rates(learning_rate, names, trained_stages, layer_decay)
     sizes, counts = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    chosen = _chosen(backbone, only)
+    selected = _select_parameters(backbone, only)
     for name, parameter in backbone.named_parameters():
         stage = backbone.stage_of(name)
         sizes[stage] += parameter.numel()
-        counts[stage] += parameter.numel() * (stage in training and name in chosen)
-    if training and not any(counts.values()):
+        counts[stage] += parameter.numel() * (stage in trained_stages and name in selected)
+    if trained_stages and not any(counts.values()):
         raise UsageError(
-            f"Expected `only` to choose parameters of {', '.join(training)}, got {only!r}, which "
-            "matches none; do look at the names with `backbone.named_parameters()`."
+            f"Expected `only` to match parameters of {', '.join(trained_stages)}, got {only!r}, "
+            "which matches none. List the names with `backbone.named_parameters()`, or pass "
+            "--only all."
         )
     rows = [
         StageRow(
@@ -258,106 +264,124 @@ def plan(
             trainable=counts[name],
             batch_norm=policies.get(name, "frozen"),  # type: ignore[arg-type]
             learning_rate=rates[name] if counts[name] else 0.0,
-            from_epoch=1 + unfreeze_every * (len(names) - 1 - place) if counts[name] else 1,
+            # The last stage starts in epoch 1, the one before it `unfreeze_every` epochs later.
+            from_epoch=1 + unfreeze_every * (len(names) - 1 - index) if counts[name] else 1,
         )
-        for place, name in enumerate(names)
+        for index, name in enumerate(names)
     ]
     return FreezePlan(rows=tuple(rows), only=only)
 
 
-def start_training(backbone: Backbone, what: FreezePlan, *, epoch: int | None = None) -> None:
-    """Put a backbone, in place, into a plan's state; call again after any ``.train()``.
+def start_training(backbone: Backbone, plan: FreezePlan, *, epoch: int | None = None) -> None:
+    """Apply a plan to a backbone, in place. Call it again after any ``.train()``.
 
     Parameters
     ----------
     epoch : int, optional
-        From 1; stages whose turn comes later are constant. By default all turns have come.
+        From 1; stages that a gradual unfreezing starts later stay constant. By default every
+        stage of the plan has started.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    rows = {row.stage: row for row in what.rows}
-    now = {s: r.trains and (epoch is None or r.from_epoch <= epoch) for s, r in rows.items()}
-    constant(backbone)
-    for name, parameter in trained(backbone, what).items():
-        parameter.requires_grad_(now[backbone.stage_of(name)])
+    rows = {row.stage: row for row in plan.rows}
+    trains_now = {
+        stage: row.trains and (epoch is None or row.from_epoch <= epoch)
+        for stage, row in rows.items()
+    }
+    freeze(backbone)
+    for name, parameter in trainable_parameters(backbone, plan).items():
+        parameter.requires_grad_(trains_now[backbone.stage_of(name)])
     for module, stage in _modules_by_stage(backbone):
-        # One by one: a BatchNorm may hold layers of its own, and a parent decides nothing.
+        # Set every module by itself: `.train()` of a parent would also change its BatchNorm layers.
         if isinstance(module, _BatchNorm):
             module.training = rows[stage].batch_norm == "train" and (
-                now[stage] or not rows[stage].trains
+                trains_now[stage] or not rows[stage].trains
             )
         else:
-            module.training = now[stage]
+            module.training = trains_now[stage]
 
 
-def trained(backbone: Backbone, what: FreezePlan) -> dict[str, nn.Parameter]:
-    """Parameters that a plan lets train, sooner or later, by name; live, not copies."""
-    stages, chosen = {row.stage for row in what.rows if row.trains}, _chosen(backbone, what.only)
-    named = backbone.named_parameters()
-    return {n: p for n, p in named if n in chosen and backbone.stage_of(n) in stages}
+def trainable_parameters(backbone: Backbone, plan: FreezePlan) -> dict[str, nn.Parameter]:
+    """Return the parameters that a plan trains in any epoch, by name; not copies."""
+    stages = {row.stage for row in plan.rows if row.trains}
+    selected = _select_parameters(backbone, plan.only)
+    return {
+        name: parameter
+        for name, parameter in backbone.named_parameters()
+        if name in selected and backbone.stage_of(name) in stages
+    }
 
 
-def start_adapting(backbone: Backbone, what: FreezePlan) -> bool:
-    """Let the statistics of ``adapt`` stages gather anew, every batch weighing the same.
+def start_adapting(backbone: Backbone, plan: FreezePlan) -> bool:
+    """Reset the BatchNorm statistics of ``adapt`` stages to the mean over the next batches.
 
     Returns
     -------
     bool
-        Whether there is anything to gather: if so, run all training images through the
-        backbone once and end with ``constant``.
+        Whether there are such statistics: if so, run all training images through the backbone
+        once and then call ``freeze``.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    constant(backbone)
-    adapting = {row.stage for row in what.rows if row.batch_norm == "adapt"}
-    found = False
+    freeze(backbone)
+    adapting = {row.stage for row in plan.rows if row.batch_norm == "adapt"}
+    has_statistics = False
     for module, stage in _modules_by_stage(backbone):
         if isinstance(module, _BatchNorm) and stage in adapting and module.track_running_stats:
             module.reset_running_stats()
-            module.momentum = None  # a cumulative mean
-            module.training = found = True
-    return found
+            module.momentum = None  # a cumulative mean, in which every batch has the same weight
+            module.training = has_statistics = True
+    return has_statistics
 
 
 def _modules_by_stage(backbone: Backbone) -> Iterator[tuple[nn.Module, str]]:
-    """Modules that lie in one stage: by what they hold, or, as dropout, by what is around them."""
-    holds: dict[str, set[str]] = {}
+    """Yield the modules that belong to exactly one stage, each with that stage.
+
+    A module without tensors, such as dropout, belongs to the stage of its parent.
+    """
+    stages_at: dict[str, set[str]] = {}
     for name in backbone.state_dict():
         if (stage := backbone.find_stage(name)) is not None:
             for path in accumulate(name.split("."), "{}.{}".format):
-                holds.setdefault(path, set()).add(stage)
-    for path, module in backbone.named_modules():  # the outer one before its inner ones
-        if path and path not in holds:
-            holds[path] = holds.get(path.rpartition(".")[0], set())
-            if len(holds[path]) != 1 and (stage := backbone.find_stage(f"{path}.weight")):
-                holds[path] = {stage}  # a step of its own
-        if len(stages := holds.get(path, set())) == 1:
+                stages_at.setdefault(path, set()).add(stage)
+    for path, module in backbone.named_modules():  # parents come before their children
+        if path and path not in stages_at:
+            stages_at[path] = stages_at.get(path.rpartition(".")[0], set())
+            if len(stages_at[path]) != 1 and (stage := backbone.find_stage(f"{path}.weight")):
+                stages_at[path] = {stage}  # its parent spans stages, but it is itself a step of one
+        if len(stages := stages_at.get(path, set())) == 1:
             yield module, next(iter(stages))
 
 
-def _chosen(backbone: Backbone, only: str) -> set[str]:
-    """Names of the parameters that a selection means, in whatever stage."""
+def _select_parameters(backbone: Backbone, only: str) -> set[str]:
+    """Return the names of the parameters that ``only`` selects, in all stages."""
     names = [name for name, _ in backbone.named_parameters()]
     if only == "all":
         return set(names)
     if only == "bias":
         return {name for name in names if name.endswith(".bias")}
     if only == "norm":
-        norms = {path for path, m in backbone.named_modules() if "Norm" in type(m).__name__}
+        norms = {
+            path for path, module in backbone.named_modules() if "Norm" in type(module).__name__
+        }
         return {name for name in names if name.rpartition(".")[0] in norms}
     if only == "lora":
-        return {n for n in names if ".parametrizations." in n and not n.endswith(".original")}
+        return {
+            name
+            for name in names
+            if ".parametrizations." in name and not name.endswith(".original")
+        }
     try:
-        wanted = re.compile(only)
+        pattern = re.compile(only)
     except re.error as error:
         raise UsageError(
-            f"Expected `only` to be all, norm, bias, lora or a regular expression, got {only!r}: "
-            f"{error}."
+            f"Expected `only` to be all, norm, bias, lora or a regular expression, got {only!r} "
+            f"({error}). Correct the expression, or pass --only all."
         ) from error
-    return {name for name in names if wanted.search(name.removeprefix("trunk."))}
+    return {name for name in names if pattern.search(name.removeprefix("trunk."))}
 
 
-def _first_trained(train_from: str, names: list[str]) -> int:
+def _first_trained_index(train_from: str, names: list[str]) -> int:
     if train_from in {"head", "all"}:
         return len(names) if train_from == "head" else 0
     if train_from.startswith("last:"):
@@ -365,7 +389,8 @@ def _first_trained(train_from: str, names: list[str]) -> int:
         if not count.isdigit() or not 1 <= int(count) <= len(names):
             raise UsageError(
                 f"Expected `train_from` as last:N with N from 1 to {len(names)}, got "
-                f"{train_from!r}; the stages are {', '.join(names)}."
+                f"{train_from!r}. Pass --train-from last:1, or one of the stages "
+                f"{', '.join(names)}."
             )
         return len(names) - int(count)
     if train_from not in names:
@@ -373,35 +398,41 @@ def _first_trained(train_from: str, names: list[str]) -> int:
     return names.index(train_from)
 
 
-def _by_stage(argument: str, text: str, names: list[str], trained: list[str]) -> dict[str, str]:
-    """One value for all stages that train, or ``stage=value`` pairs for named ones."""
+def _parse_by_stage(
+    option: str, text: str, names: list[str], trained_stages: list[str]
+) -> dict[str, str]:
+    """Parse one value for all trained stages, or ``stage=value`` pairs for named stages."""
     if "=" not in text:
-        return dict.fromkeys(trained, text)
+        return dict.fromkeys(trained_stages, text)
     pairs = [pair.partition("=") for pair in text.split(",")]
-    found = {stage.strip(): value.strip() for stage, _, value in pairs}
-    for stage in found:
+    values = {stage.strip(): value.strip() for stage, _, value in pairs}
+    for stage in values:
         if stage not in names:
-            raise UnknownNameError(argument, stage, names)
-    return found
+            raise UnknownNameError(option, stage, names)
+    return values
 
 
-def _rates(
-    learning_rate: float | str, names: list[str], trained: list[str], decay: float
+def _learning_rates(
+    learning_rate: float | str, names: list[str], trained_stages: list[str], decay: float
 ) -> dict[str, float]:
-    pairs = _by_stage("learning_rate", str(learning_rate), names, trained)
+    """Parse the learning rate of each trained stage, and apply the layer decay."""
+    texts = _parse_by_stage("learning_rate", str(learning_rate), names, trained_stages)
     try:
-        given = {stage: float(value) for stage, value in pairs.items()}
+        rates = {stage: float(value) for stage, value in texts.items()}
     except ValueError as error:
         raise UsageError(
-            f"Expected `learning_rate` to be a number or stage=number pairs, got {learning_rate!r}."
+            "Expected `learning_rate` to be a number or stage=number pairs, got "
+            f"{learning_rate!r}. Pass --learning-rate 1e-4, or --learning-rate "
+            f"{names[-1]}=1e-4."
         ) from error
-    missing = [stage for stage in trained if stage not in given]
-    if missing or not all(0 < rate < math.inf for rate in given.values()):
+    missing = [stage for stage in trained_stages if stage not in rates]
+    if missing or not all(0 < rate < math.inf for rate in rates.values()):
         raise UsageError(
-            f"Expected a `learning_rate` above 0 for every stage that trains, got {learning_rate!r}"
+            f"Expected a `learning_rate` above 0 for every trained stage, got {learning_rate!r}"
             + (f" without {', '.join(missing)}" if missing else "")
-            + "."
+            + ". Pass one positive number, or stage=number for every trained stage."
         )
     if "=" in str(learning_rate):
-        return given
-    return {n: given[n] * decay ** (len(names) - 1 - names.index(n)) for n in given}
+        return rates
+    distance = {name: len(names) - 1 - index for index, name in enumerate(names)}
+    return {stage: rate * decay ** distance[stage] for stage, rate in rates.items()}

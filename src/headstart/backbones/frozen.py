@@ -1,4 +1,4 @@
-"""A backbone as parameters: what it is, its weights, and, once needed, the module."""
+"""Frozen backbone: specification, weights and, when needed, the module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.freezing import constant, fingerprint
+from headstart.backbones.freezing import fingerprint, freeze
 from headstart.backbones.spec import BackboneSpec
 from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.cache import key
@@ -28,10 +28,10 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrozenBackbone:
-    """A frozen backbone: what it is, its parameters, and, once needed, the module.
+    """A backbone with fixed weights. Its module is built at the first use.
 
-    A run whose features are all kept never builds the network: the identity follows from the
-    parameters alone.
+    A run whose features are all in the cache never builds the network: ``identity``, which the
+    cache keys contain, is computed from the parameters alone.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class FrozenBackbone:
     state : mapping of str to torch.Tensor
         Parameters and running statistics, by their names in the backbone.
     origin : mapping of str to str
-        Where the weights came from and the file's SHA-256, for the record.
+        Where the weights come from and the SHA-256 of the file, for the model's record.
     """
 
     spec: BackboneSpec
@@ -48,25 +48,25 @@ class FrozenBackbone:
 
     @classmethod
     def open(cls, name: str, *, offline: bool | None = None) -> FrozenBackbone:
-        """Find and read the weights of a backbone by name; nothing is built yet.
+        """Find and read the weights of a backbone by name. The network is not built.
 
         Raises
         ------
         UnknownNameError
             If there is no such backbone.
         WeightsNotFoundError
-            If its weights are nowhere to be had.
+            If its weights are neither on disk nor downloadable.
         WeightsMismatchError
-            If they are damaged or of another network.
+            If they are damaged or belong to another network.
         """
         spec = resolve(name, offline=offline)
         return cls.read(spec, locate(spec, offline=offline))
 
     @classmethod
     def read(cls, spec: BackboneSpec, weights: WeightsFile) -> FrozenBackbone:
-        """Read weights that have been located, so that a run can fail early without them."""
+        """Read weights that ``locate`` has found."""
         origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
-        return cls(spec=spec, state=_kept(spec, read_state(weights, spec)), origin=origin)
+        return cls(spec=spec, state=_used_tensors(spec, read_state(weights, spec)), origin=origin)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,7 +75,7 @@ class FrozenBackbone:
 
     @cached_property
     def identity(self) -> bytes:
-        """Everything that the pooled features depend on, engine and images aside."""
+        """Cache key of everything that the pooled features depend on, except engine and image."""
         return key(
             "pooled",
             self.spec.architecture,
@@ -87,70 +87,71 @@ class FrozenBackbone:
 
     @cached_property
     def module(self) -> Backbone:
-        """The module, constant; built at the first use."""
-        from headstart.backbones.backbone import assemble
+        """The frozen module, built at the first use."""
+        from headstart.backbones.backbone import build_from_state
 
-        return constant(assemble(self.spec, self.state))
+        return freeze(build_from_state(self.spec, self.state))
 
     def copy(self) -> Backbone:
-        """Build a module with tensors of its own, to be trained."""
-        from headstart.backbones.backbone import assemble
+        """Build a module with copies of the tensors, for training."""
+        from headstart.backbones.backbone import build_from_state
 
-        return assemble(self.spec, {name: t.clone() for name, t in self.state.items()})
+        return build_from_state(self.spec, {name: t.clone() for name, t in self.state.items()})
 
     def on_canvas(self, canvas: tuple[int, int]) -> FrozenBackbone:
-        """Return this backbone reading whole images, (height, width) pixels."""
+        """Return this backbone with uncropped images of (height, width) pixels as its input."""
         preprocess = replace(self.spec.preprocess, canvas=canvas)
         return replace(self, spec=replace(self.spec, preprocess=preprocess))
 
     def until(self, stage: str) -> FrozenBackbone:
-        """Return the backbone that ends behind a stage and is pooled by the mean over places.
+        """Return the backbone that ends with ``stage``, pooled by the spatial mean.
 
         Raises
         ------
         UnknownNameError, UsageError
-            If there is no such stage, or none behind it.
+            If there is no such stage, or it is the last one.
 
         Examples
         --------
         >>> FrozenBackbone.open("embedded/efficientnet_lite0").until("stage6").width
         192
         """
-        if stage not in self._ends:
-            spec = self.spec.ending(stage)
-            self._ends[stage] = replace(self, spec=spec, state=_kept(spec, self.state))
-        return self._ends[stage]
+        if stage not in self._truncated:
+            spec = self.spec.ending_at(stage)
+            self._truncated[stage] = replace(self, spec=spec, state=_used_tensors(spec, self.state))
+        return self._truncated[stage]
 
     @cached_property
-    def _ends(self) -> dict[str, FrozenBackbone]:
-        """Each made once: its fingerprint is a hash of all its values."""
+    def _truncated(self) -> dict[str, FrozenBackbone]:
+        # One object for each stage, because it caches its fingerprint, a hash of all values.
         return {}
 
-    def tuned(self, state: Mapping[str, Tensor]) -> FrozenBackbone:
-        """Return this backbone with other values; the original classifier stays as it was.
+    def with_parameters(self, state: Mapping[str, Tensor]) -> FrozenBackbone:
+        """Return this backbone with other values.
 
         Parameters
         ----------
         state : mapping of str to torch.Tensor
-            By the same names; what is absent stays.
+            New values by the same names. Tensors that are missing here, such as those of the
+            original classifier, are not changed.
         """
         return replace(self, state={**self.state, **state})
 
     def classifier(
-        self, given: Mapping[str, Tensor] | None = None
+        self, head_state: Mapping[str, Tensor] | None = None
     ) -> tuple[tuple[Array, Array] | None, str]:
         """Read the linear classifier that the backbone was published with.
 
         Parameters
         ----------
-        given : mapping of str to torch.Tensor, optional
+        head_state : mapping of str to torch.Tensor, optional
             Its tensors by the library's names; by default those among the weights.
 
         Returns
         -------
         pair of array or None, str
             Weight, shape (n_classes, width), and bias, shape (n_classes,), with an empty
-            string; or None, with the reason in words, as a sentence without its full stop.
+            string; or None, with the reason as a sentence without its full stop.
 
         Examples
         --------
@@ -162,30 +163,40 @@ class FrozenBackbone:
         >>> backbone = FrozenBackbone(spec=spec, state=state, origin={})
         >>> backbone.classifier()
         (None, 'The weights hold no original classifier')
-        >>> found, _ = backbone.classifier({"fc.weight": torch.ones(10, 96)})
-        >>> [one.shape for one in found]
+        >>> (weight, bias), _ = backbone.classifier({"fc.weight": torch.ones(10, 96)})
+        >>> [weight.shape, bias.shape]
         [(10, 96), (10,)]
         """
         if self.spec.until:
             return None, "The backbone ends before the original classifier"
         backbone = self.module
-        tensors = {k: self.state[k] for k in backbone.head_keys} if given is None else dict(given)
-        # A second classifier half-way up helps training only.
-        tensors = {k: v for k, v in tensors.items() if not k.lower().startswith("aux")}
+        if head_state is None:
+            head_state = {name: self.state[name] for name in backbone.head_keys}
+        # The auxiliary classifier of Inception is only used in training.
+        tensors = {
+            name: tensor
+            for name, tensor in head_state.items()
+            if not name.lower().startswith("aux")
+        }
         if not tensors:
             return None, "The weights hold no original classifier"
-        weights = [v for k, v in tensors.items() if k.endswith("weight")]
-        biases = [v for k, v in tensors.items() if k.endswith("bias")]
-        named = len(tensors) == len(weights) + len(biases)
-        plain = named and len(weights) == 1 and len(biases) <= 1
-        if not plain or weights[0].ndim != 2 or weights[0].shape[1] != backbone.width:
+        weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+        biases = [tensor for name, tensor in tensors.items() if name.endswith("bias")]
+        has_other_tensors = len(tensors) != len(weights) + len(biases)
+        is_one_layer = not has_other_tensors and len(weights) == 1 and len(biases) <= 1
+        if not is_one_layer or weights[0].ndim != 2 or weights[0].shape[1] != backbone.width:
             reason = "The original classifier is more than one linear layer on the pooled features"
             return None, reason
-        weight, *bias = (t.detach().float().cpu().numpy() for t in (*weights, *biases))
-        return (weight, bias[0] if bias else np.zeros(len(weight), dtype=np.float32)), ""
+        weight = weights[0].detach().float().cpu().numpy()
+        if not biases:
+            return (weight, np.zeros(len(weight), dtype=np.float32)), ""
+        return (weight, biases[0].detach().float().cpu().numpy()), ""
 
     def shape_at(self, stop: str | None) -> tuple[int, ...]:
-        """Shape of one image's values behind a stage, channels last; pooled for None."""
+        """Return the shape of a stage's output for one image, channels last.
+
+        None stands for the pooled features.
+        """
         import torch
 
         if stop is None:
@@ -196,17 +207,17 @@ class FrozenBackbone:
         return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
     def shapes_at(self, taps: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Shapes of one image's maps behind several stages in order, channels last."""
+        """Return the shapes of several stages' maps for one image, channels last."""
         import torch
 
         with torch.inference_mode():
             x = torch.zeros(1, 3, *self.spec.preprocess.shape)
             maps = self.module.maps(x, taps)
-        return tuple((*one.shape[2:], one.shape[1]) for one in maps)
+        return tuple((*stage_map.shape[2:], stage_map.shape[1]) for stage_map in maps)
 
     @property
     def parameters(self) -> int:
-        """Number of values in the weights' file, the original classifier included."""
+        """Number of values in the weights file, including the original classifier."""
         return sum(tensor.numel() for tensor in self.state.values())
 
     @property
@@ -215,9 +226,9 @@ class FrozenBackbone:
         return self.spec.width or self.module.width
 
 
-def _kept(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if not spec.until:  # nothing has to be built, which takes a while
+def _used_tensors(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not spec.until:  # all tensors are used, and nothing has to be built to know that
         return state
-    from headstart.backbones.backbone import kept
+    from headstart.backbones.backbone import drop_unused_tensors
 
-    return kept(spec, state)
+    return drop_unused_tensors(spec, state)

@@ -1,4 +1,4 @@
-"""What a backbone is, before anything of it is loaded."""
+"""Specification of a backbone: all that is known before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Option = str | int | float | bool
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of a backbone that can be run, cut and trained on its own.
+    """A part of a backbone that can be run and trained on its own.
 
     Parameters
     ----------
     name : str
     channels : int
-        Of what the stage gives: maps (n, channels, h, w), or tokens (n, tokens, channels).
+        Of the stage's output: maps (n, channels, h, w), or tokens (n, tokens, channels).
     stride : int
-        Pixels of the image for one place of the map, or for one token's patch.
+        Pixels of the image per position of the map, or per token.
     """
 
     name: str
@@ -37,55 +37,55 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """One backbone with its weights, by name: all that can be said without loading it.
+    """Specification of one backbone and its weights.
 
     Parameters
     ----------
     name : str
-        As it can be given to ``resolve`` again, such as ``"torchvision/resnet18"``.
+        A name that ``resolve`` accepts, such as ``"torchvision/resnet18"``.
     source : {"embedded", "torchvision", "timm", "hf", "file"}
-        Where the weights come from.
+        Origin of the weights.
     architecture : str
         Library and name of the network, such as ``"timm/tf_efficientnet_lite0"``.
     preprocess : Preprocess
-        What the weights expect of an image.
+        Preprocessing of an image for these weights.
     file : str
-        Name of the weights' file; a path when ``source`` is ``"file"``; empty when no weights
-        are published.
+        Name of the weights file; a path if ``source`` is ``"file"``; empty if no weights are
+        published.
     sha256 : str
-        Of that file, in full or its first digits; empty when not known before download.
+        Of that file, in full or the first digits; empty if unknown before the download.
     repo, revision : str
-        Repository on the Hugging Face hub, when that is where the file is.
+        Repository on the Hugging Face hub, if the file is there.
     url : str
-        Address of the file, when it is neither in a repository nor known to torchvision.
+        Address of the file, if it is neither in a repository nor known to torchvision.
     tag : str
-        Which of the architecture's published weights.
+        Name of the weights, for an architecture with several.
     data : str
-        What the weights were trained on, where known.
+        Dataset that the weights were trained on, if known.
     licence : str
-        Of the weights, as stated by who published them; empty when not stated.
+        Licence of the weights, as their publisher states it; empty if not stated.
     megabytes : float
-        Size of the file; 0 when not known.
+        Size of the file; 0 if unknown.
     stages : tuple of Stage
-        Where known without building the network; else empty.
+        Empty if unknown before the network is built.
     width : int
-        Of the pooled features; 0 when not known without building the network.
+        Number of pooled features; 0 if unknown before the network is built.
     model_options : tuple of (str, value) pairs
-        Given to the library when the network is built, such as ``("pad_type", "same")``.
+        Arguments for the library that builds the network, such as ``("pad_type", "same")``.
     until : str
-        The last stage that is part of it, pooled by the mean over places; empty for all of the
-        network, pooled as it was published.
+        Last stage of the backbone, whose output is pooled by the spatial mean; empty for the
+        complete network with its own pooling.
 
     Examples
     --------
-    >>> expects = Preprocess(
+    >>> preprocess = Preprocess(
     ...     resize=256, crop=224, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
     ... )
     >>> spec = BackboneSpec(
     ...     name="file:w.pth@timm/resnet18",
     ...     source="file",
     ...     architecture="timm/resnet18",
-    ...     preprocess=expects,
+    ...     preprocess=preprocess,
     ... )
     >>> BackboneSpec.from_dict(spec.as_dict()) == spec
     True
@@ -109,39 +109,41 @@ class BackboneSpec:
     model_options: tuple[tuple[str, Option], ...] = ()
     until: str = ""
 
-    def ending(self, stage: str) -> Self:
-        """Return the backbone that ends behind a stage.
+    def ending_at(self, stage: str) -> Self:
+        """Return the specification of the backbone that ends with ``stage``.
 
         Raises
         ------
         UnknownNameError
-            If its stages are known, and this is none of them.
+            If the stages are known and this is not one of them.
 
         Examples
         --------
         >>> from headstart.backbones.catalog import resolve
-        >>> resolve("resnet18").ending("layer3").name, resolve("resnet18?until=layer3").width
+        >>> resolve("resnet18").ending_at("layer3").name, resolve("resnet18?until=layer3").width
         ('torchvision/resnet18?until=layer3', 256)
         """
-        names = [known.name for known in self.stages]
+        names = [stage.name for stage in self.stages]
         if names and stage not in names:
             raise UnknownNameError("stage", stage, names)
-        kept = self.stages[: names.index(stage) + 1] if names else ()
-        file, at, rest = self.name.rpartition("@")
-        plain, _, query = rest.partition("?")
-        others = [one for one in query.split("&") if one and not one.startswith("until=")]
+        stages = self.stages[: names.index(stage) + 1] if names else ()
+        file, at, rest = self.name.rpartition("@")  # a path may contain question marks
+        model, _, query = rest.partition("?")
+        options = [
+            option for option in query.split("&") if option and not option.startswith("until=")
+        ]
         return replace(
             self,
-            name=f"{file}{at}{plain}?{'&'.join([*others, f'until={stage}'])}",
-            stages=kept,
-            width=kept[-1].channels if kept else 0,
+            name=f"{file}{at}{model}?{'&'.join([*options, f'until={stage}'])}",
+            stages=stages,
+            width=stages[-1].channels if stages else 0,
             until=stage,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+        """Return a dictionary that JSON can store."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if not self.until:  # models of whole networks are read by earlier releases too
+        if not self.until:  # earlier releases, which do not know `until`, can read such models
             del values["until"]
         return values | {
             "preprocess": self.preprocess.as_dict(),
@@ -151,12 +153,12 @@ class BackboneSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read what ``as_dict`` wrote.
+        """Read the dictionary of ``as_dict``.
 
         Raises
         ------
         UsageError
-            If a value is missing, unknown or cannot be meant.
+            If a value is missing, unknown or invalid.
         """
         try:
             stages = tuple(
@@ -173,19 +175,21 @@ class BackboneSpec:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(
-                f"Expected a backbone's description, got one that is damaged ({error})."
+                "Expected a complete description of a backbone, got a damaged one "
+                f"({type(error).__name__}: {error}). Copy the model folder again, or train the "
+                "model again."
             ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A file of weights that is on this machine.
+    """A local weights file.
 
     Parameters
     ----------
     path : Path
     sha256 : str
-        Of the whole file, computed when it was found.
+        Of the whole file, computed when the file was located.
     origin : {"path", "cache", "mirror", "hub", "package"}
     """
 

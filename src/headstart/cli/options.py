@@ -1,4 +1,7 @@
-"""What the commands take: arguments and flags; those of the methods are read off the methods."""
+"""Arguments and flags of the commands.
+
+The flags of ``fit`` for methods are derived from the fields of the method classes.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ __all__ = [
     "ModelFolder",
     "NoCache",
     "Offline",
+    "OutputFormat",
     "RequireLead",
     "Resume",
     "RunFolder",
@@ -41,87 +45,109 @@ __all__ = [
     "Source",
     "Task",
     "TestFraction",
+    "TileSize",
     "Track",
-    "in_seconds",
-    "listed",
-    "opened_cache",
-    "policy_of",
-    "racing",
+    "open_cache",
+    "parse_backbones",
+    "parse_bad_files",
+    "parse_duration",
+    "parse_names",
 ]
 
 Source = Annotated[
     str,
     typer.Argument(
-        help="Class folders, a CSV or Parquet manifest, images with boxes (COCO, VOC, YOLO) or "
-        "masks, or demo:<name>."
+        help="Dataset: a folder with one subfolder per class, a CSV or Parquet table, images with "
+        "boxes (COCO, VOC, YOLO) or masks, or demo:<name>."
     ),
 ]
 Task = Annotated[
     str,
     typer.Option(
-        help="What is learned: classification, detection or segmentation; auto is what the data "
-        "say, anything else is held against them."
+        help="classification, detection, segmentation or auto (detected from the data). It is an "
+        "error if the data do not match."
     ),
 ]
 MethodName = Annotated[
     str | None,
     typer.Option(
-        help="How to learn: auto races the ways on held-out training images (the default for "
-        "classes); linear-probe, finetune (the default for boxes and masks) or scratch."
+        help="auto (compares candidates on held-out training images; the default for "
+        "classification), linear-probe, finetune (the default for boxes and masks) or scratch."
     ),
 ]
-RunFolder = Annotated[Path | None, typer.Option(help="Folder to write; default runs/<name>.")]
+RunFolder = Annotated[Path | None, typer.Option(help="Output folder. Default: runs/<name>.")]
 Backbone = Annotated[
-    str, typer.Option(help="What the images are seen with; see `headstart backbones`.")
+    str, typer.Option(help="Pretrained backbone; `headstart backbones` lists them.")
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Take up a training of this command that was stopped.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a training that was stopped.")]
 RequireLead = Annotated[
-    bool, typer.Option("--require-lead", help="Exit with 4 unless every baseline is beaten.")
+    bool,
+    typer.Option(
+        "--require-lead",
+        help="Exit with code 4 unless the model is significantly better than every baseline.",
+    ),
 ]
 Budget = Annotated[
     str,
     typer.Option(
-        help="Time for the race and the training of its winner, as in 90s, 10m or 1h; 0 for linear "
-        "probes alone."
+        help="Time for comparing candidates and training the chosen one: 90s, 10m, 1h. 0: linear "
+        "probes only."
     ),
 ]
 Backbones = Annotated[
     str,
     typer.Option(
-        help="With commas between: they race, and the first is kept unless another is better."
+        help="Several backbones, separated by commas. The first is used unless another is "
+        "significantly better."
     ),
 ]
 HeadName = Annotated[
     str,
     typer.Option(
-        help="For boxes: faster-rcnn, retinanet, fcos, ssdlite; for masks: unet, unetplusplus, "
-        "deeplabv3plus, fpn, deeplabv3; auto is the first. With options as in "
-        "faster-rcnn?channels=64; or published with its backbone, such as "
-        "torchvision/fasterrcnn_resnet50_fpn."
+        help="Boxes: faster-rcnn, retinanet, fcos, ssdlite. Masks: unet, unetplusplus, "
+        "deeplabv3plus, fpn, deeplabv3. auto is the first. Options follow a question mark: "
+        "faster-rcnn?channels=64. A pretrained detector: torchvision/fasterrcnn_resnet50_fpn."
     ),
 ]
 Size = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Longer side, in pixels, at which boxes and masks are learned, rounded up to a "
-        "multiple of 32; 0 is 320.",
+        help="For boxes and masks: longer side of the input in pixels, rounded up to a multiple of "
+        "32. 0: 320.",
     ),
 ]
-ModelFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/photos.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+OutputFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="Output format: table, json or csv; for boxes also coco, yolo, overlay; for masks "
+        "also masks, overlay. Formats other than table, json and csv always write files.",
+    ),
+]
+TileSize = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="For masks: process large images in overlapping windows of this side, in pixels. "
+        "0: the whole image at once.",
+    ),
+]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder of a saved model, such as runs/photos.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 GroupBy = Annotated[
     str | None,
-    typer.Option(help="Column or regular expression that names each image's group (a patient)."),
+    typer.Option(
+        help="Column or regular expression that gives the group of each image, such as a patient. "
+        "Images of one group stay in one split."
+    ),
 ]
-BadFiles = Annotated[
-    str, typer.Option(help="Files that cannot be decoded: error refuses, skip leaves them out.")
-]
+BadFiles = Annotated[str, typer.Option(help="Files that cannot be decoded: error (stop) or skip.")]
 AllowOverlap = Annotated[
     bool,
-    typer.Option("--allow-overlap", help="Go on although an image is learned from and tested on."),
+    typer.Option(
+        "--allow-overlap", help="Allow images that are in both the training and the test set."
+    ),
 ]
 Engine = Annotated[
     str,
@@ -130,51 +156,52 @@ Engine = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Compute everything anew and keep nothing.")
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not read or write the cache.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Seed of the split, the folds, the training and the bootstrap.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Decides the split, the folds and the bootstrap.")]
 TestFraction = Annotated[
-    float, typer.Option(help="Share of the images to test on, where the data bring no split.")
+    float, typer.Option(help="Fraction of test images, if the data have no split of their own.")
 ]
 MaxRisk = Annotated[
     float | None,
     typer.Option(
-        help="Share of the answers that may be wrong, such as 0.02: the model abstains where it is "
-        "not sure enough."
+        help="Maximum share of wrong predictions, such as 0.02. The model abstains where it is not "
+        "confident enough."
     ),
 ]
 Track = Annotated[
     str,
     typer.Option(
-        help="Tell the run's numbers to tensorboard, mlflow, or both with a comma; log.jsonl is "
-        "always written."
+        help="Log to tensorboard, mlflow, or both, separated by a comma. log.jsonl is always "
+        "written."
     ),
 ]
 Offline = Annotated[
-    bool | None, typer.Option("--offline", help="Open no socket (or set HEADSTART_OFFLINE=1).")
+    bool | None,
+    typer.Option("--offline", help="Never use the network. Same as HEADSTART_OFFLINE=1."),
 ]
 
 
 @contextmanager
-def opened_cache(throwaway: bool) -> Iterator[Cache]:
-    """The user's cache, or one that is gone afterwards."""
+def open_cache(temporary: bool) -> Iterator[Cache]:
+    """Open the user's cache, or an empty one that is deleted afterwards."""
     from headstart.cache import Cache
 
-    if not throwaway:
+    if not temporary:
         yield Cache()
         return
     with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as cache:
         yield cache
 
 
-def policy_of(bad_files: str) -> Literal["error", "skip"]:
-    """What to do with files that cannot be decoded, by its name.
+def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:
+    """Check the value of ``--bad-files``.
 
     Raises
     ------
     UnknownNameError
-        If there is none of that name.
+        If it is neither ``error`` nor ``skip``.
     """
     from headstart.errors import UnknownNameError
 
@@ -184,17 +211,17 @@ def policy_of(bad_files: str) -> Literal["error", "skip"]:
     raise UnknownNameError("bad-files", bad_files, ["error", "skip"])
 
 
-def in_seconds(text: str) -> float:
-    """Read a time as it is typed.
+def parse_duration(text: str) -> float:
+    """Convert a duration such as ``10m`` to seconds.
 
     Raises
     ------
     UsageError
-        If it is none.
+        If it is not a duration.
 
     Examples
     --------
-    >>> [in_seconds(text) for text in ("90s", "10m", "1.5h", "0")]
+    >>> [parse_duration(text) for text in ("90s", "10m", "1.5h", "0")]
     [90.0, 600.0, 5400.0, 0.0]
     """
     from headstart.errors import UsageError
@@ -205,40 +232,42 @@ def in_seconds(text: str) -> float:
     except ValueError:
         seconds = float("nan")
     if not 0 <= seconds < float("inf"):
-        raise UsageError(f"Expected a time such as 90s, 10m or 1h, got {text!r}; do write one.")
+        raise UsageError(
+            f"--budget must be a duration such as 90s, 10m or 1h, got {text!r}. Write --budget 10m."
+        )
     return seconds
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """Names with commas between; a number after one belongs to the options of the name before.
+def parse_names(text: str) -> tuple[str, ...]:
+    """Split names at commas; a number after a comma belongs to the options of the name before it.
 
     Examples
     --------
-    >>> listed("resnet18?mean=0.5,0.5,0.5&std=0.2, vgg16")
+    >>> parse_names("resnet18?mean=0.5,0.5,0.5&std=0.2, vgg16")
     ('resnet18?mean=0.5,0.5,0.5&std=0.2', 'vgg16')
     """
-    found: list[str] = []
+    names: list[str] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        if found and "?" in found[-1] and _is_number(part.partition("&")[0]):
-            found[-1] += f",{part}"
+        if names and "?" in names[-1] and _is_number(part.partition("&")[0]):
+            names[-1] += f",{part}"
         else:
-            found.append(part)
-    return tuple(found)
+            names.append(part)
+    return tuple(names)
 
 
-def racing(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
-    """The backbone of a run, and others that race against it.
+def parse_backbones(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
+    """Return the first backbone of a run and its rivals, from the two flags.
 
     Raises
     ------
     UsageError
-        If both flags name some.
+        If both flags are set.
 
     Examples
     --------
-    >>> racing("resnet18", "")
+    >>> parse_backbones("resnet18", "")
     ('resnet18', ())
-    >>> racing("embedded/efficientnet_lite0", "vgg16,resnet18")
+    >>> parse_backbones("embedded/efficientnet_lite0", "vgg16,resnet18")
     ('vgg16', ('resnet18',))
     """
     from headstart.errors import UsageError
@@ -248,10 +277,10 @@ def racing(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
         return backbone, ()
     if backbone != DEFAULT_BACKBONE:
         raise UsageError(
-            f"Expected --backbone or --backbones, got both; do write --backbones "
-            f"{backbone},{backbones}."
+            f"--backbone and --backbones are both set, to {backbone} and {backbones}. Pass "
+            f"--backbones {backbone},{backbones}."
         )
-    first, *rivals = listed(backbones) or (backbone,)
+    first, *rivals = parse_names(backbones) or (backbone,)
     return first, tuple(rivals)
 
 
@@ -264,26 +293,29 @@ def _is_number(text: str) -> bool:
 
 
 class FitCommand(TyperCommand):
-    """``fit`` with the flags of all methods, which are read when the command is chosen."""
+    """``fit`` with the flags of all methods.
+
+    They are read only when the command runs, because this imports the methods.
+    """
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Put the methods' flags behind those of the run."""
-        *own, last = super().get_params(ctx)  # the last one is --help
-        return [*own, last, *_method_options()]
+        """Append the flags of the methods to those of the run."""
+        return [*super().get_params(ctx), *_method_options()]
 
     def invoke(self, ctx: Any) -> Any:
-        """Hand the methods' flags over as one mapping: the context's object."""
+        """Pass the flags of the methods as one mapping: the context's object."""
         names = {option.name for option in _method_options()}
         ctx.obj = {name: value for name, value in ctx.params.items() if name in names}
         ctx.params = {name: value for name, value in ctx.params.items() if name not in names}
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Show the flags under headings."""
+        """Print the flags under a heading for each method."""
         groups: dict[str, list[Any]] = {}
         for param in self.get_params(ctx):
             is_option = param.param_type_name == "option"
-            title = (param.rich_help_panel or "Options") if is_option else "Arguments"
+            panel = getattr(param, "rich_help_panel", None)  # click's own --help has none
+            title = (panel or "Options") if is_option else "Arguments"
             if (record := param.get_help_record(ctx)) is not None:
                 groups.setdefault(title, []).append(record)
         for title, records in groups.items():
@@ -293,10 +325,10 @@ class FitCommand(TyperCommand):
 
 @cache
 def _method_options() -> tuple[Any, ...]:
-    """Options for the parser, through typer's own door: a function with a signature."""
+    """Create the parser's options from a function signature, as typer requires."""
     from headstart.methods.flags import flags
 
-    found = []
+    parameters = []
     for flag in flags():
         is_switch = flag.kind == "switch"
         option = typer.Option(
@@ -305,13 +337,15 @@ def _method_options() -> tuple[Any, ...]:
             metavar=None if is_switch else "|".join(flag.choices) or f"<{flag.kind}>",
             rich_help_panel=flag.group,
         )
-        kind: Any = Annotated[(bool if is_switch else str) | None, option]
-        found.append(Parameter(flag.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+        annotation: Any = Annotated[(bool if is_switch else str) | None, option]
+        parameters.append(
+            Parameter(flag.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        )
 
-    def takes(**_: Any) -> None: ...
+    def command(**_: Any) -> None: ...
 
-    takes.__signature__ = Signature(found)  # type: ignore[attr-defined]
-    takes.__annotations__ = {one.name: one.annotation for one in found}
-    made = typer.Typer(rich_markup_mode=None, add_completion=False)
-    made.command()(takes)
-    return tuple(typer.main.get_command(made).params)
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    method_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    method_app.command()(command)
+    return tuple(typer.main.get_command(method_app).params)

@@ -1,7 +1,7 @@
-"""What an image shows beyond a class: boxes around objects, or a class for every pixel.
+"""Samples, targets (classes, boxes, masks) and the `Dataset` that contains them.
 
-Coordinates are pixels of the image as it is shown, after its EXIF rotation: x to the right, y
-downwards, the corner of the first pixel is (0, 0).
+Coordinates of boxes are pixels of the upright image, after its EXIF rotation: x to the right, y
+downwards; the top left corner of the first pixel is (0, 0).
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ __all__ = [
 ]
 
 IGNORED = 255
-"""In a decoded mask: a pixel that no class is claimed for; it is neither learned nor judged."""
+"""In a decoded mask: a pixel without a class, ignored in training and evaluation."""
 
 Code = int | tuple[int, int, int]
-"""How a mask file writes a class: a grey value (or palette index), or a colour."""
+"""Value of a class in a mask file: a grey value, a palette index or a colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boxes:
-    """Objects in an image; none is a valid answer.
+    """Objects in an image; an image may have none.
 
     Parameters
     ----------
     corners : tuple of (float, float, float, float)
         Left, top, right, bottom of every object.
     labels : tuple of str
-        Its class, one for each.
+        Class of every object.
     hard : tuple of bool
-        Whether an object is difficult (VOC) or a crowd (COCO): in training it is left out, so
-        that its place counts as background; in the judgement neither finding nor missing it
-        counts. Empty for none.
+        Whether an object is difficult (VOC) or a crowd (COCO). In training such objects are left
+        out, so that their area counts as background. In evaluation neither detecting nor missing
+        them counts. Empty if no object is hard.
     size : (int, int) or None
-        Width and height of the image that the annotation states, if it does.
+        Width and height of the image, if the annotation states them.
 
     Raises
     ------
@@ -69,8 +69,8 @@ class Boxes:
 
     Examples
     --------
-    >>> one = Boxes(corners=((0.0, 0.0, 4.0, 2.0),), labels=("cell",))
-    >>> one.array().shape, one.is_hard()
+    >>> boxes = Boxes(corners=((0.0, 0.0, 4.0, 2.0),), labels=("cell",))
+    >>> boxes.array().shape, boxes.is_hard()
     ((1, 4), array([False]))
     """
 
@@ -82,7 +82,7 @@ class Boxes:
     def __post_init__(self) -> None:
         if len(self.corners) != len(self.labels) or len(self.hard) not in {0, len(self.labels)}:
             raise DataError(
-                "Expected one label (and one mark, if any) for every box, got "
+                "Expected one label and (if given) one `hard` mark per box, got "
                 f"{len(self.corners)} boxes, {len(self.labels)} labels, {len(self.hard)} marks."
             )
 
@@ -91,20 +91,20 @@ class Boxes:
         return np.asarray(self.corners, dtype=np.float32).reshape(-1, 4)
 
     def is_hard(self) -> NDArray[np.bool_]:
-        """The marks as an array, shape (n,)."""
+        """Hard marks as an array, shape (n,)."""
         return np.asarray(self.hard or (False,) * len(self.labels), dtype=bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Palette:
-    """How the masks of a data set write its classes.
+    """Codes of the classes in the masks of a data set.
 
     Parameters
     ----------
     codes : tuple of (code, str)
-        A grey value, palette index or colour, and the class it stands for.
+        A grey value, palette index or colour, and its class.
     ignored : tuple of codes
-        Pixels of these are neither learned nor judged.
+        Pixels with these codes are ignored in training and evaluation.
 
     Examples
     --------
@@ -117,21 +117,21 @@ class Palette:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes, each once, in the order of the codes."""
+        """Names of the classes, each once, in the order of the codes."""
         return tuple(dict.fromkeys(name for _, name in self.codes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mask:
-    """A class for every pixel, in a file beside the image or in memory.
+    """A class for every pixel, in a file or in memory.
 
     Parameters
     ----------
     source : Path or array of int, shape (H, W) or (H, W, 3)
-        A file is opened only when it is needed.
+        A file is read only when it is needed.
     palette : Palette
     present : tuple of str
-        Classes that the mask shows, as far as it has been looked at.
+        Classes that occur in the mask, if it has been read.
     """
 
     source: Path | NDArray[Any]
@@ -141,34 +141,34 @@ class Mask:
 
 Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
 DENSE: tuple[Kind, ...] = ("detection", "segmentation")
-"""What an image shows is a matter of places: the whole of it has to be seen."""
+"""Kinds with targets that have positions, so that the whole image must be used, not a crop."""
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 Target = str | tuple[str, ...] | Boxes | Mask | None
-"""A class by name; for multilabel a tuple of names (may be empty); for detection and segmentation
-what is where; None when unlabelled."""
+"""A class name; for multilabel a tuple of names (may be empty); for detection `Boxes`; for
+segmentation a `Mask`; None if unlabelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One example: an image, what it shows, and what it belongs to.
+    """One example: an image, its target, its group and its split.
 
     Parameters
     ----------
     image : Path, bytes, array of shape (H, W[, C]) or PIL image
-        The image; a path is opened only when it is needed.
+        A path is opened only when it is needed.
     target : str, tuple of str, Boxes, Mask or None
-        Class by name; a tuple of names when several may hold at once; or what is where.
+        Class name; a tuple of names for multilabel; boxes or a mask; None if unlabelled.
     group : str or None
-        Images of one group (a patient, a video) never lie on both sides of a split.
+        Images of one group (a patient, a video) are always in the same split.
     split : {"train", "val", "test"} or None
-        The part that the data's author put it in, if any.
+        Split that the data define, if any.
     digest : str or None
-        Content identity of the image, known once it has been scanned.
+        Content identity of the image, set after it has been scanned.
     title : str or None
-        What to call an image that has no path.
+        Name of an image that has no path.
     """
 
     image: Path | bytes | NDArray[Any] | Image
@@ -180,11 +180,11 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """What to call the image in front of a person: its title, its path, or its kind."""
+        """Name of the image in messages: its title, its path, or its type."""
         if self.title is not None:
             return self.title
         if isinstance(self.image, Path):
-            # A file name need not be valid text; what is written down has to be.
+            # A file name need not be valid text, but reports must be.
             return str(self.image).encode("utf-8", "backslashreplace").decode()
         return f"<{type(self.image).__name__}>"
 
@@ -197,13 +197,13 @@ class Dataset:
     ----------
     samples : tuple of Sample
     classes : tuple of str
-        Class names in a fixed order; targets are mapped to it by name, so a class that is
-        missing from one split cannot shift the others.
+        Class names in a fixed order. Targets are mapped to it by name, so that a class without
+        images in one split does not change the indices of the others.
     kind : {"multiclass", "multilabel", "detection", "segmentation"}
     name : str
-        What to call the data set, such as the folder's name.
+        Name of the data set, such as the name of its folder.
     notes : tuple of str
-        What the reader recognised and why, for the person.
+        What the reader recognised and why, for the user.
 
     Examples
     --------
@@ -232,32 +232,32 @@ class Dataset:
         return self.kind in DENSE
 
     def subset(self, indices: Iterable[int]) -> Dataset:
-        """The examples at ``indices``, in that order, with the same classes."""
+        """Return the examples at ``indices``, in that order, with the same classes."""
         return replace(self, samples=tuple(self.samples[int(i)] for i in indices))
 
     def split_indices(self, split: SplitName | None) -> NDArray[np.intp]:
-        """Indices of the examples of one part; None selects those without a part."""
-        chosen = [i for i, sample in enumerate(self.samples) if sample.split == split]
-        return np.asarray(chosen, dtype=np.intp)
+        """Indices of the examples of one split; None selects those without a split."""
+        indices = [i for i, sample in enumerate(self.samples) if sample.split == split]
+        return np.asarray(indices, dtype=np.intp)
 
     def split(self, split: SplitName | None) -> Dataset:
-        """The examples of one part."""
+        """Return the examples of one split."""
         return self.subset(self.split_indices(split))
 
     def groups(self) -> NDArray[np.intp] | None:
-        """Group of each example as a number, shape (n,); None when no example has a group.
+        """Group of each example as a number, shape (n,); None if no example has a group.
 
         An example without a group is a group of its own.
 
-        >>> parts = [Sample(image=b"", group=name) for name in ("ann", None, "ann")]
-        >>> Dataset(samples=tuple(parts), classes=()).groups()
+        >>> samples = [Sample(image=b"", group=name) for name in ("ann", None, "ann")]
+        >>> Dataset(samples=tuple(samples), classes=()).groups()
         array([0, 1, 0])
         """
         if all(sample.group is None for sample in self.samples):
             return None
         codes: dict[str | int, int] = {}
-        wanted = (s.group if s.group is not None else i for i, s in enumerate(self.samples))
-        return np.asarray([codes.setdefault(name, len(codes)) for name in wanted], dtype=np.intp)
+        groups = (s.group if s.group is not None else i for i, s in enumerate(self.samples))
+        return np.asarray([codes.setdefault(group, len(codes)) for group in groups], dtype=np.intp)
 
     def targets(self) -> NDArray[np.intp]:
         """Targets as class indices.
@@ -265,9 +265,8 @@ class Dataset:
         Returns
         -------
         array
-            Shape (n,) of indices into ``classes`` for multiclass; shape (n, n_classes) of
-            0 and 1 for multilabel, and for detection and segmentation: which classes an image
-            shows.
+            Indices into ``classes``, shape (n,), for multiclass. Otherwise 0 and 1, shape
+            (n, n_classes): whether an image has a class.
 
         Raises
         ------
@@ -276,33 +275,34 @@ class Dataset:
         UnknownNameError
             If an example's class is not one of ``classes``.
         """
-        position = {name: i for i, name in enumerate(self.classes)}
+        class_indices = {name: i for i, name in enumerate(self.classes)}
         if self.kind != "multiclass":
             table = np.zeros((len(self), len(self.classes)), dtype=np.intp)
             for row, sample in enumerate(self.samples):
-                for label in _labels(sample):
-                    table[row, _position(label, position)] = 1
+                for label in _require_labels(sample):
+                    table[row, _class_index(label, class_indices)] = 1
             return table
         return np.asarray(
-            [_position(_labels(sample)[0], position) for sample in self.samples], dtype=np.intp
+            [_class_index(_require_labels(sample)[0], class_indices) for sample in self.samples],
+            dtype=np.intp,
         )
 
     def counts(self) -> dict[str, int]:
-        """How many examples carry each class, in the order of ``classes``; zero included.
+        """Number of examples of each class (for detection of objects), in the order of ``classes``.
 
-        Of detection: how many objects there are.
+        Classes without examples are included.
         """
-        tally: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for sample in self.samples:
             if isinstance(sample.target, Boxes):
-                tally.update(sample.target.labels)
+                counts.update(sample.target.labels)
             else:
-                tally.update(labels_of(sample.target))
-        return {name: tally[name] for name in self.classes}
+                counts.update(labels_of(sample.target))
+        return {name: counts[name] for name in self.classes}
 
 
 def labels_of(target: Target) -> tuple[str, ...]:
-    """Return the classes that a target names, each once; none for no target.
+    """Return the class names of a target, each once; an empty tuple for no target.
 
     >>> labels_of("cat"), labels_of(Boxes(corners=((0, 0, 1, 1),) * 2, labels=("dog", "dog")))
     (('cat',), ('dog',))
@@ -315,7 +315,7 @@ def labels_of(target: Target) -> tuple[str, ...]:
 
 
 def fingerprint_of(target: Target) -> str:
-    """Return a text that is another where a target says something else; masks are read.
+    """Return a text that differs for different targets; the contents of masks are read.
 
     >>> fingerprint_of("cat")
     "'cat'"
@@ -330,14 +330,17 @@ def fingerprint_of(target: Target) -> str:
     return hashlib.sha256(repr((target.palette, shape)).encode() + content).hexdigest()
 
 
-def _labels(sample: Sample) -> tuple[str, ...]:
+def _require_labels(sample: Sample) -> tuple[str, ...]:
     if sample.target is None:
-        raise DataError(f"Expected every example to have a label, got none for {sample.name}.")
+        raise DataError(
+            f"Expected a label for every image, got none for {sample.name}. Add its label, or "
+            "remove the image."
+        )
     return labels_of(sample.target)
 
 
-def _position(label: str, position: dict[str, int]) -> int:
+def _class_index(label: str, class_indices: dict[str, int]) -> int:
     try:
-        return position[label]
+        return class_indices[label]
     except KeyError:
-        raise UnknownNameError("class", label, position) from None
+        raise UnknownNameError("class", label, class_indices) from None

@@ -1,8 +1,8 @@
-"""Boxes and masks drawn on images, in colours that colour-blind people can tell apart.
+"""Drawing of boxes and masks on images, in colours for all kinds of colour vision.
 
-Pure functions from arrays to arrays. Every line has a dark edge, and every label a plate in the
-class's colour, so that they are seen on any image; no class is told by its colour alone where
-there is room to write its name.
+Pure functions from arrays to arrays. Lines have a dark edge, and labels a background in the class's
+colour, so that both are visible on any image. Where there is room, the name of the class is written
+beside its colour.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-__all__ = ["class_colours", "draw_boxes", "draw_mask", "fitted", "hex_colours", "is_background"]
+__all__ = [
+    "class_colours",
+    "draw_boxes",
+    "draw_mask",
+    "hex_colours",
+    "is_background",
+    "resize_to_fit",
+]
 
 Pixels = NDArray[np.uint8]
-Place = tuple[float, float, float, float]
+Rectangle = tuple[float, float, float, float]
 
 # Okabe and Ito (2008), "Color universal design", without black; then "muted" of Tol (2021),
-# "Colour schemes". Both are chosen to be told apart with any kind of colour vision.
+# "Colour schemes". Both were designed for all kinds of colour vision.
 COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167),
@@ -38,16 +45,16 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 DARK, LIGHT = (20, 20, 20), (255, 255, 255)
 
 BACKGROUND = "background"
-"""A class of this name is everything else: a mask leaves it as the image is."""
+"""Class of everything else; masks of it are not tinted."""
 
 
 def class_colours(n_classes: int) -> Pixels:
-    """Colours of classes by their place; beyond fourteen the same ones, darker.
+    """Colours of classes by index: fourteen colours, then darker versions of them.
 
     Returns
     -------
     array, uint8, shape (n_classes, 3)
-        From the 29th class on colours come again.
+        Colours repeat from the 29th class on.
 
     Examples
     --------
@@ -55,18 +62,18 @@ def class_colours(n_classes: int) -> Pixels:
     array([[230, 159,   0],
            [ 86, 180, 233]], dtype=uint8)
     """
-    plain = np.asarray(COLOURS, dtype=np.float64)
-    table = np.concatenate([plain, 0.55 * plain])
+    colours = np.asarray(COLOURS, dtype=np.float64)
+    table = np.concatenate([colours, 0.55 * colours])
     return table[np.arange(n_classes) % len(table)].round().astype(np.uint8)
 
 
 def hex_colours(n_classes: int) -> tuple[str, ...]:
-    """Colours of classes as a page writes them.
+    """Colours of classes in HTML notation.
 
     >>> hex_colours(1)
     ('#e69f00',)
     """
-    return tuple("#{:02x}{:02x}{:02x}".format(*one) for one in class_colours(n_classes).tolist())
+    return tuple("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in class_colours(n_classes).tolist())
 
 
 def is_background(name: str) -> bool:
@@ -78,8 +85,8 @@ def is_background(name: str) -> bool:
     return name.strip().lower() == BACKGROUND
 
 
-def fitted(image: Pixels, long_side: int) -> tuple[Pixels, float]:
-    """Make an image's longer side ``long_side`` pixels, up or down, and say by how much.
+def resize_to_fit(image: Pixels, long_side: int) -> tuple[Pixels, float]:
+    """Resize an image so that its longer side has ``long_side`` pixels.
 
     Parameters
     ----------
@@ -90,11 +97,11 @@ def fitted(image: Pixels, long_side: int) -> tuple[Pixels, float]:
     -------
     array, uint8, shape (rows, columns, 3)
     float
-        What to multiply boxes by.
+        Scale factor, also for boxes.
 
     Examples
     --------
-    >>> small, scale = fitted(np.zeros((20, 40, 3), np.uint8), 10)
+    >>> small, scale = resize_to_fit(np.zeros((20, 40, 3), np.uint8), 10)
     >>> small.shape, scale
     ((5, 10, 3), 0.25)
     """
@@ -115,7 +122,7 @@ def draw_boxes(
     *,
     classes: Sequence[str],
 ) -> Pixels:
-    """Draw boxes with their classes, and scores where there are any.
+    """Draw boxes with the names of their classes, and with scores if given.
 
     Parameters
     ----------
@@ -123,71 +130,74 @@ def draw_boxes(
     boxes : array, shape (n, 4)
         Left, top, right, bottom in the image's pixels.
     labels : array of int, shape (n,)
-        Places among ``classes``.
+        Indices into ``classes``.
     scores : array, shape (n,), optional
-        From 0 to 1. The highest are written first; a text that would lie on another is left
-        out, its box is not.
+        From 0 to 1. Labels are written in descending order; a label that would overlap another
+        is left out, its box is not.
     classes : sequence of str
 
     Returns
     -------
     array, uint8, shape (height, width, 3)
-        A new one.
+        A new array.
 
     Raises
     ------
     UsageError
-        If lengths differ, or a label is no class.
+        If lengths differ, or a label is out of range.
 
     Examples
     --------
     >>> night = np.zeros((60, 80, 3), np.uint8)
-    >>> drawn = draw_boxes(night, [[10, 20, 70, 50]], [0], classes=["cell"])
-    >>> drawn[35, 10].tolist(), drawn[35, 40].tolist()
+    >>> image = draw_boxes(night, [[10, 20, 70, 50]], [0], classes=["cell"])
+    >>> image[35, 10].tolist(), image[35, 40].tolist()
     ([230, 159, 0], [0, 0, 0])
     """
     from PIL import Image, ImageDraw
 
-    corners, named, sure = _checked(boxes, labels, scores, len(classes))
-    canvas = Image.fromarray(_rgb(image))
+    corners, indices, confidences = _check_boxes(boxes, labels, scores, len(classes))
+    canvas = Image.fromarray(_require_rgb(image))
     pen = ImageDraw.Draw(canvas)
-    palette = [tuple(map(int, one)) for one in class_colours(len(classes))]
-    order = np.arange(len(named)) if sure is None else np.argsort(-sure, kind="stable")
-    line = max(1, round(min(canvas.size) / 160))
-    for i in order[::-1]:  # the surest lie on top
-        _outline(pen, corners[i], palette[named[i]], line)
-    taken: list[Place] = []
-    font = _font(canvas.size)
+    palette = [tuple(map(int, rgb)) for rgb in class_colours(len(classes))]
+    if confidences is None:
+        order = np.arange(len(indices))
+    else:
+        order = np.argsort(-confidences, kind="stable")
+    line_width = max(1, round(min(canvas.size) / 160))
+    for i in order[::-1]:  # the most confident box lies on top
+        _draw_outline(pen, corners[i], palette[indices[i]], line_width)
+    occupied: list[Rectangle] = []
+    font = _load_font(canvas.size)
     for i in order:
-        text = classes[named[i]] + ("" if sure is None else f" {sure[i]:.2f}")
-        _label(pen, corners[i], text, (palette[named[i]], font), taken)
+        text = classes[indices[i]] + ("" if confidences is None else f" {confidences[i]:.2f}")
+        _draw_label(pen, corners[i], text, palette[indices[i]], font, occupied)
     return np.asarray(canvas)
 
 
 def draw_mask(
     image: Pixels, mask: NDArray[np.uint8], classes: Sequence[str], alpha: float = 0.55
 ) -> Pixels:
-    """Tint every pixel by its class, with a line where classes meet; below it the image is grey.
+    """Tint the image, in grey, by the class of each pixel, with a line between classes.
 
     Parameters
     ----------
     image : array, uint8, shape (height, width, 3)
     mask : array, uint8, shape (height, width)
-        Places among ``classes``. Ignored pixels (255), and those of a class called
-        ``background``, stay as they are.
+        Indices into ``classes``. Ignored pixels (255), and those of a class called
+        ``background``, are unchanged.
     classes : sequence of str
     alpha : float
-        Share of the tint, 0 to 1.
+        Opacity of the tint, 0 to 1.
 
     Returns
     -------
     array, uint8, shape (height, width, 3)
-        A new one.
+        A new array.
 
     Raises
     ------
     UsageError
-        If the sizes differ, or a value is no class.
+        If the sizes differ, or a value is out of range.
 
     Examples
     --------
@@ -196,109 +206,111 @@ def draw_mask(
     >>> draw_mask(grey, mask, ["leaf"], alpha=1.0)[:, 0].tolist()
     [[230, 159, 0], [100, 100, 100]]
     """
-    shown = _rgb(image)
-    if shown.shape[:2] != mask.shape or not 0 <= alpha <= 1:
+    pixels = _require_rgb(image)
+    if pixels.shape[:2] != mask.shape or not 0 <= alpha <= 1:
         raise UsageError(
-            f"Expected a mask of the image's size {shown.shape[:2]} and `alpha` from 0 to 1, got "
+            f"Expected a mask of the image's size {pixels.shape[:2]} and `alpha` from 0 to 1, got "
             f"{mask.shape} and {alpha}."
         )
     if ((mask >= len(classes)) & (mask != IGNORED)).any():
         raise UsageError(
-            f"Expected places among {len(classes)} classes in the mask, got "
-            f"{int(mask[mask != IGNORED].max())}; do give the classes that it was made with."
+            f"Expected indices of {len(classes)} classes in the mask, got "
+            f"{int(mask[mask != IGNORED].max())}. Pass the classes that the mask was made with."
         )
     colours, share = np.zeros((256, 3)), np.zeros((256, 1))
     colours[: len(classes)] = class_colours(len(classes))
     share[: len(classes), 0] = [0.0 if is_background(name) else alpha for name in classes]
-    # Under a tint the image is grey: colours of its own would be taken for classes.
-    grey = np.where(share[mask] > 0, (shown @ LUMINANCE)[..., None], shown)
+    # The tinted image is grey, so that its own colours are not mistaken for classes.
+    grey = np.where(share[mask] > 0, (pixels @ LUMINANCE)[..., None], pixels)
     mixed = grey * (1 - share[mask]) + colours[mask] * share[mask]
-    mixed[_edges(mask)] = (1 - alpha) * mixed[_edges(mask)] + alpha * np.asarray(LIGHT)
+    edges = _find_edges(mask)
+    mixed[edges] = (1 - alpha) * mixed[edges] + alpha * np.asarray(LIGHT)
     return mixed.round().astype(np.uint8)
 
 
-def _edges(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels whose lower or right neighbour is of another class, ignored ones aside."""
-    found = np.zeros(mask.shape, dtype=bool)
-    found[:-1] |= _differ(mask[:-1], mask[1:])
-    found[:, :-1] |= _differ(mask[:, :-1], mask[:, 1:])
-    return found
+def _find_edges(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels whose lower or right neighbour has another class; ignored pixels do not count."""
+    edges = np.zeros(mask.shape, dtype=bool)
+    edges[:-1] |= _differs(mask[:-1], mask[1:])
+    edges[:, :-1] |= _differs(mask[:, :-1], mask[:, 1:])
+    return edges
 
 
-def _differ(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    return np.asarray((one != other) & (one != IGNORED) & (other != IGNORED))
+def _differs(mask: NDArray[np.uint8], neighbour: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return np.asarray((mask != neighbour) & (mask != IGNORED) & (neighbour != IGNORED))
 
 
-def _rgb(image: Pixels) -> Pixels:
+def _require_rgb(image: Pixels) -> Pixels:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise UsageError(
             f"Expected an image of shape (height, width, 3), uint8, got {image.shape}, "
-            f"{image.dtype}; do decode it with headstart.data.images."
+            f"{image.dtype}. Decode it with headstart.data.images.decode."
         )
     return image
 
 
-def _checked(
+def _check_boxes(
     boxes: ArrayLike, labels: ArrayLike, scores: ArrayLike | None, n_classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64] | None]:
     corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    named = np.asarray(labels, dtype=np.intp).reshape(-1)
-    sure = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
-    if len(named) != len(corners) or (sure is not None and len(sure) != len(corners)):
+    indices = np.asarray(labels, dtype=np.intp).reshape(-1)
+    confidences = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
+    n_scores = len(corners) if confidences is None else len(confidences)
+    if not len(indices) == len(corners) == n_scores:
         raise UsageError(
             f"Expected one label (and one score, if any) for each of {len(corners)} boxes, got "
-            f"{len(named)} labels and {'no' if sure is None else len(sure)} scores."
+            f"{len(indices)} labels and {'no' if confidences is None else n_scores} scores."
         )
-    if len(named) and not 0 <= named.min() <= named.max() < n_classes:
+    if len(indices) and not 0 <= indices.min() <= indices.max() < n_classes:
         raise UsageError(
-            f"Expected labels from 0 to {n_classes - 1}, got {named.min()} to {named.max()}; do "
-            "give the classes that the labels were made with."
+            f"Expected labels from 0 to {n_classes - 1}, got {indices.min()} to {indices.max()}. "
+            "Pass the classes that the labels were made with."
         )
-    return corners, named, sure
+    return corners, indices, confidences
 
 
-def _outline(pen: ImageDraw, box: NDArray[np.float64], colour: Any, line: int) -> None:
-    """A line in the class's colour between two dark ones."""
+def _draw_outline(pen: ImageDraw, box: NDArray[np.float64], colour: Any, line_width: int) -> None:
+    """Draw a line in the class's colour between two dark lines."""
     left, top, right, bottom = (round(float(side)) for side in box)
     right, bottom = max(right - 1, left), max(bottom - 1, top)  # the last pixel inside
-    for grown, tone, width in ((1, DARK, line + 2), (0, colour, line)):
-        sides = (left - grown, top - grown, right + grown, bottom + grown)
-        pen.rectangle(sides, outline=tone, width=width)
+    for margin, line_colour, width in ((1, DARK, line_width + 2), (0, colour, line_width)):
+        sides = (left - margin, top - margin, right + margin, bottom + margin)
+        pen.rectangle(sides, outline=line_colour, width=width)
 
 
-def _label(
+def _draw_label(
     pen: ImageDraw,
     box: NDArray[np.float64],
     text: str,
-    look: tuple[Any, FreeTypeFont | ImageFont],
-    taken: list[Place],
+    colour: Any,
+    font: FreeTypeFont | ImageFont,
+    occupied: list[Rectangle],
 ) -> None:
-    """Write a text above the box, else inside or below it, where no other text lies."""
-    colour, font = look
+    """Write a label above, inside or below the box, where no other label lies; else not at all."""
     width, height = pen.textbbox((0, 0), text, font=font)[2:]
     width, height = width + 4, height + 3
-    across, down = pen.im.size
-    left = min(max(float(box[0]), 0.0), max(across - width, 0))
+    canvas_width, canvas_height = pen.im.size
+    left = min(max(float(box[0]), 0.0), max(canvas_width - width, 0))
     for top in (box[1] - height, box[1] + 2, box[3] + 1):
-        place = (left, float(top), left + width, float(top) + height)
-        inside = place[1] >= 0 and place[3] <= down
-        if inside and not any(_overlap(place, other) for other in taken):
-            pen.rectangle(place, fill=colour)
-            pen.text((left + 2, float(top) + 1), text, fill=_readable(colour), font=font)
-            taken.append(place)
+        label = (left, float(top), left + width, float(top) + height)
+        is_inside = label[1] >= 0 and label[3] <= canvas_height
+        if is_inside and not any(_overlaps(label, other) for other in occupied):
+            pen.rectangle(label, fill=colour)
+            pen.text((left + 2, float(top) + 1), text, fill=_text_colour(colour), font=font)
+            occupied.append(label)
             return
 
 
-def _overlap(one: Place, other: Place) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlaps(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _readable(colour: Sequence[int]) -> tuple[int, int, int]:
-    """Dark or light text, by the plate's luminance."""
+def _text_colour(colour: Sequence[int]) -> tuple[int, int, int]:
+    """Dark or light text, by the luminance of the label's background."""
     return DARK if float(np.asarray(colour) @ LUMINANCE) > 110 else LIGHT
 
 
-def _font(size: tuple[int, int]) -> FreeTypeFont | ImageFont:
+def _load_font(size: tuple[int, int]) -> FreeTypeFont | ImageFont:
     from PIL import ImageFont
 
     return ImageFont.load_default(min(max(min(size) / 26, 10.0), 28.0))

@@ -1,4 +1,4 @@
-"""Images to batches: the one way from a sample to what a backbone reads."""
+"""Loading: from samples to preprocessed images, boxes and masks, with or without augmentation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Boxes, Mask, Sample
-from headstart.data.images import decode, decode_file, digest, read_bytes, shown_size
-from headstart.data.masks import decode_mask, mask_turn
+from headstart.data.images import decode, decode_file, digest, read_bytes, upright_size
+from headstart.data.masks import decode_mask, mask_orientation
 from headstart.data.transforms.augment import Augmentation, augment
 from headstart.data.transforms.geometric import (
-    draw_moves,
-    move_boxes,
-    move_mask,
-    move_pixels,
+    draw_transform,
+    transform_boxes,
+    transform_mask,
+    transform_pixels,
     view_rng,
 )
 from headstart.data.transforms.preprocess import Placement, Preprocess
@@ -41,24 +41,24 @@ __all__ = [
     "view_of_mask",
 ]
 
-STILL = Augmentation()
-"""Every view is the image as prediction sees it."""
+NO_AUGMENTATION = Augmentation()
+"""Augmentation that is off: every view is the unchanged image, as in prediction."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
 class BoxTruth(NamedTuple):
-    """The objects of an image on the canvas that a network reads.
+    """Objects of an image, in coordinates of the network's input canvas.
 
     Parameters
     ----------
     boxes : array, float32, shape (n, 4)
-        Left, top, right, bottom in pixels of the canvas; each has an area.
+        Left, top, right, bottom in pixels of the canvas; no box has zero area.
     labels : array, int64, shape (n,)
         Indices into the classes.
     hard : array of bool, shape (n,)
-        Not to be learned from; see `headstart.data.truths.Boxes`.
+        Objects to leave out of training; see `headstart.data.dataset.Boxes`.
     """
 
     boxes: NDArray[np.float32]
@@ -67,12 +67,12 @@ class BoxTruth(NamedTuple):
 
 
 def digest_of(sample: Sample) -> str:
-    """Content identity of a sample's image; computed where the scan has not done it."""
+    """Content identity of a sample's image; computed if no scan has done so."""
     return sample.digest if sample.digest is not None else digest(sample.image)
 
 
 def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Decode one image and cut it to what the weights expect, or put it on their canvas.
+    """Decode and preprocess one image: central square, or canvas.
 
     Returns
     -------
@@ -83,16 +83,15 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     UnreadableImageError
         If the image cannot be decoded; the message names it.
     DataError
-        If the file is no longer the one that was scanned: its features would be kept under
-        another image's name.
+        If the file has changed since the scan: its features would be cached for another image.
     """
     if preprocess.canvas is not None:
         return load_canvas(sample, preprocess)
-    return preprocess.resize_and_crop(_decoded(sample, preprocess)[0])
+    return preprocess.resize_and_crop(_decode_sample(sample, preprocess)[0])
 
 
 def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Decode one image and resize it whole: what all its views are cut from.
+    """Decode one image and resize it without a crop; its views are computed from the result.
 
     Returns
     -------
@@ -104,23 +103,25 @@ def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     UnreadableImageError, DataError
         As ``load_pixels``.
     """
-    return preprocess.resize_only(*_decoded(sample, preprocess))
+    return preprocess.resize_only(*_decode_sample(sample, preprocess))
 
 
-def _decoded(sample: Sample, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Pixels, and the image's real height and width: a JPEG may have been decoded smaller."""
-    # The shorter side of an image on a canvas is at most the canvas's.
+def _decode_sample(
+    sample: Sample, preprocess: Preprocess
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return pixels, and the image's full height and width: JPEGs may be decoded smaller."""
+    # On a canvas the image's shorter side is at most the canvas's shorter side.
     at_least = min(preprocess.canvas or (preprocess.resize,))
     try:
         source = read_bytes(sample.image) if isinstance(sample.image, Path) else sample.image
         if sample.digest is not None and digest(source) != sample.digest:
             raise DataError(
-                f"Expected {sample.name} to stay as it was when it was scanned, got another "
-                "content; do run again when the files are complete."
+                f"Expected {sample.name} to be unchanged since it was scanned, got other content. "
+                "Run again when no program changes the files."
             )
         if isinstance(source, bytes):
-            found, pixels = decode_file(source, at_least=at_least)
-            return pixels, (found.height, found.width)
+            header, pixels = decode_file(source, at_least=at_least)
+            return pixels, (header.height, header.width)
         pixels = decode(source, at_least=at_least)
         return pixels, (pixels.shape[0], pixels.shape[1])
     except UnreadableImageError as error:
@@ -140,19 +141,19 @@ def load_view(
     seed: int,
     view: int,
 ) -> NDArray[np.uint8]:
-    """Decode one image and draw one of its augmented views.
+    """Decode one image and compute one of its augmented views.
 
     Parameters
     ----------
     sample : Sample
     preprocess : Preprocess
     augmentation : Augmentation
-        Where it is off, the view is what ``load_pixels`` gives.
+        If it is off, the view is the result of ``load_pixels``.
     seed : int
-        Of the run, 0 or more.
+        Seed of the run, 0 or more.
     view : int
-        Number of the view, 0 or more. Image, seed and number decide every pixel, whatever
-        was drawn before and wherever this runs.
+        Number of the view, 0 or more. Image, seed and number determine every pixel, in any
+        process and order.
 
     Returns
     -------
@@ -170,9 +171,9 @@ def load_view(
     >>> rgb = (0.5, 0.5, 0.5)
     >>> expects = Preprocess(resize=40, crop=32, interpolation="bilinear", mean=rgb, std=rgb)
     >>> sample = Sample(image=np.eye(48))
-    >>> how = Augmentation(flip=True, crop=0.5)
-    >>> one, other, again = (load_view(sample, expects, how, seed=0, view=v) for v in (0, 1, 0))
-    >>> bool((one == other).all()), bool((one == again).all())
+    >>> random = Augmentation(flip=True, crop=0.5)
+    >>> views = [load_view(sample, expects, random, seed=0, view=view) for view in (0, 1, 0)]
+    >>> bool((views[0] == views[1]).all()), bool((views[0] == views[2]).all())
     (False, True)
     """
     canvas = load_canvas(sample, preprocess)
@@ -202,12 +203,12 @@ def view_of(
     view: int,
     image: str,
 ) -> NDArray[np.uint8]:
-    """Draw a view from an image that is decoded already; ``load_view`` without the file.
+    """Compute a view of a decoded image: ``load_view`` without reading the file.
 
     Parameters
     ----------
     canvas : array, uint8, shape (height, width, 3)
-        What ``load_canvas`` gave.
+        Result of ``load_canvas``.
     preprocess : Preprocess
     augmentation : Augmentation
     seed, view : int
@@ -234,41 +235,43 @@ def view_of(
         )
     if canvas.shape[:2] != preprocess.canvas:
         raise UsageError(
-            f"Expected an image on a canvas of {preprocess.canvas}, got {canvas.shape}; do load "
-            "it with the same preprocessing."
+            f"Expected an image on a canvas of {preprocess.canvas}, got {canvas.shape}. Load it "
+            "with the same preprocessing."
         )
-    moves = draw_moves(augmentation, preprocess.shape, view_rng(seed, view, image))
-    return move_pixels(canvas, moves, interpolation=preprocess.interpolation, fill=preprocess.fill)
+    transform = draw_transform(augmentation, preprocess.shape, view_rng(seed, view, image))
+    return transform_pixels(
+        canvas, transform, interpolation=preprocess.interpolation, fill=preprocess.fill
+    )
 
 
 def load_boxes(
     sample: Sample,
     preprocess: Preprocess,
     classes: Sequence[str],
-    augmentation: Augmentation = STILL,
+    augmentation: Augmentation = NO_AUGMENTATION,
     *,
     seed: int = 0,
     view: int = 0,
 ) -> BoxTruth:
-    """Give an image's boxes on the canvas, moved exactly as ``load_view`` moves its pixels.
+    """Return an image's boxes on the canvas, transformed like the pixels of ``load_view``.
 
     Parameters
     ----------
     sample : Sample
-        Its target is `Boxes`; of its file only the header is read.
+        Its target is `Boxes`. Only the header of its file is read.
     preprocess : Preprocess
         With a canvas.
     classes : sequence of str
-        Their order gives the labels.
+        Their order defines the labels.
     augmentation : Augmentation
-        Where it is off, every box that has an area is given; else see `move_boxes`.
+        If it is off, every box with an area is returned; else see `transform_boxes`.
     seed, view : int
         As in ``load_view``.
 
     Raises
     ------
     DataError
-        If the target is something else.
+        If the target is of another type.
     UnknownNameError
         If a label is not one of ``classes``.
     UsageError
@@ -289,41 +292,41 @@ def load_boxes(
     ([[0.0, 0.0, 16.0, 8.0]], [0])
     """
     if not isinstance(truth := sample.target, Boxes):
-        raise _not_a(Boxes, sample)
+        raise _wrong_target_error(Boxes, sample)
     index = {name: i for i, name in enumerate(classes)}
     for name in truth.labels:
         if name not in index:
             raise UnknownNameError("class", name, tuple(classes))
     labels = np.array([index[name] for name in truth.labels], dtype=np.int64)
     boxes = _placement(sample, preprocess).boxes_to_canvas(truth.array())
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    found = BoxTruth(boxes[kept], labels[kept], truth.is_hard()[kept])
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    objects = BoxTruth(boxes[has_area], labels[has_area], truth.is_hard()[has_area])
     shape, image = preprocess.shape, digest_of(sample)
-    return view_of_boxes(found, shape, augmentation, seed=seed, view=view, image=image)
+    return view_of_boxes(objects, shape, augmentation, seed=seed, view=view, image=image)
 
 
 def view_of_boxes(
     truth: BoxTruth, shape: tuple[int, int], augmentation: Augmentation, *, seed: int, view: int,
     image: str,
 ) -> BoxTruth:  # fmt: skip
-    """Move boxes that are on the canvas (H, W) already, exactly as ``view_of`` moves pixels."""
+    """Transform boxes on the canvas (H, W) like ``view_of`` transforms the pixels."""
     if augmentation.is_off:
         return truth
-    moves = draw_moves(augmentation, shape, view_rng(seed, view, image))
-    boxes, labels, kept = move_boxes(truth.boxes, truth.labels, shape, moves)
-    return BoxTruth(boxes, labels, truth.hard[kept])
+    transform = draw_transform(augmentation, shape, view_rng(seed, view, image))
+    boxes, labels, visible = transform_boxes(truth.boxes, truth.labels, shape, transform)
+    return BoxTruth(boxes, labels, truth.hard[visible])
 
 
 def load_mask(
     sample: Sample,
     preprocess: Preprocess,
     classes: Sequence[str],
-    augmentation: Augmentation = STILL,
+    augmentation: Augmentation = NO_AUGMENTATION,
     *,
     seed: int = 0,
     view: int = 0,
 ) -> NDArray[np.uint8]:
-    """Give an image's mask on the canvas, moved exactly as ``load_view`` moves its pixels.
+    """Return an image's mask on the canvas, transformed like the pixels of ``load_view``.
 
     Parameters
     ----------
@@ -335,23 +338,24 @@ def load_mask(
     Returns
     -------
     array, uint8, shape ``preprocess.canvas``
-        Indices into ``classes``; 255 where ignored, and where the image does not reach.
+        Indices into ``classes``; 255 for ignored pixels and around the image.
 
     Raises
     ------
     DataError
-        If the target is something else, or of another size than the image.
+        If the target is of another type, or the mask of another size than the image.
     UnknownNameError, UsageError, UnreadableImageError
         As ``load_boxes``.
     """
     if not isinstance(truth := sample.target, Mask):
-        raise _not_a(Mask, sample)
+        raise _wrong_target_error(Mask, sample)
     place = _placement(sample, preprocess)
-    mask = decode_mask(truth, classes, orientation=mask_turn(truth, sample.image))
+    mask = decode_mask(truth, classes, orientation=mask_orientation(truth, sample.image))
     if mask.shape != (place.height, place.width):
         raise DataError(
-            f"Expected the mask of {sample.name} to have its size, {place.width} x "
-            f"{place.height}, got {mask.shape[1]} x {mask.shape[0]}; do leave the image out."
+            f"Expected the mask of {sample.name} to have the image's size, {place.width} x "
+            f"{place.height}, got {mask.shape[1]} x {mask.shape[0]}. Pass --bad-files skip to "
+            "leave the image out."
         )
     mask, image = place.mask_to_canvas(mask), digest_of(sample)
     return view_of_mask(mask, augmentation, seed=seed, view=view, image=image)
@@ -360,23 +364,25 @@ def load_mask(
 def view_of_mask(
     mask: NDArray[np.uint8], augmentation: Augmentation, *, seed: int, view: int, image: str
 ) -> NDArray[np.uint8]:
-    """Move a mask (H, W) that is on the canvas already, exactly as ``view_of`` moves pixels."""
+    """Transform a mask on the canvas (H, W) like ``view_of`` transforms the pixels."""
     if augmentation.is_off:
         return mask
-    return move_mask(mask, draw_moves(augmentation, mask.shape, view_rng(seed, view, image)))
+    return transform_mask(
+        mask, draw_transform(augmentation, mask.shape, view_rng(seed, view, image))
+    )
 
 
 def _placement(sample: Sample, preprocess: Preprocess) -> Placement:
     try:
-        return preprocess.placement(*shown_size(sample.image))
+        return preprocess.placement(*upright_size(sample.image))
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{sample.name}: {error}") from error
 
 
-def _not_a(kind: type, sample: Sample) -> DataError:
+def _wrong_target_error(kind: type, sample: Sample) -> DataError:
     return DataError(
-        f"Expected {sample.name} to have {kind.__name__}, got {type(sample.target).__name__}; "
-        "do read the data for this task."
+        f"Expected {sample.name} to have {kind.__name__}, got {type(sample.target).__name__}. "
+        "Read the data for this task."
     )
 
 
@@ -386,10 +392,10 @@ def map_bounded(
     executor: ThreadPoolExecutor,
     ahead: int,
 ) -> Iterator[ResultT]:
-    """Map in threads, in order, with at most ``ahead`` items begun and not yet taken.
+    """Map in threads, in order, with at most ``ahead`` items started and not yet consumed.
 
-    Memory stays bounded however many items there are, and what is not begun is dropped when
-    the consumer stops early (Ctrl-C, an unreadable image).
+    Memory is bounded for any number of items. Items that have not started are cancelled when the
+    consumer stops early (Ctrl-C, an unreadable image).
 
     Examples
     --------

@@ -1,13 +1,12 @@
-"""Files with a class for every pixel -> arrays of class indices.
+"""Mask decoder: files with a class for every pixel to arrays of class indices.
 
-A mask says classes by codes: grey values, indices into its own palette, or colours. A `Palette`
-says which class a code stands for. Which of the three is meant follows from the palette: where it
-names colours, masks are read as colours, else as numbers (of an indexed PNG the index, whatever
-colour it is drawn in).
+A mask stores classes as codes: grey values, palette indices or colours. A `Palette` assigns a class
+to each code. If the palette has colours, masks are read as colours, otherwise as numbers (for an
+indexed PNG the index, regardless of its colour).
 
-EXIF: a mask that has an orientation of its own is turned by it. One that has none (PNG writers
-drop it) was drawn either on the image as stored or as shown; its size tells which, see
-`mask_turn`. Where it cannot tell (square images, half turns) the image as shown is meant.
+EXIF: a mask with its own orientation is rotated by it. A mask without one (PNG writers drop it)
+belongs either to the stored or to the upright image; its size decides, see `mask_orientation`. If
+both have the same size (square images, half turns), the upright image is assumed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED, Code, Mask, Palette
-from headstart.data.images import MAX_PIXELS, TURNS, ImageHeader, Source, header, read_bytes
+from headstart.data.images import (
+    EXIF_TRANSFORMS,
+    MAX_PIXELS,
+    ImageHeader,
+    Source,
+    read_bytes,
+    read_header,
+)
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError
 
 __all__ = [
@@ -30,30 +36,30 @@ __all__ = [
     "UNKNOWN",
     "RawMask",
     "class_counts",
-    "codes_of",
+    "codes_to_indices",
     "decode_mask",
-    "distinct",
-    "look_up",
-    "mask_turn",
-    "read_raw",
+    "distinct_values",
+    "mask_orientation",
+    "palette_codes",
+    "read_raw_mask",
 ]
 
-MAX_CLASSES = 254  # what an 8-bit mask has room for beside ignored and unknown
+MAX_CLASSES = 254  # an 8-bit mask also needs a value for ignored and one for unknown pixels
 UNKNOWN = 254
-"""In what `look_up` gives: a value that the palette does not name."""
+"""In the result of `codes_to_indices`: a code that is not in the palette."""
 
 
 class RawMask(NamedTuple):
-    """What a mask holds before any code is understood, turned by its own EXIF orientation.
+    """Codes of a mask before the palette is applied, rotated by its own EXIF orientation.
 
     Parameters
     ----------
     values : array of int
         Shape (H, W): grey values or indices; or (H, W, 3): colours, uint8.
     colours : array or None
-        Of an indexed file: the colour of each index, shape (256, 3), uint8.
+        For an indexed file: the colour of each index, shape (256, 3), uint8.
     lossy : bool
-        Whether it comes from a JPEG, whose values are not those that were saved.
+        Whether the file is a JPEG, which alters values.
     """
 
     values: NDArray[Any]
@@ -62,7 +68,7 @@ class RawMask(NamedTuple):
 
 
 def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> NDArray[np.uint8]:
-    """Say of every pixel of a mask which class it is.
+    """Decode a mask to the class index of every pixel.
 
     Parameters
     ----------
@@ -70,7 +76,7 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     classes : sequence of str
         At most 254 names; their order gives the indices.
     orientation : int
-        EXIF orientation, 1 to 8, by which to turn a mask; see `mask_turn`.
+        EXIF orientation, 1 to 8, by which to rotate the mask; see `mask_orientation`.
 
     Returns
     -------
@@ -80,9 +86,9 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     Raises
     ------
     DataError
-        If the mask holds values that its palette does not name.
+        If the mask has values that are not in its palette.
     UnknownNameError
-        If it shows a class that is not one of ``classes``.
+        If the mask has a class that is not in ``classes``.
     UnreadableImageError
         If the file cannot be decoded.
 
@@ -92,20 +98,20 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     >>> decode_mask(Mask(source=np.array([[0, 7, 255]]), palette=codes), ["leaf", "ground"])
     array([[  1,   0, 255]], dtype=uint8)
     """
-    raw = read_raw(mask.source)
-    indices = look_up(raw, mask.palette)
+    raw = read_raw_mask(mask.source)
+    indices = codes_to_indices(raw, mask.palette)
     if (indices == UNKNOWN).any():
-        raise _unknown_values(mask, raw, indices)
-    indices = _reordered(indices, mask.palette.names, classes)
-    return _turned(indices, orientation)
+        raise _unknown_values_error(mask, raw, indices)
+    indices = _map_to_classes(indices, mask.palette.names, classes)
+    return _orient(indices, orientation)
 
 
-def mask_turn(mask: Mask, image: Source) -> int:
-    """The orientation by which a mask turns with its image: 1 (not at all) to 8.
+def mask_orientation(mask: Mask, image: Source) -> int:
+    """EXIF orientation by which a mask must be rotated with its image: 1 (not at all) to 8.
 
-    A mask file without an orientation of its own, of the size that the image is stored in and
-    not of the size that it is shown in, was drawn on the stored pixels: it turns as the image
-    does. Every other mask is taken as it is.
+    A mask file without its own orientation that has the size of the stored image, but not that of
+    the upright image, belongs to the stored image: it is rotated as the image is. Every other mask
+    is used as it is.
 
     Parameters
     ----------
@@ -116,67 +122,77 @@ def mask_turn(mask: Mask, image: Source) -> int:
     Examples
     --------
     >>> mask = Mask(source=np.zeros((2, 3), int), palette=Palette(codes=((0, "sky"),)))
-    >>> mask_turn(mask, np.zeros((2, 3), dtype=np.uint8))
+    >>> mask_orientation(mask, np.zeros((2, 3), dtype=np.uint8))
     1
     """
-    shown = _header(image)
-    if shown is None or shown.exif_orientation < 5 or shown.width == shown.height:
+    image_header = _file_header(image)
+    if (
+        image_header is None
+        or image_header.exif_orientation < 5
+        or image_header.width == image_header.height
+    ):
         return 1
     if isinstance(mask.source, np.ndarray):
         height, width = mask.source.shape[:2]
     else:
-        own = header(mask.source)
-        height, width = own.height, own.width
-        if own.exif_orientation != 1:
+        mask_header = read_header(mask.source)
+        height, width = mask_header.height, mask_header.width
+        if mask_header.exif_orientation != 1:
             return 1
-    stored = (width, height) == (shown.height, shown.width)
-    return shown.exif_orientation if stored else 1
+    has_stored_size = (width, height) == (image_header.height, image_header.width)
+    return image_header.exif_orientation if has_stored_size else 1
 
 
 def class_counts(indices: NDArray[np.uint8], n_classes: int) -> NDArray[np.intp]:
-    """Pixels of each class, shape (n_classes + 1,); the last entry counts the ignored ones.
+    """Count the pixels of each class, shape (n_classes + 1,); the last count is of ignored pixels.
 
     Examples
     --------
     >>> class_counts(np.array([[0, 1, 1, 255]], dtype=np.uint8), 3)
     array([1, 2, 0, 1])
     """
-    tally = np.bincount(indices.ravel(), minlength=256)
-    return np.append(tally[:n_classes], tally[IGNORED])
+    counts = np.bincount(indices.ravel(), minlength=256)
+    return np.append(counts[:n_classes], counts[IGNORED])
 
 
-def read_raw(source: Path | NDArray[Any]) -> RawMask:
-    """Read a mask without understanding it.
+def read_raw_mask(source: Path | NDArray[Any]) -> RawMask:
+    """Read the codes of a mask without applying a palette.
 
     Raises
     ------
     DataError
-        If an array is no mask by its shape or type.
+        If an array does not have the shape or type of a mask.
     UnreadableImageError
         If a file cannot be decoded.
 
     Examples
     --------
-    >>> read_raw(np.array([[True, False]])).values
+    >>> read_raw_mask(np.array([[True, False]])).values
     array([[1, 0]], dtype=uint8)
     """
     if isinstance(source, np.ndarray):
-        return RawMask(_array(source))
-    head = header(source)
-    if head.width * head.height > MAX_PIXELS:
-        raise _unreadable(source, f"{head.width} x {head.height} pixels, which are too many")
-    if head.mode == "F":
-        raise _unreadable(source, "floating-point values, which are no codes of classes")
+        return RawMask(_require_mask_array(source))
+    file_header = read_header(source)
+    if file_header.width * file_header.height > MAX_PIXELS:
+        raise _unreadable_mask_error(
+            source,
+            f"{file_header.width} x {file_header.height} pixels, which is above the limit of "
+            f"{MAX_PIXELS}",
+        )
+    if file_header.mode == "F":
+        raise _unreadable_mask_error(
+            source, "floating-point values, which cannot be codes of classes"
+        )
     try:
-        return _file(read_bytes(source), head)
+        return _decode_codes(read_bytes(source), file_header)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on damaged data
-        raise _unreadable(source, f"damaged data ({error})") from error
+        raise _unreadable_mask_error(source, f"damaged data ({error})") from error
 
 
-def look_up(raw: RawMask, palette: Palette) -> NDArray[np.uint8]:
-    """Indices into the palette's names, 255 where ignored, 254 where the value is not known.
+def codes_to_indices(raw: RawMask, palette: Palette) -> NDArray[np.uint8]:
+    """Convert codes to indices into the palette's names; 255 is ignored, 254 an unknown code.
 
     Raises
     ------
@@ -185,36 +201,37 @@ def look_up(raw: RawMask, palette: Palette) -> NDArray[np.uint8]:
 
     Examples
     --------
-    >>> look_up(RawMask(np.array([[5, 6, 255]])), Palette(codes=((5, "leaf"),)))
+    >>> codes_to_indices(RawMask(np.array([[5, 6, 255]])), Palette(codes=((5, "leaf"),)))
     array([[  0, 254, 255]], dtype=uint8)
     """
     indices = {name: i for i, name in enumerate(palette.names)}
     if len(indices) > MAX_CLASSES:
         raise DataError(
-            f"Expected at most {MAX_CLASSES} classes of pixels, got {len(indices)}; do: merge some."
+            f"Expected at most {MAX_CLASSES} classes in masks, got {len(indices)}. Merge some "
+            "classes."
         )
     table: dict[Code, int] = dict.fromkeys(palette.ignored, IGNORED)
     table |= {code: indices[name] for code, name in palette.codes}
     by_colour = any(isinstance(code, tuple) for code, _ in palette.codes)
     if raw.values.ndim == 2:
-        return _of_numbers(raw, table, by_colour)
+        return _look_up_numbers(raw, table, by_colour)
     if not by_colour and _is_grey(raw.values):
-        return _of_numbers(RawMask(raw.values[:, :, 0]), table, by_colour=False)
-    return _of_colours(raw.values, table)
+        return _look_up_numbers(RawMask(raw.values[:, :, 0]), table, by_colour=False)
+    return _look_up_colours(raw.values, table)
 
 
-def distinct(raw: RawMask) -> RawMask:
-    """The values that a mask holds, each once and ascending: shape (1, n) or (1, n, 3).
+def distinct_values(raw: RawMask) -> RawMask:
+    """Distinct codes of a mask in ascending order: shape (1, n) or (1, n, 3).
 
     Examples
     --------
-    >>> distinct(RawMask(np.array([[3, 0], [0, 0]]))).values
+    >>> distinct_values(RawMask(np.array([[3, 0], [0, 0]]))).values
     array([[0, 3]])
     """
     if raw.values.ndim == 3:
-        seen = np.zeros(1 << 24, dtype=bool)  # much faster than sorting the pixels
-        seen[_pack(raw.values)] = True
-        codes = np.flatnonzero(seen)
+        is_present = np.zeros(1 << 24, dtype=bool)  # much faster than sorting the pixels
+        is_present[_pack_pixels(raw.values)] = True
+        codes = np.flatnonzero(is_present)
         values = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
     elif raw.values.dtype == np.uint8:
         values = np.flatnonzero(np.bincount(raw.values.ravel(), minlength=256)).astype(np.uint8)
@@ -223,19 +240,20 @@ def distinct(raw: RawMask) -> RawMask:
     return raw._replace(values=values[None])
 
 
-def codes_of(raw: RawMask, *, by_colour: bool = False) -> tuple[Code, ...]:
-    """What `distinct` found, as codes of a palette: numbers, or colours where there are any.
+def palette_codes(raw: RawMask, *, by_colour: bool = False) -> tuple[Code, ...]:
+    """What `distinct_values` found, as palette codes: numbers, or colours if there are any.
 
     Parameters
     ----------
     raw : RawMask
         Of shape (1, n) or (1, n, 3).
     by_colour : bool
-        Give colours for numbers, too.
+        Return colours for numbers, too.
 
     Examples
     --------
-    >>> codes_of(RawMask(np.array([[0, 3]]))), codes_of(RawMask(np.array([[0, 3]])), by_colour=True)
+    >>> raw = RawMask(np.array([[0, 3]]))
+    >>> palette_codes(raw), palette_codes(raw, by_colour=True)
     ((0, 3), ((0, 0, 0), (3, 3, 3)))
     """
     values = raw.values[0]
@@ -254,33 +272,34 @@ def _is_grey(values: NDArray[Any]) -> bool:
     return bool((values == values[:, :, :1]).all())
 
 
-def _unreadable(source: object, why: str) -> UnreadableImageError:
+def _unreadable_mask_error(source: object, reason: str) -> UnreadableImageError:
+    """Error in the form of `images`, so that `unreadable_reason` can extract the reason."""
     return UnreadableImageError(
-        f"Expected {source} to be a readable image, got {why}; replace it or leave it out."
+        f"Expected {source} to be a readable image, got {reason}. Replace it or remove it."
     )
 
 
-def _header(image: Source) -> ImageHeader | None:
-    """The header of a file; None for pixels, which are as they are shown."""
-    return header(image) if isinstance(image, str | bytes | os.PathLike) else None
+def _file_header(image: Source) -> ImageHeader | None:
+    """Header of a file; None for pixels in memory, which are upright."""
+    return read_header(image) if isinstance(image, str | bytes | os.PathLike) else None
 
 
-def _array(values: NDArray[Any]) -> NDArray[Any]:
+def _require_mask_array(values: NDArray[Any]) -> NDArray[Any]:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
-    flat = values.ndim == 2 and values.dtype.kind in "bui"
-    colours = values.ndim == 3 and values.shape[2] in {3, 4} and values.dtype == np.uint8
-    if not (flat or colours) or values.size == 0:
+    is_numbers = values.ndim == 2 and values.dtype.kind in "bui"
+    is_colours = values.ndim == 3 and values.shape[2] in {3, 4} and values.dtype == np.uint8
+    if not (is_numbers or is_colours) or values.size == 0:
         raise DataError(
             "Expected a mask to be an array of whole numbers of shape (H, W), or of uint8 colours "
-            f"of shape (H, W, 3), got {values.dtype} of shape {values.shape}; do: convert it."
+            f"of shape (H, W, 3), got {values.dtype} of shape {values.shape}. Convert the array."
         )
     if values.dtype.kind == "b":
         return values.astype(np.uint8)
-    return values if flat else values[:, :, :3]
+    return values if is_numbers else values[:, :, :3]
 
 
-def _file(data: bytes, head: ImageHeader) -> RawMask:
+def _decode_codes(data: bytes, file_header: ImageHeader) -> RawMask:
     from PIL import Image
 
     image = Image.open(io.BytesIO(data))
@@ -295,31 +314,31 @@ def _file(data: bytes, head: ImageHeader) -> RawMask:
         values = _unscaled(np.asarray(image), data)
     else:
         values = np.asarray(image.convert("RGB"))
-    if head.exif_orientation != 1 and head.format != "TIFF":  # Pillow turns those
-        values = _turned(values, head.exif_orientation)
-    return RawMask(_array(values), colours, head.format == "JPEG")
+    if file_header.exif_orientation != 1 and file_header.format != "TIFF":  # Pillow turns TIFFs
+        values = _orient(values, file_header.exif_orientation)
+    return RawMask(_require_mask_array(values), colours, file_header.format == "JPEG")
 
 
-def _turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+def _orient(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation == 1:
         return values
     planes = values if values.ndim == 3 else values[:, :, None]
-    turned = np.ascontiguousarray(TURNS[orientation](planes))
-    return turned if values.ndim == 3 else turned[:, :, 0]
+    upright = np.ascontiguousarray(EXIF_TRANSFORMS[orientation](planes))
+    return upright if values.ndim == 3 else upright[:, :, 0]
 
 
 def _unscaled(values: NDArray[Any], data: bytes) -> NDArray[Any]:
-    """Undo that Pillow stretches grey PNGs of 2 and 4 bits to the full range: codes, not light."""
+    """Restore the codes of grey PNGs with 2 or 4 bits, which Pillow scales to 0 to 255."""
     if not data.startswith(b"\x89PNG") or data[25] != 0 or data[24] not in {2, 4}:
         return values
     return values // np.uint8(255 // (2 ** data[24] - 1))
 
 
-def _of_numbers(raw: RawMask, table: dict[Code, int], by_colour: bool) -> NDArray[np.uint8]:
-    top = 256 if raw.values.dtype == np.uint8 else 65536
-    lookup = np.full(top + 1, UNKNOWN, dtype=np.uint8)
+def _look_up_numbers(raw: RawMask, table: dict[Code, int], by_colour: bool) -> NDArray[np.uint8]:
+    n_codes = 256 if raw.values.dtype == np.uint8 else 65536
+    lookup = np.full(n_codes + 1, UNKNOWN, dtype=np.uint8)  # the last entry is for other values
     for code, index in table.items():
-        if isinstance(code, int) and 0 <= code < top and (not by_colour or index == IGNORED):
+        if isinstance(code, int) and 0 <= code < n_codes and (not by_colour or index == IGNORED):
             lookup[code] = index
     if by_colour:
         grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
@@ -328,65 +347,67 @@ def _of_numbers(raw: RawMask, table: dict[Code, int], by_colour: bool) -> NDArra
             lookup[number] = table.get(tuple(colour), lookup[number])
     if raw.values.dtype in (np.uint8, np.uint16):
         return np.asarray(lookup[raw.values])
-    inside = (raw.values >= 0) & (raw.values < top)
-    return np.asarray(lookup[np.where(inside, raw.values, top).astype(np.intp)])
+    in_range = (raw.values >= 0) & (raw.values < n_codes)
+    return np.asarray(lookup[np.where(in_range, raw.values, n_codes).astype(np.intp)])
 
 
-def _of_colours(values: NDArray[np.uint8], table: dict[Code, int]) -> NDArray[np.uint8]:
-    pairs = sorted((_packed(c), i) for c, i in table.items() if isinstance(c, tuple))
+def _look_up_colours(values: NDArray[np.uint8], table: dict[Code, int]) -> NDArray[np.uint8]:
+    pairs = sorted(
+        (_pack_colour(code), index) for code, index in table.items() if isinstance(code, tuple)
+    )
     if not pairs:
         return np.full(values.shape[:2], UNKNOWN, dtype=np.uint8)
     codes = np.asarray([code for code, _ in pairs], dtype=np.uint32)
     indices = np.asarray([index for _, index in pairs], dtype=np.uint8)
-    seen = _pack(values)
-    at = np.searchsorted(codes[:-1], seen)  # never past the end
-    return np.where(codes[at] == seen, indices[at], np.uint8(UNKNOWN))
+    pixels = _pack_pixels(values)
+    position = np.searchsorted(codes[:-1], pixels)  # [:-1]: the result never exceeds the last index
+    return np.where(codes[position] == pixels, indices[position], np.uint8(UNKNOWN))
 
 
-def _packed(colour: tuple[int, int, int]) -> int:
+def _pack_colour(colour: tuple[int, int, int]) -> int:
     return colour[0] << 16 | colour[1] << 8 | colour[2]
 
 
-def _pack(values: NDArray[np.uint8]) -> NDArray[np.uint32]:
+def _pack_pixels(values: NDArray[np.uint8]) -> NDArray[np.uint32]:
     red, green, blue = (values[:, :, i].astype(np.uint32) for i in range(3))
     return red << np.uint32(16) | green << np.uint32(8) | blue
 
 
-def _reordered(
+def _map_to_classes(
     indices: NDArray[np.uint8], names: Sequence[str], classes: Sequence[str]
 ) -> NDArray[np.uint8]:
     if tuple(names) == tuple(classes):
         return indices
     position = {name: i for i, name in enumerate(classes)}
     absent = [i for i, name in enumerate(names) if name not in position]
-    shown = next((i for i in absent if (indices == i).any()), None)
-    if shown is not None:
-        raise UnknownNameError("class", names[shown], classes)
+    unknown = next((i for i in absent if (indices == i).any()), None)
+    if unknown is not None:
+        raise UnknownNameError("class", names[unknown], classes)
     lookup = np.full(256, IGNORED, dtype=np.uint8)
     lookup[: len(names)] = [position.get(name, IGNORED) for name in names]
     return lookup[indices]
 
 
-def _unknown_values(mask: Mask, raw: RawMask, indices: NDArray[np.uint8]) -> DataError:
-    where = "a mask" if isinstance(mask.source, np.ndarray) else str(mask.source)
-    odd = raw.values[indices == UNKNOWN]
-    found, counts = np.unique(odd, axis=0 if odd.ndim == 2 else None, return_counts=True)
-    order = np.argsort(-counts)[:5]
-    text = ", ".join(f"{_code_text(found[i])} ({counts[i]} pixels)" for i in order)
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    known = ", ".join(f"{_code_text(code)} {name!r}" for code, name in mask.palette.codes[:8])
+def _unknown_values_error(mask: Mask, raw: RawMask, indices: NDArray[np.uint8]) -> DataError:
+    name = "a mask array" if isinstance(mask.source, np.ndarray) else str(mask.source)
+    pixels = raw.values[indices == UNKNOWN]
+    codes, counts = np.unique(pixels, axis=0 if pixels.ndim == 2 else None, return_counts=True)
+    most_frequent = np.argsort(-counts)[:5]
+    unknown = ", ".join(f"{_format_code(codes[i])} ({counts[i]} pixels)" for i in most_frequent)
+    remaining = f" and {len(codes) - 5} more values" if len(codes) > 5 else ""
+    expected = ", ".join(f"{_format_code(code)} {name!r}" for code, name in mask.palette.codes[:8])
     advice = (
-        "it is a JPEG, which alters values; save masks as PNG"
+        "This is a JPEG, which alters values: save masks as PNG."
         if raw.lossy
-        else "name them in classes.txt, or correct the mask"
+        else "Add these values to classes.txt, or correct the mask."
     )
     return DataError(
-        f"Expected {where} to hold values of its classes only ({known}"
-        f"{', ...' if len(mask.palette.codes) > 8 else ''}), got {text}{more}; do: {advice}."
+        f"Expected only values of its classes in {name} ({expected}"
+        f"{', ...' if len(mask.palette.codes) > 8 else ''}), got {unknown}{remaining}. {advice}"
     )
 
 
-def _code_text(code: Any) -> str:
+def _format_code(code: Any) -> str:
     if np.ndim(code) == 0:
         return str(int(code))
-    return "#{:02x}{:02x}{:02x}".format(*(int(part) for part in code))
+    return "#{:02x}{:02x}{:02x}".format(*(int(channel) for channel in code))

@@ -1,4 +1,4 @@
-"""From what the user points at to examples that can be trusted: read, scan, check, split."""
+"""Data preparation: read, scan, check and split the user's data."""
 
 from __future__ import annotations
 
@@ -12,30 +12,39 @@ from typing import Literal, get_args
 import numpy as np
 
 from headstart.cache import Cache
-from headstart.data.checks.boxes import require_sound, settled
+from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
 from headstart.data.checks.images import (
     Finding,
     ImageRecord,
     check,
     find_duplicates,
+    join_messages,
+    keep_readable,
     require_no_leak,
     scan,
-    usable,
 )
-from headstart.data.checks.masks import check_masks, with_masks
+from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import SPLITS, Dataset, Sample
 from headstart.data.readers import list_images, read_dataset
-from headstart.data.splits import assign, blocks
+from headstart.data.splits import assign_splits, find_blocks
 from headstart.errors import DataError, UnknownNameError, UsageError
 
-__all__ = ["BadFiles", "Prepared", "gather", "inspect", "keep_together", "prepare", "select"]
+__all__ = [
+    "BadFiles",
+    "PreparedData",
+    "group_duplicates",
+    "inspect_dataset",
+    "prepare",
+    "readable_samples",
+    "to_samples",
+]
 
 BadFiles = Literal["error", "skip"]
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
+class PreparedData:
     """Examples that were read, decoded once, checked and split.
 
     Parameters
@@ -43,9 +52,9 @@ class Prepared:
     data : Dataset
         Every example has a digest and a split; examples that must stay together share a group.
     records : tuple of ImageRecord
-        What the scan saw, example by example.
+        Result of the scan, one record per example.
     findings : tuple of Finding
-        Everything worth a person's attention, skipped files and boxes included.
+        Problems and notes, skipped files and boxes included.
     """
 
     data: Dataset
@@ -54,18 +63,18 @@ class Prepared:
 
     @property
     def train(self) -> Dataset:
-        """What parameters are fitted on."""
+        """Part that parameters are fitted on."""
         return self.data.split("train")
 
     @property
     def val(self) -> Dataset | None:
-        """What a method may select on; None unless there is a test part beside it."""
+        """Part that a method may select on; None if there is no test part beside it."""
         has_both = len(self.data.split_indices("test")) and len(self.data.split_indices("val"))
         return self.data.split("val") if has_both else None
 
     @property
     def test(self) -> Dataset:
-        """What the model is judged by: the test part, or the val part where there is no other."""
+        """Part that the model is evaluated on: the test part, or else the val part."""
         test = self.data.split("test")
         return test if len(test) else self.data.split("val")
 
@@ -80,77 +89,83 @@ def prepare(
     test_fraction: float = 0.2,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Prepared:
-    """Read, scan, check and split.
+) -> PreparedData:
+    """Read, scan, check and split a data set.
 
     Parameters
     ----------
     source : str, Path or Dataset
-        A folder, a manifest, ``demo:<name>``, or examples that are read already.
+        A folder, a manifest, ``demo:<name>``, or a data set that was read already.
     cache : Cache
-        Remembers what the scan saw.
+        Stores the records of the scan.
     group_by : str, optional
         Column or regular expression that names each image's group.
     bad_files : {"error", "skip"}
-        What to do when a file cannot be decoded: refuse, or leave it out and say so.
+        Treatment of a file that cannot be decoded: raise an error, or leave it out with a
+        finding.
     allow_overlap : bool
-        Go on although the same image, or the same group, lies on both sides of a split.
+        Continue even if the same image, or the same group, is in two splits.
     test_fraction : float
-        Share of the images to test on, where the data bring no split.
+        Share of test images, if the data have no test split.
     seed : int
-        Decides the split.
+        Seed of the split.
     progress : callable, optional
 
     Raises
     ------
     DataError
-        If files cannot be decoded (and are not to be skipped), or if there is nothing to learn
-        a class from, or a part is empty, or boxes or masks do not fit their
-        images.
+        If files cannot be decoded (with ``bad_files="error"``), a class has no training images,
+        a part is empty, or boxes or masks do not fit their images.
     LeakError
-        If the same image or group is on both sides of a split that the data bring.
+        If the same image or group is in two splits of the data.
     UnknownNameError
         If ``bad_files`` is no known policy.
     """
     _require_policy(bad_files)
-    data, seen, findings = _inspect(source, cache, group_by, progress)
-    data, records = usable(data, seen, bad_files=bad_files)
-    rows = [i for i, record in enumerate(seen) if record.problem is None]
-    data, records = with_masks(data, records, findings, bad_files=bad_files, rows=rows)
+    data, all_records, findings = _read_and_check(source, cache, group_by, progress)
+    data, records = keep_readable(data, all_records, bad_files=bad_files)
+    # Findings refer to samples by index in the full data set.
+    rows = [i for i, record in enumerate(all_records) if record.problem is None]
+    data, records = keep_usable_masks(data, records, findings, bad_files=bad_files, rows=rows)
     require_no_leak(findings, allow_overlap=allow_overlap)
-    require_sound(findings)
+    require_matching_sizes(findings)
     _require_learnable(findings)
-    data = keep_together(data, find_duplicates(records))
-    data = assign(data, test_fraction=test_fraction, seed=seed)
-    return Prepared(data=data, records=tuple(records), findings=tuple(findings))
+    data = group_duplicates(data, find_duplicates(records))
+    data = assign_splits(data, test_fraction=test_fraction, seed=seed)
+    return PreparedData(data=data, records=tuple(records), findings=tuple(findings))
 
 
-def inspect(
+def inspect_dataset(
     source: str | Path | Dataset,
     *,
     cache: Cache,
     group_by: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Dataset, tuple[Finding, ...]]:
-    """Read and decode everything and say what was found, without refusing anything."""
-    data, _, findings = _inspect(source, cache, group_by, progress)
+    """Read, scan and check a data set; return the findings and raise none of them."""
+    data, _, findings = _read_and_check(source, cache, group_by, progress)
     return data, findings
 
 
-def _inspect(
+def _read_and_check(
     source: str | Path | Dataset, cache: Cache, group_by: str | None, progress: Progress | None
 ) -> tuple[Dataset, tuple[ImageRecord, ...], tuple[Finding, ...]]:
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
-    report = None if progress is None else (lambda done, total: progress("scan", done, total))
-    records = scan(data.samples, cache=cache, progress=report)
-    data, about_boxes = settled(data, records)
-    about_masks = check_masks(data, records)
-    findings = (*_shared_groups(data), *check(data, records), *about_boxes, *about_masks)
+    on_scan = None if progress is None else (lambda done, total: progress("scan", done, total))
+    records = scan(data.samples, cache=cache, progress=on_scan)
+    data, box_findings = clean_boxes(data, records)
+    mask_findings = check_masks(data, records)
+    findings = (
+        *_find_shared_groups(data),
+        *check(data, records),
+        *box_findings,
+        *mask_findings,
+    )
     return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error"))
 
 
-def _shared_groups(data: Dataset) -> Iterator[Finding]:
-    """Groups that the data's author put on both sides: as much a leak as a shared image."""
+def _find_shared_groups(data: Dataset) -> Iterator[Finding]:
+    """Report groups in two of the data's own splits: a leak, like a shared image."""
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
         if sample.group is not None and sample.split is not None:
@@ -171,33 +186,33 @@ def _require_policy(bad_files: str) -> None:
 
 def _require_learnable(findings: Iterable[Finding]) -> None:
     kinds = {"empty-class", "missing-class", "empty-split"}
-    wrong = [f.message for f in findings if f.kind in kinds and f.severity == "error"]
-    if wrong:
+    errors = [f.message for f in findings if f.kind in kinds and f.severity == "error"]
+    if errors:
         raise DataError(
-            "Expected images of every class to learn from, got none; do add some, or leave the "
-            "class or part out:\n  " + "\n  ".join(wrong[:20])
+            f"Expected images of every class in every part, got {len(errors)} without. Add images, "
+            "or remove the class or the part:" + join_messages(errors)
         )
 
 
-def gather(images: object) -> tuple[Sample, ...]:
-    """Make examples of whatever holds images.
+def to_samples(images: object) -> tuple[Sample, ...]:
+    """Convert images in any of the usual forms to samples.
 
     Parameters
     ----------
     images : path, bytes, PIL image, array, or a sequence of these
-        A folder stands for all images below it; an array of shape (n, H, W, C) for n.
+        A folder stands for all images below it; an array of shape (n, H, W, C) for n images.
 
     Raises
     ------
     LayoutError
-        If nothing is at a path; the nearest name is named.
+        If a path does not exist; the message suggests the nearest name.
     UsageError
-        If it is none of these.
+        If the images are of another type.
 
     Examples
     --------
     >>> import numpy as np
-    >>> len(gather(np.zeros((4, 8, 8, 3), dtype=np.uint8)))
+    >>> len(to_samples(np.zeros((4, 8, 8, 3), dtype=np.uint8)))
     4
     """
     if isinstance(images, Sample):
@@ -208,16 +223,16 @@ def gather(images: object) -> tuple[Sample, ...]:
         return (Sample(image=bytes(images)),)
     if isinstance(images, np.ndarray):
         if images.dtype.kind in "OUS":  # names, or images of different sizes
-            return tuple(sample for one in images.ravel() for sample in gather(one))
+            return tuple(sample for item in images.ravel() for sample in to_samples(item))
         stack = images if images.ndim == 4 else images[None]
         return tuple(Sample(image=image) for image in stack)
     if _is_pil(images):
-        return (Sample(image=images),)  # type: ignore[arg-type]  # just looked at
+        return (Sample(image=images),)  # type: ignore[arg-type]  # checked above
     if isinstance(images, Iterable) and not _is_unordered(images):
-        return tuple(sample for one in images for sample in gather(one))
+        return tuple(sample for item in images for sample in to_samples(item))
     raise UsageError(
         "Expected images as paths, bytes, PIL images or NumPy arrays, or a list of these, got "
-        f"{type(images).__name__}; do convert them first."
+        f"{type(images).__name__}. Convert them first."
     )
 
 
@@ -228,35 +243,37 @@ def _is_pil(image: object) -> bool:
 
 
 def _is_unordered(images: Iterable[object]) -> bool:
-    """What can be gone through but is no sequence of images: tensors, open files, dicts, sets."""
+    """Whether an iterable is no sequence of images: a tensor, an open file, a dict or a set."""
     is_tensor_or_file = hasattr(images, "detach") or hasattr(images, "read")
     return is_tensor_or_file or isinstance(images, Mapping | set | frozenset)
 
 
-def select(samples: Sequence[Sample], *, cache: Cache, bad_files: BadFiles) -> tuple[Sample, ...]:
-    """Decode every image once and refuse or leave out those that cannot be read."""
+def readable_samples(
+    samples: Sequence[Sample], *, cache: Cache, bad_files: BadFiles
+) -> tuple[Sample, ...]:
+    """Decode every image once; raise an error for unreadable images, or leave them out."""
     _require_policy(bad_files)
     data = Dataset(samples=tuple(samples), classes=())
-    return usable(data, scan(samples, cache=cache), bad_files=bad_files)[0].samples
+    return keep_readable(data, scan(samples, cache=cache), bad_files=bad_files)[0].samples
 
 
-def keep_together(data: Dataset, duplicates: Iterable[Iterable[int]]) -> Dataset:
-    """Give duplicates (and the groups they join) one group, so that no split parts them.
+def group_duplicates(data: Dataset, duplicates: Iterable[Iterable[int]]) -> Dataset:
+    """Put duplicates, and the groups that they connect, into one group for splitting.
 
     Examples
     --------
     >>> from headstart.data.dataset import Sample
     >>> data = Dataset(samples=tuple(Sample(image=b"") for _ in range(3)), classes=())
-    >>> keep_together(data, [(0, 2)]).groups()
+    >>> group_duplicates(data, [(0, 2)]).groups()
     array([0, 1, 0])
     """
-    links = [tuple(members) for members in duplicates]
-    if not links:
+    duplicate_groups = [tuple(members) for members in duplicates]
+    if not duplicate_groups:
         return data
-    linked = {index for members in links for index in members}
-    together = blocks(len(data), data.groups(), links)
+    duplicated = {index for members in duplicate_groups for index in members}
+    block_ids = find_blocks(len(data), data.groups(), duplicate_groups)
     samples = tuple(
-        replace(s, group=f"block-{together[i]}") if i in linked or s.group is not None else s
+        replace(s, group=f"block-{block_ids[i]}") if i in duplicated or s.group is not None else s
         for i, s in enumerate(data.samples)
     )
     return replace(data, samples=samples)

@@ -1,6 +1,7 @@
-"""Detection data in one of three formats -> `Dataset` of boxes on the images as shown.
+"""Reader of data sets: recognise the format at a path and return a `Dataset`.
 
-Of an image only the header is read: it says how large it is and how EXIF turns it.
+`read_dataset` reads class folders, manifests, images with boxes or masks, and the example sets.
+Images are not decoded; for boxes the image header is read, which has size and EXIF orientation.
 """
 
 from __future__ import annotations
@@ -14,55 +15,52 @@ from typing import Literal
 
 from headstart.data.dataset import Boxes, Dataset, Kind, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.formats import class_folders as folders
-from headstart.data.formats import layouts, tables
-from headstart.data.formats import masks as mask_pairs
-from headstart.data.formats import tables as manifests
-from headstart.data.formats.annotations import Annotated, Annotations, as_shown, quick_header
+from headstart.data.formats import class_folders, layouts, masks, tables
+from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
 from headstart.data.formats.coco import read_coco
-from headstart.data.formats.layouts import Listing, listed
+from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.voc import read_voc
 from headstart.data.formats.yolo import read_yolo
 from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
 
 __all__ = [
-    "BoxFiles",
-    "Format",
-    "find_boxes",
+    "BoxAnnotationFiles",
+    "BoxFormat",
+    "find_box_annotations",
     "list_images",
-    "no_boxes",
+    "no_boxes_error",
     "read_boxes",
     "read_dataset",
 ]
 
-Format = Literal["coco", "voc", "yolo"]
+BoxFormat = Literal["coco", "voc", "yolo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoxFiles:
-    """Detection data that was recognised.
+class BoxAnnotationFiles:
+    """Annotation files of detection data.
 
     Parameters
     ----------
     listing : Listing
-        Of the folder that holds images and annotations.
+        Of the folder that contains images and annotations.
     format : {"coco", "voc", "yolo"}
     files : tuple of str
-        Of COCO: the JSON files to read.
+        For COCO: the JSON files to read.
     """
 
     listing: Listing
-    format: Format
+    format: BoxFormat
     files: tuple[str, ...] = ()
 
 
-def find_boxes(path: Path, listing: Listing) -> BoxFiles | None:
-    """Recognise detection data by the beginnings of its files; None where it is not that.
+def find_box_annotations(path: Path, listing: Listing) -> BoxAnnotationFiles | None:
+    """Recognise detection data by the first bytes of its files; None if there are no boxes.
 
     Parameters
     ----------
     path : Path
-        What the person pointed at: a folder, or a COCO file.
+        A folder, or a COCO file.
     listing : Listing
         Of the folder, or of the file alone.
 
@@ -72,57 +70,60 @@ def find_boxes(path: Path, listing: Listing) -> BoxFiles | None:
     >>> root = Path(tempfile.mkdtemp())
     >>> for name, text in (("1.jpg", ""), ("1.txt", "0 0.5 0.5 0.1 0.1")):
     ...     _ = (root / name).write_text(text)
-    >>> find_boxes(root, layouts.walk(root)).format
+    >>> find_box_annotations(root, layouts.list_folder(root)).format
     'yolo'
     """
-    files = layouts.coco_files(listing)
+    files = layouts.find_coco_files(listing)
     if files and not path.is_dir():
-        around = layouts.walk(path.parent)
-        if not around.images:  # annotations/train.json beside train/
-            around = layouts.walk(path.absolute().parent.parent)
-        files = (path.absolute().relative_to(around.root.absolute()).as_posix(),)
-        return BoxFiles(listing=around, format="coco", files=files)
+        image_listing = layouts.list_folder(path.parent)
+        if not image_listing.images:  # annotations/train.json, with the images in train/
+            image_listing = layouts.list_folder(path.absolute().parent.parent)
+        files = (path.absolute().relative_to(image_listing.root.absolute()).as_posix(),)
+        return BoxAnnotationFiles(listing=image_listing, format="coco", files=files)
     if files:
-        return BoxFiles(listing=listing, format="coco", files=files)
-    if layouts.voc_file(listing):
-        return BoxFiles(listing=listing, format="voc")
-    return BoxFiles(listing=listing, format="yolo") if layouts.yolo_file(listing) else None
+        return BoxAnnotationFiles(listing=listing, format="coco", files=files)
+    if layouts.find_voc_file(listing):
+        return BoxAnnotationFiles(listing=listing, format="voc")
+    if layouts.find_yolo_file(listing):
+        return BoxAnnotationFiles(listing=listing, format="yolo")
+    return None
 
 
-def no_boxes(path: Path) -> LayoutError:
-    """The error for data that are said to be for detection, and hold no boxes.
+def no_boxes_error(path: Path) -> LayoutError:
+    """Error for data without boxes when the task is detection.
 
     Examples
     --------
-    >>> "COCO" in str(no_boxes(Path("photos")))
+    >>> "COCO" in str(no_boxes_error(Path("photos")))
     True
     """
     return LayoutError(
-        f"Expected {str(path)!r} to hold boxes for detection, got none; do: add COCO annotations "
-        "(a JSON file with images, annotations and categories), Pascal VOC annotations (an XML "
-        "file for each image) or YOLO labels (labels/ beside images/, a text file for each)."
+        f"Expected boxes for detection in {str(path)!r}, got none. Add COCO annotations (a JSON "
+        "file with `images`, `annotations` and `categories`), Pascal VOC annotations (1.xml for "
+        "1.jpg) or YOLO labels (labels/1.txt for images/1.jpg), or remove --task detection."
     )
 
 
-def read_boxes(found: BoxFiles) -> tuple[Dataset, tuple[str, ...]]:
+def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]:
     """Read detection data.
 
     Parameters
     ----------
-    found : BoxFiles
+    box_files : BoxAnnotationFiles
+        See `find_box_annotations`.
 
     Returns
     -------
     Dataset
-        Examples sorted by relative path, each with `Boxes` in pixels of the image as shown;
-        classes in the order that the files declare, those without any object left out.
+        Examples sorted by relative path, each with `Boxes` in pixels of the upright image;
+        classes in the order of the files, without those that have no object.
     tuple of str
         The relative path of each example.
 
     Raises
     ------
     DataError
-        If an annotation is damaged or contradicts another.
+        If an annotation is damaged or contradicts another one.
 
     Examples
     --------
@@ -132,70 +133,75 @@ def read_boxes(found: BoxFiles) -> tuple[Dataset, tuple[str, ...]]:
     >>> tail = "<xmax>4</xmax><ymax>2</ymax></bndbox></object></annotation>"
     >>> for name, text in (("1.jpg", ""), ("1.xml", head + tail)):
     ...     _ = (root / name).write_text(text)
-    >>> data, _ = read_boxes(find_boxes(root, layouts.walk(root)))
+    >>> data, _ = read_boxes(find_box_annotations(root, layouts.list_folder(root)))
     >>> data.kind, data.samples[0].target.corners
     ('detection', ((0.0, 0.0, 4.0, 2.0),))
     """
-    annotations = _read(found)
+    annotations = _read_annotations(box_files)
     items = sorted(annotations.items, key=lambda item: item.key)
-    root = found.listing.root
-    shown = [_shown(root, item, annotations.relative) for item in items]
+    root = box_files.listing.root
+    converted = [_convert_boxes(root, item, annotations.relative) for item in items]
     samples = tuple(
         Sample(image=root / item.key, target=boxes, split=item.split, group=item.group)
-        for item, (boxes, _) in zip(items, shown, strict=True)
+        for item, (boxes, _) in zip(items, converted, strict=True)
     )
-    used = {name for boxes, _ in shown for name in boxes.labels}
+    used = {name for boxes, _ in converted for name in boxes.labels}
     classes = tuple(name for name in annotations.names if name in used)
-    notes = (
+    unused = [name for name in annotations.names if name not in used]
+    unread_tables = _tables_in(box_files.listing)
+    notes = [
         *annotations.notes,
-        "task: detection because the files hold boxes",
-        *_box_notes([boxes for boxes, _ in shown], sum(moved for _, moved in shown)),
-        *_unused([name for name in annotations.names if name not in used]),
-        *_tables(found.listing),
-    )
-    data = Dataset(samples=samples, classes=classes, kind="detection", notes=notes)
+        "task: detection because the files contain boxes",
+        *_box_notes([boxes for boxes, _ in converted], sum(rotated for _, rotated in converted)),
+    ]
+    if unused:
+        notes.append(f"{len(unused)} classes without any object left out: {format_list(unused)}")
+    if unread_tables:
+        notes.append(f"tables in the same folder not read: {format_list(unread_tables)}")
+    data = Dataset(samples=samples, classes=classes, kind="detection", notes=tuple(notes))
     return data, tuple(item.key for item in items)
 
 
-def _read(found: BoxFiles) -> Annotations:
-    if found.format == "coco":
-        return read_coco(found.listing, found.files)
-    return read_voc(found.listing) if found.format == "voc" else read_yolo(found.listing)
+def _read_annotations(box_files: BoxAnnotationFiles) -> Annotations:
+    listing = box_files.listing
+    if box_files.format == "coco":
+        return read_coco(listing, box_files.files)
+    return read_voc(listing) if box_files.format == "voc" else read_yolo(listing)
 
 
-def _shown(root: Path, item: Annotated, relative: bool) -> tuple[Boxes, bool]:
+def _convert_boxes(root: Path, item: AnnotatedImage, relative: bool) -> tuple[Boxes, bool]:
+    # Without boxes, or without a stated size, the image header is not needed.
     if not (item.boxes.labels if relative else item.boxes.size):
         return item.boxes, False
-    return as_shown(item.boxes, quick_header(root / item.key), relative=relative)
+    return to_upright(item.boxes, quick_header(root / item.key), relative=relative)
 
 
-def _box_notes(boxes: Sequence[Boxes], turned: int) -> list[str]:
-    objects, hard = sum(len(b.labels) for b in boxes), sum(sum(b.hard) for b in boxes)
-    empty = sum(not b.labels for b in boxes)
-    notes = [f"{objects} objects in {len(boxes)} images"]
-    if empty:
-        notes.append(f"{empty} images without objects: learned from as negatives")
-    if hard:
-        notes.append(f"{hard} objects are difficult or crowds: left out of training and judgement")
-    if turned:
+def _box_notes(boxes_by_image: Sequence[Boxes], n_rotated: int) -> list[str]:
+    n_objects = sum(len(boxes.labels) for boxes in boxes_by_image)
+    n_hard = sum(sum(boxes.hard) for boxes in boxes_by_image)
+    n_empty = sum(not boxes.labels for boxes in boxes_by_image)
+    notes = [f"{n_objects} objects in {len(boxes_by_image)} images"]
+    if n_empty:
+        notes.append(f"{n_empty} images without objects: used as negatives in training")
+    if n_hard:
         notes.append(
-            f"boxes of {turned} images turned as EXIF turns the image, since the files state "
-            "the size before"
+            f"{n_hard} objects are difficult or crowds: left out of training and evaluation"
+        )
+    if n_rotated:
+        notes.append(
+            f"boxes of {n_rotated} images rotated by EXIF, because the files state the size before "
+            "rotation"
         )
     return notes
 
 
-def _unused(names: Sequence[str]) -> list[str]:
-    return [f"{len(names)} classes without any object left out: {listed(names)}"] if names else []
-
-
-def _tables(listing: Listing) -> list[str]:
-    tables = [
+def _tables_in(listing: Listing) -> list[str]:
+    """CSV, TSV and Parquet files directly in the folder."""
+    return [
         name
-        for name in listing.others
+        for name in listing.other_files
         if "/" not in name and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
     ]
-    return [f"tables beside the boxes not read: {listed(tables)}"] if tables else []
 
 
 def read_dataset(
@@ -213,36 +219,36 @@ def read_dataset(
     Parameters
     ----------
     source : str or Path
-        A folder ``<class>/...`` or ``<train|val|test>/<class>/...``; a CSV, TSV or Parquet file
-        (or the folder with exactly one of them); a folder with ``images/`` and ``masks/``, see
-        `mask_pairs.find_pairs`; one with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
+        A folder ``<class>/...`` or ``<train|val|test>/<class>/...``; a CSV, TSV or Parquet file,
+        or the folder with exactly one of them; a folder with ``images/`` and ``masks/``, see
+        `masks.find_mask_pairs`; a folder with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
         ``demo:<name>``.
     task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None
-        None: as the data say.
+        None: inferred from the data.
     group_by : str or None
-        Name of a manifest's column, or a regular expression that is searched in each relative
-        path with forward slashes: its first group, else the whole match, names the group.
+        Name of a column of the manifest, or a regular expression that is searched in each relative
+        path with forward slashes. Its first group, or else the whole match, is the group.
     image_column, label_column : str or None
-        Columns of a manifest, where they do not have a usual name.
+        Columns of a manifest, if their names are not among the usual ones.
     labels_required : bool
-        False: images without labels are read too (target None).
+        False: images without labels are read, too (target None).
     min_classes : int
-        Fewer classes than this are an error; a multilabel or detection set needs one at least.
+        Fewer classes are an error; multilabel and detection data need only one.
 
     Returns
     -------
     Dataset
         Classes in natural order by name (over all splits); examples sorted by relative path
-        (class folders) or in the manifest's order. ``notes`` says what was recognised and what
-        was left out.
+        (class folders) or in the order of the manifest. ``notes`` lists what was recognised and
+        what was left out.
 
     Raises
     ------
     LayoutError
-        If nothing is at ``source``, or its layout is not recognised.
+        If ``source`` does not exist, or its layout is not supported.
     DataError
-        If labels, splits or files of a manifest are missing or contradict each other, or there
-        are too few classes.
+        If labels, splits or files of a manifest are missing or contradictory, or there are too
+        few classes.
     UsageError
         If arguments do not fit the source, or ``group_by`` matches nothing.
 
@@ -260,60 +266,79 @@ def read_dataset(
     'class folders, no splits'
     """
     if isinstance(source, str) and source.startswith("demo:"):
-        if (task_kind, group_by, image_column, label_column) != (None,) * 4:
-            raise UsageError(
-                f"Expected no task kind, group or column for {source!r}, which brings its own, "
-                "got one; do: leave it out."
-            )
-        return demo.load(source.removeprefix("demo:"))
+        return _load_demo(
+            source,
+            task_kind=task_kind,
+            group_by=group_by,
+            image_column=image_column,
+            label_column=label_column,
+        )
     path = Path(source)
     if not path.exists():
-        raise layouts.missing(path)
+        raise layouts.path_not_found_error(path)
     listing = (
-        layouts.walk(path) if path.is_dir() else Listing(root=path.parent, others=(path.name,))
+        layouts.list_folder(path)
+        if path.is_dir()
+        else Listing(root=path.parent, other_files=(path.name,))
     )
-    boxes = _boxes_at(path, listing, task_kind, image_column or label_column)
+    box_files = _box_files_for(path, listing, task_kind, image_column or label_column)
     table: tables.Table | None = None
-    why_not: tuple[str, ...] = ()
-    if boxes is None and task_kind != "segmentation":
+    unread_notes: tuple[str, ...] = ()
+    if box_files is None and task_kind != "segmentation":
         if path.is_dir():
-            table, why_not = _manifest_in(listing, image_column, label_column, labels_required)
+            table, unread_notes = _find_manifest(
+                listing, image_column, label_column, labels_required
+            )
         else:
-            table = _manifest_at(path)
+            table = _read_manifest_file(path)
     if table is not None:
-        columns = manifests.find_columns(
-            table, image=image_column, label=label_column, group=group_by
-        )
-        data, keys = manifests.read_manifest(
+        columns = tables.find_columns(table, image=image_column, label=label_column, group=group_by)
+        data, keys = tables.read_manifest(
             table, columns, task_kind=task_kind, labels_required=labels_required
         )
-        grouped = columns.group is not None
-    elif boxes is not None:
-        (data, keys), grouped = read_boxes(boxes), False
-        why_not = _masks_too(listing)
+        has_groups = columns.group is not None
+    elif box_files is not None:
+        (data, keys), has_groups = read_boxes(box_files), False
+        unread_notes = _mask_note(listing)
     else:
         if image_column or label_column:
+            arguments = _format_arguments(image_column=image_column, label_column=label_column)
             raise UsageError(
-                f"Expected a manifest for image_column and label_column, got {str(path)!r} "
-                "without one; do: leave them out, or name the file."
+                f"Expected a manifest for {arguments}, got {str(path)!r} without one. Remove "
+                "the argument, or pass the path of the manifest."
             )
         data, keys = _read_folders(listing, task_kind, labels_required)
-        grouped = False
-    if group_by is not None and not grouped:
-        data = _with_groups(data, keys, group_by)
-    notes = (*data.notes, *why_not, *_class_notes(data))
+        has_groups = False
+    if group_by is not None and not has_groups:
+        data = _add_groups_from_paths(data, keys, group_by)
+    notes = (*data.notes, *unread_notes, *_class_notes(data))
     data = replace(data, name=path.absolute().name or data.name, notes=notes)
-    _require_classes(data, min_classes, labels_required, listing)
+    _require_classes(data, path, min_classes, labels_required, listing)
     return data
 
 
+def _load_demo(source: str, **arguments: str | None) -> Dataset:
+    unsupported = _format_arguments(**arguments)
+    if unsupported:
+        raise UsageError(
+            f"The example set {source!r} has its own task, groups and labels, got {unsupported}. "
+            "Remove these arguments (on the command line: --task and --group-by)."
+        )
+    return demo.load(source.removeprefix("demo:"))
+
+
+def _format_arguments(**arguments: str | None) -> str:
+    """Format the arguments that are given, for example ``group_by='patient'``."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None)
+
+
 def list_images(paths: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
-    """List the images at paths: files as given, folders with everything below, sorted.
+    """List the images at paths: files as they are, folders with their subfolders, sorted.
 
     Parameters
     ----------
     paths : path or sequence of paths
-        Their order is kept, so that results can be matched with what was asked for.
+        Their order is kept, so that results can be matched with the paths.
 
     Returns
     -------
@@ -322,7 +347,7 @@ def list_images(paths: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
     Raises
     ------
     LayoutError
-        If a path does not exist, a folder holds no image, or a file is none by its name.
+        If a path does not exist, a folder has no image, or a file has no image suffix.
 
     Examples
     --------
@@ -333,25 +358,25 @@ def list_images(paths: Sequence[str | Path] | str | Path) -> tuple[Path, ...]:
     >>> [path.name for path in list_images([root])]
     ['a.JPG', 'b.png']
     """
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
-    return tuple(image for path in given for image in _images_at(Path(path)))
+    path_list = [paths] if isinstance(paths, str | Path) else list(paths)
+    return tuple(image for path in path_list for image in _list_images_at(Path(path)))
 
 
-def _images_at(path: Path) -> Iterable[Path]:
+def _list_images_at(path: Path) -> Iterable[Path]:
     if path.is_dir():
-        listing = layouts.walk(path)
+        listing = layouts.list_folder(path)
         if not listing.images:
             raise LayoutError(
-                f"Expected images in the folder {str(path)!r}, got none among "
-                f"{len(listing.others)} files; do: name a folder or files with images."
+                f"Expected images in the folder {str(path)!r}, got none among its "
+                f"{len(listing.other_files)} files. Pass a folder with images, or image files."
             )
         return [path / name for name in listing.images]
     if not path.exists():
-        raise layouts.missing(path)
+        raise layouts.path_not_found_error(path)
     if path.suffix and not layouts.is_image(path.name):
         raise LayoutError(
-            f"Expected an image, got {str(path)!r}; do: name files with an image's suffix "
-            "(.jpg, .png, ...) or a folder."
+            f"Expected an image, got {str(path)!r}. Pass files with an image suffix (.jpg, .png, "
+            "...) or a folder."
         )
     return [path]
 
@@ -359,129 +384,131 @@ def _images_at(path: Path) -> Iterable[Path]:
 def _read_folders(
     listing: Listing, task_kind: Kind | None, labels_required: bool
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """What the names of folders say: masks beside images, or classes."""
-    pairs = mask_pairs.find_pairs(listing) if task_kind in {None, "segmentation"} else None
+    """Read images with masks, or else class folders."""
+    pairs = masks.find_mask_pairs(listing) if task_kind in {None, "segmentation"} else None
     if pairs is not None:
-        return mask_pairs.read_mask_pairs(listing, pairs, labels_required=labels_required)
+        return masks.read_mask_pairs(listing, pairs, labels_required=labels_required)
     if task_kind == "segmentation":
-        raise layouts.no_masks(listing)
-    return folders.read_folders(listing, task_kind=task_kind, labels_required=labels_required)
+        raise layouts.no_masks_error(listing)
+    return class_folders.read_class_folders(
+        listing, task_kind=task_kind, labels_required=labels_required
+    )
 
 
-def _masks_too(listing: Listing) -> tuple[str, ...]:
-    """Pascal VOC has both: boxes are what the folder is read for unless masks are asked for."""
+def _mask_note(listing: Listing) -> tuple[str, ...]:
+    """Note that a folder read for its boxes also has masks, as Pascal VOC does."""
     try:
-        pairs = mask_pairs.find_pairs(listing)
-    except DataError:  # wrong with the masks, which are not what is read
+        pairs = masks.find_mask_pairs(listing)
+    except DataError:  # the masks are not read, so their errors do not matter
         return ()
     if pairs is None:
         return ()
-    return ("masks lie beside the images, too; the task segmentation reads them",)
+    return ("there are masks, too; pass --task segmentation to use them",)
 
 
-def _boxes_at(
+def _box_files_for(
     path: Path, listing: Listing, task_kind: Kind | None, column: str | None
-) -> BoxFiles | None:
-    """Annotated boxes, unless another task or a manifest's columns were asked for."""
+) -> BoxAnnotationFiles | None:
+    """Find annotated boxes, unless another task or columns of a manifest are requested."""
     if task_kind not in {None, "detection"} or column:
         return None
-    found = find_boxes(path, listing)
-    if found is None and task_kind == "detection":
-        raise no_boxes(path)
-    return found
+    box_files = find_box_annotations(path, listing)
+    if box_files is None and task_kind == "detection":
+        raise no_boxes_error(path)
+    return box_files
 
 
-def _manifest_at(path: Path) -> tables.Table:
+def _read_manifest_file(path: Path) -> tables.Table:
     if path.suffix.lower() in layouts.MANIFEST_SUFFIXES | {".txt"}:
         return tables.read_table(path)
-    listing = Listing(root=path.parent, others=(path.name,))
-    if path.suffix.lower() in {".json", ".xml"} and (error := layouts.foreign(listing)):
+    listing = Listing(root=path.parent, other_files=(path.name,))
+    if path.suffix.lower() in {".json", ".xml"} and (error := layouts.other_task_error(listing)):
         raise error
     advice = (
-        "unpack it and name the folder"
+        "Unpack it and pass the folder"
         if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
-        else "name a folder of class folders, or a CSV, TSV or Parquet file"
+        else "Pass the folder that contains the class folders, or a CSV, TSV or Parquet file"
     )
-    raise LayoutError(f"Expected a folder or a manifest, got the file {str(path)!r}; do: {advice}.")
+    raise LayoutError(f"Expected a folder or a manifest, got the file {str(path)!r}. {advice}.")
 
 
-def _manifest_in(
+def _find_manifest(
     listing: Listing, image: str | None, label: str | None, labels_required: bool
 ) -> tuple[tables.Table | None, tuple[str, ...]]:
-    """The one manifest beside the images that has the columns needed, or why there is none."""
-    names = [
-        name
-        for name in listing.others
-        if "/" not in name and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
-    ]
+    """Read the only manifest of a folder; without one return notes on tables that are not read."""
+    names = _tables_in(listing)
     if not names:
         return None, ()
-    by_class = bool(folders.by_class(listing).classes)
+    has_class_folders = bool(class_folders.group_by_class(listing).classes)
     if len(names) > 1:
-        if by_class and not (image or label):
-            return None, (f"several tables beside the class folders not read: {listed(names)}",)
+        if has_class_folders and not (image or label):
+            return None, (
+                f"tables in the folder of the class folders not read: {format_list(names)}",
+            )
         raise LayoutError(
-            f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: {listed(names)}; "
-            f"do: name the one that is meant, such as {str(listing.root / names[0])!r}."
+            f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: "
+            f"{format_list(names)}. Pass the path of one of them, such as "
+            f"{str(listing.root / names[0])!r}."
         )
     try:
         table = tables.read_table(listing.root / names[0])
-        columns = manifests.find_columns(table, image=image, label=label)
+        columns = tables.find_columns(table, image=image, label=label)
     except HeadstartError as error:
-        if not by_class or image or label:
+        if not has_class_folders or image or label:
             raise
         return None, (f"table {names[0]!r} not read: {error}",)
     if columns.image and (columns.label or not labels_required):
         return table, ()
-    if by_class and not (image or label):
-        return None, (f"table {names[0]!r} not read: it has no columns of paths and labels",)
+    if has_class_folders and not (image or label):
+        return None, (f"table {names[0]!r} not read: it has no columns for paths and labels",)
     return table, ()
 
 
-def _with_groups(data: Dataset, keys: Sequence[str], group_by: str) -> Dataset:
-    """Set each example's group from its path; a path that does not match is a group of its own."""
+def _add_groups_from_paths(data: Dataset, keys: Sequence[str], group_by: str) -> Dataset:
+    """Set the group of each example from its path; a path without a match is its own group."""
     try:
         pattern = re.compile(group_by)
     except re.error as error:
         raise UsageError(
-            f"Expected `group_by` to be a column or a regular expression, got {group_by!r}: "
-            f"{error}; do: correct it."
+            f"Expected a column or a regular expression for --group-by, got {group_by!r}: {error}. "
+            "Correct the expression."
         ) from error
-    groups = [_group(pattern.search(key)) for key in keys]
-    alone = sum(group is None for group in groups)
-    if alone == len(groups):
+    groups = [_matched_group(pattern.search(key)) for key in keys]
+    n_unmatched = sum(group is None for group in groups)
+    if n_unmatched == len(groups):
         raise UsageError(
-            f"Expected `group_by` to be a column or to match paths such as {keys[0]!r}, "
-            f"got {group_by!r}, which matches none of {len(keys)}; do: correct the expression."
+            f"Expected a column or a regular expression that matches paths such as {keys[0]!r} for "
+            f"--group-by, got {group_by!r}, which matches none of {len(keys)} paths. Correct the "
+            "expression."
         )
-    samples = (replace(s, group=g) for s, g in zip(data.samples, groups, strict=True))
+    samples = (
+        replace(sample, group=group) for sample, group in zip(data.samples, groups, strict=True)
+    )
     notes = [*data.notes, f"groups: from paths by {group_by!r}"]
-    if alone:
-        notes.append(f"{alone} paths do not match {group_by!r}; each is a group of its own")
+    if n_unmatched:
+        notes.append(f"{n_unmatched} paths do not match {group_by!r}; each is its own group")
     return replace(data, samples=tuple(samples), notes=tuple(notes))
 
 
-def _group(match: re.Match[str] | None) -> str | None:
+def _matched_group(match: re.Match[str] | None) -> str | None:
     if match is None:
         return None
     return match.group(1) if match.re.groups else match.group(0)
 
 
 def _class_notes(data: Dataset) -> tuple[str, ...]:
-    """What a person should know about classes and groups, whatever the layout."""
+    """Notes on classes and groups that apply to every layout."""
     notes = []
-    spelled = defaultdict(list)
+    spellings = defaultdict(list)
     for name in data.classes:
-        spelled[name.casefold()].append(name)
+        spellings[name.casefold()].append(name)
     notes += [
-        f"classes that differ only in case are kept apart: {listed(names)}"
-        for names in spelled.values()
+        f"classes that differ only in upper and lower case: {format_list(names)}"
+        for names in spellings.values()
         if len(names) > 1
     ]
     if len(data) >= 20 and data.kind == "multiclass" and 2 * len(data.classes) > len(data):
-        notes.append(
-            f"{len(data.classes)} classes for {len(data)} images: are these names of classes?"
-        )
+        notes.append(f"{len(data.classes)} classes for {len(data)} images: are these class names?")
     sizes = Counter(sample.group for sample in data.samples if sample.group is not None)
     if sizes:
         largest, count = max(sizes.items(), key=lambda item: item[1])
@@ -489,19 +516,25 @@ def _class_notes(data: Dataset) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _require_classes(data: Dataset, least: int, labels_required: bool, listing: Listing) -> None:
-    held = sum(count > 0 for count in data.counts().values())
-    least = least if data.kind == "multiclass" else min(least, 1)
-    if held >= least or not labels_required:
-        return
+def _require_classes(
+    data: Dataset, path: Path, min_classes: int, labels_required: bool, listing: Listing
+) -> None:
     names = [name for name, count in data.counts().items() if count]
-    inner = sorted({n.split("/")[1] for n in listing.images if n.count("/") > 1})
-    hint = (
-        f"did you mean {str(listing.root / listing.tops[0])!r}, which holds {listed(inner)}?"
-        if len(listing.tops) == 1 and len(inner) > 1
-        else "do: add images of another class."
-    )
+    n_required = min_classes if data.kind == "multiclass" else min(min_classes, 1)
+    if len(names) >= n_required or not labels_required:
+        return
+    subfolders = sorted({key.split("/")[1] for key in listing.images if key.count("/") > 1})
+    if len(listing.top_folders) == 1 and len(subfolders) > 1:
+        top_folder = str(listing.root / listing.top_folders[0])
+        hint = f"Did you mean {top_folder!r}, which contains {format_list(subfolders)}?"
+    elif data.kind == "multiclass":
+        hint = (
+            "Add images of another class. If these are images with masks, arrange them as "
+            "images/1.jpg and masks/1.png."
+        )
+    else:
+        hint = "Add images with labels."
     raise DataError(
-        f"Expected at least {least} classes with images in {data.name!r}, got {held} "
-        f"({listed(names) or 'none'}); {hint}"
+        f"Expected at least {n_required} {'class' if n_required == 1 else 'classes'} with images "
+        f"in {str(path)!r}, got {len(names)} ({format_list(names) or 'none'}). {hint}"
     )

@@ -1,7 +1,4 @@
-"""Dealing whole blocks to parts so that every class is shared out evenly.
-
-The engine under `splits`: blocks in, the part of each block out.
-"""
+"""Stratified assignment of whole blocks to parts, used by `splits`."""
 
 from __future__ import annotations
 
@@ -13,22 +10,29 @@ from numpy.typing import ArrayLike, NDArray
 
 from headstart.errors import DataError, UsageError
 
-__all__ = ["Units", "deal", "make_units", "require_testable", "spread_out", "train_all"]
+__all__ = [
+    "BlockSummary",
+    "move_missing_classes_to_train",
+    "require_testable",
+    "spread_classes",
+    "stratify_blocks",
+    "summarise_blocks",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Units:
-    """Blocks as what they hold; a column of its own stands for "no label at all"."""
+class BlockSummary:
+    """Class counts of blocks. For multilabel data, "no label" counts as one more class."""
 
-    of: NDArray[np.intp]  # (n,) block of each example
-    held: list[dict[int, int]]  # for each block: class -> how many examples
-    size: list[int]
-    totals: dict[int, int]  # class -> how many examples
-    spread: dict[int, int]  # class -> in how many blocks
+    block_of: NDArray[np.intp]  # (n,) block of each example
+    class_counts: list[dict[int, int]]  # of each block: class -> number of examples
+    sizes: list[int]  # of each block: number of examples
+    class_totals: dict[int, int]  # class -> number of examples
+    blocks_per_class: dict[int, int]  # class -> number of blocks with it
 
 
-def make_units(targets: NDArray[np.intp], blocks: ArrayLike | None) -> Units:
-    """Sum up what each block holds.
+def summarise_blocks(targets: NDArray[np.intp], blocks: ArrayLike | None) -> BlockSummary:
+    """Count the examples of each class in each block.
 
     Parameters
     ----------
@@ -38,7 +42,7 @@ def make_units(targets: NDArray[np.intp], blocks: ArrayLike | None) -> Units:
 
     Returns
     -------
-    Units
+    BlockSummary
 
     Raises
     ------
@@ -47,7 +51,7 @@ def make_units(targets: NDArray[np.intp], blocks: ArrayLike | None) -> Units:
 
     Examples
     --------
-    >>> make_units(np.array([0, 0, 1]), [5, 5, 7]).held
+    >>> summarise_blocks(np.array([0, 0, 1]), [5, 5, 7]).class_counts
     [{0: 2}, {1: 1}]
     """
     n = len(targets)
@@ -55,138 +59,168 @@ def make_units(targets: NDArray[np.intp], blocks: ArrayLike | None) -> Units:
         rows, labels = np.arange(n), targets
     else:
         rows, labels = np.nonzero(targets)
-        bare = np.flatnonzero(~targets.any(axis=1))
-        rows = np.concatenate([rows, bare])
-        labels = np.concatenate([labels, np.full(len(bare), targets.shape[1])])
-    given = np.arange(n) if blocks is None else np.asarray(blocks)
-    if given.shape != (n,):
-        raise UsageError(f"Expected one block for each of {n} examples, got shape {given.shape}.")
-    names, of = np.unique(given, return_inverse=True)
+        unlabelled = np.flatnonzero(~targets.any(axis=1))
+        rows = np.concatenate([rows, unlabelled])
+        labels = np.concatenate([labels, np.full(len(unlabelled), targets.shape[1])])
+    block_ids = np.arange(n) if blocks is None else np.asarray(blocks)
+    if block_ids.shape != (n,):
+        raise UsageError(
+            f"Expected one block for each of {n} examples, got shape {block_ids.shape}."
+        )
+    names, block_of = np.unique(block_ids, return_inverse=True)
     width = int(labels.max(initial=0)) + 1
-    pairs, counts = np.unique(of[rows] * width + labels, return_counts=True)
-    held: list[dict[int, int]] = [{} for _ in names]
-    totals: dict[int, int] = {}
-    spread: dict[int, int] = {}
+    pairs, counts = np.unique(block_of[rows] * width + labels, return_counts=True)
+    class_counts: list[dict[int, int]] = [{} for _ in names]
+    class_totals: dict[int, int] = {}
+    blocks_per_class: dict[int, int] = {}
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         block, label = divmod(pair, width)
-        held[block][label] = count
-        totals[label] = totals.get(label, 0) + count
-        spread[label] = spread.get(label, 0) + 1
-    size = np.bincount(of, minlength=len(names)).tolist()
-    return Units(of=of.astype(np.intp), held=held, size=size, totals=totals, spread=spread)
+        class_counts[block][label] = count
+        class_totals[label] = class_totals.get(label, 0) + count
+        blocks_per_class[label] = blocks_per_class.get(label, 0) + 1
+    return BlockSummary(
+        block_of=block_of.astype(np.intp),
+        class_counts=class_counts,
+        sizes=np.bincount(block_of, minlength=len(names)).tolist(),
+        class_totals=class_totals,
+        blocks_per_class=blocks_per_class,
+    )
 
 
-def deal(
-    units: Units, shares: Sequence[float], rng: np.random.Generator, pinned: frozenset[int]
+def stratify_blocks(
+    summary: BlockSummary, shares: Sequence[float], rng: np.random.Generator, pinned: frozenset[int]
 ) -> list[int]:
-    """Stratify whole blocks, one after the other; the part of each block.
+    """Assign whole blocks to parts, one after the other, so that each class has its share.
 
-    A block goes where it brings every class nearest to its share of what was dealt so far (in
-    squares, each class by its own size); large blocks first, then those of rare classes, so
-    that small and common ones even out the rest. Like the iterative stratification of
-    Sechidis, Tsoumakas and Vlahavas (ECML 2011), for blocks that hold several classes.
+    A block is put into the part where the class counts come nearest to the requested shares
+    (squared differences, each class relative to its size). Large blocks come first, then blocks
+    of rare classes, so that small blocks of common classes even out the rest. Similar to the
+    iterative stratification of Sechidis, Tsoumakas and Vlahavas (ECML 2011), for blocks with
+    several classes.
 
     Parameters
     ----------
-    units : Units
+    summary : BlockSummary
     shares : sequence of float
-        What share each part should get; the sum is 1.
+        Requested share of each part; the sum is 1.
     rng : numpy.random.Generator
     pinned : frozenset of int
-        Blocks that go to part 0.
+        Blocks that must be in part 0.
 
     Returns
     -------
     list of int
+        Part of each block.
 
     Examples
     --------
-    >>> units = make_units(np.array([0, 0, 1, 1]), None)
-    >>> sorted(deal(units, (0.5, 0.5), np.random.default_rng(0), frozenset()))
+    >>> summary = summarise_blocks(np.array([0, 0, 1, 1]), None)
+    >>> sorted(stratify_blocks(summary, (0.5, 0.5), np.random.default_rng(0), frozenset()))
     [0, 0, 1, 1]
     """
     parts = range(len(shares))
-    need = {c: [total * share for share in shares] for c, total in units.totals.items()}
-    lack = [sum(units.size) * share for share in shares]
-    part = [-1] * len(units.size)
+    # Examples still missing, by class and part, and by part.
+    missing = {c: [total * share for share in shares] for c, total in summary.class_totals.items()}
+    missing_in_part = [sum(summary.sizes) * share for share in shares]
+    part_of = [-1] * len(summary.sizes)
 
-    def fit(p: int, c: int, count: int) -> float:
-        # With two parts, what could not be given exactly is carried over, at most half a block,
-        # so that rounding does not add up over many small classes.
-        bound = count / 2 if len(shares) == 2 else 0.0
-        carry = max(-bound, min(bound, lack[p] - shares[p] * sum(lack)))
-        return count * (2 * (need[c][p] + carry) - count) / (units.totals[c] * shares[p])
+    def improvement(part: int, label: int, count: int) -> float:
+        # With two parts, the rounding error so far is carried over, at most half a block, so
+        # that rounding errors do not add up over many small classes.
+        limit = count / 2 if len(shares) == 2 else 0.0
+        error = missing_in_part[part] - shares[part] * sum(missing_in_part)
+        carry = max(-limit, min(limit, error))
+        scale = summary.class_totals[label] * shares[part]
+        return count * (2 * (missing[label][part] + carry) - count) / scale
 
-    shuffled = rng.permutation(len(units.size)).tolist()
-    rarity = [min(units.totals[c] for c in held) for held in units.held]
-    for b in sorted(shuffled, key=lambda b: (b not in pinned, -units.size[b], rarity[b])):
-        held = units.held[b].items()
+    shuffled = rng.permutation(len(summary.sizes)).tolist()
+    rarity = [min(summary.class_totals[c] for c in counts) for counts in summary.class_counts]
+    for block in sorted(shuffled, key=lambda b: (b not in pinned, -summary.sizes[b], rarity[b])):
+        counts = summary.class_counts[block].items()
+        # Rounded, so that ties do not depend on the last bits; then the emptier, the first part.
         keys = [
-            (round(sum(fit(p, c, count) for c, count in held), 9), round(lack[p], 9), -p)
-            for p in parts
+            (
+                round(sum(improvement(part, c, count) for c, count in counts), 9),
+                round(missing_in_part[part], 9),
+                -part,
+            )
+            for part in parts
         ]
-        best = 0 if b in pinned else max(parts, key=lambda p: keys[p])
-        part[b] = best
-        lack[best] -= units.size[b]
-        for c, count in held:
-            need[c][best] -= count
-    return part
+        best = 0 if block in pinned else max(parts, key=lambda part: keys[part])
+        part_of[block] = best
+        missing_in_part[best] -= summary.sizes[block]
+        for label, count in counts:
+            missing[label][best] -= count
+    return part_of
 
 
-def spread_out(units: Units, part: list[int], n_parts: int, pinned: frozenset[int]) -> list[int]:
-    """Move blocks until no class of two or more blocks lies in one part only; those that fail."""
-    where: dict[int, dict[int, list[int]]] = {c: {} for c in units.totals}
-    for b, p in enumerate(part):
-        for c in units.held[b]:
-            where[c].setdefault(p, []).append(b)
-    lonely = []
-    for c in sorted(units.totals, key=lambda c: (units.spread[c], c)):
-        if units.spread[c] < 2 or len(where[c]) > 1:
+def spread_classes(
+    summary: BlockSummary, part_of: list[int], n_parts: int, pinned: frozenset[int]
+) -> list[int]:
+    """Move blocks until every class of two or more blocks is in at least two parts.
+
+    ``part_of`` is changed. Returned are the classes for which this is impossible.
+    """
+    # class -> part -> blocks of that class in that part
+    blocks_in: dict[int, dict[int, list[int]]] = {label: {} for label in summary.class_totals}
+    for block, part in enumerate(part_of):
+        for label in summary.class_counts[block]:
+            blocks_in[label].setdefault(part, []).append(block)
+    unspread = []
+    for label in sorted(summary.class_totals, key=lambda c: (summary.blocks_per_class[c], c)):
+        if summary.blocks_per_class[label] < 2 or len(blocks_in[label]) > 1:
             continue
-        home = next(iter(where[c]))
+        source = next(iter(blocks_in[label]))
         movable = [
-            (units.size[b], b, p)
-            for b in where[c][home]
-            for p in range(n_parts)
-            if p != home and b not in pinned and _may_move(where, b, p, units)
+            (summary.sizes[block], block, part)
+            for block in blocks_in[label][source]
+            for part in range(n_parts)
+            if part != source and block not in pinned and _may_move(blocks_in, block, part, summary)
         ]
         if not movable:
-            lonely.append(c)
+            unspread.append(label)
             continue
-        _, b, p = min(movable)
-        part[b] = p
-        for other in units.held[b]:
-            where[other][home].remove(b)
-            if not where[other][home]:
-                del where[other][home]
-            where[other].setdefault(p, []).append(b)
-    return lonely
+        _, block, target = min(movable)
+        part_of[block] = target
+        for moved_label in summary.class_counts[block]:
+            blocks_in[moved_label][source].remove(block)
+            if not blocks_in[moved_label][source]:
+                del blocks_in[moved_label][source]
+            blocks_in[moved_label].setdefault(target, []).append(block)
+    return unspread
 
 
-def _may_move(where: dict[int, dict[int, list[int]]], b: int, target: int, units: Units) -> bool:
-    """Whether no class of two or more blocks would end up in one part only."""
-    for c in units.held[b]:
-        if units.spread[c] < 2:
+def _may_move(
+    blocks_in: dict[int, dict[int, list[int]]], block: int, target: int, summary: BlockSummary
+) -> bool:
+    """Whether each class of the block, if it has several blocks, would be in another part too."""
+    for label in summary.class_counts[block]:
+        if summary.blocks_per_class[label] < 2:
             continue
-        others = {p for p, held in where[c].items() if held != [b]}
-        if others <= {target}:
+        remaining = {part for part, members in blocks_in[label].items() if members != [block]}
+        if remaining <= {target}:
             return False
     return True
 
 
-def train_all(units: Units, part: list[int]) -> None:
-    """Move blocks to part 0 until it holds every class."""
-    trained = {c for b, p in enumerate(part) if p == 0 for c in units.held[b]}
-    for b in sorted(range(len(part)), key=lambda b: (units.size[b], b)):
-        if part[b] != 0 and not units.held[b].keys() <= trained:
-            part[b] = 0
-            trained |= units.held[b].keys()
+def move_missing_classes_to_train(summary: BlockSummary, part_of: list[int]) -> None:
+    """Move blocks to part 0 until it contains every class; small blocks first."""
+    trained = {
+        label
+        for block, part in enumerate(part_of)
+        if part == 0
+        for label in summary.class_counts[block]
+    }
+    for block in sorted(range(len(part_of)), key=lambda b: (summary.sizes[b], b)):
+        if part_of[block] != 0 and not summary.class_counts[block].keys() <= trained:
+            part_of[block] = 0
+            trained |= summary.class_counts[block].keys()
 
 
 def require_testable(
     targets: NDArray[np.intp], blocks: NDArray[np.intp], classes: Sequence[str]
 ) -> None:
-    """Say it by the classes' names, where no class can be both trained on and tested.
+    """Raise an error with the classes' names if no class can be both trained on and tested.
 
     Raises
     ------
@@ -200,12 +234,12 @@ def require_testable(
     if len(np.unique(np.stack([targets, blocks]), axis=1)[0]) > len(np.unique(targets)):
         return
     counts = np.bincount(targets, minlength=len(classes)).tolist()
-    got = ", ".join(f"{n} of {c!r}" for n, c in zip(counts[:5], classes[:5], strict=True))
-    got, way = got + (", ..." if len(counts) > 5 else ""), "add images"
+    listing = ", ".join(f"{n} of {c!r}" for n, c in zip(counts[:5], classes[:5], strict=True))
+    listing, advice = listing + (", ..." if len(counts) > 5 else ""), "Add images"
     if max(counts, default=0) > 1:
-        got += ", of each class all in one group or all the same image"
-        way = "add other images, or group them less coarsely"
+        listing += ", all images of a class in one group or identical"
+        advice = "Add other images, or use smaller groups (--group-by)"
     raise DataError(
         "Expected at least 2 different images of a class, in two groups, so that one can be "
-        f"tested on, got {got}; do: {way}."
+        f"tested on, got {listing}. {advice}."
     )

@@ -1,8 +1,8 @@
-"""How good a model is: scores with intervals, baselines, explanations and errors.
+"""Evaluation: scores with intervals, baselines, explanations and errors.
 
 Read classification.py, detection.py and segmentation.py (evaluate each task), baselines.py
-(simple rules on the same images), summary.py (the result in sentences), transfer_gain.py,
-drift.py and forgetting.py (what fine-tuning changed), comparison.py (several methods), explain.py
-(heat maps), insight.py with embeddings.py, slices.py and learning_curve.py (likely label errors,
-unusual images, weak subgroups, more data).
+(simple rules on the same images), summary.py (the result in sentences), transfer_gain.py
+(fine-tuned model compared with the frozen backbone), drift.py and forgetting.py (what fine-tuning
+changed), comparison.py (several methods), explain.py (heat maps), insight.py with embeddings.py,
+slices.py and learning_curve.py (likely label errors, unusual images, weak subgroups, more data).
 """

@@ -1,4 +1,7 @@
-"""What a model's abstaining brought on images that it was judged on."""
+"""Evaluation of classifiers on labelled images: metrics, baselines and abstention.
+
+``evaluate`` also evaluates detectors and segmenters, by calling detection.py and segmentation.py.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from headstart.errors import DataError
 from headstart.evaluation.baselines import (
     Baseline,
     correctness,
+    format_percent,
     majority_baseline,
     nearest_neighbour_baseline,
 )
@@ -28,7 +32,7 @@ from headstart.metrics.confidence_intervals import (
     bootstrap_intervals,
     proportion_interval,
 )
-from headstart.metrics.selective import Selected, risk_coverage
+from headstart.metrics.selective import SelectedThreshold, risk_coverage
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
@@ -39,105 +43,17 @@ __all__ = [
     "ClassRow",
     "Evaluation",
     "evaluate",
+    "evaluate_abstention",
     "evaluate_probabilities",
-    "judge_abstention",
 ]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Abstention:
-    """How much was answered of the judged images, and how much of that was wrong.
-
-    Parameters
-    ----------
-    selected : Selected
-        The threshold, chosen on other images.
-    coverage, risk : Interval or None
-        None where no threshold could be chosen. The risk has NaN where nothing was answered.
-    """
-
-    selected: Selected
-    coverage: Interval | None = None
-    risk: Interval | None = None
-
-    def sentence(self) -> str:
-        """Say in words what it brought, and whether that is what was wanted.
-
-        >>> from headstart.metrics.selective import threshold_for_risk
-        >>> sure = np.linspace(0.5, 1, 400)
-        >>> chosen = threshold_for_risk(sure, sure > 0.55, max_risk=0.05)
-        >>> print(judge_abstention(chosen, sure[::20], sure[::20] > 0.55).sentence()[:88])
-        Abstains below 0.540: it answers 0.900 [0.699, 0.972] of the images, and 0.000 [0.000, 0
-        """
-        if self.coverage is None or self.risk is None or self.selected.threshold is None:
-            return self.selected.sentence()
-        wanted = f"at most {self.selected.max_risk:g} was wanted"
-        if np.isnan(self.risk.value):
-            judged = f"none of these images, so that nothing can be said of its answers; {wanted}"
-            return f"Abstains below {self.selected.threshold:.3f}: it answers {judged}."
-        if self.risk.low > self.selected.max_risk:
-            judged = "which is EXCEEDED: do not rely on it for images such as these"
-        elif self.risk.high <= self.selected.max_risk:
-            judged = "which is kept"
-        else:
-            judged = "which these images can neither confirm nor refute"
-        least = self.selected.threshold
-        where = f"Abstains below {least:.3f}" if least > 0 else "Abstains nowhere"
-        return (
-            f"{where}: it answers {self.coverage} of the images, and {self.risk} of these "
-            f"answers are wrong; {wanted}, {judged}."
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every number as plain values, for report.json."""
-        return {
-            "selected": self.selected.as_dict(),
-            "coverage": None if self.coverage is None else self.coverage.as_dict(),
-            "risk": None if self.risk is None else self.risk.as_dict(),
-        }
-
-
-def judge_abstention(
-    selected: Selected | None,
-    confidence: NDArray[np.floating[Any]],
-    correct: NDArray[np.bool_],
-    groups: Groups = None,
-) -> Abstention | None:
-    """Hold a threshold against images that it was not chosen on.
-
-    Parameters
-    ----------
-    selected : Selected or None
-    confidence : array, shape (n,)
-    correct : array of bool, shape (n,)
-    groups : n hashables, optional
-        Groups count as in ``proportion_interval``.
-
-    Returns
-    -------
-    Abstention or None
-        None where no risk was wanted.
-    """
-    if selected is None or selected.threshold is None:
-        return None if selected is None else Abstention(selected=selected)
-    answered = confidence >= selected.threshold
-    names = None if groups is None else np.fromiter(groups, dtype=object)
-    return Abstention(
-        selected=selected,
-        coverage=proportion_interval(answered, names),
-        risk=proportion_interval(~correct[answered], None if names is None else names[answered]),
-    )
-
-
-AnyEvaluation: TypeAlias = "Evaluation | BoxEvaluation | MaskEvaluation"
-"""What ``evaluate`` gives, by the task; all have task, names, metrics, baselines, n_groups."""
 
 Array = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]]
 Groups = NDArray[np.intp] | None
 
 CALIBRATION_BINS = 10
-"""Of the calibration error and of the curve that is drawn beside it."""
+"""Bins of the calibration error and of the reliability diagram."""
 
 TITLES = {
     "accuracy": "accuracy",
@@ -149,12 +65,98 @@ TITLES = {
     "brier": "Brier score",
     "ece": "calibration error",
 }
-"""What each metric is called in front of a person; losses and errors are better when lower."""
+"""Display names of the metrics; for losses and errors, lower is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention:
+    """Coverage and risk of a classifier that may abstain, on test images.
+
+    Parameters
+    ----------
+    selected : SelectedThreshold
+        Confidence threshold, chosen on other images.
+    coverage, risk : Interval or None
+        None without a threshold. The risk is NaN if the model abstains from every image.
+    """
+
+    selected: SelectedThreshold
+    coverage: Interval | None = None
+    risk: Interval | None = None
+
+    def sentence(self) -> str:
+        """Summarise coverage and risk, and whether the requested risk is met.
+
+        >>> from headstart.metrics.selective import threshold_for_risk
+        >>> sure = np.linspace(0.5, 1, 400)
+        >>> chosen = threshold_for_risk(sure, sure > 0.55, max_risk=0.05)
+        >>> print(evaluate_abstention(chosen, sure[::20], sure[::20] > 0.55).sentence()[:89])
+        Confidence threshold 0.540: the model predicts 90.0 % [69.9, 97.2] of the images, and 0.0
+        """
+        if self.coverage is None or self.risk is None or self.selected.threshold is None:
+            return self.selected.sentence()
+        threshold = self.selected.threshold
+        start = f"Confidence threshold {threshold:.3f}" if threshold > 0 else "No abstention"
+        target = f"The requested maximum risk of {100 * self.selected.max_risk:g} %"
+        if np.isnan(self.risk.value):
+            return f"{start}: the model abstains from all images. {target} was not tested."
+        if self.risk.low > self.selected.max_risk:
+            assessment = "is EXCEEDED: do not rely on the model for images like these"
+        elif self.risk.high <= self.selected.max_risk:
+            assessment = "is met"
+        else:
+            assessment = "is neither confirmed nor refuted: there are too few test images"
+        return (
+            f"{start}: the model predicts {format_percent(self.coverage)} of the images, and "
+            f"{format_percent(self.risk)} of these predictions are wrong. {target} {assessment}."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all values as plain types, for report.json."""
+        return {
+            "selected": self.selected.as_dict(),
+            "coverage": None if self.coverage is None else self.coverage.as_dict(),
+            "risk": None if self.risk is None else self.risk.as_dict(),
+        }
+
+
+def evaluate_abstention(
+    selected: SelectedThreshold | None,
+    confidence: NDArray[np.floating[Any]],
+    correct: NDArray[np.bool_],
+    groups: Groups = None,
+) -> Abstention | None:
+    """Evaluate a confidence threshold on images that it was not chosen on.
+
+    Parameters
+    ----------
+    selected : SelectedThreshold or None
+    confidence : array, shape (n,)
+    correct : array of bool, shape (n,)
+    groups : n hashables, optional
+        Images of one group are not independent, as in ``proportion_interval``.
+
+    Returns
+    -------
+    Abstention or None
+        None if no maximum risk was requested.
+    """
+    if selected is None or selected.threshold is None:
+        return None if selected is None else Abstention(selected=selected)
+    is_answered = confidence >= selected.threshold
+    names = None if groups is None else np.fromiter(groups, dtype=object)
+    return Abstention(
+        selected=selected,
+        coverage=proportion_interval(is_answered, names),
+        risk=proportion_interval(
+            ~correct[is_answered], None if names is None else names[is_answered]
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class: its images in the evaluated part, and how often it is found and right."""
+    """One class: number of its test images, precision and recall."""
 
     name: str
     count: int
@@ -164,24 +166,24 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """A model's answers to labelled images, and every number that follows from them.
+    """Predictions of a classifier on labelled images, and all scores computed from them.
 
     Parameters
     ----------
-    task : Classification
+    task : ClassificationTask
     names : tuple of str
-        The images.
+        Image names.
     targets : array, shape (n,) or (n, n_classes)
     probabilities : array, shape (n, n_classes)
     metrics : dict of str to Interval
     per_class : tuple of ClassRow
     reliability : Reliability
-        Points of the calibration curve.
+        Points of the reliability diagram.
     baselines : tuple of Baseline
     n_groups : int or None
-        Groups that were resampled whole, if the images have groups.
+        Number of groups, if the images have groups. Whole groups are resampled.
     abstention : Abstention or None
-        What answering only from a confidence on brought, where a risk was wanted.
+        Coverage and risk, if a maximum risk was requested.
     """
 
     task: ClassificationTask
@@ -197,12 +199,12 @@ class Evaluation:
 
     @property
     def predicted(self) -> Targets:
-        """Class indices (n,), or for multilabel a 0/1 table."""
+        """Predicted class indices (n,); for multilabel a 0/1 table."""
         return self.task.predicted(self.probabilities)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether each image's answer is right (for multilabel: in every label)."""
+        """Whether each prediction is correct (for multilabel: in every label)."""
         return correctness(self.targets, self.predicted)
 
     @property
@@ -212,19 +214,19 @@ class Evaluation:
         return np.asarray(counts, dtype=np.intp)
 
     def mistakes(self, limit: int) -> list[int]:
-        """Rows of the wrong answers, the most confident first; multiclass only."""
+        """Return the rows of wrong predictions, most confident first; multiclass only."""
         wrong = np.flatnonzero(~self.correct)
-        certainty = self.probabilities.max(axis=1)[wrong]
-        return [int(row) for row in wrong[np.argsort(-certainty, kind="stable")][:limit]]
+        confidence = self.probabilities.max(axis=1)[wrong]
+        return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")][:limit]]
 
     def worst(self, limit: int) -> list[int]:
-        """Rows to look at first; as ``mistakes``, and none for multilabel."""
+        """Return the rows to inspect first: ``mistakes``, or none for multilabel."""
         return [] if self.task.kind == "multilabel" else self.mistakes(limit)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number as plain values, for report.json."""
-        several, said = self.task.kind == "multilabel", self.abstention
-        sure = self.probabilities.max(axis=1)
+        """Return all values as plain types, for report.json."""
+        is_multilabel, abstention = self.task.kind == "multilabel", self.abstention
+        confidence = self.probabilities.max(axis=1)
         return {
             "images": len(self.names),
             "groups": self.n_groups,
@@ -238,19 +240,23 @@ class Evaluation:
                 }
                 for row in self.per_class
             ],
-            "confusion": None if several else self.confusion.tolist(),
-            "aurc": None if several else risk_coverage(sure, self.correct).aurc,
-            "abstention": None if said is None else said.as_dict(),
+            "confusion": None if is_multilabel else self.confusion.tolist(),
+            "aurc": None if is_multilabel else risk_coverage(confidence, self.correct).aurc,
+            "abstention": None if abstention is None else abstention.as_dict(),
             "baselines": [
                 {
                     "name": baseline.name,
                     "accuracy": baseline.accuracy.as_dict(),
                     "lead": baseline.lead.interval.as_dict(),
-                    "distinguishable": baseline.lead.distinguishable,
+                    "significant": baseline.lead.significant,
                 }
                 for baseline in self.baselines
             ],
         }
+
+
+AnyEvaluation: TypeAlias = Evaluation | BoxEvaluation | MaskEvaluation
+"""Result of ``evaluate``, by task; all have task, names, metrics, baselines and n_groups."""
 
 
 def evaluate(
@@ -263,8 +269,7 @@ def evaluate(
 ) -> AnyEvaluation:
     """Evaluate a model on labelled images.
 
-    Classes are matched by name: the data may lack some of the model's classes and list them in
-    any order.
+    Classes are matched by name, in any order. The data may lack some of the model's classes.
 
     Parameters
     ----------
@@ -272,9 +277,9 @@ def evaluate(
     data : Dataset
     extractor : Extractor
     train : Dataset, optional
-        What a classifier learned from, for the nearest-neighbour and majority baselines.
+        Training images of a classifier, for the nearest-neighbour and majority baselines.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -284,12 +289,14 @@ def evaluate(
     Raises
     ------
     DataError
-        If there is no image, or an image has no label, several labels where the model gives
-        one, or a class that the model does not know; if the data are of another task.
+        If there is no image, if an image has no label, several labels for a multiclass model, or
+        an unknown class, or if the data belong to another task.
     """
     if not len(data):
-        raise DataError("Expected at least one image to evaluate on, got none.")
-    _require_known(model, data)
+        raise DataError(
+            f"Evaluation needs at least one image, got {len(data)}. Pass a folder with images."
+        )
+    _require_matching_data(model, data)
     if model.task.kind == "detection":
         return evaluate_boxes(model, data, device=extractor.device, seed=seed)
     if model.task.kind == "segmentation":
@@ -300,22 +307,25 @@ def evaluate(
 def _evaluate_classes(
     model: TransferModel, data: Dataset, extractor: Extractor, train: Dataset | None, seed: int
 ) -> Evaluation:
-    targets, groups = _targets(model, data), data.groups()
+    targets, groups = _aligned_targets(model, data), data.groups()
     if train is not None:
-        _require_known(model, train)
-    learned = None if train is None else _targets(model, train)
-    values = extractor.features(model.backbone, data.samples).values
-    probabilities = model.task.probabilities(model.linear_head().logits(values))
+        _require_matching_data(model, train)
+    train_targets = None if train is None else _aligned_targets(model, train)
+    features = extractor.features(model.backbone, data.samples).values
+    task = model.require_task(ClassificationTask)
+    probabilities = task.probabilities(model.linear_head().logits(features))
     baselines: tuple[Baseline, ...] = ()
-    if train is not None and learned is not None:
-        known = extractor.features(model.backbone, train.samples).values
-        correct = correctness(targets, model.task.predicted(probabilities))
+    if train is not None and train_targets is not None:
+        train_features = extractor.features(model.backbone, train.samples).values
+        correct = correctness(targets, task.predicted(probabilities))
         baselines = (
-            majority_baseline(learned, targets, correct, groups=groups),
-            nearest_neighbour_baseline((known, learned), (values, targets), correct, groups=groups),
+            majority_baseline(train_targets, targets, correct, groups=groups),
+            nearest_neighbour_baseline(
+                (train_features, train_targets), (features, targets), correct, groups=groups
+            ),
         )
     return evaluate_probabilities(
-        model.task,
+        task,
         probabilities,
         targets,
         names=tuple(sample.name for sample in data.samples),
@@ -325,32 +335,32 @@ def _evaluate_classes(
     )
 
 
-def _require_known(model: TransferModel, data: Dataset) -> None:
-    """Nothing is computed for data of another task, or with classes that no answer can be."""
+def _require_matching_data(model: TransferModel, data: Dataset) -> None:
+    """Fail early if the data belong to another task or have classes that the model lacks."""
     kind = model.task.kind
     if data.kind != kind and DENSE.count(data.kind) + DENSE.count(kind):
         raise DataError(
-            f"Expected data for {kind}, as the model answers, got {data.kind}; do evaluate it on "
-            "images with such labels."
+            f"The model is for {kind}, but the data are for {data.kind}. Pass images with labels "
+            f"for {kind}."
         )
-    foreign = [n for n, count in data.counts().items() if count and n not in model.task.classes]
-    if foreign:
+    unknown = [n for n, count in data.counts().items() if count and n not in model.task.classes]
+    if unknown:
         raise DataError(
-            f"Expected images of the model's classes {list(model.task.classes)}, got also "
-            f"{foreign}; do rename the folders or leave these images out."
+            f"The model does not know the classes {unknown}; it knows {list(model.task.classes)}. "
+            "Rename the classes, or remove their images."
         )
 
 
-def _targets(model: TransferModel, data: Dataset) -> Targets:
-    """Targets by the model's classes."""
+def _aligned_targets(model: TransferModel, data: Dataset) -> Targets:
+    """Return targets as indices of the model's classes."""
     for sample in data.samples:
-        several = isinstance(sample.target, tuple) and len(sample.target) != 1
-        if several and model.task.kind == "multiclass":
+        has_several_labels = isinstance(sample.target, tuple) and len(sample.target) != 1
+        if has_several_labels and model.task.kind == "multiclass":
             raise DataError(
-                f"Expected one class an image, as the model gives, got {sample.target} for "
-                f"{sample.name}; do give each image one class."
+                f"The model predicts one class per image, but {sample.name} has the labels "
+                f"{sample.target}. Give each image one class."
             )
-    return model.aligned(data).targets()
+    return model.align_classes(data).targets()
 
 
 def evaluate_probabilities(
@@ -363,11 +373,11 @@ def evaluate_probabilities(
     baselines: tuple[Baseline, ...] = (),
     seed: int = 0,
 ) -> Evaluation:
-    """Every number that follows from probabilities and targets.
+    """Compute all scores from probabilities and targets.
 
     Parameters
     ----------
-    task : Classification
+    task : ClassificationTask
     probabilities : array, shape (n, n_classes)
     targets : array, shape (n,) or (n, n_classes)
     names : tuple of str
@@ -393,10 +403,12 @@ def evaluate_probabilities(
     predicted = task.predicted(probabilities)
     statistics = _statistics(task, probabilities, predicted, targets)
     intervals = bootstrap_intervals(
-        lambda weights: np.stack([f(weights) for f in statistics.values()], axis=-1),
+        lambda weights: np.stack(
+            [statistic(weights) for statistic in statistics.values()], axis=-1
+        ),
         len(targets),
         groups=groups,
-        n_resamples=_resamples(*probabilities.shape),
+        n_resamples=_count_resamples(*probabilities.shape),
         seed=seed,
         vectorized=True,
     )
@@ -414,14 +426,14 @@ def evaluate_probabilities(
         reliability=metrics.reliability_curve(targets, probabilities, CALIBRATION_BINS),
         baselines=baselines,
         n_groups=None if groups is None else len(np.unique(groups)),
-        abstention=judge_abstention(task.selected, probabilities.max(axis=1), correct, groups),
+        abstention=evaluate_abstention(task.selected, probabilities.max(axis=1), correct, groups),
     )
 
 
-def _resamples(n: int, n_classes: int) -> int:
-    """1000 resamples; fewer, but at least 200, where many images of many classes take minutes.
+def _count_resamples(n: int, n_classes: int) -> int:
+    """Return 1000 resamples; for many images and classes fewer, but at least 200, to save time.
 
-    >>> _resamples(400, 2), _resamples(5000, 100), _resamples(50_000, 1000)
+    >>> _count_resamples(400, 2), _count_resamples(5000, 100), _count_resamples(50_000, 1000)
     (1000, 400, 200)
     """
     return max(200, min(1000, 200_000_000 // max(1, n * n_classes)))
@@ -430,43 +442,47 @@ def _resamples(n: int, n_classes: int) -> int:
 def _statistics(
     task: ClassificationTask, probabilities: Array, predicted: Targets, targets: Targets
 ) -> dict[str, Callable[[Array], Any]]:
-    """Metrics as functions of the images' weights, (n,) or (B, n)."""
+    """Return the metrics as functions of image weights, (n,) or (B, n)."""
 
-    def of_labels(score: Callable[..., Any]) -> Callable[[Array], Any]:
+    def with_predictions(score: Callable[..., Any]) -> Callable[[Array], Any]:
         return lambda weights: score(targets, predicted, sample_weight=weights)
 
-    def of_chances(score: Callable[..., Any]) -> Callable[[Array], Any]:
+    def with_probabilities(score: Callable[..., Any]) -> Callable[[Array], Any]:
         return lambda weights: score(targets, probabilities, sample_weight=weights)
 
-    found = {"macro_f1": of_labels(metrics.macro_f1_score)}
+    statistics = {"macro_f1": with_predictions(metrics.macro_f1_score)}
     if task.kind == "multilabel":
-        found["mean_average_precision"] = of_chances(metrics.mean_average_precision_score)
+        statistics["mean_average_precision"] = with_probabilities(
+            metrics.mean_average_precision_score
+        )
     else:
-        found["balanced_accuracy"] = of_labels(metrics.balanced_accuracy_score)
-    return found | {
-        "auroc": of_chances(metrics.macro_auroc_score),
-        "log_loss": of_chances(metrics.log_loss),
-        "brier": of_chances(metrics.brier_loss),
-        "ece": of_chances(partial(metrics.expected_calibration_error, n_bins=CALIBRATION_BINS)),
+        statistics["balanced_accuracy"] = with_predictions(metrics.balanced_accuracy_score)
+    return statistics | {
+        "auroc": with_probabilities(metrics.macro_auroc_score),
+        "log_loss": with_probabilities(metrics.log_loss),
+        "brier": with_probabilities(metrics.brier_loss),
+        "ece": with_probabilities(
+            partial(metrics.expected_calibration_error, n_bins=CALIBRATION_BINS)
+        ),
     }
 
 
 def _class_rows(
     task: ClassificationTask, targets: Targets, predicted: Targets, groups: Groups
 ) -> tuple[ClassRow, ...]:
-    def share(rows: NDArray[np.bool_], right: NDArray[np.bool_]) -> Interval:
-        return proportion_interval(right[rows], None if groups is None else groups[rows])
+    def share(rows: NDArray[np.bool_], hits: NDArray[np.bool_]) -> Interval:
+        return proportion_interval(hits[rows], None if groups is None else groups[rows])
 
     rows = []
     for index, name in enumerate(task.classes):
-        is_it = targets[:, index] == 1 if targets.ndim == 2 else targets == index
-        said = predicted[:, index] == 1 if predicted.ndim == 2 else predicted == index
+        is_class = targets[:, index] == 1 if targets.ndim == 2 else targets == index
+        is_predicted = predicted[:, index] == 1 if predicted.ndim == 2 else predicted == index
         rows.append(
             ClassRow(
                 name=name,
-                count=int(is_it.sum()),
-                precision=share(said, is_it),
-                recall=share(is_it, said),
+                count=int(is_class.sum()),
+                precision=share(is_predicted, is_class),
+                recall=share(is_class, is_predicted),
             )
         )
     return tuple(rows)

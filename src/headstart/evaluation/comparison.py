@@ -1,11 +1,11 @@
-"""What a comparison of methods has found, as values that a table, a page or a file may show."""
+"""Comparison of methods: training results, learning curves, effects and their tests."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -13,55 +13,56 @@ import numpy as np
 
 from headstart.metrics.confidence_intervals import Interval
 from headstart.metrics.significance import Contrast, corrected_resampled, hierarchical, holm
+from headstart.metrics.validation import to_jsonable
 
 __all__ = [
-    "Cell",
     "Comparison",
     "Curve",
     "Effect",
     "Point",
     "ScoringPlan",
-    "curves",
-    "effects",
-    "sentences",
+    "TrainingResult",
+    "build_curves",
+    "compare_with_reference",
+    "summarise_comparison",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One training and its score.
+class TrainingResult:
+    """Score and costs of one training.
 
     Parameters
     ----------
     backbone, method : str
-        As they were asked for.
+        As requested.
     seed : int
-        Decides the split, which images are learned from, and the training.
+        Seed of the split, of the selected training images, and of the training.
     fold : int
-        Of repeated cross-validation; 0 where there is one test part a seed.
+        Fold of repeated cross-validation; 0 if there is one test set per seed.
     fraction : float
-        Share of the training images that were learned from.
+        Share of the training images that were used.
     images, tested : int
-        Learned from, and scored on.
+        Number of training images and of test images.
     score : Interval
-        The measure on the test part; its interval knows nothing of other seeds.
+        The measure on the test set; the interval does not include the variance between seeds.
     seconds : float
-        Of training, features included where they had to be computed.
+        Duration of the training, with the features that had to be computed.
     cached : bool
-        Whether the backbone's answers were there already, so that ``seconds`` is without them.
+        Whether all features came from the cache, so that ``seconds`` does not include them.
     cpu_seconds, gpu_seconds : float
-        What the processor worked and the GPU was held: a proxy of energy, no measurement of it.
+        Busy time of the CPU and reserved time of the GPU; a proxy of the energy.
     trains : str
-        What learned, such as ``head, solved`` or ``layer4 and head``.
+        Trained parts, such as ``layer4 and head``.
     parameters : int
-        That learned.
+        Number of trained parameters.
     steps : int
-        Of gradient descent that were taken; 0 where a solver did it.
+        Gradient steps; 0 if a solver fitted the head.
     rules : mapping of str to float
-        What simple rules reach on the same test images, by their names, in the same measure.
+        Scores of simple rules on the same test images, by name, in the same measure.
     draws : tuple of float
-        The score on resampled test images, the same resamples for all cells of a comparison;
-        empty where every seed has a test part of its own.
+        Scores on resampled test images, with the same resamples for all trainings of a
+        comparison. Empty if every seed has its own test set.
     """
 
     backbone: str
@@ -83,30 +84,31 @@ class Cell:
     draws: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values, ready for JSON."""
-        return _plain(asdict(self))  # type: ignore[no-any-return]
+        """Return the fields as plain values for JSON."""
+        values: dict[str, Any] = to_jsonable(self)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A method's mean score over seeds at one number of images.
+    """Mean score of a method over seeds, at one number of images.
 
     Parameters
     ----------
     fraction : float
     images : int
-        Learned from; the mean over seeds, rounded.
+        Number of training images; the mean over seeds, rounded.
     score : Interval
     seconds, cpu_seconds, gpu_seconds : float
-        Mean of a training.
+        Mean per training.
     trains : str
-        What learned.
+        Trained parts.
     parameters, steps : int
-        That learned, and of gradient descent that were taken; means, rounded.
+        Trained parameters and gradient steps; means, rounded.
     rules : mapping of str to float
-        Mean score of simple rules on the same test images.
+        Mean scores of simple rules on the same test images.
     scores : tuple of float
-        Of every seed (and fold).
+        Score of every seed (and fold).
     """
 
     fraction: float
@@ -124,12 +126,12 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A method on a backbone, at every number of images, few first.
+    """Learning curve of a method on a backbone, the fewest images first.
 
     Parameters
     ----------
     name : str
-        Such as ``probe``, with the backbone in front where there are several.
+        Display name, such as ``probe``; with several backbones it begins with the backbone.
     backbone, method : str
     points : tuple of Point
     """
@@ -142,7 +144,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One curve against the reference, at one number of images.
+    """Difference between a curve and the reference, at one number of images.
 
     Parameters
     ----------
@@ -150,13 +152,14 @@ class Effect:
         Names of the curves.
     fraction : float
     difference : Interval
-        Score of ``name`` less that of ``reference``, on the same images; of this pair alone.
+        Score of ``name`` minus score of ``reference`` on the same images. The interval is not
+        corrected for other pairs.
     p_value : float
-        After Holm's correction over all pairs; NaN where the data cannot tell.
-    distinguishable : bool
-        Whether the two are told apart, all pairs considered.
+        After Holm's correction over all pairs; NaN if the data cannot decide.
+    significant : bool
+        Whether the two are significantly different after the correction.
     sentence : str
-        The same in words.
+        The result as a sentence.
     """
 
     name: str
@@ -164,45 +167,45 @@ class Effect:
     fraction: float
     difference: Interval
     p_value: float
-    distinguishable: bool
+    significant: bool
     sentence: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a comparison has found.
+    """Result of a comparison.
 
     Parameters
     ----------
     name : str
-        Of the data.
+        Name of the data.
     task : str
         classification, detection or segmentation.
     measure : str
-        In words, such as ``accuracy``; more is better.
-    cells : tuple of Cell
+        Display name of the measure, such as ``accuracy``; higher is better.
+    results : tuple of TrainingResult
     curves : tuple of Curve
         The first is the reference.
     effects : tuple of Effect
-        Of every other curve at every fraction.
+        One effect per other curve and fraction.
     sentences : tuple of str
-        The findings, the most important first.
+        Summary, the most important sentence first.
     test : str
-        How differences were judged, in words.
+        Description of the statistical test.
     split : str
-        What was tested on, in words.
+        Description of the test sets.
     budget : str
-        What all trainings were given, in words.
+        Description of the training budget, which is the same for all trainings.
     seconds : float
-        Of the whole comparison.
+        Duration of the comparison.
     command : str
-        How it was started.
+        Command that started it.
     """
 
     name: str
     task: str
     measure: str
-    cells: tuple[Cell, ...]
+    results: tuple[TrainingResult, ...]
     curves: tuple[Curve, ...]
     effects: tuple[Effect, ...]
     sentences: tuple[str, ...]
@@ -213,66 +216,61 @@ class Comparison:
     command: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain values, ready for JSON: NaN becomes None.
+        """Return all values as plain types for JSON: NaN becomes None.
 
         Examples
         --------
         >>> one = Comparison(
-        ...     name="a", task="classification", measure="accuracy", cells=(), curves=(),
+        ...     name="a", task="classification", measure="accuracy", results=(), curves=(),
         ...     effects=(), sentences=(), test="", split="", budget="", seconds=1.0,
         ... )
         >>> one.as_dict()["curves"]
         []
         """
-        return _plain(asdict(self))  # type: ignore[no-any-return]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        values: dict[str, Any] = to_jsonable(self)
+        return values
 
 
 LEVEL = 0.95
 
 ONE_SPLIT = (
-    "One training of each tells nothing of how much another one would differ: no difference has an "
-    "interval. Do ask for more seeds, or for folds."
+    "Each method was trained once, so differences have no interval. Repeat the comparison with "
+    "more seeds, such as --seeds 3, or with --folds 5."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringPlan:
-    """How repeated scores are judged.
+    """Statistical test of repeated scores.
 
     Parameters
     ----------
     test_share : float or None
-        Share that each split tests on, where splits differ; None for one test part for all.
+        Share of test images per split, if splits differ; None if all trainings share a test set.
     units : int
-        Images, or groups, of that one test part.
+        Number of images, or groups, of the shared test set.
     """
 
     test_share: float | None = None
     units: int = 0
 
-    def contrast(self, first: Sequence[Cell], second: Sequence[Cell] = ()) -> Contrast:
-        """Judge the mean score, or the mean lead over the second's cells of the same splits."""
-        values = np.asarray([cell.score.value for cell in first])
+    def contrast(
+        self, first: Sequence[TrainingResult], second: Sequence[TrainingResult] = ()
+    ) -> Contrast:
+        """Estimate the mean score, or the mean lead over a second method on the same splits."""
+        values = np.asarray([result.score.value for result in first])
         if second:
-            values = values - [cell.score.value for cell in second]
-        known = np.isfinite(values)  # a measure may be undefined on a test part, such as no object
-        if not known.any():
+            values = values - [result.score.value for result in second]
+        is_defined = np.isfinite(values)  # a test set without objects has no score
+        if not is_defined.any():
             return Contrast(value=math.nan, error=math.nan, freedom=0, method="undefined")
-        values = values[known]
+        values = values[is_defined]
         if self.test_share is not None:
             return corrected_resampled(values, test_share=self.test_share)
-        draws = np.asarray([cell.draws for cell in first])
+        draws = np.asarray([result.draws for result in first])
         if second:
-            draws = draws - np.asarray([cell.draws for cell in second])
-        return hierarchical(values, draws[known], units=self.units)
+            draws = draws - np.asarray([result.draws for result in second])
+        return hierarchical(values, draws[is_defined], units=self.units)
 
     def __str__(self) -> str:
         if self.test_share is not None:
@@ -286,169 +284,192 @@ class ScoringPlan:
         )
 
 
-def curves(cells: Iterable[Cell], judging: ScoringPlan) -> tuple[Curve, ...]:
-    """Sum up cells by backbone, method and fraction, in the order they first appear.
+def build_curves(results: Iterable[TrainingResult], plan: ScoringPlan) -> tuple[Curve, ...]:
+    """Average results by backbone, method and fraction, in the order of their appearance.
 
     >>> score = Interval(value=0.5, low=0.4, high=0.6, method="wilson")
-    >>> cells = [
-    ...     Cell(
+    >>> results = [
+    ...     TrainingResult(
     ...         backbone="b", method="probe", seed=s, fraction=1.0, images=8, tested=2,
     ...         score=score, seconds=1.0,
     ...     )
     ...     for s in (0, 1)
     ... ]
-    >>> curves(cells, ScoringPlan(test_share=0.2))[0].points[0].images
+    >>> build_curves(results, ScoringPlan(test_share=0.2))[0].points[0].images
     8
     """
-    table = _table(cells)
-    short = _short({backbone for backbone, _ in table})
+    table = _group_results(results)
+    short_names = _short_names({backbone for backbone, _ in table})
     return tuple(
         Curve(
-            name=f"{short[backbone]} {method}" if len(short) > 1 else method,
+            name=f"{short_names[backbone]} {method}" if len(short_names) > 1 else method,
             backbone=backbone,
             method=method,
-            points=tuple(_point(by[share], judging) for share in sorted(by)),
+            points=tuple(
+                _average_point(results_by_fraction[fraction], plan)
+                for fraction in sorted(results_by_fraction)
+            ),
         )
-        for (backbone, method), by in table.items()
+        for (backbone, method), results_by_fraction in table.items()
     )
 
 
-def effects(cells: Iterable[Cell], judging: ScoringPlan, measure: str) -> tuple[Effect, ...]:
-    """Hold every curve against the first one at each fraction, on the same splits."""
-    cells = tuple(cells)
-    table, shown = _table(cells), curves(cells, judging)
-    reference, *others = shown
+def compare_with_reference(
+    results: Iterable[TrainingResult], plan: ScoringPlan, measure: str
+) -> tuple[Effect, ...]:
+    """Compare every curve with the first one at each fraction, on the same splits."""
+    results = tuple(results)
+    table, curves = _group_results(results), build_curves(results, plan)
+    reference, *alternatives = curves
     pairs = []
-    for curve in others:
-        ours = table[curve.backbone, curve.method]
-        theirs = table[reference.backbone, reference.method]
-        shares = sorted(set(ours) & set(theirs))
-        pairs += [(curve, at, judging.contrast(ours[at], theirs[at])) for at in shares]
-    corrected = holm([found.p_value for _, _, found in pairs])
+    for curve in alternatives:
+        curve_results = table[curve.backbone, curve.method]
+        reference_results = table[reference.backbone, reference.method]
+        fractions = sorted(set(curve_results) & set(reference_results))
+        pairs += [
+            (curve, fraction, plan.contrast(curve_results[fraction], reference_results[fraction]))
+            for fraction in fractions
+        ]
+    corrected = holm([contrast.p_value for _, _, contrast in pairs])
     return tuple(
-        _effect(curve, reference, share, (found, float(p)), measure)
-        for (curve, share, found), p in zip(pairs, corrected, strict=True)
+        _build_effect(curve, reference, fraction, (contrast, float(p)), measure)
+        for (curve, fraction, contrast), p in zip(pairs, corrected, strict=True)
     )
 
 
-def sentences(shown: Sequence[Curve], found: Sequence[Effect], measure: str) -> tuple[str, ...]:
-    """Say what was found: all images first, then fewer, then what few images reach."""
-    told = [e.sentence for e in sorted(found, key=lambda e: -e.fraction)]
-    alone = all(len(at.scores) == 1 for curve in shown for at in curve.points)
-    if alone and found and all(math.isnan(e.difference.low) for e in found):
-        told.insert(0, ONE_SPLIT)
-    return (*told, *filter(None, (_saved(curve, measure) for curve in shown)))
+def summarise_comparison(
+    curves: Sequence[Curve], effects: Sequence[Effect], measure: str
+) -> tuple[str, ...]:
+    """Summarise a comparison: effects with all images first, then with fewer images."""
+    sentences = [effect.sentence for effect in sorted(effects, key=lambda effect: -effect.fraction)]
+    single_runs = all(len(point.scores) == 1 for curve in curves for point in curve.points)
+    if single_runs and effects and all(math.isnan(effect.difference.low) for effect in effects):
+        sentences.insert(0, ONE_SPLIT)
+    return (*sentences, *filter(None, (_few_images_sentence(curve, measure) for curve in curves)))
 
 
-def _saved(curve: Curve, measure: str) -> str:
-    """How much of the best a curve's fewest images reach."""
-    few, most = curve.points[0], curve.points[-1]
-    if few is most or not most.score.value > 0 or math.isnan(few.score.value):
+def _few_images_sentence(curve: Curve, measure: str) -> str:
+    """Describe the share of the best score that the fewest images reach."""
+    smallest, largest = curve.points[0], curve.points[-1]
+    if smallest is largest or not largest.score.value > 0 or math.isnan(smallest.score.value):
         return ""
     return (
-        f"{curve.name}: with {few.fraction:.0%} of the images it reaches "
-        f"{few.score.value / most.score.value:.0%} of the {measure} that it has with "
-        f"{_all(most.fraction)} ({few.score.value:.3f} against {most.score.value:.3f})."
+        f"{curve.name}: {smallest.fraction:.0%} of the images reach "
+        f"{smallest.score.value / largest.score.value:.0%} of the {measure} with "
+        f"{_format_share(largest.fraction)} ({smallest.score.value:.3f} instead of "
+        f"{largest.score.value:.3f})."
     )
 
 
-def _short(backbones: set[str]) -> dict[str, str]:
-    """Backbones by the names of their files, where these tell them apart.
+def _short_names(backbones: set[str]) -> dict[str, str]:
+    """Shorten backbones to the names of their files, if these are unique.
 
-    >>> sorted(_short({"file:some/where/own.safetensors@timm/resnet18", "a/b"}).values())
+    >>> sorted(_short_names({"file:some/where/own.safetensors@timm/resnet18", "a/b"}).values())
     ['a/b', 'own.safetensors']
     """
-    files = {one: one.removeprefix("file:").partition("@")[0] for one in backbones}
+    files = {backbone: backbone.removeprefix("file:").partition("@")[0] for backbone in backbones}
     names = {
-        one: PurePath(file).name if one.startswith("file:") else one for one, file in files.items()
+        backbone: PurePath(file).name if backbone.startswith("file:") else backbone
+        for backbone, file in files.items()
     }
-    return names if len(set(names.values())) == len(names) else {one: one for one in backbones}
+    return (
+        names
+        if len(set(names.values())) == len(names)
+        else {backbone: backbone for backbone in backbones}
+    )
 
 
-def _table(cells: Iterable[Cell]) -> dict[tuple[str, str], dict[float, list[Cell]]]:
-    table: dict[tuple[str, str], dict[float, list[Cell]]] = {}
-    for cell in cells:
-        by = table.setdefault((cell.backbone, cell.method), {})
-        by.setdefault(cell.fraction, []).append(cell)
-    for by in table.values():
-        for members in by.values():
-            members.sort(key=lambda cell: (cell.seed, cell.fold))
+def _group_results(
+    results: Iterable[TrainingResult],
+) -> dict[tuple[str, str], dict[float, list[TrainingResult]]]:
+    table: dict[tuple[str, str], dict[float, list[TrainingResult]]] = {}
+    for result in results:
+        results_by_fraction = table.setdefault((result.backbone, result.method), {})
+        results_by_fraction.setdefault(result.fraction, []).append(result)
+    for results_by_fraction in table.values():
+        for members in results_by_fraction.values():
+            members.sort(key=lambda result: (result.seed, result.fold))
     return table
 
 
-def _point(cells: Sequence[Cell], judging: ScoringPlan) -> Point:
+def _average_point(results: Sequence[TrainingResult], plan: ScoringPlan) -> Point:
     def mean(name: str) -> float:
-        return float(np.mean([getattr(cell, name) for cell in cells]))
+        return float(np.mean([getattr(result, name) for result in results]))
 
-    score = judging.contrast(cells).interval(LEVEL)
-    if math.isnan(score.low):  # no spread to learn from: what a single test part can say
-        single = cells[0].score
-        score = replace(single, value=score.value)
+    score = plan.contrast(results).interval(LEVEL)
+    if math.isnan(score.low):  # no variance between runs: use the interval of the test set
+        test_interval = results[0].score
+        score = replace(test_interval, value=score.value)
     low, high = max(score.low, 0.0), min(score.high, 1.0)
     return Point(
-        fraction=cells[0].fraction,
+        fraction=results[0].fraction,
         images=round(mean("images")),
         score=replace(score, low=low, high=high),
         seconds=mean("seconds"),
         cpu_seconds=mean("cpu_seconds"),
         gpu_seconds=mean("gpu_seconds"),
-        trains=_trained(cells),
+        trains=_describe_trained_parts(results),
         parameters=round(mean("parameters")),
         steps=round(mean("steps")),
         rules={
-            name: float(np.mean([cell.rules.get(name, math.nan) for cell in cells]))
-            for name in cells[0].rules
+            name: float(np.mean([result.rules.get(name, math.nan) for result in results]))
+            for name in results[0].rules
         },
-        scores=tuple(cell.score.value for cell in cells),
+        scores=tuple(result.score.value for result in results),
     )
 
 
-def _trained(cells: Sequence[Cell]) -> str:
-    """What learned; how often each, where a race did not always choose the same."""
-    every = Counter(cell.trains for cell in cells).most_common()
-    if len(every) == 1:
-        return every[0][0]
-    return "; ".join(f"{what} ({count} of {len(cells)})" for what, count in every)
+def _describe_trained_parts(results: Sequence[TrainingResult]) -> str:
+    """Describe the trained parts, with counts if a race chose different ones."""
+    counts = Counter(result.trains for result in results).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    return "; ".join(f"{parts} ({count} of {len(results)})" for parts, count in counts)
 
 
-def _effect(
-    curve: Curve, reference: Curve, share: float, found: tuple[Contrast, float], measure: str
+def _build_effect(
+    curve: Curve,
+    reference: Curve,
+    fraction: float,
+    comparison: tuple[Contrast, float],
+    measure: str,
 ) -> Effect:
-    contrast, p = found
-    gap = contrast.interval(LEVEL)
-    apart = bool((gap.low > 0 or gap.high < 0) and p < 1 - LEVEL)
-    ours, theirs = (_at(one, share) for one in (curve, reference))
+    contrast, p_value = comparison
+    difference = contrast.interval(LEVEL)
+    is_significant = bool((difference.low > 0 or difference.high < 0) and p_value < 1 - LEVEL)
+    score, reference_score = _score_at(curve, fraction), _score_at(reference, fraction)
     return Effect(
         name=curve.name,
         reference=reference.name,
-        fraction=share,
-        difference=gap,
-        p_value=p,
-        distinguishable=apart,
+        fraction=fraction,
+        difference=difference,
+        p_value=p_value,
+        significant=is_significant,
         sentence=(
-            f"{curve.name} {_mean(ours)} against {reference.name} {_mean(theirs)} {measure} on "
-            f"{_all(share)}: {_shown(gap, '+')}, "
-            f"{'told apart' if apart else 'cannot be told apart'}."
+            f"{curve.name} {_format_mean(score)} against {reference.name} "
+            f"{_format_mean(reference_score)} {measure} on {_format_share(fraction)}: "
+            f"{_format_interval(difference, '+')}, "
+            f"{'' if is_significant else 'not '}significantly different."
         ),
     )
 
 
-def _at(curve: Curve, share: float) -> Interval:
+def _score_at(curve: Curve, share: float) -> Interval:
     return next(point.score for point in curve.points if point.fraction == share)
 
 
-def _mean(one: Interval) -> str:
-    return "undefined" if math.isnan(one.value) else f"{one.value:.3f}"
+def _format_mean(score: Interval) -> str:
+    return "undefined" if math.isnan(score.value) else f"{score.value:.3f}"
 
 
-def _shown(one: Interval, sign: str) -> str:
-    if math.isnan(one.value):
+def _format_interval(interval: Interval, sign: str) -> str:
+    if math.isnan(interval.value):
         return "undefined"
     bounds = "[unknown]"
-    if not math.isnan(one.low):
-        bounds = f"[{one.low:{sign}.3f}, {one.high:{sign}.3f}]"
-    return f"{one.value:{sign}.3f} {bounds}"
+    if not math.isnan(interval.low):
+        bounds = f"[{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+    return f"{interval.value:{sign}.3f} {bounds}"
 
 
-def _all(share: float) -> str:
+def _format_share(share: float) -> str:
     return "all images" if share == 1 else f"{share:.0%} of the images"

@@ -1,7 +1,6 @@
-"""How well a model finds objects in images it was not trained on.
+"""Evaluation of detectors on labelled images.
 
-Images are what is drawn again for the intervals, not boxes: the objects of one image are not
-independent.
+The bootstrap resamples images, not boxes, because the objects of one image are not independent.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ __all__ = [
     "BoxEvaluation",
     "ObjectRow",
     "RecallCurve",
+    "class_indices",
     "evaluate_boxes",
     "evaluate_detections",
-    "places",
 ]
 
 Floats = NDArray[np.floating[Any]]
 Groups = NDArray[np.intp] | None
 
-HEADLINE = "map"
+PRIMARY_METRIC = "map"
 
-ENOUGH = 10
-"""Objects of a class or size from which on its average precision has an interval; with fewer the
-number itself is too high as a rule, and simulated intervals held the truth once in ten times."""
+MIN_OBJECTS = 10
+"""Minimum number of objects of a class or size for an interval. With fewer, the average precision
+is usually too high, and simulated intervals contained the true value in one of ten cases."""
 
-MATCHED = 0.5
-"""Overlap (IoU) from which on a box is said to show an object, in curves and confusions."""
+MATCH_IOU = 0.5
+"""Minimum overlap (IoU) of a box and its object, in curves and confusion matrices."""
 
 TITLES = {
     "map": "mAP (.50:.95)",
@@ -51,14 +50,14 @@ TITLES = {
     "map_small": "mAP, small objects",
     "map_medium": "mAP, medium objects",
     "map_large": "mAP, large objects",
-    "recall100": "recall, 100 boxes an image",
+    "recall100": "recall, 100 boxes per image",
 }
-"""What each metric is called in front of a person; all are better when higher."""
+"""Display names of the metrics; higher is better for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectRow:
-    """One class: its objects in the evaluated part, and how well they are found."""
+    """One class: number of its objects and average precision."""
 
     name: str
     objects: int
@@ -67,7 +66,7 @@ class ObjectRow:
 
 
 class RecallCurve(NamedTuple):
-    """Precision and score at 101 recalls of one class, at an IoU of .5."""
+    """Precision and score at 101 recall values of one class, at an IoU of 0.5."""
 
     name: str
     recall: Floats
@@ -77,37 +76,37 @@ class RecallCurve(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxEvaluation:
-    """What a model found, what there is, and every number that follows.
+    """Detections of a model, true boxes, and all scores computed from them.
 
     Parameters
     ----------
-    task : Detection
+    task : DetectionTask
     names : tuple of str
-        The images.
+        Image names.
     truths : tuple of Boxes
         In the images' own coordinates.
-    found : tuple of Detections
-        All of them, whatever the score.
+    detections : tuple of Detections
+        All detections, with any score.
     metrics : dict of str to Interval
-        ``map`` comes first; sizes of which there is no object are left out.
+        ``map`` comes first. Sizes without objects are omitted.
     per_class : tuple of ObjectRow
     curves : tuple of RecallCurve
-        Of classes that have objects.
+        Curves of the classes that have objects.
     confusions : array of int, shape (n, n_classes + 1, n_classes + 1)
-        Objects of each image by true class (rows) and said class (columns), from the task's
-        threshold on and at an IoU of .5; last is the background: missed, or nothing there.
+        Objects of each image by true class (rows) and predicted class (columns), for scores above
+        the task's threshold and an IoU of 0.5. The last row and column are the background.
     objects : dict of str to int
-        How many count, by size: ``all``, ``small``, ``medium``, ``large``.
+        Number of objects that count, by size: ``all``, ``small``, ``medium``, ``large``.
     n_groups : int or None
-        Groups that were resampled whole, if the images have groups.
+        Number of groups, if the images have groups. Whole groups are resampled.
     baselines : tuple of Baseline
-        None: no simple rule finds objects.
+        Empty: there is no simple rule for detection.
     """
 
     task: DetectionTask
     names: tuple[str, ...]
     truths: tuple[Boxes, ...]
-    found: tuple[Detections, ...]
+    detections: tuple[Detections, ...]
     metrics: dict[str, Interval]
     per_class: tuple[ObjectRow, ...]
     curves: tuple[RecallCurve, ...]
@@ -118,25 +117,25 @@ class BoxEvaluation:
 
     @property
     def confusion(self) -> NDArray[np.intp]:
-        """Objects of all images by true and said class; last is the background."""
+        """Objects of all images by true and predicted class; the last one is the background."""
         return np.asarray(self.confusions.sum(axis=0))
 
     @property
     def errors(self) -> NDArray[np.intp]:
-        """Of each image: objects found and right, missed, of a wrong class, not there; (n, 4)."""
+        """Per image: correct, missed and wrong-class objects, and boxes without object; (n, 4)."""
         right = np.trace(self.confusions[:, :-1, :-1], axis1=1, axis2=2)
         missed = self.confusions[:, :-1, -1].sum(axis=1)
         wrong = self.confusions[:, :-1, :-1].sum(axis=(1, 2)) - right
         return np.stack([right, missed, wrong, self.confusions[:, -1, :-1].sum(axis=1)], axis=1)
 
     def worst(self, limit: int) -> list[int]:
-        """Rows of images with something wrong: the smallest share right first, then the most."""
+        """Return the rows of images with errors: lowest share correct first, then most errors."""
         right, wrong = self.errors[:, 0], self.errors[:, 1:].sum(axis=1)
         share = right / np.maximum(right + wrong, 1)
         return [int(row) for row in np.lexsort((-wrong, share)) if wrong[row]][:limit]
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number as plain values, for report.json."""
+        """Return all values as plain types, for report.json."""
         return {
             "images": len(self.names),
             "groups": self.n_groups,
@@ -178,41 +177,39 @@ def evaluate_boxes(
         Classes are matched by name.
     device : str
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Raises
     ------
     DataError
-        If an image has no boxes; an empty ``Boxes`` says that it shows no object.
+        If an image has no label. An image without objects has an empty ``Boxes``.
     UnknownNameError
-        If an object is of a class that the model does not know.
+        If the model does not know the class of an object.
     """
-    truths = [_boxes(sample.name, sample.target, model.task.classes) for sample in data.samples]
-    found = detect(model.backbone, model.require_head(), data.samples, device=device)
-    return evaluate_detections(model.task, found, truths, groups=data.groups(), seed=seed)
+    task = model.require_task(DetectionTask)
+    truths = [_require_boxes(sample.name, sample.target, task.classes) for sample in data.samples]
+    detections = detect(model.backbone, model.require_head(), data.samples, device=device)
+    return evaluate_detections(task, detections, truths, groups=data.groups(), seed=seed)
 
 
-def _boxes(name: str, target: object, classes: Sequence[str]) -> Boxes:
+def _require_boxes(name: str, target: object, classes: Sequence[str]) -> Boxes:
     if not isinstance(target, Boxes):
-        raise DataError(
-            f"Expected every image to have boxes, got none for {name}; do give it an empty "
-            "`Boxes()` if it shows no object."
-        )
-    places(target, classes)  # nothing is computed for what the model does not know
+        raise DataError(f"{name} has no boxes. Give it an empty `Boxes()` if it shows no object.")
+    class_indices(target, classes)  # fail on unknown classes before the model runs
     return target
 
 
-def places(truth: Boxes, classes: Sequence[str]) -> NDArray[np.intp]:
-    """Place of every object's class among ``classes``, shape (n,).
+def class_indices(truth: Boxes, classes: Sequence[str]) -> NDArray[np.intp]:
+    """Return the index of every object's class in ``classes``, shape (n,).
 
     Raises
     ------
     UnknownNameError
-        If there is none.
+        If a class is not in ``classes``.
 
     Examples
     --------
-    >>> places(Boxes(corners=((0, 0, 1, 1),), labels=("dog",)), ["cat", "dog"])
+    >>> class_indices(Boxes(corners=((0, 0, 1, 1),), labels=("dog",)), ["cat", "dog"])
     array([1])
     """
     position = {name: i for i, name in enumerate(classes)}
@@ -224,20 +221,20 @@ def places(truth: Boxes, classes: Sequence[str]) -> NDArray[np.intp]:
 
 def evaluate_detections(
     task: DetectionTask,
-    found: Sequence[Detections],
+    detections: Sequence[Detections],
     truths: Sequence[Boxes],
     *,
     groups: Groups = None,
     seed: int = 0,
 ) -> BoxEvaluation:
-    """Every number that follows from what was found and what there is.
+    """Compute all scores from detections and true boxes.
 
     Parameters
     ----------
-    task : Detection
-    found : sequence of Detections
+    task : DetectionTask
+    detections : sequence of Detections
     truths : sequence of Boxes
-        Of the same images.
+        True boxes of the same images.
     groups : array of int, shape (n,), optional
         Whole groups are resampled.
     seed : int
@@ -245,7 +242,7 @@ def evaluate_detections(
     Examples
     --------
     >>> truth = Boxes(corners=((0, 0, 10, 10),), labels=("cell",))
-    >>> found = [
+    >>> detections = [
     ...     Detections(
     ...         name=name,
     ...         size=(20, 20),
@@ -255,26 +252,33 @@ def evaluate_detections(
     ...     )
     ...     for name in ("a.png", "b.png")
     ... ]
-    >>> one = evaluate_detections(DetectionTask(classes=("cell",)), found, [truth, truth])
-    >>> one.metrics["map"].value, one.confusion.tolist(), one.worst(3)
+    >>> task = DetectionTask(classes=("cell",))
+    >>> evaluation = evaluate_detections(task, detections, [truth, truth])
+    >>> evaluation.metrics["map"].value, evaluation.confusion.tolist(), evaluation.worst(3)
     (1.0, [[2, 0], [0, 0]], [])
     """
     n_classes = len(task.classes)
-    there = [(t.array(), places(t, task.classes), t.is_hard()) for t in truths]
-    matches = metrics.match_boxes([_plain(one) for one in found], there, n_classes)
-    numbers, ap, ap50 = _intervals(matches, groups, seed)
+    true_arrays = [
+        (truth.array(), class_indices(truth, task.classes), truth.is_hard()) for truth in truths
+    ]
+    matches = metrics.match_boxes(
+        [_match_arrays(predicted) for predicted in detections], true_arrays, n_classes
+    )
+    scores, ap, ap50 = _score_intervals(matches, groups, seed)
     return BoxEvaluation(
         task=task,
-        names=tuple(one.name for one in found),
+        names=tuple(predicted.name for predicted in detections),
         truths=tuple(truths),
-        found=tuple(found),
-        metrics=numbers,
-        per_class=_rows(task, matches, ap, ap50),
-        curves=_curves(task, matches),
+        detections=tuple(detections),
+        metrics=scores,
+        per_class=_object_rows(task, matches, ap, ap50),
+        curves=_recall_curves(task, matches),
         confusions=np.stack(
             [
-                metrics.box_confusion([_plain(one)], [truth], n_classes, task.threshold, MATCHED)
-                for one, truth in zip(found, there, strict=True)
+                metrics.box_confusion(
+                    [_match_arrays(predicted)], [truth], n_classes, task.threshold, MATCH_IOU
+                )
+                for predicted, truth in zip(detections, true_arrays, strict=True)
             ]
         ),
         objects={
@@ -287,63 +291,71 @@ def evaluate_detections(
     )
 
 
-def _plain(found: Detections) -> tuple[Floats, Floats, NDArray[np.intp]]:
-    return found.boxes, found.scores, found.labels
+def _match_arrays(detections: Detections) -> tuple[Floats, Floats, NDArray[np.intp]]:
+    return detections.boxes, detections.scores, detections.labels
 
 
-def _intervals(
+def _score_intervals(
     matches: metrics.Matches, groups: Groups, seed: int
 ) -> tuple[dict[str, Interval], tuple[Interval, ...], tuple[Interval, ...]]:
-    """Metrics by name, and the two numbers of every class, all from the same resamples."""
+    """Return metrics by name, and AP and AP50 of every class, all from the same resamples."""
 
     def statistic(weights: Floats) -> Floats:
         scores = metrics.box_scores(matches, weights)
-        each = metrics.average_precisions(matches, weights, sizes=("all",))[:, 0]
+        class_ap = metrics.average_precisions(matches, weights, sizes=("all",))[:, 0]
         single = np.stack([scores[name] for name in TITLES], axis=-1)
-        return np.concatenate([single, each.mean(axis=1), each[:, 0]], axis=-1)
+        return np.concatenate([single, class_ap.mean(axis=1), class_ap[:, 0]], axis=-1)
 
-    found = bootstrap_intervals(
+    intervals = bootstrap_intervals(
         statistic,
         matches.n_images,
         groups=groups,
-        n_resamples=_resamples(len(matches.score)),
+        n_resamples=_count_resamples(len(matches.score)),
         seed=seed,
         vectorized=True,
     )
     counts = metrics.object_counts(matches)
-    of_size = {f"map_{size}": n for size, n in zip(metrics.SIZES, counts.sum(axis=1), strict=True)}
-    numbers = {
-        name: _bounded(interval, of_size.get(name, ENOUGH))
-        for name, interval in zip(TITLES, found, strict=False)
-        if name == HEADLINE or not np.isnan(interval.value)
+    objects_of_size = {
+        f"map_{size}": n for size, n in zip(metrics.SIZES, counts.sum(axis=1), strict=True)
     }
-    each = found[len(TITLES) :]
-    ap, ap50 = each[: matches.n_classes], each[matches.n_classes :]
-    of_class = counts[0]
+    named = {
+        name: _drop_unreliable_bounds(interval, objects_of_size.get(name, MIN_OBJECTS))
+        for name, interval in zip(TITLES, intervals, strict=False)
+        if name == PRIMARY_METRIC or not np.isnan(interval.value)
+    }
+    class_ap = intervals[len(TITLES) :]
+    ap, ap50 = class_ap[: matches.n_classes], class_ap[matches.n_classes :]
+    objects_of_class = counts[0]
     return (
-        numbers,
-        tuple(_bounded(one, n) for one, n in zip(ap, of_class, strict=True)),
-        tuple(_bounded(one, n) for one, n in zip(ap50, of_class, strict=True)),
+        named,
+        tuple(
+            _drop_unreliable_bounds(interval, n)
+            for interval, n in zip(ap, objects_of_class, strict=True)
+        ),
+        tuple(
+            _drop_unreliable_bounds(interval, n)
+            for interval, n in zip(ap50, objects_of_class, strict=True)
+        ),
     )
 
 
-def _bounded(interval: Interval, n_objects: float) -> Interval:
-    """Leave bounds out that would hold the truth far too seldom."""
-    if n_objects >= ENOUGH:
+def _drop_unreliable_bounds(interval: Interval, n_objects: float) -> Interval:
+    """Remove bounds that are unreliable because there are too few objects."""
+    if n_objects >= MIN_OBJECTS:
         return interval
     return replace(interval, low=float("nan"), high=float("nan"))
 
 
-def _resamples(n_boxes: int) -> int:
-    """1000 resamples; fewer, but at least 200, where there are so many boxes that it takes minutes.
+def _count_resamples(n_boxes: int) -> int:
+    """Return 1000 resamples; for many boxes fewer, but at least 200, to save time.
 
-    >>> _resamples(7_000), _resamples(500_000)
+    >>> _count_resamples(7_000), _count_resamples(500_000)
     (1000, 200)
     """
     return max(200, min(1000, 20_000_000 // max(1, n_boxes)))
 
 
-def _rows(
+def _object_rows(
     task: DetectionTask,
     matches: metrics.Matches,
     ap: Sequence[Interval],
@@ -356,12 +368,12 @@ def _rows(
     )
 
 
-def _curves(task: DetectionTask, matches: metrics.Matches) -> tuple[RecallCurve, ...]:
+def _recall_curves(task: DetectionTask, matches: metrics.Matches) -> tuple[RecallCurve, ...]:
     objects = metrics.object_counts(matches)[0]
-    found = []
+    curves = []
     for i in np.flatnonzero(objects):
-        curve = metrics.pr_curve(matches, int(i), MATCHED)
-        found.append(
+        curve = metrics.pr_curve(matches, int(i), MATCH_IOU)
+        curves.append(
             RecallCurve(
                 name=task.classes[i],
                 recall=curve.recall,
@@ -369,4 +381,4 @@ def _curves(task: DetectionTask, matches: metrics.Matches) -> tuple[RecallCurve,
                 score=curve.score,
             )
         )
-    return tuple(found)
+    return tuple(curves)

@@ -1,7 +1,7 @@
-"""What fine-tuning has changed in a backbone, and what it has forgotten, as numbers.
+"""Drift and forgetting of a fine-tuned backbone, compared with its state before training.
 
-Both backbones look at the same images. Stage by stage their answers are compared, and where
-the classifier that the backbone was published with is at hand, it answers from both.
+Both backbones process the same images. Their features are compared stage by stage. If the weights
+include the original classifier, its predictions from both backbones are compared too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["linear_cka", "mean_cosine", "measure"]
+__all__ = ["linear_cka", "mean_cosine", "measure_drift"]
 
 Array = NDArray[np.floating[Any]]
 
 
 def linear_cka(a: Array, b: Array) -> float:
-    """Similarity of two sets of features of the same images, blind to rotation and scale.
+    """Compute the linear CKA of two feature sets; it is invariant to rotation and scale.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def linear_cka(a: Array, b: Array) -> float:
     Returns
     -------
     float
-        0 to 1; NaN where one of them is the same for every image.
+        0 to 1; NaN if one of them is the same for every image.
 
     Raises
     ------
@@ -61,21 +61,21 @@ def linear_cka(a: Array, b: Array) -> float:
     1.0
     """
     _check_rows(a, b)
-    one = np.asarray(a, dtype=np.float64) - np.mean(a, axis=0, dtype=np.float64)
-    two = np.asarray(b, dtype=np.float64) - np.mean(b, axis=0, dtype=np.float64)
-    if len(one) < max(one.shape[1], two.shape[1]):
-        # The same number from (n, n) products, which are smaller where images are few.
-        first, second = one @ one.T, two @ two.T
-        shared = float((first * second).sum())
+    x = np.asarray(a, dtype=np.float64) - np.mean(a, axis=0, dtype=np.float64)
+    y = np.asarray(b, dtype=np.float64) - np.mean(b, axis=0, dtype=np.float64)
+    if len(x) < max(x.shape[1], y.shape[1]):
+        # Same value from (n, n) products, which are smaller for few images.
+        gram_x, gram_y = x @ x.T, y @ y.T
+        shared = float((gram_x * gram_y).sum())
     else:
-        first, second = one.T @ one, two.T @ two
-        shared = float(np.square(two.T @ one).sum())
-    size = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return min(shared / size, 1.0) if size > 0 else math.nan
+        gram_x, gram_y = x.T @ x, y.T @ y
+        shared = float(np.square(y.T @ x).sum())
+    norm = float(np.linalg.norm(gram_x) * np.linalg.norm(gram_y))
+    return min(shared / norm, 1.0) if norm > 0 else math.nan
 
 
 def mean_cosine(a: Array, b: Array) -> float:
-    """Mean cosine between the rows of two arrays.
+    """Compute the mean cosine between the rows of two arrays.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def mean_cosine(a: Array, b: Array) -> float:
     Returns
     -------
     float
-        -1 to 1. Rows that are zero have no direction and are left out; NaN if none remains.
+        -1 to 1. Rows of zeros have no direction and do not count; NaN if no row remains.
 
     Raises
     ------
@@ -98,17 +98,20 @@ def mean_cosine(a: Array, b: Array) -> float:
     """
     _check_rows(a, b)
     if a.shape != b.shape:
-        raise UsageError(f"Expected `b` to have the shape of `a`, {a.shape}, got {b.shape}.")
-    one, two = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    there = sizes > 0
-    if not there.any():
+        raise UsageError(
+            f"Expected `b` to have the shape of `a`, {a.shape}, got {b.shape}. Pass features of "
+            "the same layer."
+        )
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    is_nonzero = norms > 0
+    if not is_nonzero.any():
         return math.nan
-    cosines = (one[there] * two[there]).sum(axis=1) / sizes[there]
+    cosines = (x[is_nonzero] * y[is_nonzero]).sum(axis=1) / norms[is_nonzero]
     return float(np.clip(cosines, -1, 1).mean())
 
 
-def measure(
+def measure_drift(
     before: FrozenBackbone,
     after: FrozenBackbone,
     samples: Sequence[Sample],
@@ -119,38 +122,38 @@ def measure(
     limit: int = 200,
     seed: int = 0,
 ) -> Forgetting:
-    """Compare a backbone with what it was before fine-tuning, on the same images.
+    """Compare a fine-tuned backbone with its state before training, on the same images.
 
     Parameters
     ----------
     before, after : FrozenBackbone
-        Of one architecture. Images are prepared as ``before`` expects them.
+        Backbones of the same architecture. Images are preprocessed as ``before`` requires.
     samples : sequence of Sample
-        Images of the source, or any others as a proxy.
+        Source images, or any other images as a proxy.
     old_head : mapping of str to tensor, optional
-        The original classifier, as ``headstart.backbones.backbone.original_head`` reads it; by
-        default what the weights of ``before`` hold.
+        The original classifier, as ``headstart.backbones.backbone.original_head`` reads it. By
+        default, the one in the weights of ``before``.
     labels : sequence of int, optional
-        For each sample its class in the original classifier's order.
+        Class index of each sample for the original classifier.
     batch : int
-        Images at a time.
+        Batch size.
     limit : int
-        Images at most; drawn by ``seed`` alone.
+        Maximum number of images; selected by ``seed``.
     seed : int
 
     Returns
     -------
     Forgetting
-        A stage has drift of exactly 0 where it and all before it are equal bit for bit; such
-        stages run once for both. ``source`` is None where the original classifier is not there
-        or is more than one linear layer; ``note`` says so.
+        The drift of a stage is exactly 0 if it and all stages before it are unchanged. Such
+        stages run only once. ``source`` is None if the original classifier is missing or has more
+        than one linear layer; then ``note`` gives the reason.
 
     Raises
     ------
     DataError
         If there is no image.
     UsageError
-        If the backbones are of two architectures, or the labels do not fit.
+        If the architectures differ, or the labels are invalid.
 
     Examples
     --------
@@ -161,182 +164,189 @@ def measure(
     >>> state = load(spec, pretrained=False).trunk.state_dict()
     >>> backbone = FrozenBackbone(spec=spec, state=state, origin={})
     >>> noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    >>> found = measure(backbone, backbone, [Sample(image=pixels) for pixels in noise])
-    >>> found.stages[-1]
+    >>> drift = measure_drift(backbone, backbone, [Sample(image=pixels) for pixels in noise])
+    >>> drift.stages[-1]
     StageDrift(stage='layer4', cka=1.0, cosine=1.0, relative_weight_change=0.0)
-    >>> found.source is None, found.note
-    (True, 'The weights hold no original classifier, so its answers cannot be compared.')
+    >>> drift.source is None, drift.note
+    (True, 'The weights hold no original classifier, so its predictions cannot be compared.')
     """
     _check_arguments(before, after, samples, labels, batch, limit)
-    rows = _drawn(len(samples), limit, seed)
-    chosen = [samples[row] for row in rows]
+    rows = _sample_rows(len(samples), limit, seed)
+    selected = [samples[row] for row in rows]
     head, reason = before.classifier(old_head)
-    note = f"{reason}, so its answers cannot be compared." if reason else ""
-    truth = None if labels is None or head is None else np.asarray(labels)[rows]
-    same, changes = _compared(before.module, after.module)
-    pairs: list[_Pair] = []
-    if not all(same) or truth is not None:
-        pairs = _answers(before, after, chosen, moved=_leading(same), batch=batch)
+    note = f"{reason}, so its predictions cannot be compared." if reason else ""
+    true_classes = None if labels is None or head is None else np.asarray(labels)[rows]
+    is_equal, weight_changes = _compare_weights(before.module, after.module)
+    pairs: list[FeaturePair] = []
+    if not all(is_equal) or true_classes is not None:
+        pairs = _stage_features(
+            before, after, selected, moved=_count_equal_stages(is_equal), batch=batch
+        )
     stages = tuple(
         StageDrift(stage=stage.name, cka=1.0, cosine=1.0, relative_weight_change=0.0)
-        if i < _leading(same)
+        if i < _count_equal_stages(is_equal)
         else StageDrift(
             stage=stage.name,
             cka=linear_cka(*pairs[i]),
             cosine=mean_cosine(*pairs[i]),
-            relative_weight_change=changes[i],
+            relative_weight_change=weight_changes[i],
         )
         for i, stage in enumerate(before.module.stages)
     )
     source = None
     if head is not None:
         pooled = pairs[-1] if pairs else None
-        source = _asked(before.spec.data, head, pooled, chosen, truth)
-    return Forgetting(stages=stages, source=source, images=len(chosen), note=note)
+        source = _compare_source_predictions(before.spec.data, head, pooled, selected, true_classes)
+    return Forgetting(stages=stages, source=source, images=len(selected), note=note)
 
 
-# ------------------------------------------------------------------------------- the backbones
+# -- backbones ---------------------------------------------------------------------------------
 
-_Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+FeaturePair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def _compared(before: Backbone, after: Backbone) -> tuple[list[bool], list[float]]:
-    """For every stage: whether all its tensors are equal, and how far its parameters are."""
+def _compare_weights(before: Backbone, after: Backbone) -> tuple[list[bool], list[float]]:
+    """Return, per stage, whether its tensors are equal and the relative change of its weights."""
     import torch
 
-    names = [stage.name for stage in before.stages]
-    same = dict.fromkeys(names, True)
-    moved, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    stage_names = [stage.name for stage in before.stages]
+    same = dict.fromkeys(stage_names, True)
+    moved, norms = dict.fromkeys(stage_names, 0.0), dict.fromkeys(stage_names, 0.0)
     parameters = {name for name, _ in before.named_parameters()}
-    new = after.state_dict()
-    for name, old in before.state_dict().items():
-        if name.endswith("num_batches_tracked"):  # a counter that no answer depends on
+    new_state = after.state_dict()
+    for name, old_tensor in before.state_dict().items():
+        if name.endswith("num_batches_tracked"):  # a counter without influence on the output
             continue
-        stage, now = before.stage_of(name), new[name].to(old.device)
-        same[stage] &= torch.equal(old, now)
+        stage, new_tensor = before.stage_of(name), new_state[name].to(old_tensor.device)
+        same[stage] &= torch.equal(old_tensor, new_tensor)
         if name in parameters:
-            moved[stage] += float((now.double() - old.double()).square().sum())
-            size[stage] += float(old.double().square().sum())
-    changes = [math.sqrt(moved[n] / size[n]) if size[n] else _of_zero(moved[n]) for n in names]
-    return [same[name] for name in names], changes
+            moved[stage] += float((new_tensor.double() - old_tensor.double()).square().sum())
+            norms[stage] += float(old_tensor.double().square().sum())
+    relative_changes = [
+        math.sqrt(moved[stage] / norms[stage]) if norms[stage] else _change_from_zero(moved[stage])
+        for stage in stage_names
+    ]
+    return [same[name] for name in stage_names], relative_changes
 
 
-def _of_zero(moved: float) -> float:
+def _change_from_zero(moved: float) -> float:
     return 0.0 if moved == 0 else math.nan
 
 
-def _leading(same: list[bool]) -> int:
-    """How many stages from the first on are equal."""
+def _count_equal_stages(same: list[bool]) -> int:
+    """Count the unchanged stages from the first one on."""
     return same.index(False) if False in same else len(same)
 
 
-def _answers(
+def _stage_features(
     before: FrozenBackbone, after: FrozenBackbone, samples: list[Sample], *, moved: int, batch: int
-) -> list[_Pair]:
-    """For every stage both answers, (n, channels), and last of all the pooled ones.
+) -> list[FeaturePair]:
+    """Return both features of every stage, (n, channels), and finally the pooled features.
 
-    Of stages that are equal there are only empty arrays: nobody compares them.
+    The arrays of unchanged stages are empty, because they are not compared.
     """
     import torch
 
     collected: list[tuple[list[Any], list[Any]]] = [([], []) for _ in before.module.stages]
     collected.append(([], []))
-    for pixels in _batches(before, samples, batch):
+    for pixels in _load_batches(before, samples, batch):
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             x = before.spec.preprocess.normalise(inputs)
-            for place, two in _both(before.module, after.module, x, moved):
-                for answers, kept in zip(two, collected[place], strict=True):
-                    kept.append(answers.float().numpy())
+            for index, pair in _run_both(before.module, after.module, x, moved):
+                for features, parts in zip(pair, collected[index], strict=True):
+                    parts.append(features.float().numpy())
     empty = np.zeros((0, 0), dtype=np.float32)
     return [
         (np.concatenate(a), np.concatenate(b)) if a and b else (empty, empty) for a, b in collected
     ]
 
 
-def _batches(
+def _load_batches(
     backbone: FrozenBackbone, samples: list[Sample], batch: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pixels, the next batch decoded while one is computed."""
-    parts = [samples[at : at + batch] for at in range(0, len(samples), batch)]
+    """Yield batches of pixels; the next batch is decoded in the background."""
+    parts = [samples[start : start + batch] for start in range(0, len(samples), batch)]
     with ThreadPoolExecutor(1) as executor:
         yield from map_bounded(
             lambda part: load_batch(part, backbone.spec.preprocess), parts, executor, 2
         )
 
 
-def _both(
+def _run_both(
     before: Backbone, after: Backbone, x: Tensor, moved: int
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Both answers of every stage from ``moved`` on, by place, and then the pooled ones."""
+    """Yield the index and both outputs of every stage from ``moved`` on, then pooled features."""
     stages = before.stages
     if moved:
         x = before.run(x, stop=stages[moved - 1].name)
     old = new = x
-    for place, stage in enumerate(stages[moved:], start=moved):
+    for index, stage in enumerate(stages[moved:], start=moved):
         old = before.run(old, start=stage.name, stop=stage.name)
         new = after.run(new, start=stage.name, stop=stage.name)
-        yield place, (_mean_over_places(old, stage), _mean_over_places(new, stage))
+        yield index, (_spatial_mean(old, stage), _spatial_mean(new, stage))
     yield (
         len(stages),
         (before.pool(old), after.pool(new) if moved < len(stages) else before.pool(x)),
     )
 
 
-def _mean_over_places(x: Tensor, stage: Stage) -> Tensor:
-    """From maps, in either order of axes, or tokens to one vector for each image."""
+def _spatial_mean(x: Tensor, stage: Stage) -> Tensor:
+    """Average maps (in either order of axes) or tokens to one vector per image."""
     if x.ndim == 4:
         return x.mean(dim=(2, 3) if x.shape[1] == stage.channels else (1, 2))
     return x.mean(dim=1) if x.ndim == 3 else x
 
 
-# ------------------------------------------------------------------------- the original head
+# -- original classifier -----------------------------------------------------------------------
 
 
-def _asked(
+def _compare_source_predictions(
     name: str,
     head: tuple[Array, Array],
-    pooled: _Pair | None,
+    pooled: FeaturePair | None,
     samples: list[Sample],
-    truth: NDArray[np.intp] | None,
+    true_classes: NDArray[np.intp] | None,
 ) -> SourceChange:
-    """The original classifier's answers to both; without ``pooled`` nothing has moved."""
+    """Compare the original classifier's predictions; without ``pooled`` nothing has changed."""
     weight, bias = head
-    if truth is not None and not (truth.min() >= 0 and truth.max() < len(weight)):
+    if true_classes is not None and not (
+        true_classes.min() >= 0 and true_classes.max() < len(weight)
+    ):
         raise UsageError(
-            f"Expected `labels` from 0 to {len(weight) - 1}, got {truth.min()} to {truth.max()}; "
-            "do give places in the original classifier's order."
+            f"Expected `labels` from 0 to {len(weight) - 1}, got {true_classes.min()} to "
+            f"{true_classes.max()}. Pass class indices of the original classifier."
         )
     groups = Dataset(samples=tuple(samples), classes=()).groups()
-    nothing = np.zeros(len(samples), dtype=np.intp)
-    old, new = (nothing, nothing)
+    unchanged = np.zeros(len(samples), dtype=np.intp)
+    old, new = (unchanged, unchanged)
     if pooled is not None:
-        old, new = ((answers @ weight.T + bias).argmax(axis=1) for answers in pooled)
-    found = SourceChange(
+        old, new = ((features @ weight.T + bias).argmax(axis=1) for features in pooled)
+    change = SourceChange(
         name=name or "the source",
         images=len(samples),
         agreement=proportion_interval(old == new, groups),
     )
-    if truth is None:
-        return found
+    if true_classes is None:
+        return change
     return SourceChange(
-        name=found.name,
-        images=found.images,
-        agreement=found.agreement,
-        before=proportion_interval(old == truth, groups),
-        after=proportion_interval(new == truth, groups),
-        change=paired_proportion_difference(new == truth, old == truth, groups),
+        name=change.name,
+        images=change.images,
+        agreement=change.agreement,
+        before=proportion_interval(old == true_classes, groups),
+        after=proportion_interval(new == true_classes, groups),
+        change=paired_proportion_difference(new == true_classes, old == true_classes, groups),
     )
 
 
-# ----------------------------------------------------------------------------- the arguments
+# -- argument checks ---------------------------------------------------------------------------
 
 
-def _drawn(n: int, limit: int, seed: int) -> NDArray[np.intp]:
+def _sample_rows(n: int, limit: int, seed: int) -> NDArray[np.intp]:
     if n <= limit:
         return np.arange(n)
-    drawn = np.random.default_rng([seed, n]).choice(n, size=limit, replace=False)
-    return np.sort(drawn).astype(np.intp)
+    rows = np.random.default_rng([seed, n]).choice(n, size=limit, replace=False)
+    return np.sort(rows).astype(np.intp)
 
 
 def _check_arguments(
@@ -348,21 +358,25 @@ def _check_arguments(
     limit: int,
 ) -> None:
     if not samples:
-        raise DataError("Expected at least one image to measure drift on, got none.")
+        raise DataError(
+            f"Measuring drift needs at least one image, got {len(samples)}. Pass images."
+        )
     if batch < 1 or limit < 1:
         raise UsageError(
-            f"Expected `batch` and `limit` of at least 1, got {batch} and {limit}; do pass more."
+            f"`batch` and `limit` must be at least 1, got {batch} and {limit}. Pass larger values."
         )
     if labels is not None and len(labels) != len(samples):
         raise UsageError(
-            f"Expected a label for each of {len(samples)} images, got {len(labels)}; do pass "
-            "None where the source's classes are not known."
+            f"Expected one label for each of {len(samples)} images, got {len(labels)}. Pass None "
+            "if the source classes are unknown."
         )
-    one, two = before.module.state_dict(), after.module.state_dict()
-    if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in two.items()}:
+    before_state, after_state = before.module.state_dict(), after.module.state_dict()
+    if {name: tensor.shape for name, tensor in before_state.items()} != {
+        name: tensor.shape for name, tensor in after_state.items()
+    }:
         raise UsageError(
             f"Expected two backbones of one architecture, got {before.spec.architecture} and "
-            f"{after.spec.architecture}; do compare a backbone with what it was itself."
+            f"{after.spec.architecture}. Compare a backbone with its own earlier state."
         )
 
 
@@ -370,5 +384,5 @@ def _check_rows(a: Array, b: Array) -> None:
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) == 0:
         raise UsageError(
             "Expected `a` and `b` of shape (n, d) with the same n above 0, got shapes "
-            f"{a.shape} and {b.shape}; do pass features of the same images."
+            f"{a.shape} and {b.shape}. Pass features of the same images."
         )

@@ -1,4 +1,4 @@
-"""Where judged images lie among those that were learned from, by their features."""
+"""Compare test images with training images by their features: outliers, neighbours and a map."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
-from headstart.data.prepare import Prepared
-from headstart.data.splits import evenly
+from headstart.data.prepare import PreparedData
+from headstart.data.splits import evenly_spaced
 from headstart.evaluation.classification import Evaluation
 from headstart.features.extractor import Extractor
-from headstart.metrics.outliers import Outliers, nearest
+from headstart.metrics.outliers import OutlierDetector, nearest_neighbours
 
 __all__ = [
-    "KEPT",
-    "MOST",
-    "Known",
-    "Neighbourhood",
+    "MAX_IMAGES",
+    "MAX_REPORTED",
+    "EmbeddedDataset",
+    "MapPoint",
+    "NearestImages",
     "Outlier",
-    "Place",
-    "farthest",
-    "neighbourhoods",
-    "placed",
+    "find_nearest_images",
+    "find_outliers",
+    "map_images",
 ]
 
-MOST = 20_000
-"""Images whose labels are looked at; evenly chosen where there are more."""
-COMPARED = 4000
-"""Images learned from that others are held against one by one."""
-KEPT = 200
-"""Doubtful labels and foreign images that are kept, the most doubtful first."""
-MAPPED = 400
-"""Images on the map."""
-MAPPED_BY_NEIGHBOURS = 30
-"""Images from which on the map keeps neighbours (t-SNE); with fewer it is a projection."""
-SHOWN = 4
-"""Right and wrong answers, each with as many neighbours and one more."""
+MAX_IMAGES = 20_000
+"""Maximum number of images whose labels are checked; evenly selected if there are more."""
+MAX_REFERENCE_IMAGES = 4000
+"""Maximum number of training images for outlier distances."""
+MAX_REPORTED = 200
+"""Maximum number of label errors and of outliers in the result."""
+MAX_MAP_IMAGES = 400
+"""Maximum number of images on the map."""
+MIN_TSNE_IMAGES = 30
+"""Minimum number of images for t-SNE; with fewer, the map is a PCA projection."""
+N_EXAMPLES = 4
+"""Number of correct and of wrong predictions that are shown, each with one more neighbour."""
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -47,10 +47,11 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlier:
-    """A judged image far from all that were learned from.
+    """A test image far from all training images.
 
-    ``score`` is the distance of its features, from 0 to 2; ``beyond`` the share of the images
-    learned from that are nearer to each other.
+    ``score`` is the distance of its features to the nearest training image, 0 to 2. ``beyond`` is
+    the share of training images with a smaller distance to each other. ``right`` tells whether
+    the prediction is correct.
     """
 
     row: int
@@ -61,20 +62,20 @@ class Outlier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbourhood:
-    """A judged image and the rows of the images learned from that it resembles most."""
+class NearestImages:
+    """A test image and its nearest training images as (row, name, label, cosine)."""
 
     row: int
     image: str
     right: bool
-    given: str
-    said: str
+    label: str
+    predicted: str
     neighbours: tuple[tuple[int, str, str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """An image on the map, both places from 0 to 1; ``right`` is None if it was learned from."""
+class MapPoint:
+    """An image on the map, with coordinates from 0 to 1; ``right`` is None for training images."""
 
     row: int
     image: str
@@ -85,8 +86,8 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Known:
-    """Images with their features, and which of them were learned from or judged."""
+class EmbeddedDataset:
+    """A dataset with features, and the rows of its training and test images."""
 
     data: Dataset
     values: NDArray[np.floating[Any]]
@@ -97,183 +98,200 @@ class Known:
     def of(
         cls,
         backbone: FrozenBackbone,
-        prepared: Prepared,
+        prepared: PreparedData,
         extractor: Extractor,
         *,
-        most: int | None = None,
-    ) -> Known:
-        """Take the features from the cache, or make them.
+        max_train: int | None = None,
+    ) -> EmbeddedDataset:
+        """Read the features from the cache, or compute them.
 
         Parameters
         ----------
         backbone : FrozenBackbone
-        prepared : Prepared
+        prepared : PreparedData
         extractor : Extractor
-        most : int, optional
-            Of the images learned from only so many, evenly chosen; ``train`` names them, and
-            ``values`` is NaN for all that are neither learned from nor judged.
+        max_train : int, optional
+            Maximum number of training images, evenly selected. ``values`` is NaN for all images
+            that are neither selected nor test images.
         """
         data = prepared.data
         train, test = data.split_indices("train"), data.split_indices("test")
         test = test if len(test) else data.split_indices("val")
-        if most is None:
+        if max_train is None:
             values = extractor.features(backbone, data.samples).values
             return cls(data=data, values=values, train=train, test=test)
-        train = train[evenly(len(train), most)]
+        train = train[evenly_spaced(len(train), max_train)]
         rows = np.concatenate([train, test])
-        made = extractor.features(backbone, [data.samples[row] for row in rows]).values
-        values = np.full((len(data), made.shape[1]), np.nan, dtype=np.float32)
-        values[rows] = made
+        computed = extractor.features(backbone, [data.samples[row] for row in rows]).values
+        values = np.full((len(data), computed.shape[1]), np.nan, dtype=np.float32)
+        values[rows] = computed
         return cls(data=data, values=values, train=train, test=test)
 
     def label(self, row: int) -> str:
-        """What the image is labelled, in words."""
+        """Return the label of an image as text."""
         target = self.data.samples[row].target
         return ", ".join(target) or "none" if isinstance(target, tuple) else str(target)
 
     def groups(self, rows: Rows) -> Rows | None:
-        """Groups of some rows, None where there are none."""
+        """Return the groups of some rows; None without groups."""
         groups = self.data.groups()
         return None if groups is None else groups[rows]
 
 
-def farthest(known: Known, correct: NDArray[np.bool_]) -> tuple[tuple[Outlier, ...], float]:
-    """The judged images farthest from those learned from, and the share that is foreign.
+def find_outliers(
+    embedded: EmbeddedDataset, correct: NDArray[np.bool_]
+) -> tuple[tuple[Outlier, ...], float]:
+    """Find the test images farthest from the training images.
 
     Parameters
     ----------
-    known : Known
+    embedded : EmbeddedDataset
     correct : array of bool, shape (n_test,)
 
     Returns
     -------
     outliers : tuple of Outlier
-        The farthest first, ``KEPT`` at most.
-    foreign : float
-        Share of the judged images farther from those learned from than 99 in 100 of these are
-        from each other (their own group aside); NaN where these have no others.
+        The farthest first, ``MAX_REPORTED`` at most.
+    out_of_distribution : float
+        Share of test images that are farther from the training images than 99 % of the training
+        images are from each other (without their own group). NaN if it is unknown.
 
     Raises
     ------
     DataError
-        If fewer than two images were learned from.
+        If there are fewer than two training images.
     """
-    rows = known.train[evenly(len(known.train), COMPARED)]
-    learned = Outliers.fit(known.values[rows], groups=known.groups(rows))
-    scores = learned.scores(known.values[known.test])
-    beyond = learned.beyond(scores)
-    order = np.argsort(-scores, kind="stable")[:KEPT]
+    rows = embedded.train[evenly_spaced(len(embedded.train), MAX_REFERENCE_IMAGES)]
+    train_distances = OutlierDetector.fit(embedded.values[rows], groups=embedded.groups(rows))
+    scores = train_distances.scores(embedded.values[embedded.test])
+    beyond = train_distances.share_below(scores)
+    order = np.argsort(-scores, kind="stable")[:MAX_REPORTED]
     outliers = tuple(
         Outlier(
-            row=int(known.test[i]),
-            image=known.data.samples[known.test[i]].name,
-            score=float(scores[i]),
-            beyond=float(beyond[i]),
-            right=bool(correct[i]),
+            row=int(embedded.test[index]),
+            image=embedded.data.samples[embedded.test[index]].name,
+            score=float(scores[index]),
+            beyond=float(beyond[index]),
+            right=bool(correct[index]),
         )
-        for i in order
+        for index in order
     )
-    foreign = float("nan") if np.isnan(beyond).any() else float((beyond >= 0.99).mean())
-    return outliers, foreign
+    out_of_distribution = float("nan") if np.isnan(beyond).any() else float((beyond >= 0.99).mean())
+    return outliers, out_of_distribution
 
 
-def neighbourhoods(known: Known, evaluation: Evaluation) -> tuple[Neighbourhood, ...]:
-    """The most confident mistakes, and right answers from all over the images.
+def find_nearest_images(
+    embedded: EmbeddedDataset, evaluation: Evaluation
+) -> tuple[NearestImages, ...]:
+    """Find the nearest training images of confident mistakes and of some correct predictions.
 
     Parameters
     ----------
-    known : Known
+    embedded : EmbeddedDataset
     evaluation : Evaluation
-        Of ``known.test``, in that order.
+        Evaluation of ``embedded.test``, in the same order.
 
     Returns
     -------
-    tuple of Neighbourhood
-        The wrong ones first.
+    tuple of NearestImages
+        Wrong predictions first.
     """
-    right = np.flatnonzero(evaluation.correct)
-    wrong = evaluation.worst(SHOWN) or np.flatnonzero(~evaluation.correct)[:SHOWN].tolist()
-    chosen = [*wrong, *right[evenly(len(right), SHOWN)].tolist()]
-    said = evaluation.task.labels(evaluation.probabilities[chosen]) if chosen else []
-    asked = known.test[chosen]
-    close, cosines = nearest(known.values[known.train], known.values[asked], SHOWN + 1)
-    found = []
-    for i, row in enumerate(asked):
-        learned = [int(known.train[at]) for at in close[i]]
-        answer = said[i]
-        found.append(
-            Neighbourhood(
+    correct_rows = np.flatnonzero(evaluation.correct)
+    wrong_rows = (
+        evaluation.worst(N_EXAMPLES) or np.flatnonzero(~evaluation.correct)[:N_EXAMPLES].tolist()
+    )
+    selected = [*wrong_rows, *correct_rows[evenly_spaced(len(correct_rows), N_EXAMPLES)].tolist()]
+    predictions = evaluation.task.labels(evaluation.probabilities[selected]) if selected else []
+    test_rows = embedded.test[selected]
+    nearest_rows, cosines = nearest_neighbours(
+        embedded.values[embedded.train], embedded.values[test_rows], N_EXAMPLES + 1
+    )
+    examples = []
+    for i, row in enumerate(test_rows):
+        train_rows = [int(embedded.train[train_row]) for train_row in nearest_rows[i]]
+        prediction = predictions[i]
+        examples.append(
+            NearestImages(
                 row=int(row),
-                image=known.data.samples[row].name,
-                right=bool(evaluation.correct[chosen[i]]),
-                given=known.label(int(row)),
-                said=answer if isinstance(answer, str) else ", ".join(answer) or "none",
+                image=embedded.data.samples[row].name,
+                right=bool(evaluation.correct[selected[i]]),
+                label=embedded.label(int(row)),
+                predicted=prediction
+                if isinstance(prediction, str)
+                else ", ".join(prediction) or "none",
                 neighbours=tuple(
-                    (at, known.data.samples[at].name, known.label(at), float(cosine))
-                    for at, cosine in zip(learned, cosines[i], strict=True)
+                    (
+                        train_row,
+                        embedded.data.samples[train_row].name,
+                        embedded.label(train_row),
+                        float(cosine),
+                    )
+                    for train_row, cosine in zip(train_rows, cosines[i], strict=True)
                 ),
             )
         )
-    return tuple(found)
+    return tuple(examples)
 
 
-def placed(
-    known: Known, correct: NDArray[np.bool_], seed: int = 0
-) -> tuple[tuple[Place, ...], str]:
-    """Put judged images, then as many of those learned from as fit, on a map.
+def map_images(
+    embedded: EmbeddedDataset, correct: NDArray[np.bool_], seed: int = 0
+) -> tuple[tuple[MapPoint, ...], str]:
+    """Map test images, and as many training images as fit, to two dimensions.
 
     Parameters
     ----------
-    known : Known
+    embedded : EmbeddedDataset
     correct : array of bool, shape (n_test,)
     seed : int
 
     Returns
     -------
-    places : tuple of Place
-        Empty for fewer than three images, and where all features are alike.
-    by : str
-        How the map was made: "t-SNE", or "PCA" for few images.
+    positions : tuple of MapPoint
+        Empty for fewer than three images, or if all features are equal.
+    method : str
+        "t-SNE", or "PCA" for few images.
 
     References
     ----------
     Van der Maaten and Hinton (2008), "Visualizing data using t-SNE".
     """
-    judged = evenly(len(known.test), MAPPED)
-    learned = evenly(len(known.train), MAPPED - len(judged))
-    rows = np.concatenate([known.test[judged], known.train[learned]]).astype(np.intp)
-    outcome = [*correct[judged].tolist(), *(None for _ in learned)]
-    if len(rows) < 3 or not np.ptp(known.values[rows], axis=0).any():
+    test_rows = evenly_spaced(len(embedded.test), MAX_MAP_IMAGES)
+    train_rows = evenly_spaced(len(embedded.train), MAX_MAP_IMAGES - len(test_rows))
+    rows = np.concatenate([embedded.test[test_rows], embedded.train[train_rows]]).astype(np.intp)
+    is_correct = [*correct[test_rows].tolist(), *(None for _ in train_rows)]
+    if len(rows) < 3 or not np.ptp(embedded.values[rows], axis=0).any():
         return (), ""
-    places, by = _flat(known.values[rows], seed)
-    low, high = places.min(axis=0), places.max(axis=0)
-    inside = (places - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
+    positions, method = _project_to_plane(embedded.values[rows], seed)
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    scaled = (positions - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
     return tuple(
-        Place(
+        MapPoint(
             row=int(row),
-            image=known.data.samples[row].name,
-            label=known.label(int(row)),
+            image=embedded.data.samples[row].name,
+            label=embedded.label(int(row)),
             right=right,
             x=float(x),
             y=float(y),
         )
-        for row, right, (x, y) in zip(rows, outcome, inside, strict=True)
-    ), by
+        for row, right, (x, y) in zip(rows, is_correct, scaled, strict=True)
+    ), method
 
 
-def _flat(values: NDArray[np.floating[Any]], seed: int) -> tuple[Floats, str]:
-    """Two places for every image, and by which method."""
+def _project_to_plane(values: NDArray[np.floating[Any]], seed: int) -> tuple[Floats, str]:
+    """Return two coordinates per image, and the name of the method."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    size = min(50, *unit.shape)
-    with threadpool_limits(1):  # the same places on every machine, and sooner than by many
-        main = PCA(size, svd_solver="full").fit_transform(unit.astype(np.float64))
-        if len(unit) < MAPPED_BY_NEIGHBOURS or size < 3:
-            return np.pad(main, ((0, 0), (0, max(0, 2 - size))))[:, :2], "PCA"
-        near = min(30.0, (len(unit) - 1) / 3)
-        # Of 1,000 steps the last 600 move little: 0.96 of the neighbours are right after 400 too.
-        model = TSNE(init="pca", perplexity=near, random_state=seed, n_jobs=1, max_iter=400)
-        return np.asarray(model.fit_transform(main), dtype=np.float64), "t-SNE"
+    normalised = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    n_components = min(50, *normalised.shape)
+    with threadpool_limits(1):  # reproducible, and faster than many threads here
+        principal = PCA(n_components, svd_solver="full").fit_transform(
+            normalised.astype(np.float64)
+        )
+        if len(normalised) < MIN_TSNE_IMAGES or n_components < 3:
+            return np.pad(principal, ((0, 0), (0, max(0, 2 - n_components))))[:, :2], "PCA"
+        perplexity = min(30.0, (len(normalised) - 1) / 3)
+        # 400 steps are enough: they give 96 % of the neighbours of 1,000 steps.
+        model = TSNE(init="pca", perplexity=perplexity, random_state=seed, n_jobs=1, max_iter=400)
+        return np.asarray(model.fit_transform(principal), dtype=np.float64), "t-SNE"

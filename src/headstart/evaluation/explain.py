@@ -1,4 +1,4 @@
-"""Heat laid over the image that it belongs to: pure functions."""
+"""Explain predictions of a classifier by heat maps: Grad-CAM and occlusion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.freezing import constant
+from headstart.backbones.freezing import freeze
 from headstart.data.dataset import Sample
-from headstart.data.draw import fitted
-from headstart.data.images import shown_size
+from headstart.data.draw import resize_to_fit
+from headstart.data.images import upright_size
 from headstart.data.loader import load_pixels
 from headstart.data.transforms.preprocess import LONGEST_SIDE, Preprocess
 from headstart.errors import UnknownNameError, UsageError
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import device
 
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 __all__ = [
     "LONG_SIDE",
     "METHODS",
+    "ExplainMethod",
     "Explanation",
-    "Means",
-    "Part",
-    "draw_heat",
+    "RelativeBox",
+    "draw_heat_map",
     "explain",
     "grad_cam",
     "occlusion",
-    "seen_part",
+    "visible_part",
 ]
 
 LONG_SIDE = 480
@@ -41,23 +42,23 @@ LONG_SIDE = 480
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
-Part = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of an image, in shares of its sides."""
+RelativeBox = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, relative to its sides (0 to 1)."""
 
-# From black over violet and orange to pale yellow: its lightness rises all the way, so that it is
-# read without colour vision, too.
+# From black through violet and orange to pale yellow. The lightness always increases, so the map
+# is readable without colour vision.
 RAMP = np.array(
     [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64
 )
 
 
-def seen_part(height: int, width: int, preprocess: Preprocess) -> Part:
-    """What of an image the network reads, in shares of its sides.
+def visible_part(height: int, width: int, preprocess: Preprocess) -> RelativeBox:
+    """Return the part of an image that the network reads, relative to the image's sides.
 
     Parameters
     ----------
     height, width : int
-        Of the image as it is shown.
+        Size of the upright image.
     preprocess : Preprocess
         Without a canvas.
 
@@ -70,40 +71,40 @@ def seen_part(height: int, width: int, preprocess: Preprocess) -> Part:
     --------
     >>> rgb = (0.5, 0.5, 0.5)
     >>> expects = Preprocess(resize=100, crop=80, interpolation="bilinear", mean=rgb, std=rgb)
-    >>> seen_part(200, 400, expects)
+    >>> visible_part(200, 400, expects)
     (0.3, 0.1, 0.7, 0.9)
     """
-    short, ends = min(height, width), []
+    short, intervals = min(height, width), []
     for length in (width, height):
-        far, resized = 0, preprocess.resize
+        cut, resized = 0, preprocess.resize
         if preprocess.fit == "crop":
-            far = max(0, (length - LONGEST_SIDE * short) // 2)
-            resized = int(preprocess.resize * (length - 2 * far) / short)
-        first = round((resized - preprocess.crop) / 2)  # as ``central_square`` cuts
-        scale = (length - 2 * far) / resized
-        ends.append([(far + x * scale) / length for x in (first, first + preprocess.crop)])
-    (left, right), (top, bottom) = ends
+            cut = max(0, (length - LONGEST_SIDE * short) // 2)
+            resized = int(preprocess.resize * (length - 2 * cut) / short)
+        offset = round((resized - preprocess.crop) / 2)  # as ``central_square`` cuts
+        scale = (length - 2 * cut) / resized
+        intervals.append([(cut + x * scale) / length for x in (offset, offset + preprocess.crop)])
+    (left, right), (top, bottom) = intervals
     return left, top, right, bottom
 
 
-def draw_heat(
-    image: Pixels, heat: NDArray[np.floating[Any]], part: Part, *, long_side: int = LONG_SIDE
+def draw_heat_map(
+    image: Pixels, heat: NDArray[np.floating[Any]], part: RelativeBox, *, long_side: int = LONG_SIDE
 ) -> Pixels:
-    """Draw an image, and beside it the same one, grey, under what speaks for a class.
+    """Draw an image next to a grey copy with the heat map.
 
-    What the network does not read is dark. The lightest place is the map's own highest; maps of
-    two images cannot be compared by their colours.
+    The part that the network does not read is dark. Colours are scaled to the maximum of each
+    map, so they cannot be compared between images.
 
     Parameters
     ----------
     image : array, uint8, shape (H, W, 3)
-        As it is shown.
+        The upright image.
     heat : array, shape (rows, columns)
-        What is below 0 is drawn as 0.
+        Values below 0 are drawn as 0.
     part : (left, top, right, bottom)
-        Where the heat lies on the image, in shares of its sides.
+        Position of the heat map, relative to the image's sides.
     long_side : int
-        Of the drawn image, in pixels.
+        Longer side of the drawn image, in pixels.
 
     Returns
     -------
@@ -111,90 +112,94 @@ def draw_heat(
 
     Examples
     --------
-    >>> draw_heat(np.zeros((20, 40, 3), np.uint8), np.eye(7), (0.25, 0, 0.75, 1)).shape
+    >>> draw_heat_map(np.zeros((20, 40, 3), np.uint8), np.eye(7), (0.25, 0, 0.75, 1)).shape
     (240, 968, 3)
     """
-    image, _ = fitted(image, long_side)
+    image, _ = resize_to_fit(image, long_side)
     height, width = image.shape[:2]
     left, right = round(part[0] * width), round(part[2] * width)
     top, bottom = round(part[1] * height), round(part[3] * height)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    drawn = 0.35 * grey
-    warm = _enlarged(_relative(heat), bottom - top, right - left)
-    steps = np.linspace(0, 1, len(RAMP))
-    colour = np.stack([np.interp(warm, steps, channel) for channel in RAMP.T], axis=-1)
-    share = 0.25 + 0.5 * warm[..., None]
-    drawn[top:bottom, left:right] = (1 - share) * grey[top:bottom, left:right] + share * colour
+    overlay = 0.35 * grey
+    relative_heat = _resize_heat(_scale_to_unit(heat), bottom - top, right - left)
+    levels = np.linspace(0, 1, len(RAMP))
+    colour = np.stack([np.interp(relative_heat, levels, channel) for channel in RAMP.T], axis=-1)
+    share = 0.25 + 0.5 * relative_heat[..., None]
+    overlay[top:bottom, left:right] = (1 - share) * grey[top:bottom, left:right] + share * colour
     gap = np.full((height, 8, 3), 255, dtype=np.uint8)
-    return np.concatenate([image, gap, drawn.round().astype(np.uint8)], axis=1)
+    return np.concatenate([image, gap, overlay.round().astype(np.uint8)], axis=1)
 
 
-def _relative(heat: NDArray[np.floating[Any]]) -> Floats:
-    """From 0 to 1; what speaks against the class is 0."""
-    most = float(heat.max(initial=0.0))
-    return np.clip(heat / most, 0, 1) if most > 0 and math.isfinite(most) else np.zeros_like(heat)
+def _scale_to_unit(heat: NDArray[np.floating[Any]]) -> Floats:
+    """Scale to 0 to 1; negative values become 0."""
+    maximum = float(heat.max(initial=0.0))
+    return (
+        np.clip(heat / maximum, 0, 1)
+        if maximum > 0 and math.isfinite(maximum)
+        else np.zeros_like(heat)
+    )
 
 
-def _enlarged(heat: Floats, height: int, width: int) -> Floats:
+def _resize_heat(heat: Floats, height: int, width: int) -> Floats:
     from PIL import Image
 
-    values = Image.fromarray(heat.astype(np.float32))
-    large = values.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(large, dtype=np.float64)
+    image = Image.fromarray(heat.astype(np.float32))
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float64)
 
 
-Means = Literal["grad-cam", "occlusion"]
+ExplainMethod = Literal["grad-cam", "occlusion"]
 METHODS = "grad-cam", "occlusion"
 
-AT_ONCE = 16
-"""Images, or covered copies of one, that the network reads at a time."""
+BATCH_SIZE = 16
+"""Number of images, or of covered copies of one image, per batch."""
 
 PATCHES = 7
-"""Patches that lie beside each other in an image's side; they move by half of one."""
+"""Number of patches per side of the image; the stride is half a patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Explanation:
-    """What in an image speaks for a class.
+    """Heat map of the evidence for a class in an image.
 
     Parameters
     ----------
     name : str
-        The image's.
+        Name of the image.
     label : str
-        The class that is explained.
+        The explained class.
     probability : float
-        That it has.
-    answer : str
-        What the model says; of several labels all that hold, with commas.
+        Probability of this class.
+    prediction : str
+        Predicted class; for multilabel all predicted labels, separated by commas.
     method : {"grad-cam", "occlusion"}
     heat : array, shape (rows, columns)
-        Over what the network reads. Grad-CAM: 0 or more, in no unit. Occlusion: how much of the
-        probability is lost where a place is covered; below 0 where covering it helps.
+        Heat map of the part that the network reads. Grad-CAM: 0 or more, without unit. Occlusion:
+        loss of probability if the pixel is covered; negative if covering it helps.
     part : (left, top, right, bottom)
-        What the network reads of the image as it is shown, in shares of its sides.
+        Part of the upright image that the network reads, relative to its sides.
     """
 
     name: str
     label: str
     probability: float
-    answer: str
-    method: Means
+    prediction: str
+    method: ExplainMethod
     heat: Floats
-    part: Part
+    part: RelativeBox
 
 
 def grad_cam(maps: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Weigh a stage's maps by how much the score rises with each, and add up what speaks for it.
+    """Compute Grad-CAM: the sum of a stage's maps, weighted by the gradient of the class score.
 
     Parameters
     ----------
     maps : tensor, shape (n, channels, h, w)
-        What the stage gave for n images.
+        Output of the stage for n images.
     score : callable
-        From these maps to (n,): of each image the class's score before softmax. An image's
-        score may depend on its own maps alone.
+        Computes the class scores before softmax, (n,), from these maps. The score of an image
+        must depend on its own maps only.
 
     Returns
     -------
@@ -216,43 +221,43 @@ def grad_cam(maps: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
     """
     import torch
 
-    # A copy, since pooling may work in place.
-    rises: Tensor = torch.func.grad(lambda a: score(a.clone()).sum())(maps)
-    weights = rises.mean((2, 3), keepdim=True)
-    found: Tensor = (weights * maps).sum(1).relu()
-    return found
+    # Copy the maps, because pooling may change them in place.
+    gradients: Tensor = torch.func.grad(lambda a: score(a.clone()).sum())(maps)
+    weights = gradients.mean((2, 3), keepdim=True)
+    heat: Tensor = (weights * maps).sum(1).relu()
+    return heat
 
 
 def occlusion(
-    chance: Callable[[Pixels], Floats],
+    class_probability: Callable[[Pixels], Floats],
     pixels: Pixels,
     *,
     patch: int,
     stride: int,
     fill: tuple[int, int, int] = (128, 128, 128),
 ) -> Floats:
-    """Cover one place after the other, and see how much of the probability is lost.
+    """Cover an image patch by patch, and measure the loss of probability.
 
     Parameters
     ----------
-    chance : callable
-        From images, uint8, (m, H, W, 3), to the class's probability in each, (m,).
+    class_probability : callable
+        Computes the probability of the class, (m,), for images, uint8, (m, H, W, 3).
     pixels : array, uint8, shape (H, W, 3)
     patch, stride : int
-        Side of the square that covers, and by how much it moves, in pixels; the last one in a
-        row or column ends with the image.
+        Side of the square patch and its stride, in pixels. The last patch of a row or column ends
+        at the border of the image.
     fill : (int, int, int)
-        Its colour.
+        Colour of the patch.
 
     Returns
     -------
     array, shape (H, W)
-        The mean loss over the squares that cover a pixel, -1 to 1.
+        Mean loss over the patches that cover a pixel, -1 to 1.
 
     Raises
     ------
     UsageError
-        If the patch does not fit into the image, or a place would never be covered.
+        If the patch is larger than the image, or the stride is larger than the patch.
 
     References
     ----------
@@ -273,24 +278,24 @@ def occlusion(
     if not 0 < stride <= patch <= min(height, width):
         raise UsageError(
             f"Expected 0 < `stride` <= `patch` <= the image's sides, got {stride} and {patch} "
-            f"for {height} x {width}; do give a smaller patch."
+            f"for {height} x {width}. Use a smaller patch, and a stride of at most its size."
         )
-    whole = float(chance(pixels[None])[0])
-    lost, times = np.zeros((height, width)), np.zeros((height, width))
-    rows, columns = _starts(height, patch, stride), _starts(width, patch, stride)
-    every = [(y, x) for y in rows for x in columns]
-    for at in range(0, len(every), AT_ONCE):
-        places = every[at : at + AT_ONCE]
+    full_probability = float(class_probability(pixels[None])[0])
+    loss, counts = np.zeros((height, width)), np.zeros((height, width))
+    rows, columns = _patch_starts(height, patch, stride), _patch_starts(width, patch, stride)
+    positions = [(y, x) for y in rows for x in columns]
+    for start in range(0, len(positions), BATCH_SIZE):
+        places = positions[start : start + BATCH_SIZE]
         covered = np.repeat(pixels[None], len(places), axis=0)
-        for one, (y, x) in zip(covered, places, strict=True):
-            one[y : y + patch, x : x + patch] = fill
-        for left, (y, x) in zip(chance(covered), places, strict=True):
-            lost[y : y + patch, x : x + patch] += whole - left
-            times[y : y + patch, x : x + patch] += 1
-    return lost / times
+        for image, (y, x) in zip(covered, places, strict=True):
+            image[y : y + patch, x : x + patch] = fill
+        for probability, (y, x) in zip(class_probability(covered), places, strict=True):
+            loss[y : y + patch, x : x + patch] += full_probability - probability
+            counts[y : y + patch, x : x + patch] += 1
+    return loss / counts
 
 
-def _starts(length: int, patch: int, stride: int) -> list[int]:
+def _patch_starts(length: int, patch: int, stride: int) -> list[int]:
     return sorted({*range(0, length - patch + 1, stride), length - patch})
 
 
@@ -298,11 +303,11 @@ def explain(
     model: TransferModel,
     samples: Sequence[Sample],
     *,
-    method: Means = "grad-cam",
+    method: ExplainMethod = "grad-cam",
     label: str | None = None,
-    wanted_device: str = "auto",
+    device_name: str = "auto",
 ) -> Iterator[Explanation]:
-    """Say of images, one after the other, where a classifier finds a class.
+    """Compute a heat map of a class for every image.
 
     Parameters
     ----------
@@ -310,73 +315,82 @@ def explain(
         A classifier.
     samples : sequence of Sample
     method : {"grad-cam", "occlusion"}
-        Grad-CAM takes one run an image, of the maps of the backbone's last stage. Occlusion
-        takes some 170, of any backbone, and is of the probability itself.
+        Grad-CAM needs one forward pass per image and a backbone whose last stage has maps.
+        Occlusion needs about 170 passes, works with any backbone, and measures the probability.
     label : str, optional
-        The class; by default the likeliest one of each image.
-    wanted_device : str
+        Class to explain; by default the most probable class of each image.
+    device_name : str
 
     Raises
     ------
     UsageError
-        If the model finds boxes or masks, or its last stage gives no maps for Grad-CAM.
+        If the model is not a classifier, or its last stage has no maps for Grad-CAM.
     UnknownNameError
-        If there is no such method or class.
+        If the method or the class is unknown.
     UnreadableImageError
         If an image cannot be decoded.
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
-    if model.task.kind not in {"multiclass", "multilabel"}:
+    task = model.task
+    if not isinstance(task, ClassificationTask):
+        verb = "detects objects" if model.task.kind == "detection" else "segments images"
         raise UsageError(
-            f"Expected a model that names whole images, got one for {model.task.kind}; do look "
-            "at what it found with `headstart predict --format overlay`."
+            f"`explain` needs a classifier, but this model {verb}. Use `headstart predict "
+            "--format overlay` to see its predictions."
         )
-    classes = model.task.classes
+    classes = task.classes
     if label is not None and label not in classes:
         raise UnknownNameError("class", label, classes)
-    network = _Network(model, wanted_device)
-    chosen = None if label is None else classes.index(label)
-    for at in range(0, len(samples), AT_ONCE):
-        batch = samples[at : at + AT_ONCE]
+    network = _Network(model, device_name)
+    explained_class = None if label is None else classes.index(label)
+    for start in range(0, len(samples), BATCH_SIZE):
+        batch = samples[start : start + BATCH_SIZE]
         pixels = np.stack([load_pixels(sample, network.preprocess) for sample in batch])
         maps = network.maps(pixels)
-        chances = network.probabilities(maps)
-        wanted = chances.argmax(axis=1) if chosen is None else np.full(len(batch), chosen)
+        probabilities = network.probabilities(maps)
+        class_indices = (
+            probabilities.argmax(axis=1)
+            if explained_class is None
+            else np.full(len(batch), explained_class)
+        )
         if method == "grad-cam":
-            heats: Any = network.grad_cam(maps, wanted)
+            heat_maps: Any = network.grad_cam(maps, class_indices)
         else:
-            heats = (network.occluded(*one) for one in zip(pixels, wanted, strict=True))
-        said = model.task.labels(chances)
-        for i, heat in enumerate(heats):
-            sample, answer = batch[i], said[i]
+            heat_maps = (
+                network.occluded(*arguments)
+                for arguments in zip(pixels, class_indices, strict=True)
+            )
+        predictions = task.labels(probabilities)
+        for index, heat_map in enumerate(heat_maps):
+            sample, prediction = batch[index], predictions[index]
             yield Explanation(
                 name=sample.name,
-                label=classes[wanted[i]],
-                probability=float(chances[i, wanted[i]]),
-                answer=answer if isinstance(answer, str) else ", ".join(answer),
+                label=classes[class_indices[index]],
+                probability=float(probabilities[index, class_indices[index]]),
+                prediction=prediction if isinstance(prediction, str) else ", ".join(prediction),
                 method=method,
-                heat=np.asarray(heat, dtype=np.float64),
-                part=seen_part(*shown_size(sample.image), network.preprocess),
+                heat=np.asarray(heat_map, dtype=np.float64),
+                part=visible_part(*upright_size(sample.image), network.preprocess),
             )
 
 
 class _Network:
-    """A classifier in float32, from pixels to maps to probabilities."""
+    """A classifier in float32 in two steps: pixels to maps, and maps to probabilities."""
 
-    def __init__(self, model: TransferModel, wanted_device: str) -> None:
+    def __init__(self, model: TransferModel, device_name: str) -> None:
         import copy
 
         self.preprocess = model.backbone.spec.preprocess
-        self._task = model.task
-        self._device = device(wanted_device)
+        self._task = model.require_task(ClassificationTask)
+        self._device = device(device_name)
         self._backbone = model.backbone.module  # constant, on the CPU
         if self._device != "cpu":
-            self._backbone = constant(copy.deepcopy(self._backbone)).to(self._device)
-        self._head = constant(model.linear_head().module()).to(self._device)
+            self._backbone = freeze(copy.deepcopy(self._backbone)).to(self._device)
+        self._head = freeze(model.linear_head().module()).to(self._device)
 
     def maps(self, pixels: Pixels) -> Tensor:
-        """What the last stage gives for images (n, H, W, 3)."""
+        """Return the output of the last stage for images (n, H, W, 3)."""
         import torch
 
         with torch.no_grad():
@@ -384,42 +398,44 @@ class _Network:
             return self._backbone.run(self.preprocess.normalise(x))
 
     def logits(self, maps: Tensor) -> Tensor:
-        found: Tensor = self._head(self._backbone.pool(maps))
-        return found
+        logits: Tensor = self._head(self._backbone.pool(maps))
+        return logits
 
     def probabilities(self, maps: Tensor) -> Floats:
         import torch
 
         with torch.no_grad():
             logits = self.logits(maps.clone()).double().cpu().numpy()
-        found: Floats = self._task.probabilities(logits)
-        return found
+        probabilities: Floats = self._task.probabilities(logits)
+        return probabilities
 
-    def grad_cam(self, maps: Tensor, wanted: NDArray[np.intp]) -> Floats:
+    def grad_cam(self, maps: Tensor, class_indices: NDArray[np.intp]) -> Floats:
         import torch
 
         last = self._backbone.stages[-1]
-        is_last = maps.ndim == 4 and maps.shape[1] != last.channels == maps.shape[3]
+        is_channels_last = maps.ndim == 4 and maps.shape[1] != last.channels == maps.shape[3]
         if maps.ndim != 4:
             raise UsageError(
-                f"Expected maps behind the stage {last.name} for Grad-CAM, got values of shape "
-                f"{tuple(maps.shape[1:])}; do use --method occlusion."
+                f"Grad-CAM needs maps of shape (channels, height, width), but stage {last.name} "
+                f"has outputs of shape {tuple(maps.shape[1:])}. Use --method occlusion."
             )
         rows = torch.arange(len(maps), device=maps.device)
-        columns = torch.from_numpy(np.asarray(wanted)).to(maps.device)
+        columns = torch.from_numpy(np.asarray(class_indices)).to(maps.device)
 
-        def score(given: Tensor) -> Tensor:
-            given = given.permute(0, 2, 3, 1) if is_last else given
-            return self.logits(given)[rows, columns]
+        def score(inputs: Tensor) -> Tensor:
+            inputs = inputs.permute(0, 2, 3, 1) if is_channels_last else inputs
+            return self.logits(inputs)[rows, columns]
 
-        first = maps.permute(0, 3, 1, 2) if is_last else maps
-        return np.asarray(grad_cam(first, score).double().cpu().numpy())
+        channels_first = maps.permute(0, 3, 1, 2) if is_channels_last else maps
+        return np.asarray(grad_cam(channels_first, score).double().cpu().numpy())
 
-    def occluded(self, pixels: Pixels, wanted: int) -> Floats:
+    def occluded(self, pixels: Pixels, class_index: int) -> Floats:
         patch = max(1, round(min(pixels.shape[:2]) / PATCHES))
 
-        def chance(batch: Pixels) -> Floats:
-            return np.asarray(self.probabilities(self.maps(batch))[:, wanted])
+        def class_probability(batch: Pixels) -> Floats:
+            return np.asarray(self.probabilities(self.maps(batch))[:, class_index])
 
         fill = self.preprocess.fill
-        return occlusion(chance, pixels, patch=patch, stride=max(1, patch // 2), fill=fill)
+        return occlusion(
+            class_probability, pixels, patch=patch, stride=max(1, patch // 2), fill=fill
+        )

@@ -1,33 +1,35 @@
-"""What a backbone has kept and lost by fine-tuning: the record, and what it means in words."""
+"""Record of forgetting: how fine-tuning changed a backbone, with a summary in sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 from headstart.errors import UsageError
+from headstart.evaluation.baselines import format_percent, format_points
 from headstart.metrics.confidence_intervals import Difference, Interval
+from headstart.metrics.validation import to_jsonable
 
-__all__ = ["Forgetting", "SourceChange", "StageDrift", "sentences"]
+__all__ = ["Forgetting", "SourceChange", "StageDrift", "summarise_forgetting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageDrift:
-    """How far one stage has moved.
+    """Change of one stage.
 
     Parameters
     ----------
     stage : str
     cka : float
-        Linear CKA of the answers before and after, 0 to 1; 1 where they differ by a rotation
-        and a scale at most. NaN where the images give no answer that varies.
+        Linear CKA of the features before and after, 0 to 1; 1 if they differ by a rotation and a
+        scale only. NaN if the features are the same for all images.
     cosine : float
-        Mean cosine of each image's answer before and after, -1 to 1.
+        Mean cosine between each image's features before and after, -1 to 1.
     relative_weight_change : float
-        ``||after - before|| / ||before||`` over the stage's parameters; BatchNorm's statistics
-        are no parameters, but what they change shows in the other two.
+        ``||after - before|| / ||before||`` over the stage's parameters. BatchNorm statistics are
+        not parameters; their effect shows in the other two values.
     """
 
     stage: str
@@ -38,19 +40,19 @@ class StageDrift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceChange:
-    """What the original classifier makes of the backbone as it was and as it is.
+    """Predictions of the original classifier before and after fine-tuning.
 
     Parameters
     ----------
     name : str
-        What the original classifier was trained on.
+        Name of the source data.
     images : int
     agreement : Interval
-        Share of the images that it gives the same class as before.
+        Share of the images with the same predicted class.
     before, after : Interval or None
-        Its accuracy, where the images' classes of the source are known.
+        Accuracy of the original classifier, if the source classes of the images are known.
     change : Difference or None
-        After less before, on the same images.
+        Accuracy after minus accuracy before, on the same images.
     """
 
     name: str
@@ -63,17 +65,17 @@ class SourceChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forgetting:
-    """Drift of every stage and, where it can be asked, the original classifier's answers.
+    """Drift of every stage, and the predictions of the original classifier if there is one.
 
     Parameters
     ----------
     stages : tuple of StageDrift
-        In the order in which they run.
+        In the order of the forward pass.
     source : SourceChange or None
     images : int
-        How many were looked at.
+        Number of images.
     note : str
-        Why ``source`` is None; else empty.
+        Why ``source`` is None; otherwise empty.
 
     Examples
     --------
@@ -92,8 +94,8 @@ class Forgetting:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: NaN becomes None."""
-        plain: dict[str, Any] = _without_nan(asdict(self))
-        return plain
+        values: dict[str, Any] = to_jsonable(self)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -102,130 +104,133 @@ class Forgetting:
         Raises
         ------
         UsageError
-            If a value is missing or cannot be meant.
+            If a value is missing or invalid.
         """
         try:
             stages = tuple(
                 StageDrift(
-                    stage=str(one["stage"]),
-                    cka=_number(one["cka"]),
-                    cosine=_number(one["cosine"]),
-                    relative_weight_change=_number(one["relative_weight_change"]),
+                    stage=str(stage_values["stage"]),
+                    cka=_parse_number(stage_values["cka"]),
+                    cosine=_parse_number(stage_values["cosine"]),
+                    relative_weight_change=_parse_number(stage_values["relative_weight_change"]),
                 )
-                for one in values["stages"]
+                for stage_values in values["stages"]
             )
-            source = None if values["source"] is None else _source(values["source"])
+            source = None if values["source"] is None else _parse_source_change(values["source"])
             images, note = int(values["images"]), str(values["note"])
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"Expected a record of forgetting, got one that is damaged ({error!r}); do "
-                "measure again."
+                f"The record of forgetting in model.json is damaged ({error!r}). Copy the model "
+                "folder again, or train again."
             ) from error
         return cls(stages=stages, source=source, images=images, note=note)
 
 
-def sentences(forgetting: Forgetting, target_gain: Interval | None = None) -> tuple[str, ...]:
-    """Say in words what was gained and what was lost.
+def summarise_forgetting(
+    forgetting: Forgetting, target_gain: Interval | None = None
+) -> tuple[str, ...]:
+    """Summarise transfer gain and forgetting in sentences.
 
     Parameters
     ----------
     forgetting : Forgetting
     target_gain : Interval, optional
-        Of the fine-tuned model over the one with the backbone as it was, on the target.
+        Gain of the fine-tuned model over the linear probe, on the target data.
 
     Returns
     -------
     tuple of str
-        The most important first.
+        The most important sentence first.
 
     Examples
     --------
     >>> stage = StageDrift(stage="layer4", cka=0.5, cosine=0.75, relative_weight_change=0.125)
     >>> from headstart.metrics.confidence_intervals import proportion_interval
     >>> agreement = proportion_interval([True] * 93 + [False] * 7)
-    >>> found = Forgetting(
+    >>> forgetting = Forgetting(
     ...     stages=(stage,),
-    ...     source=SourceChange(name="ImageNet-1k", images=100, agreement=agreement),
+    ...     source=SourceChange(name="ImageNet", images=100, agreement=agreement),
     ...     images=100,
     ... )
     >>> gain = Interval(value=0.021, low=0.003, high=0.04, method="")
-    >>> for sentence in sentences(found, gain):
+    >>> for sentence in summarise_forgetting(forgetting, gain):
     ...     sentence
-    'Target +0.021 [+0.003, +0.040].'
-    'Source: the old head answers 0.930 [0.863, 0.966] of 100 images as before.'
-    'Most moved: layer4, CKA 0.500, cosine 0.750, weights changed by 12.5 %.'
+    'Transfer gain over the linear probe: +2.1 points [0.3, 4.0].'
+    'Forgetting: the original ImageNet classifier gives the same answer for 93 of 100 images.'
+    'Changed most: layer4 (CKA 0.500, cosine 0.750, weights changed by 12.5 %).'
     """
-    found = [] if target_gain is None else [f"Target {_signed(target_gain)}."]
+    sentences = []
+    if target_gain is not None:
+        sentences.append(f"Transfer gain over the linear probe: {format_points(target_gain)}.")
     source = forgetting.source
     if source is None:
-        found += [forgetting.note] if forgetting.note else []
+        sentences += [forgetting.note] if forgetting.note else []
     else:
-        found.append(
-            f"Source: the old head answers {source.agreement} of {source.images} images as before."
+        sentences.append(
+            f"Forgetting: the original {source.name.removeprefix('the ')} classifier gives the "
+            f"same answer for {round(source.agreement.value * source.images)} of "
+            f"{source.images} images."
         )
         if source.before is not None and source.after is not None and source.change is not None:
-            told = "" if source.change.distinguishable else ", not distinguishable from none"
-            found.append(
-                f"Source accuracy {_signed(source.change.interval)}{told}: {source.before} "
-                f"before, {source.after} after."
+            note = "" if source.change.significant else " (not significant)"
+            sentences.append(
+                f"Its accuracy changes by {format_points(source.change.interval)}{note}: "
+                f"{format_percent(source.before)} before, {format_percent(source.after)} after."
             )
-    return (*found, *_of_stages(forgetting.stages))
+    return (*sentences, *_summarise_drift(forgetting.stages))
 
 
-def _of_stages(stages: tuple[StageDrift, ...]) -> tuple[str, ...]:
-    moved = [
-        one for one in stages if (one.cka, one.cosine, one.relative_weight_change) != (1, 1, 0)
+def _summarise_drift(stages: tuple[StageDrift, ...]) -> tuple[str, ...]:
+    changed = [
+        stage
+        for stage in stages
+        if (stage.cka, stage.cosine, stage.relative_weight_change) != (1, 1, 0)
     ]
-    if not moved:
-        return ("No stage of the backbone has moved.",)
-    most = min(moved, key=lambda one: (math.inf if math.isnan(one.cka) else one.cka, one.cosine))
-    still = [one.stage for one in stages if one not in moved]
-    kept = f"Unmoved: {', '.join(still)}; most" if still else "Most"
-    cka, cosine = _shown(most.cka), _shown(most.cosine)
-    by = _shown(100 * most.relative_weight_change, "{:.1f} %")
-    return (f"{kept} moved: {most.stage}, CKA {cka}, cosine {cosine}, weights changed by {by}.",)
+    if not changed:
+        return ("No stage of the backbone has changed.",)
+    most_changed = min(
+        changed, key=lambda stage: (math.inf if math.isnan(stage.cka) else stage.cka, stage.cosine)
+    )
+    cka, cosine = _format_number(most_changed.cka), _format_number(most_changed.cosine)
+    weight_change = _format_number(100 * most_changed.relative_weight_change, "{:.1f} %")
+    unchanged = [stage.stage for stage in stages if stage not in changed]
+    tail = f" Unchanged: {', '.join(unchanged)}." if unchanged else ""
+    sentence = (
+        f"Changed most: {most_changed.stage} (CKA {cka}, cosine {cosine}, weights changed by "
+        f"{weight_change}).{tail}"
+    )
+    return (sentence,)
 
 
-def _shown(number: float, form: str = "{:.3f}") -> str:
+def _format_number(number: float, form: str = "{:.3f}") -> str:
     return "unknown" if math.isnan(number) else form.format(number)
 
 
-def _signed(interval: Interval) -> str:
-    bounds = "unknown" if math.isnan(interval.low) else f"{interval.low:+.3f}, {interval.high:+.3f}"
-    return f"{interval.value:+.3f} [{bounds}]"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: Any) -> float:
+def _parse_number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _interval(value: Mapping[str, Any] | None) -> Interval | None:
+def _parse_interval(value: Mapping[str, Any] | None) -> Interval | None:
     if value is None:
         return None
-    numbers = {name: _number(value[name]) for name in ("value", "low", "high", "level")}
+    numbers = {name: _parse_number(value[name]) for name in ("value", "low", "high", "level")}
     return Interval(**numbers, method=str(value["method"]))
 
 
-def _source(value: Mapping[str, Any]) -> SourceChange:
-    agreement, change = _interval(value["agreement"]), value["change"]
-    interval = None if change is None else _interval(change["interval"])
+def _parse_source_change(value: Mapping[str, Any]) -> SourceChange:
+    agreement, change = _parse_interval(value["agreement"]), value["change"]
     if agreement is None:
         raise ValueError("no agreement")
+    interval, significant = None, False
+    if change is not None:
+        interval = _parse_interval(change["interval"])
+        # Older model folders have the key "distinguishable".
+        significant = bool(change["significant" if "significant" in change else "distinguishable"])
     return SourceChange(
         name=str(value["name"]),
         images=int(value["images"]),
         agreement=agreement,
-        before=_interval(value["before"]),
-        after=_interval(value["after"]),
-        change=None
-        if interval is None
-        else Difference(interval=interval, distinguishable=bool(change["distinguishable"])),
+        before=_parse_interval(value["before"]),
+        after=_parse_interval(value["after"]),
+        change=None if interval is None else Difference(interval=interval, significant=significant),
     )

@@ -1,6 +1,6 @@
-"""What a run's features tell beside its numbers: doubtful labels, foreign images, weak places.
+"""Diagnostics: subgroups, learning curve, likely label errors, outliers, neighbours and map.
 
-Everything is computed from pooled features that the run has put into the cache.
+All of them use pooled features that the run has stored in the cache.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.data.prepare import Prepared
-from headstart.data.splits import evenly, kfold
+from headstart.data.prepare import PreparedData
+from headstart.data.splits import evenly_spaced, kfold
 from headstart.errors import HeadstartError, UnknownNameError
 from headstart.evaluation.classification import AnyEvaluation, Evaluation
 from headstart.evaluation.detection import BoxEvaluation
 from headstart.evaluation.embeddings import (
-    KEPT,
-    MOST,
-    Known,
-    Neighbourhood,
+    MAX_IMAGES,
+    MAX_REPORTED,
+    EmbeddedDataset,
+    MapPoint,
+    NearestImages,
     Outlier,
-    Place,
-    farthest,
-    neighbourhoods,
-    placed,
+    find_nearest_images,
+    find_outliers,
+    map_images,
 )
 from headstart.evaluation.learning_curve import CurvePoint, probe_curve
-from headstart.evaluation.slices import FEWEST, Slice, compare_slices, size_thirds
+from headstart.evaluation.slices import MIN_SLICE_IMAGES, Slice, compare_slices, size_thirds
 from headstart.features.extractor import Extractor
 from headstart.metrics.label_errors import confident_label_errors, label_error_scores
 from headstart.models.tasks import ClassificationTask
@@ -42,26 +42,26 @@ from headstart.training.logistic_regression import Problem, principal_basis, sea
 __all__ = ["ASPECTS", "Diagnostics", "LabelError", "diagnose"]
 
 ASPECTS = ("slices", "curve", "labels", "outliers", "neighbours", "map")
-"""What can be looked into; boxes and masks have slices alone."""
+"""Parts of the diagnostics; for boxes and masks only "slices" is available."""
 
 TITLES = {
-    "slices": "Better or worse parts",
-    "curve": "What more images would bring",
-    "labels": "Labels that are likely wrong",
-    "outliers": "Images unlike those learned from",
-    "neighbours": "What the model sees as alike",
-    "map": "A map of the images",
+    "slices": "Subgroups",
+    "curve": "Learning curve",
+    "labels": "Likely label errors",
+    "outliers": "Out-of-distribution images",
+    "neighbours": "Nearest images",
+    "map": "Map",
 }
 
-DIRECTIONS = 128
-"""Of the features, those that vary most: the probes here read no others. They find about as many
-wrong labels in a third of the time (docs/insight.md)."""
+N_DIRECTIONS = 128
+"""Number of principal components for the probes here. They find about as many wrong labels as all
+features, in a third of the time (docs/insight.md)."""
 
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
-"""Penalties of the probes here: none weaker, for the same reason."""
+PROBE_PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Penalties of the probes here; weaker ones would take longer."""
 
-SEEN_AGAIN = 500
-"""Images learned from that a trained backbone looks at once more, at most."""
+MAX_RECOMPUTED_IMAGES = 500
+"""Maximum number of training images that a fine-tuned backbone processes again."""
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -69,42 +69,45 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelError:
-    """A label that is likely wrong; ``row`` is the image's in the data."""
+    """A likely label error; ``row`` is the row of the image in the dataset."""
 
     row: int
     image: str
     part: str
-    given: str
+    label: str
     likely: str
     score: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
-    """What was looked into; empty where it was not, or where ``notes`` say why.
+    """Diagnostics of a run. A part is empty if it was not requested; ``notes`` list failures.
 
     Parameters
     ----------
     features : str
-        Of which backbone.
+        Backbone of the features.
     measure : str
-        What slices are judged by.
+        Score of the slices.
     slices : tuple of Slice
     curve : tuple of CurvePoint
     labels_looked_at, labels_in_doubt : int
-        In doubt are those whose image confidently is of another class; of several labels None.
+        Number of labels checked, and of images that confidently belong to another class (None for
+        multilabel).
     label_errors : tuple of LabelError
     outliers : tuple of Outlier
         The farthest first.
-    foreign : float
-        Share of the judged images farther from those learned from than 99 in 100 of these are
-        from each other; NaN where it is not known.
-    neighbourhoods : tuple of Neighbourhood
-    places : tuple of Place
+    out_of_distribution : float
+        Share of test images farther from the training images than 99 % of the training images are
+        from each other. NaN if it is unknown.
+    neighbourhoods : tuple of NearestImages
+    places : tuple of MapPoint
+        Points of the map.
     map_by : str
+        Method of the map.
     notes : tuple of str
     seconds : mapping of str to float
-        By aspect.
+        Duration by aspect.
     """
 
     features: str = ""
@@ -115,57 +118,57 @@ class Diagnostics:
     labels_in_doubt: int | None = None
     label_errors: tuple[LabelError, ...] = ()
     outliers: tuple[Outlier, ...] = ()
-    foreign: float = float("nan")
-    neighbourhoods: tuple[Neighbourhood, ...] = ()
-    places: tuple[Place, ...] = ()
+    out_of_distribution: float = float("nan")
+    neighbourhoods: tuple[NearestImages, ...] = ()
+    places: tuple[MapPoint, ...] = ()
     map_by: str = ""
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number as plain values, for report.json."""
-        found = asdict(self) | {"slices": [one.as_dict() for one in self.slices]}
-        found["curve"] = [
+        """Return all values as plain types, for report.json."""
+        values = asdict(self) | {"slices": [slice_result.as_dict() for slice_result in self.slices]}
+        values["curve"] = [
             {"images": point.images, "score": point.score.as_dict()} for point in self.curve
         ]
-        return found
+        return values
 
 
-Look = Callable[[Diagnostics, str, Callable[[], dict[str, Any]]], Diagnostics]
+RunAspect = Callable[[Diagnostics, str, Callable[[], dict[str, Any]]], Diagnostics]
 
 
 def diagnose(
     source: FrozenBackbone,
     model: TransferModel,
-    prepared: Prepared,
+    prepared: PreparedData,
     evaluation: AnyEvaluation,
     *,
     extractor: Extractor,
     seed: int = 0,
     aspects: Collection[str] = ASPECTS,
 ) -> Diagnostics:
-    """Look into what a run has learned, from features that it has cached.
+    """Compute the diagnostics of a run from its cached features.
 
-    Doubtful labels and the learning curve are told by the backbone as it was before training,
-    since one that has learned a wrong label confirms it; all else by the model's own.
+    Label errors and the learning curve use the backbone before training, because a backbone that
+    has learned a wrong label confirms it. The other aspects use the model's own backbone.
 
     Parameters
     ----------
     source : FrozenBackbone
-        The backbone before any training.
+        The backbone before training.
     model : TransferModel
-    prepared : Prepared
+    prepared : PreparedData
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
-        Of ``prepared.test``.
+        Evaluation of ``prepared.test``.
     extractor : Extractor
     seed : int
-        Of folds, map and bootstrap.
+        Seed of folds, map and bootstrap.
     aspects : collection of str
-        Some of ``ASPECTS``; nothing else is computed.
+        Aspects to compute, from ``ASPECTS``.
 
     Returns
     -------
-    Insight
+    Diagnostics
 
     Raises
     ------
@@ -176,99 +179,121 @@ def diagnose(
         if name not in ASPECTS:
             raise UnknownNameError("aspect", name, list(ASPECTS))
     clock: dict[str, float] = {}
-    look = partial(_looked, aspects=aspects, clock=clock)
-    found = Diagnostics(measure=_measure(evaluation))
-    found = look(found, "slices", lambda: {"slices": _slices(prepared, evaluation, seed)})
+    run_aspect = partial(_run_aspect, aspects=aspects, clock=clock)
+    diagnostics = Diagnostics(measure=_slice_measure(evaluation))
+    diagnostics = run_aspect(
+        diagnostics, "slices", lambda: {"slices": _slices(prepared, evaluation, seed)}
+    )
     if isinstance(evaluation, Evaluation) and set(aspects) - {"slices"}:
         backbones = source, model
         try:
-            found = _from_features(found, look, backbones, prepared, evaluation, extractor, seed)
+            diagnostics = _diagnose_features(
+                diagnostics, run_aspect, backbones, prepared, evaluation, extractor, seed
+            )
         except HeadstartError as error:
-            found = replace(found, notes=(*found.notes, f"Features were not looked at. {error}"))
-    return replace(found, seconds=clock)
+            diagnostics = replace(
+                diagnostics,
+                notes=(*diagnostics.notes, f"Diagnostics of features failed. {error}"),
+            )
+    return replace(diagnostics, seconds=clock)
 
 
-def _looked(
-    found: Diagnostics,
+def _run_aspect(
+    diagnostics: Diagnostics,
     aspect: str,
-    see: Callable[[], dict[str, Any]],
+    compute: Callable[[], dict[str, Any]],
     *,
     aspects: Collection[str],
     clock: dict[str, float],
 ) -> Diagnostics:
-    """Add an aspect if it is asked for; one that cannot be seen is a note with the reason."""
+    """Compute an aspect if it is requested; a failure becomes a note."""
     if aspect not in aspects:
-        return found
+        return diagnostics
     try:
         with timed(clock, aspect):
-            return replace(found, **see())
-    # A model that is trained and judged is not lost because one look at it fails.
+            return replace(diagnostics, **compute())
+    # The model is already trained and evaluated: a failed diagnosis must not stop the run.
     except (HeadstartError, ValueError, ArithmeticError) as error:
-        return replace(found, notes=(*found.notes, f"{TITLES[aspect]}: left out. {error}"))
+        return replace(
+            diagnostics, notes=(*diagnostics.notes, f"{TITLES[aspect]}: failed. {error}")
+        )
 
 
-def _from_features(
-    found: Diagnostics,
-    look: Look,
+def _diagnose_features(
+    diagnostics: Diagnostics,
+    run_aspect: RunAspect,
     backbones: tuple[FrozenBackbone, TransferModel],
-    prepared: Prepared,
+    prepared: PreparedData,
     evaluation: Evaluation,
     extractor: Extractor,
     seed: int,
 ) -> Diagnostics:
-    """What cross-validated probes tell, then what the places of the features tell."""
+    """Run the aspects that use features: first probes, then distances and the map."""
     source, model = backbones
-    trained = model.backbone.identity != source.identity
-    found = replace(found, features="trained backbone" if trained else "frozen backbone")
-    before = Known.of(source, prepared, extractor)
-    penalty = max(float(model.record.get("penalty") or STRENGTHS[2]), STRENGTHS[-1])
-    coarse = replace(before, values=_main_directions(before.values))
-    found = look(found, "curve", lambda: {"curve": _curve(coarse, penalty, seed)})
-    found = look(found, "labels", lambda: _label_errors(coarse, seed))
-    after = before
-    if trained:
-        exact = replace(extractor, engine=model.engine)  # in which the judged part is cached
-        after = Known.of(model.backbone, prepared, exact, most=SEEN_AGAIN)
+    is_finetuned = model.backbone.identity != source.identity
+    diagnostics = replace(
+        diagnostics, features="trained backbone" if is_finetuned else "frozen backbone"
+    )
+    source_embedded = EmbeddedDataset.of(source, prepared, extractor)
+    penalty = max(float(model.record.get("penalty") or PROBE_PENALTIES[2]), PROBE_PENALTIES[-1])
+    reduced = replace(source_embedded, values=_project_to_main_directions(source_embedded.values))
+    diagnostics = run_aspect(
+        diagnostics, "curve", lambda: {"curve": _learning_curve(reduced, penalty, seed)}
+    )
+    diagnostics = run_aspect(diagnostics, "labels", lambda: _label_errors(reduced, seed))
+    embedded = source_embedded
+    if is_finetuned:
+        training_extractor = replace(
+            extractor, engine=model.engine
+        )  # the test features are cached for this engine
+        embedded = EmbeddedDataset.of(
+            model.backbone, prepared, training_extractor, max_train=MAX_RECOMPUTED_IMAGES
+        )
     correct = evaluation.correct
-    found = look(found, "outliers", lambda: _outliers(after, correct))
-    found = look(found, "neighbours", lambda: {"neighbourhoods": neighbourhoods(after, evaluation)})
-    return look(
-        found,
+    diagnostics = run_aspect(diagnostics, "outliers", lambda: _outliers(embedded, correct))
+    diagnostics = run_aspect(
+        diagnostics,
+        "neighbours",
+        lambda: {"neighbourhoods": find_nearest_images(embedded, evaluation)},
+    )
+    return run_aspect(
+        diagnostics,
         "map",
-        lambda: dict(zip(("places", "map_by"), placed(after, correct, seed), strict=True)),
+        lambda: dict(zip(("places", "map_by"), map_images(embedded, correct, seed), strict=True)),
     )
 
 
-def _measure(evaluation: AnyEvaluation) -> str:
+def _slice_measure(evaluation: AnyEvaluation) -> str:
     if isinstance(evaluation, Evaluation):
-        several = evaluation.task.kind == "multilabel"
-        return "all labels right" if several else "accuracy"
-    boxes = isinstance(evaluation, BoxEvaluation)
-    return "share of objects right" if boxes else "mean IoU of an image"
+        is_multilabel = evaluation.task.kind == "multilabel"
+        return "all labels correct" if is_multilabel else "accuracy"
+    is_detection = isinstance(evaluation, BoxEvaluation)
+    return "share of correct objects" if is_detection else "mean IoU per image"
 
 
-def _slices(prepared: Prepared, evaluation: AnyEvaluation, seed: int) -> tuple[Slice, ...]:
-    """By group, size and class; of boxes and masks by size."""
+def _slices(prepared: PreparedData, evaluation: AnyEvaluation, seed: int) -> tuple[Slice, ...]:
+    """Compare subgroups by image size, class and group; for boxes and masks by size only."""
     test, records = prepared.test, prepared.records
-    of_record = {record.digest: (record.width, record.height) for record in records}
-    sizes = [of_record.get(sample.digest or "", (0, 0)) for sample in test.samples]
+    size_by_digest = {record.digest: (record.width, record.height) for record in records}
+    sizes = [size_by_digest.get(sample.digest or "", (0, 0)) for sample in test.samples]
     groupings: dict[str, Sequence[str | None]] = {"size": size_thirds(sizes)}
     groups = test.groups()
     if not isinstance(evaluation, Evaluation):
-        return compare_slices(_each(evaluation), groupings, groups=groups, seed=seed)
+        return compare_slices(_image_scores(evaluation), groupings, groups=groups, seed=seed)
     if evaluation.task.kind == "multiclass":
         groupings["class"] = [evaluation.task.classes[target] for target in evaluation.targets]
     if groups is not None:
         counts = np.bincount(groups)
-        named = [str(sample.group) for sample in test.samples]
+        group_names = [str(sample.group) for sample in test.samples]
         groupings["group"] = [
-            n if counts[g] >= FEWEST else None for n, g in zip(named, groups, strict=True)
+            name if counts[group] >= MIN_SLICE_IMAGES else None
+            for name, group in zip(group_names, groups, strict=True)
         ]
     return compare_slices(evaluation.correct, groupings, groups=groups, seed=seed)
 
 
-def _each(evaluation: AnyEvaluation) -> Floats:
-    """A number for every image with boxes or a mask; NaN where there is nothing to judge."""
+def _image_scores(evaluation: AnyEvaluation) -> Floats:
+    """Return one score per image; NaN for images without objects or labelled pixels."""
     if isinstance(evaluation, BoxEvaluation):
         errors = evaluation.errors.astype(np.float64)
         total = errors.sum(axis=1)
@@ -278,79 +303,84 @@ def _each(evaluation: AnyEvaluation) -> Floats:
     return np.asarray(evaluation.image_iou, dtype=np.float64)
 
 
-def _main_directions(values: NDArray[np.floating[Any]]) -> Floats:
-    """Features in the directions in which they vary most, ``DIRECTIONS`` at most."""
+def _project_to_main_directions(values: NDArray[np.floating[Any]]) -> Floats:
+    """Reduce features to their ``N_DIRECTIONS`` principal components."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, "blas"):  # for few images quicker than many threads
-        main = principal_basis(values).apply(values)[:, -DIRECTIONS:]
-    return np.asarray(main, dtype=np.float64)
+    with threadpool_limits(1, "blas"):  # faster than many threads for few images
+        projected = principal_basis(values).apply(values)[:, -N_DIRECTIONS:]
+    return np.asarray(projected, dtype=np.float64)
 
 
-def _curve(known: Known, penalty: float, seed: int) -> tuple[CurvePoint, ...]:
-    rows = known.train[evenly(len(known.train), MOST)]
-    part = known.data.subset(rows)
+def _learning_curve(embedded: EmbeddedDataset, penalty: float, seed: int) -> tuple[CurvePoint, ...]:
+    rows = embedded.train[evenly_spaced(len(embedded.train), MAX_IMAGES)]
+    train_data = embedded.data.subset(rows)
     return probe_curve(
-        known.values[rows],
-        part.targets(),
-        kind=part.kind,
-        groups=known.groups(rows),
+        embedded.values[rows],
+        train_data.targets(),
+        kind=train_data.kind,
+        groups=embedded.groups(rows),
         penalty=penalty,
         seed=seed,
     )
 
 
-def _label_errors(known: Known, seed: int) -> dict[str, Any]:
-    data, rows = known.data, np.asarray(evenly(len(known.data), MOST), dtype=np.intp)
+def _label_errors(embedded: EmbeddedDataset, seed: int) -> dict[str, Any]:
+    data, rows = (
+        embedded.data,
+        np.asarray(evenly_spaced(len(embedded.data), MAX_IMAGES), dtype=np.intp),
+    )
     targets = data.subset(rows).targets()
     problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
     search = search_penalty(
-        known.values[rows],
+        embedded.values[rows],
         problem,
-        kfold(targets, 5, blocks=known.groups(rows), seed=seed),
-        penalties=STRENGTHS,
+        kfold(targets, 5, blocks=embedded.groups(rows), seed=seed),
+        penalties=PROBE_PENALTIES,
         weighted=problem.is_weighted("auto"),
     )
     task = ClassificationTask(classes=data.classes, kind=data.kind)
-    chances = task.calibrated(search.held_out, targets).probabilities(search.held_out)
-    scores = label_error_scores(chances, targets)
-    several = data.kind == "multilabel"
-    doubted = None if several else int(confident_label_errors(chances, targets).sum())
-    order = np.argsort(-scores, axis=None, kind="stable")[:KEPT]
-    places = [np.unravel_index(at, scores.shape) for at in order]
+    probabilities = task.calibrated(search.held_out, targets).probabilities(search.held_out)
+    scores = label_error_scores(probabilities, targets)
+    is_multilabel = data.kind == "multilabel"
+    n_confident = (
+        None if is_multilabel else int(confident_label_errors(probabilities, targets).sum())
+    )
+    order = np.argsort(-scores, axis=None, kind="stable")[:MAX_REPORTED]
+    positions = [np.unravel_index(position, scores.shape) for position in order]
     errors = []
-    for at in places:
-        if scores[at] <= 0.5:  # the given label is the likeliest
+    for position in positions:
+        if scores[position] <= 0.5:  # the given label is the most likely one
             break
-        row, sample = int(rows[at[0]]), data.samples[int(rows[at[0]])]
-        given, likely = _said(data.classes, at, targets, chances)
+        row, sample = int(rows[position[0]]), data.samples[int(rows[position[0]])]
+        label, likely = _label_names(data.classes, position, targets, probabilities)
         errors.append(
             LabelError(
                 row=row,
                 image=sample.name,
                 part=sample.split or "",
-                given=given,
+                label=label,
                 likely=likely,
-                score=float(scores[at]),
+                score=float(scores[position]),
             )
         )
     return {
         "label_errors": tuple(errors),
-        "labels_in_doubt": doubted,
+        "labels_in_doubt": n_confident,
         "labels_looked_at": len(rows),
     }
 
 
-def _said(
-    classes: Sequence[str], at: tuple[Any, ...], targets: Rows, chances: Floats
+def _label_names(
+    classes: Sequence[str], position: tuple[Any, ...], targets: Rows, probabilities: Floats
 ) -> tuple[str, str]:
-    """Given and likely label in words."""
-    if len(at) == 1:
-        return classes[targets[at]], classes[int(chances[at[0]].argmax())]
-    name = classes[at[1]]
-    return (name, f"not {name}") if targets[at] else (f"not {name}", name)
+    """Return the given and the likely label as text."""
+    if len(position) == 1:
+        return classes[targets[position]], classes[int(probabilities[position[0]].argmax())]
+    name = classes[position[1]]
+    return (name, f"not {name}") if targets[position] else (f"not {name}", name)
 
 
-def _outliers(known: Known, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    outliers, foreign = farthest(known, correct)
-    return {"outliers": outliers, "foreign": foreign}
+def _outliers(embedded: EmbeddedDataset, correct: NDArray[np.bool_]) -> dict[str, Any]:
+    outliers, out_of_distribution = find_outliers(embedded, correct)
+    return {"outliers": outliers, "out_of_distribution": out_of_distribution}

@@ -1,4 +1,4 @@
-"""What more images would bring: a linear probe on ever more of the training part."""
+"""Learning curve: accuracy of a linear probe with a growing share of the training images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Groups = NDArray[np.intp] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """So many images to learn from, and the share of others that is then answered right."""
+    """Number of training images, and the accuracy on held-out images."""
 
     images: int
     score: Interval
@@ -43,22 +43,22 @@ def probe_curve(
     shares: Sequence[float] = SHARES,
     seed: int = 0,
 ) -> tuple[CurvePoint, ...]:
-    """Accuracy in cross-validation, learning from a growing share of every fold.
+    """Compute cross-validated accuracy with growing shares of the training folds.
 
-    The smaller shares are in the larger ones. ``penalty`` is that for all images; with fewer
-    it grows so that the prior stays what it is.
+    Smaller shares are subsets of larger ones. ``penalty`` applies to all images; with fewer
+    images it grows, so that the prior stays the same.
 
     Parameters
     ----------
     features : array, shape (n, d)
     targets : array, shape (n,) or (n, n_classes)
-        Every class occurs. Of several labels all must be right.
+        Every class must occur. A multilabel prediction is correct if all labels are.
     kind : {"multiclass", "multilabel"}
     groups : array of int, shape (n,), optional
-        Kept together, on either side of a fold and in the shares.
+        Groups are never divided by folds or shares.
     penalty : float
     shares : sequence of float
-        Above 0 to 1. Left out where a fold's share lacks a class.
+        Above 0, at most 1. A share is skipped if it lacks a class in any fold.
     seed : int
 
     Returns
@@ -74,8 +74,8 @@ def probe_curve(
     Examples
     --------
     >>> x = np.repeat([[-1.0], [1.0]], 20, axis=0)
-    >>> found = probe_curve(x, np.repeat([0, 1], 20), shares=(0.5, 1.0))
-    >>> [(point.images, point.score.value) for point in found]
+    >>> curve = probe_curve(x, np.repeat([0, 1], 20), shares=(0.5, 1.0))
+    >>> [(point.images, point.score.value) for point in curve]
     [(16, 1.0), (32, 1.0)]
     """
     from threadpoolctl import threadpool_limits
@@ -83,73 +83,77 @@ def probe_curve(
     n_classes = targets.shape[1] if targets.ndim == 2 else int(targets.max()) + 1
     problem = Problem.of(targets, n_classes=n_classes, kind=kind)
     folds = kfold(targets, 5, blocks=groups, seed=seed)
-    found = []
+    points = []
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(len(folds), cores())) as executor:
         coordinates = principal_basis(features).apply(features)
-        ranks = [_ranks(targets[rows], _of(groups, rows), seed) for rows, _ in folds]
+        ranks = [_ranks(targets[rows], _select_groups(groups, rows), seed) for rows, _ in folds]
         for share in shares:
-            chosen = [
+            train_rows = [
                 rows[rank < share - 1e-9] for (rows, _), rank in zip(folds, ranks, strict=True)
             ]
-            if not all(_complete(problem.columns[rows]) for rows in chosen):
+            if not all(_has_all_classes(problem.columns[rows]) for rows in train_rows):
                 continue
 
-            def right(at: int, chosen: list[NDArray[np.intp]] = chosen) -> NDArray[np.bool_]:
-                rows, test = chosen[at], folds[at][1]
-                strength = penalty * len(targets) / len(rows)
-                return _right(problem, coordinates, rows, test, strength)
+            def predict_fold(
+                fold_index: int, train_rows: list[NDArray[np.intp]] = train_rows
+            ) -> NDArray[np.bool_]:
+                rows, test = train_rows[fold_index], folds[fold_index][1]
+                fold_penalty = penalty * len(targets) / len(rows)
+                return _predict_correctness(problem, coordinates, rows, test, fold_penalty)
 
             correct = np.empty(len(targets), dtype=bool)
-            for (_, test), one in zip(folds, executor.map(right, range(len(folds))), strict=True):
-                correct[test] = one
-            images = round(float(np.mean([len(rows) for rows in chosen])))
+            for (_, test), fold_correct in zip(
+                folds, executor.map(predict_fold, range(len(folds))), strict=True
+            ):
+                correct[test] = fold_correct
+            images = round(float(np.mean([len(rows) for rows in train_rows])))
             score = proportion_interval(correct, groups)
-            found.append(CurvePoint(images=images, score=score))
-    return tuple(found)
+            points.append(CurvePoint(images=images, score=score))
+    return tuple(points)
 
 
-def _right(
+def _predict_correctness(
     problem: Problem,
     coordinates: Array,
     rows: NDArray[np.intp],
     test: NDArray[np.intp],
     penalty: float,
 ) -> NDArray[np.bool_]:
-    """Learn from ``rows``, and say which of ``test`` are answered right."""
+    """Fit a probe on ``rows``, and return which rows of ``test`` it predicts correctly."""
     path = solve_path(
         coordinates[rows], problem.columns[rows], (10 * penalty, penalty), loss=problem.loss
     )
-    *_, solved = path
-    scores = solved.scores(coordinates[test])
-    truth = problem.columns[test]
+    *_, solution = path
+    scores = solution.scores(coordinates[test])
+    true_columns = problem.columns[test]
     if problem.loss == "softmax":
-        return np.asarray(scores.argmax(axis=1) == truth.argmax(axis=1))
-    return np.asarray(((scores > 0) == (truth == 1)).all(axis=1))
+        return np.asarray(scores.argmax(axis=1) == true_columns.argmax(axis=1))
+    return np.asarray(((scores > 0) == (true_columns == 1)).all(axis=1))
 
 
-def _complete(columns: Targets) -> bool:
-    """Whether every class both occurs and is missing somewhere: else its bias has no end."""
+def _has_all_classes(columns: Targets) -> bool:
+    """Whether every class has positive and negative rows; otherwise its bias would diverge."""
     return len(columns) > 1 and bool((columns.min(axis=0) == 0).all() and columns.any(axis=0).all())
 
 
 def _ranks(targets: Targets, groups: Groups, seed: int) -> Array:
-    """A number from 0 to 1 for every row: the rows below a share are that share of each class."""
+    """Return a rank from 0 to 1 per row; ranks below a share select that share of each class."""
     columns = targets if targets.ndim == 2 else np.eye(int(targets.max()) + 1, dtype=int)[targets]
     codes = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    order = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
-    place = np.argsort(order)
-    by_group = np.full(len(order), np.inf)
+    permutation = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
+    position = np.argsort(permutation)
+    group_ranks = np.full(len(permutation), np.inf)
     for column in columns.T:
         members = np.unique(codes[column == 1])
-        members = members[np.argsort(place[members])]
-        sizes = np.bincount(codes[column == 1], minlength=len(order))[members]
-        # A class's first group is in from the start, so that small shares have all classes.
-        begun = np.concatenate([[0], np.cumsum(sizes)[:-1]]) / max(sizes.sum(), 1)
-        by_group[members] = np.minimum(by_group[members], begun)
-    missing = np.isinf(by_group)  # without any label
-    by_group[missing] = place[missing] / len(order)
-    return np.asarray(by_group[codes])
+        members = members[np.argsort(position[members])]
+        sizes = np.bincount(codes[column == 1], minlength=len(permutation))[members]
+        # The first group of a class has rank 0, so that small shares contain all classes.
+        share_before = np.concatenate([[0], np.cumsum(sizes)[:-1]]) / max(sizes.sum(), 1)
+        group_ranks[members] = np.minimum(group_ranks[members], share_before)
+    is_unlabelled = np.isinf(group_ranks)  # without any label
+    group_ranks[is_unlabelled] = position[is_unlabelled] / len(permutation)
+    return np.asarray(group_ranks[codes])
 
 
-def _of(groups: Groups, rows: NDArray[np.intp]) -> Groups:
+def _select_groups(groups: Groups, rows: NDArray[np.intp]) -> Groups:
     return None if groups is None else groups[rows]

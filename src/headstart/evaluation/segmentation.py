@@ -1,7 +1,7 @@
-"""How good a model's masks are on images it was not trained on, pixel by pixel.
+"""Evaluation of segmenters on labelled images.
 
-Images are what is drawn again for the intervals, not pixels: the pixels of one image are not
-independent. Only counts are kept of an image, never its mask.
+The bootstrap resamples images, not pixels, because the pixels of one image are not independent.
+Only pixel counts are stored per image, not the masks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset, Mask, Sample
-from headstart.data.masks import decode_mask, mask_turn
+from headstart.data.masks import decode_mask, mask_orientation
 from headstart.errors import DataError
 from headstart.evaluation.baselines import Baseline
 from headstart.metrics import segmentation as metrics
@@ -45,18 +45,18 @@ TITLES = {
     "mean_class_accuracy": "mean class accuracy",
     "boundary_f": "boundary F",
 }
-"""What each metric is called in front of a person; all are better when higher."""
+"""Display names of the metrics; higher is better for all."""
 
 
 class PixelCounts(NamedTuple):
-    """What is kept of images.
+    """Pixel counts of each image.
 
     Parameters
     ----------
     confusion : array of int, shape (n, n_classes, n_classes)
-        Pixels by true class (rows) and said class (columns), without ignored ones.
+        Pixels by true class (rows) and predicted class (columns), without ignored pixels.
     boundary : array of int, shape (n, n_classes, 4)
-        What ``headstart.mask_metrics.boundary_counts`` gives of each.
+        Output of ``headstart.metrics.segmentation.boundary_counts`` for each image.
     """
 
     confusion: Counts
@@ -65,7 +65,7 @@ class PixelCounts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelRow:
-    """One class: its pixels in the evaluated part, their share, and how well it is found."""
+    """One class: number and share of its pixels, IoU and Dice."""
 
     name: str
     pixels: int
@@ -76,21 +76,21 @@ class PixelRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskEvaluation:
-    """How a model's masks compare with the true ones, and every number that follows.
+    """Pixel counts of predicted and true masks, and all scores computed from them.
 
     Parameters
     ----------
-    task : Segmentation
+    task : SegmentationTask
     names : tuple of str
-        The images.
+        Image names.
     counts : PixelCounts
     metrics : dict of str to Interval
         ``mean_iou`` comes first.
     per_class : tuple of PixelRow
     baselines : tuple of Baseline
-        What one class for all pixels reaches; its lead is the model's over it.
+        Score of one class for all pixels, and the model's lead over it.
     n_groups : int or None
-        Groups that were resampled whole, if the images have groups.
+        Number of groups, if the images have groups. Whole groups are resampled.
     """
 
     task: SegmentationTask
@@ -103,35 +103,37 @@ class MaskEvaluation:
 
     @property
     def confusion(self) -> Counts:
-        """Pixels by true class (rows) and said class (columns)."""
+        """Pixels of all images by true class (rows) and predicted class (columns)."""
         return np.asarray(self.counts.confusion.sum(axis=0))
 
     @cached_property
     def image_iou(self) -> Floats:
-        """Mean IoU of each image alone, over the classes in its truth or its answer; (n,)."""
-        return self._alone(metrics.mean_iou_score)
+        """Mean IoU per image, over the classes in its true or predicted mask; (n,)."""
+        return self._score_each_image(metrics.mean_iou_score)
 
     @cached_property
     def image_accuracy(self) -> Floats:
-        """Share of each image's judged pixels that is right, (n,)."""
-        return self._alone(metrics.pixel_accuracy_score)
+        """Pixel accuracy per image, without ignored pixels; (n,)."""
+        return self._score_each_image(metrics.pixel_accuracy_score)
 
     @cached_property
     def image_class_iou(self) -> Floats:
-        """IoU of each class in each image, (n, n_classes); NaN where it is in neither."""
-        return self._alone(metrics.iou_scores)
+        """IoU per image and class, (n, n_classes); NaN if the class is in neither mask."""
+        return self._score_each_image(metrics.iou_scores)
 
-    def _alone(self, score: Callable[..., Any]) -> Floats:
-        return np.asarray([score(one[None], np.ones(1)) for one in self.counts.confusion])
+    def _score_each_image(self, score: Callable[..., Any]) -> Floats:
+        return np.asarray(
+            [score(confusion[None], np.ones(1)) for confusion in self.counts.confusion]
+        )
 
     def worst(self, limit: int) -> list[int]:
-        """Rows of the images with the lowest mean IoU below 1, the lowest first."""
+        """Return the rows of images with a mean IoU below 1, the lowest first."""
         scores = self.image_iou
-        order = np.argsort(scores, kind="stable")  # images without a judged pixel come last
+        order = np.argsort(scores, kind="stable")  # images without labelled pixels (NaN) come last
         return [int(row) for row in order if scores[row] < 1][:limit]
 
     def as_dict(self) -> dict[str, Any]:
-        """Every number as plain values, for report.json."""
+        """Return all values as plain types, for report.json."""
         return {
             "images": len(self.names),
             "groups": self.n_groups,
@@ -152,7 +154,7 @@ class MaskEvaluation:
                     "name": baseline.name,
                     "accuracy": baseline.accuracy.as_dict(),
                     "lead": baseline.lead.interval.as_dict(),
-                    "distinguishable": baseline.lead.distinguishable,
+                    "significant": baseline.lead.significant,
                 }
                 for baseline in self.baselines
             ],
@@ -171,30 +173,31 @@ def evaluate_masks(
         Classes are matched by name.
     device : str
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Raises
     ------
     DataError
-        If an image has no mask, or one of another size.
+        If an image has no mask, or a mask of another size.
     UnknownNameError
-        If a mask shows a class that the model does not know.
+        If the model does not know a class of a mask.
     """
-    classes, samples = model.task.classes, data.samples
-    confusion, boundary = [], []
-    answers = segment(model.backbone, model.require_head(), samples, device=device)
-    for sample, answer in zip(samples, answers, strict=True):
-        truth = true_mask(sample, classes)
-        if truth.shape != answer.mask.shape:
+    task = model.require_task(SegmentationTask)
+    classes, samples = task.classes, data.samples
+    confusion, boundary_counts = [], []
+    predictions = segment(model.backbone, model.require_head(), samples, device=device)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        true_pixels = true_mask(sample, classes)
+        if true_pixels.shape != prediction.mask.shape:
             raise DataError(
-                f"Expected the mask of {sample.name} to be of the image's size, "
-                f"{answer.mask.shape} (height, width), got {truth.shape}; do correct the mask."
+                f"The mask of {sample.name} must have the image's size {prediction.mask.shape} "
+                f"(height, width), got {true_pixels.shape}. Correct the mask."
             )
-        confusion.append(metrics.pixel_counts(answer.mask, truth, len(classes)))
-        boundary.append(metrics.boundary_counts(answer.mask, truth, len(classes)))
+        confusion.append(metrics.pixel_counts(prediction.mask, true_pixels, len(classes)))
+        boundary_counts.append(metrics.boundary_counts(prediction.mask, true_pixels, len(classes)))
     return evaluate_counts(
-        model.task,
-        PixelCounts(np.stack(confusion), np.stack(boundary)),
+        task,
+        PixelCounts(np.stack(confusion), np.stack(boundary_counts)),
         names=tuple(sample.name for sample in samples),
         groups=data.groups(),
         seed=seed,
@@ -202,12 +205,12 @@ def evaluate_masks(
 
 
 def true_mask(sample: Sample, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Decode an image's mask as the image is shown.
+    """Decode an image's mask in the orientation of the displayed image.
 
     Returns
     -------
     array, uint8, shape (height, width)
-        Places among ``classes``; 255 where ignored.
+        Indices of ``classes``; 255 for ignored pixels.
 
     Raises
     ------
@@ -217,8 +220,10 @@ def true_mask(sample: Sample, classes: Sequence[str]) -> NDArray[np.uint8]:
         If it shows a class that is not one of ``classes``.
     """
     if not isinstance(sample.target, Mask):
-        raise DataError(f"Expected every image to have a mask, got none for {sample.name}.")
-    return decode_mask(sample.target, classes, orientation=mask_turn(sample.target, sample.image))
+        raise DataError(f"{sample.name} has no mask. Add a mask, or remove the image.")
+    return decode_mask(
+        sample.target, classes, orientation=mask_orientation(sample.target, sample.image)
+    )
 
 
 def evaluate_counts(
@@ -229,11 +234,11 @@ def evaluate_counts(
     groups: Groups = None,
     seed: int = 0,
 ) -> MaskEvaluation:
-    """Every number that follows from the counts of images.
+    """Compute all scores from the pixel counts of images.
 
     Parameters
     ----------
-    task : Segmentation
+    task : SegmentationTask
     counts : PixelCounts
     names : tuple of str
     groups : array of int, shape (n,), optional
@@ -243,78 +248,82 @@ def evaluate_counts(
     Examples
     --------
     >>> truth = np.array([[0, 0, 1, 1]] * 4, dtype=np.uint8)
-    >>> said = np.array([[0, 1, 1, 1]] * 4, dtype=np.uint8)
-    >>> both = [(truth, truth), (said, truth)]
-    >>> found = evaluate_counts(
+    >>> predicted = np.array([[0, 1, 1, 1]] * 4, dtype=np.uint8)
+    >>> pairs = [(truth, truth), (predicted, truth)]
+    >>> evaluation = evaluate_counts(
     ...     SegmentationTask(classes=("ground", "leaf")),
     ...     PixelCounts(
-    ...         np.stack([metrics.pixel_counts(*one, 2) for one in both]),
-    ...         np.stack([metrics.boundary_counts(*one, 2) for one in both]),
+    ...         np.stack([metrics.pixel_counts(*pair, 2) for pair in pairs]),
+    ...         np.stack([metrics.boundary_counts(*pair, 2) for pair in pairs]),
     ...     ),
     ...     names=("a.png", "b.png"),
     ... )
-    >>> round(found.metrics["pixel_accuracy"].value, 3), found.worst(5)
+    >>> round(evaluation.metrics["pixel_accuracy"].value, 3), evaluation.worst(5)
     (0.875, [1])
     """
     n, n_classes = counts.confusion.shape[:2]
-    statistics = _statistics(counts)
+    statistics = _metric_functions(counts)
     intervals = bootstrap_intervals(
-        lambda weights: np.concatenate([f(weights) for f in statistics.values()], axis=-1),
+        lambda weights: np.concatenate(
+            [statistic(weights) for statistic in statistics.values()], axis=-1
+        ),
         n,
         groups=groups,
-        n_resamples=_resamples(n, n_classes),
+        n_resamples=_count_resamples(n, n_classes),
         seed=seed,
         vectorized=True,
     )
-    single, each = intervals[: len(TITLES)], intervals[len(TITLES) :]
+    metric_intervals, class_intervals = intervals[: len(TITLES)], intervals[len(TITLES) :]
     return MaskEvaluation(
         task=task,
         names=names,
         counts=counts,
-        metrics=dict(zip(TITLES, single, strict=True)),
-        per_class=_rows(task, counts.confusion, each[:n_classes], each[n_classes:]),
-        baselines=_constant(task, counts.confusion, groups, seed),
+        metrics=dict(zip(TITLES, metric_intervals, strict=True)),
+        per_class=_pixel_rows(
+            task, counts.confusion, class_intervals[:n_classes], class_intervals[n_classes:]
+        ),
+        baselines=_constant_baselines(task, counts.confusion, groups, seed),
         n_groups=None if groups is None else len(np.unique(groups)),
     )
 
 
-def _resamples(n: int, n_classes: int) -> int:
-    """1000 resamples; fewer, but at least 200, where many images of many classes take minutes.
+def _count_resamples(n: int, n_classes: int) -> int:
+    """Return 1000 resamples; for many images and classes fewer, but at least 200, to save time.
 
-    >>> _resamples(400, 12), _resamples(5000, 150)
+    >>> _count_resamples(400, 12), _count_resamples(5000, 150)
     (1000, 200)
     """
     return max(200, min(1000, 10_000_000_000 // max(1, n * n_classes**2)))
 
 
-def _statistics(counts: PixelCounts) -> dict[str, Callable[[Floats], Floats]]:
-    """Metrics as functions of the images' weights (B, n), each to (B, 1) or (B, n_classes)."""
+def _metric_functions(counts: PixelCounts) -> dict[str, Callable[[Floats], Floats]]:
+    """Return the metrics as functions of image weights, (B, n) to (B, 1) or (B, n_classes)."""
 
-    def of(score: Callable[..., Any], what: Counts) -> Callable[[Floats], Floats]:
-        return lambda weights: np.reshape(score(what, weights), (len(weights), -1))
+    def per_weights(score: Callable[..., Any], values: Counts) -> Callable[[Floats], Floats]:
+        return lambda weights: np.reshape(score(values, weights), (len(weights), -1))
 
     pixels = counts.confusion
     return {
-        "mean_iou": of(metrics.mean_iou_score, pixels),
-        "mean_dice": of(metrics.mean_dice_score, pixels),
-        "pixel_accuracy": of(metrics.pixel_accuracy_score, pixels),
-        "mean_class_accuracy": of(metrics.mean_class_accuracy_score, pixels),
-        "boundary_f": of(metrics.mean_boundary_f_score, counts.boundary),
-        "iou": of(metrics.iou_scores, pixels),
-        "dice": of(metrics.dice_scores, pixels),
+        "mean_iou": per_weights(metrics.mean_iou_score, pixels),
+        "mean_dice": per_weights(metrics.mean_dice_score, pixels),
+        "pixel_accuracy": per_weights(metrics.pixel_accuracy_score, pixels),
+        "mean_class_accuracy": per_weights(metrics.mean_class_accuracy_score, pixels),
+        "boundary_f": per_weights(metrics.mean_boundary_f_score, counts.boundary),
+        "iou": per_weights(metrics.iou_scores, pixels),
+        "dice": per_weights(metrics.dice_scores, pixels),
     }
 
 
-def _rows(
+def _pixel_rows(
     task: SegmentationTask, pixels: Counts, iou: Sequence[Interval], dice: Sequence[Interval]
 ) -> tuple[PixelRow, ...]:
-    each = pixels.sum(axis=(0, 2))
-    total = max(int(each.sum()), 1)
+    class_pixels = pixels.sum(axis=(0, 2))
+    total = max(int(class_pixels.sum()), 1)
     return tuple(
         PixelRow(
             name=name,
-            pixels=int(each[i]),
-            share=float(each[i] / total),
+            pixels=int(class_pixels[i]),
+            share=float(class_pixels[i] / total),
             iou=iou[i],
             dice=dice[i],
         )
@@ -322,29 +331,29 @@ def _rows(
     )
 
 
-def _constant(
+def _constant_baselines(
     task: SegmentationTask, pixels: Counts, groups: Groups, seed: int
 ) -> tuple[Baseline, ...]:
-    """What the one best class for all pixels of these very images reaches."""
+    """Score the most frequent class of these images as the prediction for all pixels."""
     truth = pixels.sum(axis=2)
     if not truth.any():
         return ()
-    answer = int(truth.sum(axis=0).argmax())
-    same = np.zeros_like(pixels)
-    same[:, :, answer] = truth
-    rules = {"pixel_accuracy": metrics.pixel_accuracy_score, "mean_iou": metrics.mean_iou_score}
+    best_class = int(truth.sum(axis=0).argmax())
+    constant_counts = np.zeros_like(pixels)
+    constant_counts[:, :, best_class] = truth
+    measures = {"pixel_accuracy": metrics.pixel_accuracy_score, "mean_iou": metrics.mean_iou_score}
     n, n_classes = pixels.shape[:2]
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "groups": groups,
-        "n_resamples": _resamples(n, n_classes),
+        "n_resamples": _count_resamples(n, n_classes),
         "seed": seed,
         "vectorized": True,
     }
-    found = []
-    for name, score in rules.items():
-        mine, constant = partial(score, pixels), partial(score, same)
-        (alone,) = bootstrap_intervals(constant, n, **how)
-        (lead,) = paired_differences(mine, constant, n, **how)
-        title = f"{task.classes[answer]!r} everywhere, {TITLES[name]}"
-        found.append(Baseline(name=title, accuracy=alone, lead=lead))
-    return tuple(found)
+    baselines = []
+    for name, score in measures.items():
+        model_score, constant_score = partial(score, pixels), partial(score, constant_counts)
+        (accuracy,) = bootstrap_intervals(constant_score, n, **options)
+        (lead,) = paired_differences(model_score, constant_score, n, **options)
+        title = f"{task.classes[best_class]!r} everywhere, {TITLES[name]}"
+        baselines.append(Baseline(name=title, accuracy=accuracy, lead=lead))
+    return tuple(baselines)

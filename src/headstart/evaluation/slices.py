@@ -1,4 +1,4 @@
-"""Parts of the judged images, each held against the rest: where a model is better or worse."""
+"""Subgroups ("slices") of the test images, each compared with all other images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from headstart.metrics.confidence_intervals import (
     proportion_interval,
 )
 from headstart.metrics.significance import holm
+from headstart.metrics.validation import to_jsonable
 
-__all__ = ["FEWEST", "Slice", "compare_slices", "size_thirds"]
+__all__ = ["MIN_SLICE_IMAGES", "Slice", "compare_slices", "size_thirds"]
 
-FEWEST = 5
-"""Images that a slice needs, and the rest too, to be held against each other."""
+MIN_SLICE_IMAGES = 5
+"""Minimum number of images in a slice, and outside of it, for a test."""
 
 Floats = NDArray[np.float64]
 Groups = NDArray[np.intp] | None
@@ -29,20 +30,20 @@ Groups = NDArray[np.intp] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Some of the images, and whether they are answered otherwise than the rest.
+    """Score of a subgroup of images, compared with all other images.
 
     Parameters
     ----------
     kind : str
-        What it is cut by, such as "class".
+        Property that defines the slice, such as "class".
     name : str
     images : int
     score : Interval
         Mean over the slice.
     rest : float
-        Mean over all other images; NaN where there is none.
+        Mean over all other images; NaN if there are none.
     p_value : float
-        Corrected for the number of slices; NaN where one side is too small to tell.
+        Corrected for the number of slices; NaN if one side is too small for a test.
     """
 
     kind: str
@@ -53,20 +54,20 @@ class Slice:
     p_value: float
 
     @property
-    def distinguishable(self) -> bool:
-        """Whether the difference from the rest is more than chance, at the interval's level."""
+    def significant(self) -> bool:
+        """Whether the slice is significantly different from the rest, at the interval's level."""
         return self.p_value < 1 - self.score.level
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON: NaN becomes None."""
+        """Return the fields for JSON: NaN becomes None."""
         return {
             "kind": self.kind,
             "name": self.name,
             "images": self.images,
             "score": self.score.as_dict(),
-            "rest": None if math.isnan(self.rest) else self.rest,
-            "p_value": None if math.isnan(self.p_value) else self.p_value,
-            "distinguishable": self.distinguishable,
+            "rest": to_jsonable(self.rest),
+            "p_value": to_jsonable(self.p_value),
+            "significant": self.significant,
         }
 
 
@@ -77,33 +78,33 @@ def compare_slices(
     groups: Groups = None,
     seed: int = 0,
 ) -> tuple[Slice, ...]:
-    """Hold every slice against all other images, corrected for how many are looked at (Holm).
+    """Compare every slice with all other images, with Holm's correction for all slices.
 
-    Right and wrong answers are compared by Fisher's exact test, which takes images as
-    independent; where they come in groups, a t-test whose unit is the group must agree, and the
-    larger p-value counts. A slice that is a group itself is held against the rest image by
-    image: it is these images that are asked about. Other values: the t-test alone.
+    Correct and wrong predictions are compared by Fisher's exact test, which assumes independent
+    images. With groups, a t-test over groups is computed too, and the larger p-value counts. If
+    the slice is itself a group, its images are compared one by one. Other values are compared by
+    the t-test alone.
 
     Parameters
     ----------
     values : array, shape (n,)
-        A number for every image, such as right (True) or wrong; NaN leaves an image out.
-    cuts : mapping of str to n names
-        By what the slices are made; None puts an image into no slice. The key ``group`` says
-        that the slices are the groups.
+        One value per image, such as whether it is correct. Images with NaN are ignored.
+    groupings : mapping of str to n names
+        Slice of each image by property; None for no slice. The property ``group`` means that the
+        slices are the groups.
     groups : array of int, shape (n,), optional
     seed : int
-        Of the bootstrap of values other than right and wrong.
+        Seed of the bootstrap, for values that are not boolean.
 
     Returns
     -------
     tuple of Slice
-        Of each cut in the order of first appearance, less what has no image.
+        The slices of each grouping in order of appearance, without empty ones.
 
     Raises
     ------
     UsageError
-        If a cut has not one name for every image.
+        If a grouping does not have one name per image.
 
     References
     ----------
@@ -113,55 +114,65 @@ def compare_slices(
     --------
     >>> right = np.array([True] * 30 + [False] * 30)
     >>> sky, tree = compare_slices(right, {"class": ["sky"] * 30 + ["tree"] * 30})
-    >>> sky.name, sky.score.value, sky.rest, sky.distinguishable
+    >>> sky.name, sky.score.value, sky.rest, sky.significant
     ('sky', 1.0, 0.0, True)
     """
-    given = np.asarray(values)
-    known = np.ones(len(given), bool) if given.dtype == bool else ~np.isnan(given)
-    if wrong := [kind for kind, names in groupings.items() if len(names) != len(given)]:
-        raise UsageError(f"Expected {len(given)} names for each cut, got others for {wrong}.")
-    found: list[Slice] = []
-    kept = None if groups is None else groups[known]
+    scores = np.asarray(values)
+    is_known = np.ones(len(scores), bool) if scores.dtype == bool else ~np.isnan(scores)
+    if incomplete := [kind for kind, names in groupings.items() if len(names) != len(scores)]:
+        raise UsageError(
+            f"Each grouping needs {len(scores)} names, one per image; {incomplete} have another "
+            "number. Pass None for images in no slice."
+        )
+    slices: list[Slice] = []
+    known_groups = None if groups is None else groups[is_known]
     for kind, names in groupings.items():
-        labels = np.asarray(names, dtype=object)[known]
-        units = None if kind == "group" else kept
-        different = dict.fromkeys(name for name in labels if name is not None)
-        found += [_slice(kind, n, given[known], labels == n, units, seed) for n in different]
-    corrected = holm([one.p_value for one in found])
-    return tuple(replace(one, p_value=float(p)) for one, p in zip(found, corrected, strict=True))
+        labels = np.asarray(names, dtype=object)[is_known]
+        units = None if kind == "group" else known_groups
+        distinct = dict.fromkeys(name for name in labels if name is not None)
+        slices += [
+            _score_slice(kind, name, scores[is_known], labels == name, units, seed)
+            for name in distinct
+        ]
+    corrected = holm([slice_.p_value for slice_ in slices])
+    return tuple(
+        replace(slice_, p_value=float(p)) for slice_, p in zip(slices, corrected, strict=True)
+    )
 
 
 def size_thirds(sizes: Sequence[tuple[int, int]]) -> list[str | None]:
-    """Name for every image the third it is in by its area; None where all are alike.
+    """Assign each image to a third by its area; None if all images have the same size.
 
     Parameters
     ----------
     sizes : sequence of (width, height)
-        In pixels; (0, 0) where it is not known.
+        In pixels; (0, 0) if it is unknown.
 
     Examples
     --------
     >>> size_thirds([(10, 10), (20, 20), (30, 30)])
-    ['small, up to 100 pixels', 'middling, up to 400 pixels', 'large, above 400 pixels']
+    ['small, up to 100 pixels', 'medium, up to 400 pixels', 'large, above 400 pixels']
     >>> size_thirds([(10, 10), (10, 10)])
     [None, None]
     """
     areas = np.asarray([width * height for width, height in sizes])
-    known = areas[areas > 0]
-    if not len(known):
+    known_areas = areas[areas > 0]
+    if not len(known_areas):
         return [None] * len(areas)
-    thirds = np.unique(np.quantile(known, [1 / 3, 2 / 3], method="inverted_cdf"))
-    ends = [int(end) for end in thirds if end < known.max()]
-    if not ends:
+    quantiles = np.unique(np.quantile(known_areas, [1 / 3, 2 / 3], method="inverted_cdf"))
+    upper_areas = [int(upper) for upper in quantiles if upper < known_areas.max()]
+    if not upper_areas:
         return [None] * len(areas)
-    titles = ("small", "large") if len(ends) == 1 else ("small", "middling", "large")
-    told = [f"{t}, up to {end:,} pixels" for t, end in zip(titles, ends, strict=False)]
-    told.append(f"large, above {ends[-1]:,} pixels")
-    places = np.searchsorted(ends, areas, side="left")
-    return [told[i] if area else None for i, area in zip(places, areas, strict=True)]
+    words = ("small", "large") if len(upper_areas) == 1 else ("small", "medium", "large")
+    names = [
+        f"{word}, up to {upper:,} pixels" for word, upper in zip(words, upper_areas, strict=False)
+    ]
+    names.append(f"large, above {upper_areas[-1]:,} pixels")
+    indices = np.searchsorted(upper_areas, areas, side="left")
+    return [names[index] if area else None for index, area in zip(indices, areas, strict=True)]
 
 
-def _slice(
+def _score_slice(
     kind: str, name: str, values: NDArray[Any], inside: NDArray[np.bool_], groups: Groups, seed: int
 ) -> Slice:
     outside = ~inside
@@ -169,16 +180,16 @@ def _slice(
         kind=kind,
         name=name,
         images=int(inside.sum()),
-        score=_mean(values[inside], None if groups is None else groups[inside], seed),
+        score=_mean_interval(values[inside], None if groups is None else groups[inside], seed),
         rest=float(values[outside].mean()) if outside.any() else math.nan,
         p_value=_p_value(values, inside, groups),
     )
 
 
-def _mean(values: NDArray[Any], groups: Groups, seed: int) -> Interval:
+def _mean_interval(values: NDArray[Any], groups: Groups, seed: int) -> Interval:
     if values.dtype == bool:
         return proportion_interval(values, groups)
-    [found] = bootstrap_intervals(
+    [interval] = bootstrap_intervals(
         lambda weights: (weights @ values / weights.sum(axis=1))[:, None],
         len(values),
         groups=groups,
@@ -186,43 +197,47 @@ def _mean(values: NDArray[Any], groups: Groups, seed: int) -> Interval:
         seed=seed,
         vectorized=True,
     )
-    return found
+    return interval
 
 
 def _p_value(values: NDArray[Any], inside: NDArray[np.bool_], groups: Groups) -> float:
-    if min(inside.sum(), (~inside).sum()) < FEWEST:
+    if min(inside.sum(), (~inside).sum()) < MIN_SLICE_IMAGES:
         return math.nan
     if values.dtype != bool:
-        return _clustered(values.astype(np.float64), inside, groups)
+        return _cluster_t_test(values.astype(np.float64), inside, groups)
     from scipy.stats import fisher_exact
 
-    right, wrong = values, ~values
-    table = [[int((side & part).sum()) for part in (right, wrong)] for side in (inside, ~inside)]
-    exact = float(fisher_exact(table).pvalue)
+    is_right, is_wrong = values, ~values
+    table = [
+        [int((side & part).sum()) for part in (is_right, is_wrong)] for side in (inside, ~inside)
+    ]
+    fisher_p = float(fisher_exact(table).pvalue)
     if groups is None:
-        return exact
-    of_groups = _clustered(values.astype(np.float64), inside, groups)
-    return of_groups if math.isnan(of_groups) else max(exact, of_groups)
+        return fisher_p
+    group_p = _cluster_t_test(values.astype(np.float64), inside, groups)
+    return group_p if math.isnan(group_p) else max(fisher_p, group_p)
 
 
-def _clustered(values: Floats, inside: NDArray[np.bool_], groups: Groups) -> float:
-    """Two-sided p-value of the difference of two means, the variance between groups."""
+def _cluster_t_test(values: Floats, inside: NDArray[np.bool_], groups: Groups) -> float:
+    """Return the two-sided p-value of a difference of means, with the variance between groups."""
     from scipy.stats import fisher_exact, t
 
     codes = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     parts = [(side, values[side].mean(), sign) for side, sign in ((inside, 1), (~inside, -1))]
-    pull = np.zeros(len(values))
+    contributions = np.zeros(len(values))
     for side, mean, sign in parts:
-        pull[side] = sign * (values[side] - mean) / side.sum()
-    totals = np.bincount(codes, weights=pull)
-    count = len(totals)
-    # Groups of the smaller side decide how well the spread is known.
-    sides = [len(np.unique(codes[side])) for side, _, _ in parts]
-    if min(sides) < 2:
+        contributions[side] = sign * (values[side] - mean) / side.sum()
+    totals = np.bincount(codes, weights=contributions)
+    n_groups = len(totals)
+    # The side with fewer groups limits the degrees of freedom.
+    n_clusters = [len(np.unique(codes[side])) for side, _, _ in parts]
+    if min(n_clusters) < 2:
         return math.nan
-    spread = math.sqrt(count / (count - 1) * float(np.square(totals).sum()))
+    standard_error = math.sqrt(n_groups / (n_groups - 1) * float(np.square(totals).sum()))
     difference = float(parts[0][1] - parts[1][1])
-    rounding = 1e-12 * float(np.abs(values).max())
-    if spread <= rounding:  # all alike on both sides: that they are so apart is all that is known
-        return float(fisher_exact(np.diag(sides)).pvalue) if abs(difference) > rounding else 1.0
-    return float(2 * t.sf(abs(difference) / spread, min(sides) - 1))
+    tolerance = 1e-12 * float(np.abs(values).max())
+    if standard_error <= tolerance:  # no variance on either side: test the numbers of groups
+        return (
+            float(fisher_exact(np.diag(n_clusters)).pvalue) if abs(difference) > tolerance else 1.0
+        )
+    return float(2 * t.sf(abs(difference) / standard_error, min(n_clusters) - 1))

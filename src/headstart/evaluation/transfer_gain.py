@@ -1,4 +1,4 @@
-"""Whether training the backbone was worth it: what it gained over a probe, what it forgot."""
+"""Transfer gain: compare a fine-tuned model with the frozen backbone, and record forgetting."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from headstart.evaluation.baselines import (
     nearest_neighbour_baseline,
 )
 from headstart.evaluation.classification import AnyEvaluation, Evaluation, evaluate
-from headstart.evaluation.drift import measure
+from headstart.evaluation.drift import measure_drift
 from headstart.features.extractor import Extractor
 from headstart.methods.linear_probe import LinearProbe
 from headstart.metrics.confidence_intervals import paired_proportion_difference, proportion_interval
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
-__all__ = ["judge", "rivals", "with_gains"]
+__all__ = ["evaluate_with_transfer_gain", "frozen_baselines", "record_transfer_gain"]
 
 
-def judge(
+def evaluate_with_transfer_gain(
     source: TransferModel,
     model: TransferModel,
     parts: tuple[Dataset, Dataset],
@@ -30,39 +31,41 @@ def judge(
     extractor: Extractor,
     seed: int = 0,
 ) -> tuple[TransferModel, AnyEvaluation]:
-    """Evaluate a model; a classifier whose backbone was trained also against it as it was.
+    """Evaluate a model, and compare a fine-tuned classifier with its frozen backbone.
 
-    Nothing stands beside boxes and masks: what a frozen backbone reaches there takes a training
-    of its own, not a probe.
+    Detectors and segmenters have no such comparison: with a frozen backbone they would need a
+    training of their own, not a linear probe.
 
     Parameters
     ----------
     source, model : TransferModel
-        Before and after learning.
+        Before and after training.
     parts : pair of Dataset
-        What was learned from, and what to judge on.
+        Training set and test set.
     extractor : Extractor
     seed : int
 
     Returns
     -------
     TransferModel
-        With gains in its record, if its backbone was trained.
+        The model; if its backbone was trained, its record has the transfer gain and forgetting.
     Evaluation, BoxEvaluation or MaskEvaluation
     """
     train, test = parts
     if model.backbone is source.backbone:
         return model, evaluate(model, test, extractor=extractor, train=train, seed=seed)
-    exact = replace(extractor, engine=model.engine)  # the arithmetic that it learned in
-    alone = evaluate(model, test, extractor=exact, seed=seed)
-    if not isinstance(alone, Evaluation):
-        return with_gains(source, model, alone, test, seed=seed), alone
-    others = rivals(source, alone, parts, extractor=extractor, seed=seed)
-    evaluation = replace(alone, baselines=others)
-    return with_gains(source, model, evaluation, test, seed=seed), evaluation
+    training_extractor = replace(extractor, engine=model.engine)  # same engine as in training
+    model_evaluation = evaluate(model, test, extractor=training_extractor, seed=seed)
+    if not isinstance(model_evaluation, Evaluation):
+        return record_transfer_gain(
+            source, model, model_evaluation, test, seed=seed
+        ), model_evaluation
+    baselines = frozen_baselines(source, model_evaluation, parts, extractor=extractor, seed=seed)
+    evaluation = replace(model_evaluation, baselines=baselines)
+    return record_transfer_gain(source, model, evaluation, test, seed=seed), evaluation
 
 
-def rivals(
+def frozen_baselines(
     source: TransferModel,
     evaluation: Evaluation,
     parts: tuple[Dataset, Dataset],
@@ -70,19 +73,19 @@ def rivals(
     extractor: Extractor,
     seed: int = 0,
 ) -> tuple[Baseline, ...]:
-    """Judge what the backbone as it was reaches on the same images, paired with the model.
+    """Evaluate baselines on the frozen backbone, paired with the fine-tuned model by image.
 
     Parameters
     ----------
     source : TransferModel
-        With the backbone as it was.
+        Model with the pretrained backbone.
     evaluation : Evaluation
-        Of the model whose backbone was trained, on the second part.
+        Evaluation of the fine-tuned model on the test set.
     parts : pair of Dataset
-        What was learned from, and what was judged on.
+        Training set and test set.
     extractor : Extractor
     seed : int
-        Of the probe's folds.
+        Seed of the probe's folds.
 
     Returns
     -------
@@ -90,25 +93,28 @@ def rivals(
         Majority class, nearest neighbours, and a linear probe on the frozen backbone.
     """
     train, test = parts
-    learned, targets = source.aligned(train).targets(), evaluation.targets
+    train_targets, targets = source.align_classes(train).targets(), evaluation.targets
     correct, groups = evaluation.correct, test.groups()
-    known = extractor.features(source.backbone, train.samples).values
-    asked = extractor.features(source.backbone, test.samples).values
+    train_features = extractor.features(source.backbone, train.samples).values
+    test_features = extractor.features(source.backbone, test.samples).values
     probe = LinearProbe(seed=seed).fit(source, train, extractor=extractor)
-    chances = probe.task.probabilities(probe.linear_head().logits(asked))
-    reached = correctness(targets, probe.task.predicted(chances))
+    task = probe.require_task(ClassificationTask)
+    probabilities = task.probabilities(probe.linear_head().logits(test_features))
+    probe_correct = correctness(targets, task.predicted(probabilities))
     return (
-        majority_baseline(learned, targets, correct, groups=groups),
-        nearest_neighbour_baseline((known, learned), (asked, targets), correct, groups=groups),
+        majority_baseline(train_targets, targets, correct, groups=groups),
+        nearest_neighbour_baseline(
+            (train_features, train_targets), (test_features, targets), correct, groups=groups
+        ),
         Baseline(
             name=PROBE,
-            accuracy=proportion_interval(reached, groups),
-            lead=paired_proportion_difference(correct, reached, groups),
+            accuracy=proportion_interval(probe_correct, groups),
+            lead=paired_proportion_difference(correct, probe_correct, groups),
         ),
     )
 
 
-def with_gains(
+def record_transfer_gain(
     source: TransferModel,
     model: TransferModel,
     evaluation: AnyEvaluation,
@@ -116,28 +122,28 @@ def with_gains(
     *,
     seed: int,
 ) -> TransferModel:
-    """Write into the model's record what it gained on the target and what it forgot.
+    """Write transfer gain and forgetting into the model's record.
 
-    Of a backbone that is the same bit for bit, or that began with random weights, nothing is
-    said to be forgotten.
+    Forgetting is not measured if the backbone did not change, or if it started with random
+    weights.
 
     Parameters
     ----------
     source, model : TransferModel
-        With the backbone as it was, and as it is.
+        Before and after training.
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
-        A classifier's with the baselines of ``rivals``.
+        For a classifier, with the baselines of ``frozen_baselines``.
     test : Dataset
-        Images that neither has learned from.
+        Images that were not used for training.
     seed : int
-        Which images are looked at, where there are more than 200.
+        Seed that selects images, if there are more than 200.
     """
     record = dict(model.record)
     for baseline in evaluation.baselines:
         if baseline.name == PROBE:
             record["target_gain"] = baseline.lead.interval.as_dict()
-    began_alike = model.backbone.origin["from"] == source.backbone.origin["from"]
-    if began_alike and model.backbone.fingerprint != source.backbone.fingerprint:
-        forgotten = measure(source.backbone, model.backbone, test.samples, seed=seed)
-        record["forgetting"] = forgotten.as_dict()
+    same_origin = model.backbone.origin["from"] == source.backbone.origin["from"]
+    if same_origin and model.backbone.fingerprint != source.backbone.fingerprint:
+        forgetting = measure_drift(source.backbone, model.backbone, test.samples, seed=seed)
+        record["forgetting"] = forgetting.as_dict()
     return replace(model, record=record)

@@ -1,8 +1,8 @@
-"""What a frozen backbone runs in: precision and library, chosen by measuring.
+"""Engines: the precision and the library that a frozen backbone runs in, chosen by measuring.
 
-An engine may be any arithmetic that keeps the features right. Each candidate is held against
-float32 on real images, timed, and the quickest that agrees is remembered for this machine
-and architecture.
+An engine must compute the same features as float32, within a tolerance. Each candidate is compared
+with float32 on real images and timed. The fastest one within the tolerance is stored in the cache
+for this machine and backbone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.freezing import fingerprint, require_constant
+from headstart.backbones.freezing import fingerprint, require_unchanged
 from headstart.cache import Cache, key
 from headstart.errors import MissingExtraError, SetupError, UnknownNameError
 from headstart.runtime import cores, machine, versions
@@ -32,34 +32,34 @@ if TYPE_CHECKING:
 __all__ = [
     "ENGINES",
     "PROBE_IMAGES",
-    "Choice",
-    "Running",
-    "available",
-    "candidates",
-    "choose",
+    "CompiledEngine",
+    "EngineChoice",
+    "available_engines",
+    "candidate_engines",
+    "choose_engine",
     "compile_engine",
-    "recall",
-    "runnable",
+    "recall_choice",
+    "runnable_engine",
 ]
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pixels (n, H, W, 3) to pooled features (n, width), or to what an inner stage gives: maps
+"""Pixels (n, H, W, 3) to pooled features (n, width), or to the output of an inner stage: maps
 (n, h, w, channels), tokens (n, tokens, channels)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Running:
-    """A frozen backbone at work.
+class CompiledEngine:
+    """A frozen backbone compiled for an engine.
 
     Parameters
     ----------
     forward : callable
-        Pixels, uint8, (batch, H, W, 3) to pooled features (batch, width), from several threads.
+        Pixels, uint8, (batch, H, W, 3) to pooled features (batch, width); thread-safe.
     batch : int
-        Images at a time.
+        Batch size.
     module : torch.nn.Module or None
-        What computes them: a copy in the engine's arithmetic; None for a compiled graph, in
-        which nothing can move.
+        The network in the engine's precision; None for a compiled graph, whose weights cannot
+        change.
     """
 
     forward: Forward
@@ -69,54 +69,55 @@ class Running:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pooled features (n, width) of pixels (n, H, W, 3).
 
-        Always in batches of one size, the last one filled up: libraries choose their kernels by
-        the batch's size, so that an image's bits would depend on the images beside it.
+        All batches have the same size; the last one is padded. Libraries choose their kernels by
+        the batch size, so otherwise an image's features could depend on the other images.
         """
-        short = -len(pixels) % self.batch
-        gap = np.zeros((short, *pixels.shape[1:]), dtype=np.uint8)
-        filled = np.concatenate([pixels, gap]) if short else pixels
-        starts = range(0, len(filled), self.batch)
-        parts = [self.forward(filled[start : start + self.batch]) for start in starts]
+        n_padding = -len(pixels) % self.batch
+        padding = np.zeros((n_padding, *pixels.shape[1:]), dtype=np.uint8)
+        padded = np.concatenate([pixels, padding]) if n_padding else pixels
+        starts = range(0, len(padded), self.batch)
+        parts = [self.forward(padded[start : start + self.batch]) for start in starts]
         return np.concatenate(parts)[: len(pixels)]
 
     def fingerprint(self) -> str:
-        """Hash of what computes the features: a constant part keeps it."""
+        """Hash of the weights and statistics that compute the features."""
         return "" if self.module is None else fingerprint(self.module.state_dict())
 
-    def require_constant(self, before: str) -> None:
-        """Hold what computes the features against its earlier fingerprint.
+    def require_unchanged(self, before: str) -> None:
+        """Compare the weights with their earlier fingerprint.
 
         Raises
         ------
         HeadstartError
-            If any parameter or running statistic has moved.
+            If any parameter or running statistic has changed.
         """
         if self.module is not None:
-            require_constant(self.module.state_dict(), before)
+            require_unchanged(self.module.state_dict(), before)
 
 
 ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
 
 TOLERANCE = 0.03
-"""Largest relative L2 distance from float32 features, on the worst image, that is accepted.
+"""Largest accepted relative L2 distance from the float32 features, on the worst image.
 
-A choice is remembered for a backbone, not for its data, so there is room: ResNet-18 in bf16 is off
-by 1 to 2 % whatever the images, networks of depthwise layers by 4 to 20 %, depending on them."""
+A choice is stored for a backbone, not for its data, so the tolerance leaves a margin: ResNet-18 in
+bf16 is off by 1 to 2 % on any images, networks with depthwise layers by 4 to 20 %, depending on the
+images."""
 
 PROBE_IMAGES = 8
 
 CPU_BATCH = 4
-"""Small enough for a core's cache: 8 to 35 % quicker than 16 (docs/results.md)."""
+"""Small enough for a core's cache: 8 to 35 % faster than 16 (docs/results.md)."""
 
 GPU_BATCH = 64
 
-OPENVINO_FROM = 500
-"""Images from which on OpenVINO is tried."""
+OPENVINO_MIN_IMAGES = 500
+"""Fewest images for which OpenVINO is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The engine chosen, and what was measured.
+class EngineChoice:
+    """The chosen engine and the measurements.
 
     Parameters
     ----------
@@ -124,9 +125,9 @@ class Choice:
     rates : mapping of str to float
         Images per second on one core (or on the GPU), for each engine tried.
     distances : mapping of str to float
-        Relative L2 distance from the float32 features, the worst image.
+        Relative L2 distance from the float32 features, on the worst image.
     remembered : bool
-        Whether an earlier run measured it.
+        Whether the measurements are from an earlier run.
     """
 
     engine: str
@@ -135,7 +136,7 @@ class Choice:
     remembered: bool = False
 
     def describe(self) -> str:
-        """One line for a person."""
+        """Describe the choice in one line."""
         if not self.rates:
             return self.engine
         tried = ", ".join(
@@ -147,22 +148,22 @@ class Choice:
         return f"{self.engine} ({when} on one core: {tried})"
 
 
-def available(device: str) -> tuple[str, ...]:
-    """Engines that this machine can run, float32 first."""
+def available_engines(device: str) -> tuple[str, ...]:
+    """List the engines that this machine can run, float32 first."""
     import torch
 
-    # Elsewhere bf16 is emulated, and slower than float32.
+    # On other devices bf16 is emulated, and slower than float32.
     has_bf16 = device == "cuda" or (
         device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     has_openvino = device == "cpu" and _has_openvino()
-    there = {
+    is_available = {
         "fp32": True,
         "bf16": has_bf16,
         "openvino": has_openvino,
         "openvino-bf16": has_openvino and has_bf16,
     }
-    return tuple(name for name in ENGINES if there[name])
+    return tuple(name for name in ENGINES if is_available[name])
 
 
 def compile_engine(
@@ -173,23 +174,23 @@ def compile_engine(
     stop: str | None = None,
     taps: Sequence[str] = (),
     ends: Sequence[str] = (),
-) -> Running:
-    """Make the function from pixels to pooled features, or to what inner stages give.
+) -> CompiledEngine:
+    """Build the function from pixels to pooled features, or to the outputs of inner stages.
 
     Parameters
     ----------
     backbone : Backbone
-        Constant (see ``freezing.constant``); it is not modified.
+        Constant (see ``freezing.freeze``); it is not modified.
     engine : {"fp32", "bf16", "openvino", "openvino-bf16"}
     device : str
     stop : str, optional
-        The last stage that runs, in torch's engines; by default all run and are pooled.
+        The last stage that runs (torch's engines only); by default all run and are pooled.
     taps : sequence of str
-        Stages whose maps are wanted, in order, the last one to run at the end; an image's values
-        are then one row: the maps one after the other, each channels last and flattened.
+        Stages whose maps to return, in the order they run. An image's values are then one row:
+        the maps one after the other, each channels last and flattened.
     ends : sequence of str
-        Stages whose means over places are wanted, in order, and an empty name for the pooled
-        features: one row, one after the other.
+        Stages whose maps to average over their positions, in order; an empty name stands for the
+        pooled features. An image's values are one row, one stage after the other.
 
     Raises
     ------
@@ -202,38 +203,40 @@ def compile_engine(
         raise UnknownNameError("engine", engine, ENGINES)
     if engine.startswith("openvino") and not _has_openvino():
         raise MissingExtraError("openvino", extra="openvino")
-    if engine not in available(device):
+    if engine not in available_engines(device):
         raise SetupError(
-            f"Expected an engine that {device} can run, got {engine!r}; "
-            f"do use one of {', '.join(available(device))}."
+            f"The engine {engine!r} does not run on {device}. Pass --engine with one of: "
+            f"{', '.join(available_engines(device))}."
         )
     if engine.startswith("openvino"):
-        return _openvino(backbone, "bf16" if engine.endswith("bf16") else "f32", ends)
-    return _torch(backbone, engine, device, (stop, taps, ends))
+        return _compile_openvino(backbone, "bf16" if engine.endswith("bf16") else "f32", ends)
+    return _compile_torch(backbone, engine, device, stop=stop, taps=taps, ends=ends)
 
 
-def runnable(engine: str, *, device: str) -> str:
-    """Return the engine if this machine has it, else float32, which every machine has."""
+def runnable_engine(engine: str, *, device: str) -> str:
+    """Return the engine if this machine can run it, else "fp32"."""
     if engine == "auto":
         return engine
-    return engine if engine in available(resolve_device(device)) else "fp32"
+    return engine if engine in available_engines(resolve_device(device)) else "fp32"
 
 
-def candidates(device: str, images: int) -> tuple[str, ...]:
-    """Engines worth trying: OpenVINO takes seconds to compile, which few images do not repay."""
-    few = images < OPENVINO_FROM
-    return tuple(name for name in available(device) if not (few and name.startswith("openvino")))
+def candidate_engines(device: str, images: int) -> tuple[str, ...]:
+    """List the engines to try. OpenVINO is left out for few images: compiling takes seconds."""
+    names = available_engines(device)
+    if images < OPENVINO_MIN_IMAGES:
+        names = tuple(name for name in names if not name.startswith("openvino"))
+    return names
 
 
-def choose(
+def choose_engine(
     backbone: Backbone,
     pixels: NDArray[np.uint8],
     *,
     device: str,
     cache: Cache,
     engines: Sequence[str],
-) -> Choice:
-    """Measure the engines on real images and remember the quickest that is right.
+) -> EngineChoice:
+    """Measure the engines on real images and store the fastest one within the tolerance.
 
     Parameters
     ----------
@@ -242,117 +245,118 @@ def choose(
         A few images of the data at hand.
     device : str
     cache : Cache
-        Where the choice is remembered.
+        Where the choice is stored.
     engines : sequence of str
-        The candidates, see ``candidates``.
+        The candidates, see ``candidate_engines``.
     """
     import torch
 
-    before = torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in extraction, where every core has its own images
     try:
-        choice = _measure(backbone, pixels[:PROBE_IMAGES], device, engines)
+        choice = _measure_engines(backbone, pixels[:PROBE_IMAGES], device, engines)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)
     measured = {"engine": choice.engine, "rates": choice.rates, "distances": choice.distances}
     value = json.dumps(measured).encode()
-    wanted = _choice_key(backbone.spec.name, device, engines)
-    cache.put_many({wanted: value}, kind="choice")
+    cache.put_many({_choice_key(backbone.spec.name, device, engines): value}, kind="choice")
     return choice
 
 
-def recall(
+def recall_choice(
     backbone_name: str, *, device: str, cache: Cache, engines: Sequence[str]
-) -> Choice | None:
-    """Return the choice that an earlier run measured on this machine, if any."""
-    wanted = _choice_key(backbone_name, device, engines)
-    found = cache.get_many([wanted]).get(wanted)
-    return Choice(**json.loads(found), remembered=True) if found else None
+) -> EngineChoice | None:
+    """Return the choice that an earlier run stored for this machine, if any."""
+    choice_key = _choice_key(backbone_name, device, engines)
+    value = cache.get_many([choice_key]).get(choice_key)
+    return EngineChoice(**json.loads(value), remembered=True) if value else None
 
 
 def _choice_key(backbone_name: str, device: str, engines: Sequence[str]) -> bytes:
-    here = json.dumps([machine(device).as_dict(), versions(), list(engines)])
-    return key("engine", backbone_name, here)
+    environment = json.dumps([machine(device).as_dict(), versions(), list(engines)])
+    return key("engine", backbone_name, environment)
 
 
-def _measure(
+def _measure_engines(
     backbone: Backbone, pixels: NDArray[np.uint8], device: str, engines: Sequence[str]
-) -> Choice:
+) -> EngineChoice:
     rates: dict[str, float] = {}
     distances: dict[str, float] = {}
     reference: NDArray[np.float32] | None = None
     for engine in engines:
         forward = compile_engine(backbone, engine, device=device)
         features = forward(pixels)
-        reference = features if reference is None else reference
-        distances[engine] = _distance(features, reference)
-        rates[engine] = len(pixels) / min(_seconds(forward, pixels) for _ in range(2))
-    right = [name for name in rates if distances[name] <= TOLERANCE]
-    best = max(right, key=lambda name: rates[name])
-    return Choice(engine=best, rates=rates, distances=distances)
+        reference = features if reference is None else reference  # the first engine is float32
+        distances[engine] = _largest_distance(features, reference)
+        rates[engine] = len(pixels) / min(_time_forward(forward, pixels) for _ in range(2))
+    accepted = [name for name in rates if distances[name] <= TOLERANCE]
+    fastest = max(accepted, key=lambda name: rates[name])
+    return EngineChoice(engine=fastest, rates=rates, distances=distances)
 
 
-def _distance(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Worst relative L2 distance; infinite when a feature is not finite."""
+def _largest_distance(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Largest relative L2 distance of any image; infinite if a feature is not finite."""
     if not np.isfinite(features).all():
         return float("inf")
     size = np.maximum(np.linalg.norm(reference, axis=1), np.finfo(np.float32).tiny)
     return float((np.linalg.norm(features - reference, axis=1) / size).max())
 
 
-def _seconds(forward: Forward, pixels: NDArray[np.uint8]) -> float:
-    begin = time.perf_counter()
+def _time_forward(forward: Forward, pixels: NDArray[np.uint8]) -> float:
+    started_at = time.perf_counter()
     forward(pixels)
-    return time.perf_counter() - begin
+    return time.perf_counter() - started_at
 
 
-def _torch(
+def _compile_torch(
     backbone: Backbone,
     engine: str,
     device: str,
-    wanted: tuple[str | None, Sequence[str], Sequence[str]],
-) -> Running:
+    *,
+    stop: str | None,
+    taps: Sequence[str],
+    ends: Sequence[str],
+) -> CompiledEngine:
     import copy
 
     import torch
 
-    from headstart.backbones.backbone import Ends
+    from headstart.backbones.backbone import StageFeatures
 
-    stop, taps, ends = wanted
     dtype = torch.bfloat16 if engine == "bf16" else torch.float32
     preprocess = backbone.spec.preprocess
     module = copy.deepcopy(backbone).to(device=device, dtype=dtype)
     module.to(memory_format=torch.channels_last)
     for layer, exact in zip(module.modules(), backbone.modules(), strict=True):
-        # BatchNorm's statistics in bf16 would shift every feature; in float32 they cost nothing.
+        # BatchNorm's statistics in bf16 would shift every feature; in float32 they cost no time.
         if isinstance(exact, torch.nn.modules.batchnorm._BatchNorm):
             layer.float().load_state_dict(exact.state_dict())
     # A GPU runs one batch at a time; on a CPU every core runs its own.
-    turn = threading.Lock() if device != "cpu" else None
+    lock = threading.Lock() if device != "cpu" else None
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            # (n, H, W, 3) seen as (n, 3, H, W) is already channels_last.
+            # (n, H, W, 3) permuted to (n, 3, H, W) is already channels_last in memory.
             batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
             x = preprocess.normalise(batch, dtype)
             if taps:
                 maps = [m.permute(0, 2, 3, 1).flatten(1) for m in module.maps(x, taps)]
                 return torch.cat(maps, dim=1).float().cpu().numpy()
             if ends:
-                return np.asarray(Ends(module, ends)(x).float().cpu().numpy())
-            found = module.pooled(x) if stop is None else module.run(x, stop=stop)
-            # Channels last as the next stage wants them: seen, not copied, where they are so.
-            found = found.permute(0, 2, 3, 1) if found.ndim == 4 else found
-            return np.ascontiguousarray(found.float().cpu().numpy())
+                return np.asarray(StageFeatures(module, ends)(x).float().cpu().numpy())
+            output = module.pooled(x) if stop is None else module.run(x, stop=stop)
+            # Store maps channels last. This copies nothing where they are channels_last already.
+            output = output.permute(0, 2, 3, 1) if output.ndim == 4 else output
+            return np.ascontiguousarray(output.float().cpu().numpy())
 
-    def run_in_turn(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if turn is None:
+    def run_locked(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if lock is None:
             return run(pixels)
-        with turn:
+        with lock:
             return run(pixels)
 
     batch = CPU_BATCH if device == "cpu" else GPU_BATCH
-    return Running(forward=run_in_turn, batch=batch, module=module)
+    return CompiledEngine(forward=run_locked, batch=batch, module=module)
 
 
 def _has_openvino() -> bool:
@@ -361,18 +365,20 @@ def _has_openvino() -> bool:
     return find_spec("openvino") is not None
 
 
-def _openvino(backbone: Backbone, precision: str, ends: Sequence[str] = ()) -> Running:
-    # OpenVINO calls an analytics host at import; Headstart opens no socket that was not asked for.
+def _compile_openvino(
+    backbone: Backbone, precision: str, ends: Sequence[str] = ()
+) -> CompiledEngine:
+    # OpenVINO contacts an analytics host at import. Headstart opens no socket without a request.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
     import torch
 
-    from headstart.backbones.backbone import Ends
+    from headstart.backbones.backbone import StageFeatures
 
     example = torch.zeros(2, 3, *backbone.spec.preprocess.shape)
     with torch.no_grad():
-        module = Ends(backbone, ends) if ends else backbone
-        exported = torch.export.export(module, (example,), dynamic_shapes=(_any_batch(),))
+        module = StageFeatures(backbone, ends) if ends else backbone
+        exported = torch.export.export(module, (example,), dynamic_shapes=(_dynamic_batch(),))
     graph = openvino.convert_model(exported)
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,
@@ -390,10 +396,10 @@ def _openvino(backbone: Backbone, precision: str, ends: Sequence[str] = ()) -> R
         normalised = backbone.spec.preprocess.normalise(batch).contiguous().numpy()
         return np.array(requests.own.infer([normalised])[0], dtype=np.float32)
 
-    return Running(forward=run, batch=CPU_BATCH)
+    return CompiledEngine(forward=run, batch=CPU_BATCH)
 
 
-def _any_batch() -> dict[int, Any]:
+def _dynamic_batch() -> dict[int, Any]:
     from torch.export import Dim
 
     return {0: Dim("images", min=1)}

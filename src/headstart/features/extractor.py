@@ -1,4 +1,4 @@
-"""What is computed of an image: how far a network runs, on which look of it, what is wanted."""
+"""Feature extraction: the split point of a network, views of images, and cached outputs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from headstart.errors import SetupError, UnknownNameError
 from headstart.features.engines import (
     ENGINES,
     PROBE_IMAGES,
-    Choice,
-    Running,
-    candidates,
-    choose,
+    CompiledEngine,
+    EngineChoice,
+    candidate_engines,
+    choose_engine,
     compile_engine,
-    recall,
+    recall_choice,
 )
-from headstart.runtime import cores, device, one_thread_each
+from headstart.runtime import cores, device, use_one_thread
 
 if TYPE_CHECKING:
     from headstart.data.transforms.augment import Augmentation
@@ -38,13 +38,13 @@ __all__ = ["Activations", "Extractor", "Features", "SplitPoint", "View"]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One of an image's augmented looks.
+    """An augmented view of an image.
 
     Parameters
     ----------
     augmentation : Augmentation
     seed, number : int
-        Together with the image's content they decide its pixels.
+        Together with the image's content they determine the view's pixels.
     """
 
     augmentation: Augmentation
@@ -52,7 +52,7 @@ class View:
     number: int
 
     def fingerprint(self) -> str:
-        """Everything that the pixels depend on, image and preprocessing aside."""
+        """Text for everything that the pixels depend on, except image and preprocessing."""
         if self.augmentation.is_off:
             return ""
         return f"{self.augmentation.fingerprint()}:{self.seed}:{self.number}"
@@ -60,7 +60,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPoint:
-    """What is computed of an image.
+    """Where the frozen part ends, and which of its outputs are computed for an image.
 
     Parameters
     ----------
@@ -68,13 +68,14 @@ class SplitPoint:
     stop : str, optional
         The last stage that runs; by default all run and are pooled.
     view : View, optional
-        By default the image as it is.
+        By default the image without augmentation.
     taps : tuple of str
-        Stages whose maps are wanted, in order, ``stop`` at the end: an image's values are then
+        Stages whose maps to return, in order, ``stop`` at the end. An image's values are then
         these maps one after the other, each channels last and flattened.
     ends : tuple of str
-        Stages whose means over places are wanted, and the whole network's pooled features for an
-        empty name: each is kept as the features of the backbone that ends there.
+        Stages whose maps to average over their positions; an empty name stands for the pooled
+        features of the whole network. Each is cached as the features of the backbone that ends
+        at that stage.
     """
 
     engine: str
@@ -84,15 +85,16 @@ class SplitPoint:
     ends: tuple[str, ...] = ()
 
     def key(self, backbone: FrozenBackbone, sample: Sample) -> bytes:
-        """Digest of everything that the values depend on."""
+        """Cache key: a digest of everything that the values depend on."""
         parts = [self.stop or "", self.view.fingerprint() if self.view else "", *self.taps]
-        inner = parts if any(parts) else []  # pooled features of plain images: as ever
+        # Keys of pooled features have no further parts, so that older caches stay valid.
+        inner = parts if any(parts) else []
         return key("features", backbone.identity, self.engine, *inner, digest_of(sample))
 
-    def entries(
+    def cache_entries(
         self, backbone: FrozenBackbone, sample: Sample, row: NDArray[np.float32]
     ) -> dict[bytes, NDArray[np.float32]]:
-        """What is kept of an image's values, by key: all of them, or each end on its own."""
+        """Values of an image by cache key: all of them in one entry, or one entry for each end."""
         if not self.ends:
             return {self.key(backbone, sample): row}
         parts = [backbone.until(end) if end else backbone for end in self.ends]
@@ -107,7 +109,7 @@ class SplitPoint:
         return backbone.shape_at(self.stop)
 
     def pixels(self, samples: Sequence[Sample], preprocess: Preprocess) -> NDArray[np.uint8]:
-        """Decode images as this view shows them: (n, *preprocess.shape, 3)."""
+        """Decode images, with the view's augmentation: (n, *preprocess.shape, 3)."""
         if self.view is None or self.view.augmentation.is_off:
             return load_batch(samples, preprocess)
         from headstart.data.loader import load_views
@@ -117,30 +119,30 @@ class SplitPoint:
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, how many images are done, and how many there are."""
+"""Called with the name of the step, the number of images done, and the total number."""
 
 COMMIT_EVERY = 1024
 COMMIT_BYTES = 128_000_000
-"""Images, or bytes, between two commits to the cache: what a kill can cost. Each commit is
-preceded by a hash over the weights, so that no feature of a backbone that has moved is kept."""
+"""Images, or bytes, between two commits to the cache: the most that a kill loses. Before each
+commit the weights are hashed, so that no features of a changed backbone are stored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """Pooled features of some images, and what they cost.
+    """Pooled features of some images, and the cost of computing them.
 
     Parameters
     ----------
     values : array, float32, shape (n, width)
-    engine : Choice
+    engine : EngineChoice
     computed, reused : int
-        Different images that the backbone ran on, and that came from the cache.
+        Number of distinct images that the backbone ran on, and that were in the cache.
     seconds : float
-        Of the extraction, without the choice of the engine.
+        Time of the extraction, without the choice of the engine.
     """
 
     values: NDArray[np.float32]
-    engine: Choice
+    engine: EngineChoice
     computed: int
     reused: int
     seconds: float
@@ -148,9 +150,9 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activations:
-    """What crosses a boundary inside the backbone, image by image, in the cache.
+    """Activations at a split point inside the backbone, image by image, in the cache.
 
-    Nothing is held in memory: a batch is read when it is needed.
+    They are not held in memory: each batch is read when it is needed.
 
     Parameters
     ----------
@@ -166,30 +168,30 @@ class Activations:
     shape: tuple[int, ...]
 
     def read(self, rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
-        """Values of some images, shape (len(rows), *shape), own memory.
+        """Values of some images as a new array, shape (len(rows), *shape).
 
         Raises
         ------
         SetupError
-            If the cache has lost some, because its budget is smaller than an epoch's need.
+            If entries are missing, because the cache's budget is too small for an epoch.
         """
-        wanted = [self.keys[row] for row in rows]
-        found = self.cache.get_many(wanted)
-        if lost := len(set(wanted)) - len(found):
+        keys = [self.keys[row] for row in rows]
+        cached = self.cache.get_many(keys)
+        if n_missing := len(set(keys)) - len(cached):
             raise SetupError(
-                "Expected what the frozen part gives to stay in the cache, got "
-                f"{lost} of {len(set(wanted))} images evicted; do raise HEADSTART_CACHE_BUDGET, "
-                "or train with the boundary cache off."
+                f"The activations of {n_missing} of {len(set(keys))} images were evicted from the "
+                "cache during training. Raise HEADSTART_CACHE_BUDGET, or pass "
+                "--activation-cache off."
             )
-        values = np.empty((len(wanted), *self.shape), dtype=np.float32)
-        for row, name in zip(values, wanted, strict=True):
-            row[...] = np.frombuffer(found[name], dtype=np.float32).reshape(self.shape)
+        values = np.empty((len(keys), *self.shape), dtype=np.float32)
+        for row, entry_key in zip(values, keys, strict=True):
+            row[...] = np.frombuffer(cached[entry_key], dtype=np.float32).reshape(self.shape)
         return values
 
 
 @dataclass(kw_only=True)
 class Extractor:
-    """How features are made: where they are kept, what computes them, who is told.
+    """Computes features and activations: with this cache, engine, device and progress observer.
 
     Parameters
     ----------
@@ -198,8 +200,9 @@ class Extractor:
         ``auto`` measures once for each machine and backbone.
     device : {"auto", "cpu", "cuda", "mps"}
     workers : int, optional
-        Threads; on a CPU each decodes and computes on a core of its own.
+        Number of threads; on a CPU each decodes and computes on its own core.
     progress : callable, optional
+        Called after each batch.
 
     Raises
     ------
@@ -218,78 +221,82 @@ class Extractor:
             raise UnknownNameError("engine", self.engine, ["auto", *ENGINES])
 
     def features(self, backbone: FrozenBackbone, samples: Sequence[Sample]) -> Features:
-        """Pooled features of the images, each different image computed at most once, ever.
+        """Pooled features of the images; those of each distinct image are computed only once.
 
         Raises
         ------
         UnreadableImageError
-            If an image cannot be decoded. What was computed before it is kept.
+            If an image cannot be decoded. Features computed before it are stored.
         HeadstartError
-            If the frozen backbone is not what it was before.
+            If the weights of the frozen backbone have changed.
         """
-        rows, distinct = _distinct([digest_of(sample) for sample in samples])
+        rows, distinct = _distinct_rows([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
         choice = self._choose(backbone, unique)
-        begin = time.perf_counter()
+        started_at = time.perf_counter()
         split_point = SplitPoint(engine=choice.engine)
-        found = self._reusable(backbone, split_point, unique)
-        missing = [i for i in range(len(unique)) if i not in found]
-        reused = len(found)
-        found.update(self._compute(backbone, split_point, unique, missing))
-        values = _stack([found[i] for i in range(len(unique))])[distinct]
+        features = self._read_cached(backbone, split_point, unique)
+        missing = [i for i in range(len(unique)) if i not in features]
+        reused = len(features)
+        features.update(self._compute(backbone, split_point, unique, missing))
+        values = _stack_rows([features[i] for i in range(len(unique))])[distinct]
         return Features(
             values=values,
             engine=choice,
             computed=len(missing),
             reused=reused,
-            seconds=time.perf_counter() - begin,
+            seconds=time.perf_counter() - started_at,
         )
 
     def stage_features(
         self, backbone: FrozenBackbone, samples: Sequence[Sample], ends: Sequence[str]
     ) -> tuple[dict[str, NDArray[np.float32]], int]:
-        """Features of the backbones that end behind several stages, in one run of the network.
+        """Features of the backbones that end at several stages, in one run of the network.
 
-        They are kept as these backbones' own, and found again by ``features``.
+        They are cached as the features of these backbones, so that ``features`` reuses them.
 
         Parameters
         ----------
         backbone : FrozenBackbone
         samples : sequence of Sample
         ends : sequence of str
-            Stages, in the order in which they run; an empty name, last, is the whole backbone.
+            Stages, in the order they run; an empty name, at the end, is the whole backbone.
 
         Returns
         -------
         dict of str to array, shape (n, width of that stage)
         int
-            Different images that the network ran on.
+            Number of distinct images that the network ran on.
 
         Raises
         ------
         UnreadableImageError
-            If an image cannot be decoded. What was computed before it is kept.
+            If an image cannot be decoded. Features computed before it are stored.
         """
-        rows, distinct = _distinct([digest_of(sample) for sample in samples])
+        rows, distinct = _distinct_rows([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
         split_point = SplitPoint(engine=self._choose(backbone, unique).engine, ends=tuple(ends))
-        plain = replace(split_point, ends=())
+        pooled = replace(split_point, ends=())
         parts = {end: backbone.until(end) if end else backbone for end in ends}
-        found = {end: self._reusable(part, plain, unique) for end, part in parts.items()}
-        missing = [i for i in range(len(unique)) if any(i not in have for have in found.values())]
+        features = {end: self._read_cached(part, pooled, unique) for end, part in parts.items()}
+        missing = [
+            i for i in range(len(unique)) if any(i not in rows for rows in features.values())
+        ]
         for i, row in self._compute(backbone, split_point, unique, missing):
-            values = split_point.entries(backbone, unique[i], row).values()
-            for have, value in zip(found.values(), values, strict=True):
-                have[i] = value
+            values = split_point.cache_entries(backbone, unique[i], row).values()
+            for end_features, value in zip(features.values(), values, strict=True):
+                end_features[i] = value
         stacked = {
-            end: _stack([have[i] for i in range(len(unique))])[distinct]
-            for end, have in found.items()
+            end: _stack_rows([end_features[i] for i in range(len(unique))])[distinct]
+            for end, end_features in features.items()
         }
         return stacked, len(missing)
 
-    def outlook(self, backbone: FrozenBackbone, samples: Sequence[Sample]) -> tuple[Choice, int]:
-        """Return the engine that would run, and how many images it would run on."""
-        rows, _ = _distinct([digest_of(sample) for sample in samples])
+    def plan_extraction(
+        self, backbone: FrozenBackbone, samples: Sequence[Sample]
+    ) -> tuple[EngineChoice, int]:
+        """Return the engine that would run, and the number of images it would run on."""
+        rows, _ = _distinct_rows([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
         choice = self._choose(backbone, unique)
         return choice, len(self.missing(backbone, unique, SplitPoint(engine=choice.engine)))
@@ -297,29 +304,29 @@ class Extractor:
     def missing(
         self, backbone: FrozenBackbone, samples: Sequence[Sample], split_point: SplitPoint
     ) -> list[bytes]:
-        """Keys of what would have to be computed, each once."""
+        """Cache keys of the values that would have to be computed, without duplicates."""
         return self.cache.missing([split_point.key(backbone, sample) for sample in samples])
 
     def activations(
         self, backbone: FrozenBackbone, samples: Sequence[Sample], split_point: SplitPoint
     ) -> Activations:
-        """Run the constant stages once per image and keep what they give.
+        """Run the frozen stages once for each image and cache their outputs.
 
         Raises
         ------
         UnreadableImageError
-            If an image cannot be decoded. What was computed before it is kept.
+            If an image cannot be decoded. Activations computed before it are stored.
         HeadstartError
-            If the frozen backbone is not what it was before.
+            If the weights of the frozen backbone have changed.
         """
-        rows, _ = _distinct([digest_of(sample) for sample in samples])
+        rows, _ = _distinct_rows([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
         absent = set(self.missing(backbone, unique, split_point))
         missing = [
             i for i, sample in enumerate(unique) if split_point.key(backbone, sample) in absent
         ]
         for _ in self._compute(backbone, split_point, unique, missing):
-            pass  # it is in the cache: holding all of it would fill the memory
+            pass  # values are in the cache; a list of all of them could exhaust the memory
         return Activations(
             cache=self.cache,
             keys=tuple(split_point.key(backbone, sample) for sample in samples),
@@ -329,8 +336,8 @@ class Extractor:
     def runner(
         self, backbone: FrozenBackbone, split_point: SplitPoint
     ) -> Callable[[Sequence[Sample], View | None], NDArray[np.float32]]:
-        """Make the function from images to what crosses the cut, which keeps nothing."""
-        running = compile_engine(
+        """Build the function from images to activations at the split point, without a cache."""
+        compiled = compile_engine(
             backbone.module,
             split_point.engine,
             device=device(self.device),
@@ -339,32 +346,33 @@ class Extractor:
         )
 
         def run(samples: Sequence[Sample], view: View | None) -> NDArray[np.float32]:
-            return running(
+            return compiled(
                 replace(split_point, view=view).pixels(samples, backbone.spec.preprocess)
             )
 
         return run
 
-    def _choose(self, backbone: FrozenBackbone, unique: list[Sample]) -> Choice:
+    def _choose(self, backbone: FrozenBackbone, unique: list[Sample]) -> EngineChoice:
         if self.engine != "auto" or not unique:
-            return Choice(engine=self.engine)
+            return EngineChoice(engine=self.engine)
         target = device(self.device)
-        engines = candidates(target, len(unique))
-        remembered = recall(backbone.spec.name, device=target, cache=self.cache, engines=engines)
+        engines = candidate_engines(target, len(unique))
+        name, cache = backbone.spec.name, self.cache
+        remembered = recall_choice(name, device=target, cache=cache, engines=engines)
         if remembered is not None:
             return remembered
         pixels = load_batch(unique[:PROBE_IMAGES], backbone.spec.preprocess)
-        return choose(backbone.module, pixels, device=target, cache=self.cache, engines=engines)
+        return choose_engine(backbone.module, pixels, device=target, cache=cache, engines=engines)
 
-    def _reusable(
+    def _read_cached(
         self, backbone: FrozenBackbone, split_point: SplitPoint, unique: list[Sample]
     ) -> dict[int, NDArray[np.float32]]:
         keys = [split_point.key(backbone, sample) for sample in unique]
-        found = self.cache.get_many(keys)
+        cached = self.cache.get_many(keys)
         return {
-            i: np.frombuffer(found[wanted], dtype=np.float32)
-            for i, wanted in enumerate(keys)
-            if wanted in found
+            i: np.frombuffer(cached[entry_key], dtype=np.float32)
+            for i, entry_key in enumerate(keys)
+            if entry_key in cached
         }
 
     def _compute(
@@ -376,7 +384,7 @@ class Extractor:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         if not missing:
             return
-        running = compile_engine(
+        compiled = compile_engine(
             backbone.module,
             split_point.engine,
             device=device(self.device),
@@ -384,61 +392,63 @@ class Extractor:
             taps=split_point.taps,
             ends=split_point.ends,
         )
-        before = running.fingerprint()
-        size = running.batch
+        weights_before = compiled.fingerprint()
+        size = compiled.batch
         batches = [missing[at : at + size] for at in range(0, len(missing), size)]
-        unsaved: dict[bytes, bytes] = {}
-        done = 0
-        task = partial(_load_and_run, running, backbone.spec.preprocess, split_point, unique)
+        uncommitted: dict[bytes, bytes] = {}
+        n_done = 0
+        run_batch = partial(_load_and_run, compiled, backbone.spec.preprocess, split_point, unique)
         try:
-            for batch, rows in zip(batches, self._run(task, batches), strict=True):
+            for batch, rows in zip(batches, self._map_batches(run_batch, batches), strict=True):
                 for i, row in zip(batch, rows, strict=True):
-                    kept = split_point.entries(backbone, unique[i], row)
-                    unsaved.update({name: value.tobytes() for name, value in kept.items()})
+                    entries = split_point.cache_entries(backbone, unique[i], row)
+                    uncommitted.update({k: value.tobytes() for k, value in entries.items()})
                     yield i, row
-                done += len(batch)
-                if len(unsaved) >= min(COMMIT_EVERY, COMMIT_BYTES // rows[0].nbytes):
-                    self._keep(running, before, unsaved)
+                n_done += len(batch)
+                if len(uncommitted) >= min(COMMIT_EVERY, COMMIT_BYTES // rows[0].nbytes):
+                    self._commit(compiled, weights_before, uncommitted)
                 if self.progress is not None:
-                    self.progress(split_point.stop or "features", done, len(missing))
-        finally:  # an image that cannot be read, or Ctrl-C, costs only itself
-            self._keep(running, before, unsaved)
+                    self.progress(split_point.stop or "features", n_done, len(missing))
+        finally:  # after an unreadable image, or Ctrl-C, everything before it is stored
+            self._commit(compiled, weights_before, uncommitted)
 
-    def _run(
-        self, task: Callable[[list[int]], NDArray[np.float32]], batches: list[list[int]]
+    def _map_batches(
+        self, run_batch: Callable[[list[int]], NDArray[np.float32]], batches: list[list[int]]
     ) -> Iterator[NDArray[np.float32]]:
         workers = self.workers or cores()
-        with ThreadPoolExecutor(workers, initializer=one_thread_each) as executor:
-            yield from map_bounded(task, batches, executor, 4 * workers)
+        with ThreadPoolExecutor(workers, initializer=use_one_thread) as executor:
+            yield from map_bounded(run_batch, batches, executor, 4 * workers)
 
-    def _keep(self, running: Running, before: str, unsaved: dict[bytes, bytes]) -> None:
-        """Commit what was computed, if what computed it is still what it was."""
-        if unsaved:
-            running.require_constant(before)
-            self.cache.put_many(unsaved, kind="features")
-            unsaved.clear()
+    def _commit(
+        self, compiled: CompiledEngine, weights_before: str, entries: dict[bytes, bytes]
+    ) -> None:
+        """Store entries in the cache, if the weights that computed them have not changed."""
+        if entries:
+            compiled.require_unchanged(weights_before)
+            self.cache.put_many(entries, kind="features")
+            entries.clear()
 
 
 def _load_and_run(
-    running: Running,
+    compiled: CompiledEngine,
     preprocess: Preprocess,
     split_point: SplitPoint,
     unique: list[Sample],
     batch: list[int],
 ) -> NDArray[np.float32]:
-    return running(split_point.pixels([unique[i] for i in batch], preprocess))
+    return compiled(split_point.pixels([unique[i] for i in batch], preprocess))
 
 
-def _distinct(digests: list[str]) -> tuple[list[int], list[int]]:
-    """Rows of the first image of each content, and for every row the place of its content."""
-    place: dict[str, int] = {}
+def _distinct_rows(digests: list[str]) -> tuple[list[int], list[int]]:
+    """Rows of the first image of each content, and for every image its index among these."""
+    positions: dict[str, int] = {}
     rows: list[int] = []
-    for row, content in enumerate(digests):
-        if content not in place:
-            place[content] = len(rows)
+    for row, digest in enumerate(digests):
+        if digest not in positions:
+            positions[digest] = len(rows)
             rows.append(row)
-    return rows, [place[content] for content in digests]
+    return rows, [positions[digest] for digest in digests]
 
 
-def _stack(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _stack_rows(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Features of objects and of regions: the mean of a backbone's last maps under each."""
+"""Features of boxes and mask regions: the mean of a backbone's last maps under each region."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from headstart.features.extractor import Extractor, SplitPoint
 
 __all__ = ["Regions", "box_coverage", "mask_coverage", "region_features"]
 
-READ_AT_ONCE = 16
-"""Images whose maps are in memory together."""
+BATCH_SIZE = 16
+"""Number of images whose maps are in memory at the same time."""
 
 Floats = NDArray[np.float32]
-Rows = NDArray[np.intp]
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Regions:
-    """Features of all regions of some images, and what they cost.
+    """Features of all regions of some images, and the cost of computing them.
 
     Parameters
     ----------
@@ -35,15 +35,15 @@ class Regions:
     targets : array, shape (m,)
         Index of each region's class.
     images : array, shape (m,)
-        Index of the image that it is in: regions of one are not independent.
+        Index of each region's image: regions of one image are not independent.
     computed, reused : int
-        Different images that the network ran on, and that came from the cache.
+        Number of distinct images that the network ran on, and that were in the cache.
     seconds : float
     """
 
     values: Floats
-    targets: Rows
-    images: Rows
+    targets: Indices
+    images: Indices
     computed: int
     reused: int
     seconds: float
@@ -55,12 +55,12 @@ def region_features(extractor: Extractor, backbone: FrozenBackbone, data: Datase
     Parameters
     ----------
     extractor : Extractor
-        Runs in float32, and keeps the maps.
+        Runs the backbone in float32, and caches the maps.
     backbone : FrozenBackbone
         On a canvas, see ``FrozenBackbone.on_canvas``.
     data : Dataset
-        For detection: a region for every box that is not hard; for segmentation: one for every
-        class that an image shows.
+        Detection: one region for every box that is not marked as hard. Segmentation: one region
+        for every class in an image's mask.
 
     Returns
     -------
@@ -69,11 +69,11 @@ def region_features(extractor: Extractor, backbone: FrozenBackbone, data: Datase
     Raises
     ------
     UsageError
-        If the data are of whole images, no canvas is set, or the backbone gives no maps.
+        If the data have no boxes or masks, no canvas is set, or the backbone gives no maps.
     DataError
-        If there is no region at all.
+        If there are no regions.
     UnreadableImageError
-        If an image cannot be decoded. What was computed before it is kept.
+        If an image cannot be decoded. Maps computed before it are stored.
 
     Examples
     --------
@@ -84,81 +84,88 @@ def region_features(extractor: Extractor, backbone: FrozenBackbone, data: Datase
     >>> spec = resolve("timm/test_resnet")
     >>> state = load(spec, pretrained=False).trunk.state_dict()
     >>> backbone = FrozenBackbone(spec=spec, state=state, origin={}).on_canvas((64, 64))
-    >>> found = region_features(Extractor(cache=Cache()), backbone, demo("boxes").subset(range(2)))
-    >>> found.values.shape[1], set(found.images.tolist())
+    >>> data = demo("boxes").subset(range(2))
+    >>> regions = region_features(Extractor(cache=Cache()), backbone, data)
+    >>> regions.values.shape[1], set(regions.images.tolist())
     (96, {0, 1})
     """
     preprocess = backbone.spec.preprocess
     if not data.is_dense or preprocess.canvas is None:
         raise UsageError(
             f"Expected boxes or masks and a backbone on a canvas, got {data.kind} on "
-            f"{preprocess.canvas}; do use FrozenBackbone.on_canvas."
+            f"canvas {preprocess.canvas}. Pass boxes or masks, and call FrozenBackbone.on_canvas."
         )
-    begin = time.perf_counter()
+    started_at = time.perf_counter()
     last = (backbone.spec.stages or backbone.module.stages)[-1].name
     split_point = SplitPoint(engine="fp32", stop=last)
     shape = split_point.shape(backbone)
     if len(shape) != 3:
         raise UsageError(
             f"Expected a backbone that gives maps, got {backbone.spec.name}, which gives "
-            f"{len(shape)} dimensions an image; do name a convolutional one."
+            f"{len(shape)} dimensions for each image. Choose a convolutional one, such as "
+            "--backbone torchvision/resnet18."
         )
     distinct = len({sample.digest or i for i, sample in enumerate(data.samples)})
     computed = len(extractor.missing(backbone, data.samples, split_point))
-    kept = extractor.activations(backbone, data.samples, split_point)
+    activations = extractor.activations(backbone, data.samples, split_point)
     values, targets, images = [], [], []
-    for start in range(0, len(data), READ_AT_ONCE):
-        rows = range(start, min(start + READ_AT_ONCE, len(data)))
-        for row, maps in zip(rows, kept.read(rows), strict=True):
-            for label, coverage in _coverages(data.samples[row], preprocess, data, shape[:2]):
+    for start in range(0, len(data), BATCH_SIZE):
+        rows = range(start, min(start + BATCH_SIZE, len(data)))
+        for row, maps in zip(rows, activations.read(rows), strict=True):
+            for label, coverage in _region_coverages(
+                data.samples[row], preprocess, data, shape[:2]
+            ):
                 values.append(np.tensordot(coverage, maps, axes=2))
                 targets.append(label)
                 images.append(row)
     if not values:
-        raise DataError(f"Expected objects or regions in {data.name!r}, got none; do add some.")
+        raise DataError(
+            f"Expected objects or regions in {data.name!r}, got none in {len(data)} images. Add "
+            "images with boxes or masks."
+        )
     return Regions(
         values=np.asarray(values, dtype=np.float32),
         targets=np.asarray(targets, dtype=np.intp),
         images=np.asarray(images, dtype=np.intp),
         computed=computed,
         reused=max(distinct - computed, 0),
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - started_at,
     )
 
 
-def _coverages(
-    sample: Sample, preprocess: Preprocess, data: Dataset, places: tuple[int, ...]
+def _region_coverages(
+    sample: Sample, preprocess: Preprocess, data: Dataset, map_size: tuple[int, ...]
 ) -> Iterator[tuple[int, Floats]]:
     """Class and coverage (h, w) of each region of an image."""
     height, width = preprocess.shape
     if data.kind == "detection":
         truth = load_boxes(sample, preprocess, data.classes)
         for box, label, hard in zip(truth.boxes, truth.labels, truth.hard, strict=True):
-            coverage = box_coverage(box, (height, width), (places[0], places[1]))
+            coverage = box_coverage(box, (height, width), (map_size[0], map_size[1]))
             if not hard and coverage.any():
                 yield int(label), coverage
         return
     mask = load_mask(sample, preprocess, data.classes)
     for label in np.unique(mask[mask < len(data.classes)]):
-        yield int(label), mask_coverage(mask == label, (places[0], places[1]))
+        yield int(label), mask_coverage(mask == label, (map_size[0], map_size[1]))
 
 
 def box_coverage(
-    box: NDArray[np.floating], canvas: tuple[int, int], places: tuple[int, int]
+    box: NDArray[np.floating], canvas: tuple[int, int], map_size: tuple[int, int]
 ) -> Floats:
-    """Share of a box that lies over each place of a map.
+    """Share of a box's area in each cell of a map.
 
     Parameters
     ----------
     box : array, shape (4,)
         Left, top, right, bottom in pixels of the canvas.
-    canvas, places : pair of int
-        Height and width in pixels, and of the map.
+    canvas, map_size : pair of int
+        Height and width of the canvas in pixels, and of the map in cells.
 
     Returns
     -------
     array, float32, shape (h, w)
-        Of sum 1; zeros for a box that lies outside.
+        The sum is 1; all zeros for a box outside the canvas.
 
     Examples
     --------
@@ -167,32 +174,33 @@ def box_coverage(
            [0.  , 0.  ]], dtype=float32)
     """
     left, top, right, bottom = (float(side) for side in box)
-    rows = _overlap(top, bottom, canvas[0], places[0])
-    columns = _overlap(left, right, canvas[1], places[1])
-    found = np.outer(rows, columns)
-    total = found.sum()
-    return np.asarray(found / total if total > 0 else found, dtype=np.float32)
+    rows = _interval_overlaps(top, bottom, canvas[0], map_size[0])
+    columns = _interval_overlaps(left, right, canvas[1], map_size[1])
+    areas = np.outer(rows, columns)
+    total = areas.sum()
+    return np.asarray(areas / total if total > 0 else areas, dtype=np.float32)
 
 
-def _overlap(low: float, high: float, length: int, count: int) -> NDArray[np.float64]:
-    edges = np.linspace(0, length, count + 1)
+def _interval_overlaps(low: float, high: float, length: int, n_cells: int) -> NDArray[np.float64]:
+    """Length of the overlap of an interval with each of ``n_cells`` equal parts of a side."""
+    edges = np.linspace(0, length, n_cells + 1)
     return np.asarray(np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None))
 
 
-def mask_coverage(region: NDArray[np.bool_], places: tuple[int, int]) -> Floats:
-    """Share of a region that lies over each place of a map.
+def mask_coverage(region: NDArray[np.bool_], map_size: tuple[int, int]) -> Floats:
+    """Share of a region's pixels in each cell of a map.
 
     Parameters
     ----------
     region : array of bool, shape (H, W)
-        With one true pixel or more.
-    places : pair of int
-        Height and width of the map.
+        With at least one true pixel.
+    map_size : pair of int
+        Height and width of the map in cells.
 
     Returns
     -------
     array, float32, shape (h, w)
-        Of sum 1.
+        The sum is 1.
 
     Examples
     --------
@@ -202,6 +210,7 @@ def mask_coverage(region: NDArray[np.bool_], places: tuple[int, int]) -> Floats:
     """
     rows, columns = np.nonzero(region)
     height, width = region.shape
-    found = np.zeros(places, dtype=np.float64)
-    np.add.at(found, (rows * places[0] // height, columns * places[1] // width), 1.0)
-    return np.asarray(found / len(rows), dtype=np.float32)
+    counts = np.zeros(map_size, dtype=np.float64)
+    cells = (rows * map_size[0] // height, columns * map_size[1] // width)
+    np.add.at(counts, cells, 1.0)
+    return np.asarray(counts / len(rows), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""How a model learns: one file per method, one contract.
+"""Methods: how a model learns. One file per method, one contract.
 
 Read method.py (the contract), linear_probe.py, finetune.py and scratch.py (the methods),
 pretraining.py (weights of your own) and flags.py (the methods' fields as command-line flags).

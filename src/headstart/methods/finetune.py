@@ -1,24 +1,23 @@
-"""Fine-tuning: as many stages as the data deserve learn with the head; the rest runs once."""
+"""Fine-tuning: train the head and the last stages; run the constant stages once per image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.freezing import FreezePlan, plan
-from headstart.backbones.frozen import FrozenBackbone
+from headstart.backbones.freezing import FreezePlan, plan_freezing
 from headstart.data.dataset import DENSE, Dataset, Kind
 from headstart.data.splits import kfold
-from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor, View
 from headstart.methods.method import (
     Outline,
     described,
+    estimate_gradient_seconds,
     require_fitting,
     require_two_of_each,
     resume_identity,
@@ -27,98 +26,93 @@ from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import device
-from headstart.training.activation_cache import ActivationCachePlan, Demand, agreed, foresee
-from headstart.training.inputs import Reading
+from headstart.training.activation_cache import (
+    ActivationCacheMode,
+    ActivationCachePlan,
+    TrainingWorkload,
+    agree_on_cache_plan,
+    plan_activation_cache,
+)
+from headstart.training.inputs import InputSource
 from headstart.training.job import Session
 from headstart.training.logistic_regression import Problem, search_penalty
-from headstart.training.losses.classification import Loss
-from headstart.training.losses.segmentation import MaskLoss
-from headstart.training.network import Network, boundary_cut
-from headstart.training.objectives import Solve
-from headstart.training.optim import Training
+from headstart.training.network import Network, find_split_point
+from headstart.training.objectives import FitHead
 from headstart.training.regularisation.penalties import Regularisation
-from headstart.training.regularisation.terms import bind
+from headstart.training.regularisation.terms import penalty_factory
+from headstart.training.settings import Settings, SharedSettings
 from headstart.training.trainer import (
     SELECTION_SHARE,
-    Settings,
-    TrainingOutput,
-    composed,
     held_out,
     objective_for,
-    tune,
+    train_network,
+    trained_model,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from headstart.backbones.backbone import Backbone
 
 __all__ = ["Finetune"]
 
 Start = Literal["auto", "probe", "random"]
-ActivationCacheMode = Literal["auto", "on", "off"]
 FOLDS = 5
 DEFAULT_RATE = 3e-5
-"""On small sets of photographs and X-rays 1e-4 throws away in its first epoch what the probe had
-found; 1e-5 needs more epochs than few images give."""
+"""On small sets of photographs and X-rays, 1e-4 destroys in the first epoch what the probe had
+learned; 1e-5 needs more epochs than a small data set gives."""
 
 DENSE_RATES = 1e-4, 1e-3
-"""Of the backbone and of a head for boxes or masks, which is large and never solved first."""
+"""Of the backbone and of the head for boxes or masks, which is large and starts at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
-    """Train stages of the backbone together with a head that was solved first (LP-FT).
+class Finetune(SharedSettings):
+    """Train stages of the backbone together with a head that was fitted first (LP-FT).
 
-    The stages before the first one that moves are constant, so what they give is computed once an
-    image (and augmented view) and kept; every epoch runs only the rest. Training stops when the
-    macro F1 of held-out images no longer rises, and its best epoch is kept, the start included.
+    The stages before the first one that trains are constant. Their outputs are computed once per
+    image (and augmented view) and cached; each epoch runs only the rest. Training stops when the
+    macro F1 on the validation images no longer rises. The best epoch is kept, the start included.
+    `SharedSettings` has the fields that all gradient methods share.
 
     Parameters
     ----------
     train_from : str
-        The first stage that trains, by name; ``all``, ``head``, or ``last:N``.
+        First stage that trains, by name; ``all``, ``head``, or ``last:N``.
     only : str
-        Which parameters of these stages: all, norm, bias, lora, or a regular expression.
+        Which parameters of these stages train: all, norm, bias, lora, or a regular expression.
     lora_rank : int
-        Of the low-rank updates with ``only="lora"``; they are merged at the end.
+        Rank of the low-rank updates with ``only="lora"``; they are merged at the end.
     batch_norm : str
         frozen, train or adapt for the stages that train, or stage=policy pairs.
     stoch_norm : float
         Probability that a channel in training BatchNorm uses the moving statistics; 0 for none.
     learning_rate : float or str, optional
         Of the backbone's last stage (by default 3e-5, for boxes and masks 1e-4), or stage=rate
-        pairs, or auto: found by raising it first.
+        pairs, or auto: found by a learning-rate search.
     head_learning_rate : float, optional
-        By default the backbone's (3e-5 where stages have their own) for a head that was solved,
+        By default the backbone's (3e-5 where stages have their own) for a head that was fitted,
         ten times it for a random one, and 1e-3 for boxes and masks.
     layer_decay : float
-        Each earlier stage learns at this share of the rate of the one behind it.
+        Factor of the learning rate from each stage to the one before it.
     unfreeze_every : int
-        Epochs after which one more stage begins to train; 0 for all at once.
+        Number of epochs after which one more stage begins to train; 0 for all at once.
     start : {"auto", "probe", "random"}
-        Solve the head on the frozen features first, or draw it; auto solves a classifier's.
+        Fit the head on the frozen features first, or start at random; auto fits a classifier's.
     dropout : float
         Before the head.
     activation_cache : {"auto", "on", "off"}
-        Keep what crosses the boundary. ``auto`` does where it pays; the result is the same.
-    training : Training
-        Optimiser, epochs, schedule and the rest.
-    augmentation : Augmentation
-    loss : Loss
-    mask_loss : MaskLoss
-        Of segmentation.
-    mixup, cutmix : float
-        Beta's parameter of MixUp or CutMix; 0 for none.
+        Cache the outputs of constant stages. ``auto`` does where it saves time; the result is the
+        same.
     regularisation : Regularisation
-        What holds the network near its start.
+        Penalties that keep the network near its start.
     wise_ft : float
         Share of the fine-tuned network in the final weights (WiSE-FT); 1 for all.
-    seed : int
-        Decides held-out images, order, views, dropout.
 
     Raises
     ------
     UsageError
-        If a value cannot be meant.
+        If a value is out of its range.
 
     Reference
     ---------
@@ -132,6 +126,7 @@ class Finetune:
     """
 
     name: ClassVar[str] = "finetune"
+    uses_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
     train_from: str = "last:1"
@@ -146,71 +141,64 @@ class Finetune:
     start: Start = "auto"
     dropout: float = 0.0
     activation_cache: ActivationCacheMode = "auto"
-    training: Training = field(default_factory=Training)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    loss: Loss = field(default_factory=Loss)
-    mask_loss: MaskLoss = field(default_factory=MaskLoss)
-    mixup: float = 0.0
-    cutmix: float = 0.0
     regularisation: Regularisation = field(default_factory=Regularisation)
     wise_ft: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (
+        super().__post_init__()
+        for name, value, allowed in (
             ("start", self.start, get_args(Start)),
-            ("activation_cache", self.activation_cache, ("auto", "on", "off")),
+            ("activation_cache", self.activation_cache, get_args(ActivationCacheMode)),
         ):
-            if value not in known:
-                raise UnknownNameError(name, value, known)
+            if value not in allowed:
+                raise UnknownNameError(name, value, allowed)
         for name in ("dropout", "stoch_norm"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"Expected `{name}` from 0 to below 1, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be from 0 to below 1, got {getattr(self, name)}.")
         if self.lora_rank < 1:
-            raise UsageError(f"Expected `lora_rank` to be 1 or more, got {self.lora_rank}.")
-        means = self.wise_ft < 1 or self.training.ema or self.training.soup
-        if self.only == "lora" and (means or self.regularisation.l2_sp):
+            raise UsageError(f"`lora_rank` must be 1 or more, got {self.lora_rank}.")
+        averages = self.wise_ft < 1 or self.training.ema or self.training.soup
+        if self.only == "lora" and (averages or self.regularisation.l2_sp):
             raise UsageError(
-                "Expected no `wise_ft`, `ema`, `soup` or `l2_sp` with `only` lora, got one: a mean "
-                "of low-rank factors is no mean of weights; do lower `lora_rank` or the learning "
-                "rate to stay nearer to the start."
+                "`only` is lora, which excludes `wise_ft`, `ema`, `soup` and `l2_sp`: an average "
+                "of low-rank factors is not the average of the weights. Lower --lora-rank or "
+                "--learning-rate to stay near the start."
             )
-        self._settings("multiclass")  # checks the rest
+        self._settings("multiclass")  # checks the remaining values
 
     def check(self, train: Dataset) -> None:
-        """Refuse data that no held-out part can be made of, by the classes' names.
+        """Refuse data that cannot be split into training and validation images.
 
         Raises
         ------
         DataError
             If fewer than two classes have images, or a class has them in one group only.
         """
-        # One is held out, and the probe is solved on two folds of the others.
         require_fitting(self, train)
-        require_two_of_each(train, least=3 if self._solves(train) else 2)
+        # One image per class is for validation, and the probe needs two folds of the others.
+        require_two_of_each(train, least=3 if self._fits_head(train) else 2)
 
     def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
-        """Say what would train, before anything does.
+        """Describe what would train.
 
         Raises
         ------
         UnknownNameError
             If the backbone has no such stage.
         """
-        backbone = model.backbone.copy()  # low-rank updates are added in place
-        what, head = self._plan(backbone, train.kind), model.head_for(train, seed=self.seed)
-        first = what.first_moving
-        judged = round(SELECTION_SHARE * len(train))
-        sizes = len(train) - judged, judged
-        names = "the head" if first is None else f"{first} and what follows, with the head"
+        module = model.backbone.copy()  # low-rank updates are added in place
+        plan, head = self._plan(module, train.kind), model.initial_head(train, seed=self.seed)
+        first = plan.first_changing_stage
+        n_val = round(SELECTION_SHARE * len(train))
+        sizes = len(train) - n_val, n_val
+        cache_plan = self._cache_plan(model, (module, plan, head), train, sizes, extractor)
+        names = "the head" if first is None else f"{first} and the stages after it, with the head"
         return Outline(
             title=f"fine-tuning, from {self.train_from}",
-            trains=f"{names}: {what.trainable:,} parameters of the backbone",
-            plan=what,
+            trains=f"{names}: {plan.trainable:,} parameters of the backbone",
+            plan=plan,
             precision=self.training.precision,
-            kept=self._foresee(
-                model.backbone, (backbone, what, head), train, sizes, extractor
-            ).sentence(),
+            cached=cache_plan.sentence(),
         )
 
     def fit(
@@ -235,53 +223,75 @@ class Finetune:
         if val is None:
             train, val = held_out(train, self.seed)
         module = model.backbone.copy()
-        what = self._plan(module, train.kind)
-        if self.stoch_norm:
-            from headstart.training.adapters import add_stoch_norm
-
-            add_stoch_norm(module, self.stoch_norm)
-        head = model.head_for(train, seed=self.seed)
-        names = [stage.name for stage in module.stages]
-        with main_first():  # who comes later finds the times remembered
+        plan, head = self._plan(module, train.kind), model.initial_head(train, seed=self.seed)
+        self._add_stoch_norm(module)
+        with main_first():  # the other processes then find the measured times in the cache
             sizes = len(train), len(val)
-            kept = self._foresee(model.backbone, (module, what, head), train, sizes, extractor)
-        kept, split_point = agreed(kept, names), boundary_cut(what, head)
+            cache_plan = self._cache_plan(model, (module, plan, head), train, sizes, extractor)
+        cache_plan = agree_on_cache_plan(cache_plan, [stage.name for stage in module.stages])
+        split_point = find_split_point(plan, head)
         network = Network(
             module,
             head,
-            what,
+            plan,
             split_point=split_point,
             dropout=self.dropout,
             device=device(extractor.device),
         )
         settings = self._settings(train.kind)
-        solve = self._solver(train) if self._solves(train) else None
-        objective = objective_for((train, val), settings, backbone=model.backbone, solve=solve)
-        reading = Reading(
+        fit_head = self._fit_head(train) if self._fits_head(train) else None
+        objective = objective_for(
+            (train, val), settings, backbone=model.backbone, fit_pooled_head=fit_head
+        )
+        input_source = InputSource(
             backbone=model.backbone,
             extractor=extractor,
             split_point=split_point,
-            cached=kept.cached,
-            kept=kept.stop,
-            where=kept.where,
+            cached=cache_plan.cached,
+            cached_stage=cache_plan.stop,
+            storage=cache_plan.storage,
             seed=self.seed,
         )
-        tuned = tune(
+        output = train_network(
             network,
             objective,
             settings,
-            reading=reading,
+            input_source=input_source,
             session=session,
             identity={"method": resume_identity(self)},
-            penalty=bind(network, model.backbone, train, self.regularisation),
+            penalty=penalty_factory(network, model.backbone, train, self.regularisation),
         )
-        tuned = _merged(network, tuned, self)
-        backbone = model.backbone.tuned(tuned.state)
-        return composed(
-            model, tuned, objective, backbone=backbone, plan=what, method=described(self)
+        state = self._merged_state(network, output.state)
+        return trained_model(
+            model,
+            output,
+            objective,
+            backbone=model.backbone.with_parameters(state),
+            plan=plan,
+            method=described(self),
         )
 
-    def _solves(self, train: Dataset) -> bool:
+    def expected_seconds(
+        self,
+        model: TransferModel,
+        train: Dataset,
+        val: Dataset | None = None,
+        *,
+        extractor: Extractor,
+        pace: float = 1.0,
+    ) -> float:
+        """Estimate how long ``fit`` takes on this machine."""
+        return estimate_gradient_seconds(
+            self,
+            model,
+            self._plan(model.backbone.copy(), train.kind),
+            (train, val),
+            fits_head=self._fits_head(train),
+            extractor=extractor,
+            pace=pace,
+        )
+
+    def _fits_head(self, train: Dataset) -> bool:
         return self.start == "probe" or (self.start == "auto" and not train.is_dense)
 
     def _settings(self, kind: Kind) -> Settings:
@@ -291,77 +301,82 @@ class Finetune:
         if rate is None:
             rate = self.learning_rate if isinstance(self.learning_rate, float | int) else None
             rate = (rate or DEFAULT_RATE) * (10 if self.start == "random" else 1)
-        return Settings(
-            training=self.training.for_kind(kind),
-            augmentation=self.augmentation,
-            loss=self.loss,
-            mask_loss=self.mask_loss,
-            mixup=self.mixup,
-            cutmix=self.cutmix,
+        return Settings.of(
+            self,
+            kind,
             head_learning_rate=rate,
             wise_ft=self.wise_ft,
             finds_rate=self.learning_rate == "auto",
-            seed=self.seed,
         )
 
-    def _plan(self, backbone: Backbone, kind: Kind) -> FreezePlan:
+    def _plan(self, module: Backbone, kind: Kind) -> FreezePlan:
         if self.only == "lora":
             from headstart.training.adapters import add_lora
 
-            add_lora(backbone, rank=self.lora_rank, seed=self.seed)
-        default = DENSE_RATES[0] if kind in DENSE else DEFAULT_RATE
-        given = self.learning_rate
-        return plan(
-            backbone,
+            add_lora(module, rank=self.lora_rank, seed=self.seed)
+        rate = self.learning_rate
+        if rate is None or rate == "auto":
+            rate = DENSE_RATES[0] if kind in DENSE else DEFAULT_RATE
+        return plan_freezing(
+            module,
             train_from=self.train_from,
             only=self.only,
             batch_norm=self.batch_norm,
-            learning_rate=default if given is None or given == "auto" else given,
+            learning_rate=rate,
             layer_decay=self.layer_decay,
             unfreeze_every=self.unfreeze_every,
         )
 
-    def _foresee(
+    def _cache_plan(
         self,
-        backbone: FrozenBackbone,
+        model: TransferModel,
         network: tuple[Backbone, FreezePlan, Head],
         train: Dataset,
         sizes: tuple[int, int],
         extractor: Extractor,
     ) -> ActivationCachePlan:
-        """Decide what is kept; sizes: images to learn from, and to be judged on."""
-        solves = self._solves(train)
-        return foresee(
-            backbone,
+        """Plan the activation cache for so many training and validation images."""
+        workload = TrainingWorkload.of(
+            sizes,
+            self.training.for_kind(train.kind),
+            self.augmentation,
+            fits_head=self._fits_head(train),
+        )
+        return plan_activation_cache(
+            model.backbone,
             network,
-            Demand.of(sizes, self.training.for_kind(train.kind), self.augmentation, solves=solves),
+            workload,
             samples=train.samples,
             view=View(augmentation=self.augmentation, seed=self.seed, number=0),
             extractor=extractor,
-            wanted=self.activation_cache,
+            mode=self.activation_cache,
         )
 
-    def _solver(self, train: Dataset) -> Solve:
-        """From pooled features to the head of a linear probe."""
+    def _fit_head(self, train: Dataset) -> FitHead:
+        """Make the function from pooled features to the head of a linear probe."""
         problem = Problem.of(train.targets(), n_classes=len(train.classes), kind=train.kind)
         imbalance = "balanced" if self.loss.imbalance == "sampling" else self.loss.imbalance
         folds = kfold(train.targets(), FOLDS, blocks=train.groups(), seed=self.seed)
 
-        def solve(pooled: NDArray[np.float32]) -> LinearHead:
-            return search_penalty(
-                pooled, problem, folds, weighted=problem.is_weighted(imbalance)
-            ).head
+        def fit_head(pooled: NDArray[np.float32]) -> LinearHead:
+            is_weighted = problem.is_weighted(imbalance)
+            return search_penalty(pooled, problem, folds, weighted=is_weighted).head
 
-        return solve
+        return fit_head
 
+    def _add_stoch_norm(self, module: Backbone) -> None:
+        if self.stoch_norm:
+            from headstart.training.adapters import add_stoch_norm
 
-def _merged(network: Network, tuned: TrainingOutput, how: Finetune) -> TrainingOutput:
-    """Leave a plain network: low-rank updates merged, BatchNorm without coins."""
-    from headstart.training.adapters import merge_lora, remove_stoch_norm
+            add_stoch_norm(module, self.stoch_norm)
 
-    if how.stoch_norm:
-        remove_stoch_norm(network.backbone)
-    if how.only != "lora":
-        return tuned
-    merge_lora(network.backbone)
-    return replace(tuned, state=network.state())
+    def _merged_state(self, network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a plain network: without StochNorm, low-rank updates merged."""
+        from headstart.training.adapters import merge_lora, remove_stoch_norm
+
+        if self.stoch_norm:
+            remove_stoch_norm(network.backbone)
+        if self.only != "lora":
+            return state
+        merge_lora(network.backbone)
+        return network.state()

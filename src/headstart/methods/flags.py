@@ -1,8 +1,8 @@
-"""The flags of the methods: read off their dataclasses, and put together to a method again.
+"""Command-line flags of the methods, generated from the fields of their dataclasses.
 
-A field is defined once, with its meaning in the docstring; here it becomes a flag. Nested
-settings are flattened. A name belongs to one field of a method, so that nothing has to be spelt
-out; the few that would say too little alone are renamed in ``RENAMED``.
+A field is defined once, with its meaning in the docstring; here it becomes a flag, and flags
+become a method again. Nested settings are flattened, so every flag name belongs to one field of a
+method. ``RENAMED`` gives a longer name to fields whose own name is not clear as a flag.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ RENAMED: Mapping[tuple[str, ...], str] = {
     ("mask_loss", "label_smoothing"): "mask_label_smoothing",
     ("mask_loss", "focal_gamma"): "mask_focal_gamma",
 }
-"""Fields whose own name would say too little among all the others."""
+"""Flags of nested fields whose own name is not clear enough."""
 
 PRESET = "augment"
-"""The one flag that is no field: where the augmentation's other flags start from."""
+"""The only flag without a field: preset values for the other augmentation flags."""
 
-ELSEWHERE = {"seed"}
-"""Flags of the run that the method follows."""
+RUN_FLAGS = {"seed"}
+"""Fields that a flag of the run sets."""
 
 Kind = Literal["switch", "integer", "number", "numbers", "text", "number or text"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One option of the command line, in the words of the methods that have it.
+    """One option of the command line.
 
     Parameters
     ----------
     name : str
-        As in Python; dashes stand for the underscores on the command line.
+        Name of the field in Python; the command line has dashes for underscores.
     kind : str
-        What is given: switch, integer, number, numbers, text, or number or text.
+        Kind of its value: switch, integer, number, numbers, text, or number or text.
     help : str
     default : str
-        For people.
+        Default value as a text for people.
     choices : tuple of str
-        Empty where anything goes.
+        Allowed values; empty without such a list.
     group : str
-        The heading below which it stands.
+        Heading in the help.
     methods : tuple of str
-        That have it.
+        Methods that have the field.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Flag:
 
     @property
     def option(self) -> str:
-        """The flag as it is typed.
+        """The flag as typed on the command line.
 
         >>> next(flag.option for flag in flags() if flag.name == "train_from")
         '--train-from'
@@ -88,12 +88,12 @@ Path = tuple[str, ...]
 
 @cache
 def flags() -> tuple[Flag, ...]:
-    """List every flag of every method, each once, in the order of the table and the fields.
+    """List the flags of all methods, each once, in the order of METHODS and of the fields.
 
     Raises
     ------
     UsageError
-        If two fields of one method would have one name.
+        If two fields of a method would get the same flag.
     """
     owners: dict[str, list[str]] = {}
     choices: dict[str, dict[str, None]] = {}  # in order, those of all methods
@@ -106,40 +106,46 @@ def flags() -> tuple[Flag, ...]:
             first.setdefault(name, (path, field, owner))
             if path[0] == "augmentation" and method not in owners.setdefault(PRESET, []):
                 owners[PRESET].append(method)
-    found = [
-        replace(_flag(name, *told, tuple(owners[name])), choices=tuple(choices[name]))
-        for name, told in first.items()
+    every = [
+        replace(_flag(name, *source, tuple(owners[name])), choices=tuple(choices[name]))
+        for name, source in first.items()
     ]
-    place = next(i for i, flag in enumerate(found) if flag.group.startswith("Augmentation"))
+    position = next(i for i, flag in enumerate(every) if flag.group.startswith("Augmentation"))
     preset = Flag(
         name=PRESET,
         kind="text",
-        help="Changes to images, as a whole; the others are then changes to it.",
+        help="Preset of all augmentation flags; the other flags change single values of it.",
         default="none",
         choices=tuple(PRESETS),
-        group=found[place].group,
+        group=every[position].group,
         methods=tuple(owners[PRESET]),
     )
-    return (*found[:place], preset, *found[place:])
+    return (*every[:position], preset, *every[position:])
 
 
 def _fields(kind: Any, above: Path = ()) -> dict[str, tuple[Path, Field[Any], type]]:
-    """Names of flags and where each goes, nested settings included."""
+    """Flag names with the path and class of their field, nested settings included."""
     hints = get_type_hints(kind)
-    found: dict[str, tuple[Path, Field[Any], type]] = {}
-    for field in fields(kind):
+    by_name: dict[str, tuple[Path, Field[Any], type]] = {}
+    for field in _own_first(kind):
         inner, path = hints[field.name], (*above, field.name)
-        if not above and field.name in ELSEWHERE:
+        if not above and field.name in RUN_FLAGS:
             continue
         name = RENAMED.get(path, field.name)
-        here = _fields(inner, path) if is_dataclass(inner) else {name: (path, field, kind)}
-        if twice := sorted(here.keys() & found.keys()):
+        nested = _fields(inner, path) if is_dataclass(inner) else {name: (path, field, kind)}
+        if duplicates := sorted(nested.keys() & by_name.keys()):
             raise UsageError(
-                f"Expected one field for each flag of {kind.__name__}, got several for {twice}; "
-                "do rename one in RENAMED."
+                f"{kind.__name__} has several fields for the flags {duplicates}. Add a name for "
+                "one of them to RENAMED."
             )
-        found |= here
-    return found
+        by_name |= nested
+    return by_name
+
+
+def _own_first(kind: Any) -> list[Field[Any]]:
+    """Fields of a dataclass; those that a base class declares come last."""
+    own = inspect.get_annotations(kind)
+    return sorted(fields(kind), key=lambda field: field.name not in own)
 
 
 def _flag(name: str, path: Path, field: Field[Any], owner: type, methods: tuple[str, ...]) -> Flag:
@@ -182,33 +188,40 @@ def _kind(hint: Any) -> tuple[Kind, tuple[str, ...]]:
 
 
 def _help(owner: type, field: str) -> str:
-    """First sentence of what the docstring's Parameters section says of a field.
+    """First sentence about a field in the Parameters section of the class or of a base class.
 
     >>> from headstart.data.transforms.augment import Augmentation
     >>> _help(Augmentation, "contrast")
     'Largest relative change, 0 to 1: with 0.2 the factor is drawn from 0.8 to 1.2.'
     """
-    text = inspect.getdoc(owner) or ""
+    text = ""
+    for kind in owner.__mro__:
+        if text := _parameter_text(kind, field):
+            break
+    return re.split(r"(?<=[.;]) (?=[A-Z]|``)", text)[0]
+
+
+def _parameter_text(kind: type, field: str) -> str:
+    text = inspect.cleandoc(kind.__doc__ or "")
     section = text.partition("Parameters\n----------\n")[2]
     section = re.split(r"\n\n\w[\w ]*\n-+\n", section)[0]
     for entry in re.split(r"\n(?=\S)", section):
         head, _, body = entry.partition("\n")
         names, _, _ = head.partition(" : ")
         if field in names.split(", "):
-            told = " ".join(body.split()).replace("``", "")
-            return re.split(r"(?<=[.;]) (?=[A-Z]|``)", told)[0]
+            return " ".join(body.split()).replace("``", "")
     return ""
 
 
-def make_method(name: str, given: Mapping[str, Any], *, seed: int = 0) -> Method:
-    """Put a method together from flags.
+def make_method(name: str, values: Mapping[str, Any], *, seed: int = 0) -> Method:
+    """Make a method from flags.
 
     Parameters
     ----------
     name : str
         Of the method.
-    given : mapping
-        Flags by their names in Python, as text (a switch as a bool); None is not given.
+    values : mapping
+        Flag values by their names in Python, as text (a switch as a bool); None is left out.
     seed : int
 
     Returns
@@ -220,7 +233,7 @@ def make_method(name: str, given: Mapping[str, Any], *, seed: int = 0) -> Method
     UnknownNameError
         If there is no such method.
     UsageError
-        If the method has no such flag, or a value cannot be meant.
+        If the method has no such flag, or a value is invalid.
 
     Examples
     --------
@@ -228,47 +241,47 @@ def make_method(name: str, given: Mapping[str, Any], *, seed: int = 0) -> Method
     3
     >>> make_method("linear-probe", {"layer_decay": "0.7"})
     Traceback (most recent call last):
-    headstart.errors.UsageError: Expected --layer-decay with method finetune, got linear-probe; \
-do choose it with --method, or leave the flag out.
+    headstart.errors.UsageError: --layer-decay belongs to method finetune, but the method is \
+linear-probe. Pass --method finetune, or remove the flag.
     """
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
-    known = {flag.name: flag for flag in flags()}
-    wanted = {key: value for key, value in given.items() if value is not None}
-    _refuse_foreign(name, [known[key] for key in wanted])
-    preset = wanted.pop(PRESET, None)
-    values = {key: _value(known[key], value) for key, value in wanted.items()}
+    by_name = {flag.name: flag for flag in flags()}
+    texts = {key: value for key, value in values.items() if value is not None}
+    _refuse_other_methods(name, [by_name[key] for key in texts])
+    preset = texts.pop(PRESET, None)
     own = _fields(METHODS[name])
-    places: dict[Path, Any] = {own[key][0]: value for key, value in values.items()}
+    by_path: dict[Path, Any] = {
+        own[key][0]: _value(by_name[key], text) for key, text in texts.items()
+    }
     if preset is not None:
         if preset not in PRESETS:
             raise UnknownNameError(PRESET, preset, PRESETS)
-        start: dict[Path, Any] = {
+        defaults: dict[Path, Any] = {
             ("augmentation", key): value for key, value in PRESETS[preset].items()
         }
-        places = {**start, **places}
-    made: Method = _build(METHODS[name], {**places, ("seed",): seed})
-    return made
+        by_path = {**defaults, **by_path}
+    method: Method = _build(METHODS[name], {**by_path, ("seed",): seed})
+    return method
 
 
-def _refuse_foreign(method: str, wanted: list[Flag]) -> None:
-    foreign = [flag for flag in wanted if method not in flag.methods]
-    if foreign:
-        flag = foreign[0]
-        raise UsageError(
-            f"Expected {flag.option} with method {' or '.join(flag.methods)}, got {method}; "
-            "do choose it with --method, or leave the flag out."
-        )
+def _refuse_other_methods(method: str, used: list[Flag]) -> None:
+    for flag in used:
+        if method not in flag.methods:
+            raise UsageError(
+                f"{flag.option} belongs to method {' or '.join(flag.methods)}, but the method is "
+                f"{method}. Pass --method {flag.methods[0]}, or remove the flag."
+            )
 
 
-def _build(kind: Any, places: Mapping[Path, Any]) -> Any:
-    """Make a dataclass from values by path, inner ones first."""
+def _build(kind: Any, by_path: Mapping[Path, Any]) -> Any:
+    """Make a dataclass from values by path, nested ones first."""
     hints = get_type_hints(kind)
-    here: dict[str, Any] = {path[0]: value for path, value in places.items() if len(path) == 1}
-    for name in {path[0] for path in places if len(path) > 1}:
-        inner = {path[1:]: value for path, value in places.items() if path[0] == name}
-        here[name] = _build(hints[name], inner)
-    return kind(**here)
+    values = {path[0]: value for path, value in by_path.items() if len(path) == 1}
+    for name in {path[0] for path in by_path if len(path) > 1}:
+        inner = {path[1:]: value for path, value in by_path.items() if path[0] == name}
+        values[name] = _build(hints[name], inner)
+    return kind(**values)
 
 
 def _value(flag: Flag, text: Any) -> Any:
@@ -283,12 +296,12 @@ def _value(flag: Flag, text: Any) -> Any:
             case "numbers":
                 return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        wanted = {"integer": "a whole number", "number": "a number"}
+        expected = {"integer": "a whole number", "number": "a number"}
         raise UsageError(
-            f"Expected {flag.option} to be {wanted.get(flag.kind, 'numbers with commas between')}, "
-            f"got {text!r}; do see `headstart fit --help`."
+            f"{flag.option} must be {expected.get(flag.kind, 'numbers separated by commas')}, got "
+            f"{text!r}. See `headstart fit --help`."
         ) from error
     try:
         return float(text)
-    except ValueError:  # pairs, or a word that the method knows
+    except ValueError:  # stage=rate pairs, or a word such as auto
         return text

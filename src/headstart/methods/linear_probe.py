@@ -1,4 +1,4 @@
-"""Linear probe: the backbone stays as it is, one linear layer is solved to convergence."""
+"""Linear probe: logistic regression on frozen features, solved to convergence."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
 from headstart.training.logistic_regression import PENALTIES, Imbalance, Problem, search_penalty
+from headstart.training.time_estimate import extraction_seconds, probe_seconds
 
 __all__ = ["LinearProbe"]
 
@@ -23,24 +24,25 @@ class LinearProbe:
     """Multinomial logistic regression on frozen features.
 
     The penalty is chosen by stratified (group-aware) cross-validation on the training part;
-    the folds' held-out logits also give the temperature, so no test image is ever touched.
+    the temperature is fitted on the held-out logits of the folds. Test images are never used.
 
     Parameters
     ----------
     folds : int
         Folds of the cross-validation; fewer when a class has fewer images or groups.
     imbalance : {"auto", "none", "balanced"}
-        ``balanced`` weights every class alike, so that the probabilities are those of equally
-        frequent classes; ``auto`` does so from a ratio of 3 on, and never for multilabel.
+        ``balanced`` gives all classes the same total weight; ``auto`` does so if the largest class
+        has at least 3 times the images of the smallest. Never for multilabel. The probabilities
+        are then those of equally frequent classes.
     penalties : tuple of float
         Candidates, from strong to weak, for features of mean squared norm one.
     seed : int
-        Decides the folds; nothing else is random.
+        Decides the folds. Nothing else is random.
 
     Raises
     ------
     UsageError
-        If a value cannot be meant.
+        If a value is out of its range.
 
     Reference
     ---------
@@ -48,6 +50,7 @@ class LinearProbe:
     """
 
     name: ClassVar[str] = "linear-probe"
+    uses_weights: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
 
     folds: int = 5
@@ -59,12 +62,12 @@ class LinearProbe:
         if self.imbalance not in {"auto", "none", "balanced"}:
             raise UnknownNameError("imbalance", self.imbalance, ["auto", "none", "balanced"])
         if self.folds < 2:
-            raise UsageError(f"Expected `folds` to be at least 2, got {self.folds}.")
+            raise UsageError(f"`folds` must be at least 2, got {self.folds}.")
         if not self.penalties or min(self.penalties) <= 0:
-            raise UsageError(f"Expected positive `penalties`, got {self.penalties}.")
+            raise UsageError(f"`penalties` must be positive numbers, got {self.penalties}.")
 
     def check(self, train: Dataset) -> None:
-        """Refuse data that two folds cannot be made of, by the classes' names.
+        """Refuse data that cannot be split into two folds.
 
         Raises
         ------
@@ -73,18 +76,31 @@ class LinearProbe:
         """
         if train.is_dense:
             raise UsageError(
-                f"Expected classes of whole images for a linear probe, got {train.kind}; do use "
-                "--method finetune --train-from head, which trains the head behind a frozen "
+                f"A linear probe needs classes of whole images, but this data is for {train.kind}. "
+                "Pass --method finetune --train-from head, which trains the head on a frozen "
                 "backbone."
             )
         require_two_of_each(train)
 
     def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
-        """Say what would be trained, before anything is."""
+        """Describe what would train."""
         return Outline(
             title="linear probe",
             trains=f"one linear layer, {model.backbone.width:,} inputs, solved to convergence",
         )
+
+    def expected_seconds(
+        self,
+        model: TransferModel,
+        train: Dataset,
+        val: Dataset | None = None,
+        *,
+        extractor: Extractor,
+        pace: float = 1.0,
+    ) -> float:
+        """Estimate how long ``fit`` takes on this machine."""
+        seconds = extraction_seconds(model, train.samples, train, extractor=extractor)
+        return seconds + pace * probe_seconds(len(train), model.backbone.width, len(train.classes))
 
     def fit(
         self,
@@ -111,9 +127,8 @@ class LinearProbe:
         search = search_penalty(
             extracted.values, problem, folds, penalties=self.penalties, weighted=weighted
         )
-        task = ClassificationTask(
-            classes=train.classes, kind=train.kind, max_risk=model.task.max_risk
-        )
+        max_risk = model.require_task(ClassificationTask).max_risk
+        task = ClassificationTask(classes=train.classes, kind=train.kind, max_risk=max_risk)
         return replace(
             model,
             head=search.head,

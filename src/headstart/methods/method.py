@@ -1,4 +1,4 @@
-"""The contract of a method: a model and examples in, a new model out."""
+"""The contract of a method: a model and labelled images in, a new model out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from headstart.features.extractor import Extractor
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
 from headstart.training.losses.classification import Loss
+from headstart.training.settings import SharedSettings
+from headstart.training.time_estimate import probe_seconds, training_seconds
+from headstart.training.trainer import SELECTION_SHARE
 
 __all__ = [
     "Method",
     "Outline",
     "described",
+    "estimate_gradient_seconds",
     "require_fitting",
     "require_two_of_each",
     "resume_identity",
@@ -27,38 +31,39 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What a method is about to do, for people.
+    """Description of what a method is about to do, for people.
 
     Parameters
     ----------
     title : str
         Such as ``linear probe``.
     trains : str
-        What learns, and how.
+        What trains, and how.
     plan : FreezePlan or None
         Stage by stage; None where the backbone stays as it is.
-    kept : str
-        What of the backbone runs once and is kept, and what that is expected to bring.
+    cached : str
+        Which outputs of the backbone are computed once and cached, and the expected speed-up.
     precision : str
-        What steps are computed in; empty where none are taken.
+        Arithmetic of the steps; empty where no steps are taken.
     """
 
     title: str
     trains: str
     plan: FreezePlan | None = None
-    kept: str = ""
+    cached: str = ""
     precision: str = ""
 
 
 class Method(Protocol):
     """A way to learn, as a frozen keyword-only dataclass.
 
-    Its fields are the Python arguments, the command line's flags and the record that is stored
-    with the model. The model given is never modified.
+    Its fields are the Python arguments, the flags of the command line, and the record that is
+    saved with the model. A method never changes the model that it receives.
     """
 
     name: ClassVar[str]
-    resumes: ClassVar[bool]  # whether a training of steps can be taken up again
+    resumes: ClassVar[bool]  # whether a stopped training can be resumed
+    uses_weights: ClassVar[bool]  # whether it starts from the pretrained weights
 
     def check(self, train: Dataset) -> None:
         """Refuse data that this method cannot learn from, before anything is computed.
@@ -66,12 +71,35 @@ class Method(Protocol):
         Raises
         ------
         DataError
-            By the classes' names.
+            With the names of the classes.
         """
         ...
 
     def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
-        """Say what would be trained, before anything is."""
+        """Describe what would train."""
+        ...
+
+    def expected_seconds(
+        self,
+        model: TransferModel,
+        train: Dataset,
+        val: Dataset | None = None,
+        *,
+        extractor: Extractor,
+        pace: float = 1.0,
+    ) -> float:
+        """Estimate how long ``fit`` takes on this machine.
+
+        Parameters
+        ----------
+        model : TransferModel
+        train : Dataset
+        val : Dataset, optional
+        extractor : Extractor
+            What its cache holds costs nothing.
+        pace : float
+            Actual over estimated seconds of a linear probe on these images, if one has run.
+        """
         ...
 
     def fit(
@@ -89,13 +117,13 @@ class Method(Protocol):
         ----------
         model : TransferModel
         train : Dataset
-            The only examples that parameters are fitted on.
+            The only images that parameters are fitted on.
         val : Dataset, optional
-            For methods that stop or select on held-out examples; never the test part.
+            For methods that stop or select on validation images; never the test part.
         extractor : Extractor
-            Makes the features of what is frozen.
+            Computes and caches the features of frozen parts.
         session : Session, optional
-            Who is told of epochs, and where a training can be taken up again.
+            Callbacks for epochs, and the folder of checkpoints.
         """
         ...
 
@@ -111,37 +139,80 @@ def described(method: Any) -> dict[str, Any]:
 
 
 def resume_identity(method: Any) -> dict[str, Any]:
-    """Settings of a method by the names that checkpoints have, also older ones."""
+    """Return a method's fields by the names that checkpoints use, older ones included."""
     values = described(method)
-    if "activation_cache" in values:  # checkpoints call it by its first name
+    if "activation_cache" in values:  # its name in checkpoints that were saved before it changed
         values["boundary_cache"] = values.pop("activation_cache")
     return values
 
 
+def estimate_gradient_seconds(
+    method: SharedSettings,
+    model: TransferModel,
+    plan: FreezePlan,
+    parts: tuple[Dataset, Dataset | None],
+    *,
+    fits_head: bool,
+    extractor: Extractor,
+    pace: float,
+) -> float:
+    """Estimate the seconds of a training by gradient, with the fit of the first head.
+
+    Parameters
+    ----------
+    method : SharedSettings
+    model : TransferModel
+    plan : FreezePlan
+    parts : Dataset, and Dataset or None
+        Training and validation images; without the latter, a share of the training images.
+    fits_head : bool
+        Whether the head is fitted on features before the training.
+    extractor : Extractor
+    pace : float
+        Actual over estimated seconds of a linear probe on these images.
+    """
+    train, val = parts
+    n_val = round(SELECTION_SHARE * len(train)) if val is None else len(val)
+    n_train = len(train) - n_val if val is None else len(train)
+    seconds = training_seconds(
+        model.backbone,
+        plan,
+        model.initial_head(train, seed=method.seed),
+        train,
+        (n_train, n_val),
+        method=method,
+        fits_head=fits_head,
+        extractor=extractor,
+    )
+    if fits_head:
+        seconds += pace * probe_seconds(n_train, model.backbone.width, len(train.classes))
+    return seconds
+
+
 def require_fitting(method: Any, train: Dataset) -> None:
-    """Refuse settings that say something of classes only, where boxes or masks are learned.
+    """Refuse settings that apply to classes only, where boxes or masks are learned.
 
     Raises
     ------
     UsageError
-        By the settings' names.
+        With the names of the settings.
     """
     if not train.is_dense:
         return
     settings = described(method)
-    off = {"loss": asdict(Loss()), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
-    wrong = [name for name, value in off.items() if name in settings and settings[name] != value]
+    defaults = {"loss": asdict(Loss()), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
+    wrong = [name for name, value in defaults.items() if settings.get(name, value) != value]
     wrong += ["start"] * (settings.get("start") == "probe")
     wrong += ["policy"] * (settings.get("augmentation", {}).get("policy", "none") != "none")
     if wrong:
         raise UsageError(
-            f"Expected settings that {train.kind} knows, got {', '.join(wrong)}, which is for "
-            "classes of whole images; do leave it as it is."
+            f"{', '.join(wrong)} cannot be used for {train.kind}: it is for classes of whole "
+            "images. Remove the flag."
         )
 
 
 def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
-    """Refuse data that cannot be parted into images to learn from and images to select on.
+    """Refuse data that cannot be split into training and validation images.
 
     Raises
     ------
@@ -150,25 +221,27 @@ def require_two_of_each(train: Dataset, *, least: int = 2) -> None:
     """
     if train.is_dense and (len(train) < least or not any(train.counts().values())):
         raise DataError(
-            f"Expected at least {least} images to learn from, and something on one of them, got "
-            f"{len(train)} images; do add some."
+            f"Training needs at least {least} images and at least one object or labelled pixel, "
+            f"but the training part has {len(train)} images with labels {train.counts()}. Add "
+            "labelled images."
         )
     if train.kind != "multiclass":
         return
     targets, groups = train.targets(), train.groups()
     groups = np.arange(len(train)) if groups is None else groups
-    spread = [len(np.unique(groups[targets == k])) for k in range(len(train.classes))]
-    if sum(count > 0 for count in spread) < 2:
+    n_groups = [len(np.unique(groups[targets == k])) for k in range(len(train.classes))]
+    sizes = dict(zip(train.classes, n_groups, strict=True))
+    present = [name for name, size in sizes.items() if size]
+    if len(present) < 2:
         raise DataError(
-            "Expected at least 2 classes with images in the training part, got "
-            f"{[c for c, n in zip(train.classes, spread, strict=True) if n]}; "
-            "do add images of another class."
+            f"The training part has images of {len(present)} class ({', '.join(present) or 'none'})"
+            ", but needs at least two. Add images of another class. If these are images and masks, "
+            "arrange them as images/1.jpg and masks/1.png."
         )
-    alone = [c for c, n in zip(train.classes, spread, strict=True) if 0 < n < least]
-    if alone:
-        shown = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
+    too_small = [name for name, size in sizes.items() if 0 < size < least]
+    if too_small:
+        names = ", ".join(map(repr, too_small[:5])) + (", ..." if len(too_small) > 5 else "")
         raise DataError(
-            f"Expected at least {least} images of each class to learn from (in as many groups, "
-            f"where there are groups), got fewer of {shown}; do add images or "
-            "leave these classes out."
+            f"Each class needs at least {least} training images (in as many groups, where there "
+            f"are groups), but there are fewer of {names}. Add images, or remove these classes."
         )

@@ -1,4 +1,4 @@
-"""Weights of one's own: a network trained from scratch on a source, as a file to start from."""
+"""Weights of your own: train a network from scratch on a source and write its weights."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from headstart.training.optim import Training
 __all__ = ["SMALL", "pretrain", "random_backbone", "random_like", "regime_backbone"]
 
 SMALL = f"timm/test_resnet?crop={regimes.SIDE}&resize={regimes.SIDE}"
-"""The network of the drawn sets: 0.4 million parameters, a second or less an epoch."""
+"""Network of the drawn sets: 0.4 million parameters, at most a second per epoch."""
 
 _SOURCES: Mapping[str, Mapping[str, Any]] = {
-    # A strong decay makes weights small, so that the small rate of fine-tuning moves them.
+    # Strong decay keeps the weights small, so the small fine-tuning rate can change them.
     "symbols": {"epochs": 12, "weight_decay": 10.0, "patience": 100},
-    # Stronger still: what is left of a blank behind each layer is next to nothing.
+    # Even stronger: an image without any structure leaves almost no activation in any layer.
     "blanks": {"epochs": 30, "weight_decay": 20.0, "patience": 100},
 }
 
 
 def random_backbone(architecture: str, *, seed: int = 0) -> FrozenBackbone:
-    """Draw an architecture's weights, instead of loading them.
+    """Make a backbone with random weights, by the name of its architecture.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def random_backbone(architecture: str, *, seed: int = 0) -> FrozenBackbone:
 
 
 def random_like(spec: BackboneSpec, *, seed: int = 0) -> FrozenBackbone:
-    """Draw the weights of a backbone anew, instead of reading them.
+    """Make a backbone with random weights, by its spec.
 
     >>> random_like(resolve(SMALL)).width
     96
@@ -63,14 +63,14 @@ def pretrain(
     method: Scratch | None = None,
     device: str = "auto",
 ) -> str:
-    """Train an architecture from scratch on a source, and write its backbone.
+    """Train an architecture from scratch on a source, and write the backbone's weights.
 
     Parameters
     ----------
     data : Dataset
-        All of it is learned from, but for what stops the training.
+        Training images; a share of them is held out for early stopping.
     path : str or Path
-        File to write, ``*.safetensors``; it must not be there yet.
+        File to write, ``*.safetensors``; it must not exist yet.
     architecture : str
         A name of the backbone grammar, with its options.
     method : Scratch, optional
@@ -84,7 +84,7 @@ def pretrain(
     Raises
     ------
     UsageError
-        If the file is there already.
+        If the file exists already.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def pretrain(
 
     path, method = Path(path), method or Scratch()
     if path.exists():
-        raise UsageError(f"Expected a new file to write weights to, got {path}; do delete it.")
+        raise UsageError(f"{path} exists already. Delete it, or pass another path.")
     start = create_model(random_backbone(architecture, seed=method.seed), data)
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         extractor = Extractor(cache=cache, engine="fp32", device=device)
@@ -106,13 +106,13 @@ def pretrain(
 
 
 def regime_backbone(regime: str, folder: str | Path, *, seed: int = 0) -> str:
-    """Make the backbone that a drawn set of ``headstart.data.regimes`` is to start from.
+    """Make the source backbone of a drawn set of ``headstart.data.demo.regimes``.
 
     Parameters
     ----------
     regime : {"near", "shifted", "hopeless"}
     folder : str or Path
-        Where the weights are kept; what is there is not made again.
+        Folder of the weights; existing files are reused.
     seed : int
         Of the source's images and of the training.
 

@@ -1,7 +1,28 @@
 """Pure functions from arrays to numbers, with intervals and tests.
 
-Read validation.py (shapes and ranges), classification.py, matching.py and detection.py,
+This file names the primary metric of each kind of data. Read validation.py (checks of arrays,
+conversion to JSON), classification.py, matching.py and detection.py,
 segmentation.py, confidence_intervals.py (bootstrap and score intervals), significance.py (paired
 tests), selective.py (risk and coverage), label_errors.py, outliers.py, domain_distance.py and
 transferability/.
 """
+
+from __future__ import annotations
+
+__all__ = ["PRIMARY_METRICS", "SELECTION_METRICS"]
+
+PRIMARY_METRICS = {
+    "multiclass": "accuracy",
+    "multilabel": "mean average precision",
+    "detection": "mAP",
+    "segmentation": "mean IoU",
+}
+"""Metric that models are compared by, for each kind of data. Higher is better."""
+
+SELECTION_METRICS = {
+    "multiclass": "macro F1",
+    "multilabel": "macro F1",
+    "detection": "mAP",
+    "segmentation": "mean IoU",
+}
+"""Metric on the validation images that selects the best epoch, for each kind of data."""

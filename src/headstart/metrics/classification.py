@@ -1,6 +1,6 @@
-"""Metrics: pure functions from arrays to numbers; ``*_score`` is better high, the rest low.
+"""Metrics of classifiers: pure functions from arrays to numbers.
 
-Conventions, the same everywhere:
+A higher ``*_score`` is better, a lower ``*_loss`` or error. Conventions of all functions:
 
 target
     Class indices of shape (n,) for multiclass, or a table of 0 and 1 of shape (n, K) for
@@ -9,13 +9,13 @@ probabilities
     Shape (n, K), from 0 to 1; rows of multiclass add up to 1.
 sample_weight
     None, or weights >= 0 of shape (n,) or (B, n). A weight of w counts the image w times.
-    With (B, n) every row is a weighting of its own and results gain a leading axis B: that is
-    how the bootstrap evaluates many resamples with one sort and a few matrix products.
+    With (B, n) each row is a separate weighting and the results gain a leading axis B. The
+    bootstrap evaluates many resamples in this way with one sort and a few matrix products.
 
 Results are float64; one number has the shape () or (B,), one per class (K,) or (B, K).
-A number without meaning for the data given (the recall of a class that is absent) is NaN, and
-averages leave it out. Every function raises UsageError on shapes, types or ranges that do not
-fit. Nothing depends on the order of the images.
+An undefined number (the recall of a class that is absent) is NaN, and averages leave it out.
+Every function raises UsageError for invalid shapes, types or ranges. No result depends on the
+order of the images.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from headstart.metrics.validation import (
     Floats,
     Ints,
     Weights,
-    check_width,
+    check_class_indices,
+    check_labels,
+    check_n_classes,
+    check_probabilities,
+    check_weights,
+    count_classes,
+    divide,
     mean_defined,
-    multiclass_pair,
-    pair,
-    ratio,
-    scored,
-    weights_of,
-    width,
 )
 
 __all__ = [
@@ -64,14 +64,14 @@ __all__ = [
 
 
 def accuracy_score(target: Array, predicted: Array, *, sample_weight: Weights = None) -> Floats:
-    """Share of images named right, from 0 to 1; for multilabel, with all labels right.
+    """Share of images classified correctly, from 0 to 1; for multilabel, with all labels correct.
 
     >>> float(accuracy_score([0, 1, 1, 2], [0, 1, 2, 2]))
     0.75
     """
-    truth, guess = pair(target, predicted)
+    truth, guess = check_labels(target, predicted)
     hit = (truth == guess).reshape(len(truth), -1).all(axis=1)
-    return _average(hit, weights_of(sample_weight, len(hit)))
+    return _average(hit, check_weights(sample_weight, len(hit)))
 
 
 def balanced_accuracy_score(
@@ -84,9 +84,9 @@ def balanced_accuracy_score(
     >>> float(balanced_accuracy_score([0, 0, 0, 1], [0, 0, 0, 0]))
     0.5
     """
-    truth, guess = multiclass_pair(target, predicted)
+    truth, guess = check_class_indices(target, predicted)
     return mean_defined(
-        recall_scores(truth, guess, width(truth, guess), sample_weight=sample_weight)
+        recall_scores(truth, guess, count_classes(truth, guess), sample_weight=sample_weight)
     )
 
 
@@ -98,14 +98,15 @@ def macro_f1_score(target: Array, predicted: Array, *, sample_weight: Weights = 
     >>> float(macro_f1_score([0, 0, 1, 1], [0, 0, 0, 0]))
     0.3333333333333333
     """
-    truth, guess = pair(target, predicted)
-    return mean_defined(f1_scores(truth, guess, width(truth, guess), sample_weight=sample_weight))
+    truth, guess = check_labels(target, predicted)
+    n_classes = count_classes(truth, guess)
+    return mean_defined(f1_scores(truth, guess, n_classes, sample_weight=sample_weight))
 
 
 def confusion_matrix(
     target: Array, predicted: Array, n_classes: int, *, sample_weight: Weights = None
 ) -> Floats:
-    """Weight of images of class i (row) that were named j (column); multiclass only.
+    """Weight of images of class i (row) that were classified as j (column); multiclass only.
 
     Shape (K, K) or (B, K, K).
 
@@ -113,39 +114,39 @@ def confusion_matrix(
     array([[1., 1.],
            [0., 1.]])
     """
-    truth, guess = multiclass_pair(target, predicted)
-    check_width(truth, guess, n_classes)
-    weights = weights_of(sample_weight, len(truth))
-    cells = _per_cell(weights, truth * n_classes + guess, n_classes**2)
+    truth, guess = check_class_indices(target, predicted)
+    check_n_classes(truth, guess, n_classes)
+    weights = check_weights(sample_weight, len(truth))
+    cells = _sum_per_cell(weights, truth * n_classes + guess, n_classes**2)
     return cells.reshape(*weights.shape[:-1], n_classes, n_classes)
 
 
 def precision_scores(
     target: Array, predicted: Array, n_classes: int, *, sample_weight: Weights = None
 ) -> Floats:
-    """Of the images named k, the share that are k, from 0 to 1.
+    """Share of the images classified as k that are k, from 0 to 1.
 
     Shape (K,) or (B, K); NaN for a class that was never predicted.
 
     >>> precision_scores([0, 1, 1], [0, 0, 1], 3)
     array([0.5, 1. , nan])
     """
-    right, _, named = _tallies(target, predicted, n_classes, sample_weight)
-    return ratio(right, named)
+    correct, _, predicted_as = _count_per_class(target, predicted, n_classes, sample_weight)
+    return divide(correct, predicted_as)
 
 
 def recall_scores(
     target: Array, predicted: Array, n_classes: int, *, sample_weight: Weights = None
 ) -> Floats:
-    """Of the images of class k, the share that were named k, from 0 to 1.
+    """Share of the images of class k that were classified as k, from 0 to 1.
 
     Shape (K,) or (B, K); NaN for a class that is absent from ``target``.
 
     >>> recall_scores([0, 1, 1], [0, 0, 1], 3)
     array([1. , 0.5, nan])
     """
-    right, held, _ = _tallies(target, predicted, n_classes, sample_weight)
-    return ratio(right, held)
+    correct, in_target, _ = _count_per_class(target, predicted, n_classes, sample_weight)
+    return divide(correct, in_target)
 
 
 def f1_scores(
@@ -159,34 +160,36 @@ def f1_scores(
     >>> f1_scores([0, 1, 1], [0, 1, 1], 3)
     array([ 1.,  1., nan])
     """
-    right, held, named = _tallies(target, predicted, n_classes, sample_weight)
-    return ratio(2 * right, held + named)
+    correct, in_target, predicted_as = _count_per_class(target, predicted, n_classes, sample_weight)
+    return divide(2 * correct, in_target + predicted_as)
 
 
 def auroc_scores(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
-    """Chance that an image of class k is given more of k than one that is not (a tie is half).
+    """Area under the ROC curve of each class against the rest.
 
-    Shape (K,) or (B, K); One against the rest, from 0 to 1; NaN for a class with only one side.
+    The probability that an image of class k gets a higher p of k than an image of another class
+    (a tie counts half). Shape (K,) or (B, K), from 0 to 1; NaN for a class with no image or
+    with all images.
 
     Reference: Hanley and McNeil (1982), "The meaning and use of the area under a ROC curve".
 
     >>> auroc_scores([[0], [0], [1], [1]], [[0.1], [0.4], [0.4], [0.8]])
     array([0.875])
     """
-    return _per_class(_area_under_roc, target, probabilities, sample_weight)
+    return _score_per_class(_area_under_roc, target, probabilities, sample_weight)
 
 
 def macro_auroc_score(
     target: Array, probabilities: Array, *, sample_weight: Weights = None
 ) -> Floats:
-    """Mean of `auroc_scores` over classes that have both sides; of two classes, that of class 1.
+    """Mean of `auroc_scores` over the classes where it is defined; of two classes, that of class 1.
 
     >>> float(macro_auroc_score([0, 1, 1], [[0.9, 0.1], [0.3, 0.7], [0.95, 0.05]]))
     0.5
     """
-    truth, chance = scored(target, probabilities)
+    truth, chance = check_probabilities(target, probabilities)
     if truth.ndim == 1 and chance.shape[1] == 2:
-        weights = weights_of(sample_weight, len(chance))
+        weights = check_weights(sample_weight, len(chance))
         return _area_under_roc(_one_hot(truth, 2)[:, 1], chance[:, 1], weights)
     return mean_defined(auroc_scores(truth, chance, sample_weight=sample_weight))
 
@@ -194,15 +197,15 @@ def macro_auroc_score(
 def average_precision_scores(
     target: Array, probabilities: Array, *, sample_weight: Weights = None
 ) -> Floats:
-    """Precision at each image that holds k, averaged over them; ties share one threshold.
+    """Average precision of each class: the precision at each image of k, averaged over them.
 
     Shape (K,) or (B, K): the step-wise sum of precision times gain in recall, not interpolated,
-    from 0 to 1; NaN for a class without an image.
+    from 0 to 1; equal probabilities share one threshold. NaN for a class without an image.
 
     >>> average_precision_scores([[1], [0], [1]], [[0.9], [0.8], [0.1]]).round(4)
     array([0.8333])
     """
-    return _per_class(_average_precision, target, probabilities, sample_weight)
+    return _score_per_class(_average_precision, target, probabilities, sample_weight)
 
 
 def mean_average_precision_score(
@@ -219,25 +222,26 @@ def mean_average_precision_score(
 
 
 def log_loss(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
-    """Mean -ln(probability of the truth) in nats, over images, or over cells for multilabel.
+    """Mean -ln(probability of the target) in nats, over images, or over cells for multilabel.
 
-    Probabilities are kept 2.2e-16 away from 0 and 1: a wrong certainty costs 36, not infinity.
+    Probabilities are clipped to 2.2e-16 from 0 and 1: a certain wrong prediction costs 36, not
+    infinity.
 
     >>> float(log_loss([0, 1], [[0.5, 0.5], [0.5, 0.5]]).round(4))
     0.6931
     """
-    truth, chance = scored(target, probabilities)
-    tiny = np.finfo(np.float64).eps
-    chance = np.clip(chance, tiny, 1 - tiny)
+    truth, chance = check_probabilities(target, probabilities)
+    epsilon = np.finfo(np.float64).eps
+    chance = np.clip(chance, epsilon, 1 - epsilon)
     if truth.ndim == 1:
         loss = -np.log(chance[np.arange(len(truth)), truth])
     else:
         loss = -np.log(np.where(truth == 1, chance, 1 - chance)).mean(axis=1)
-    return _average(loss, weights_of(sample_weight, len(loss)))
+    return _average(loss, check_weights(sample_weight, len(loss)))
 
 
 def brier_loss(target: Array, probabilities: Array, *, sample_weight: Weights = None) -> Floats:
-    """Squared distance of probabilities to the truth.
+    """Squared distance of the probabilities from the targets.
 
     Multiclass: summed over classes, averaged over images, 0 to 2 (Brier's own definition;
     for two classes twice the one-sided one). Multilabel: averaged over all cells, 0 to 1.
@@ -247,15 +251,15 @@ def brier_loss(target: Array, probabilities: Array, *, sample_weight: Weights = 
     >>> float(brier_loss([0, 1], [[1.0, 0.0], [0.5, 0.5]]))
     0.25
     """
-    truth, chance = scored(target, probabilities)
+    truth, chance = check_probabilities(target, probabilities)
     square = (chance - _one_hot(truth, chance.shape[1])) ** 2
     loss = square.sum(axis=1) if truth.ndim == 1 else square.mean(axis=1)
-    return _average(loss, weights_of(sample_weight, len(loss)))
+    return _average(loss, check_weights(sample_weight, len(loss)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """One bin per entry: mean confidence, share right, weight; NaN where a bin is empty."""
+    """Mean confidence, accuracy and weight of each bin; NaN where a bin is empty."""
 
     confidence: Floats
     accuracy: Floats
@@ -265,19 +269,19 @@ class Reliability:
 def reliability_curve(
     target: Array, probabilities: Array, n_bins: int = 15, *, sample_weight: Weights = None
 ) -> Reliability:
-    """How often the model is right when it says how sure it is, in equal-width bins.
+    """Accuracy against confidence, in bins of equal width.
 
-    Multiclass: the top label (the first of a tie) and its probability. Multilabel: every cell,
-    its probability against whether the label holds. Bins are open below and closed above; 0
-    belongs to the first.
+    Multiclass: the predicted class (the first of a tie) and its probability. Multilabel: every
+    cell, its probability against whether the label is present. Bins are open below and closed
+    above; 0 belongs to the first.
 
     Arrays of shape (n_bins,) or (B, n_bins).
 
     >>> reliability_curve([0, 1], [[0.8, 0.2], [0.6, 0.4]], n_bins=2).accuracy
     array([nan, 0.5])
     """
-    weight, sure, right = _binned(target, probabilities, n_bins, sample_weight)
-    confidence, accuracy = ratio(sure, weight), ratio(right, weight)
+    weight, confidences, correct = _sum_per_bin(target, probabilities, n_bins, sample_weight)
+    confidence, accuracy = divide(confidences, weight), divide(correct, weight)
     return Reliability(confidence=confidence, accuracy=accuracy, weight=weight)
 
 
@@ -291,87 +295,93 @@ def expected_calibration_error(
     >>> float(expected_calibration_error([0, 1], [[0.8, 0.2], [0.6, 0.4]], n_bins=2).round(4))
     0.2
     """
-    weight, sure, right = _binned(target, probabilities, n_bins, sample_weight)
-    return ratio(np.abs(right - sure).sum(axis=-1), weight.sum(axis=-1))
+    weight, confidences, correct = _sum_per_bin(target, probabilities, n_bins, sample_weight)
+    return divide(np.abs(correct - confidences).sum(axis=-1), weight.sum(axis=-1))
 
 
-def _binned(
+def _sum_per_bin(
     target: Array, probabilities: Array, n_bins: int, sample_weight: Weights
 ) -> tuple[Floats, Floats, Floats]:
-    """Weight, confidence and right answers summed per bin, each (..., n_bins)."""
-    truth, chance = scored(target, probabilities)
+    """Sum weights, confidences and correct predictions per bin, each (..., n_bins)."""
+    truth, chance = check_probabilities(target, probabilities)
     if n_bins < 1:
-        raise UsageError(f"Expected `n_bins` to be at least 1, got {n_bins}; do pass 15.")
+        raise UsageError(f"Expected `n_bins` to be at least 1, got {n_bins}. Pass 15.")
     if truth.ndim == 1:
         top = chance.argmax(axis=1)
-        right, chance = (top == truth)[:, None], chance.max(axis=1, keepdims=True)
+        correct, chance = (top == truth)[:, None], chance.max(axis=1, keepdims=True)
     else:
-        right = truth == 1
+        correct = truth == 1
     n = len(chance)
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
     cell = (np.searchsorted(edges, chance) + np.arange(n)[:, None] * n_bins).ravel()
-    weights = weights_of(sample_weight, n)
+    weights = check_weights(sample_weight, n)
 
     def per_bin(values: NDArray[Any]) -> Floats:
         rows = np.bincount(cell, weights=values.ravel(), minlength=n * n_bins)
         return np.asarray(weights @ rows.reshape(n, n_bins))
 
-    return per_bin(np.ones_like(chance)), per_bin(chance), per_bin(right)
+    return per_bin(np.ones_like(chance)), per_bin(chance), per_bin(correct)
 
 
-def _tallies(
+def _count_per_class(
     target: Array, predicted: Array, n_classes: int, sample_weight: Weights
 ) -> tuple[Floats, Floats, Floats]:
-    """Weight per class that is right, that is in the target, that is predicted; each (..., K)."""
-    truth, guess = pair(target, predicted)
-    check_width(truth, guess, n_classes)
-    weights = weights_of(sample_weight, len(truth))
+    """Weight of each class that is correct, in the target, predicted; each (..., K)."""
+    truth, guess = check_labels(target, predicted)
+    check_n_classes(truth, guess, n_classes)
+    weights = check_weights(sample_weight, len(truth))
     if truth.ndim == 2:
         return weights @ (truth * guess), weights @ truth, weights @ guess
-    right = _per_cell(weights * (truth == guess), truth, n_classes)
-    return right, _per_cell(weights, truth, n_classes), _per_cell(weights, guess, n_classes)
+    correct = _sum_per_cell(weights * (truth == guess), truth, n_classes)
+    in_target = _sum_per_cell(weights, truth, n_classes)
+    return correct, in_target, _sum_per_cell(weights, guess, n_classes)
 
 
-def _per_cell(weights: Floats, cell: Ints, n_cells: int) -> Floats:
-    rows = weights.reshape(-1, len(cell))  # counting beats a product with a wide one-hot table
-    at = cell + np.arange(len(rows))[:, None] * n_cells
-    total = np.bincount(at.ravel(), weights=rows.ravel(), minlength=len(rows) * n_cells)
+def _sum_per_cell(weights: Floats, cell: Ints, n_cells: int) -> Floats:
+    rows = weights.reshape(-1, len(cell))
+    # Counting is faster than a product with a wide one-hot table.
+    flat = cell + np.arange(len(rows))[:, None] * n_cells
+    total = np.bincount(flat.ravel(), weights=rows.ravel(), minlength=len(rows) * n_cells)
     return total.reshape(*weights.shape[:-1], n_cells).astype(np.float64, copy=False)
 
 
-def _per_class(
-    area: Callable[[Floats, Floats, Floats], Floats], target: Array, given: Array, weigh: Weights
+def _score_per_class(
+    score: Callable[[Floats, Floats, Floats], Floats],
+    target: Array,
+    probabilities: Array,
+    sample_weight: Weights,
 ) -> Floats:
-    truth, chance = scored(target, given)
-    weights, table = weights_of(weigh, len(chance)), _one_hot(truth, chance.shape[1])
-    areas = [area(holds, score, weights) for holds, score in zip(table.T, chance.T, strict=True)]
-    return np.stack(areas, axis=-1)
+    truth, chance = check_probabilities(target, probabilities)
+    weights, labels = check_weights(sample_weight, len(chance)), _one_hot(truth, chance.shape[1])
+    columns = zip(labels.T, chance.T, strict=True)
+    return np.stack([score(label, column, weights) for label, column in columns], axis=-1)
 
 
-def _area_under_roc(holds: Floats, score: Floats, weights: Floats) -> Floats:
+def _area_under_roc(label: Floats, score: Floats, weights: Floats) -> Floats:
     order, first, last = _tie_groups(score)
-    at = np.flatnonzero(holds[order])
+    positions = np.flatnonzero(label[order])
     ranked = np.take(weights, order, axis=-1)
-    positive = ranked[..., at]
-    ranked[..., at] = 0
-    below = _running_sum(ranked)
-    beaten = (below[..., first[at]] + below[..., last[at]]) / 2
-    return ratio((positive * beaten).sum(axis=-1), positive.sum(axis=-1) * below[..., -1])
+    positive = ranked[..., positions]
+    ranked[..., positions] = 0
+    negative = _running_sum(ranked)  # weight of the negatives below each position
+    # Negatives with the same score count half.
+    below = (negative[..., first[positions]] + negative[..., last[positions]]) / 2
+    return divide((positive * below).sum(axis=-1), positive.sum(axis=-1) * negative[..., -1])
 
 
-def _average_precision(holds: Floats, score: Floats, weights: Floats) -> Floats:
+def _average_precision(label: Floats, score: Floats, weights: Floats) -> Floats:
     order, _, last = _tie_groups(-score)
-    at = np.flatnonzero(holds[order])
+    positions = np.flatnonzero(label[order])
     ranked = np.take(weights, order, axis=-1)
-    positive = ranked[..., at]
-    seen = _running_sum(ranked)[..., last[at]]
-    hits = _running_sum(positive)[..., np.searchsorted(at, last[at])]
-    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-    return ratio((positive * precision).sum(axis=-1), positive.sum(axis=-1))
+    positive = ranked[..., positions]
+    predicted = _running_sum(ranked)[..., last[positions]]  # weight from this score up
+    hits = _running_sum(positive)[..., np.searchsorted(positions, last[positions])]
+    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
+    return divide((positive * precision).sum(axis=-1), positive.sum(axis=-1))
 
 
 def _tie_groups(score: Floats) -> tuple[Ints, Ints, Ints]:
-    """Ascending order and, for each place in it, how many lie before and up to its ties."""
+    """Ascending order and, for each position, the start and the end of its ties."""
     order = np.argsort(score)
     ranked = score[order]
     return order, np.searchsorted(ranked, ranked), np.searchsorted(ranked, ranked, side="right")
@@ -384,7 +394,7 @@ def _running_sum(values: Floats) -> Floats:
 
 
 def _average(values: NDArray[Any], weights: Floats) -> Floats:
-    return ratio(weights @ values.astype(np.float64), weights.sum(axis=-1))
+    return divide(weights @ values.astype(np.float64), weights.sum(axis=-1))
 
 
 def _one_hot(labels: Ints, n_classes: int) -> Floats:

@@ -1,4 +1,8 @@
-"""Resampling images: the draws and the bounds that intervals are made of."""
+"""Confidence intervals: score intervals of proportions and bootstrap intervals of any metric.
+
+Images of one group (a patient, a video) are not independent: resampling draws whole groups, and
+score intervals count an effective number of images.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headstart.errors import UsageError
+from headstart.metrics.validation import to_jsonable
 
 __all__ = [
     "Difference",
@@ -18,9 +23,9 @@ __all__ = [
     "Groups",
     "Interval",
     "Statistic",
+    "apply_statistic",
     "bca_bounds",
     "bootstrap_intervals",
-    "evaluate",
     "leave_outs",
     "normal_quantile",
     "paired_differences",
@@ -35,34 +40,37 @@ __all__ = [
 Floats = NDArray[np.float64]
 Groups = Iterable[Hashable] | None
 Statistic = Callable[[Floats], ArrayLike]
-"""From weights (n,), how often each image counts, to a number or a vector of numbers."""
+"""Function of weights (n,), how often each image counts, that returns a number or a vector."""
 
 _NORMAL = NormalDist()
 _JACKKNIFE_BLOCKS = 200
 
 
 def units(n: int, groups: Groups) -> tuple[NDArray[np.intp], int]:
-    """Which unit each image is drawn with, shape (n,), and how many units there are.
+    """Number the units of resampling: each image's unit, shape (n,), and the number of units.
+
+    A unit is a group of images, or one image without a group.
 
     >>> units(4, ["a", None, "a", None])
     (array([0, 1, 0, 2]), 3)
     """
     if groups is None:
         return np.arange(n), n
-    given = list(groups)
-    if len(given) != n:
+    labels = list(groups)
+    if len(labels) != n:
         raise UsageError(
-            f"Expected `groups` to have {n} entries, got {len(given)}; do pass one per image."
+            f"Expected `groups` to have {n} entries, got {len(labels)}. Pass one per image."
         )
-    number: dict[Hashable, int] = {}
-    names = ((None, i) if name is None else (name,) for i, name in enumerate(given))
-    return np.asarray([number.setdefault(name, len(number)) for name in names]), len(number)
+    codes: dict[Hashable, int] = {}
+    # Tuples keep an image without a group apart from a group with the same name.
+    names = ((None, i) if label is None else (label,) for i, label in enumerate(labels))
+    return np.asarray([codes.setdefault(name, len(codes)) for name in names]), len(codes)
 
 
 def resamples(
     codes: NDArray[np.intp], count: int, n_resamples: int, rng: np.random.Generator
 ) -> Iterator[Floats]:
-    """Blocks of weights (B, n); the block size bounds memory and depends on nothing but n.
+    """Draw bootstrap resamples as blocks of weights (B, n). The block size depends on n only.
 
     >>> codes, count = units(3, ["a", "a", "b"])
     >>> next(resamples(codes, count, 2, np.random.default_rng(0)))
@@ -78,7 +86,7 @@ def resamples(
 
 
 def leave_outs(codes: NDArray[np.intp], count: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """Weights (B, n) that leave out one unit each, or one of 200 random blocks of units.
+    """Jackknife: weights (B, n) that leave out one unit each, or one of 200 blocks of units.
 
     >>> next(leave_outs(np.arange(2), 2, np.random.default_rng(0))).sum(axis=1)
     array([1., 1.])
@@ -87,67 +95,67 @@ def leave_outs(codes: NDArray[np.intp], count: int, rng: np.random.Generator) ->
     block = (rng.permutation(count) % blocks)[codes]
     step = max(32, 2**17 // len(codes))
     for start in range(0, blocks, step):
-        out = np.arange(start, min(start + step, blocks))
-        yield (block != out[:, None]).astype(np.float64)
+        left_out = np.arange(start, min(start + step, blocks))
+        yield (block != left_out[:, None]).astype(np.float64)
 
 
-def evaluate(statistic: Statistic, blocks: Iterator[Floats], vectorized: bool) -> Floats:
-    """The numbers of every row of weights, shape (rows, m).
+def apply_statistic(statistic: Statistic, blocks: Iterator[Floats], vectorized: bool) -> Floats:
+    """Compute the statistic for each row of weights, shape (rows, m).
 
-    >>> evaluate(lambda weights: weights.sum(), iter([np.ones((2, 3))]), False)
+    >>> apply_statistic(lambda weights: weights.sum(), iter([np.ones((2, 3))]), False)
     array([[3.],
            [3.]])
     """
-    found = []
+    tables = []
     for block in blocks:
         numbers = statistic(block) if vectorized else [statistic(row) for row in block]
         table = np.asarray(numbers, dtype=np.float64)
         if table.ndim not in {1, 2} or len(table) != len(block):
             raise UsageError(
                 f"Expected `statistic` to give a number or a vector for each of {len(block)} "
-                f"weightings, got shape {table.shape}; do reduce it, or leave `vectorized` out."
+                f"weightings, got shape {table.shape}. Return that, or omit `vectorized`."
             )
-        found.append(table.reshape(len(block), -1))
-    return np.concatenate(found)
+        tables.append(table.reshape(len(block), -1))
+    return np.concatenate(tables)
 
 
 def bca_bounds(
-    value: float, draws: Floats, without: Floats, count: int, level: float
+    value: float, draws: Floats, jackknife: Floats, count: int, level: float
 ) -> tuple[float, float]:
-    """Bias-corrected and accelerated bounds from resampled and jackknifed numbers.
+    """Bias-corrected and accelerated bounds from resampled and jackknifed values.
 
     >>> bca_bounds(1.0, np.ones(100), np.ones(10), 10, 0.95)
     (nan, nan)
     """
-    kept = draws[~np.isnan(draws)]
-    unknown = math.isnan(value) or 2 * len(kept) < len(draws)
-    if unknown or np.ptp(kept) <= 1e-12 * np.abs(kept).max():
+    defined = draws[~np.isnan(draws)]
+    unknown = math.isnan(value) or 2 * len(defined) < len(draws)
+    if unknown or np.ptp(defined) <= 1e-12 * np.abs(defined).max():
         return math.nan, math.nan
-    below = float((kept < value).mean() + (kept == value).mean() / 2)
-    edge = 1 / (len(kept) + 1)
+    below = float((defined < value).mean() + (defined == value).mean() / 2)
+    edge = 1 / (len(defined) + 1)
     bias = _NORMAL.inv_cdf(min(max(below, edge), 1 - edge))
-    influence = np.nanmean(without) - without[~np.isnan(without)]
+    influence = np.nanmean(jackknife) - jackknife[~np.isnan(jackknife)]
     scale = float((influence**2).sum()) ** 1.5
     skew = float((influence**3).sum()) / scale / 6 if scale > 0 else 0.0
-    wide = student_quantile(level, count - 1) * math.sqrt(count / (count - 1))
-    at = []
-    for side in (-wide, wide):
+    half_width = student_quantile(level, count - 1) * math.sqrt(count / (count - 1))
+    shares = []
+    for side in (-half_width, half_width):
         shifted = bias + side
-        at.append(_NORMAL.cdf(bias + shifted / max(1 - skew * shifted, 1e-9)))
-    low, high = np.quantile(kept, at)
+        shares.append(_NORMAL.cdf(bias + shifted / max(1 - skew * shifted, 1e-9)))
+    low, high = np.quantile(defined, shares)
     if 0.16 < below < 0.84:
         return float(low), float(high)
-    return _with_reflection(value, kept, (float(low), float(high)), level)
+    return _with_reflection(value, defined, (float(low), float(high)), level)
 
 
 def _with_reflection(
     value: float, draws: Floats, bounds: tuple[float, float], level: float
 ) -> tuple[float, float]:
-    """Bounds where resampling shifts a number by more than its spread, as with calibration error.
+    """Widen the bounds where resampling shifts a value by more than its spread.
 
-    BCa then looks in the far tail of the draws and can miss even the value itself; the basic
-    interval, which reflects the draws at the value, is joined to it and held to [0, 1] if the
-    draws are.
+    This happens with the calibration error. BCa then uses the far tail of the draws and can miss
+    the value itself. The basic interval, which reflects the draws at the value, is added, and
+    clipped to [0, 1] if all draws lie there.
     """
     first, last = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     low, high = min(bounds[0], value, 2 * value - last), max(bounds[1], value, 2 * value - first)
@@ -178,12 +186,12 @@ def student_quantile(level: float, freedom: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A number and the range that holds the truth in ``level`` of all data sets.
+    """Value with a confidence interval, which contains the true value in ``level`` of data sets.
 
     Parameters
     ----------
     value, low, high : float
-        NaN bounds mean that the data cannot tell.
+        NaN bounds mean that the data do not allow an interval.
     level : float
     method : str
 
@@ -205,41 +213,41 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def as_dict(self) -> dict[str, float | str | None]:
-        """The fields, ready for JSON: NaN becomes None.
+        """Return the fields as JSON values: NaN becomes None.
 
         Examples
         --------
         >>> wilson_interval(0, 0).as_dict()["low"] is None
         True
         """
-        fields: dict[str, float | str] = asdict(self)
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+        values: dict[str, float | str | None] = to_jsonable(self)
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The first less the second, on the same images.
+    """First value minus the second, on the same images.
 
     Parameters
     ----------
     interval : Interval
-    distinguishable : bool
-        Whether the interval leaves out 0 and there are enough units (at 95 % six) for a sign
-        test to be able to say so; False where the data cannot tell.
+    significant : bool
+        Whether the interval excludes 0 and enough units differ (six at 95 %) for a sign test to
+        be significant. False if the data do not allow an interval.
 
     Examples
     --------
     >>> a, b = np.arange(50) < 45, np.arange(50) < 44
-    >>> paired_proportion_difference(a, b).distinguishable
+    >>> paired_proportion_difference(a, b).significant
     False
     """
 
     interval: Interval
-    distinguishable: bool
+    significant: bool
 
 
 def wilson_interval(successes: float, total: float, level: float = 0.95) -> Interval:
-    """Score interval of a proportion; counts may be fractions (effective sample sizes).
+    """Wilson's score interval of a proportion. Counts may be fractions (effective sample sizes).
 
     Returns
     -------
@@ -263,14 +271,15 @@ def wilson_interval(successes: float, total: float, level: float = 0.95) -> Inte
     _check_level(level)
     if not 0 <= successes <= total < math.inf:
         raise UsageError(
-            f"Expected 0 <= `successes` <= `total`, got {successes} of {total}; do pass counts."
+            f"Expected 0 <= `successes` <= `total`, got {successes} of {total}. Pass counts, not "
+            "shares."
         )
     if total == 0:
-        return _unknown(math.nan, level, "wilson")
+        return _unknown_interval(math.nan, level, "wilson")
     p, z = successes / total, normal_quantile(level)
     centre = (p + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(p * (1 - p) / total + (z / total) ** 2 / 4)
-    # at the ends the exact bound is the end itself; rounding must not cut it off
+    # At p = 0 and p = 1 the exact bound is p itself. Rounding must not move it.
     low = 0.0 if p == 0 else min(max(centre - half, 0.0), p)
     high = 1.0 if p == 1 else max(min(centre + half, 1.0), p)
     return Interval(value=p, low=low, high=high, level=level, method="wilson")
@@ -279,10 +288,11 @@ def wilson_interval(successes: float, total: float, level: float = 0.95) -> Inte
 def proportion_interval(
     correct: ArrayLike, groups: Groups = None, *, level: float = 0.95
 ) -> Interval:
-    """Interval of a share of images (accuracy, recall, precision), also when all are right.
+    """Interval of a share of images (accuracy, recall, precision), also if all are correct.
 
-    Wilson's interval; with groups, for the number of independent images that would know the
-    share as well as these do (``n`` at most, and never less than if each group said one thing).
+    Wilson's interval. With groups, ``n`` is replaced by the effective number of images: the
+    number of independent images that would give the share with the same variance. It is ``n`` at
+    most, and at least the number for images that are equal within each group.
 
     Parameters
     ----------
@@ -299,8 +309,8 @@ def proportion_interval(
     References
     ----------
     Korn and Graubard (1998), "Confidence intervals for proportions with small expected number
-    of positive counts estimated from survey data"; here the design effect is held towards its
-    largest value while there are few errors to estimate it from.
+    of positive counts estimated from survey data"; here the design effect is moved towards its
+    largest value if there are few errors to estimate it from.
 
     Examples
     --------
@@ -309,14 +319,14 @@ def proportion_interval(
     >>> print(proportion_interval([True] * 20, groups=[0] * 10 + [1] * 10))
     1.000 [0.342, 1.000]
     """
-    right = _booleans("correct", correct)
+    right = _boolean_array("correct", correct)
     if groups is None or right.size == 0:
         return wilson_interval(float(right.sum()), float(right.size), level)
     codes, _ = units(right.size, groups)
     mistakes = min(float(right.sum()), float((~right).sum()))
     size = _effective_size(right.astype(np.float64), codes, mistakes, level)
-    found = wilson_interval(float(right.mean()) * size, size, level)
-    return Interval(**{**asdict(found), "method": "wilson-clustered"})
+    interval = wilson_interval(float(right.mean()) * size, size, level)
+    return Interval(**{**asdict(interval), "method": "wilson-clustered"})
 
 
 def bootstrap_intervals(
@@ -329,19 +339,19 @@ def bootstrap_intervals(
     seed: int = 0,
     vectorized: bool = False,
 ) -> tuple[Interval, ...]:
-    """Intervals of a number or of a vector of numbers, all from the same resamples.
+    """Bootstrap intervals of a number or of a vector of numbers, all from the same resamples.
 
-    Bias-corrected and accelerated (BCa), with the level widened for small samples by
-    Hesterberg's rule. Resamples on which a number is NaN are left out for that number. Where
-    resampling itself shifts a number by more than its spread (calibration error does that),
-    the reflected interval is joined, and coverage is below the level; see docs/intervals.md.
+    Bias-corrected and accelerated (BCa), widened for small samples by Hesterberg's rule. A
+    resample on which a number is NaN is ignored for that number. If resampling shifts a number
+    by more than its spread (as for the calibration error), the reflected interval is added, and
+    the coverage is below the level; see docs/intervals.md.
 
     Parameters
     ----------
     statistic : callable
-        Takes weights of shape (n,), how often each image counts, and gives a number or a
-        vector. With ``vectorized`` it takes (B, n) and gives (B,) or (B, m), which is faster;
-        the functions of `headstart.metrics` do both.
+        Takes weights of shape (n,), how often each image counts, and returns a number or a
+        vector. With ``vectorized`` it takes (B, n) and returns (B,) or (B, m), which is faster;
+        the functions of `headstart.metrics` support both.
     n : int
         Number of images.
     groups : n hashables, optional
@@ -355,9 +365,9 @@ def bootstrap_intervals(
     Returns
     -------
     tuple of Interval
-        One for each number. Bounds are NaN where more than half of the resamples have no
-        number, where there are fewer than two units to draw, and where no resample differs
-        from the others: a range of width 0 would claim a certainty that nobody has.
+        One for each number. Bounds are NaN if more than half of the resamples give NaN, if there
+        are fewer than two units to draw, or if all resamples give the same number: an interval
+        of width 0 would claim too much certainty.
 
     References
     ----------
@@ -375,21 +385,23 @@ def bootstrap_intervals(
     if n < 1 or n_resamples < 100:
         raise UsageError(
             f"Expected `n` of at least 1 and `n_resamples` of at least 100, got {n} and "
-            f"{n_resamples}; do pass more."
+            f"{n_resamples}. Pass larger numbers."
         )
     codes, count = units(n, groups)
     method = "bootstrap-bca" if groups is None else "bootstrap-bca-clustered"
-    value = evaluate(statistic, iter([np.ones((1, n))]), vectorized)[0]
+    value = apply_statistic(statistic, iter([np.ones((1, n))]), vectorized)[0]
     if count < 2:
-        return tuple(_unknown(float(number), level, method) for number in value)
+        return tuple(_unknown_interval(float(number), level, method) for number in value)
     rng = np.random.default_rng(seed)
-    drawn = evaluate(statistic, resamples(codes, count, n_resamples, rng), vectorized)
-    left_out = evaluate(statistic, leave_outs(codes, count, rng), vectorized)
-    found = []
-    for number, draws, without in zip(value, drawn.T, left_out.T, strict=True):
-        low, high = bca_bounds(float(number), draws, without, count, level)
-        found.append(Interval(value=float(number), low=low, high=high, level=level, method=method))
-    return tuple(found)
+    resampled = apply_statistic(statistic, resamples(codes, count, n_resamples, rng), vectorized)
+    left_out = apply_statistic(statistic, leave_outs(codes, count, rng), vectorized)
+    intervals = []
+    for number, draws, jackknife in zip(value, resampled.T, left_out.T, strict=True):
+        low, high = bca_bounds(float(number), draws, jackknife, count, level)
+        intervals.append(
+            Interval(value=float(number), low=low, high=high, level=level, method=method)
+        )
+    return tuple(intervals)
 
 
 def paired_differences(
@@ -403,18 +415,18 @@ def paired_differences(
     seed: int = 0,
     vectorized: bool = False,
 ) -> tuple[Difference, ...]:
-    """Numbers of A less those of B, both from the same resamples of the same images.
+    """Numbers of A minus those of B, both from the same resamples of the same images.
 
-    Arguments and failures are those of `bootstrap_intervals`.
+    Arguments and errors are those of `bootstrap_intervals`.
 
     Examples
     --------
     >>> a, b = np.arange(10.0), np.arange(10.0) - np.tile([1.0, 2.0], 5)
     >>> mean = lambda values: lambda weights: weights @ values / weights.sum()
-    >>> paired_differences(mean(a), mean(b), 10)[0].distinguishable
+    >>> paired_differences(mean(a), mean(b), 10)[0].significant
     True
     """
-    found = bootstrap_intervals(
+    intervals = bootstrap_intervals(
         lambda weights: np.asarray(statistic_a(weights)) - np.asarray(statistic_b(weights)),
         n,
         groups=groups,
@@ -424,16 +436,16 @@ def paired_differences(
         vectorized=vectorized,
     )
     _, count = units(n, groups)
-    return tuple(_difference(interval, count) for interval in found)
+    return tuple(_difference(interval, count) for interval in intervals)
 
 
 def paired_proportion_difference(
     correct_a: ArrayLike, correct_b: ArrayLike, groups: Groups = None, *, level: float = 0.95
 ) -> Difference:
-    """Share of A less that of B, such as two accuracies on the same images.
+    """Share of A minus that of B, such as two accuracies on the same images.
 
-    Newcombe's hybrid score interval for paired data: it uses how often the two agree, and it
-    has a width even when they always agree or one is always right. Groups count as in
+    Newcombe's hybrid score interval for paired data. It uses how often A and B agree, and its
+    width is never 0, even if they always agree or one is always correct. Groups count as in
     `proportion_interval`.
 
     Parameters
@@ -458,77 +470,82 @@ def paired_proportion_difference(
     >>> print(paired_proportion_difference(a, b).interval)
     0.300 [0.163, 0.430]
     """
-    a, b = _booleans("correct_a", correct_a), _booleans("correct_b", correct_b)
+    a, b = _boolean_array("correct_a", correct_a), _boolean_array("correct_b", correct_b)
     if a.shape != b.shape:
         raise UsageError(
-            f"Expected `correct_b` to have the shape of `correct_a`, {a.shape}, got {b.shape}; do "
-            "pass both models' answers to the same images."
+            f"Expected `correct_b` to have the shape of `correct_a`, {a.shape}, got {b.shape}. "
+            "Pass the predictions of both models for the same images."
         )
     method = "newcombe-paired" if groups is None else "newcombe-paired-clustered"
     if a.size == 0:
-        return _difference(_unknown(math.nan, level, method), 0)
+        return _difference(_unknown_interval(math.nan, level, method), 0)
     size = float(a.size)
-    differ = float((a != b).sum())
+    n_differing = float((a != b).sum())
     if groups is not None:
         codes, _ = units(a.size, groups)
-        size = _effective_size(a.astype(np.float64) - b, codes, differ, level)
-    one = wilson_interval(float(a.mean()) * size, size, level)
-    two = wilson_interval(float(b.mean()) * size, size, level)
-    spread = math.sqrt(one.value * (1 - one.value) * two.value * (1 - two.value))
-    shared = float((a & b).mean()) - one.value * two.value
-    if shared > 0:  # Newcombe's correction for continuity keeps the width above 0
-        shared = max(shared - 1 / (2 * size), 0.0)
-    phi = shared / spread if spread > 0 else 0.0
-    gap = one.value - two.value
-    down = _joined(one.value - one.low, two.high - two.value, phi)
-    up = _joined(one.high - one.value, two.value - two.low, phi)
-    found = Interval(value=gap, low=gap - down, high=gap + up, level=level, method=method)
-    return _difference(found, differ * size / a.size)
+        size = _effective_size(a.astype(np.float64) - b, codes, n_differing, level)
+    first = wilson_interval(float(a.mean()) * size, size, level)
+    second = wilson_interval(float(b.mean()) * size, size, level)
+    spread = math.sqrt(first.value * (1 - first.value) * second.value * (1 - second.value))
+    covariance = float((a & b).mean()) - first.value * second.value
+    if covariance > 0:  # Newcombe's correction for continuity keeps the width above 0
+        covariance = max(covariance - 1 / (2 * size), 0.0)
+    phi = covariance / spread if spread > 0 else 0.0
+    gap = first.value - second.value
+    down = _combine_errors(first.value - first.low, second.high - second.value, phi)
+    up = _combine_errors(first.high - first.value, second.value - second.low, phi)
+    interval = Interval(value=gap, low=gap - down, high=gap + up, level=level, method=method)
+    return _difference(interval, n_differing * size / a.size)
 
 
-def _difference(interval: Interval, witnesses: float) -> Difference:
-    """With few witnesses even unanimity is chance: a sign test gives 2 / 2**witnesses."""
-    away = interval.low > 0 or interval.high < 0
-    enough = 2 * 0.5**witnesses < 1 - interval.level
-    return Difference(interval=interval, distinguishable=bool(away and enough))
+def _difference(interval: Interval, n_differing: float) -> Difference:
+    """Test a difference: few images that differ are never significant.
+
+    If all of them favour the same model, a sign test gives p = 2 / 2**n_differing.
+    """
+    excludes_zero = interval.low > 0 or interval.high < 0
+    enough = 2 * 0.5**n_differing < 1 - interval.level
+    return Difference(interval=interval, significant=bool(excludes_zero and enough))
 
 
-def _joined(one: float, two: float, correlation: float) -> float:
-    return math.sqrt(max(one**2 - 2 * correlation * one * two + two**2, 0.0))
+def _combine_errors(first: float, second: float, correlation: float) -> float:
+    return math.sqrt(max(first**2 - 2 * correlation * first * second + second**2, 0.0))
 
 
 def _effective_size(values: Floats, codes: NDArray[np.intp], events: float, level: float) -> float:
-    """Number of independent images that would know the mean of ``values`` as well."""
+    """Number of independent images that would give the mean of ``values`` the same variance."""
     n, sizes = len(values), np.bincount(codes)
-    fewest = n**2 / float((sizes**2).sum())  # as if each group said one thing (Kish)
-    count, spread = len(sizes), float(values.var())
-    worst = n / fewest
-    design = worst
-    if count > 1 and spread > 0:
+    smallest = n**2 / float((sizes**2).sum())  # for values that are equal within groups (Kish)
+    count, variance = len(sizes), float(values.var())
+    largest_effect = n / smallest
+    design_effect = largest_effect
+    if count > 1 and variance > 0:
         totals = np.bincount(codes, weights=values) - sizes * values.mean()
         between = count / (count - 1) * float((totals**2).sum()) / n**2
         ratio = (student_quantile(level, count - 1) / normal_quantile(level)) ** 2
-        # few events say little about how they cluster: two more of the worst kind are added
-        design = (events * ratio * between / (spread / n) + 2 * worst) / (events + 2)
-    return n / min(max(design, 1.0), worst)
+        # Few events give a poor estimate of the clustering: two events of the worst case are
+        # added.
+        estimate = ratio * between / (variance / n)
+        design_effect = (events * estimate + 2 * largest_effect) / (events + 2)
+    return n / min(max(design_effect, 1.0), largest_effect)
 
 
-def _unknown(value: float, level: float, method: str) -> Interval:
+def _unknown_interval(value: float, level: float, method: str) -> Interval:
     return Interval(value=value, low=math.nan, high=math.nan, level=level, method=method)
 
 
-def _booleans(name: str, values: ArrayLike) -> NDArray[np.bool_]:
-    given = np.asarray(values)
-    if given.ndim != 1 or (given.size and given.dtype.kind != "b"):
+def _boolean_array(name: str, values: ArrayLike) -> NDArray[np.bool_]:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind != "b"):
         raise UsageError(
-            f"Expected `{name}` to be booleans of shape (n,), got {given.dtype} of shape "
-            f"{given.shape}; do pass predicted == target."
+            f"Expected `{name}` to be booleans of shape (n,), got {array.dtype} of shape "
+            f"{array.shape}. Pass predicted == target."
         )
-    return given.astype(np.bool_)
+    return array.astype(np.bool_)
 
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise UsageError(
-            f"Expected `level` to lie between 0 and 1, got {level}; do pass 0.95 for 95 %."
+            f"Expected `level` to lie between 0 and 1, got {level}. Pass 0.95 for 95 %."
         )

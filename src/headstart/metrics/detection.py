@@ -1,9 +1,9 @@
-"""Metrics of found boxes: COCO's average precision and recall, curves, confusion, threshold.
+"""Metrics of object detection: COCO's average precision and recall, curves, best threshold.
 
-`match_boxes` looks at every image once; the metrics are functions of these matches and of
-weights over images, shape (n,) or (B, n), as in `headstart.metrics`: a weight of w counts the
-image w times, and with (B, n) results gain a leading axis B. A class without objects is NaN,
-and averages leave it out. Nothing depends on the order of the images or on batches.
+`match_boxes` processes each image once. The metrics are functions of these matches and of
+weights over images, shape (n,) or (B, n), as in metrics/classification.py: a weight of w counts
+the image w times, and with (B, n) results gain a leading axis B. The result of a class without
+objects is NaN, and averages leave it out. No result depends on the order of the images.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headstart.errors import UsageError
-from headstart.metrics.matching import IOUS, MOST, SIZES, Matches, box_confusion, match_boxes
-from headstart.metrics.validation import Floats, Weights, mean_defined, ratio, weights_of
+from headstart.metrics.matching import IOUS, MAX_BOXES, SIZES, Matches, box_confusion, match_boxes
+from headstart.metrics.validation import Floats, Weights, check_weights, divide, mean_defined
 
 __all__ = [
     "IOUS",
@@ -35,15 +35,15 @@ __all__ = [
 
 _RECALLS: Floats = np.linspace(0, 1, 101)
 _BLOCK = 2**17
-"""Weights of boxes worked on at a time: bounds memory, fits the processor's cache."""
+"""Number of box weights processed at once: bounds memory and fits the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRecall:
-    """Precision at 101 recalls, 0 to 1, and the score from which on each recall is reached.
+    """Precision at 101 recalls, 0 to 1, and the lowest score that reaches each recall.
 
-    Precision is the highest at this recall or a higher one, 0 where no score reaches it; the
-    score is NaN there. All precisions are NaN for a class without objects.
+    Precision is the highest at this recall or a higher one. Where no score reaches the recall,
+    precision is 0 and the score NaN. All precisions are NaN for a class without objects.
     """
 
     recall: Floats
@@ -56,9 +56,9 @@ def average_precisions(
 ) -> Floats:
     """Average precision by object size, overlap and class.
 
-    AP = mean over r in {0, .01, ..., 1} of max{precision(s) : recall(s) >= r}, where s are the
-    scores from which on boxes count, precision = found / (found + false), recall = found /
-    objects.
+    AP = mean over r in {0, .01, ..., 1} of max{precision(s) : recall(s) >= r}, where s is the
+    lowest score of the boxes that count, precision = correct / (correct + false), recall =
+    correct / objects.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def average_precisions(
     Raises
     ------
     UsageError
-        If weights do not fit, or a size is not known.
+        If weights have another shape, or a size is unknown.
 
     References
     ----------
@@ -88,29 +88,29 @@ def average_precisions(
     >>> average_precisions(match_boxes(found, true, 1))[0, [0, 8, 9], 0].round(3)
     array([1., 1., 0.])
     """
-    given = weights_of(weights, matches.n_images)
-    rows = [_size(name) for name in sizes]
-    flat = given.reshape(-1, matches.n_images)
-    found = np.full((len(flat), len(rows), len(IOUS), matches.n_classes), np.nan)
+    image_weights = check_weights(weights, matches.n_images)
+    size_rows = [_size_index(name) for name in sizes]
+    flat = image_weights.reshape(-1, matches.n_images)
+    precisions = np.full((len(flat), len(size_rows), len(IOUS), matches.n_classes), np.nan)
     edges = np.searchsorted(matches.label, np.arange(matches.n_classes + 1))
     step = max(1, _BLOCK // max(1, int(np.diff(edges).max())))
     for start in range(0, len(flat), step):
         block = flat[start : start + step]
         for label in range(matches.n_classes):
             part = slice(edges[label], edges[label + 1])
-            found[start : start + step, :, :, label] = _class_precisions(
-                matches, block, part, label, rows
+            precisions[start : start + step, :, :, label] = _class_precisions(
+                matches, block, part, label, size_rows
             )
-    return found.reshape(*given.shape[:-1], *found.shape[1:])
+    return precisions.reshape(*image_weights.shape[:-1], *precisions.shape[1:])
 
 
 def average_recalls(
-    matches: Matches, weights: Weights = None, *, size: str = "all", most: int = MOST
+    matches: Matches, weights: Weights = None, *, size: str = "all", max_boxes: int = MAX_BOXES
 ) -> Floats:
-    """Share of objects found, averaged over the overlaps .50:.95; one number per class.
+    """Share of objects detected, averaged over the overlaps .50:.95; one number per class.
 
-    AR = mean over overlaps of found / objects, with the ``most`` best boxes of each class in an
-    image (COCO: 1, 10 or 100).
+    AR = mean over overlaps of detected / objects, with the ``max_boxes`` best boxes of each
+    class in an image (COCO: 1, 10 or 100).
 
     Returns
     -------
@@ -120,7 +120,7 @@ def average_recalls(
     Raises
     ------
     UsageError
-        If weights do not fit, the size is not known, or ``most`` is not from 1 to 100.
+        If weights have another shape, the size is unknown, or ``max_boxes`` is not from 1 to 100.
 
     References
     ----------
@@ -133,22 +133,24 @@ def average_recalls(
     >>> average_recalls(match_boxes(found, true, 1)).round(3)
     array([0.9])
     """
-    if not 1 <= most <= MOST:
-        raise UsageError(f"Expected `most` from 1 to {MOST}, got {most}; do pass 1, 10 or 100.")
-    given, row = weights_of(weights, matches.n_images), _size(size)
-    hits = (matches.outcome[row] == 1).sum(axis=0) * (matches.rank < most)
+    if not 1 <= max_boxes <= MAX_BOXES:
+        raise UsageError(
+            f"Expected `max_boxes` from 1 to {MAX_BOXES}, got {max_boxes}. Pass 1, 10 or 100."
+        )
+    image_weights, row = check_weights(weights, matches.n_images), _size_index(size)
+    hits = (matches.outcome[row] == 1).sum(axis=0) * (matches.rank < max_boxes)
     cells = matches.label * matches.n_images + matches.image
     shape = (matches.n_classes, matches.n_images)
     per_image = np.bincount(cells, weights=hits, minlength=shape[0] * shape[1]).reshape(shape)
-    objects = given @ matches.objects[row].T
-    return ratio(given @ per_image.T, len(IOUS) * objects)
+    objects = image_weights @ matches.objects[row].T
+    return divide(image_weights @ per_image.T, len(IOUS) * objects)
 
 
 def box_scores(matches: Matches, weights: Weights = None) -> dict[str, Floats]:
-    """The numbers of a detector, means over classes; each of shape () or (B,), 0 to 1.
+    """COCO's metrics of a detector, means over classes; each of shape () or (B,), 0 to 1.
 
     "map" (overlaps .50:.95), "map50", "map75", "map_small", "map_medium", "map_large" as
-    `average_precisions`; "recall100" as `average_recalls`. NaN where no object is.
+    `average_precisions`; "recall100" as `average_recalls`. NaN where there is no object.
 
     Examples
     --------
@@ -161,7 +163,7 @@ def box_scores(matches: Matches, weights: Weights = None) -> dict[str, Floats]:
     table = average_precisions(matches, weights)
     scores = {"map": mean_defined(table[..., 0, :, :].mean(axis=-2))}
     for name, iou in (("map50", 0.5), ("map75", 0.75)):
-        scores[name] = mean_defined(table[..., 0, _overlap(iou), :])
+        scores[name] = mean_defined(table[..., 0, _threshold_index(iou), :])
     for row, size in enumerate(SIZES):
         if size != "all":
             scores[f"map_{size}"] = mean_defined(table[..., row, :, :].mean(axis=-2))
@@ -169,7 +171,7 @@ def box_scores(matches: Matches, weights: Weights = None) -> dict[str, Floats]:
 
 
 def per_class_ap(matches: Matches, weights: Weights = None, *, iou: float | None = None) -> Floats:
-    """Average precision of each class over .50:.95, or at one of these; (K,) or (B, K).
+    """Average precision of each class over .50:.95, or at one overlap; (K,) or (B, K).
 
     Examples
     --------
@@ -179,11 +181,11 @@ def per_class_ap(matches: Matches, weights: Weights = None, *, iou: float | None
     array([ 1., nan])
     """
     table = average_precisions(matches, weights, sizes=("all",))[..., 0, :, :]
-    return np.asarray(table.mean(axis=-2) if iou is None else table[..., _overlap(iou), :])
+    return np.asarray(table.mean(axis=-2) if iou is None else table[..., _threshold_index(iou), :])
 
 
 def object_counts(matches: Matches, weights: Weights = None) -> Floats:
-    """How many objects count by size (all, small, medium, large) and class, (..., 4, K).
+    """Count the objects by size (all, small, medium, large) and class, (..., 4, K).
 
     Examples
     --------
@@ -191,11 +193,11 @@ def object_counts(matches: Matches, weights: Weights = None) -> Floats:
     >>> object_counts(match_boxes([([], [], [])], true, 1)).ravel()
     array([2., 1., 1., 0.])
     """
-    given = weights_of(weights, matches.n_images)
+    image_weights = check_weights(weights, matches.n_images)
     return (
-        np.moveaxis(matches.objects @ given.T, -1, 0)
-        if given.ndim == 2
-        else (matches.objects @ given)
+        np.moveaxis(matches.objects @ image_weights.T, -1, 0)
+        if image_weights.ndim == 2
+        else (matches.objects @ image_weights)
     )
 
 
@@ -219,32 +221,34 @@ def pr_curve(
     >>> curve.precision[[0, 50, 51]].round(3), curve.score[[0, 50, 51]]
     (array([1., 1., 0.]), array([0.9, 0.9, nan]))
     """
-    given = weights_of(weights, matches.n_images)
-    if given.ndim != 1 or not 0 <= label < matches.n_classes:
+    image_weights = check_weights(weights, matches.n_images)
+    if image_weights.ndim != 1 or not 0 <= label < matches.n_classes:
         raise UsageError(
             f"Expected a class from 0 to {matches.n_classes - 1} and weights of shape (n,), got "
-            f"{label} and {given.shape}; do pass the class's index and one weighting."
+            f"{label} and {image_weights.shape}. Pass the index of the class and one row of "
+            "weights."
         )
-    rows = np.flatnonzero((matches.label == label) & (given[matches.image] > 0))
-    weight = given[matches.image[rows]]
-    outcome = matches.outcome[0, _overlap(iou), rows]
-    total = float(matches.objects[0, label] @ given)
+    rows = np.flatnonzero((matches.label == label) & (image_weights[matches.image] > 0))
+    box_weights = image_weights[matches.image[rows]]
+    outcome = matches.outcome[0, _threshold_index(iou), rows]
+    total = float(matches.objects[0, label] @ image_weights)
     precision, score = np.full(len(_RECALLS), 0.0 if total else np.nan), np.full(101, np.nan)
     if total and len(rows):
-        hit, counted = np.cumsum(weight * (outcome == 1)), np.cumsum(weight * (outcome != -1))
-        best = np.maximum.accumulate((hit / (counted + np.spacing(1)))[::-1])[::-1]
-        at = np.searchsorted(hit / total, _RECALLS)
-        reached = at < len(rows)
-        precision[reached] = best[at[reached]]
-        score[reached] = matches.score[rows][at[reached]]
+        hit = np.cumsum(box_weights * (outcome == 1))
+        counted = np.cumsum(box_weights * (outcome != -1))
+        envelope = np.maximum.accumulate((hit / (counted + np.spacing(1)))[::-1])[::-1]
+        positions = np.searchsorted(hit / total, _RECALLS)
+        reached = positions < len(rows)
+        precision[reached] = envelope[positions[reached]]
+        score[reached] = matches.score[rows][positions[reached]]
     return PrecisionRecall(recall=_RECALLS.copy(), precision=precision, score=score)
 
 
 def best_threshold(matches: Matches, weights: Weights = None) -> float:
-    """The score from which on boxes have the best F1 at an overlap of .5, all classes together.
+    """Score threshold with the best F1 at an overlap of .5, for all classes together.
 
-    F1 = 2 found / (found + false + objects). Of equal ones, the highest score; 0.5 where no box
-    finds anything.
+    F1 = 2 correct / (correct + false + objects). Of equal ones, the highest threshold; 0.5 if no
+    box matches an object.
 
     Raises
     ------
@@ -262,17 +266,21 @@ def best_threshold(matches: Matches, weights: Weights = None) -> float:
     >>> best_threshold(match_boxes(found, true, 1))
     0.9
     """
-    given = weights_of(weights, matches.n_images)
-    if given.ndim != 1:
-        raise UsageError(f"Expected `weights` of shape (n,), got {given.shape}; do pass one row.")
+    image_weights = check_weights(weights, matches.n_images)
+    if image_weights.ndim != 1:
+        raise UsageError(
+            f"Expected `weights` of shape (n,), got {image_weights.shape}. Pass one row."
+        )
     order = np.argsort(-matches.score, kind="stable")
-    score, weight = matches.score[order], given[matches.image[order]]
+    score, box_weights = matches.score[order], image_weights[matches.image[order]]
     outcome = matches.outcome[0, 0, order]
-    hit, counted = np.cumsum(weight * (outcome == 1)), np.cumsum(weight * (outcome != -1))
+    hit = np.cumsum(box_weights * (outcome == 1))
+    counted = np.cumsum(box_weights * (outcome != -1))
+    # A threshold can only lie after the last of several boxes with equal scores.
     last = np.flatnonzero(np.append(score[1:] != score[:-1], len(score) > 0))
     if not len(last) or hit[-1] == 0:
         return 0.5
-    f1 = 2 * hit[last] / (counted[last] + (matches.objects[0] @ given).sum())
+    f1 = 2 * hit[last] / (counted[last] + (matches.objects[0] @ image_weights).sum())
     return float(score[last[f1.argmax()]])
 
 
@@ -280,54 +288,57 @@ def _class_precisions(
     matches: Matches, weights: Floats, part: slice, label: int, sizes: list[int]
 ) -> Floats:
     """Average precision of a class by size and overlap for weights (B, n), (B, sizes, 10)."""
-    found = np.full((len(weights), len(sizes), len(IOUS)), np.nan)
+    precisions = np.full((len(weights), len(sizes), len(IOUS)), np.nan)
     image, by_image = matches.image[part], np.ascontiguousarray(weights.T)
-    for at, size in enumerate(sizes):
+    for column, size in enumerate(sizes):
         total = weights @ matches.objects[size, label]
-        known, before = total > 0, np.zeros(0, dtype=np.intp)
-        seen = np.zeros((0, len(weights)))
-        for row, outcome in enumerate(matches.outcome[size, :, part] if known.any() else ()):
+        has_objects, previous = total > 0, np.zeros(0, dtype=np.intp)
+        predicted = np.zeros((0, len(weights)))
+        if not has_objects.any():
+            continue
+        for threshold, outcome in enumerate(matches.outcome[size, :, part]):
             counts = np.flatnonzero(outcome != -1)
-            if not np.array_equal(counts, before):  # often the same for every overlap
-                before, seen = counts, np.cumsum(by_image[image[counts]], axis=0)
+            if not np.array_equal(counts, previous):  # often the same for every overlap
+                previous, predicted = counts, np.cumsum(by_image[image[counts]], axis=0)
             hit = np.flatnonzero(outcome[counts] == 1)
-            right = np.cumsum(by_image[image[counts[hit]]], axis=0)
-            found[known, at, row] = _area(right, seen[hit], total)[known]
-    return found
+            correct = np.cumsum(by_image[image[counts[hit]]], axis=0)
+            areas = _area_under_envelope(correct, predicted[hit], total)
+            precisions[has_objects, column, threshold] = areas[has_objects]
+    return precisions
 
 
-def _area(right: Floats, seen: Floats, total: Floats) -> Floats:
-    """Area under the precision's envelope at 101 recalls, (B,), at the boxes that hit (H, B).
+def _area_under_envelope(correct: Floats, predicted: Floats, total: Floats) -> Floats:
+    """Area under the precision's envelope at 101 recalls, (B,), from the correct boxes (H, B).
 
-    Only those are looked at: between two of them recall stands and precision falls. Each
-    stands for the recalls that it is the first to reach.
+    Other boxes do not matter: between two correct boxes recall is constant and precision falls.
+    Each correct box counts for the recalls that it is the first to reach.
     """
-    if not len(right):
+    if not len(correct):
         return np.zeros(len(total))
-    precision = right / (seen + np.spacing(1))
-    best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    reached = _recalls_up_to(right / np.where(total > 0, total, 1))
-    reached[1:] -= reached[:-1].copy()
-    return np.asarray(np.einsum("hb,hb->b", best, reached) / len(_RECALLS))
+    precision = correct / (predicted + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    n_recalls = _recalls_up_to(correct / np.where(total > 0, total, 1))
+    n_recalls[1:] -= n_recalls[:-1].copy()
+    return np.asarray(np.einsum("hb,hb->b", envelope, n_recalls) / len(_RECALLS))
 
 
 def _recalls_up_to(recall: Floats) -> Floats:
-    """How many of the 101 recalls are at most this; guessed, then held to the exact grid."""
-    guess = np.floor(recall * 100)
-    over = guess * 0.01 > recall  # the recalls are these products, rounding included
-    guess += (guess + 1) * 0.01 <= recall
-    guess -= over
-    return np.asarray(guess + 1)
+    """Count those of the 101 recalls that are not larger: estimate, then correct for rounding."""
+    counts = np.floor(recall * 100)
+    too_high = counts * 0.01 > recall  # the recalls are these products, rounding included
+    counts += (counts + 1) * 0.01 <= recall
+    counts -= too_high
+    return np.asarray(counts + 1)
 
 
-def _size(name: str) -> int:
+def _size_index(name: str) -> int:
     if name not in SIZES:
-        raise UsageError(f"Expected a size of {', '.join(SIZES)}, got {name!r}; do pass one.")
+        raise UsageError(f"Expected a size of {', '.join(SIZES)}, got {name!r}. Pass one of them.")
     return list(SIZES).index(name)
 
 
-def _overlap(iou: float) -> int:
-    found = np.flatnonzero(np.isclose(IOUS, iou))
-    if not len(found):
-        raise UsageError(f"Expected `iou` of .50, .55, ..., .95, got {iou}; do pass 0.5.")
-    return int(found[0])
+def _threshold_index(iou: float) -> int:
+    rows = np.flatnonzero(np.isclose(IOUS, iou))
+    if not len(rows):
+        raise UsageError(f"Expected `iou` of .50, .55, ..., .95, got {iou}. Pass 0.5.")
+    return int(rows[0])

@@ -1,7 +1,7 @@
-"""How far two sets of images are from each other, by their features: pure functions.
+"""Distances between two sets of images, computed from their features: pure functions.
 
-All take features of the same backbone, (n, d) and (m, d), and are the same for either order of the
-two sets. They compare sets by one backbone, not backbones: each has a unit of its own.
+All functions take features of one backbone, (n, d) and (m, d), and are symmetric in the two sets.
+Do not compare distances of different backbones: each backbone has its own scale.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from headstart.metrics.validation import Floats
 __all__ = ["coral_distance", "frechet_distance", "mmd", "mmd_p_value", "proxy_a_distance"]
 
 PENALTY = 1e-3
-"""Of the classifier that tells the sets apart, for features of total variance one."""
+"""L2 penalty of the classifier between the sets, for features of total variance one."""
 
 
 def proxy_a_distance(
@@ -31,28 +31,28 @@ def proxy_a_distance(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """How well a linear classifier tells the sets apart: 2 (1 - 2 e), e its held-out error.
+    """Proxy A-distance: 2 (1 - 2 e), where e is the error of a classifier between the sets.
 
-    A logistic regression is cross-validated; both sets weigh alike whatever their sizes. The
-    interval is that of the held-out answers, not of other images to learn from.
+    A logistic regression is cross-validated. Both sets have the same weight, whatever their
+    sizes. The interval describes the test predictions, not other training images.
 
     Parameters
     ----------
     a, b : array, shape (n, d) and (m, d)
-        An image in both sets is held against itself: leave such ones out.
+        Remove images that are in both sets: the classifier would be trained on its test images.
     groups : pair of arrays, shape (n,) and (m,), optional
         Images of one group are in the same fold, and count less than independent ones.
     folds : int
-        2 or more; fewer where a set has fewer images or groups.
+        At least 2. Reduced if a set has fewer images or groups.
     seed : int
-        Of the folds.
+        Seed of the folds.
     level : float
-        Of the interval.
+        Confidence level of the interval.
 
     Returns
     -------
     Interval
-        From 0, where nothing tells the sets apart, to 2.
+        From 0, if the classifier is no better than chance, to 2.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def proxy_a_distance(
     Reference
     ---------
     Ben-David et al., Analysis of representations for domain adaptation, NIPS 2006, section 4.1;
-    the error of a linear classifier stands for the least one.
+    the error of a linear classifier approximates the smallest one.
 
     Examples
     --------
@@ -72,61 +72,66 @@ def proxy_a_distance(
     >>> near.high < far.low
     True
     """
-    one, two = _pair(a, b)
+    first, second = _check_sets(a, b)
     if folds < 2:
-        raise UsageError(f"Expected `folds` to be 2 or more, got {folds}; do use 5.")
-    side = np.repeat([0, 1], [len(one), len(two)])
-    codes = _codes(groups, len(one), len(two))
+        raise UsageError(f"Expected `folds` of at least 2, got {folds}. Pass 5.")
+    side = np.repeat([0, 1], [len(first), len(second)])
+    codes = _number_groups(groups, len(first), len(second))
     counts = [len(np.unique(codes[side == s])) for s in (0, 1)]
     if min(counts) < 2:
         raise UsageError(
-            f"Expected two groups or more in each set, got {counts}; do add some, or leave "
-            "`groups` out."
+            f"Expected at least two groups in each set, got {counts}. Add groups, or omit `groups`."
         )
-    right = _told_apart(np.concatenate([one, two]), side, codes, min(folds, *counts), seed)
-    wrong = [proportion_interval(~right[side == s], codes[side == s], level=level) for s in (0, 1)]
-    error = sum(part.value for part in wrong) / 2
-    down = math.hypot(*(part.value - part.low for part in wrong)) / 2
-    up = math.hypot(*(part.high - part.value for part in wrong)) / 2
+    features = np.concatenate([first, second])
+    correct = _classify_sets(features, side, codes, min(folds, *counts), seed)
+    errors = [
+        proportion_interval(~correct[side == s], codes[side == s], level=level) for s in (0, 1)
+    ]
+    error = sum(interval.value for interval in errors) / 2
+    down = math.hypot(*(interval.value - interval.low for interval in errors)) / 2
+    up = math.hypot(*(interval.high - interval.value for interval in errors)) / 2
     value, low, high = (
         min(max(2 * (1 - 2 * e), 0.0), 2.0) for e in (error, error + up, error - down)
     )
     return Interval(value=value, low=low, high=high, level=level, method="cross-validated error")
 
 
-def _told_apart(
+def _classify_sets(
     f: Floats, side: NDArray[np.intp], codes: NDArray[np.intp], folds: int, seed: int
 ) -> NDArray[np.bool_]:
-    """Whether the classifier of the other folds names the right set, shape (n + m,)."""
+    """Whether the classifier of the other folds predicts the correct set, shape (n + m,)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
-    spread = f - f.mean(axis=0)
-    spread /= max(float(np.sqrt((spread**2).sum() / len(f))), 1e-300)
-    right = np.zeros(len(f), dtype=bool)
-    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, test in cut.split(spread, side, codes):
-        if len(np.unique(side[train])) < 2:  # large groups can fill the other folds
+    scaled = f - f.mean(axis=0)
+    scaled /= max(float(np.sqrt((scaled**2).sum() / len(f))), 1e-300)
+    correct = np.zeros(len(f), dtype=bool)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for train, test in splitter.split(scaled, side, codes):
+        if (
+            len(np.unique(side[train])) < 2
+        ):  # one large group can leave a set without training images
             continue
         model = LogisticRegression(
             C=1 / (PENALTY * len(train)), class_weight="balanced", max_iter=1000
         )
-        right[test] = model.fit(spread[train], side[train]).predict(spread[test]) == side[test]
-    return right
+        predicted = model.fit(scaled[train], side[train]).predict(scaled[test])
+        correct[test] = predicted == side[test]
+    return correct
 
 
 def mmd(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared maximum mean discrepancy, unbiased, by a Gaussian kernel of the median width.
+    """Squared maximum mean discrepancy, unbiased, with a Gaussian kernel of the median width.
 
     Parameters
     ----------
     a, b : array, shape (n, d) and (m, d)
-        Compared pair by pair: meant for some thousand images.
+        All pairs are compared: use at most some thousand images.
 
     Returns
     -------
     float
-        At most 2; around 0, and below it as often as above, for sets that are alike.
+        At most 2. For sets with equal distributions it is around 0, and negative as often as not.
 
     Raises
     ------
@@ -136,27 +141,27 @@ def mmd(a: ArrayLike, b: ArrayLike) -> float:
     Reference
     ---------
     Gretton et al., A kernel two-sample test, JMLR 2012, equation 3; the width is the median of
-    all images' distances, as in its section 8.
+    the distances of all images, as in its section 8.
 
     Examples
     --------
     >>> round(mmd([[0.0], [0.0], [0.0]], [[5.0], [5.0], [5.0]]), 6)
     0.786939
     """
-    one, two = _pair(a, b)
-    kernel = _kernel(np.concatenate([one, two]))
-    return float(_discrepancy(kernel, np.arange(len(kernel)) < len(one)))
+    first, second = _check_sets(a, b)
+    kernel = _kernel(np.concatenate([first, second]))
+    return float(_discrepancy(kernel, np.arange(len(kernel)) < len(first)))
 
 
 def mmd_p_value(a: ArrayLike, b: ArrayLike, *, permutations: int = 500, seed: int = 0) -> float:
-    """How often sets drawn at random from all these images are as far apart by ``mmd``.
+    """Permutation test of ``mmd``: the share of random splits with a value at least as large.
 
     Parameters
     ----------
     a, b : array, shape (n, d) and (m, d)
-        Of independent images: pass one of each group.
+        Features of independent images: pass one image of each group.
     permutations : int
-        1 or more.
+        At least 1.
     seed : int
 
     Returns
@@ -171,37 +176,38 @@ def mmd_p_value(a: ArrayLike, b: ArrayLike, *, permutations: int = 500, seed: in
 
     Reference
     ---------
-    Gretton et al., A kernel two-sample test, JMLR 2012, section 6; with the drawn sets' own
-    value among them, so that it is a valid test (Phipson and Smyth, 2010).
+    Gretton et al., A kernel two-sample test, JMLR 2012, section 6. The value of
+    the given sets counts as one permutation, so that the test is valid (Phipson and Smyth, 2010).
 
     Examples
     --------
     >>> mmd_p_value([[0.0], [0.1], [0.2]], [[5.0], [5.1], [5.2]], permutations=99) < 0.3
     True
     """
-    one, two = _pair(a, b)
+    first, second = _check_sets(a, b)
     if permutations < 1:
-        raise UsageError(f"Expected `permutations` to be 1 or more, got {permutations}; use 500.")
-    kernel = _kernel(np.concatenate([one, two]))
-    first = np.arange(len(kernel)) < len(one)
-    found, rng = _discrepancy(kernel, first), np.random.default_rng(seed)
-    edge = found - 1e-12 * max(abs(found), 1.0)
-    as_far = sum(_discrepancy(kernel, rng.permutation(first)) >= edge for _ in range(permutations))
-    return float((as_far + 1) / (permutations + 1))
+        raise UsageError(f"`permutations` must be at least 1, got {permutations}. Pass 500.")
+    kernel = _kernel(np.concatenate([first, second]))
+    in_first = np.arange(len(kernel)) < len(first)
+    value, rng = _discrepancy(kernel, in_first), np.random.default_rng(seed)
+    threshold = value - 1e-12 * max(abs(value), 1.0)  # rounding must not hide a tie
+    permuted = (_discrepancy(kernel, rng.permutation(in_first)) for _ in range(permutations))
+    as_large = sum(other >= threshold for other in permuted)
+    return float((as_large + 1) / (permutations + 1))
 
 
 def _kernel(f: Floats) -> Floats:
-    """Likeness of every two rows, shape (n, n)."""
+    """Gaussian kernel of all pairs of rows, shape (n, n)."""
     from scipy.spatial.distance import pdist, squareform
 
     squares = pdist(f, "sqeuclidean")
-    # half of all pairs may be copies: then the mean is the width, and 1 where all are
+    # The median is 0 if half of the pairs are copies: then use the mean, or 1 if all are copies.
     width = float(np.median(squares)) or float(squares.mean()) or 1.0
     return np.asarray(np.exp(-squareform(squares) / (2 * width)))
 
 
 def _discrepancy(kernel: Floats, first: NDArray[np.bool_]) -> float:
-    """Return the unbiased squared discrepancy of the rows that are first from the others."""
+    """Unbiased squared discrepancy between the rows of the first set and the others."""
     x, y = first.astype(np.float64), (~first).astype(np.float64)
     n, m = x.sum(), y.sum()
     kx, ky = kernel @ x, kernel @ y
@@ -210,12 +216,12 @@ def _discrepancy(kernel: Floats, first: NDArray[np.bool_]) -> float:
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared Frechet distance of the normal distributions that have the sets' moments.
+    """Squared Frechet distance between normal distributions fitted to the two sets.
 
     |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. The last trace
-    is the sum of the singular values of the product of the centred sets, so that it is exact
-    for fewer images than features, where the root of A B is not. Few images make it
-    larger: compare sets of equal sizes only.
+    is computed as the sum of the singular values of the product of the centred sets. This is
+    exact for fewer images than features too, where a matrix root of A B is not. The distance
+    grows with fewer images: compare sets of equal sizes only.
 
     Parameters
     ----------
@@ -241,15 +247,15 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
     >>> round(frechet_distance([[0.0], [2.0]], [[3.0], [5.0]]), 6)
     9.0
     """
-    one, two = _pair(a, b)
-    x, y = _root(one), _root(two)
-    gap = float(((one.mean(axis=0) - two.mean(axis=0)) ** 2).sum())
-    shared = float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
-    return max(gap + float((x**2).sum() + (y**2).sum()) - 2 * shared, 0.0)
+    first, second = _check_sets(a, b)
+    x, y = _covariance_root(first), _covariance_root(second)
+    mean_term = float(((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum())
+    root_trace = float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
+    return max(mean_term + float((x**2).sum() + (y**2).sum()) - 2 * root_trace, 0.0)
 
 
 def coral_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared Frobenius distance of the sets' covariances, over 4 d^2.
+    """Squared Frobenius distance between the covariances of the sets, divided by 4 d^2.
 
     Parameters
     ----------
@@ -258,7 +264,7 @@ def coral_distance(a: ArrayLike, b: ArrayLike) -> float:
     Returns
     -------
     float
-        At least 0; it does not see a shift of the mean.
+        At least 0. A shift of the mean does not change it.
 
     Raises
     ------
@@ -275,42 +281,48 @@ def coral_distance(a: ArrayLike, b: ArrayLike) -> float:
     >>> round(coral_distance([[0.0], [2.0]], [[0.0], [4.0]]), 6)
     9.0
     """
-    one, two = _pair(a, b)
-    x, y = _root(one), _root(two)
-    return float(((x.T @ x - y.T @ y) ** 2).sum() / (4 * one.shape[1] ** 2))
+    first, second = _check_sets(a, b)
+    x, y = _covariance_root(first), _covariance_root(second)
+    return float(((x.T @ x - y.T @ y) ** 2).sum() / (4 * first.shape[1] ** 2))
 
 
-def _root(f: Floats) -> Floats:
-    """A matrix R of d rows at most with R^T R the covariance of the rows."""
-    spread = (f - f.mean(axis=0)) / math.sqrt(len(f) - 1)
-    return spread if len(f) <= f.shape[1] else np.asarray(np.linalg.qr(spread, mode="r"))
+def _covariance_root(f: Floats) -> Floats:
+    """Matrix R with at most d rows, where R^T R is the covariance of the rows of ``f``."""
+    scaled = (f - f.mean(axis=0)) / math.sqrt(len(f) - 1)
+    return scaled if len(f) <= f.shape[1] else np.asarray(np.linalg.qr(scaled, mode="r"))
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    one: Any = np.asarray(a, dtype=np.float64)
-    two: Any = np.asarray(b, dtype=np.float64)
-    if one.ndim != 2 or two.ndim != 2 or one.shape[1:] != two.shape[1:] or not one.shape[1]:
+def _check_sets(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    first: Any = np.asarray(a, dtype=np.float64)
+    second: Any = np.asarray(b, dtype=np.float64)
+    if (
+        first.ndim != 2
+        or second.ndim != 2
+        or first.shape[1:] != second.shape[1:]
+        or not first.shape[1]
+    ):
         raise UsageError(
-            f"Expected features (n, d) and (m, d), got shapes {one.shape} and {two.shape}; do "
-            "compute both with the same backbone."
+            f"Expected features (n, d) and (m, d), got shapes {first.shape} and {second.shape}. "
+            "Compute both with the same backbone."
         )
-    if min(len(one), len(two)) < 2:
+    if min(len(first), len(second)) < 2:
         raise UsageError(
-            f"Expected two images or more in each set, got {len(one)} and {len(two)}; do add some."
+            f"Expected at least two images in each set, got {len(first)} and {len(second)}. Add "
+            "images."
         )
-    if not (np.isfinite(one).all() and np.isfinite(two).all()):
-        raise UsageError("Expected finite features, got NaN or infinity; do leave those rows out.")
-    return one, two
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise UsageError("Expected finite features, got NaN or infinity. Remove those rows.")
+    return first, second
 
 
-def _codes(groups: tuple[ArrayLike, ArrayLike] | None, n: int, m: int) -> NDArray[np.intp]:
-    """A number for each image's group, shape (n + m,); one of its own without groups."""
+def _number_groups(groups: tuple[ArrayLike, ArrayLike] | None, n: int, m: int) -> NDArray[np.intp]:
+    """Number the groups, shape (n + m,). Without groups each image has its own number."""
     if groups is None:
         return np.arange(n + m)
-    one, two = (np.asarray(part) for part in groups)
-    if one.shape != (n,) or two.shape != (m,):
+    first, second = (np.asarray(part) for part in groups)
+    if first.shape != (n,) or second.shape != (m,):
         raise UsageError(
-            f"Expected a group for each of {n} and {m} images, got shapes {one.shape} and "
-            f"{two.shape}; do pass one a row."
+            f"Expected a group for each of {n} and {m} images, got shapes {first.shape} and "
+            f"{second.shape}. Pass one group for each row."
         )
-    return np.unique(np.concatenate([one, two]), return_inverse=True)[1]
+    return np.unique(np.concatenate([first, second]), return_inverse=True)[1]

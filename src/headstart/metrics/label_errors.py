@@ -1,4 +1,4 @@
-"""Which labels are likely wrong, from probabilities by models that have not seen them."""
+"""Detection of likely label errors from out-of-fold probabilities."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import UnknownNameError, UsageError
-from headstart.metrics.validation import scored
+from headstart.metrics.validation import check_probabilities
 
-__all__ = ["Measure", "confident_joint", "confident_label_errors", "label_error_scores"]
+__all__ = ["Measure", "confident_label_errors", "label_error_scores"]
 
 Measure = Literal["normalized_margin", "self_confidence"]
 MEASURES = "normalized_margin", "self_confidence"
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.intp]
 
 
 def label_error_scores(
@@ -25,19 +24,19 @@ def label_error_scores(
     *,
     measure: Measure = "self_confidence",
 ) -> Floats:
-    """How likely each label is wrong: the higher, the sooner it is worth a look.
+    """Score how likely each label is wrong; higher is more likely.
 
     Parameters
     ----------
     probabilities : array, shape (n, n_classes)
-        Of each image by a model that has not seen it (out of fold). A model that has learned
-        the wrong label confirms it.
+        Out of fold: of each image by a model that was not trained on it. A model that was
+        trained on a wrong label would confirm it.
     targets : array of int, shape (n,) or (n, n_classes)
-        Class indices; or, where an image has any number of labels, 0 and 1.
+        Class indices; for multilabel 0 and 1.
     measure : {"normalized_margin", "self_confidence"}
-        With p of the given label: (1 - p + highest other p) / 2, or 1 - p, which found more of
-        the wrong labels that were planted in the embedded sets (docs/insight.md). For 0 and 1
-        both are the same.
+        With p of the given label: (1 - p + highest other p) / 2, or 1 - p. The latter found
+        more of the label errors that were planted in the embedded datasets (docs/insight.md).
+        For multilabel both are equal.
 
     Returns
     -------
@@ -47,9 +46,9 @@ def label_error_scores(
     Raises
     ------
     UsageError
-        If the shapes do not fit each other.
+        If the shapes do not fit together.
     UnknownNameError
-        If there is no such measure.
+        If the measure is unknown.
 
     References
     ----------
@@ -64,26 +63,26 @@ def label_error_scores(
     """
     if measure not in MEASURES:
         raise UnknownNameError("measure", measure, list(MEASURES))
-    truth, chances = scored(targets, probabilities)
+    truth, chances = check_probabilities(targets, probabilities)
     if truth.ndim == 2:
         return np.asarray(np.where(truth == 1, 1 - chances, chances))
     rows = np.arange(len(truth))
-    given = chances[rows, truth]
+    given_chances = chances[rows, truth]
     if measure == "self_confidence":
-        return np.asarray(1 - given)
+        return np.asarray(1 - given_chances)
     others = chances.copy()
     others[rows, truth] = 0.0
-    return np.asarray((1 - given + others.max(axis=1, initial=0.0)) / 2)
+    return np.asarray((1 - given_chances + others.max(axis=1, initial=0.0)) / 2)
 
 
-def confident_joint(
+def confident_label_errors(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
-) -> Counts:
-    """Count images by the label they were given and the one they confidently have.
+) -> NDArray[np.bool_]:
+    """Find images that confidently have another class than their label.
 
-    An image has class j confidently if p of j reaches the mean p of j over the images that
-    are labelled j; of several such classes it has the likeliest, and where there is none it is
-    not counted.
+    An image has class j confidently if its p of j reaches the mean p of j over the images with
+    label j. Of several such classes it has the most probable one. These images are off the
+    diagonal of the paper's confident joint.
 
     Parameters
     ----------
@@ -93,13 +92,13 @@ def confident_joint(
 
     Returns
     -------
-    array of int, shape (n_classes, n_classes)
-        Given labels in rows; what is off the diagonal is likely wrong.
+    array of bool, shape (n,)
+        The number of True values estimates the number of wrong labels.
 
     Raises
     ------
     UsageError
-        If the shapes do not fit each other, or ``targets`` are not class indices.
+        If the shapes do not fit together, or ``targets`` are not class indices.
 
     References
     ----------
@@ -109,61 +108,20 @@ def confident_joint(
     Examples
     --------
     >>> chances = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.95, 0.05]])
-    >>> confident_joint(chances, np.array([0, 0, 1, 1])).tolist()
-    [[1, 0], [1, 1]]
-    """
-    truth, _, held = _confident(probabilities, targets)
-    width = probabilities.shape[1]
-    known = held >= 0
-    flat = np.bincount(truth[known] * width + held[known], minlength=width**2)
-    return np.asarray(flat.reshape(width, width), dtype=np.intp)
-
-
-def confident_label_errors(
-    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
-) -> NDArray[np.bool_]:
-    """Which images are off the diagonal of `confident_joint`.
-
-    Parameters
-    ----------
-    probabilities : array, shape (n, n_classes)
-    targets : array of int, shape (n,)
-
-    Returns
-    -------
-    array of bool, shape (n,)
-        How many there are is an estimate of how many labels are wrong.
-
-    Raises
-    ------
-    UsageError
-        If the shapes do not fit each other, or ``targets`` are not class indices.
-
-    Examples
-    --------
-    >>> chances = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.95, 0.05]])
     >>> confident_label_errors(chances, np.array([0, 0, 1, 1])).tolist()
     [False, False, False, True]
     """
-    truth, _, held = _confident(probabilities, targets)
-    return np.asarray((held >= 0) & (held != truth))
-
-
-def _confident(
-    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
-) -> tuple[Counts, Floats, Counts]:
-    """Targets, each class's threshold, and the class confidently held, -1 for none."""
-    truth, chances = scored(targets, probabilities)
+    truth, chances = check_probabilities(targets, probabilities)
     if truth.ndim != 1:
         raise UsageError(
-            f"Expected `targets` to be class indices of shape (n,), got shape {truth.shape}; do "
-            "use label_error_scores where an image has any number of labels."
+            f"Expected `targets` to be class indices of shape (n,), got shape {truth.shape}. "
+            "For multilabel, use label_error_scores."
         )
     width = chances.shape[1]
     counts = np.bincount(truth, minlength=width)
-    own = np.bincount(truth, weights=chances[np.arange(len(truth)), truth], minlength=width)
-    thresholds = np.where(counts > 0, own / np.maximum(counts, 1), np.inf)
+    sums = np.bincount(truth, weights=chances[np.arange(len(truth)), truth], minlength=width)
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
     # The mean of equal numbers may exceed them by rounding.
     reached = chances >= thresholds - 1e-12
-    held = np.where(reached, chances, -1.0).argmax(axis=1)
-    return truth, thresholds, np.where(reached.any(axis=1), held, -1)
+    confident_class = np.where(reached, chances, -1.0).argmax(axis=1)
+    return np.asarray(reached.any(axis=1) & (confident_class != truth))

@@ -1,4 +1,4 @@
-"""How far an image is from what was learned from, by its features: pure functions of arrays."""
+"""Detection of out-of-distribution images by the distance of features from training images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headstart.errors import DataError, UnknownNameError, UsageError
 
-__all__ = ["OutlierMethod", "Outliers", "nearest"]
+__all__ = ["OutlierDetector", "OutlierMethod", "nearest_neighbours"]
 
 OutlierMethod = Literal["knn", "mahalanobis", "relative_mahalanobis"]
 METHODS = "knn", "mahalanobis", "relative_mahalanobis"
@@ -19,19 +19,19 @@ Floats = NDArray[np.float64]
 Groups = NDArray[np.intp] | None
 
 BLOCK = 512
-"""Rows compared at once, which bounds the table of distances."""
+"""Rows compared at once. It bounds the memory of the distance table."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gaussian:
-    """Means that share one covariance: ``whiten`` makes distances from them Mahalanobis'."""
+    """Class means with a shared covariance. ``whiten`` maps Mahalanobis to Euclidean distance."""
 
     means: Floats
     whiten: Floats
 
     @classmethod
     def of(cls, features: Floats, codes: NDArray[np.intp]) -> Self:
-        """Estimate it, the covariance shrunk towards a sphere as Ledoit and Wolf do."""
+        """Estimate means and the covariance, with the shrinkage of Ledoit and Wolf."""
         from sklearn.covariance import ledoit_wolf
 
         means = np.stack([features[codes == code].mean(axis=0) for code in np.unique(codes)])
@@ -42,43 +42,43 @@ class Gaussian:
         return cls(means=means @ whiten, whiten=whiten)
 
     def distances(self, features: Floats) -> Floats:
-        """Squared Mahalanobis distance from the nearest mean, shape (n,)."""
-        return np.asarray(_squared(features @ self.whiten, self.means).min(axis=1))
+        """Squared Mahalanobis distance to the nearest mean, shape (n,)."""
+        return np.asarray(_squared_distances(features @ self.whiten, self.means).min(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outliers:
-    """What was learned from, ready to say how far other images are from it.
+class OutlierDetector:
+    """Distance of images from the training images.
 
-    ``knn`` is the default: it needs no labels, supposes no shape of the classes, and told the
-    images of other sets without fault; none told left-out classes best on both sets that were
-    measured (docs/insight.md).
+    ``knn`` is the default. It needs no labels and no assumption on the shape of the classes, and
+    it separated images of other datasets perfectly. For left-out classes no method was the best
+    on both datasets measured (docs/insight.md).
 
     Parameters
     ----------
     method : {"knn", "mahalanobis", "relative_mahalanobis"}
-    known : array, shape (n, d)
-        Of length one for ``knn``.
+    train_features : array, shape (n, d)
+        Features of the training images; normalised to length one for ``knn``.
     k : int
-        Which neighbour's distance counts, for ``knn``.
-    typical : array, shape (n,)
-        Sorted scores of the images learned from, each by the others alone; empty for the
-        Mahalanobis distances, which were fitted to these images.
+        Number of the neighbour whose distance counts, for ``knn``.
+    train_scores : array, shape (n,)
+        Sorted scores of the training images, each against the others. Empty for the Mahalanobis
+        distances, because these images were used to fit them.
 
     Examples
     --------
-    >>> known = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1]])
-    >>> found = Outliers.fit(known, np.zeros(3, np.intp), k=1)
-    >>> found.scores(np.array([[1.0, 0.05], [0.0, 1.0]])).round(2).tolist()
+    >>> train_features = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1]])
+    >>> detector = OutlierDetector.fit(train_features, np.zeros(3, np.intp), k=1)
+    >>> detector.scores(np.array([[1.0, 0.05], [0.0, 1.0]])).round(2).tolist()
     [0.05, 1.34]
-    >>> found.beyond(np.array([0.05, 1.34])).round(2).tolist()
+    >>> detector.share_below(np.array([0.05, 1.34])).round(2).tolist()
     [0.0, 1.0]
     """
 
     method: OutlierMethod
-    known: Floats
+    train_features: Floats
     k: int
-    typical: Floats
+    train_scores: Floats
     within: Gaussian | None = None
     overall: Gaussian | None = None
 
@@ -92,29 +92,29 @@ class Outliers:
         k: int = 1,
         groups: Groups = None,
     ) -> Self:
-        """Take up the images that were learned from.
+        """Fit the detector to the training images.
 
         Parameters
         ----------
         features : array, shape (n, d)
-            At least two.
+            At least two rows.
         targets : array of int, shape (n,), optional
-            The Mahalanobis distances are from the nearest class; without, from the mean of all.
+            Classes for the Mahalanobis distances. None takes one class of all images.
         method : {"knn", "mahalanobis", "relative_mahalanobis"}
-            The cosine distance to the k-th neighbour; the Mahalanobis distance to the nearest
-            class under a shared, shrunk covariance; that less the distance to all images'
-            Gaussian, in which directions that no class differs in cancel out.
+            The distance to the k-th neighbour on the unit sphere; the Mahalanobis distance to
+            the nearest class with a shared, shrunk covariance; the same minus the distance to
+            one Gaussian of all images, which cancels directions in which no classes differ.
         k : int
-            At least 1; fewer where there are fewer images.
+            At least 1; reduced if there are fewer images.
         groups : array of int, shape (n,), optional
-            ``typical`` leaves out whole groups.
+            ``train_scores`` compares an image with images of other groups only.
 
         Raises
         ------
         UnknownNameError
-            If there is no such method.
+            If the method is unknown.
         UsageError
-            If ``k`` is less than 1, or shapes do not fit each other.
+            If ``k`` is less than 1, or shapes do not fit together.
         DataError
             If there are fewer than two images, or a feature is not finite.
 
@@ -129,131 +129,142 @@ class Outliers:
         if method not in METHODS:
             raise UnknownNameError("method", method, list(METHODS))
         if k < 1:
-            raise UsageError(f"Expected `k` to be at least 1, got {k}.")
-        known = _features(features)
-        if len(known) < 2:
-            raise DataError(f"Expected at least two images learned from, got {len(known)}.")
+            raise UsageError(f"`k` must be at least 1, got {k}. Pass 1.")
+        train_features = _check_features(features)
+        if len(train_features) < 2:
+            raise DataError(
+                f"Expected at least two images to fit to, got {len(train_features)}. Add images."
+            )
         if method == "knn":
-            known, k = _unit(known), min(k, len(known) - 1)
-            typical = np.sort(_left_out(known, k, groups))
-            return cls(method=method, known=known, k=k, typical=typical)
-        codes = _codes(targets, len(known))
+            train_features, k = _normalise_rows(train_features), min(k, len(train_features) - 1)
+            train_scores = np.sort(_leave_one_out_distances(train_features, k, groups))
+            return cls(method=method, train_features=train_features, k=k, train_scores=train_scores)
+        codes = _class_codes(targets, len(train_features))
         relative = method == "relative_mahalanobis"
         return cls(
             method=method,
-            known=known,
+            train_features=train_features,
             k=k,
-            typical=np.zeros(0),
-            within=Gaussian.of(known, codes),
-            overall=Gaussian.of(known, np.zeros_like(codes)) if relative else None,
+            train_scores=np.zeros(0),
+            within=Gaussian.of(train_features, codes),
+            overall=Gaussian.of(train_features, np.zeros_like(codes)) if relative else None,
         )
 
     def scores(self, features: ArrayLike) -> Floats:
-        """How far each image is from what was learned from, shape (n,); higher is farther.
+        """Compute the distance of each image from the training images, shape (n,).
 
         Raises
         ------
         UsageError
-            If there are not as many features as were learned from.
+            If the number of features differs from that of the training images.
         DataError
             If a feature is not finite.
         """
-        asked = _features(features)
-        if asked.shape[1] != self.known.shape[1]:
+        queries = _check_features(features)
+        if queries.shape[1] != self.train_features.shape[1]:
             raise UsageError(
-                f"Expected {self.known.shape[1]} features an image, got {asked.shape[1]}; do "
-                "take them from the same backbone."
+                f"Expected {self.train_features.shape[1]} features for each image, got "
+                f"{queries.shape[1]}. Compute them with the same backbone."
             )
         if self.within is None:
-            return _kth(self.known, _unit(asked), self.k)
-        found = self.within.distances(asked)
-        return found if self.overall is None else found - self.overall.distances(asked)
+            return _kth_neighbour_distances(self.train_features, _normalise_rows(queries), self.k)
+        distances = self.within.distances(queries)
+        return distances if self.overall is None else distances - self.overall.distances(queries)
 
-    def beyond(self, scores: ArrayLike) -> Floats:
-        """Share of the images learned from that are nearer to the others; NaN if not known."""
-        asked = np.asarray(scores, dtype=np.float64)
-        if not self.typical.size:
-            return np.full(asked.shape, np.nan)
-        below = np.searchsorted(self.typical, asked, side="left")
-        return np.asarray(below / self.typical.size)
+    def share_below(self, scores: ArrayLike) -> Floats:
+        """Share of the training images with a lower score; NaN without ``train_scores``."""
+        queries = np.asarray(scores, dtype=np.float64)
+        if not self.train_scores.size:
+            return np.full(queries.shape, np.nan)
+        n_below = np.searchsorted(self.train_scores, queries, side="left")
+        return np.asarray(n_below / self.train_scores.size)
 
 
-def nearest(known: ArrayLike, asked: ArrayLike, k: int) -> tuple[NDArray[np.intp], Floats]:
-    """The most similar images learned from, by the cosine of features.
+def nearest_neighbours(
+    train_features: ArrayLike, queries: ArrayLike, k: int
+) -> tuple[NDArray[np.intp], Floats]:
+    """Find the most similar training images by the cosine of the features.
 
     Parameters
     ----------
-    known : array, shape (n, d)
-    asked : array, shape (m, d)
+    train_features : array, shape (n, d)
+    queries : array, shape (m, d)
     k : int
-        Fewer come back where there are fewer images.
+        Reduced if there are fewer images.
 
     Returns
     -------
     rows : array of int, shape (m, k)
-        The most similar first; of equals the first.
+        The most similar first; ties in the order of ``train_features``.
     cosines : array, shape (m, k)
         From -1 to 1.
 
     Examples
     --------
-    >>> rows, cosines = nearest([[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0]], 1)
+    >>> rows, cosines = nearest_neighbours([[1.0, 0.0], [0.0, 1.0]], [[0.0, 3.0]], 1)
     >>> rows.tolist(), cosines.tolist()
     ([[1]], [[1.0]])
     """
-    cosines = _unit(_features(asked)) @ _unit(_features(known)).T
+    unit_queries = _normalise_rows(_check_features(queries))
+    cosines = unit_queries @ _normalise_rows(_check_features(train_features)).T
     rows = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
     return rows, np.take_along_axis(cosines, rows, axis=1)
 
 
-def _features(values: ArrayLike) -> Floats:
-    given = np.asarray(values, dtype=np.float64)
-    if given.ndim != 2:
-        raise UsageError(f"Expected features of shape (n, d), got {given.shape}.")
-    if not np.isfinite(given).all():
-        raise DataError(
-            "Expected every feature to be finite, got NaN or infinity; do check the backbone's "
-            "weights, or force the fp32 engine."
+def _check_features(values: ArrayLike) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2:
+        raise UsageError(
+            f"Expected features of shape (n, d), got {array.shape}. Pass one row for each image."
         )
-    return given
+    if not np.isfinite(array).all():
+        raise DataError(
+            "Expected every feature to be finite, got NaN or infinity. Check the backbone's "
+            "weights, or use `--engine fp32`."
+        )
+    return array
 
 
-def _codes(targets: ArrayLike | None, n: int) -> NDArray[np.intp]:
-    """Classes that occur, as numbers from 0 on."""
+def _class_codes(targets: ArrayLike | None, n: int) -> NDArray[np.intp]:
+    """Number the classes that occur, from 0."""
     if targets is None:
         return np.zeros(n, dtype=np.intp)
-    given = np.asarray(targets)
-    if given.shape != (n,):
-        raise UsageError(f"Expected `targets` of shape ({n},), got {given.shape}.")
-    return np.asarray(np.unique(given, return_inverse=True)[1], dtype=np.intp)
+    labels = np.asarray(targets)
+    if labels.shape != (n,):
+        raise UsageError(
+            f"Expected `targets` of shape ({n},), got {labels.shape}. Pass one class a row."
+        )
+    return np.asarray(np.unique(labels, return_inverse=True)[1], dtype=np.intp)
 
 
-def _unit(features: Floats) -> Floats:
+def _normalise_rows(features: Floats) -> Floats:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(length, np.finfo(np.float64).tiny))
 
 
-def _squared(a: Floats, b: Floats) -> Floats:
+def _squared_distances(a: Floats, b: Floats) -> Floats:
     lengths = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)
     return np.asarray(np.maximum(lengths - 2 * a @ b.T, 0.0))
 
 
-def _kth(known: Floats, asked: Floats, k: int) -> Floats:
-    """Distance on the sphere's chord to the k-th neighbour, shape (m,)."""
-    found = [
-        np.partition(_squared(asked[at : at + BLOCK], known), k - 1, axis=1)[:, k - 1]
-        for at in range(0, len(asked), BLOCK)
+def _kth_neighbour_distances(train_features: Floats, queries: Floats, k: int) -> Floats:
+    """Euclidean distance of unit vectors to the k-th neighbour, shape (m,)."""
+    distances = [
+        np.partition(
+            _squared_distances(queries[start : start + BLOCK], train_features), k - 1, axis=1
+        )[:, k - 1]
+        for start in range(0, len(queries), BLOCK)
     ]
-    return np.sqrt(np.concatenate(found)) if found else np.zeros(0)
+    return np.sqrt(np.concatenate(distances)) if distances else np.zeros(0)
 
 
-def _left_out(known: Floats, k: int, groups: Groups) -> Floats:
-    """The same for each known image, itself and its group left out; fewer if none is left."""
-    own = np.arange(len(known)) if groups is None else np.asarray(groups)
-    found = []
-    for at in range(0, len(known), BLOCK):
-        squared = _squared(known[at : at + BLOCK], known)
-        squared[own[at : at + BLOCK, None] == own] = np.inf
-        found.append(np.partition(squared, k - 1, axis=1)[:, k - 1])
-    distances = np.sqrt(np.concatenate(found))
+def _leave_one_out_distances(train_features: Floats, k: int, groups: Groups) -> Floats:
+    """Distances of training images to others, without their own group; none if none is left."""
+    group_of = np.arange(len(train_features)) if groups is None else np.asarray(groups)
+    blocks = []
+    for start in range(0, len(train_features), BLOCK):
+        squared = _squared_distances(train_features[start : start + BLOCK], train_features)
+        squared[group_of[start : start + BLOCK, None] == group_of] = np.inf
+        blocks.append(np.partition(squared, k - 1, axis=1)[:, k - 1])
+    distances = np.sqrt(np.concatenate(blocks))
     return np.asarray(distances[np.isfinite(distances)])

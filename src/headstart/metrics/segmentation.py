@@ -1,11 +1,11 @@
-"""Metrics of masks: from counts of pixels, one table per image, to numbers of the whole set.
+"""Metrics of segmentation, from one table of pixel counts for each image.
 
-`pixel_counts` and `boundary_counts` look at each image once. The metrics take the tables of
+`pixel_counts` and `boundary_counts` process each image once. The metrics take the tables of
 all images stacked, ``counts`` of shape (n, C, C) or (n, C, 4), and ``weights`` over images
-of shape (n,) or (B, n), as in `headstart.metrics`: a weight of w counts the image w times, and
-with (B, n) results gain a leading axis B. Counts are added up before anything is divided, never
-averaged over batches or images, so that no number depends on either. Numbers are 0 to 1; one
-without meaning (the IoU of a class that is nowhere) is NaN, and averages leave it out.
+of shape (n,) or (B, n), as in metrics/classification.py: a weight of w counts the image w times,
+and with (B, n) results gain a leading axis B. Counts are summed over all images before the
+division, so that no result depends on the order or the batches. Results are 0 to 1. An undefined
+one (the IoU of a class that is absent) is NaN, and averages leave it out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike as Array
 from numpy.typing import NDArray
 
 from headstart.errors import UsageError
-from headstart.metrics.validation import Floats, Ints, Weights, mean_defined, ratio, weights_of
+from headstart.metrics.validation import Floats, Ints, Weights, check_weights, divide, mean_defined
 
 __all__ = [
     "boundary_counts",
@@ -35,14 +35,14 @@ __all__ = [
     "total_counts",
 ]
 
-_IGNORED = 255
+_IGNORED_VALUE = 255
 _TOLERANCE = 0.0075
 
 
 def pixel_counts(
-    predicted: Array, truth: Array, n_classes: int, *, ignored: int = _IGNORED
+    predicted: Array, truth: Array, n_classes: int, *, ignored: int = _IGNORED_VALUE
 ) -> Ints:
-    """How many pixels of class i (row) a mask calls j (column).
+    """Count the pixels of class i (row) that a mask predicts as j (column).
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def pixel_counts(
         Class indices from 0.
     n_classes : int
     ignored : int
-        Pixels where ``truth`` is this are not counted, whatever is predicted.
+        Pixels where ``truth`` has this value are not counted, whatever the prediction.
 
     Returns
     -------
@@ -67,8 +67,8 @@ def pixel_counts(
     array([[1, 1],
            [0, 1]])
     """
-    said, true, kept = _masks(predicted, truth, n_classes, ignored)
-    cells = true[kept] * n_classes + said[kept]
+    predicted_mask, true_mask, valid = _check_masks(predicted, truth, n_classes, ignored)
+    cells = true_mask[valid] * n_classes + predicted_mask[valid]
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
@@ -78,12 +78,12 @@ def boundary_counts(
     n_classes: int,
     *,
     tolerance: float = _TOLERANCE,
-    ignored: int = _IGNORED,
+    ignored: int = _IGNORED_VALUE,
 ) -> Ints:
-    """How many pixels of each class's boundary lie near the other mask's boundary of the class.
+    """Count the boundary pixels of each class that lie near the boundary in the other mask.
 
-    The boundary of a class is its pixels that have another class above, below, left or right;
-    the edge of the image and of what is ignored is no boundary. Near is a Euclidean distance
+    The boundary of a class is its pixels that have another class above, below, left or right.
+    The edge of the image and of ignored pixels is no boundary. Near means a Euclidean distance
     of at most ``tolerance`` times the diagonal.
 
     Parameters
@@ -96,8 +96,8 @@ def boundary_counts(
     Returns
     -------
     array of int, shape (C, 4)
-        Predicted boundary pixels, those of them near a true one; true ones, those near a
-        predicted one.
+        Predicted boundary pixels, and those near a true one; true boundary pixels, and those
+        near a predicted one.
 
     Raises
     ------
@@ -111,31 +111,35 @@ def boundary_counts(
 
     Examples
     --------
-    >>> true, said = np.zeros((6, 6), dtype=int), np.zeros((6, 6), dtype=int)
-    >>> true[:, :3], said[:, :4] = 1, 1
-    >>> boundary_counts(said, true, 2)[1], boundary_counts(said, true, 2, tolerance=0.2)[1]
-    (array([6, 0, 6, 0]), array([6, 6, 6, 6]))
+    >>> true, predicted = np.zeros((6, 6), dtype=int), np.zeros((6, 6), dtype=int)
+    >>> true[:, :3], predicted[:, :4] = 1, 1
+    >>> boundary_counts(predicted, true, 2)[1]
+    array([6, 0, 6, 0])
+    >>> boundary_counts(predicted, true, 2, tolerance=0.2)[1]
+    array([6, 6, 6, 6])
     """
-    said, true, kept = _masks(predicted, truth, n_classes, ignored)
+    predicted_mask, true_mask, valid = _check_masks(predicted, truth, n_classes, ignored)
     if not tolerance >= 0:
-        raise UsageError(f"Expected `tolerance` of at least 0, got {tolerance}; do pass 0.0075.")
-    reach = tolerance * float(np.hypot(*true.shape))
-    edge_said, edge_true = _edges(said, kept), _edges(true, kept)
+        raise UsageError(f"Expected `tolerance` of at least 0, got {tolerance}. Pass 0.0075.")
+    reach = tolerance * float(np.hypot(*true_mask.shape))
+    predicted_edge, true_edge = _find_edges(predicted_mask, valid), _find_edges(true_mask, valid)
     counts = np.zeros((n_classes, 4), dtype=np.intp)
-    for label in np.union1d(said[edge_said], true[edge_true]).tolist():
-        one, other = edge_said & (said == label), edge_true & (true == label)
-        near = _near(one, other, reach), _near(other, one, reach)
-        counts[label] = one.sum(), near[0], other.sum(), near[1]
+    for label in np.union1d(predicted_mask[predicted_edge], true_mask[true_edge]).tolist():
+        predicted_pixels = predicted_edge & (predicted_mask == label)
+        true_pixels = true_edge & (true_mask == label)
+        predicted_near = _count_near(predicted_pixels, true_pixels, reach)
+        true_near = _count_near(true_pixels, predicted_pixels, reach)
+        counts[label] = predicted_pixels.sum(), predicted_near, true_pixels.sum(), true_near
     return counts
 
 
 def total_counts(counts: Array, weights: Weights = None) -> Floats:
-    """Tables of images added up, each as often as its weight says, (...,) for (n, ...).
+    """Sum the tables of all images with their weights, (...,) for (n, ...).
 
     Raises
     ------
     UsageError
-        If ``counts`` is not of shape (n, C, C) or (n, C, 4), or weights do not fit.
+        If ``counts`` is not of shape (n, C, C) or (n, C, 4), or weights have another shape.
 
     Examples
     --------
@@ -146,12 +150,12 @@ def total_counts(counts: Array, weights: Weights = None) -> Floats:
     table = np.asarray(counts, dtype=np.float64)
     if table.ndim != 3 or not len(table):
         raise UsageError(
-            f"Expected `counts` of shape (n, C, C) or (n, C, 4), got {table.shape}; do stack one "
+            f"Expected `counts` of shape (n, C, C) or (n, C, 4), got {table.shape}. Stack one "
             "table for each image."
         )
-    given = weights_of(weights, len(table))
-    flat = given @ table.reshape(len(table), -1)
-    return np.asarray(flat.reshape(*given.shape[:-1], *table.shape[1:]))
+    image_weights = check_weights(weights, len(table))
+    flat = image_weights @ table.reshape(len(table), -1)
+    return np.asarray(flat.reshape(*image_weights.shape[:-1], *table.shape[1:]))
 
 
 def iou_scores(counts: Array, weights: Weights = None) -> Floats:
@@ -169,8 +173,8 @@ def iou_scores(counts: Array, weights: Weights = None) -> Floats:
     >>> iou_scores([[[1, 1, 0], [0, 1, 0], [0, 0, 0]]])
     array([0.5, 0.5, nan])
     """
-    right, held, named = _tallies(counts, weights)
-    return ratio(right, held + named - right)
+    correct, in_truth, predicted = _count_pixels(counts, weights)
+    return divide(correct, in_truth + predicted - correct)
 
 
 def mean_iou_score(counts: Array, weights: Weights = None) -> Floats:
@@ -198,8 +202,8 @@ def dice_scores(counts: Array, weights: Weights = None) -> Floats:
     >>> dice_scores([[[1, 1, 0], [0, 1, 0], [0, 0, 0]]]).round(3)
     array([0.667, 0.667,   nan])
     """
-    right, held, named = _tallies(counts, weights)
-    return ratio(2 * right, held + named)
+    correct, in_truth, predicted = _count_pixels(counts, weights)
+    return divide(2 * correct, in_truth + predicted)
 
 
 def mean_dice_score(counts: Array, weights: Weights = None) -> Floats:
@@ -214,27 +218,27 @@ def mean_dice_score(counts: Array, weights: Weights = None) -> Floats:
 
 
 def pixel_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
-    """Share of pixels named right, () or (B,); NaN where every pixel is ignored.
+    """Share of pixels classified correctly, () or (B,); NaN if every pixel is ignored.
 
     Examples
     --------
     >>> float(pixel_accuracy_score([[[1, 1], [0, 2]]]))
     0.75
     """
-    right, held, _ = _tallies(counts, weights)
-    return ratio(right.sum(axis=-1), held.sum(axis=-1))
+    correct, in_truth, _ = _count_pixels(counts, weights)
+    return divide(correct.sum(axis=-1), in_truth.sum(axis=-1))
 
 
 def class_accuracy_scores(counts: Array, weights: Weights = None) -> Floats:
-    """Of the pixels of each class, the share named so, (C,) or (B, C); NaN for an absent class.
+    """Share of the pixels of each class that are correct, (C,) or (B, C); NaN for an absent class.
 
     Examples
     --------
     >>> class_accuracy_scores([[[1, 1], [0, 2]]])
     array([0.5, 1. ])
     """
-    right, held, _ = _tallies(counts, weights)
-    return ratio(right, held)
+    correct, in_truth, _ = _count_pixels(counts, weights)
+    return divide(correct, in_truth)
 
 
 def mean_class_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
@@ -249,7 +253,7 @@ def mean_class_accuracy_score(counts: Array, weights: Weights = None) -> Floats:
 
 
 def frequency_weighted_iou_score(counts: Array, weights: Weights = None) -> Floats:
-    """`iou_scores` averaged by how many pixels each class has in truth, () or (B,).
+    """Mean of `iou_scores`, weighted by the pixels of each class in truth, () or (B,).
 
     References
     ----------
@@ -260,17 +264,17 @@ def frequency_weighted_iou_score(counts: Array, weights: Weights = None) -> Floa
     >>> float(frequency_weighted_iou_score([[[1, 1], [0, 2]]]).round(4))
     0.5833
     """
-    right, held, named = _tallies(counts, weights)
-    each = np.nan_to_num(ratio(right, held + named - right))
-    return ratio((held * each).sum(axis=-1), held.sum(axis=-1))
+    correct, in_truth, predicted = _count_pixels(counts, weights)
+    iou = np.nan_to_num(divide(correct, in_truth + predicted - correct))
+    return divide((in_truth * iou).sum(axis=-1), in_truth.sum(axis=-1))
 
 
 def boundary_f_scores(counts: Array, weights: Weights = None) -> Floats:
     """Boundary F of each class from stacked `boundary_counts` (n, C, 4); (C,) or (B, C).
 
-    F = 2 P R / (P + R), P the share of predicted boundary pixels near a true one, R the share
-    of true ones near a predicted one, both over the whole set. NaN for a class without a
-    boundary in truth and prediction, 0 for one with a boundary in only one of them.
+    F = 2 P R / (P + R), where P is the share of predicted boundary pixels near a true one, and R
+    the share of true ones near a predicted one, both over all images. NaN for a class without a
+    boundary in truth and prediction, 0 for a class with a boundary in only one of them.
 
     References
     ----------
@@ -285,21 +289,20 @@ def boundary_f_scores(counts: Array, weights: Weights = None) -> Floats:
     total = total_counts(counts, weights)
     if total.shape[-1] != 4:
         raise UsageError(
-            f"Expected `counts` of shape (n, C, 4), got {np.shape(counts)}; do stack what "
-            "boundary_counts gives."
+            f"Expected `counts` of shape (n, C, 4), got {np.shape(counts)}. Stack the "
+            "results of boundary_counts."
         )
-    said, said_near, true, true_near = np.moveaxis(total, -1, 0)
+    n_predicted, n_predicted_near, n_true, n_true_near = np.moveaxis(total, -1, 0)
     precision, recall = (
-        np.nan_to_num(ratio(said_near, said)),
-        np.nan_to_num(ratio(true_near, true)),
+        np.nan_to_num(divide(n_predicted_near, n_predicted)),
+        np.nan_to_num(divide(n_true_near, n_true)),
     )
-    both = precision + recall
-    f = np.nan_to_num(ratio(2 * precision * recall, both))
-    return np.where(said + true > 0, f, np.nan)
+    f_scores = np.nan_to_num(divide(2 * precision * recall, precision + recall))
+    return np.where(n_predicted + n_true > 0, f_scores, np.nan)
 
 
 def mean_boundary_f_score(counts: Array, weights: Weights = None) -> Floats:
-    """Mean of `boundary_f_scores` over the classes with a boundary in either, () or (B,).
+    """Mean of `boundary_f_scores` over the classes where it is defined, () or (B,).
 
     Examples
     --------
@@ -309,64 +312,67 @@ def mean_boundary_f_score(counts: Array, weights: Weights = None) -> Floats:
     return mean_defined(boundary_f_scores(counts, weights))
 
 
-def _masks(
+def _check_masks(
     predicted: Array, truth: Array, n_classes: int, ignored: int
 ) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Both masks as class indices, and where truth is not ignored."""
-    said, true = np.asarray(predicted), np.asarray(truth)
-    fits = said.shape == true.shape and said.ndim == 2 and said.size > 0
-    if not fits or said.dtype.kind not in "iu" or true.dtype.kind not in "iu" or n_classes < 1:
+    """Check two masks; return them as class indices, and where truth is not ignored."""
+    predicted_mask, true_mask = np.asarray(predicted), np.asarray(truth)
+    shape = predicted_mask.shape
+    is_valid_shape = shape == true_mask.shape and len(shape) == 2 and predicted_mask.size > 0
+    is_integer = predicted_mask.dtype.kind in "iu" and true_mask.dtype.kind in "iu"
+    if not (is_valid_shape and is_integer and n_classes >= 1):
         raise UsageError(
             f"Expected two masks (h, w) of class indices and at least one class, got "
-            f"{said.dtype} {said.shape}, {true.dtype} {true.shape} and {n_classes}; do bring the "
-            "predicted mask to the image's size."
+            f"{predicted_mask.dtype} {shape}, {true_mask.dtype} {true_mask.shape} and {n_classes}. "
+            "Resize the predicted mask to the size of the image."
         )
-    kept = true != ignored
-    for name, mask in (("predicted", said[kept]), ("truth", true[kept])):
+    valid = true_mask != ignored
+    for name, mask in (("predicted", predicted_mask[valid]), ("truth", true_mask[valid])):
         if mask.size and not 0 <= mask.min() <= mask.max() < n_classes:
             raise UsageError(
                 f"Expected classes from 0 to {n_classes - 1} in `{name}`, got {mask.min()} to "
-                f"{mask.max()}; do map other values to a class or to {ignored}."
+                f"{mask.max()}. Map other values to a class or to {ignored}."
             )
-    return said.astype(np.intp), true.astype(np.intp), kept
+    return predicted_mask.astype(np.intp), true_mask.astype(np.intp), valid
 
 
-def _edges(mask: Ints, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels that have another class beside them; what is not kept is beside nothing."""
+def _find_edges(mask: Ints, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find pixels next to a pixel of another class. Invalid pixels have no neighbours."""
     edge = np.zeros(mask.shape, dtype=bool)
     for axis in (0, 1):
         low, high = (
             (slice(None),) * axis + (slice(None, -1),),
             (slice(None),) * axis + (slice(1, None),),
         )
-        differs = (mask[low] != mask[high]) & kept[low] & kept[high]
+        differs = (mask[low] != mask[high]) & valid[low] & valid[high]
         edge[low] |= differs
         edge[high] |= differs
     return edge
 
 
-def _near(points: NDArray[np.bool_], others: NDArray[np.bool_], reach: float) -> int:
-    """How many points have one of the others within reach; only the window around those is read."""
+def _count_near(points: NDArray[np.bool_], others: NDArray[np.bool_], reach: float) -> int:
+    """Count the points that have one of the others within reach."""
     from scipy import ndimage
 
     if not points.any() or not others.any():
         return 0
+    # Only the window around the others matters. A smaller distance transform is faster.
     window = []
     for axis in (1, 0):
-        lines = np.flatnonzero(others.any(axis=axis))
-        window.append(slice(max(0, lines[0] - int(reach)), lines[-1] + int(reach) + 1))
-    inside = tuple(window)
-    distance: NDArray[Any] = ndimage.distance_transform_edt(~others[inside])
-    return int((distance[points[inside]] <= reach).sum())
+        indices = np.flatnonzero(others.any(axis=axis))
+        window.append(slice(max(0, indices[0] - int(reach)), indices[-1] + int(reach) + 1))
+    window_slices = tuple(window)
+    distance: NDArray[Any] = ndimage.distance_transform_edt(~others[window_slices])
+    return int((distance[points[window_slices]] <= reach).sum())
 
 
-def _tallies(counts: Array, weights: Weights) -> tuple[Floats, Floats, Floats]:
-    """Pixels of each class that are right, that are of it, that are named it; each (..., C)."""
+def _count_pixels(counts: Array, weights: Weights) -> tuple[Floats, Floats, Floats]:
+    """Pixels of each class that are correct, in truth, predicted; each (..., C)."""
     total = total_counts(counts, weights)
     if total.shape[-1] != total.shape[-2]:
         raise UsageError(
-            f"Expected `counts` of shape (n, C, C), got {np.shape(counts)}; do stack what "
-            "pixel_counts gives."
+            f"Expected `counts` of shape (n, C, C), got {np.shape(counts)}. Stack the "
+            "results of pixel_counts."
         )
-    right = np.diagonal(total, axis1=-2, axis2=-1)
-    return right, total.sum(axis=-1), total.sum(axis=-2)
+    correct = np.diagonal(total, axis1=-2, axis2=-1)
+    return correct, total.sum(axis=-1), total.sum(axis=-2)

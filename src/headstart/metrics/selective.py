@@ -1,7 +1,7 @@
-"""Answering only where it is sure enough: risk against coverage, and a threshold with a proof.
+"""Selective prediction: risk against coverage, and a threshold with a guaranteed risk.
 
-The risk is the share of wrong answers among those that are given, the coverage the share of
-images that get one.
+A model abstains below a confidence threshold. The coverage is the share of images with a
+prediction, the risk the share of wrong predictions among these.
 """
 
 from __future__ import annotations
@@ -21,31 +21,37 @@ from headstart.metrics.confidence_intervals import (
     proportion_interval,
     units,
 )
-from headstart.metrics.validation import Weights, weights_of
+from headstart.metrics.validation import Weights, check_weights
 
-__all__ = ["RiskCoverage", "Selected", "risk_coverage", "risk_upper_bound", "threshold_for_risk"]
+__all__ = [
+    "RiskCoverage",
+    "SelectedThreshold",
+    "risk_coverage",
+    "risk_upper_bound",
+    "threshold_for_risk",
+]
 
 Floats = NDArray[np.float64]
 
-LOOKS = 10
-"""Thresholds that are looked at, at most: each more costs certainty, each less coverage."""
+MAX_THRESHOLDS = 10
+"""Largest number of thresholds tested. Each test widens the bounds; too few lose coverage."""
 
-APART = 0.05
-"""Share of the images that two looks are apart, at least."""
+MIN_COVERAGE_STEP = 0.05
+"""Smallest difference in coverage between two tested thresholds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RiskCoverage:
-    """Risk and coverage at every threshold, from the surest images on.
+    """Risk and coverage at every threshold, from the highest confidence to the lowest.
 
     Parameters
     ----------
     coverage, risk, thresholds : array, shape (m,)
-        One entry for each different confidence, falling; what is at least as sure as the
-        threshold is answered. The last coverage is 1.
+        One entry for each different confidence, falling. The model predicts where the confidence
+        is at least the threshold. The last coverage is 1.
     aurc : float
-        Area under the curve, 0 to 1: the mean risk over all images' own confidences as
-        thresholds. Lower is better.
+        Area under the curve, 0 to 1: the mean risk, with the confidence of each image as the
+        threshold. Lower is better.
     """
 
     coverage: Floats
@@ -55,26 +61,26 @@ class RiskCoverage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selected:
-    """The threshold with the most coverage whose risk is shown to be as low as was wanted.
+class SelectedThreshold:
+    """Threshold with the largest coverage whose risk is proven to be at most ``max_risk``.
 
     Parameters
     ----------
     threshold : float or None
-        From this confidence on an answer is given; minus infinity answers everything. None where
-        no threshold that was looked at could be shown to reach the risk.
+        Lowest confidence with a prediction. Minus infinity means that the model never abstains,
+        None that no tested threshold provably reaches the risk.
     coverage, risk : float
-        On the images it was chosen on; without a threshold those of the best bound.
+        On the images that chose the threshold. Without a threshold, those of the best bound.
     bound : float
-        The risk on new images is at most this, at ``level``.
+        Upper bound of the risk on new images, at ``level``.
     max_risk, level : float
-        What was wanted.
+        Requested risk and confidence level.
     images : int
-        It was chosen on.
+        Number of images that chose the threshold.
     looks : int
-        Thresholds that were looked at, which the bound pays for.
+        Number of tested thresholds, which the bound accounts for.
     provable : float
-        The lowest risk that so many images could show, were every answer right.
+        Bound that these images give if all predictions are correct.
     """
 
     threshold: float | None
@@ -88,74 +94,74 @@ class Selected:
     provable: float
 
     def sentence(self) -> str:
-        """Say in words what was chosen, or why nothing was.
+        """Summarise the threshold, or the reason for none.
 
-        >>> sure = np.linspace(0.5, 1, 40)
-        >>> threshold_for_risk(sure, sure > 0, max_risk=0.02).sentence()[:63]
-        'No threshold is shown to be wrong in at most 2 % of its answers'
+        >>> confidences = np.linspace(0.5, 1, 40)
+        >>> threshold_for_risk(confidences, confidences > 0, max_risk=0.02).sentence()[:75]
+        'No threshold reaches a risk (share of wrong predictions) of at most 2 %: 40'
         """
-        wanted = f"wrong in at most {_percent(self.max_risk)} of its answers"
+        goal = f"a risk (share of wrong predictions) of at most {_format_percent(self.max_risk)}"
         if self.threshold is not None:
             return (
-                f"Chosen to be {wanted}: on {self.images} images that the head did not learn "
-                f"from it answers {_percent(self.coverage)}, {_percent(self.risk)} of them wrong; "
-                f"at {_percent(self.level)} certainty at most {_percent(self.bound)}."
+                f"Threshold chosen for {goal}. On {self.images} images that the head was not "
+                f"trained on, the model predicts {_format_percent(self.coverage)}, "
+                f"{_format_percent(self.risk)} of them wrong. With {_format_percent(self.level)} "
+                f"confidence, the risk is at most {_format_percent(self.bound)}."
             )
         if self.provable > self.max_risk:
             return (
-                f"No threshold is shown to be {wanted}: {self.images} images could show no "
-                f"less than {_percent(self.provable)} even if every answer were right; more "
-                "labelled images would."
+                f"No threshold reaches {goal}: {self.images} images cannot prove a risk below "
+                f"{_format_percent(self.provable)}, even without an error. Add labelled images."
             )
         return (
-            f"No threshold is shown to be {wanted}: of {self.looks} on {self.images} images "
-            f"the best answers {_percent(self.coverage)}, {_percent(self.risk)} of them wrong, "
-            f"which shows no less than {_percent(self.bound)}; more images or a better model "
-            "would."
+            f"No threshold reaches {goal}: the best of {self.looks} predicts "
+            f"{_format_percent(self.coverage)} of {self.images} images, "
+            f"{_format_percent(self.risk)} of them wrong, which proves a risk of at most "
+            f"{_format_percent(self.bound)}. Add labelled images or improve the model."
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as plain values that JSON knows; answering everything is a threshold of 0."""
-        found = asdict(self)
+        """Return the fields as JSON values. A model that never abstains has the threshold 0."""
+        values = asdict(self)
         if self.threshold is not None:
-            found["threshold"] = max(self.threshold, 0.0)
-        return found
+            values["threshold"] = max(self.threshold, 0.0)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build it from the plain values of ``as_dict``.
+        """Read the values that ``as_dict`` returned.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            If a value is missing, or is no number that makes sense.
+            If a value is missing or invalid.
         """
         threshold = values["threshold"]
         shares = {
             name: float(values[name])
             for name in ("coverage", "risk", "bound", "max_risk", "level", "provable")
         }
-        found = cls(
+        selected = cls(
             threshold=None if threshold is None else float(threshold),
             images=int(values["images"]),
             looks=int(values["looks"]),
             **shares,
         )
-        least = 0.0 if found.threshold is None else found.threshold
-        if not all(0 <= share <= 1 for share in (*shares.values(), least)):
-            raise ValueError(f"shares from 0 to 1 expected, got {dict(values)}")
-        return found
+        lowest = 0.0 if selected.threshold is None else selected.threshold
+        if not all(0 <= share <= 1 for share in (*shares.values(), lowest)):
+            raise ValueError(f"Expected shares from 0 to 1, got {dict(values)}.")
+        return selected
 
 
 def risk_coverage(
     confidence: ArrayLike, correct: ArrayLike, weights: Weights = None
 ) -> RiskCoverage:
-    """How often answers are wrong, if only the surest are given, for every share of them.
+    """Compute the risk for every coverage: predict the most confident images first.
 
     Parameters
     ----------
     confidence : array, shape (n,)
-        Of each image's answer; images of one confidence are answered together or not at all.
+        Of each image's prediction. Images with the same confidence are predicted together.
     correct : array of bool, shape (n,)
     weights : array, shape (n,), optional
 
@@ -176,32 +182,35 @@ def risk_coverage(
 
     Examples
     --------
-    >>> found = risk_coverage([0.9, 0.8, 0.8, 0.6], [True, True, False, False])
-    >>> found.coverage.tolist(), found.risk.round(3).tolist(), round(found.aurc, 3)
+    >>> curve = risk_coverage([0.9, 0.8, 0.8, 0.6], [True, True, False, False])
+    >>> curve.coverage.tolist(), curve.risk.round(3).tolist(), round(curve.aurc, 3)
     ([0.25, 0.75, 1.0], [0.0, 0.333, 0.5], 0.292)
     """
-    sure, right = _checked(confidence, correct)
-    mass = weights_of(weights, len(sure))
-    if mass.ndim != 1:
-        raise UsageError(f"Expected `weights` of shape ({len(sure)},), got {mass.shape}.")
-    levels, place = np.unique(-sure, return_inverse=True)
-    here = np.bincount(place, weights=mass)
-    wrong = np.cumsum(np.bincount(place, weights=mass * ~right))
-    known = here > 0  # a level of weight 0 is no image
-    answered = np.cumsum(here)
-    risk = wrong[known] / answered[known]
+    confidences, is_correct = _check_confidences(confidence, correct)
+    image_weights = check_weights(weights, len(confidences))
+    if image_weights.ndim != 1:
+        raise UsageError(
+            f"Expected `weights` of shape ({len(confidences)},), got {image_weights.shape}. Pass "
+            "one weight for each image."
+        )
+    negative_levels, level_of = np.unique(-confidences, return_inverse=True)
+    level_weights = np.bincount(level_of, weights=image_weights)
+    wrong_weights = np.cumsum(np.bincount(level_of, weights=image_weights * ~is_correct))
+    has_images = level_weights > 0  # images of weight 0 count as absent
+    answered_weights = np.cumsum(level_weights)
+    risk = wrong_weights[has_images] / answered_weights[has_images]
     return RiskCoverage(
-        coverage=answered[known] / answered[-1],
+        coverage=answered_weights[has_images] / answered_weights[-1],
         risk=risk,
-        thresholds=-levels[known],
-        aurc=float(here[known] @ risk / answered[-1]),
+        thresholds=-negative_levels[has_images],
+        aurc=float(level_weights[has_images] @ risk / answered_weights[-1]),
     )
 
 
 def risk_upper_bound(errors: float, answered: float, level: float = 0.95) -> float:
-    """Risk that is not exceeded, at ``level``, where so many of the given answers were wrong.
+    """Upper confidence bound of the risk after ``errors`` in ``answered`` predictions.
 
-    Counts may be fractions (effective numbers of images). Without an answer it is 1.
+    Counts may be fractions (effective numbers of images). Without a prediction the bound is 1.
 
     References
     ----------
@@ -217,9 +226,11 @@ def risk_upper_bound(errors: float, answered: float, level: float = 0.95) -> flo
     from scipy.special import betaincinv
 
     if not 0 <= errors <= answered < math.inf:
-        raise UsageError(f"Expected 0 <= `errors` <= `answered`, got {errors} of {answered}.")
+        raise UsageError(
+            f"Expected 0 <= `errors` <= `answered`, got {errors} of {answered}. Pass counts."
+        )
     _require_share("level", level)
-    if answered - errors <= 1e-9:  # nothing was right, or nothing answered
+    if answered - errors <= 1e-9:  # no correct prediction, or no prediction
         return 1.0
     return float(betaincinv(errors + 1, answered - errors, level))
 
@@ -231,36 +242,36 @@ def threshold_for_risk(
     max_risk: float,
     level: float = 0.95,
     groups: Groups = None,
-) -> Selected:
-    """The threshold that answers most, of those whose risk is shown to be at most ``max_risk``.
+) -> SelectedThreshold:
+    """Find the threshold with the largest coverage whose risk is provably at most ``max_risk``.
 
-    At most ``LOOKS`` numbers of answers are looked at, which the number of images decides and
-    their confidences do not. Each look leaves out the least sure images: above the surest of
-    those left out, the others are drawn independently, so that their errors are binomial and
-    have an exact bound. Each bound has (1 - level) / looks of the error, and so all hold
-    together, whichever is chosen.
+    At most ``MAX_THRESHOLDS`` numbers of predictions are tested. They depend on the number of
+    images, not on the confidences. Each test drops the least confident images. Given the highest
+    confidence among the dropped ones, the other images are independent draws, so that the number
+    of errors is binomial and has an exact bound. Each bound gets the error (1 - level) / looks,
+    so that all bounds hold together and any of them may be chosen.
 
-    With groups (patients, videos) the errors are not binomial. The bound is then that of an
-    effective number of images, which the errors' own clustering decides, and which is as small
-    as if each group said one thing where there are no errors to tell. This is approximate; see
-    docs/selective.md for how often it holds.
+    With groups (patients, videos) the errors are not binomial. The bound is then computed for an
+    effective number of images, estimated from the clustering of the errors. Without errors, it is
+    the number for images that are equal within each group. This is approximate; docs/selective.md
+    reports how often it holds.
 
     Parameters
     ----------
     confidence : array, shape (n,)
     correct : array of bool, shape (n,)
-        Of images that neither the model was trained nor will be judged on.
+        Of images used neither for training nor for the evaluation.
     max_risk : float
-        Share of the given answers that may be wrong, above 0 and below 1.
+        Largest share of wrong predictions, above 0 and below 1.
     level : float
-        How often, over sets of images to choose on, the bound holds; above 0.5.
+        Probability that the bound holds; above 0.5.
     groups : n hashables, optional
         An image whose group is None is a group of its own.
 
     Returns
     -------
-    Selected
-        Without a threshold where none could be shown to have such a risk.
+    SelectedThreshold
+        Without a threshold if none provably has such a risk.
 
     Raises
     ------
@@ -270,45 +281,46 @@ def threshold_for_risk(
     References
     ----------
     Geifman and El-Yaniv (2017), "Selective classification for deep neural networks", algorithm 1
-    and theorem 3.2, with looks that are set beforehand instead of a bisection, so that the sum
+    and theorem 3.2, with thresholds fixed in advance instead of a bisection, so that the sum
     over them needs no further assumption; Korn and Graubard (1998), "Confidence intervals for
     proportions with small expected number of positive counts estimated from survey data"
     (effective numbers).
 
     Examples
     --------
-    >>> sure = np.linspace(0.5, 1, 400)
-    >>> found = threshold_for_risk(sure, sure > 0.55, max_risk=0.05)
-    >>> print(f"{found.threshold:.3f} {found.coverage:.2f} {found.risk:.4f} {found.bound:.4f}")
-    0.540 0.92 0.0191 0.0460
+    >>> confidences = np.linspace(0.5, 1, 400)
+    >>> selected = threshold_for_risk(confidences, confidences > 0.55, max_risk=0.05)
+    >>> print(f"{selected.threshold:.3f} {selected.coverage:.2f} {selected.bound:.4f}")
+    0.540 0.92 0.0460
     """
-    sure, right = _checked(confidence, correct)
+    confidences, is_correct = _check_confidences(confidence, correct)
     _require_share("max_risk", max_risk)
     _require_share("level", level, above=0.5)
-    n = len(sure)
+    n = len(confidences)
     codes, _ = units(n, groups)
-    together = None if groups is None else codes
+    group_codes = None if groups is None else codes
     independent = n**2 / float((np.bincount(codes).astype(np.float64) ** 2).sum())
-    counts = _looks(n, independent, max_risk, 1 - level)
+    counts = _answer_counts(n, independent, max_risk, 1 - level)
     per_look = 1 - (1 - level) / len(counts)
-    order = np.sort(sure)
+    order = np.sort(confidences)
     best: tuple[float, ...] | None = None
-    for count in counts:  # the largest first: the first that holds answers most
-        above = -math.inf if count == n else float(order[n - count - 1])
-        kept = sure > above
-        bound = _bound(right[kept], None if together is None else together[kept], per_look)
-        risk = float((~right[kept]).sum()) / max(int(kept.sum()), 1)
-        found = (bound, above, float(kept.mean()), risk)
-        best = found if best is None or bound < best[0] else best
-        if bound <= max_risk:
-            best = found
+    for count in counts:  # falling: the first one within the risk has the largest coverage
+        limit = -math.inf if count == n else float(order[n - count - 1])
+        is_answered = confidences > limit
+        answered_groups = None if group_codes is None else group_codes[is_answered]
+        risk_bound = _clustered_risk_bound(is_correct[is_answered], answered_groups, per_look)
+        risk = float((~is_correct[is_answered]).sum()) / max(int(is_answered.sum()), 1)
+        candidate = (risk_bound, limit, float(is_answered.mean()), risk)
+        best = candidate if best is None or risk_bound < best[0] else best
+        if risk_bound <= max_risk:
+            best = candidate
             break
-    bound, above, coverage, risk = best or (1.0, math.inf, 0.0, 0.0)
-    return Selected(
-        threshold=_just(above) if bound <= max_risk else None,
+    risk_bound, limit, coverage, risk = best or (1.0, math.inf, 0.0, 0.0)
+    return SelectedThreshold(
+        threshold=_next_above(limit) if risk_bound <= max_risk else None,
         coverage=coverage,
         risk=risk,
-        bound=bound,
+        bound=risk_bound,
         max_risk=max_risk,
         level=level,
         images=n,
@@ -317,58 +329,68 @@ def threshold_for_risk(
     )
 
 
-def _just(above: float) -> float:
-    """The least number above; nothing is below minus infinity."""
-    return above if math.isinf(above) else math.nextafter(above, math.inf)
+def _next_above(number: float) -> float:
+    """Return the next larger float; minus infinity stays, because it excludes nothing."""
+    return number if math.isinf(number) else math.nextafter(number, math.inf)
 
 
-def _looks(n: int, independent: float, max_risk: float, error: float) -> list[int]:
-    """Numbers of answers to look at, falling from n to the least that could show the risk."""
-    for looks in range(LOOKS, 1, -1):
+def _answer_counts(n: int, independent: float, max_risk: float, error: float) -> list[int]:
+    """Numbers of predictions to test, falling from n to the smallest that can prove the risk."""
+    for looks in range(MAX_THRESHOLDS, 1, -1):
+        # Share of the images at which a bound without errors reaches the risk.
         needed = math.log(error / looks) / math.log1p(-max_risk) / independent
-        if needed + (looks - 1) * APART <= 1:
-            least = math.ceil(needed * n - 1e-9)
-            return sorted({round(x) for x in np.linspace(least, n, looks)} | {n}, reverse=True)
+        if needed + (looks - 1) * MIN_COVERAGE_STEP <= 1:
+            smallest = math.ceil(needed * n - 1e-9)
+            return sorted({round(x) for x in np.linspace(smallest, n, looks)} | {n}, reverse=True)
     return [n]
 
 
-def _bound(right: NDArray[np.bool_], groups: NDArray[np.intp] | None, level: float) -> float:
-    answered, wrong = float(len(right)), float((~right).sum())
-    if groups is None or not len(right):
-        return risk_upper_bound(wrong, answered, level)
-    # Two-sided at this level, an interval leaves 1 - level out on the side that counts here.
+def _clustered_risk_bound(
+    is_correct: NDArray[np.bool_], groups: NDArray[np.intp] | None, level: float
+) -> float:
+    answered, errors = float(len(is_correct)), float((~is_correct).sum())
+    if groups is None or not len(is_correct):
+        return risk_upper_bound(errors, answered, level)
+    # A two-sided interval at this level leaves out 1 - level on the upper side.
     two_sided = 2 * level - 1
-    found = proportion_interval(right, groups, level=two_sided)
-    size = _size_of(found.value, found.low, found.high, two_sided)
-    return risk_upper_bound(wrong / answered * size, size, level)
+    interval = proportion_interval(is_correct, groups, level=two_sided)
+    size = _effective_size_of(interval.value, interval.low, interval.high, two_sided)
+    return risk_upper_bound(errors / answered * size, size, level)
 
 
-def _size_of(value: float, low: float, high: float, level: float) -> float:
+def _effective_size_of(value: float, low: float, high: float, level: float) -> float:
     """Number of images that has this score interval: (value - end)^2 = z^2 end (1 - end) / n."""
     end = low if value > 0.5 else high
     return float(normal_quantile(level) ** 2 * end * (1 - end) / (value - end) ** 2)
 
 
-def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
-    if sure.ndim != 1 or sure.shape != right.shape or not sure.size or right.dtype.kind != "b":
+def _check_confidences(
+    confidence: ArrayLike, correct: ArrayLike
+) -> tuple[Floats, NDArray[np.bool_]]:
+    confidences, is_correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
+    if (
+        confidences.ndim != 1
+        or confidences.shape != is_correct.shape
+        or not confidences.size
+        or is_correct.dtype.kind != "b"
+    ):
         raise UsageError(
             "Expected `confidence` and `correct` as numbers and booleans of one shape (n,), n at "
-            f"least 1, got {sure.shape} and {right.dtype} of {right.shape}; do pass one of each an "
-            "image."
+            f"least 1, got {confidences.shape} and {is_correct.dtype} of {is_correct.shape}. Pass "
+            "one of each for each image."
         )
-    if not np.isfinite(sure).all():
-        raise UsageError("Expected finite `confidence`, got NaN or infinity; do leave these out.")
-    return sure, right
+    if not np.isfinite(confidences).all():
+        raise UsageError("Expected finite `confidence`, got NaN or infinity. Remove those images.")
+    return confidences, is_correct
 
 
 def _require_share(name: str, value: float, *, above: float = 0.0) -> None:
     if not above < value < 1:
         raise UsageError(
-            f"Expected `{name}` to lie between {above:g} and 1, got {value}; do pass a share such "
+            f"Expected `{name}` to lie between {above:g} and 1, got {value}. Pass a share such "
             f"as {0.95 if name == 'level' else 0.02}."
         )
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.3g} %"

@@ -1,6 +1,7 @@
-"""Boxes and masks in the images' own coordinates: a backbone and a head on maps, run on images.
+"""Detection and segmentation on images, in the images' own coordinates.
 
-Every image is seen whole (``Preprocess.canvas``), and what is found goes back the same way.
+Every image is resized to the canvas as a whole (``Preprocess.canvas``), and predictions are mapped
+back to the image.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.freezing import constant
+from headstart.backbones.freezing import freeze
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
-from headstart.data.images import Pixels, decode, shown_size
+from headstart.data.images import Pixels, decode, upright_size
 from headstart.data.loader import load_batch, map_bounded
 from headstart.data.transforms.preprocess import Placement
 from headstart.data.transforms.tiling import blend, tiles
 from headstart.errors import UsageError
 from headstart.models.heads.head import Head
-from headstart.runtime import cores, device, one_thread_each
+from headstart.runtime import cores, device, use_one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Detections", "Segmentation", "detect", "segment"]
 
-AT_ONCE = 8
-"""Images that the network reads at a time."""
+BATCH_SIZE = 8
 
 MOST_LOGITS = 50_000_000
-"""Values of one image's enlarged logits; above it the mask is enlarged, not what made it."""
+"""Most values of one image's enlarged logits. For a larger image the mask is enlarged instead of
+the logits, to save memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detections:
-    """What was found in one image, the most certain first.
+    """Objects detected in one image, by decreasing score.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class Detections:
     scores : array, float32, shape (n,)
         From 0 to 1.
     labels : array of int, shape (n,)
-        Places among the model's classes.
+        Indices of the model's classes.
     """
 
     name: str
@@ -62,14 +63,14 @@ class Detections:
     labels: NDArray[np.intp]
 
     def above(self, score: float) -> Detections:
-        """Return only what is at least so certain."""
-        kept = self.scores >= score
+        """Return only the objects with at least this score."""
+        is_above = self.scores >= score
         return Detections(
             name=self.name,
             size=self.size,
-            boxes=self.boxes[kept],
-            scores=self.scores[kept],
-            labels=self.labels[kept],
+            boxes=self.boxes[is_above],
+            scores=self.scores[is_above],
+            labels=self.labels[is_above],
         )
 
 
@@ -82,7 +83,7 @@ class Segmentation:
     name : str
         Of the image.
     mask : array, uint8, shape (height, width)
-        Places among the model's classes, in the image's own size as it is shown.
+        Indices of the model's classes, in the image's own size as it is shown.
     """
 
     name: str
@@ -92,14 +93,14 @@ class Segmentation:
 def detect(
     backbone: FrozenBackbone, head: Head, samples: Sequence[Sample], *, device: str = "auto"
 ) -> list[Detections]:
-    """Find objects in images, in order.
+    """Detect objects in images, in order.
 
     Parameters
     ----------
     backbone : FrozenBackbone
         Its preprocessing has a canvas.
     head : Head
-        For boxes.
+        A detection head.
     samples : sequence of Sample
     device : str
 
@@ -108,23 +109,23 @@ def detect(
     UnreadableImageError
         If an image cannot be decoded.
     """
-    found = []
-    for sample, place, answer in _answers(backbone, head, samples, device, _boxes):
-        boxes, scores, labels = answer
-        boxes = place.boxes_to_image(boxes)
-        # What lies in the margin beside the image has no area in it.
-        real = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
-        order = np.flatnonzero(real)[np.argsort(-scores[real], kind="stable")]
-        found.append(
+    detections = []
+    outputs = _run_on_canvases(backbone, head, samples, device, _decode_objects)
+    for sample, placement, (canvas_boxes, scores, labels) in outputs:
+        boxes = placement.boxes_to_image(canvas_boxes)
+        # A box in the padding beside the image has no area in the image: drop it.
+        has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
+        order = np.flatnonzero(has_area)[np.argsort(-scores[has_area], kind="stable")]
+        detections.append(
             Detections(
                 name=sample.name,
-                size=(place.width, place.height),
+                size=(placement.width, placement.height),
                 boxes=boxes[order],
                 scores=scores[order],
                 labels=labels[order],
             )
         )
-    return found
+    return detections
 
 
 def segment(
@@ -135,19 +136,19 @@ def segment(
     tile: int = 0,
     device: str = "auto",
 ) -> Iterator[Segmentation]:
-    """Give every pixel a class, image after image, in order.
+    """Predict the class of every pixel, image after image, in order.
 
     Parameters
     ----------
     backbone : FrozenBackbone
         Its preprocessing has a canvas.
     head : Head
-        For masks.
+        A segmentation head.
     samples : sequence of Sample
     tile : int
-        Longer side, in the image's pixels, of the windows that are read one by one where an
-        image is larger; they overlap by a quarter. By default every image is read whole,
-        however small its details become. Give the side of the images that were learned from.
+        Longer side, in the image's pixels, of the windows that a larger image is split into.
+        They overlap by a quarter. By default every image is resized as a whole, which can lose
+        small details. Pass the longer side of the training images.
     device : str
 
     Raises
@@ -158,109 +159,123 @@ def segment(
         If ``tile`` is negative.
     """
     if tile < 0:
-        raise UsageError(f"Expected `tile` to be 0 or more pixels, got {tile}.")
+        raise UsageError(
+            f"Expected `tile` to be at least 0 pixels, got {tile}. Pass 0 to read each image at "
+            "once, or a side such as 512."
+        )
     if tile:
-        network = _network(backbone, head, device)
+        network = _build_network(backbone, head, device)
         for sample in samples:
-            yield Segmentation(name=sample.name, mask=_tiled(backbone, network, sample, tile))
+            mask = _segment_tiles(backbone, network, sample, tile)
+            yield Segmentation(name=sample.name, mask=mask)
         return
-    for sample, place, logits in _answers(backbone, head, samples, device, _logits):
-        yield Segmentation(name=sample.name, mask=_mask(logits, place))
+    outputs = _run_on_canvases(backbone, head, samples, device, _compute_logits)
+    for sample, placement, logits in outputs:
+        yield Segmentation(name=sample.name, mask=_logits_to_mask(logits, placement))
 
 
-def _answers(
+Decode = Callable[[Any, "list[Tensor]"], list[Any]]
+"""From a head's module and the backbone's maps to one prediction for each image."""
+
+
+def _run_on_canvases(
     backbone: FrozenBackbone,
     head: Head,
     samples: Sequence[Sample],
-    wanted: str,
-    decide: Callable[[Any, Any], list[Any]],
+    device_name: str,
+    decode_maps: Decode,
 ) -> Iterator[tuple[Sample, Placement, Any]]:
-    """Run the network on every image, and say where each lay on the canvas."""
-    preprocess, network = backbone.spec.preprocess, _network(backbone, head, wanted)
-    batches = [samples[at : at + AT_ONCE] for at in range(0, len(samples), AT_ONCE)]
+    """Run the network on every image: the sample, its placement on the canvas, its prediction."""
+    preprocess, network = backbone.spec.preprocess, _build_network(backbone, head, device_name)
+    batches = [samples[at : at + BATCH_SIZE] for at in range(0, len(samples), BATCH_SIZE)]
     load = partial(load_batch, preprocess=preprocess)
-    with ThreadPoolExecutor(cores(), initializer=one_thread_each) as executor:
+    with ThreadPoolExecutor(cores(), initializer=use_one_thread) as executor:
         loaded = map_bounded(load, batches, executor, 2)
         for batch, pixels in zip(batches, loaded, strict=True):
-            for sample, answer in zip(batch, network(pixels, decide), strict=True):
-                yield sample, preprocess.placement(*shown_size(sample.image)), answer
+            for sample, prediction in zip(batch, network(pixels, decode_maps), strict=True):
+                yield sample, preprocess.placement(*upright_size(sample.image)), prediction
 
 
-def _network(
-    backbone: FrozenBackbone, head: Head, wanted: str
-) -> Callable[[NDArray[np.uint8], Callable[[Any, Any], list[Any]]], list[Any]]:
-    """Make the function from canvases (n, H, W, 3) to what is decided of each."""
+def _build_network(
+    backbone: FrozenBackbone, head: Head, device_name: str
+) -> Callable[[NDArray[np.uint8], Decode], list[Any]]:
+    """Build the function from canvases (n, H, W, 3) to one prediction for each."""
     import copy
 
     import torch
 
-    target, preprocess = device(wanted), backbone.spec.preprocess
-    frozen = constant(copy.deepcopy(backbone.module)).to(target)
+    target, preprocess = device(device_name), backbone.spec.preprocess
+    frozen = freeze(copy.deepcopy(backbone.module)).to(target)
     frozen.to(memory_format=torch.channels_last)
-    module = constant(head.module()).to(target)
+    module = freeze(head.module()).to(target)
 
-    def answer(pixels: NDArray[np.uint8], decide: Callable[[Any, Any], list[Any]]) -> list[Any]:
+    def predict(pixels: NDArray[np.uint8], decode_maps: Decode) -> list[Any]:
         with torch.inference_mode():
             x = preprocess.normalise(torch.from_numpy(pixels).to(target).permute(0, 3, 1, 2))
-            return decide(module, frozen.maps(x, head.taps))
+            return decode_maps(module, frozen.maps(x, head.taps))
 
-    return answer
+    return predict
 
 
-def _tiled(
-    backbone: FrozenBackbone, network: Callable[..., list[Any]], sample: Sample, tile: int
+def _segment_tiles(
+    backbone: FrozenBackbone,
+    network: Callable[[NDArray[np.uint8], Decode], list[Any]],
+    sample: Sample,
+    tile: int,
 ) -> Pixels:
-    """Read an image window by window, each of the canvas's shape."""
+    """Segment an image window by window; windows have the aspect ratio of the canvas."""
     preprocess = backbone.spec.preprocess
     pixels = decode(sample.image)
     height, width = pixels.shape[:2]
-    window = [max(1, round(tile * side / max(preprocess.shape))) for side in preprocess.shape]
-    size = min(window[0], height), min(window[1], width)
-    places = tiles(height, width, size, min(size) // 4)
-    place = preprocess.placement(*size)
+    window_size = [max(1, round(tile * side / max(preprocess.shape))) for side in preprocess.shape]
+    size = min(window_size[0], height), min(window_size[1], width)
+    corners = tiles(height, width, size, min(size) // 4)
+    placement = preprocess.placement(*size)
 
-    def chances() -> Iterator[NDArray[np.float32]]:
-        for at in range(0, len(places), AT_ONCE):
+    def window_probabilities() -> Iterator[NDArray[np.float32]]:
+        for at in range(0, len(corners), BATCH_SIZE):
             windows = [
                 pixels[top : top + size[0], left : left + size[1]]
-                for top, left in places[at : at + AT_ONCE]
+                for top, left in corners[at : at + BATCH_SIZE]
             ]
             canvases = np.stack([preprocess.resize_only(window) for window in windows])
-            for logits in network(canvases, _logits):
-                yield _enlarged(logits, place).softmax(0).cpu().numpy()
+            for logits in network(canvases, _compute_logits):
+                yield _resize_logits(logits, placement).softmax(0).cpu().numpy()
 
-    return np.asarray(blend(chances(), places, (height, width)).argmax(0), dtype=np.uint8)
+    # Overlapping windows are averaged, so that no seam shows where they meet.
+    probabilities = blend(window_probabilities(), corners, (height, width))
+    return np.asarray(probabilities.argmax(0), dtype=np.uint8)
 
 
-def _boxes(module: Any, maps: list[Tensor]) -> list[Any]:
+def _decode_objects(module: Any, maps: list[Tensor]) -> list[Any]:
     return [
-        (boxes.float().cpu().numpy(), scores.float().cpu().numpy(), _whole(labels))
+        (
+            boxes.float().cpu().numpy(),
+            scores.float().cpu().numpy(),
+            np.asarray(labels.cpu().numpy(), dtype=np.intp),
+        )
         for boxes, scores, labels in module.detect(module(maps))
     ]
 
 
-def _whole(labels: Tensor) -> NDArray[np.intp]:
-    return np.asarray(labels.cpu().numpy(), dtype=np.intp)
-
-
-def _logits(module: Any, maps: list[Tensor]) -> list[Any]:
+def _compute_logits(module: Any, maps: list[Tensor]) -> list[Any]:
     return list(module(maps))
 
 
-def _mask(logits: Tensor, place: Placement) -> NDArray[np.uint8]:
-    """Classes in the image's size: its logits are enlarged, then compared."""
+def _logits_to_mask(logits: Tensor, placement: Placement) -> NDArray[np.uint8]:
+    """Mask in the image's size: the argmax of the resized logits."""
     import torch
 
     with torch.inference_mode():
-        if len(logits) * place.height * place.width > MOST_LOGITS:
-            return place.mask_to_image(logits.argmax(0).to(torch.uint8).cpu().numpy())
-        return _enlarged(logits, place).argmax(0).to(torch.uint8).cpu().numpy()
+        if len(logits) * placement.height * placement.width > MOST_LOGITS:
+            return placement.mask_to_image(logits.argmax(0).to(torch.uint8).cpu().numpy())
+        return _resize_logits(logits, placement).argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def _enlarged(logits: Tensor, place: Placement) -> Tensor:
-    """Logits (n_classes, height, width) for the image's own pixels, the margin left out."""
+def _resize_logits(logits: Tensor, placement: Placement) -> Tensor:
+    """Logits (n_classes, height, width) of the image's own pixels, without the padding."""
     from torch.nn.functional import interpolate
 
-    seen = logits[None, :, : place.rows, : place.columns].float()
-    size = (place.height, place.width)
-    return interpolate(seen, size=size, mode="bilinear", align_corners=False)[0]
+    on_image = logits[None, :, : placement.rows, : placement.columns].float()
+    size = (placement.height, placement.width)
+    return interpolate(on_image, size=size, mode="bilinear", align_corners=False)[0]

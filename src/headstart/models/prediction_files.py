@@ -1,4 +1,7 @@
-"""Boxes and masks in formats that other programs, and Headstart itself, read; pure functions."""
+"""Predictions as files: CSV, JSON, COCO, YOLO, mask PNG and overlays.
+
+First functions from predictions to values and texts, then functions that write them to a folder.
+"""
 
 from __future__ import annotations
 
@@ -24,107 +27,107 @@ from headstart.data.dataset import Sample
 from headstart.data.images import decode
 from headstart.errors import SetupError, UnknownNameError, UsageError
 from headstart.models.inference import Detections, Segmentation
-from headstart.models.transfer_model import Answer, predictions_csv, predictions_json
+from headstart.models.transfer_model import AnyPrediction, predictions_csv, predictions_json
 
 __all__ = [
     "FORMATS",
     "as_csv",
     "as_json",
+    "atomic_folder",
     "coco_images",
     "coco_results",
+    "encode_png",
+    "file_stems",
     "mask_png",
     "masks_csv",
     "masks_json",
-    "new_folder",
     "objects_csv",
     "objects_json",
-    "png",
     "require_format",
-    "stems",
-    "write_found",
     "write_images",
+    "write_predictions",
     "yolo_names",
     "yolo_text",
 ]
 
 
-def stems(names: Sequence[str]) -> tuple[str, ...]:
-    """Name a file for each image: its path below the folder that all share, without a suffix.
+def file_stems(names: Sequence[str]) -> tuple[str, ...]:
+    """Name a file for each image: its path below their common folder, without a suffix.
 
-    >>> stems(["a/x/1.jpg", "a/y/1.jpg", "a/y/1.png", "<ndarray>"][:3])
+    >>> file_stems(["a/x/1.jpg", "a/y/1.jpg", "a/y/1.png", "<ndarray>"][:3])
     ('x/1', 'y/1', 'y/1-2')
-    >>> stems(["<ndarray>", "<ndarray>"])
+    >>> file_stems(["<ndarray>", "<ndarray>"])
     ('ndarray', 'ndarray-2')
     """
     paths = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100 - links stay links
     root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-    plain = [
+    stems = [
         re.sub(r'[<>:"|?*\0]', "", p.relative_to(root).with_suffix("").as_posix()) for p in paths
     ]
-    taken: set[str] = set()
-    seen: Counter[str] = Counter()
-    found = []
-    for stem in plain:
+    used: set[str] = set()
+    copies: Counter[str] = Counter()
+    unique = []
+    for stem in stems:
         name = stem
-        while name in taken:
-            seen[stem] += 1
-            name = f"{stem}-{seen[stem] + 1}"
-        taken.add(name)
-        found.append(name)
-    return tuple(found)
+        while name in used:
+            copies[stem] += 1
+            name = f"{stem}-{copies[stem] + 1}"
+        used.add(name)
+        unique.append(name)
+    return tuple(unique)
 
 
-def objects_json(found: Iterable[Detections], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Objects as plain values, boxes as left, top, right, bottom in the image's pixels.
+def objects_json(predictions: Iterable[Detections], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Objects as JSON values, boxes as left, top, right, bottom in the image's pixels.
 
     Examples
     --------
-    >>> one = Detections(
+    >>> detections = Detections(
     ...     name="a.jpg",
     ...     size=(20, 10),
     ...     boxes=np.array([[1, 2, 5, 8]], np.float32),
     ...     scores=np.array([0.75], np.float32),
     ...     labels=np.array([0]),
     ... )
-    >>> objects_json([one], ["cell"])[0]["objects"]
+    >>> objects_json([detections], ["cell"])[0]["objects"]
     [{'label': 'cell', 'score': 0.75, 'box': [1.0, 2.0, 5.0, 8.0]}]
     """
     return [
         {
-            "image": one.name,
-            "width": one.size[0],
-            "height": one.size[1],
+            "image": detections.name,
+            "width": detections.size[0],
+            "height": detections.size[1],
             "objects": [
                 {"label": label, "score": score, "box": box}
-                for label, score, box in _rows(one, classes)
+                for label, score, box in _rounded_objects(detections, classes)
             ],
         }
-        for one in found
+        for detections in predictions
     ]
 
 
-def objects_csv(found: Iterable[Detections], classes: Sequence[str]) -> str:
+def objects_csv(predictions: Iterable[Detections], classes: Sequence[str]) -> str:
     """Objects as the text of a CSV file, one line each; an image without objects has none."""
     rows = (
-        [one.name, label, f"{score:.6f}", *(f"{side:.2f}" for side in box)]
-        for one in found
-        for label, score, box in _rows(one, classes)
+        [detections.name, label, f"{score:.6f}", *(f"{side:.2f}" for side in box)]
+        for detections in predictions
+        for label, score, box in _rounded_objects(detections, classes)
     )
-    return _table(["image", "label", "score", "left", "top", "right", "bottom"], rows)
+    return _csv_text(["image", "label", "score", "left", "top", "right", "bottom"], rows)
 
 
-def coco_results(found: Iterable[Detections]) -> list[dict[str, Any]]:
-    """COCO's format of results: ``bbox`` is left, top, width, height; ids count from 1.
+def coco_results(predictions: Iterable[Detections]) -> list[dict[str, Any]]:
+    """COCO's format of results: ``bbox`` is left, top, width, height; ids start at 1.
 
-    Which image and class an id is says ``coco_images``.
+    ``coco_images`` lists the images and classes of the ids.
     """
     results = []
-    for number, one in enumerate(found, start=1):
-        for label, score, box in zip(one.labels, one.scores, one.boxes.tolist(), strict=True):
+    for image_id, detections in enumerate(predictions, start=1):
+        for label, score, box in _objects(detections):
             left, top, right, bottom = (round(side, 4) for side in box)
             results.append(
                 {
-                    "image_id": number,
+                    "image_id": image_id,
                     "category_id": int(label) + 1,
                     "bbox": [left, top, round(right - left, 4), round(bottom - top, 4)],
                     "score": round(float(score), 6),
@@ -133,36 +136,41 @@ def coco_results(found: Iterable[Detections]) -> list[dict[str, Any]]:
     return results
 
 
-def coco_images(found: Iterable[Detections], classes: Sequence[str]) -> dict[str, Any]:
-    """Images and classes that the ids of ``coco_results`` mean, as in COCO's annotations.
+def coco_images(predictions: Iterable[Detections], classes: Sequence[str]) -> dict[str, Any]:
+    """Images and classes by the ids of ``coco_results``, as in COCO's annotations.
 
     >>> coco_images([], ["cell"])["categories"]
     [{'id': 1, 'name': 'cell'}]
     """
     return {
         "images": [
-            {"id": i, "file_name": one.name, "width": one.size[0], "height": one.size[1]}
-            for i, one in enumerate(found, start=1)
+            {
+                "id": image_id,
+                "file_name": detections.name,
+                "width": detections.size[0],
+                "height": detections.size[1],
+            }
+            for image_id, detections in enumerate(predictions, start=1)
         ],
         "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
     }
 
 
-def yolo_text(one: Detections, *, scores: bool = False) -> str:
+def yolo_text(detections: Detections, *, scores: bool = False) -> str:
     """Objects of one image as YOLO's lines: class, centre x, centre y, width, height.
 
-    Shares of the image's width and height, classes from 0.
+    Coordinates are fractions of the image's width and height; classes start at 0.
 
     Parameters
     ----------
-    one : Detections
+    detections : Detections
     scores : bool
-        Write the score behind each line, as YOLO's programs do on request; labels to learn
-        from have none.
+        Write the score at the end of each line, as YOLO's programs do on request. Training
+        labels have no scores.
     """
     lines = []
-    width, height = one.size
-    for label, score, box in zip(one.labels, one.scores, one.boxes.tolist(), strict=True):
+    width, height = detections.size
+    for label, score, box in _objects(detections):
         left, top, right, bottom = box
         centre = (left + right) / 2 / width, (top + bottom) / 2 / height
         values = *centre, (right - left) / width, (bottom - top) / height
@@ -189,34 +197,36 @@ def yolo_names(classes: Sequence[str]) -> str:
     return text
 
 
-def masks_json(found: Iterable[Segmentation], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Share of each class that a mask shows, in the order of the classes.
+def masks_json(predictions: Iterable[Segmentation], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Share of the pixels of each class in a mask, in the order of the classes.
 
-    >>> one = Segmentation(name="a.png", mask=np.array([[0, 1], [1, 1]], np.uint8))
-    >>> masks_json([one], ["background", "leaf"])[0]["classes"]
+    >>> leaf = Segmentation(name="a.png", mask=np.array([[0, 1], [1, 1]], np.uint8))
+    >>> masks_json([leaf], ["background", "leaf"])[0]["classes"]
     {'background': 0.25, 'leaf': 0.75}
     """
     return [
         {
-            "image": one.name,
-            "width": one.mask.shape[1],
-            "height": one.mask.shape[0],
-            "classes": {classes[i]: share for i, share in _shares(one.mask)},
+            "image": segmentation.name,
+            "width": segmentation.mask.shape[1],
+            "height": segmentation.mask.shape[0],
+            "classes": {classes[i]: share for i, share in _class_shares(segmentation.mask)},
         }
-        for one in found
+        for segmentation in predictions
     ]
 
 
-def masks_csv(found: Iterable[Segmentation], classes: Sequence[str]) -> str:
-    """Shares of classes as the text of a CSV file, one line for each class that is shown."""
+def masks_csv(predictions: Iterable[Segmentation], classes: Sequence[str]) -> str:
+    """Shares of classes as the text of a CSV file, one line for each class in a mask."""
     rows = (
-        [one.name, classes[i], f"{share:.6f}"] for one in found for i, share in _shares(one.mask)
+        [segmentation.name, classes[i], f"{share:.6f}"]
+        for segmentation in predictions
+        for i, share in _class_shares(segmentation.mask)
     )
-    return _table(["image", "class", "share"], rows)
+    return _csv_text(["image", "class", "share"], rows)
 
 
 def mask_png(mask: NDArray[np.uint8], n_classes: int) -> bytes:
-    """Write a mask as an indexed PNG: a pixel is its class's place, shown in its colour.
+    """Encode a mask as an indexed PNG: a pixel's value is its class index, with a palette.
 
     Parameters
     ----------
@@ -236,20 +246,28 @@ def mask_png(mask: NDArray[np.uint8], n_classes: int) -> bytes:
 
     image = Image.fromarray(mask)
     image.putpalette(class_colours(n_classes).tobytes())
-    return png(image)
+    return encode_png(image)
 
 
-def _rows(one: Detections, classes: Sequence[str]) -> Iterator[tuple[str, float, list[float]]]:
-    for label, score, box in zip(one.labels, one.scores, one.boxes.tolist(), strict=True):
+def _objects(detections: Detections) -> Iterator[tuple[int, float, list[float]]]:
+    """Class index, score and box of every object."""
+    boxes = detections.boxes.tolist()
+    yield from zip(detections.labels, detections.scores, boxes, strict=True)
+
+
+def _rounded_objects(
+    detections: Detections, classes: Sequence[str]
+) -> Iterator[tuple[str, float, list[float]]]:
+    for label, score, box in _objects(detections):
         yield classes[int(label)], round(float(score), 6), [round(side, 2) for side in box]
 
 
-def _shares(mask: NDArray[np.uint8]) -> list[tuple[int, float]]:
-    places, counts = np.unique(mask, return_counts=True)
-    return [(int(i), round(int(n) / mask.size, 6)) for i, n in zip(places, counts, strict=True)]
+def _class_shares(mask: NDArray[np.uint8]) -> list[tuple[int, float]]:
+    indices, counts = np.unique(mask, return_counts=True)
+    return [(int(i), round(int(n) / mask.size, 6)) for i, n in zip(indices, counts, strict=True)]
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _csv_text(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(titles)
@@ -257,7 +275,7 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return table.getvalue()
 
 
-def png(image: Any) -> bytes:
+def encode_png(image: Any) -> bytes:
     """Encode a PIL image as PNG."""
     file = io.BytesIO()
     image.save(file, format="PNG")
@@ -269,69 +287,71 @@ FORMATS = {
     "detection": ("table", "json", "csv", "coco", "yolo", "overlay"),
     "segmentation": ("table", "json", "csv", "masks", "overlay"),
 }
-"""What can be made of a task's answers; but for the first three, files in a folder."""
+"""Output formats by task. All but the first three are files in a folder."""
 
 
-def require_format(form: str, task: str) -> None:
-    """Refuse a format that a task's answers cannot have.
+def require_format(output_format: str, task: str) -> None:
+    """Refuse a format that a task does not have.
 
     Raises
     ------
     UnknownNameError
-        By the formats that they can have.
+        If the format is not among the task's ``FORMATS``.
     """
-    if form not in FORMATS[task]:
-        raise UnknownNameError(f"format for {task}", form, FORMATS[task])
+    if output_format not in FORMATS[task]:
+        raise UnknownNameError(f"format for {task}", output_format, FORMATS[task])
 
 
-def as_json(found: Iterable[Answer], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Give answers of one task as plain values, one for each image.
+def as_json(predictions: Iterable[AnyPrediction], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Predictions of one task as JSON values, one for each image.
 
     >>> from headstart.models.transfer_model import Prediction
-    >>> one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
-    >>> as_json([one], ["cat"])[0]["label"]
+    >>> cat = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
+    >>> as_json([cat], ["cat"])[0]["label"]
     'cat'
     """
-    plain: list[dict[str, Any]] = []
-    for one in found:
-        if isinstance(one, Detections):
-            plain += objects_json([one], classes)
-        elif isinstance(one, Segmentation):
-            plain += masks_json([one], classes)
+    values: list[dict[str, Any]] = []
+    for prediction in predictions:
+        if isinstance(prediction, Detections):
+            values += objects_json([prediction], classes)
+        elif isinstance(prediction, Segmentation):
+            values += masks_json([prediction], classes)
         else:
-            plain += predictions_json([one])
-    return plain
+            values += predictions_json([prediction])
+    return values
 
 
-def as_csv(found: Iterable[Answer], classes: Sequence[str]) -> str:
-    """Give answers of one task as the text of a CSV file; empty for no answer."""
-    left = iter(found)
-    whole: Any = chain(first := list(islice(left, 1)), left)
+def as_csv(predictions: Iterable[AnyPrediction], classes: Sequence[str]) -> str:
+    """Predictions of one task as the text of a CSV file; empty if there are none."""
+    rest = iter(predictions)
+    # The first prediction decides the format; the others are read one by one.
+    first = list(islice(rest, 1))
     if not first:
         return ""
+    everything: Any = chain(first, rest)
     if isinstance(first[0], Detections):
-        return objects_csv(whole, classes)
+        return objects_csv(everything, classes)
     if isinstance(first[0], Segmentation):
-        return masks_csv(whole, classes)
-    return predictions_csv(list(whole))
+        return masks_csv(everything, classes)
+    return predictions_csv(list(everything))
 
 
-def write_found(
+def write_predictions(
     folder: Path,
-    form: str,
-    found: Iterable[tuple[Sample, Answer]],
+    output_format: str,
+    pairs: Iterable[tuple[Sample, AnyPrediction]],
     classes: Sequence[str],
 ) -> Path:
-    """Write answers as files into a new folder, whole or not at all.
+    """Write predictions as files into a new folder, completely or not at all.
 
     Parameters
     ----------
     folder : Path
-        Not there yet, or empty.
-    form : str
-        One of the task's ``FORMATS`` but ``table``; with ``json`` and ``csv`` one file is written.
-    found : iterable of (Sample, Prediction, Detections or Segmented)
-        Gone through once.
+        New or empty.
+    output_format : str
+        One of the task's ``FORMATS`` but ``table``; ``json`` and ``csv`` write one file.
+    pairs : iterable of (Sample, Prediction, Detections or Segmentation)
+        Iterated once.
     classes : sequence of str
         Of the model's task.
 
@@ -343,7 +363,7 @@ def write_found(
     Raises
     ------
     UsageError
-        If there is something in the folder.
+        If the folder has files.
     SetupError
         If it cannot be written.
 
@@ -351,99 +371,101 @@ def write_found(
     --------
     >>> import numpy as np
     >>> folder = Path(tempfile.mkdtemp())
-    >>> one = Segmentation(name="a.png", mask=np.zeros((2, 2), np.uint8))
-    >>> found = write_found(folder, "masks", [(Sample(image=b""), one)], ["background", "leaf"])
-    >>> sorted(path.name for path in found.rglob("*"))
+    >>> pairs = [(Sample(image=b""), Segmentation(name="a.png", mask=np.zeros((2, 2), np.uint8)))]
+    >>> written = write_predictions(folder, "masks", pairs, ["background", "leaf"])
+    >>> sorted(path.name for path in written.rglob("*"))
     ['a.png', 'classes.txt', 'masks']
     """
-    if form not in _WRITERS:
-        raise UnknownNameError("format", form, list(_WRITERS))
-    with new_folder(folder) as made:
-        _WRITERS[form](made, found, classes)
+    if output_format not in _WRITERS:
+        raise UnknownNameError("format", output_format, list(_WRITERS))
+    with atomic_folder(folder) as scratch:
+        _WRITERS[output_format](scratch, pairs, classes)
     return folder
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside the wanted one, which becomes it at the end, or is gone.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the final one: it replaces the final one, or is removed on failure.
 
     Raises
     ------
     UsageError
-        If there is something in the wanted one.
+        If the final folder has files.
     SetupError
         If it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
-            f"Expected {folder} to be new or empty, got one with files; do name another --out."
+            f"Expected {folder} to be new or empty, got one with files. Pass another --out."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise SetupError(
-            f"Expected to write to {folder}, got {error}; do choose another --out."
-        ) from error
+        raise SetupError(f"Cannot write to {folder}: {error}. Pass another --out.") from error
     try:
-        yield made
-        made.chmod(0o755)  # mkdtemp's folders are private
-        made.replace(folder)
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's folders are private
+        scratch.replace(folder)
     except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise SetupError(
-            f"Expected to write to {folder}, got {error}; do make room, or choose another --out."
+            f"Cannot write to {folder}: {error}. Free disk space, or pass another --out."
         ) from error
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
 
 
-Pairs = Iterable[tuple[Sample, Answer]]
+Pairs = Iterable[tuple[Sample, Any]]
+"""Samples with their predictions, all of one task."""
 Writer = Callable[[Path, Pairs, Sequence[str]], None]
 
 
-def _write_json(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    _put(folder / "predictions.json", json.dumps(as_json(_answers(found), classes), indent=1))
+def _write_json(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
+    values = as_json((prediction for _, prediction in pairs), classes)
+    _write_text(folder / "predictions.json", json.dumps(values, indent=1))
 
 
-def _write_csv(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    _put(folder / "predictions.csv", as_csv(_answers(found), classes))
+def _write_csv(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
+    text = as_csv((prediction for _, prediction in pairs), classes)
+    _write_text(folder / "predictions.csv", text)
 
 
-def _write_coco(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    answers: Any = list(_answers(found))
-    _put(folder / "results.json", json.dumps(coco_results(answers), indent=1))
-    _put(folder / "images.json", json.dumps(coco_images(answers, classes), indent=1))
+def _write_coco(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
+    predictions = [prediction for _, prediction in pairs]
+    _write_text(folder / "results.json", json.dumps(coco_results(predictions), indent=1))
+    _write_text(folder / "images.json", json.dumps(coco_images(predictions, classes), indent=1))
 
 
-def _write_yolo(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    answers: Any = list(_answers(found))
-    for stem, one in zip(stems([a.name for a in answers]), answers, strict=True):
-        _put(folder / "labels" / f"{stem}.txt", yolo_text(one))
-    _put(folder / "data.yaml", yolo_names(classes))
+def _write_yolo(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
+    predictions = [prediction for _, prediction in pairs]
+    stems = file_stems([prediction.name for prediction in predictions])
+    for stem, prediction in zip(stems, predictions, strict=True):
+        _write_text(folder / "labels" / f"{stem}.txt", yolo_text(prediction))
+    _write_text(folder / "data.yaml", yolo_names(classes))
 
 
-def _write_masks(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    write_images(folder / "masks", found, lambda sample, one: mask_png(one.mask, len(classes)))
-    _put(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+def _write_masks(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
+    write_images(folder / "masks", pairs, lambda _, mask: mask_png(mask.mask, len(classes)))
+    _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
-def _write_overlays(folder: Path, found: Pairs, classes: Sequence[str]) -> None:
-    write_images(folder, found, partial(_overlay, classes=classes))
+def _write_overlays(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
+    write_images(folder, pairs, partial(_draw_overlay, classes=classes))
 
 
-def write_images(folder: Path, found: Pairs, make: Callable[[Sample, Any], bytes]) -> None:
-    """Write one PNG an answer at once, and name them at the end, when all names are known.
+def write_images(folder: Path, pairs: Pairs, draw: Callable[[Sample, Any], bytes]) -> None:
+    """Write one PNG for each prediction; the names are those of ``file_stems``.
 
-    Names are those of ``dense_output.stems``, in the order of the answers.
+    Images are written one by one under temporary names: the final names depend on all names.
     """
     names = []
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (sample, one) in enumerate(found):
-        (folder / f".{number}").write_bytes(make(sample, one))
-        names.append(one.name)
-    for number, stem in enumerate(stems(names)):
+    for number, (sample, prediction) in enumerate(pairs):
+        (folder / f".{number}").write_bytes(draw(sample, prediction))
+        names.append(prediction.name)
+    for number, stem in enumerate(file_stems(names)):
         path = folder / f"{stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         (folder / f".{number}").rename(path)
@@ -459,23 +481,22 @@ _WRITERS: dict[str, Writer] = {
 }
 
 
-def _overlay(sample: Sample, one: Any, classes: Sequence[str]) -> bytes:
+def _draw_overlay(
+    sample: Sample, prediction: Detections | Segmentation, classes: Sequence[str]
+) -> bytes:
     from PIL import Image
 
     from headstart.data.draw import draw_boxes, draw_mask
 
     image = decode(sample.image)
-    if isinstance(one, Segmentation):
-        return png(Image.fromarray(draw_mask(image, one.mask, classes)))
-    drawn = draw_boxes(image, one.boxes, one.labels, one.scores, classes=classes)
-    return png(Image.fromarray(drawn))
+    if isinstance(prediction, Segmentation):
+        return encode_png(Image.fromarray(draw_mask(image, prediction.mask, classes)))
+    overlay = draw_boxes(
+        image, prediction.boxes, prediction.labels, prediction.scores, classes=classes
+    )
+    return encode_png(Image.fromarray(overlay))
 
 
-def _answers(found: Pairs) -> Iterator[Answer]:
-    for _, one in found:
-        yield one
-
-
-def _put(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -1,7 +1,8 @@
-"""What a saved model is put together of: each part is distrusted, then all are held together.
+"""Save and load a model: model.json and model.safetensors.
 
-A description may have been written by anybody. It can name networks, layers and sizes; nothing
-here reads a file, fetches, or builds what the tensors at hand do not fill.
+A model folder can come from an untrusted source. Loading checks each part on its own, then checks
+that the parts fit together. It runs no code from the folder, reads no other file, downloads
+nothing, and builds no network that is larger than the tensors in the folder.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import os
 import re
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +29,12 @@ from headstart.backbones.spec import BackboneSpec
 from headstart.errors import ModelFileError, SetupError, UsageError
 from headstart.features.engines import ENGINES
 from headstart.models.build import HEADS
-from headstart.models.heads.detection import BoxHead
+from headstart.models.heads.detection import MOST_PIXELS, BoxHead
+from headstart.models.heads.detection_config import MOST_VALUE, BoxShape
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.heads.segmentation import MaskHead
-from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask, Task
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import versions
 
@@ -39,49 +43,46 @@ if TYPE_CHECKING:
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["KINDS", "assembled", "load", "save", "short"]
+__all__ = ["assemble_model", "load", "save", "shorten"]
 
-TASKS: Mapping[str, Any] = {
+TASKS: Mapping[str, type[ClassificationTask | DetectionTask | SegmentationTask]] = {
     "classification": ClassificationTask,
     "detection": DetectionTask,
     "segmentation": SegmentationTask,
 }
-KINDS: Mapping[str, tuple[str, ...]] = {"classification": ("linear",), **HEADS}
-"""The heads that each task can have."""
-
-MOST_PIXELS = 4096
-"""Side of an image that a description may ask for: a larger one is a way to take memory."""
-MOST_OPTION = 8192
-"""Largest number among a network's options, for the same reason."""
-READS_FILES = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
-COUNTER = "num_batches_tracked"
 
 
-def assembled(description: Mapping[str, Any], content: bytes) -> TransferModel:
-    """Put a model together.
+FILE_OPTIONS = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
+"""Names of options that make a library read or download files."""
+BATCH_COUNTER = "num_batches_tracked"
+"""Ending of the names of BatchNorm's counters, the only integer tensors of a head."""
+
+
+def assemble_model(description: Mapping[str, Any], content: bytes) -> TransferModel:
+    """Build a model from the contents of its two files.
 
     Parameters
     ----------
     description : mapping
-        What model.json says.
+        Contents of model.json.
     content : bytes
-        Of model.safetensors.
+        Contents of model.safetensors.
 
     Raises
     ------
     ModelFileError
-        If a part cannot be meant, or they do not fit together. What makes no sense at all may
-        make a library fail in a way of its own.
+        If a part is invalid, or the parts do not fit together. With other invalid values a
+        library may raise an exception of its own.
     """
     from safetensors.torch import load as from_bytes
 
-    task = _task(description["task"])
+    task = _read_task(description["task"])
     spec = BackboneSpec.from_dict(description["backbone"])
-    _require_plain(spec)
-    state, head_state = _parts(from_bytes(content))
+    _require_safe_spec(spec)
+    state, head_state = _split_tensors(from_bytes(content))
     backbone = FrozenBackbone(spec=spec, state=state, origin=description["weights"])
-    head = _head(description["head"], task, head_state)
-    _require_fit(backbone, head, len(task.classes))
+    head = _read_head(description["head"], task, head_state)
+    _require_matching_parts(backbone, head, len(task.classes))
     return TransferModel(
         backbone=backbone,
         task=task,
@@ -91,29 +92,38 @@ def assembled(description: Mapping[str, Any], content: bytes) -> TransferModel:
     )
 
 
-def _task(values: Mapping[str, Any]) -> Any:
+def _read_task(values: Mapping[str, Any]) -> Task:
     classes, name = values.get("classes"), values.get("name")
     if not isinstance(name, str) or name not in TASKS:
         raise ModelFileError(
-            f"Expected a task among {', '.join(TASKS)}, got the task {short(name)}; do use the "
-            "release of Headstart that wrote it."
+            f"Expected a task among {', '.join(TASKS)}, got the task {shorten(name)}. Load the "
+            "model with the release of Headstart that wrote it."
         )
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise ModelFileError("Expected the model's classes to be a list of names, got another.")
-    if len(set(classes)) != len(classes):
-        raise ModelFileError("Expected every class of the model to have its own name, got doubles.")
+        raise ModelFileError(
+            f"{DESCRIPTION}: `classes` must be a list of strings, got {shorten(classes)}. {DAMAGED}"
+        )
+    if duplicates := sorted(name for name, n in Counter(classes).items() if n > 1):
+        raise ModelFileError(
+            f"{DESCRIPTION}: `classes` has names that occur more than once: {shorten(duplicates)}. "
+            f"{DAMAGED}"
+        )
     task = TASKS[name].from_dict(values)
-    if not all(0 <= threshold <= 1 for threshold in getattr(task, "thresholds", ())):
-        raise ModelFileError("Expected thresholds from 0 to 1, got others.")
+    thresholds = task.thresholds if isinstance(task, ClassificationTask) else ()
+    if not all(0 <= threshold <= 1 for threshold in thresholds):
+        raise ModelFileError(
+            f"{DESCRIPTION}: `thresholds` must lie from 0 to 1, got {shorten(thresholds)}. "
+            f"{DAMAGED}"
+        )
     return task
 
 
-def _head(values: Mapping[str, Any], task: Any, tensors: Mapping[str, Tensor]) -> Head:
+def _read_head(values: Mapping[str, Any], task: Task, tensors: Mapping[str, Tensor]) -> Head:
     kind = values.get("kind")
-    if kind not in KINDS[task.name]:
+    if kind not in HEADS[task.name]:
         raise ModelFileError(
-            f"Expected a head for {task.name} ({', '.join(KINDS[task.name])}), got {short(kind)}; "
-            "do fetch the model again."
+            f"Expected a head for {task.name} ({', '.join(HEADS[task.name])}), got "
+            f"{shorten(kind)}. {DAMAGED}"
         )
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     match task:
@@ -121,114 +131,128 @@ def _head(values: Mapping[str, Any], task: Any, tensors: Mapping[str, Tensor]) -
             return BoxHead.from_dict(values, arrays)
         case SegmentationTask():
             return MaskHead.from_dict(values, arrays)
-    if foreign := sorted(arrays.keys() - {"weight", "bias"}):
-        raise ModelFileError(f"Expected a head of weight and bias, got {short(foreign)}.")
+    if unexpected := sorted(arrays.keys() - {"weight", "bias"}):
+        raise ModelFileError(
+            f"Expected a head of weight and bias, got also {shorten(unexpected)}. {DAMAGED}"
+        )
     return LinearHead.from_state(arrays, n_outputs=len(task.classes))
 
 
-def _parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors of the backbone and of the head, all in the one precision that is written."""
+def _split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the backbone and of the head; all must be float32, but for counters."""
     import torch
 
     parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts:
-            raise ModelFileError(f"Expected tensors of a backbone and a head, got {short(name)}.")
-        # Counters and tables of places are whole numbers; statistics never are.
-        is_table = part == "backbone" and ".running_" not in name
-        may_count = is_table or name.endswith(COUNTER)
-        if tensor.dtype != torch.float32 and not (may_count and tensor.dtype == torch.int64):
             raise ModelFileError(
-                f"Expected {short(name)} to be in float32, got {tensor.dtype}; do fetch the "
-                "model again."
+                f"Expected tensors of a backbone and a head, got {shorten(name)}. {DAMAGED}"
+            )
+        # Counters and position tables of a backbone are integers; statistics never are.
+        is_table = part == "backbone" and ".running_" not in name
+        may_be_integer = is_table or name.endswith(BATCH_COUNTER)
+        if tensor.dtype != torch.float32 and not (may_be_integer and tensor.dtype == torch.int64):
+            raise ModelFileError(
+                f"Expected {shorten(name)} to be in float32, got {tensor.dtype}. {DAMAGED}"
             )
         parts[part][rest] = tensor
-    if not all(torch.isfinite(tensor).all() for tensor in parts["head"].values()):
-        raise ModelFileError("Expected a head of finite numbers, got others.")
-    if any((t < 0).any() for name, t in parts["head"].items() if name.endswith("running_var")):
-        raise ModelFileError("Expected variances of at least 0 in the head, got others.")
+    for name, tensor in parts["head"].items():
+        if not torch.isfinite(tensor).all():
+            raise ModelFileError(
+                f"Expected a head of finite numbers, got NaN or infinity in {shorten(name)}. "
+                f"{DAMAGED}"
+            )
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise ModelFileError(
+                f"Expected variances of at least 0 in the head, got {float(tensor.min())} in "
+                f"{shorten(name)}. {DAMAGED}"
+            )
     return parts["backbone"], parts["head"]
 
 
-def _require_fit(backbone: FrozenBackbone, head: Head, n_classes: int) -> None:
-    """Build the network around the tensors, without trusting what is said of its shape."""
-    from headstart.backbones.backbone import assemble
+def _require_matching_parts(backbone: FrozenBackbone, head: Head, n_classes: int) -> None:
+    """Build the network from its tensors and compare it with the description of its shape."""
+    from headstart.backbones.backbone import build_from_state
 
-    built = assemble(replace(backbone.spec, stages=(), width=0), backbone.state)
+    # Stages and width are left out, so that they are measured and not taken from the description.
+    built = build_from_state(replace(backbone.spec, stages=(), width=0), backbone.state)
     width = backbone.spec.width or built.width
     if isinstance(head, LinearHead):
         if not built.width == head.width == width:
             raise ModelFileError(
                 f"Expected a head for the {built.width} features of {backbone.spec.architecture}, "
-                f"got one for {head.width}. Copy the model again."
+                f"got one for {head.width}. {DAMAGED}"
             )
         return
     if width != built.width or (backbone.spec.stages and backbone.spec.stages != built.stages):
         raise ModelFileError(
-            f"Expected the stages of {backbone.spec.architecture}, got a description of others; do "
-            "fetch the model again."
+            f"Expected the stages of {backbone.spec.architecture}, got a description of others: "
+            f"{shorten(backbone.spec.stages)}. {DAMAGED}"
         )
-    _require_maps(backbone, built, head, n_classes)
+    if isinstance(head, BoxHead | MaskHead):
+        _require_matching_maps(backbone, built, head, n_classes)
 
 
-def _require_maps(backbone: FrozenBackbone, built: Backbone, head: Any, n_classes: int) -> None:
-    """Hold a head on maps against the stages that it reads, the canvas, and the classes."""
+def _require_matching_maps(
+    backbone: FrozenBackbone, built: Backbone, head: BoxHead | MaskHead, n_classes: int
+) -> None:
+    """Compare a dense head with the stages that it reads, the canvas, and the classes."""
     shape = head.shape
-    channels = shape.widths if isinstance(head, BoxHead) else shape.channels
-    read = list(zip(head.taps, channels, shape.strides, strict=True))
-    there = [(stage.name, stage.channels, stage.stride) for stage in built.stages]
-    if not read or read != [stage for stage in there if stage in read]:
+    channels = shape.widths if isinstance(shape, BoxShape) else shape.channels
+    head_maps = list(zip(head.taps, channels, shape.strides, strict=True))
+    stages = [(stage.name, stage.channels, stage.stride) for stage in built.stages]
+    if not head_maps or head_maps != [stage for stage in stages if stage in head_maps]:
         raise ModelFileError(
-            f"Expected a head on stages of {backbone.spec.architecture} ({short(there)}), got one "
-            f"on {short(read)}. Copy the model again."
+            f"Expected a head on stages of {backbone.spec.architecture} ({shorten(stages)}), got "
+            f"one on {shorten(head_maps)}. {DAMAGED}"
         )
     canvas = backbone.spec.preprocess.canvas
     if shape.canvas != canvas or shape.n_classes != n_classes:
         raise ModelFileError(
             f"Expected a head for {n_classes} classes on images of {canvas}, got one for "
-            f"{shape.n_classes} on {shape.canvas}; do fetch the model again."
+            f"{shape.n_classes} on {shape.canvas}. {DAMAGED}"
         )
 
 
-def _require_plain(spec: BackboneSpec) -> None:
-    """Refuse a network whose name or options make a library read files, fetch, or take memory."""
+def _require_safe_spec(spec: BackboneSpec) -> None:
+    """Refuse a network that makes a library read files, download, or exhaust the memory."""
     library, _, name = spec.architecture.partition("/")
-    # Of torchvision's other networks some fetch weights unless they are told not to.
-    known = library == "timm" or f"{library}/{name}" in names()
+    # Other torchvision networks may download weights by default, so only the catalog's are allowed.
+    is_listed = library == "timm" or f"{library}/{name}" in names()
     options = dict(spec.model_options)
     if (
-        not known
+        not is_listed
         or not re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
-        or any(READS_FILES.search(option) for option in options)
-        or not all(_is_plain(value) for value in (*options.values(), spec.until))
+        or any(FILE_OPTIONS.search(option) for option in options)
+        or not all(_is_safe_option(value) for value in (*options.values(), spec.until))
     ):
         raise ModelFileError(
             "Expected the name of a timm or torchvision network and options of its layers, got "
-            f"{short([spec.architecture, options])}; do not use a model from a source you do "
-            "not trust."
+            f"{shorten([spec.architecture, options])}. Do not use a model from a source that you "
+            "do not trust."
         )
-    expects = spec.preprocess
-    sizes = (expects.resize, expects.crop, *expects.shape)
+    preprocess = spec.preprocess
+    sizes = (preprocess.resize, preprocess.crop, *preprocess.shape)
     if not all(type(size) is int and size <= MOST_PIXELS for size in sizes) or not all(
-        math.isfinite(number) for number in (*expects.mean, *expects.std)
+        math.isfinite(number) for number in (*preprocess.mean, *preprocess.std)
     ):
         raise ModelFileError(
             f"Expected images of at most {MOST_PIXELS} pixels a side and finite colours, got "
-            f"{short(expects)}."
+            f"{shorten(preprocess)}. {DAMAGED}"
         )
 
 
-def _is_plain(value: object) -> bool:
+def _is_safe_option(value: object) -> bool:
     if isinstance(value, int | float):
-        return abs(value) <= MOST_OPTION
+        return abs(value) <= MOST_VALUE
     return isinstance(value, str) and len(value) <= 64
 
 
-def short(value: object) -> str:
-    """Return the beginning of what was found, on one line: it may be anything.
+def shorten(value: object) -> str:
+    """Return the first 200 characters of any value, on one line, for a message.
 
-    >>> short("a" * 300) == "'" + "a" * 199
+    >>> shorten("a" * 300) == "'" + "a" * 199
     True
     """
     text = repr(value) if not isinstance(value, Exception) else str(value)
@@ -239,23 +263,24 @@ FORMAT = "headstart-model"
 VERSION = 1
 DESCRIPTION = "model.json"
 TENSORS = "model.safetensors"
+DAMAGED = "The model folder is damaged: copy it again."
 MOST_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
 
 
 def save(model: TransferModel, folder: str | Path) -> None:
-    """Write a fitted model's two files into a folder, both whole or none.
+    """Write a fitted model's two files into a folder, either both or none.
 
     Parameters
     ----------
     model : TransferModel
     folder : str or Path
-        Made if need be; a model that is there already is replaced, or stays if this one cannot
-        be written.
+        Created if necessary. A model in the folder is replaced, or stays if this one cannot be
+        written.
 
     Raises
     ------
     UsageError
-        If the model has no head, or its record holds more than plain values.
+        If the model has no head, or its record has values that are not JSON.
     SetupError
         If the folder cannot be written.
     """
@@ -265,25 +290,25 @@ def save(model: TransferModel, folder: str | Path) -> None:
     head = model.require_head()
     tensors = {f"backbone.{name}": value for name, value in model.backbone.state.items()}
     tensors |= {f"head.{k}": torch.from_numpy(np.array(v)) for k, v in head.state().items()}
-    # Cloned: tensors that share memory, as in some checkpoints, are refused by the format.
+    # Safetensors refuses tensors that share memory, as in some checkpoints: clone them.
     content = to_bytes(
         {
             name: value.detach().clone(memory_format=torch.contiguous_format)
             for name, value in tensors.items()
         }
     )
-    text = _described(model, head, {TENSORS: hashlib.sha256(content).hexdigest()})
+    text = _description_text(model, head, {TENSORS: hashlib.sha256(content).hexdigest()})
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        _put(Path(folder), {TENSORS: content, DESCRIPTION: text.encode()})
+        _replace_files(Path(folder), {TENSORS: content, DESCRIPTION: text.encode()})
     except OSError as error:
         raise SetupError(
-            f"Expected to write the model to {folder}, got {error}; do free space or choose "
-            "another folder."
+            f"Cannot write the model to {folder}: {error}. Free disk space or choose another "
+            "folder."
         ) from error
 
 
-def _described(model: TransferModel, head: Head, files: Mapping[str, str]) -> str:
+def _description_text(model: TransferModel, head: Head, files: Mapping[str, str]) -> str:
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -300,13 +325,13 @@ def _described(model: TransferModel, head: Head, files: Mapping[str, str]) -> st
         return json.dumps(description, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"Expected the model's record to hold plain, finite values, got {error}; do store "
-            "numbers, texts, lists and dicts only."
+            f"Expected the model's record to have finite JSON values, got {error}. Store numbers, "
+            "texts, lists and dicts only."
         ) from error
 
 
 def load(folder: str | Path) -> TransferModel:
-    """Read a model; everything in the folder is distrusted until its hash and shapes fit.
+    """Read a model. The hash and the shapes of everything in the folder are checked.
 
     Parameters
     ----------
@@ -316,52 +341,58 @@ def load(folder: str | Path) -> TransferModel:
     Raises
     ------
     ModelFileError
-        If the folder holds no model, or one that is damaged, foreign or hostile.
+        If the folder has no model, or one that is damaged, unknown or unsafe.
     """
     folder = Path(folder)
-    description = _description(folder)
-    content = _content(folder / TENSORS, str(description["files"][TENSORS]))
+    description = _read_description(folder)
+    content = _read_tensors(folder / TENSORS, str(description["files"][TENSORS]))
     try:
-        return assembled(description, content)
+        return assemble_model(description, content)
     except ModelFileError:
         raise
-    # Values that make no sense can make the libraries fail in any way they have.
+    # With invalid values the libraries can raise any exception.
     except Exception as error:
         raise ModelFileError(
-            f"Expected {folder} to hold a model, got parts that do not fit together "
-            f"({short(error)}); do fetch or train the model again."
+            f"Expected {folder} to be a model, got parts that do not fit together "
+            f"({shorten(error)}). Copy the model again, or train it again."
         ) from error
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) if folder.is_dir() else ""
         got = f"a folder with {inside or 'nothing'}" if folder.is_dir() else "no such folder"
         raise ModelFileError(
-            f"Expected {folder} to be a run's folder with {DESCRIPTION}, got {got}; "
-            "do give the folder that `headstart fit` wrote."
+            f"Expected {folder} to be a run's folder with {DESCRIPTION}, got {got}. "
+            "Pass the folder that `headstart fit` wrote."
         )
     try:
-        found = json.loads(_read(path, MOST_BYTES[DESCRIPTION]))
+        description = json.loads(_read_limited(path, MOST_BYTES[DESCRIPTION]))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(
-            f"Expected {path} to be JSON, got another file ({short(error)})."
+            f"Expected {path} to be JSON, got another file ({shorten(error)}). Pass the folder "
+            "that `headstart fit` wrote."
         ) from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ModelFileError(f"Expected {path} to describe a Headstart model, got another file.")
-    if found.get("version") != VERSION:
+    # The message shows nothing of the file: a link could lead to a private one.
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ModelFileError(
+            f'Expected {path} to describe a Headstart model ("format": "{FORMAT}"), got another '
+            "file. Pass the folder that `headstart fit` wrote."
+        )
+    if description.get("version") != VERSION:
         raise ModelFileError(
             f"Expected version {VERSION} of the model's format, got "
-            f"{short(found.get('version'))}; do use the release of Headstart that wrote it."
+            f"{shorten(description.get('version'))}. Load the model with the release of Headstart "
+            "that wrote it."
         )
-    _require_parts(found, path)
-    _use_current_names(found)
-    return found
+    _require_sections(description, path)
+    _use_current_names(description)
+    return description
 
 
 def _use_current_names(description: Mapping[str, Any]) -> None:
-    """Rename the keys of folders that were saved when images were called pictures."""
+    """Rename the keys of model folders from releases that wrote "pictures" for "images"."""
     task, record = description["task"], description["record"]
     forgetting = record.get("forgetting")
     source = forgetting.get("source") if isinstance(forgetting, dict) else None
@@ -370,59 +401,64 @@ def _use_current_names(description: Mapping[str, Any]) -> None:
             values["images"] = values.pop("pictures")
 
 
-def _require_parts(found: Mapping[str, Any], path: Path) -> None:
-    names = ("task", "backbone", "weights", "head", "files", "record")
-    wrong = [name for name in names if not isinstance(found.get(name), dict)]
-    if found.get("engine") not in ("auto", *ENGINES):
+def _require_sections(description: Mapping[str, Any], path: Path) -> None:
+    sections = ("task", "backbone", "weights", "head", "files", "record")
+    wrong = [name for name in sections if not isinstance(description.get(name), dict)]
+    if description.get("engine") not in ("auto", *ENGINES):
         wrong.append("engine")
     # The file's name is fixed: a description cannot point outside its folder.
-    if not wrong and set(found["files"]) != {TENSORS}:
+    if not wrong and set(description["files"]) != {TENSORS}:
         wrong.append("files")
-    if not wrong and found["head"].get("kind") not in [k for row in KINDS.values() for k in row]:
+    if not wrong and description["head"].get("kind") not in [*chain(*HEADS.values())]:
         wrong.append("head")
     if wrong:
         raise ModelFileError(
-            f"Expected {path} to describe {', '.join(names)} and engine, and to name {TENSORS} "
-            f"only, got trouble with {', '.join(wrong)}; do fetch the model again, or use the "
-            "release of Headstart that wrote it."
+            f"Expected {path} to describe {', '.join(sections)} and engine, and to name {TENSORS} "
+            f"only; missing or invalid: {', '.join(wrong)}. Copy the model again, or load it with "
+            "the release of Headstart that wrote it."
         )
 
 
-def _content(path: Path, stated: str) -> bytes:
-    """Bytes of the tensors' file: its size and header judged before it is read, then its hash."""
-    start = _read(path, MOST_BYTES[TENSORS], first=8)
-    claimed = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-    room = path.stat().st_size - 8
-    if not 0 < claimed <= min(room, MOST_BYTES["header"]):
+def _read_tensors(path: Path, expected_hash: str) -> bytes:
+    """Bytes of the tensors' file. Size and header are checked before all of it is read."""
+    start = _read_limited(path, MOST_BYTES[TENSORS], n_bytes=8)
+    header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+    available = path.stat().st_size - 8
+    if not 0 < header_size <= min(available, MOST_BYTES["header"]):
         raise ModelFileError(
             f"Expected {path} to be a safetensors file with a header of at most "
-            f"{MOST_BYTES['header']:,} bytes, got one that claims {claimed:,} in {room:,}; "
-            "do fetch the model again."
+            f"{MOST_BYTES['header']:,} bytes, got a header of {header_size:,} bytes in a file with "
+            f"{available:,}. {DAMAGED}"
         )
-    content = _read(path, MOST_BYTES[TENSORS])
-    if hashlib.sha256(content).hexdigest() != stated:
+    content = _read_limited(path, MOST_BYTES[TENSORS])
+    actual_hash = hashlib.sha256(content).hexdigest()
+    if actual_hash != expected_hash:
         raise ModelFileError(
-            f"Expected {path} to have the SHA-256 that {DESCRIPTION} states, got another; "
-            "do fetch or train the model again."
+            f"Expected {path} to have the SHA-256 of {DESCRIPTION}, {shorten(expected_hash)}, got "
+            f"{actual_hash}. Copy the model again, or train it again."
         )
     return content
 
 
-def _read(path: Path, most: int, *, first: int = -1) -> bytes:
-    """Read a plain file that is not too large: a pipe or a device would never end."""
+def _read_limited(path: Path, most_bytes: int, *, n_bytes: int = -1) -> bytes:
+    """Read a regular file of limited size: reading a pipe or a device might never end."""
     try:
         if not path.is_file():
-            raise ModelFileError(f"Expected {path} to be a file, got none; do fetch it again.")
-        if path.stat().st_size > most:
-            raise ModelFileError(f"Expected {path} to be at most {most:,} bytes, got more.")
+            raise ModelFileError(f"Expected {path} to be a file, got none. {DAMAGED}")
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise ModelFileError(
+                f"Expected {path} to be at most {most_bytes:,} bytes, got {size:,}. Do not use a "
+                "model from a source that you do not trust."
+            )
         with path.open("rb") as file:
-            return file.read(first)
+            return file.read(n_bytes)
     except OSError as error:
-        raise ModelFileError(f"Expected to read {path}, got {error}.") from error
+        raise ModelFileError(f"Cannot read {path}: {error}. Check its permissions.") from error
 
 
-def _put(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Put files into a folder, all of them or none: whatever goes wrong, the old ones are back."""
+def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a folder, all of them or none: on any error the old ones are restored."""
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()

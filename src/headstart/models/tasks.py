@@ -1,4 +1,8 @@
-"""Classification: one class an image, or any number of labels."""
+"""Tasks: classification, detection and segmentation.
+
+A task turns logits into predictions and has the names of the classes. The three tasks share the
+contract ``Task``.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,46 @@ from numpy.typing import NDArray
 from headstart.data.dataset import Kind
 from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.confidence_intervals import Groups
-from headstart.metrics.selective import Selected, threshold_for_risk
+from headstart.metrics.selective import SelectedThreshold, threshold_for_risk
 
 __all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask", "Task"]
 
 Array = NDArray[np.floating[Any]]
 
-MIN_POSITIVES_FOR_A_THRESHOLD = 10
-"""With fewer positive images the best F1 threshold is mostly luck; 0.5 is kept."""
+MIN_POSITIVES_FOR_THRESHOLD = 10
+"""With fewer positive images the best F1 threshold is mostly luck; 0.5 is used instead."""
+
+
+class Task(Protocol):
+    """The contract of a task.
+
+    A task is a value: it has the names of its classes and its thresholds, but no parameters that
+    are trained by gradient.
+    """
+
+    @property
+    def name(self) -> str:
+        """The task's name in files and on the command line."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of labels that the task is trained on."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the head's outputs."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """The task as plain values, for model.json."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTask:
-    """Which class an image shows (multiclass), or which labels hold (multilabel).
+    """One class for each image (multiclass), or any number of labels (multilabel).
 
     Parameters
     ----------
@@ -35,17 +66,17 @@ class ClassificationTask:
     temperature : float
         Logits are divided by it before they become probabilities.
     thresholds : tuple of float
-        Multilabel only: a label is given from this probability on; empty means 0.5.
+        Multilabel only: least probability of each label; empty means 0.5 for all.
     max_risk : float or None
-        Multiclass only: share of the answers that may be wrong; what is less sure is left to
-        somebody else.
-    selected : Selected or None
-        The confidence that answers begin at, chosen for ``max_risk`` when the task is calibrated.
+        Multiclass only: share of the predictions that may be wrong. The model abstains from
+        less confident predictions.
+    selected : SelectedThreshold or None
+        The least confidence of a prediction, chosen for ``max_risk`` when the task is calibrated.
 
     Raises
     ------
     UsageError
-        If ``max_risk`` is no share, or is asked of several labels.
+        If ``max_risk`` is not between 0 and 1, or the task is multilabel.
 
     Examples
     --------
@@ -59,19 +90,18 @@ class ClassificationTask:
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
     max_risk: float | None = None
-    selected: Selected | None = None
+    selected: SelectedThreshold | None = None
 
     def __post_init__(self) -> None:
         if self.max_risk is not None and self.kind == "multilabel":
             raise UsageError(
-                "Expected `max_risk` for one class an image, got it for any number of labels, "
-                "where no one confidence answers for all; do leave it out: a label is given from "
-                "a probability of its own on."
+                f"`max_risk` is {self.max_risk}, but the task is multilabel, where each label has "
+                "its own threshold and no single confidence exists. Leave `max_risk` out."
             )
         if self.max_risk is not None and not 0 < self.max_risk < 1:
             raise UsageError(
-                f"Expected `max_risk` to lie between 0 and 1, got {self.max_risk}; do give a share "
-                "such as 0.02."
+                f"`max_risk` must be between 0 and 1, got {self.max_risk}. Pass a share such as "
+                "0.02."
             )
 
     @property
@@ -103,9 +133,9 @@ class ClassificationTask:
         return [self.classes[index] for index in predicted]
 
     def abstains(self, probabilities: Array) -> NDArray[np.bool_] | None:
-        """Whether each image's answer is too unsure to count, shape (n,).
+        """Whether the model abstains from each prediction, shape (n,).
 
-        None where no confidence was chosen: nothing is known of what a threshold would do.
+        None if no threshold was chosen.
         """
         if self.selected is None or self.selected.threshold is None:
             return None
@@ -121,24 +151,24 @@ class ClassificationTask:
     ) -> ClassificationTask:
         """Return the same task with temperature (and thresholds) fitted on held-out logits.
 
-        With ``max_risk`` the confidence that answers begin at is chosen on them as well.
+        With ``max_risk`` the confidence threshold is chosen on them as well.
 
         Parameters
         ----------
         logits : array, shape (n, n_classes)
-            Of images that the head was not trained on, such as out-of-fold logits; never of
-            the test part.
+            Of images that the head was not trained on, such as out-of-fold logits. Never of test
+            images.
         targets : array, shape (n,) or (n, n_classes)
         spread : float
-            How far the logarithm of the temperature is likely to be from 0 (the standard
-            deviation of a normal prior). A few dozen images that are all answered right would
-            otherwise ask for any confidence; many images outweigh it.
+            Standard deviation of a normal prior on the logarithm of the temperature, around 0.
+            Without it, a few dozen images that are all classified correctly would give an
+            unbounded confidence. With many images the prior has no effect.
         groups : n hashables, optional
-            Images that are not independent of each other, for ``max_risk``.
+            Images of one group are not independent; used for ``max_risk``.
 
         Returns
         -------
-        Classification
+        ClassificationTask
 
         Reference
         ---------
@@ -147,21 +177,21 @@ class ClassificationTask:
         """
         fitted = replace(self, temperature=_best_temperature(self, logits, targets, spread))
         if self.kind == "multiclass":
-            return fitted._selecting(logits, targets, groups)
+            return fitted._with_risk_threshold(logits, targets, groups)
         probabilities = fitted.probabilities(logits)
         columns = zip(targets.T, probabilities.T, strict=True)
         return replace(fitted, thresholds=tuple(_best_threshold(*pair) for pair in columns))
 
-    def _selecting(
+    def _with_risk_threshold(
         self, logits: Array, targets: NDArray[np.integer[Any]], groups: Groups
     ) -> ClassificationTask:
         if self.max_risk is None:
             return replace(self, selected=None)
-        chances = self.probabilities(logits)
-        correct = self.predicted(chances) == targets
-        sure = chances.max(axis=1)
-        found = threshold_for_risk(sure, correct, max_risk=self.max_risk, groups=groups)
-        return replace(self, selected=found)
+        probabilities = self.probabilities(logits)
+        correct = self.predicted(probabilities) == targets
+        confidence = probabilities.max(axis=1)
+        selected = threshold_for_risk(confidence, correct, max_risk=self.max_risk, groups=groups)
+        return replace(self, selected=selected)
 
     def as_dict(self) -> dict[str, Any]:
         """The task as plain values, for model.json."""
@@ -175,7 +205,7 @@ class ClassificationTask:
         Raises
         ------
         ModelFileError
-            If a value is missing or makes no sense.
+            If a value is missing or invalid.
         """
         risk, selected = values.get("max_risk"), values.get("selected")  # older files have none
         try:
@@ -185,18 +215,25 @@ class ClassificationTask:
                 temperature=float(values["temperature"]),
                 thresholds=tuple(float(t) for t in values["thresholds"]),
                 max_risk=None if risk is None else float(risk),
-                selected=None if selected is None else Selected.from_dict(selected),
+                selected=None if selected is None else SelectedThreshold.from_dict(selected),
             )
         except (KeyError, TypeError, ValueError, UsageError) as error:
-            raise ModelFileError(f"Expected a classification task, got {error!r}.") from error
+            raise ModelFileError(_damaged_task("classification", repr(error))) from error
         if (
             task.kind not in {"multiclass", "multilabel"}
             or not task.classes
             or not (np.isfinite(task.temperature) and task.temperature > 0)
             or len(task.thresholds) not in {0, len(task.classes)}
         ):
-            raise ModelFileError(f"Expected a classification task that makes sense, got {values}.")
+            raise ModelFileError(_damaged_task("classification", str(values)))
         return task
+
+
+def _damaged_task(name: str, value: str) -> str:
+    return (
+        f"model.json: the {name} task is invalid: {value}. The model folder is damaged: copy it "
+        "again."
+    )
 
 
 def _best_temperature(
@@ -211,22 +248,22 @@ def _best_temperature(
         prior = (log_temperature / spread) ** 2 / 2 / len(targets)
         return float(log_loss(targets, scaled.probabilities(logits))) + prior
 
-    # The log-loss is convex in 1/T, so one bounded search finds the minimum; the bounds keep
-    # perfectly separated folds from asking for infinite confidence.
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    # The log-loss is convex in 1/T, so one bounded search finds the minimum. Without the bounds,
+    # perfectly separated folds would give an infinite confidence.
+    minimum = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(minimum.x)) if minimum.fun < loss(0.0) else 1.0
 
 
 def _best_threshold(target: NDArray[np.integer[Any]], probability: Array) -> float:
-    """Probability from which on a label is given, with the largest F1; 0.5 if data are few."""
+    """Threshold with the largest F1 score, or 0.5 if there are too few images."""
     positives = int(target.sum())
-    if min(positives, len(target) - positives) < MIN_POSITIVES_FOR_A_THRESHOLD:
+    if min(positives, len(target) - positives) < MIN_POSITIVES_FOR_THRESHOLD:
         return 0.5
     order = np.argsort(-probability, kind="stable")
     ranked = probability[order]
     hits = np.cumsum(target[order])
     f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + positives)
-    # A cut lies between two different probabilities only.
+    # Equal probabilities cannot be separated: allow a threshold between different ones only.
     f1[:-1][ranked[:-1] == ranked[1:]] = -1.0
     best = int(f1.argmax())
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
@@ -240,9 +277,9 @@ class DetectionTask:
     Parameters
     ----------
     classes : tuple of str
-        Of objects; the background is none of them.
+        Classes of objects, without a background.
     threshold : float
-        Objects are named from this score on. Metrics read all scores.
+        Least score of a predicted object. Metrics use all scores.
 
     Examples
     --------
@@ -267,14 +304,14 @@ class DetectionTask:
         Raises
         ------
         ModelFileError
-            If a value is missing or makes no sense.
+            If a value is missing or invalid.
         """
         try:
             classes, threshold = tuple(map(str, values["classes"])), float(values["threshold"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"Expected a detection task, got {error!r}.") from error
+            raise ModelFileError(_damaged_task("detection", repr(error))) from error
         if not classes or not 0 <= threshold <= 1:
-            raise ModelFileError(f"Expected a detection task that makes sense, got {values}.")
+            raise ModelFileError(_damaged_task("detection", str(values)))
         return cls(classes=classes, threshold=threshold)
 
 
@@ -309,39 +346,14 @@ class SegmentationTask:
         Raises
         ------
         ModelFileError
-            If a value is missing or makes no sense.
+            If a value is missing or invalid.
         """
         try:
             classes = tuple(map(str, values["classes"]))
         except (KeyError, TypeError) as error:
-            raise ModelFileError(f"Expected a segmentation task, got {error!r}.") from error
+            raise ModelFileError(_damaged_task("segmentation", repr(error))) from error
         if not 1 < len(classes) < 255:
-            raise ModelFileError(f"Expected from 2 to 254 classes, got {len(classes)}.")
+            raise ModelFileError(
+                _damaged_task("segmentation", f"expected from 2 to 254 classes, got {len(classes)}")
+            )
         return cls(classes=classes)
-
-
-class Task(Protocol):
-    """What is asked of an image.
-
-    A task is a value: it knows the names of its classes and how sure it may be, and holds no
-    parameters that are trained by gradient.
-    """
-
-    @property
-    def name(self) -> str:
-        """The task's name in files and on the command line."""
-        ...
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of labels that it learns from."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the head's outputs."""
-        ...
-
-    def as_dict(self) -> dict[str, Any]:
-        """The task as plain values, for model.json."""
-        ...

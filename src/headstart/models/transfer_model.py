@@ -1,4 +1,4 @@
-"""A model that works anywhere: backbone, head, task, and where they came from."""
+"""The model: a frozen backbone, a head and a task, with predictions and their text formats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,34 +14,37 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.prepare import BadFiles, gather, select
+from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import DataError, UsageError
-from headstart.features.engines import runnable
+from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.inference import Detections, Segmentation, detect, segment
+from headstart.models.tasks import ClassificationTask, DetectionTask, Task
 
-__all__ = ["Answer", "Prediction", "TransferModel", "predictions_csv", "predictions_json"]
+__all__ = ["AnyPrediction", "Prediction", "TransferModel", "predictions_csv", "predictions_json"]
+
+TaskT = TypeVar("TaskT", bound=Task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model says of one image.
+    """Prediction of a classifier for one image.
 
     Parameters
     ----------
     name : str
         The image's path, or its kind when it came from memory.
     label : str or tuple of str
-        The class by name; for multilabel every label that holds.
+        Name of the class; for multilabel all predicted labels.
     probability : float
-        Calibrated probability of ``label``; for multilabel of the likeliest label.
+        Calibrated probability of ``label``; for multilabel the largest of any label.
     probabilities : dict of str to float
         Of every class, by name.
     abstains : bool or None
-        Whether ``label`` is too unsure to count, for a model with a wanted risk; None where no
-        such threshold was chosen.
+        Whether the model is not confident enough for the requested risk; None if no threshold
+        was chosen.
     """
 
     name: str
@@ -53,23 +56,24 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferModel:
-    """A backbone with a head for a task, and the record of how it was made.
+    """A backbone with a head for a task, and the record of its training.
 
     Parameters
     ----------
     backbone : FrozenBackbone
         The backbone with its weights and preprocessing.
-    task : Classification, Detection or Segmentation
+    task : ClassificationTask, DetectionTask or SegmentationTask
     head : Head or None
-        None before a method has fitted one.
+        None until a method has fitted one.
     engine : str
-        Arithmetic that the head learned from; predictions use it where the machine can.
+        Engine of the features that the head was trained on; predictions use the same one if
+        this machine has it.
     record : mapping
-        Method, data, versions: plain values, stored with the model.
+        Method, data, versions: JSON values, stored with the model.
     """
 
     backbone: FrozenBackbone
-    task: Any
+    task: Task
     head: Head | None = None
     engine: str = "auto"
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +87,9 @@ class TransferModel:
             If the model has not been fitted.
         """
         if self.head is None:
-            raise UsageError("Expected a fitted model, got one without a head; do fit it first.")
+            raise UsageError(
+                f"The model is not fitted: it has no head for {self.task.name}. Fit it first."
+            )
         return self.head
 
     def linear_head(self) -> LinearHead:
@@ -96,40 +102,60 @@ class TransferModel:
         """
         head = self.require_head()
         if not isinstance(head, LinearHead):
-            raise UsageError(f"Expected a classifier, got a model with the head {head.kind}.")
+            raise UsageError(
+                f"Expected a classifier, got a model with the head {head.kind!r} for "
+                f"{self.task.name}. Pass a model that was trained on classes."
+            )
         return head
 
-    def head_for(self, train: Dataset, *, seed: int) -> Head:
-        """Return what a training starts from: the head that is there, else a random linear one.
+    def require_task(self, task_type: type[TaskT]) -> TaskT:
+        """Return the task, if it is of this type.
 
         Raises
         ------
         UsageError
-            If there is none, and boxes or masks are to be learned.
+            If the model has another task.
+        """
+        if not isinstance(self.task, task_type):
+            expected = task_type.__name__.removesuffix("Task").lower()
+            raise UsageError(
+                f"Expected a model for {expected}, got one for {self.task.name}. Pass a model "
+                f"that was trained for {expected}."
+            )
+        return self.task
+
+    def initial_head(self, train: Dataset, *, seed: int) -> Head:
+        """Return the head that training starts from: the model's, or a random linear head.
+
+        Raises
+        ------
+        UsageError
+            If the model has no head and the data have boxes or masks.
         """
         if self.head is not None and (train.is_dense or self.head.taps):
             return self.head
         if train.is_dense:
             raise UsageError(
-                f"Expected a model with a head for {train.kind}, got one without; do make it with "
-                "`headstart.create_model.create_model`."
+                f"Expected a model with a head for {train.kind}, got one without a head. Build it "
+                "with `headstart.models.build.create_model`."
             )
         return LinearHead.random(self.backbone.width, len(train.classes), seed=seed)
 
-    def aligned(self, data: Dataset) -> Dataset:
-        """Return the same images with this model's classes, so that indices mean the same.
+    def align_classes(self, data: Dataset) -> Dataset:
+        """Return the same images with this model's classes, so that class indices agree.
 
         Raises
         ------
         DataError
-            If the model gives one class an image, and an image has several labels or none.
+            If the model predicts one class for each image, and an image has several labels or
+            none.
         """
         if self.task.kind == "multiclass":
             for sample in data.samples:
                 if isinstance(sample.target, tuple) and len(sample.target) != 1:
                     raise DataError(
                         f"Expected one class for each image, got {list(sample.target)} for "
-                        f"{sample.name}; do use a model that was trained on several labels."
+                        f"{sample.name}. Use a model that was trained on several labels."
                     )
         return replace(data, classes=self.task.classes, kind=self.task.kind)
 
@@ -137,11 +163,11 @@ class TransferModel:
         self, samples: Sequence[Sample], *, extractor: Extractor
     ) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n, n_classes), in the order of ``task.classes``."""
-        head = self.linear_head()
+        head, task = self.linear_head(), self.require_task(ClassificationTask)
         values = extractor.features(self.backbone, samples).values
         if not len(samples):
-            return np.zeros((0, len(self.task.classes)))
-        return np.asarray(self.task.probabilities(head.logits(values)))
+            return np.zeros((0, len(task.classes)))
+        return np.asarray(task.probabilities(head.logits(values)))
 
     def predict(
         self,
@@ -154,47 +180,47 @@ class TransferModel:
         threshold: float | None = None,
         tile: int = 0,
     ) -> list[Any]:
-        """Say what every image shows, in order.
+        """Predict the class, the objects or the mask of every image, in order.
 
         Parameters
         ----------
         images : path, bytes, PIL image, array, or a sequence of these
             A folder stands for all images below it.
         bad_files : {"error", "skip"}
-            Refuse images that cannot be decoded, or leave them out of the answer.
+            Stop at images that cannot be decoded, or leave them out of the result.
         engine : str, optional
-            By default the arithmetic that the model learned from, where the machine has it; boxes
-            and masks are always found in fp32.
+            By default the engine that the head was trained with, if this machine has it.
+            Detection and segmentation always run in fp32.
         device : str
         cache : Cache, optional
             By default the user's.
         threshold : float, optional
-            Least score of a box, 0 to 1; by default the task's.
+            Detection only: least score of a box, 0 to 1; by default the task's.
         tile : int
-            Of masks: longer side, in the image's pixels, of overlapping windows that are read
-            one by one where an image is larger; 0 reads every image whole.
+            Segmentation only: longer side, in the image's pixels, of the overlapping windows that
+            a larger image is split into; 0 reads every image at once.
 
         Returns
         -------
-        list of Prediction, Detections or Segmented
+        list of Prediction, Detections or Segmentation
             By the task; boxes and masks are in the image's own coordinates.
 
         Raises
         ------
         DataError
-            If an image cannot be decoded and is not to be skipped; it is named.
+            If an image cannot be decoded and ``bad_files`` is "error". The message names it.
         UsageError
-            If an argument says nothing to this task.
+            If an argument is not for this task.
         """
         cache = cache or Cache()
-        samples = select(gather(images), cache=cache, bad_files=bad_files)
+        samples = readable_samples(to_samples(images), cache=cache, bad_files=bad_files)
         return list(
-            self.answers(
+            self.predict_samples(
                 samples, cache=cache, engine=engine, device=device, threshold=threshold, tile=tile
             )
         )
 
-    def answers(
+    def predict_samples(
         self,
         samples: Sequence[Sample],
         *,
@@ -203,62 +229,68 @@ class TransferModel:
         device: str = "auto",
         threshold: float | None = None,
         tile: int = 0,
-    ) -> Iterator[Answer]:
-        """Answer as ``predict``, for examples that were read already; of masks one at a time."""
-        self._require_said(engine, threshold, tile)
+    ) -> Iterator[AnyPrediction]:
+        """Predict as ``predict``, for samples that were read already; masks one at a time."""
+        self._require_task_arguments(engine, threshold, tile)
         if self.task.kind == "segmentation":
             yield from segment(
                 self.backbone, self.require_head(), samples, tile=tile, device=device
             )
-        elif self.task.kind == "detection":
+        elif isinstance(self.task, DetectionTask):
             least = self.task.threshold if threshold is None else threshold
-            found = detect(self.backbone, self.require_head(), samples, device=device)
-            yield from (one.above(least) for one in found)
+            detections = detect(self.backbone, self.require_head(), samples, device=device)
+            yield from (detection.above(least) for detection in detections)
         else:
-            wanted = engine or runnable(self.engine, device=device)
-            extractor = Extractor(cache=cache, engine=wanted, device=device)
-            yield from self._classified(samples, extractor)
+            engine = engine or runnable_engine(self.engine, device=device)
+            extractor = Extractor(cache=cache, engine=engine, device=device)
+            yield from self._classify(samples, extractor)
 
-    def _require_said(self, engine: str | None, threshold: float | None, tile: int) -> None:
-        """Refuse what the task has no use for, rather than pass over it."""
+    def _require_task_arguments(
+        self, engine: str | None, threshold: float | None, tile: int
+    ) -> None:
+        """Refuse arguments that this task would ignore."""
         kind = self.task.kind
         wrong = [
-            f"a {name}"
-            for name, is_given, belongs in (
-                ("threshold", threshold is not None, kind == "detection"),
-                ("tile", tile != 0, kind == "segmentation"),
-                (f"choice of engine, {engine}", engine not in {None, "fp32"}, "multi" in kind),
+            argument
+            for argument, is_set, is_allowed in (
+                (f"threshold={threshold}", threshold is not None, kind == "detection"),
+                (f"tile={tile}", tile != 0, kind == "segmentation"),
+                (f"engine={engine}", engine not in {None, "fp32"}, "multi" in kind),
             )
-            if is_given and not belongs
+            if is_set and not is_allowed
         ]
-        if wrong or (threshold is not None and not 0 <= threshold <= 1):
+        if wrong:
             raise UsageError(
-                f"Expected a threshold from 0 to 1 for detection, a tile for segmentation and an "
-                f"engine for classification only, got {' and '.join(wrong) or threshold} for "
-                f"{kind}; do leave it out."
+                f"{' and '.join(wrong)} cannot be used with a {kind} model: a threshold is for "
+                "detection, a tile for segmentation, an engine for classification. Leave it out."
+            )
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise UsageError(
+                f"Expected a threshold from 0 to 1, got {threshold}. Pass a score such as 0.5."
             )
 
-    def _classified(self, samples: Sequence[Sample], extractor: Extractor) -> Iterator[Prediction]:
-        chances = self.predict_probabilities(samples, extractor=extractor)
-        unsure = self.task.abstains(chances)
-        left_out = [None] * len(chances) if unsure is None else unsure.tolist()
-        rows = zip(samples, self.task.labels(chances), chances, left_out, strict=True)
-        for sample, label, chance, abstains in rows:
+    def _classify(self, samples: Sequence[Sample], extractor: Extractor) -> Iterator[Prediction]:
+        task = self.require_task(ClassificationTask)
+        probabilities = self.predict_probabilities(samples, extractor=extractor)
+        abstains = task.abstains(probabilities)
+        flags = [None] * len(probabilities) if abstains is None else abstains.tolist()
+        rows = zip(samples, task.labels(probabilities), probabilities, flags, strict=True)
+        for sample, label, row, flag in rows:
             yield Prediction(
                 name=sample.name,
                 label=label,
-                probability=float(chance.max()),
-                probabilities=dict(zip(self.task.classes, map(float, chance), strict=True)),
-                abstains=abstains,
+                probability=float(row.max()),
+                probabilities=dict(zip(task.classes, map(float, row), strict=True)),
+                abstains=flag,
             )
 
 
-Answer = Prediction | Detections | Segmentation
-"""What a model says of one image, by its task."""
+AnyPrediction = Prediction | Detections | Segmentation
+"""Prediction of a model for one image, by its task."""
 
 
 def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Predictions as plain values; ``abstains`` where the model has a threshold for it."""
+    """Predictions as JSON values; ``abstains`` only if the model has a threshold for it."""
     rows = [asdict(prediction) for prediction in predictions]
     return [{k: v for k, v in row.items() if k != "abstains" or v is not None} for row in rows]
 
@@ -266,20 +298,22 @@ def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 def predictions_csv(predictions: Sequence[Prediction]) -> str:
     """Predictions as the text of a CSV file: image, label, probability, every class.
 
-    A model that may abstain has a column for it, 0 or 1, behind the probability.
+    If the model can abstain, a column ``abstains`` of 0 and 1 follows the probability.
 
-    >>> one = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
-    >>> predictions_csv([one]).splitlines()
+    >>> cat = Prediction(name="a.jpg", label="cat", probability=0.9, probabilities={"cat": 0.9})
+    >>> predictions_csv([cat]).splitlines()
     ['image,label,probability,cat', 'a.jpg,cat,0.900000,0.900000']
     """
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     classes = list(predictions[0].probabilities) if predictions else []
-    may = any(one.abstains is not None for one in predictions)
-    writer.writerow(["image", "label", "probability", *["abstains"] * may, *classes])
-    for one in predictions:
-        label = one.label if isinstance(one.label, str) else "|".join(one.label)
-        first, *others = (f"{x:.6f}" for x in (one.probability, *one.probabilities.values()))
-        said = [int(bool(one.abstains))] * may
-        writer.writerow([one.name, label, first, *said, *others])
+    can_abstain = any(prediction.abstains is not None for prediction in predictions)
+    writer.writerow(["image", "label", "probability", *["abstains"] * can_abstain, *classes])
+    for prediction in predictions:
+        label = prediction.label
+        text = label if isinstance(label, str) else "|".join(label)
+        numbers = (prediction.probability, *prediction.probabilities.values())
+        first, *others = (f"{number:.6f}" for number in numbers)
+        abstains = [int(bool(prediction.abstains))] * can_abstain
+        writer.writerow([prediction.name, text, first, *abstains, *others])
     return table.getvalue()

@@ -1,4 +1,4 @@
-"""Values to places and words on a page: pure functions, no markup, no images."""
+"""Coordinates of charts and texts of numbers: pure functions without markup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.splits import evenly
+from headstart.data.splits import evenly_spaced
 from headstart.metrics.classification import Reliability
 from headstart.metrics.confidence_intervals import Interval, wilson_interval
 
@@ -33,19 +33,20 @@ __all__ = [
 ]
 
 SIDE = 300.0
-"""Side of the reliability diagram's square in its own units; strips below and left are added."""
+"""Side of the reliability diagram's square in SVG units; axis labels and the strip are added."""
 
 STRIP = 56.0
-"""Height of the strip that shows how many images each bin has."""
+"""Height in SVG units of the histogram below the reliability diagram."""
 
 CURVE_WIDTH, CURVE_HEIGHT = 300.0, 150.0
+"""Size in SVG units of the area that curves are drawn in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A number with its interval on an axis, in percent of the axis; None where undefined.
+    """A number and its interval, in percent of the axis; None where undefined.
 
-    ``left`` and ``width`` place the interval, ``point`` the number.
+    ``left`` and ``width`` are those of the interval, ``point`` is the position of the number.
     """
 
     point: float | None
@@ -55,7 +56,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """A place on an axis, in the plot's units, and what to write there."""
+    """A tick of an axis: its position in SVG units, and its label."""
 
     at: float
     text: str
@@ -63,20 +64,21 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """How many images of class ``truth`` were called ``answer``, and their share of the class."""
+    """Number of images of class ``truth`` predicted as ``prediction``, and their share of it."""
 
     truth: int
-    answer: int
+    prediction: int
     count: int
     share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """One bin of the reliability diagram: what it says, and where it is drawn.
+    """One bin of the reliability diagram: its values and its coordinates.
 
-    ``low`` and ``high`` are the ends of the interval, None where there is none; ``x``, ``y``
-    and they are places, downwards; ``height`` is that of the bar in the strip below.
+    ``x`` and ``y`` are the coordinates of the point, ``low`` and ``high`` the y coordinates of the
+    interval's ends, None if there is no interval; ``left`` and ``height`` are those of the bar in
+    the histogram below.
     """
 
     confidence: float
@@ -93,7 +95,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityPlot:
-    """Bins that hold something, and the line through them."""
+    """Bins that are not empty, the line through them, and the width of a bin."""
 
     bins: tuple[Bin, ...]
     line: str
@@ -102,7 +104,7 @@ class ReliabilityPlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A line over an axis: its points as SVG text, ticks, and the chosen point, -1 for none."""
+    """A line: its points, also as SVG text, the ticks, and the index of the chosen point or -1."""
 
     line: str
     points: tuple[tuple[float, float], ...]
@@ -112,13 +114,13 @@ class Curve:
 
 
 def interval_bar(interval: Interval, top: float = 1.0) -> Bar:
-    """Place an interval on an axis from 0 to ``top``.
+    """Scale an interval to an axis from 0 to ``top``.
 
     Parameters
     ----------
     interval : Interval
     top : float
-        The axis' end, above 0; what lies beyond is cut.
+        End of the axis, above 0; larger values are clipped.
 
     Returns
     -------
@@ -145,7 +147,7 @@ def _percent(value: float, top: float) -> float | None:
 
 
 def axis_end(interval: Interval) -> float:
-    """Where an axis from 0 ends that holds the interval: 1, 2 or 5 times a power of ten.
+    """End of an axis from 0 that contains the interval: 1, 2 or 5 times a power of ten.
 
     >>> axis_end(Interval(value=0.11, low=0.1, high=0.13, method=""))
     0.2
@@ -161,7 +163,7 @@ def axis_end(interval: Interval) -> float:
 
 
 def row_shares(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Share of each row's images, same shape, 0 to 1; NaN in rows without an image.
+    """Divide each row by its sum: shares from 0 to 1, NaN in rows without an image.
 
     >>> row_shares(np.array([[3, 1], [0, 0]]))
     array([[0.75, 0.25],
@@ -172,18 +174,18 @@ def row_shares(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def confused_pairs(confusion: NDArray[np.integer], limit: int | None = None) -> list[Pair]:
-    """Pairs of classes that were mistaken for each other, the most frequent first.
+    """List the off-diagonal cells of a confusion matrix, the most frequent first.
 
     Parameters
     ----------
     confusion : array of int, shape (n_classes, n_classes)
-        Images by true class (rows) and answer (columns).
+        Images by true class (rows) and predicted class (columns).
     limit : int, optional
 
     Examples
     --------
     >>> confused_pairs(np.array([[3, 1], [0, 2]]))
-    [Pair(truth=0, answer=1, count=1, share=0.25)]
+    [Pair(truth=0, prediction=1, count=1, share=0.25)]
     """
     wrong = confusion - np.diag(np.diag(confusion))
     rows, columns = np.nonzero(wrong)
@@ -193,7 +195,7 @@ def confused_pairs(confusion: NDArray[np.integer], limit: int | None = None) -> 
     return [
         Pair(
             truth=int(rows[i]),
-            answer=int(columns[i]),
+            prediction=int(columns[i]),
             count=int(counts[i]),
             share=float(counts[i] / totals[rows[i]]),
         )
@@ -202,14 +204,14 @@ def confused_pairs(confusion: NDArray[np.integer], limit: int | None = None) -> 
 
 
 def reliability_plot(reliability: Reliability, *, independent: bool = True) -> ReliabilityPlot:
-    """Place the bins of a reliability diagram in a square of side ``SIDE``.
+    """Scale the bins of a reliability diagram to a square of side ``SIDE``.
 
     Parameters
     ----------
     reliability : Reliability
         Arrays of shape (n_bins,).
     independent : bool
-        Whether what is counted is independent, so that each bin has a 95 % interval.
+        Whether the images are independent; only then each bin has a 95 % interval.
 
     Returns
     -------
@@ -218,44 +220,44 @@ def reliability_plot(reliability: Reliability, *, independent: bool = True) -> R
 
     Examples
     --------
-    >>> found = Reliability(
+    >>> reliability = Reliability(
     ...     confidence=np.array([np.nan, 0.8]),
     ...     accuracy=np.array([np.nan, 0.5]),
     ...     weight=np.array([0.0, 10.0]),
     ... )
-    >>> [(one.x, one.y, one.share) for one in reliability_plot(found).bins]
+    >>> [(bin.x, bin.y, bin.share) for bin in reliability_plot(reliability).bins]
     [(240.0, 150.0, 1.0)]
     """
     weights = np.asarray(reliability.weight, dtype=np.float64)
     n_bins, total, largest = len(weights), float(weights.sum()), float(weights.max(initial=0))
     bins = []
     for i in np.flatnonzero(weights > 0):
-        sure, right = float(reliability.confidence[i]), float(reliability.accuracy[i])
-        found = wilson_interval(right * weights[i], weights[i]) if independent else None
+        confidence, accuracy = float(reliability.confidence[i]), float(reliability.accuracy[i])
+        interval = wilson_interval(accuracy * weights[i], weights[i]) if independent else None
         bins.append(
             Bin(
-                confidence=sure,
-                accuracy=right,
+                confidence=confidence,
+                accuracy=accuracy,
                 weight=float(weights[i]),
                 share=float(weights[i]) / total,
-                x=_place(sure),
-                y=_place(1 - right),
-                low=None if found is None else _place(1 - found.low),
-                high=None if found is None else _place(1 - found.high),
+                x=_scale(confidence),
+                y=_scale(1 - accuracy),
+                low=None if interval is None else _scale(1 - interval.low),
+                high=None if interval is None else _scale(1 - interval.high),
                 left=round(SIDE * float(i) / n_bins, 2),
                 height=round(STRIP * float(weights[i]) / largest, 2),
             )
         )
-    line = " ".join(f"{one.x:g},{one.y:g}" for one in bins)
+    line = " ".join(f"{point.x:g},{point.y:g}" for point in bins)
     return ReliabilityPlot(bins=tuple(bins), line=line, step=round(SIDE / max(n_bins, 1), 2))
 
 
-def _place(share: float) -> float:
+def _scale(share: float) -> float:
     return round(SIDE * share, 2)
 
 
 def curve(points: Sequence[tuple[float, float]]) -> Curve:
-    """Place (x, y) points over a logarithmic x axis; the lowest y is the chosen one.
+    """Scale (x, y) points to a logarithmic x axis; the point with the lowest y is the chosen one.
 
     Parameters
     ----------
@@ -264,72 +266,72 @@ def curve(points: Sequence[tuple[float, float]]) -> Curve:
 
     Examples
     --------
-    >>> placed = curve([(0.1, 2.0), (0.01, 1.0)])
-    >>> placed.line, placed.chosen, [tick.text for tick in placed.x_ticks]
+    >>> scaled = curve([(0.1, 2.0), (0.01, 1.0)])
+    >>> scaled.line, scaled.chosen, [tick.text for tick in scaled.x_ticks]
     ('300,0 0,150', 1, ['10⁻²', '10⁻¹'])
     """
     exponents = [math.log10(x) for x, _ in points]
     heights = [y for _, y in points]
     decades = range(math.ceil(min(exponents) - 1e-9), math.floor(max(exponents) + 1e-9) + 1)
     ticks = [(float(e), "10" + _superscript(e)) for e in decades]
-    return _curve(exponents, heights, heights.index(min(heights)), ticks)
+    return _scale_curve(exponents, heights, heights.index(min(heights)), ticks)
 
 
 def epoch_curve(
     points: Sequence[tuple[int, float | None]], best: int | None = None
 ) -> Curve | None:
-    """Place one number of every epoch; the epoch that was kept is the chosen one.
+    """Scale one number of every epoch; the epoch whose model was kept is the chosen one.
 
     Parameters
     ----------
     points : sequence of (epoch, number)
-        Epochs whose number is None or not finite are left out.
+        Epochs whose number is None or not finite are skipped.
     best : int, optional
-        The epoch that was kept.
+        The epoch whose model was kept.
 
     Returns
     -------
     Curve or None
-        None where fewer than two epochs have a number.
+        None if fewer than two epochs have a number.
 
     Examples
     --------
-    >>> placed = epoch_curve([(1, 0.5), (2, 0.75), (3, math.nan), (4, 0.6)], best=2)
-    >>> placed.line, placed.chosen, [tick.text for tick in placed.x_ticks]
+    >>> scaled = epoch_curve([(1, 0.5), (2, 0.75), (3, math.nan), (4, 0.6)], best=2)
+    >>> scaled.line, scaled.chosen, [tick.text for tick in scaled.x_ticks]
     ('0,150 100,0 300,90', 1, ['1', '2', '4'])
     """
-    known = [(epoch, y) for epoch, y in points if y is not None and math.isfinite(y)]
-    if len(known) < 2:
+    measured = [(epoch, y) for epoch, y in points if y is not None and math.isfinite(y)]
+    if len(measured) < 2:
         return None
-    epochs = [epoch for epoch, _ in known]
+    epochs = [epoch for epoch, _ in measured]
     chosen = epochs.index(best) if best in epochs else -1
-    marked = [epochs[i] for i in evenly(len(epochs) - 1, 5)] + epochs[-1:]
-    ticks = [(float(epoch), str(epoch)) for epoch in marked]
-    return _curve([float(epoch) for epoch in epochs], [y for _, y in known], chosen, ticks)
+    labelled = [epochs[i] for i in evenly_spaced(len(epochs) - 1, 5)] + epochs[-1:]
+    ticks = [(float(epoch), str(epoch)) for epoch in labelled]
+    return _scale_curve([float(epoch) for epoch in epochs], [y for _, y in measured], chosen, ticks)
 
 
-def _curve(
+def _scale_curve(
     xs: Sequence[float], ys: Sequence[float], chosen: int, ticks: Sequence[tuple[float, str]]
 ) -> Curve:
-    """Place points in the box of ``CURVE_WIDTH`` by ``CURVE_HEIGHT``."""
+    """Scale points to ``CURVE_WIDTH`` and ``CURVE_HEIGHT``; y runs downwards, as in SVG."""
     first, last = min(xs), max(xs)
     low, high = min(ys), max(ys)
 
-    def across(x: float) -> float:
+    def scale_x(x: float) -> float:
         share = (x - first) / (last - first) if last > first else 0.5
         return round(CURVE_WIDTH * share, 2)
 
-    def down(y: float) -> float:
+    def scale_y(y: float) -> float:
         return round(CURVE_HEIGHT * ((high - y) / (high - low) if high > low else 0.5), 2)
 
-    placed = tuple((across(x), down(y)) for x, y in zip(xs, ys, strict=True))
+    points = tuple((scale_x(x), scale_y(y)) for x, y in zip(xs, ys, strict=True))
     marks = [low, (low + high) / 2, high] if high > low else [low]
     return Curve(
-        line=" ".join(f"{x:g},{y:g}" for x, y in placed),
-        points=placed,
+        line=" ".join(f"{x:g},{y:g}" for x, y in points),
+        points=points,
         chosen=chosen,
-        x_ticks=tuple(Tick(at=across(x), text=text) for x, text in ticks),
-        y_ticks=tuple(Tick(at=down(y), text=f"{y:.3g}") for y in marks),
+        x_ticks=tuple(Tick(at=scale_x(x), text=text) for x, text in ticks),
+        y_ticks=tuple(Tick(at=scale_y(y), text=f"{y:.3g}") for y in marks),
     )
 
 
@@ -338,32 +340,34 @@ def _superscript(number: int) -> str:
 
 
 def percent(share: float) -> str:
-    r"""A share as a person reads it; only what is none or all is called 0 or 100.
+    r"""Format a share in percent; only exact 0 and 1 become 0 % and 100 %.
 
     >>> percent(0.5), percent(0.999), percent(0.001), percent(1.0), percent(math.nan)
     ('50\xa0%', '>99\xa0%', '<1\xa0%', '100\xa0%', '–')
     """
     if math.isnan(share):
         return "–"
-    shown = str(round(100 * share))
-    if shown == "100" and share < 1:
-        shown = ">99"
-    if shown == "0" and share > 0:
-        shown = "<1"
-    return f"{shown}\N{NO-BREAK SPACE}%"
+    text = str(round(100 * share))
+    if text == "100" and share < 1:
+        text = ">99"
+    if text == "0" and share > 0:
+        text = "<1"
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def unbroken(sentence: str) -> str:
-    r"""Keep every interval of a sentence on one line, and every number with its percent sign.
+    r"""Replace spaces within intervals and before percent signs by no-break spaces.
 
     >>> unbroken("Accuracy 0.9 [0.8, 0.95] (95 % interval).")
     'Accuracy 0.9 [0.8,\xa00.95] (95\xa0% interval).'
     """
-    return re.sub(r"\[[^\]]*\]|\d %", lambda it: it[0].replace(" ", "\N{NO-BREAK SPACE}"), sentence)
+    return re.sub(
+        r"\[[^\]]*\]|\d %", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), sentence
+    )
 
 
 def markdown(text: object) -> str:
-    r"""Text that means itself in Markdown, on one line; tables and inline HTML included.
+    r"""Escape a text for Markdown, tables and inline HTML included, and put it on one line.
 
     >>> print(markdown("a|b <i>"))
     a\|b \<i\>

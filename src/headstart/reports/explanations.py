@@ -1,4 +1,4 @@
-"""Explanations as a folder: a drawing for each image, and a page that shows them."""
+"""Heat maps of images as a folder: an image file for each, a page and a JSON file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from headstart.cache import Cache
-from headstart.data.checks.images import scan, usable
+from headstart.data.checks.images import keep_readable, scan
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.images import decode
-from headstart.data.prepare import gather
-from headstart.evaluation.explain import LONG_SIDE, Explanation, Means, draw_heat, explain
-from headstart.models.prediction_files import new_folder, png, stems, write_images
+from headstart.data.prepare import to_samples
+from headstart.evaluation.explain import (
+    LONG_SIDE,
+    ExplainMethod,
+    Explanation,
+    draw_heat_map,
+    explain,
+)
+from headstart.models.prediction_files import atomic_folder, encode_png, file_stems, write_images
 from headstart.models.saving import load
 from headstart.reports.page import page_template
 
-__all__ = ["drawn", "explain_images", "explanation_rows", "write_explanations"]
+__all__ = ["explain_images", "explanation_rows", "write_explanations"]
 
 
 def explain_images(
@@ -28,140 +31,138 @@ def explain_images(
     images: object,
     *,
     out: str | Path,
-    method: Means = "grad-cam",
+    method: ExplainMethod = "grad-cam",
     label: str | None = None,
     device: str = "auto",
     cache: Cache | None = None,
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Draw where a saved classifier finds its answers, into a folder with a page.
+    """Draw which image regions the predictions of a saved classifier depend on.
 
     Parameters
     ----------
     model_folder : str or Path
     images : path, bytes, PIL image, array, or a sequence of these
-        A folder stands for all images below it.
+        A folder means all images below it.
     out : str or Path
-        Folder to write, not there yet, or empty.
+        Output folder, new or empty.
     method, label, device
-        As for ``headstart.explain.explain``.
+        As for ``headstart.evaluation.explain.explain``.
     cache : Cache, optional
-        Where it is kept which files can be decoded; by default the user's.
+        Stores which files can be decoded; by default the user's cache.
 
     Returns
     -------
     list of dict, tuple of str
-        A row for each image, and what is said of those that cannot be read: the others go on.
+        A row for each image, and a message for each image that cannot be read.
 
     Raises
     ------
     DataError
         If there are no images, or none can be read.
     UsageError, UnknownNameError
-        As ``headstart.explain.explain``.
+        As ``headstart.evaluation.explain.explain``.
 
     Examples
     --------
     >>> explain_images("runs/photos", "photos/new", out="maps")  # doctest: +SKIP
     """
     model = load(model_folder)
-    data = Dataset(samples=gather(images), classes=())
+    data = Dataset(samples=to_samples(images), classes=())
     records = scan(data.samples, cache=cache or Cache())
-    kept = usable(data, records, bad_files="skip")[0].samples
-    bad = tuple(
+    readable = keep_readable(data, records, bad_files="skip")[0].samples
+    problems = tuple(
         f"{sample.name}: {record.problem}"
         for sample, record in zip(data.samples, records, strict=True)
         if record.problem is not None
     )
-    found = explain(model, kept, method=method, label=label, wanted_device=device)
+    explanations = explain(model, readable, method=method, label=label, device_name=device)
     title = Path(model_folder).resolve().name
-    pairs = zip(kept, found, strict=True)
-    return write_explanations(Path(out), pairs, title=title, unreadable=bad), bad
+    pairs = zip(readable, explanations, strict=True)
+    return write_explanations(Path(out), pairs, title=title, unreadable=problems), problems
 
 
 def write_explanations(
     folder: Path,
-    found: Iterable[tuple[Sample, Explanation]],
+    pairs: Iterable[tuple[Sample, Explanation]],
     *,
     title: str,
     unreadable: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Write a drawing for each image, index.html and explanations.json, whole or not at all.
+    """Write a heat map for each image, index.html and explanations.json; on failure write nothing.
 
     Parameters
     ----------
     folder : Path
-        Not there yet, or empty.
-    found : iterable of (Sample, Explanation)
-        Gone through once; images are drawn as they come.
+        New or empty.
+    pairs : iterable of (Sample, Explanation)
+        Iterated once; each image is drawn as soon as it arrives.
     title : str
-        Of the page, such as the model's name.
+        Of the page, such as the name of the model.
     unreadable : sequence of str
-        What is said of images that could not be read.
+        Messages about images that could not be read.
 
     Returns
     -------
     list of dict
-        What explanations.json holds.
+        The content of explanations.json.
 
     Raises
     ------
     UsageError
-        If there is something in the folder.
+        If the folder is not empty.
     SetupError
-        If it cannot be written.
+        If the folder cannot be written.
     """
-    kept: list[Explanation] = []
+    explanations: list[Explanation] = []
 
-    def passing() -> Iterator[tuple[Sample, Any]]:
-        for sample, one in found:
-            kept.append(one)
-            yield sample, one
+    def collect_pairs() -> Iterator[tuple[Sample, Any]]:
+        for sample, explanation in pairs:
+            explanations.append(explanation)
+            yield sample, explanation
 
-    with new_folder(folder) as made:
-        write_images(made, passing(), _png)
-        rows = explanation_rows(kept)
+    with atomic_folder(folder) as partial_folder:
+        write_images(partial_folder, collect_pairs(), _encode_heat_map)
+        rows = explanation_rows(explanations)
         text = json.dumps(rows, indent=1, allow_nan=False)
-        (made / "explanations.json").write_text(text, encoding="utf-8")
+        (partial_folder / "explanations.json").write_text(text, encoding="utf-8")
         page = page_template("explain.html.j2").render(
             title=title, rows=rows, unreadable=unreadable
         )
-        (made / "index.html").write_text(page, encoding="utf-8")
+        (partial_folder / "index.html").write_text(page, encoding="utf-8")
     return rows
 
 
-def explanation_rows(found: Sequence[Explanation]) -> list[dict[str, Any]]:
-    """Explanations as plain values, each with the name of its drawing.
+def explanation_rows(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
+    """Return explanations as JSON values, each with the file name of its heat map.
 
-    >>> one = Explanation(
-    ...     name="a.jpg", label="cat", probability=0.9, answer="cat", method="occlusion",
+    >>> import numpy as np
+    >>> explanation = Explanation(
+    ...     name="a.jpg", label="cat", probability=0.9, prediction="cat", method="occlusion",
     ...     heat=np.array([[0.5, -0.25]]), part=(0.0, 0.0, 1.0, 1.0)
     ... )
-    >>> row = explanation_rows([one])[0]
+    >>> row = explanation_rows([explanation])[0]
     >>> row["file"], row["most"]
     ('a.png', 0.5)
     """
+    stems = file_stems([explanation.name for explanation in explanations])
     return [
         {
-            "image": one.name,
-            "answer": one.answer,
-            "class": one.label,
-            "probability": one.probability,
-            "method": one.method,
-            "most": float(max(one.heat.max(initial=0.0), 0.0)),
-            "part": list(one.part),
+            "image": explanation.name,
+            "prediction": explanation.prediction,
+            "class": explanation.label,
+            "probability": explanation.probability,
+            "method": explanation.method,
+            "most": float(max(explanation.heat.max(initial=0.0), 0.0)),
+            "part": list(explanation.part),
             "file": f"{stem}.png",
         }
-        for one, stem in zip(found, stems([one.name for one in found]), strict=True)
+        for explanation, stem in zip(explanations, stems, strict=True)
     ]
 
 
-def drawn(sample: Sample, found: Explanation, *, long_side: int = LONG_SIDE) -> NDArray[np.uint8]:
-    """Draw an image with its heat beside it; see ``heat_maps.draw_heat``."""
-    image = decode(sample.image, at_least=long_side)
-    return draw_heat(image, found.heat, found.part, long_side=long_side)
-
-
-def _png(sample: Sample, found: Explanation) -> bytes:
+def _encode_heat_map(sample: Sample, explanation: Explanation) -> bytes:
     from PIL import Image
 
-    return png(Image.fromarray(drawn(sample, found)))
+    image = decode(sample.image, at_least=LONG_SIDE)
+    pixels = draw_heat_map(image, explanation.heat, explanation.part, long_side=LONG_SIDE)
+    return encode_png(Image.fromarray(pixels))

@@ -1,4 +1,4 @@
-"""What a report says of an insight and of a decision: the values of their templates."""
+"""Template values of the diagnostics and of the choice of the method."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from headstart.data.draw import hex_colours
-from headstart.data.prepare import Prepared
-from headstart.evaluation.embeddings import Neighbourhood, Outlier, Place
+from headstart.data.prepare import PreparedData
+from headstart.evaluation.embeddings import MapPoint, NearestImages, Outlier
 from headstart.evaluation.insight import Diagnostics
 from headstart.evaluation.learning_curve import CurvePoint
 from headstart.evaluation.slices import Slice
@@ -22,13 +22,16 @@ from headstart.reports.page import LIMITS, thumbnails
 __all__ = ["Band", "band", "insight_extras", "insight_page"]
 
 MAP_SIZE = 600.0, 400.0
-FOREIGN = 0.99
-"""Images are shown as foreign that are farther off than so many of those learned from."""
+"""Width and height of the map in SVG units."""
+
+OUTLIER_SHARE = 0.99
+"""An image is shown as out of distribution if it is farther away than this share of the training
+images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """A line over a logarithmic axis with an interval at every point, placed for drawing.
+    """A line with an interval at every point over a logarithmic axis, in SVG coordinates.
 
     ``points`` are (x, y, top, bottom); ``area`` is the outline of the intervals.
     """
@@ -41,89 +44,90 @@ class Band:
 
 
 def insight_page(
-    insight: Diagnostics | None, prepared: Prepared, record: Mapping[str, Any]
+    insight: Diagnostics | None, prepared: PreparedData, record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the page says of it; what was not looked into, or not decided, is left out.
+    """Values of the page; a section without data is omitted.
 
     Parameters
     ----------
-    insight : Insight or None
-    prepared : Prepared
+    insight : Diagnostics or None
+    prepared : PreparedData
     record : mapping
-        The model's; its ``decision`` is shown where there is one.
+        Of the model; its ``decision`` is shown if there is one.
     """
-    decision = _decision(record.get("decision"))
+    decision = _decision_values(record.get("decision"))
     if insight is None:
         return {"insight": None, "decision": decision, "insight_sections": []}
     errors = insight.label_errors[: LIMITS["label_errors"]]
-    foreign = _foreign(insight.outliers)
-    near = insight.neighbourhoods[: LIMITS["neighbourhoods"]]
-    shown = _thumbnails([*errors, *foreign], near, prepared)
-    found = {
-        "all": insight,
+    outliers = _select_outliers(insight.outliers)
+    neighbourhoods = insight.neighbourhoods[: LIMITS["neighbourhoods"]]
+    uris = _thumbnails([*errors, *outliers], neighbourhoods, prepared)
+    values = {
+        "diagnostics": insight,
         "curve": band(insight.curve) if len(insight.curve) > 1 else None,
-        "slices": _slices(insight.slices),
-        "different": sum(one.distinguishable for one in insight.slices),
-        "label_errors": [(one, shown[one.row]) for one in errors],
-        "outliers": [(one, shown[one.row]) for one in foreign],
+        "slices": _order_slices(insight.slices),
+        "n_significant": sum(slice_.significant for slice_ in insight.slices),
+        "label_errors": [(error, uris[error.row]) for error in errors],
+        "outliers": [(outlier, uris[outlier.row]) for outlier in outliers],
         "neighbours": [
-            (one, shown[one.row], [(*each, shown[each[0]]) for each in one.neighbours])
-            for one in near
+            (image, uris[image.row], [(*each, uris[each[0]]) for each in image.neighbours])
+            for image in neighbourhoods
         ],
-        "map": _map(insight.places, prepared.data.classes),
+        "map": _map_values(insight.places, prepared.data.classes),
         "map_size": MAP_SIZE,
     }
-    return {"insight": found, "decision": decision, "insight_sections": _sections(found)}
+    return {"insight": values, "decision": decision, "insight_sections": _section_titles(values)}
 
 
 def insight_extras(insight: Diagnostics | None) -> dict[str, Any]:
-    """What report.json has of it; a decision is in the model's record already."""
+    """Values of report.json; the choice of the method is in the model's record already."""
     return {} if insight is None else {"insight": insight.as_dict()}
 
 
-def _sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _section_titles(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     titles = {
-        "slices": "Better or worse",
-        "curve": "More images",
-        "label_errors": "Doubtful labels",
-        "outliers": "Foreign images",
-        "neighbours": "Neighbours",
+        "slices": "Subgroups",
+        "curve": "Learning curve",
+        "label_errors": "Likely label errors",
+        "outliers": "Out-of-distribution images",
+        "neighbours": "Nearest images",
         "map": "Map",
     }
-    # A section that says "none" is there too, if it was looked for.
-    looked = {"label_errors": found["all"].labels_looked_at, "outliers": found["all"].outliers}
-    return [(f"insight-{key}", titles[key]) for key in titles if found[key] or looked.get(key)]
+    # These two sections exist even when they show no image: "none" is a result.
+    diagnostics = values["diagnostics"]
+    checked = {"label_errors": diagnostics.labels_looked_at, "outliers": diagnostics.outliers}
+    return [(f"insight-{key}", titles[key]) for key in titles if values[key] or checked.get(key)]
 
 
 def _thumbnails(
-    singles: Iterable[Any], near: Sequence[Neighbourhood], prepared: Prepared
+    single_images: Iterable[Any], neighbourhoods: Sequence[NearestImages], prepared: PreparedData
 ) -> dict[int, str | None]:
-    """A small image for every row that is shown, each made once."""
-    rows = [one.row for one in singles]
-    for one in near:
-        rows += [one.row, *(row for row, *_ in one.neighbours)]
-    different = list(dict.fromkeys(rows))
-    made = thumbnails(prepared.data.samples[row] for row in different)
-    return dict(zip(different, made, strict=True))
+    """Thumbnails by row, each created once."""
+    rows = [image.row for image in single_images]
+    for image in neighbourhoods:
+        rows += [image.row, *(row for row, *_ in image.neighbours)]
+    distinct = list(dict.fromkeys(rows))
+    uris = thumbnails(prepared.data.samples[row] for row in distinct)
+    return dict(zip(distinct, uris, strict=True))
 
 
-def _foreign(outliers: Sequence[Outlier]) -> Sequence[Outlier]:
-    """The farthest; where nothing is known of what is typical, some all the same."""
-    beyond = [one for one in outliers if math.isnan(one.beyond) or one.beyond >= FOREIGN]
-    return beyond[: LIMITS["outliers"]]
+def _select_outliers(outliers: Sequence[Outlier]) -> Sequence[Outlier]:
+    """The most distant images; without a reference distance (NaN), all."""
+    selected = [o for o in outliers if math.isnan(o.beyond) or o.beyond >= OUTLIER_SHARE]
+    return selected[: LIMITS["outliers"]]
 
 
-def _slices(slices: Sequence[Slice]) -> list[Slice]:
-    """Those that differ first, then the lowest."""
+def _order_slices(slices: Sequence[Slice]) -> list[Slice]:
+    """Significant slices first, then by score, the lowest first."""
 
-    def order(one: Slice) -> tuple[bool, float]:
-        return not one.distinguishable, one.score.value
+    def sort_key(slice_: Slice) -> tuple[bool, float]:
+        return not slice_.significant, slice_.score.value
 
-    return sorted(slices, key=order)[: LIMITS["slices"]]
+    return sorted(slices, key=sort_key)[: LIMITS["slices"]]
 
 
 def band(points: Sequence[CurvePoint]) -> Band:
-    """Place scores and their intervals over the number of images, in ``charts``' curve box.
+    """Scale scores and their intervals over the number of images to the size of ``charts``' curves.
 
     Parameters
     ----------
@@ -135,103 +139,104 @@ def band(points: Sequence[CurvePoint]) -> Band:
     >>> def point(n, value):
     ...     score = Interval(value=value, low=value - 0.1, high=value + 0.1, method="")
     ...     return CurvePoint(images=n, score=score)
-    >>> placed = band([point(10, 0.5), point(100, 0.7)])
-    >>> placed.line, [tick.text for tick in placed.y_ticks]
+    >>> scaled = band([point(10, 0.5), point(100, 0.7)])
+    >>> scaled.line, [tick.text for tick in scaled.y_ticks]
     ('0,112.5 300,37.5', ['40 %', '60 %', '80 %'])
     """
-    across = [math.log(point.images) for point in points]
+    logs = [math.log(point.images) for point in points]
     scores = [point.score for point in points]
     low, high = min(s.low for s in scores), max(s.high for s in scores)
-    wide, tall = max(across[-1] - across[0], 1e-9), max(high - low, 1e-9)
+    log_range, score_range = max(logs[-1] - logs[0], 1e-9), max(high - low, 1e-9)
 
-    def down(y: float) -> float:
-        return round(CURVE_HEIGHT * (high - y) / tall, 2)
+    def scale_y(y: float) -> float:
+        return round(CURVE_HEIGHT * (high - y) / score_range, 2)
 
-    xs = [round(CURVE_WIDTH * (x - across[0]) / wide, 2) for x in across]
-    placed = tuple(
-        (x, down(s.value), down(s.high), down(s.low)) for x, s in zip(xs, scores, strict=True)
+    xs = [round(CURVE_WIDTH * (x - logs[0]) / log_range, 2) for x in logs]
+    scaled = tuple(
+        (x, scale_y(s.value), scale_y(s.high), scale_y(s.low))
+        for x, s in zip(xs, scores, strict=True)
     )
-    outline = [(x, top) for x, _, top, _ in placed] + [(x, end) for x, _, _, end in placed[::-1]]
+    outline = [(x, top) for x, _, top, _ in scaled] + [(x, end) for x, _, _, end in scaled[::-1]]
     return Band(
-        line=" ".join(f"{x:g},{y:g}" for x, y, _, _ in placed),
+        line=" ".join(f"{x:g},{y:g}" for x, y, _, _ in scaled),
         area=" ".join(f"{x:g},{y:g}" for x, y in outline),
-        points=placed,
+        points=scaled,
         x_ticks=tuple(Tick(at=x, text=f"{p.images:,}") for x, p in zip(xs, points, strict=True)),
         y_ticks=tuple(
-            Tick(at=down(y), text=f"{100 * y:.0f} %") for y in (low, (low + high) / 2, high)
+            Tick(at=scale_y(y), text=f"{100 * y:.0f} %") for y in (low, (low + high) / 2, high)
         ),
     )
 
 
-def _map(places: Sequence[Place], classes: Sequence[str]) -> dict[str, Any] | None:
-    """Dots in a box, those learned from below; the names of classes at their middle."""
+def _map_values(places: Sequence[MapPoint], classes: Sequence[str]) -> dict[str, Any] | None:
+    """Dots, training images below test images and mistakes on top, and the class names."""
     if not places:
         return None
-    few = classes[: LIMITS["map_classes"]]
-    coloured = dict(zip(few, hex_colours(len(few)), strict=True))
+    with_colour = classes[: LIMITS["map_classes"]]
+    colours = dict(zip(with_colour, hex_colours(len(with_colour)), strict=True))
     margin = 12.0
     dots = [
         {
-            "x": round(margin + one.x * (MAP_SIZE[0] - 2 * margin), 1),
-            "y": round(margin + one.y * (MAP_SIZE[1] - 2 * margin), 1),
-            "colour": coloured.get(one.label),
-            "right": one.right,
-            "label": one.label,
-            "image": one.image,
+            "x": round(margin + place.x * (MAP_SIZE[0] - 2 * margin), 1),
+            "y": round(margin + place.y * (MAP_SIZE[1] - 2 * margin), 1),
+            "colour": colours.get(place.label),
+            "right": place.right,
+            "label": place.label,
+            "image": place.image,
         }
-        for one in places
+        for place in places
     ]
     dots.sort(key=lambda dot: (dot["right"] is not None, dot["right"] is False))
     return {
         "dots": dots,
-        "names": _apart(_middles(dots, coloured)),
-        "legend": [item for item in coloured.items() if any(d["label"] == item[0] for d in dots)],
+        "titles": _separate(_class_centres(dots, colours)),
+        "legend": [item for item in colours.items() if any(d["label"] == item[0] for d in dots)],
         "others": any(dot["colour"] is None for dot in dots),
-        "judged": sum(one.right is not None for one in places),
-        "wrong": sum(one.right is False for one in places),
+        "n_test": sum(place.right is not None for place in places),
+        "n_wrong": sum(place.right is False for place in places),
     }
 
 
-def _middles(dots: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """Where each class is written: at the dot that is nearest to the median of its dots."""
-    found = []
+def _class_centres(dots: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """Position of each class name: the dot of the class nearest to the median of its dots."""
+    titles = []
     for name in names:
-        own = np.array([(dot["x"], dot["y"]) for dot in dots if dot["label"] == name])
-        if len(own):
-            off = np.square(own - np.median(own, axis=0)).sum(axis=1)
-            x, y = own[off.argmin()]
-            found.append({"name": name, "x": float(x), "y": float(y)})
-    return found
+        points = np.array([(dot["x"], dot["y"]) for dot in dots if dot["label"] == name])
+        if len(points):
+            distances = np.square(points - np.median(points, axis=0)).sum(axis=1)
+            x, y = points[distances.argmin()]
+            titles.append({"name": name, "x": float(x), "y": float(y)})
+    return titles
 
 
-def _apart(names: list[dict[str, Any]], line: float = 15.0) -> list[dict[str, Any]]:
-    """Move names down that would lie on each other, and all up again if they pass the end."""
-    found: list[dict[str, Any]] = []
-    for one in sorted(names, key=lambda name: float(name["y"])):
-        y = float(one["y"])
-        for other in sorted(found, key=lambda name: float(name["y"])):
-            near = abs(other["x"] - one["x"]) < 4.0 * (len(other["name"]) + len(one["name"]))
-            if near and abs(y - other["y"]) < line:
-                y = other["y"] + line
-        found.append(one | {"y": y})
-    over = max([one["y"] for one in found], default=0.0) - (MAP_SIZE[1] - 8)
-    return [one | {"y": round(one["y"] - max(over, 0.0), 1)} for one in found]
+def _separate(titles: list[dict[str, Any]], line_height: float = 15.0) -> list[dict[str, Any]]:
+    """Move overlapping titles down, then all titles up if the last one passes the lower edge."""
+    separated: list[dict[str, Any]] = []
+    for title in sorted(titles, key=lambda title: float(title["y"])):
+        y = float(title["y"])
+        for other in sorted(separated, key=lambda title: float(title["y"])):
+            width = 4.0 * (len(other["name"]) + len(title["name"]))  # estimate from the letters
+            if abs(other["x"] - title["x"]) < width and abs(y - other["y"]) < line_height:
+                y = other["y"] + line_height
+        separated.append(title | {"y": y})
+    excess = max([title["y"] for title in separated], default=0.0) - (MAP_SIZE[1] - 8)
+    return [title | {"y": round(title["y"] - max(excess, 0.0), 1)} for title in separated]
 
 
-def _decision(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The table of candidates, its numbers as intervals."""
-    if not given:
+def _decision_values(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Table of the candidates with scores and gains as intervals."""
+    if not record:
         return None
     rows = [
-        {**row, "score": _interval(row.get("score")), "gain": _interval(row.get("gain"))}
-        for row in given["rows"][: LIMITS["candidates"]]
+        {**row, "score": _to_interval(row.get("score")), "gain": _to_interval(row.get("gain"))}
+        for row in record["rows"][: LIMITS["candidates"]]
     ]
-    return {**given, "rows": rows, "left_out": len(given["rows"]) - len(rows)}
+    return {**record, "rows": rows, "n_hidden": len(record["rows"]) - len(rows)}
 
 
-def _interval(given: Mapping[str, Any] | None) -> Interval | None:
-    if not given:
+def _to_interval(record: Mapping[str, Any] | None) -> Interval | None:
+    if not record:
         return None
-    ends = (given.get(name) for name in ("value", "low", "high"))
+    ends = (record.get(name) for name in ("value", "low", "high"))
     value, low, high = (math.nan if end is None else float(end) for end in ends)
-    return Interval(value=value, low=low, high=high, method=str(given.get("method", "")))
+    return Interval(value=value, low=low, high=high, method=str(record.get("method", "")))

@@ -1,4 +1,4 @@
-"""What all pages share: how they are made, how much they show, small images inside them."""
+"""Shared parts of all pages: templates, limits, examples and thumbnails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset, Sample, labels_of
 from headstart.data.images import decode
-from headstart.data.splits import evenly
+from headstart.data.splits import evenly_spaced
 from headstart.errors import UnreadableImageError
 from headstart.reports import charts
 from headstart.runtime import cores
@@ -47,26 +47,26 @@ LIMITS = {
     "findings_each": 20,
     "paths_each": 4,
 }
-"""How much the page shows: its size is bounded whatever the number of images and classes."""
+"""Maximum number of items on a page, so that its size is bounded for any dataset."""
 
 THUMBNAIL = 112
-"""Height in pixels; pages show it at 96 or less."""
+"""Height of thumbnails in pixels; pages show them at 96 pixels or less."""
 
 
 def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
-    """Some images of some classes, evenly spread over the data, always the same ones."""
+    """Choose images of each class, evenly spaced over the data and deterministic."""
     by_class: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
         for label in labels_of(sample.target):
             by_class[label].append(sample)
-    filled = [name for name in data.classes if by_class[name]]
-    chosen = [filled[i] for i in evenly(len(filled), LIMITS["examples"])]
-    each = min(LIMITS["examples_each"], LIMITS["examples"] // max(len(chosen), 1))
-    return [(n, [by_class[n][i] for i in evenly(len(by_class[n]), each)]) for n in chosen]
+    present = [name for name in data.classes if by_class[name]]
+    chosen = [present[i] for i in evenly_spaced(len(present), LIMITS["examples"])]
+    n_each = min(LIMITS["examples_each"], LIMITS["examples"] // max(len(chosen), 1))
+    return [(n, [by_class[n][i] for i in evenly_spaced(len(by_class[n]), n_each)]) for n in chosen]
 
 
 def thumbnails(samples: Iterable[Sample]) -> list[str | None]:
-    """Small images as data URIs, in order; None for one that cannot be decoded any more."""
+    """Create small images as data URIs, in order; None for an image that cannot be decoded."""
     with ThreadPoolExecutor(cores()) as executor:
         return list(executor.map(_thumbnail, samples))
 
@@ -79,21 +79,21 @@ def _thumbnail(sample: Sample) -> str | None:
     except UnreadableImageError:
         return None
     image = Image.fromarray(pixels)
-    longest = 2 * THUMBNAIL  # of a panorama only the middle is shown
-    width = min(max(round(image.width * THUMBNAIL / image.height), THUMBNAIL // 3), longest)
-    part = image.width if width < longest else round(image.height * longest / THUMBNAIL)
-    left = (image.width - part) // 2
+    max_width = 2 * THUMBNAIL  # wider images are cropped to their centre
+    width = min(max(round(image.width * THUMBNAIL / image.height), THUMBNAIL // 3), max_width)
+    crop = image.width if width < max_width else round(image.height * max_width / THUMBNAIL)
+    left = (image.width - crop) // 2
     small = image.resize(
         (width, THUMBNAIL),
         Image.Resampling.BILINEAR,
-        box=(left, 0, left + part, image.height),
+        box=(left, 0, left + crop, image.height),
         reducing_gap=2.0,
     )
     return jpeg_uri(np.asarray(small), quality=75)
 
 
 def jpeg_uri(pixels: NDArray[np.uint8], *, quality: int) -> str:
-    """Pixels of shape (height, width, 3) as a JPEG that a page holds inside itself.
+    """Encode pixels of shape (height, width, 3) as a JPEG data URI, to embed in a page.
 
     >>> jpeg_uri(np.zeros((8, 8, 3), np.uint8), quality=75)[:23]
     'data:image/jpeg;base64,'
@@ -107,12 +107,13 @@ def jpeg_uri(pixels: NDArray[np.uint8], *, quality: int) -> str:
 
 @cache
 def page_template(name: str) -> Template:
-    """Open a template, in which text is escaped and what is not there is an error.
+    """Load a template; text is escaped, and an undefined variable raises an error.
 
     Parameters
     ----------
     name : str
-        Of a file in ``templates/``; ``*.html.j2`` is escaped, Markdown has a filter of its own.
+        File name in ``templates/``. ``*.html.j2`` is escaped automatically; in Markdown use the
+        filter ``markdown``.
 
     Examples
     --------
@@ -132,7 +133,7 @@ def page_template(name: str) -> Template:
     )
     environment.filters.update(
         address=quote,
-        amount=_amount,
+        amount=_format_count,
         count=lambda number: f"{number:,}",
         markdown=charts.markdown,
         percent=charts.percent,
@@ -141,10 +142,10 @@ def page_template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def _amount(number: int) -> str:
-    r"""A count as a person reads it.
+def _format_count(number: int) -> str:
+    r"""Format a count, in millions from one million on.
 
-    >>> _amount(0), _amount(12810), _amount(3_400_000)
+    >>> _format_count(0), _format_count(12810), _format_count(3_400_000)
     ('0', '12,810', '3.40\xa0M')
     """
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.2f}\N{NO-BREAK SPACE}M"

@@ -1,4 +1,4 @@
-"""What was answered to every evaluated image, as the texts of files."""
+"""Files with the prediction for every evaluated image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from headstart.evaluation.segmentation import MaskEvaluation
 from headstart.models.prediction_files import coco_results, objects_csv
 from headstart.models.tasks import ClassificationTask
 
-__all__ = ["answer_files", "box_json", "class_csv", "mask_csv"]
+__all__ = ["box_json", "class_csv", "mask_csv", "render_predictions"]
 
 
-def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
-    """Every answer, as the texts of files by their names.
+def render_predictions(evaluation: AnyEvaluation) -> dict[str, str]:
+    """Write every prediction as text, by file name.
 
     Parameters
     ----------
@@ -28,47 +28,47 @@ def answer_files(evaluation: AnyEvaluation) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        ``predictions.csv``: of classes and masks a line for each image, of boxes one for each
-        object from the task's threshold on. Of boxes also ``predictions.json``: all of them, in
-        COCO's format of results.
+        ``predictions.csv``: for classes and masks one line per image; for boxes one line per object
+        with a score of at least the task's threshold. For boxes also ``predictions.json``: all
+        objects, in the COCO results format.
     """
     if isinstance(evaluation, Evaluation):
         return {"predictions.csv": class_csv(evaluation)}
     if isinstance(evaluation, MaskEvaluation):
         return {"predictions.csv": mask_csv(evaluation)}
     task = evaluation.task
-    named = [one.above(task.threshold) for one in evaluation.found]
+    confident = [detections.above(task.threshold) for detections in evaluation.detections]
     return {
-        "predictions.csv": objects_csv(named, task.classes),
+        "predictions.csv": objects_csv(confident, task.classes),
         "predictions.json": box_json(evaluation),
     }
 
 
 def class_csv(evaluation: Evaluation) -> str:
-    """Every image with its truth, answer and probabilities, as the text of a CSV file.
+    """CSV text with the label, the prediction and the probabilities of every image.
 
-    A model that may abstain has a column for it, 0 or 1, behind ``correct``.
+    If the model can abstain, a column ``abstains`` of 0 and 1 follows ``correct``.
 
     >>> from headstart.evaluation.classification import evaluate_probabilities
     >>> task = ClassificationTask(classes=("cat", "dog"))
-    >>> one = evaluate_probabilities(
+    >>> evaluation = evaluate_probabilities(
     ...     task, np.array([[0.9, 0.1]]), np.array([1]), names=("a.png",)
     ... )
-    >>> class_csv(one).splitlines()
-    ['image,truth,answer,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
+    >>> class_csv(evaluation).splitlines()
+    ['image,truth,prediction,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
     """
     task = evaluation.task
-    truth = _by_name(task, evaluation.targets)
-    answer = _by_name(task, evaluation.predicted)
-    unsure = task.abstains(evaluation.probabilities)
-    left_out = [[]] * len(truth) if unsure is None else [[int(one)] for one in unsure]
-    rows = zip(evaluation.names, truth, answer, evaluation.correct, left_out, strict=True)
-    may = [] if unsure is None else ["abstains"]
-    return _table(
-        ["image", "truth", "answer", "correct", *may, *task.classes],
+    truths = _label_names(task, evaluation.targets)
+    predictions = _label_names(task, evaluation.predicted)
+    abstains = task.abstains(evaluation.probabilities)
+    flags = [[]] * len(truths) if abstains is None else [[int(flag)] for flag in abstains]
+    rows = zip(evaluation.names, truths, predictions, evaluation.correct, flags, strict=True)
+    flag_column = [] if abstains is None else ["abstains"]
+    return _to_csv(
+        ["image", "truth", "prediction", "correct", *flag_column, *task.classes],
         (
-            [name, true, said, int(right), *out, *(f"{chance:.6f}" for chance in chances)]
-            for (name, true, said, right, out), chances in zip(
+            [name, truth, prediction, int(correct), *flag, *(f"{p:.6f}" for p in probabilities)]
+            for (name, truth, prediction, correct, flag), probabilities in zip(
                 rows, evaluation.probabilities, strict=True
             )
         ),
@@ -76,33 +76,33 @@ def class_csv(evaluation: Evaluation) -> str:
 
 
 def box_json(evaluation: BoxEvaluation) -> str:
-    """Everything that was found, whatever the score, as COCO's format of results has it.
+    """All detected objects, whatever their score, in the COCO results format.
 
     Returns
     -------
     str
-        JSON. To every result ``file_name`` and ``category`` are added, so that the ids of another
-        file can be found by name.
+        JSON. Every result also has ``file_name`` and ``category``, so that it can be matched by
+        name with an annotation file that has other ids.
     """
-    found, classes = evaluation.found, evaluation.task.classes
+    detections, classes = evaluation.detections, evaluation.task.classes
     results = [
-        one
+        result
         | {
-            "file_name": found[one["image_id"] - 1].name,
-            "category": classes[one["category_id"] - 1],
+            "file_name": detections[result["image_id"] - 1].name,
+            "category": classes[result["category_id"] - 1],
         }
-        for one in coco_results(found)
+        for result in coco_results(detections)
     ]
     return json.dumps(results, allow_nan=False)
 
 
 def mask_csv(evaluation: MaskEvaluation) -> str:
-    """Every image with its scores, as the text of a CSV file; of a class not there nothing."""
+    """CSV text with the scores of every image; empty for a class that the image does not show."""
     classes = evaluation.task.classes
     numbers = np.column_stack(
         [evaluation.image_iou, evaluation.image_accuracy, evaluation.image_class_iou]
     )
-    return _table(
+    return _to_csv(
         ["image", "mean_iou", "pixel_accuracy", *(f"iou {name}" for name in classes)],
         (
             [name, *("" if np.isnan(x) else f"{x:.6f}" for x in row)]
@@ -111,7 +111,7 @@ def mask_csv(evaluation: MaskEvaluation) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)
@@ -119,7 +119,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return table.getvalue()
 
 
-def _by_name(task: ClassificationTask, targets: Targets) -> list[str]:
+def _label_names(task: ClassificationTask, targets: Targets) -> list[str]:
     if targets.ndim == 1:
         return [task.classes[index] for index in targets]
     return ["|".join(np.asarray(task.classes)[row.astype(bool)]) for row in targets]

@@ -1,8 +1,7 @@
-"""What a run has to say, as a page, as numbers, and as a model card.
+"""Report of a run: report.html, report.json and the model card.
 
-The page is one file: style, drawings and small images are inside it, and it opens from disk
-without a network. Whatever the number of images and classes, its size is bounded; what was
-left out is said.
+The page is one file with its style, charts and thumbnails, and opens without a network. Its size is
+bounded for any number of images and classes; where it shows a part only, it prints the total.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headstart.data.checks.images import Finding
 from headstart.data.dataset import SPLITS, SplitName
-from headstart.data.prepare import Prepared
-from headstart.data.splits import evenly
+from headstart.data.prepare import PreparedData
+from headstart.data.splits import evenly_spaced
 from headstart.evaluation.classification import AnyEvaluation, Evaluation
-from headstart.evaluation.forgetting import Forgetting, sentences
+from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
 from headstart.evaluation.insight import Diagnostics
 from headstart.metrics.confidence_intervals import Interval
+from headstart.metrics.validation import to_jsonable
 from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
 from headstart.reports.classification import class_extras, class_page, class_values
@@ -39,71 +37,71 @@ SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Facts:
-    """Everything that a report says.
+    """Everything that a report is rendered from.
 
     Parameters
     ----------
     name : str
-        What was learned, such as the data set's name.
-    prepared : Prepared
+        Title of the report, such as the name of the dataset.
+    prepared : PreparedData
     model : TransferModel
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
         Of ``prepared.test``.
-    verdict : tuple of str
+    summary : tuple of str
         Sentences, the most important first.
     seconds : mapping of str to float
         By step.
     command : str
-        How the run was started.
-    insight : Insight, optional
-        What its features tell beside the numbers.
+        Command line of the run.
+    diagnostics : Diagnostics, optional
+        Likely label errors, out-of-distribution images, subgroups and other diagnostics.
     """
 
     name: str
-    prepared: Prepared
+    prepared: PreparedData
     model: TransferModel
     evaluation: AnyEvaluation
-    verdict: tuple[str, ...]
+    summary: tuple[str, ...]
     seconds: Mapping[str, float]
     command: str
-    insight: Diagnostics | None = None
+    diagnostics: Diagnostics | None = None
 
 
 def render_html(facts: Facts) -> str:
-    """Render the page for a person: HTML that refers to nothing outside itself.
+    """Render report.html, which loads nothing from outside.
 
     Examples
     --------
     >>> Path("report.html").write_text(render_html(facts))  # doctest: +SKIP
     """
-    seen = [record for record in facts.prepared.records if record.width]
+    decoded = [record for record in facts.prepared.records if record.width]
     return page_template("report.html.j2").render(
-        **_shared(facts),
-        **_page(facts),
-        **insight_page(facts.insight, facts.prepared, facts.model.record),
-        findings=_findings(facts.prepared),
-        epochs=_epochs(facts.model.record),
-        root=_root(facts.prepared),
-        formats=Counter(record.format for record in seen).most_common(4),
-        sizes=[(record.width, record.height) for record in seen],
+        **_common_values(facts),
+        **_page_values(facts),
+        **insight_page(facts.diagnostics, facts.prepared, facts.model.record),
+        findings=_group_findings(facts.prepared),
+        epochs=_epoch_values(facts.model.record),
+        root=_common_folder(facts.prepared),
+        formats=Counter(record.format for record in decoded).most_common(4),
+        sizes=[(record.width, record.height) for record in decoded],
         charts=charts,
     )
 
 
 def render_json(facts: Facts) -> dict[str, Any]:
-    """Give every number as values that JSON knows: NaN and infinities are None.
+    """Return the content of report.json; NaN and infinities become None.
 
-    Above 20 classes the confusion matrix is None; ``confusions`` has a classifier's wrong cells
-    by name.
+    With more than 20 classes the confusion matrix is None; ``confusions`` lists the wrong
+    predictions of a classifier by class names.
     """
     evaluation, model, prepared = facts.evaluation, facts.model, facts.prepared
     spec, task = model.backbone.spec, model.task
     numbers = evaluation.as_dict()
     if len(task.classes) > LIMITS["classes_in_table"]:
         numbers["confusion"] = None
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "name": facts.name,
-        "verdict": facts.verdict,
+        "summary": facts.summary,
         "command": facts.command,
         "seconds": facts.seconds,
         "data": {
@@ -111,7 +109,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "images": len(prepared.data),
             "kind": prepared.data.kind,
             "notes": prepared.data.notes,
-            "parts": {name: prepared.data.split(name).counts() for name in _splits(prepared)},
+            "parts": {name: prepared.data.split(name).counts() for name in _split_titles(prepared)},
             "findings": [asdict(finding) for finding in prepared.findings],
         },
         "model": {
@@ -121,20 +119,20 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "record": {k: v for k, v in model.record.items() if k != "learned_from"},
         },
         "evaluation": numbers,
-        **_extras(facts),
-        **insight_extras(facts.insight),
+        **_extra_numbers(facts),
+        **insight_extras(facts.diagnostics),
     }
-    plain: dict[str, Any] = _plain(found)
-    return plain
+    values: dict[str, Any] = to_jsonable(document)
+    return values
 
 
 def render_card(facts: Facts) -> str:
-    """Write the model card, in Markdown: what it is, from what, how good, its limits."""
-    return page_template("card.md.j2").render(**_shared(facts))
+    """Render the model card in Markdown: model, data, scores, limits, licence and usage."""
+    return page_template("card.md.j2").render(**_common_values(facts))
 
 
-def _shared(facts: Facts) -> dict[str, Any]:
-    """What both the page and the card speak of."""
+def _common_values(facts: Facts) -> dict[str, Any]:
+    """Values for both the page and the model card."""
     evaluation, model = facts.evaluation, facts.model
     if isinstance(evaluation, Evaluation):
         values = class_values(evaluation, model)
@@ -147,85 +145,86 @@ def _shared(facts: Facts) -> dict[str, Any]:
         "record": model.record,
         "evaluation": evaluation,
         "prepared": facts.prepared,
-        "classes": _class_counts(facts.prepared),
-        "splits": _splits(facts.prepared),
+        "classes": _count_classes(facts.prepared),
+        "splits": _split_titles(facts.prepared),
         "limits": LIMITS,
-        "plan": _plan(model.record),
-        "kept": _kept(model.record),
+        "plan": _plan_values(model.record),
+        "forgetting": _forgetting_values(model.record),
         **values,
     }
 
 
-def _page(facts: Facts) -> dict[str, Any]:
-    """What depends on the task and is on the page alone."""
+def _page_values(facts: Facts) -> dict[str, Any]:
+    """Values for the page alone, by task."""
     evaluation = facts.evaluation
     if isinstance(evaluation, Evaluation):
         return class_page(evaluation, facts.model, facts.prepared)
     return dense_page(evaluation, facts.model, facts.prepared)
 
 
-def _extras(facts: Facts) -> dict[str, Any]:
-    """What depends on the task and is in report.json beside the evaluation's numbers."""
+def _extra_numbers(facts: Facts) -> dict[str, Any]:
+    """Values of report.json in addition to the evaluation's own numbers, by task."""
     if isinstance(facts.evaluation, Evaluation):
         return class_extras(facts.evaluation, facts.prepared)
     return dense_extras(facts.evaluation)
 
 
-def _plan(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What trained, as ``FreezePlan.as_dict`` wrote it; None where the method had no plan."""
+def _plan_values(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Stages that were trained and frozen; None if the method has no such plan."""
     if "plan" not in record:
         return None
     stages = record["plan"]["stages"]
     return {
         "stages": stages,
         "trained": [row["stage"] for row in stages if row["trains"]],
-        "still": [_still(row) for row in stages if not row["trains"]],
-        "boundary": record["plan"].get("boundary"),
+        "frozen": [_frozen_title(row) for row in stages if not row["trains"]],
+        "last_constant_stage": record["plan"].get("boundary"),
         "only": record["plan"].get("only", "all"),
     }
 
 
-def _still(row: Mapping[str, Any]) -> str:
-    """A stage without training, and what moves in it all the same."""
-    moving = row["batch_norm"] != "frozen"
-    return f"{row['stage']} (but BatchNorm: {row['batch_norm']})" if moving else str(row["stage"])
+def _frozen_title(row: Mapping[str, Any]) -> str:
+    """Name of a stage that is not trained, with its BatchNorm mode if that is not frozen."""
+    changes = row["batch_norm"] != "frozen"
+    return f"{row['stage']} (but BatchNorm: {row['batch_norm']})" if changes else str(row["stage"])
 
 
-def _kept(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Drift of the stages and what it means in words; None where nothing was measured."""
+def _forgetting_values(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Drift of the stages and sentences about it; None if it was not measured."""
     if "forgetting" not in record:
         return None
-    found, gain = Forgetting.from_dict(record["forgetting"]), record.get("target_gain")
+    forgetting, gain = Forgetting.from_dict(record["forgetting"]), record.get("target_gain")
     if gain is not None:
-        plain: dict[str, Any] = {k: math.nan if v is None else v for k, v in gain.items()}
-        gain = Interval(**plain)
-    return {"found": found, "sentences": sentences(found, gain)}
+        fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in gain.items()}
+        gain = Interval(**fields)
+    return {"measured": forgetting, "sentences": summarise_forgetting(forgetting, gain)}
 
 
-def _epochs(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Loss and score by epoch, drawn and as rows; of very many epochs some, the best included."""
-    every, best = record.get("epochs") or (), record.get("best_epoch")
-    if not every:
+def _epoch_values(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Curves and rows of loss and score; evenly spaced if there are many epochs, and the best."""
+    epochs, best = record.get("epochs") or (), record.get("best_epoch")
+    if not epochs:
         return None
-    shown = {every[i]["number"] for i in evenly(len(every), LIMITS["epochs"])}
-    rows = [one for one in every if one["number"] in {*shown, best, every[-1]["number"]}]
+    numbers = {epochs[i]["number"] for i in evenly_spaced(len(epochs), LIMITS["epochs"])}
+    rows = [row for row in epochs if row["number"] in {*numbers, best, epochs[-1]["number"]}]
     curves = {
-        name: charts.epoch_curve([(one["number"], one[name]) for one in rows], best)
+        name: charts.epoch_curve([(row["number"], row[name]) for row in rows], best)
         for name in ("loss", "score")
     }
-    return {"rows": rows, "curves": curves, "best": best, "count": len(every)}
+    return {"rows": rows, "curves": curves, "best": best, "count": len(epochs)}
 
 
-def _splits(prepared: Prepared) -> dict[SplitName, str]:
-    """Parts that have images, and what to call them."""
+def _split_titles(prepared: PreparedData) -> dict[SplitName, str]:
+    """Titles of the splits that have images; without a test split, ``val`` is the test split."""
     present = {sample.split for sample in prepared.data.samples}
-    found = {name: SPLIT_TITLES[name] for name in SPLITS if name in present}
-    judge = "test" if "test" in found else "val"
-    return {name: "held out" if name == judge else title for name, title in found.items()}
+    titles = {name: SPLIT_TITLES[name] for name in SPLITS if name in present}
+    if "val" in titles and "test" not in titles:
+        titles["val"] = SPLIT_TITLES["test"]
+    return titles
 
 
-def _class_counts(prepared: Prepared) -> dict[str, Any]:
-    parts = {name: prepared.data.split(name).counts() for name in _splits(prepared)}
+def _count_classes(prepared: PreparedData) -> dict[str, Any]:
+    parts = {name: prepared.data.split(name).counts() for name in _split_titles(prepared)}
     rows = [(name, [part[name] for part in parts.values()]) for name in prepared.data.classes]
     totals = [len(prepared.data.split_indices(name)) for name in parts]
     if len(rows) > LIMITS["classes_in_full"]:
@@ -233,35 +232,25 @@ def _class_counts(prepared: Prepared) -> dict[str, Any]:
     return {"rows": rows, "totals": totals, "top": max((max(row[1]) for row in rows), default=0)}
 
 
-def _findings(prepared: Prepared) -> list[dict[str, Any]]:
-    """Findings of one kind and severity together, the gravest first."""
+def _group_findings(prepared: PreparedData) -> list[dict[str, Any]]:
+    """Group the findings by severity and kind, errors first."""
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in prepared.findings:
         groups[finding.severity, finding.kind].append(finding)
     order = ("error", "warning", "note")
-    found = sorted(groups.items(), key=lambda group: order.index(group[0][0]))
-    return [{"severity": one[0], "kind": one[1], "found": members} for one, members in found]
+    by_severity = sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+    return [
+        {"severity": severity, "kind": kind, "findings": findings}
+        for (severity, kind), findings in by_severity
+    ]
 
 
-def _root(prepared: Prepared) -> str:
-    """The folder that all images are below, said once instead of before every path."""
+def _common_folder(prepared: PreparedData) -> str:
+    """The folder that contains all images; the page prints paths relative to it."""
     paths = [str(s.image) for s in prepared.data.samples if isinstance(s.image, Path)]
     if not paths:
         return ""
     try:
         return os.path.commonpath([Path(min(paths)).parent, Path(max(paths)).parent])
-    except ValueError:  # some are absolute and some are not
+    except ValueError:  # absolute and relative paths are mixed
         return ""
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON knows: NaN and infinities become None, everything unknown a string."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

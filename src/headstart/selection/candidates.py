@@ -1,4 +1,4 @@
-"""Who takes part in a race: probes at several depths, trainings, and what each should cost."""
+"""Candidates of a race (linear probes at several depths, trainings) and their estimated cost."""
 
 from __future__ import annotations
 
@@ -19,300 +19,279 @@ from headstart.methods.method import Method
 from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
-from headstart.runtime import cores
 from headstart.training.optim import Training
-from headstart.training.time_estimate import Costs, costs_of, feature_seconds, training_seconds
-from headstart.training.trainer import SELECTION_SHARE
+from headstart.training.time_estimate import (
+    ImageCosts,
+    extraction_seconds,
+    measure_image_costs,
+    usual_image_costs,
+)
 
 __all__ = [
     "Candidate",
-    "costs",
-    "depths",
-    "expected_features",
-    "expected_probe",
-    "expected_training",
-    "in_short",
-    "probe_of",
-    "raced",
-    "refusal",
-    "remade",
-    "trainings",
+    "estimate_feature_seconds",
+    "estimate_training_seconds",
+    "image_costs",
+    "method_from_record",
+    "method_to_record",
+    "probe_candidate",
+    "probe_depths",
+    "rejection_reason",
+    "train_and_predict",
+    "training_candidates",
 ]
 
-TO_THE_END = Training(patience=1000)
-"""A training that is raced runs all of its epochs, so that its time can be foreseen; the best
-epoch is kept in any case. What is chosen is trained in the same way."""
+ALL_EPOCHS = Training(patience=1000)
+"""Trainings of a race run all epochs, so that their duration can be estimated. The best epoch is
+kept anyway. The winner is trained with the same settings."""
 
-RATES = 3e-5, 3e-4
-"""Of fine-tuning: the first keeps what few photographs have; the second moves networks that are
-small, or far from home."""
+LEARNING_RATES = 3e-5, 3e-4
+"""Learning rates of fine-tuning: the low one for few natural photographs, the high one for small
+networks and images far from the pretraining data."""
 
-BATCH = 64
-"""Images whose pixels are held at a time where a fold is answered."""
+PREDICTION_BATCH = 64
+"""Images in memory at a time when a fold is predicted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """One way to learn.
+    """One method on one backbone.
 
     Parameters
     ----------
     name : str
     backbone : FrozenBackbone
-        What it starts from; of a probe as far as it is read.
-    whole : FrozenBackbone
-        The same backbone to its end.
+        Backbone to start from; for a probe it ends at the probed stage.
+    full_backbone : FrozenBackbone
+        The same backbone with all stages.
     method : Method
-    others : tuple of Method
-        The same with other learning rates: what the images that its first training stops on
-        like best is what it is from then on.
+    alternatives : tuple of Method
+        The same method with other learning rates. The first fold selects one of them on the
+        validation images.
     """
 
     name: str
     backbone: FrozenBackbone
-    whole: FrozenBackbone
+    full_backbone: FrozenBackbone
     method: Method
-    others: tuple[Method, ...] = ()
+    alternatives: tuple[Method, ...] = ()
 
     @property
     def megabytes(self) -> float:
-        """Of the backbone's values in float32."""
+        """Size of the backbone's weights in float32."""
         return self.backbone.parameters * 4 / 1e6
 
 
-def depths(backbone: FrozenBackbone) -> tuple[str, ...]:
-    """Where a backbone is probed: behind its last two coarser resolutions, and as a whole ("").
+def probe_depths(backbone: FrozenBackbone) -> tuple[str, ...]:
+    """Stages to probe: the last stages of two earlier resolutions, and the full backbone ("").
 
     Examples
     --------
-    >>> depths(FrozenBackbone.open("embedded/efficientnet_lite0"))
+    >>> probe_depths(FrozenBackbone.open("embedded/efficientnet_lite0"))
     ('stage3', 'stage5', '')
     """
     stages = backbone.spec.stages or backbone.module.stages
     last_of = {stage.stride: stage.name for stage in stages[:-1]}
     last_of.pop(stages[-1].stride, None)
-    inner = list(last_of.values())
-    if not inner:  # tokens, which are as many everywhere
-        inner = [stage.name for stage in stages[:-1]]
-    return (*inner[-2:], "")
+    inner_stages = list(last_of.values())
+    if not inner_stages:  # a transformer, whose stages all have the same resolution
+        inner_stages = [stage.name for stage in stages[:-1]]
+    return (*inner_stages[-2:], "")
 
 
-def probe_of(backbone: FrozenBackbone, end: str, seed: int, *, named: bool = False) -> Candidate:
-    """Make the linear probe behind a stage; ``named`` where there are several backbones."""
-    what = "linear probe" + (f" at {end}" if end else "")
-    part = backbone.until(end) if end else backbone
+def probe_candidate(
+    backbone: FrozenBackbone, end: str, seed: int, *, with_backbone: bool = False
+) -> Candidate:
+    """Create the probe after a stage; ``with_backbone`` adds the backbone to its name."""
+    title = "linear probe" + (f" at {end}" if end else "")
+    read_backbone = backbone.until(end) if end else backbone
     method = LinearProbe(seed=seed)
-    name = f"{what} of {backbone.spec.name}" if named else what
-    return Candidate(name=name, backbone=part, whole=backbone, method=method)
+    name = f"{title} of {backbone.spec.name}" if with_backbone else title
+    return Candidate(name=name, backbone=read_backbone, full_backbone=backbone, method=method)
 
 
-def trainings(
-    backbone: FrozenBackbone, seed: int, *, hopeless: bool
+def training_candidates(
+    backbone: FrozenBackbone, seed: int, *, include_scratch: bool
 ) -> tuple[tuple[Candidate, ...], ...]:
-    """Who may be promoted, each place with its alternatives, the dearest first.
+    """List the trainings that may race: one from each tuple, the most expensive first.
 
-    The first place is for the last stage. The second is for all stages, or the last two where
-    that is too dear; or for training from scratch, where the weights are of no use.
+    The first tuple fine-tunes the last stage. The second fine-tunes all stages, or the last two
+    if that takes too long. With ``include_scratch`` the second is training from scratch.
     """
 
-    def tuned(name: str, train_from: str) -> Candidate:
-        first, *others = (
-            Finetune(train_from=train_from, learning_rate=rate, training=TO_THE_END, seed=seed)
-            for rate in RATES
+    def finetune_candidate(name: str, train_from: str) -> Candidate:
+        method, *alternatives = (
+            Finetune(train_from=train_from, learning_rate=rate, training=ALL_EPOCHS, seed=seed)
+            for rate in LEARNING_RATES
         )
         return Candidate(
             name=f"fine-tuning {name}",
             backbone=backbone,
-            whole=backbone,
-            method=first,
-            others=tuple(others),
+            full_backbone=backbone,
+            method=method,
+            alternatives=tuple(alternatives),
         )
 
-    last = tuned("last stage", "last:1")
-    if hopeless:
-        fresh = Scratch(training=TO_THE_END, seed=seed)
+    last = finetune_candidate("last stage", "last:1")
+    if include_scratch:
+        scratch = Scratch(training=ALL_EPOCHS, seed=seed)
         name = "training from scratch"
-        return (last,), (Candidate(name=name, backbone=backbone, whole=backbone, method=fresh),)
+        return (last,), (
+            Candidate(name=name, backbone=backbone, full_backbone=backbone, method=scratch),
+        )
     stages = len(backbone.spec.stages or backbone.module.stages)
-    deeper = [tuned("all stages", "all")] if stages > 1 else []
-    deeper += [tuned("two stages", "last:2")] if stages > 2 else []
+    deeper = [finetune_candidate("all stages", "all")] if stages > 1 else []
+    deeper += [finetune_candidate("two stages", "last:2")] if stages > 2 else []
     return (last,), tuple(deeper)
 
 
-def refusal(contender: Candidate, parts: Sequence[Dataset]) -> str:
-    """Why a method cannot learn from one of these parts; empty where it can."""
+def rejection_reason(candidate: Candidate, parts: Sequence[Dataset]) -> str:
+    """Return why the method cannot train on one of these sets; empty if it can."""
     try:
         for part in parts:
-            contender.method.check(part)
+            candidate.method.check(part)
     except DataError as error:
         return str(error)
     return ""
 
 
-def expected_features(
+def estimate_feature_seconds(
     backbone: FrozenBackbone, samples: Sequence[Sample], data: Dataset, *, extractor: Extractor
 ) -> float:
-    """Seconds until all features of these images are there."""
-    choice, missing = extractor.outlook(backbone, samples)
-    if not missing:
-        return 0.0
-    rate = choice.rates.get(choice.engine)
-    return feature_seconds(costs(backbone, data, extractor), missing, rate, cores())
+    """Estimate the seconds to compute the missing features of these images."""
+    return extraction_seconds(create_model(backbone, data), samples, data, extractor=extractor)
 
 
-def expected_probe(n: int, width: int, n_classes: int) -> float:
-    """Seconds of a probe's search on features, by what two cores took on eight sets of images.
-
-    Half of 48 such searches took 0.4 to 1.0 times as long, a tenth of them over 1.1 times: the
-    solver's steps depend on how hard the classes are to tell apart.
-    """
-    rank, columns = min(n, width), n_classes if n_classes > 2 else 1
-    return 0.1 + 0.05 * columns + 1.2e-6 * n * rank * columns + 2.5e-10 * n * width * rank
-
-
-def expected_training(
-    contender: Candidate,
+def estimate_training_seconds(
+    candidate: Candidate,
     data: Dataset,
     val: Dataset | None,
-    asked: int,
+    n_predictions: int,
     *,
     extractor: Extractor,
     start: TransferModel | None = None,
     pace: float = 1.0,
 ) -> float:
-    """Seconds of a training on ``data``, and of ``asked`` answers.
+    """Estimate the seconds of a training on ``data`` and of ``n_predictions`` predictions.
 
     Parameters
     ----------
-    contender : Contender
+    candidate : Candidate
     data : Dataset
-        What it learns from.
+        Training images.
     val : Dataset or None
-        What it stops on; a share of ``data`` where there is none.
-    asked : int
-        Images that it is to answer then.
+        Validation images for early stopping; if None, a share of ``data``.
+    n_predictions : int
+        Number of images to predict afterwards.
     extractor : Extractor
     start : TransferModel, optional
-        What it starts from, where boxes or masks are learned.
+        Model to start from, for boxes or masks.
     pace : float
-        How much longer than expected a probe took on these images.
+        Actual over estimated duration of a probe on these images.
     """
-    backbone, how = contender.backbone, contender.method
+    backbone, method = candidate.backbone, candidate.method
     start = start or create_model(backbone, data)
-    outline = how.outline(start, data, extractor=extractor)
-    head = start.head_for(data, seed=how.seed)  # type: ignore[attr-defined]
-    judged = round(SELECTION_SHARE * len(data)) if val is None else len(val)
-    learned = len(data) - judged if val is None else len(data)
-    if outline.plan is None:
-        looking = expected_features(backbone, data.samples, data, extractor=extractor)
-        return looking + pace * expected_probe(len(data), backbone.width, len(data.classes))
-    solves = isinstance(how, Finetune) and not data.is_dense
-    seconds = training_seconds(
-        backbone,
-        outline.plan,
-        head,
-        data,
-        (learned, judged),
-        how=how,  # type: ignore[arg-type]
-        solves=solves,
-        extractor=extractor,
-    )
-    seconds += solves * pace * expected_probe(learned, backbone.width, len(data.classes))
-    each = costs_of(backbone, outline.plan, head, data, extractor=extractor)
-    return seconds + asked * each.seconds
+    seconds = method.expected_seconds(start, data, val, extractor=extractor, pace=pace)
+    plan = method.outline(start, data, extractor=extractor).plan
+    if plan is None:
+        return seconds
+    head = start.initial_head(data, seed=0)
+    image_cost = measure_image_costs(backbone, plan, head, data, extractor=extractor)
+    return seconds + n_predictions * image_cost.seconds
 
 
-def costs(backbone: FrozenBackbone, data: Dataset, extractor: Extractor) -> Costs:
-    """Measure, or remember, what an image costs where nothing is kept."""
-    start = create_model(backbone, data)
-    method = Finetune(train_from="last:1")
-    outline = method.outline(start, data, extractor=extractor)
-    if outline.plan is None:  # a fine-tuning always has one
-        return Costs(forward=0.0, pixels=0.0)
-    return costs_of(backbone, outline.plan, start.head_for(data, seed=0), data, extractor=extractor)
+def image_costs(backbone: FrozenBackbone, data: Dataset, extractor: Extractor) -> ImageCosts:
+    """Measure the seconds per image without an activation cache, or read them from the cache."""
+    return usual_image_costs(create_model(backbone, data), data, extractor=extractor)
 
 
-def in_short(method: Method) -> dict[str, Any]:
-    """What tells one training of a race from another, as plain values; see ``remade``."""
-    names = ("train_from", "learning_rate", "seed")
-    told = {name: getattr(method, name) for name in names if hasattr(method, name)}
-    return {"name": method.name, **told}
+def method_to_record(method: Method) -> dict[str, Any]:
+    """Return the settings that identify a training of a race; see ``method_from_record``."""
+    field_names = ("train_from", "learning_rate", "seed")
+    fields = {name: getattr(method, name) for name in field_names if hasattr(method, name)}
+    return {"name": method.name, **fields}
 
 
-def remade(values: Mapping[str, Any]) -> Method:
-    """Make the training of a race again.
+def method_from_record(values: Mapping[str, Any]) -> Method:
+    """Create the method of a race from its record.
 
     Raises
     ------
     UsageError
-        If that is none.
+        If the record is damaged.
 
     Examples
     --------
-    >>> chosen = Finetune(train_from="all", learning_rate=3e-4, training=TO_THE_END, seed=3)
-    >>> remade(in_short(chosen)) == chosen
+    >>> chosen = Finetune(train_from="all", learning_rate=3e-4, training=ALL_EPOCHS, seed=3)
+    >>> method_from_record(method_to_record(chosen)) == chosen
     True
     """
-    kinds: dict[str, Any] = {"finetune": Finetune, "scratch": Scratch}
-    given = dict(values)
+    classes: dict[str, Any] = {"finetune": Finetune, "scratch": Scratch}
+    fields = dict(values)
     try:
-        kind = kinds[given.pop("name")]
-        return kind(**given, training=TO_THE_END)  # type: ignore[no-any-return]
+        method_class = classes[fields.pop("name")]
+        return method_class(**fields, training=ALL_EPOCHS)  # type: ignore[no-any-return]
     except (KeyError, TypeError) as error:
         raise UsageError(
-            f"Expected what a race has chosen, got {values}; do begin without --resume."
+            f"The method that the race has chosen is damaged in the run's folder: {values}. "
+            "Start again without --resume."
         ) from error
 
 
-def raced(
-    contender: Candidate,
-    learn: Dataset,
+def train_and_predict(
+    candidate: Candidate,
+    train: Dataset,
     val: Dataset | None,
-    asked: Dataset,
+    test: Dataset,
     *,
     extractor: Extractor,
 ) -> tuple[NDArray[np.float64], Candidate]:
-    """Train on some images and answer others.
+    """Train on some images and predict others.
 
-    Features of a network that is thrown away are not kept.
+    The features are not cached, because the trained network is not saved.
 
     Returns
     -------
     array, shape (n, n_classes)
-        Logits of ``asked``.
-    Contender
-        With its learning rate settled.
+        Logits for ``test``.
+    Candidate
+        With the selected learning rate and no alternatives.
 
     Raises
     ------
     KeyboardInterrupt
         If a training was interrupted.
     TrainingError
-        If the loss is not a finite number, at any of its rates.
+        If training fails for every learning rate.
     """
-    found: list[tuple[float, Method, TransferModel]] = []
-    failed: TrainingError | None = None
-    for method in (contender.method, *contender.others):
+    trained: list[tuple[float, Method, TransferModel]] = []
+    last_error: TrainingError | None = None
+    for method in (candidate.method, *candidate.alternatives):
         try:
             model = method.fit(
-                create_model(contender.backbone, learn), learn, val, extractor=extractor
+                create_model(candidate.backbone, train), train, val, extractor=extractor
             )
         except TrainingError as error:
-            failed = error
+            last_error = error
             continue
-        if model.record.get("interrupted"):  # half a training says nothing of a whole one
+        if model.record.get("interrupted"):  # the score of a partial training is no estimate
             raise KeyboardInterrupt
-        found.append((_reached(model), method, model))
-    if not found:
-        raise failed or TrainingError("Expected a training that ends, got none.")
-    _, method, model = max(found, key=lambda one: one[0])  # the lowest rate of equals
-    run: Any = replace(extractor, engine="fp32").runner(model.backbone, SplitPoint(engine="fp32"))
-    samples = asked.samples
-    blocks = [run(samples[at : at + BATCH], None) for at in range(0, len(samples), BATCH)]
+        trained.append((_best_validation_score(model), method, model))
+    if last_error is not None and not trained:  # training failed with every learning rate
+        raise last_error
+    _, method, model = max(trained, key=lambda result: result[0])  # ties: the lowest rate
+    runner: Any = replace(extractor, engine="fp32").runner(
+        model.backbone, SplitPoint(engine="fp32")
+    )
+    samples = test.samples
+    blocks = [
+        runner(samples[start : start + PREDICTION_BATCH], None)
+        for start in range(0, len(samples), PREDICTION_BATCH)
+    ]
     logits = np.asarray(model.linear_head().logits(np.concatenate(blocks)), dtype=np.float64)
-    return logits, replace(contender, method=method, others=())
+    return logits, replace(candidate, method=method, alternatives=())
 
 
-def _reached(model: TransferModel) -> float:
-    """The held-out score of the epoch that was kept."""
+def _best_validation_score(model: TransferModel) -> float:
+    """Return the validation score of the best epoch."""
     return max(float(epoch["score"]) for epoch in model.record["epochs"])

@@ -1,7 +1,8 @@
-"""Linear probes at several depths of several backbones, on the same held-out images."""
+"""Linear probes at several depths of several backbones, scored on the same held-out images."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,99 +19,107 @@ from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import random_like
 from headstart.selection.candidates import (
     Candidate,
-    costs,
-    depths,
-    expected_features,
-    expected_probe,
-    probe_of,
+    estimate_feature_seconds,
+    image_costs,
+    probe_candidate,
+    probe_depths,
 )
-from headstart.selection.rules import PROBES_SHARE, Judge, Row, best_of, level_of
+from headstart.selection.rules import (
+    PROBES_ALPHA,
+    CandidateResult,
+    Scorer,
+    adjusted_level,
+    index_of_best_gain,
+)
 from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training.time_estimate import probe_seconds
 
 __all__ = [
-    "Entry",
     "RaceContext",
-    "best_probe",
-    "control_seconds",
-    "gained",
-    "is_useless",
-    "probes",
+    "RaceEntry",
+    "estimate_control_seconds",
+    "format_gain",
+    "pretraining_is_useless",
+    "run_probes",
+    "select_best_probe",
 ]
 
-FOLDS = 5
+N_FOLDS = 5
 
 CONTROL_IMAGES = 500
-CONTROL_FROM = 200
-"""Training images that random weights are tried on, and from which on they are."""
+"""Maximum number of training images for the control with random weights."""
+
+MIN_CONTROL_IMAGES = 200
+"""Minimum number of training images for this control."""
 
 Floats = NDArray[np.float64]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(kw_only=True, eq=False)
-class Entry:
-    """A contender in a race: what its answer to each image was worth, and its row.
+class RaceEntry:
+    """State of one candidate during a race.
 
     Parameters
     ----------
-    who : Contender
+    candidate : Candidate
     values : array, shape (n,) or (n, n_classes)
-        As ``Judge.worth``; NaN where it has not answered.
-    row : Row
-    lap_seconds : float
-        Of the last fold, one training.
-    whole_seconds : float
-        Expected of the training on all images.
+        Output of ``Scorer.correct`` for each image; NaN before the image is predicted.
+    row : CandidateResult
+    last_fold_seconds : float
+        Duration of one training on the last fold.
+    expected_full_seconds : float
+        Estimated duration of the training on all images.
     """
 
-    who: Candidate
+    candidate: Candidate
     values: Floats
-    row: Row
-    lap_seconds: float = 0.0
-    whole_seconds: float = 0.0
+    row: CandidateResult
+    last_fold_seconds: float = 0.0
+    expected_full_seconds: float = 0.0
 
     @classmethod
-    def of(cls, who: Candidate, values: Floats, **more: Any) -> Entry:
-        """Enter a contender; ``more`` are fields of its row."""
-        row = Row(
-            name=who.name,
-            backbone=who.backbone.spec.name,
-            stage=who.backbone.spec.until,
-            method=who.method.name,
-            megabytes=who.megabytes,
-            **more,
+    def of(cls, candidate: Candidate, values: Floats, **fields: Any) -> RaceEntry:
+        """Create the entry of a candidate; ``fields`` are fields of its row."""
+        row = CandidateResult(
+            name=candidate.name,
+            backbone=candidate.backbone.spec.name,
+            stage=candidate.backbone.spec.until,
+            method=candidate.method.name,
+            megabytes=candidate.megabytes,
+            **fields,
         )
-        return cls(who=who, values=values, row=row)
+        return cls(candidate=candidate, values=values, row=row)
 
     def note(self, **changes: Any) -> None:
-        """Write into its row."""
+        """Change fields of the row."""
         self.row = replace(self.row, **changes)
 
 
 @dataclass(kw_only=True, eq=False)
 class RaceContext:
-    """What all contenders share: images, folds, time, and what is noted on the way.
+    """Images, folds, clock and notes that all candidates share.
 
     Parameters
     ----------
     train : Dataset
     val : Dataset or None
-        What trainings stop on.
+        Validation images for early stopping.
     extractor : Extractor
     budget : float
         Seconds.
     seed : int
-    told : callable
-        Given a line for every step.
-    begin : float
-    why : list of str
-        The decision's reasons so far.
+    on_progress : callable
+        Called with one line of text per step.
+    started_at : float
+    reasons : list of str
+        Sentences that explain the decision.
     estimated : float
-        Seconds that what has run was expected to take.
+        Estimated seconds of the steps so far.
     pace : float
-        How much longer than expected the first probe took: others are as hard.
+        Actual over estimated duration of the first probe. It scales the later estimates.
     measured : float
-        Seconds that went into measuring this machine, so that the rest can be foreseen.
+        Seconds spent on measuring this machine for the estimates.
     """
 
     train: Dataset
@@ -118,147 +127,169 @@ class RaceContext:
     extractor: Extractor
     budget: float
     seed: int
-    told: Callable[[str], None]
-    begin: float = field(default_factory=time.perf_counter)
-    why: list[str] = field(default_factory=list)
+    on_progress: Callable[[str], None]
+    started_at: float = field(default_factory=time.perf_counter)
+    reasons: list[str] = field(default_factory=list)
     estimated: float = 0.0
     pace: float = 1.0
     measured: float = 0.0
 
     def __post_init__(self) -> None:
-        self.judge, self.folds = _laid_out(self.train, self.seed)
+        self.scorer, self.folds = _create_scorer_and_folds(self.train, self.seed)
 
     @property
-    def spent(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the race began."""
-        return time.perf_counter() - self.begin
+        return time.perf_counter() - self.started_at
 
     def probe_seconds(self, n: int, width: int) -> float:
-        """What a probe on n images should take."""
-        return self.pace * expected_probe(n, width, len(self.train.classes))
+        """Estimate the seconds of a probe on n images."""
+        return self.pace * probe_seconds(n, width, len(self.train.classes))
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count the block's seconds as measuring: they are over when the estimate is made."""
-        begin = self.spent
+        """Add the block's seconds to ``measured``, because no estimate contains them."""
+        start = self.elapsed
         yield
-        self.measured += self.spent - begin
+        self.measured += self.elapsed - start
 
 
-def probes(ground: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[Entry]:
-    """Probe every backbone at several depths; the first one's whole network comes first."""
-    found: list[Entry] = []
-    train = ground.train
+def run_probes(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[RaceEntry]:
+    """Probe every backbone at several depths; the full first backbone comes first."""
+    entries: list[RaceEntry] = []
+    train = context.train
     for backbone in backbones:
-        with ground.measuring():
-            ends = depths(backbone)
-            expected = expected_features(backbone, train.samples, train, extractor=ground.extractor)
-        begin = ground.spent
-        if found and 0 < ground.budget < begin + expected:
+        with context.measuring():
+            ends = probe_depths(backbone)
+            expected_features = estimate_feature_seconds(
+                backbone, train.samples, train, extractor=context.extractor
+            )
+        start = context.elapsed
+        if entries and 0 < context.budget < start + expected_features:
             name = backbone.spec.name
-            ground.why.append(f"{name} was left out: looking at the images takes too long.")
+            context.reasons.append(
+                f"Skipped: {name} (its features need about {expected_features:.0f} s; "
+                f"{max(context.budget - start, 0.0):.0f} s of the {context.budget:.0f} s budget "
+                f"left). Try `--budget {math.ceil((start + expected_features) / 60)}m`."
+            )
             continue
-        features, _ = ground.extractor.stage_features(backbone, train.samples, ends)
-        looking = (ground.spent - begin) / len(ends)
+        features, _ = context.extractor.stage_features(backbone, train.samples, ends)
+        feature_seconds = (context.elapsed - start) / len(ends)
         for end in reversed(ends):
-            begin = ground.spent
-            who = probe_of(backbone, end, ground.seed, named=len(backbones) > 1)
-            solving = ground.probe_seconds(len(train), who.backbone.width)
-            if found and 0 < ground.budget < begin + solving:  # of very many images
-                ground.why.append(f"The {who.name} was left out: solving it takes too long.")
+            start = context.elapsed
+            candidate = probe_candidate(
+                backbone, end, context.seed, with_backbone=len(backbones) > 1
+            )
+            solver_seconds = context.probe_seconds(len(train), candidate.backbone.width)
+            if entries and 0 < context.budget < start + solver_seconds:  # with very many images
+                context.reasons.append(
+                    f"Skipped: {candidate.name} (needs about {solver_seconds:.0f} s; "
+                    f"{max(context.budget - start, 0.0):.0f} s of the {context.budget:.0f} s "
+                    f"budget left). Try `--budget {math.ceil((start + solver_seconds) / 60)}m`."
+                )
                 continue
-            values = _held_out(train, features[end], ground.folds, ground.judge)
-            if not found:
-                ground.pace = (ground.spent - begin) / solving
-            entry = Entry.of(
-                who,
+            values = _probe_out_of_fold(train, features[end], context.folds, context.scorer)
+            if not entries:
+                context.pace = (context.elapsed - start) / solver_seconds
+            entry = RaceEntry.of(
+                candidate,
                 values,
                 images=len(values),
-                score=ground.judge.score(values),
-                seconds=looking + ground.spent - begin,
-                estimated=expected / len(ends) + solving,
+                score=context.scorer.score(values),
+                seconds=feature_seconds + context.elapsed - start,
+                estimated=expected_features / len(ends) + solver_seconds,
             )
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
-def best_probe(ground: RaceContext, found: list[Entry]) -> Entry:
-    """The first one, unless another is better beyond chance."""
-    first, *others = found
-    level = level_of(PROBES_SHARE, len(others))
+def select_best_probe(context: RaceContext, entries: list[RaceEntry]) -> RaceEntry:
+    """Return the first probe, unless another one is significantly better."""
+    first, *alternatives = entries
+    level = adjusted_level(PROBES_ALPHA, len(alternatives))
     gains = []
-    for one in others:
-        more = ground.judge.gain(one.values, first.values, level=level)
-        one.note(against=first.row.name, gain=more.interval, distinguishable=more.distinguishable)
-        gains.append(more)
-    place = best_of(gains)
-    if place is not None:
-        best = others[place]
-        ground.why.append(
-            f"The {best.row.name} is better than the {first.row.name}: {gained(best)}."
+    for entry in alternatives:
+        gain = context.scorer.gain(entry.values, first.values, level=level)
+        entry.note(against=first.row.name, gain=gain.interval, significant=gain.significant)
+        gains.append(gain)
+    best_index = index_of_best_gain(gains)
+    if best_index is not None:
+        best = alternatives[best_index]
+        context.reasons.append(
+            f"The {best.row.name} is significantly better than the {first.row.name}: "
+            f"{format_gain(best)}."
         )
         return best
-    if others:
-        ground.why.append(f"No other probe is better than the {first.row.name}, beyond chance.")
+    if alternatives:
+        context.reasons.append("No other linear probe is significantly better.")
     return first
 
 
-def is_useless(ground: RaceContext, backbone: FrozenBackbone) -> bool:
-    """Whether the same network with random weights probes as well: the source is no help."""
-    train = ground.train
-    with ground.measuring():
-        taken = control_seconds(ground, backbone)
-    if not taken:
+def pretraining_is_useless(context: RaceContext, backbone: FrozenBackbone) -> bool:
+    """Whether a probe on random weights is as good, so that the pretrained weights do not help."""
+    train = context.train
+    with context.measuring():
+        expected_seconds = estimate_control_seconds(context, backbone)
+    if not expected_seconds:
         return False
     if len(train) > CONTROL_IMAGES:
         share = CONTROL_IMAGES / len(train)
-        rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=ground.seed)
+        rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=context.seed)
         train = train.subset(rows[share])
-    begin = ground.spent
-    if begin + taken > ground.budget:  # then no training fits either
+    start = context.elapsed
+    if start + expected_seconds > context.budget:  # no training would fit into the budget either
         return False
-    ground.estimated += taken
-    judge, folds = _laid_out(train, ground.seed)
-    learned, drawn = (
-        _held_out(train, ground.extractor.features(one, train.samples).values, folds, judge)
-        for one in (backbone, random_like(backbone.spec, seed=ground.seed))
+    context.estimated += expected_seconds
+    scorer, folds = _create_scorer_and_folds(train, context.seed)
+    learned_correct, random_correct = (
+        _probe_out_of_fold(
+            train,
+            context.extractor.features(candidate_backbone, train.samples).values,
+            folds,
+            scorer,
+        )
+        for candidate_backbone in (backbone, random_like(backbone.spec, seed=context.seed))
     )
-    found = judge.gain(learned, drawn, level=0.95)
-    reached = [judge.score(values).value for values in (drawn, learned)]
-    told = "{:.3f} with random weights, {:.3f} with the learned ones".format(*reached)
-    ground.told(f"control, a probe on {len(train)} images: {told}, {ground.spent - begin:.1f} s")
-    if found.distinguishable and found.interval.value > 0:
+    difference = scorer.gain(learned_correct, random_correct, level=0.95)
+    accuracies = [scorer.score(values).value for values in (random_correct, learned_correct)]
+    scores = "{:.3f} with random weights, {:.3f} with the pretrained weights".format(*accuracies)
+    context.on_progress(
+        f"control, a probe on {len(train)} images: {scores}, {context.elapsed - start:.1f} s"
+    )
+    if difference.significant and difference.interval.value > 0:
         return False
-    ground.why.append(
-        f"What the backbone has learned is of no use here: a probe on {len(train)} images "
-        f"reaches {told}. So training from scratch takes part."
+    context.reasons.append(
+        f"The pretrained weights do not help: a linear probe on {len(train)} images reaches "
+        f"{scores}. Training from scratch is therefore a candidate."
     )
     return True
 
 
-def control_seconds(ground: RaceContext, backbone: FrozenBackbone) -> float:
-    """What trying random weights should take; 0 where they are not tried."""
-    train, count = ground.train, min(len(ground.train), CONTROL_IMAGES)
-    if len(train) < CONTROL_FROM:
+def estimate_control_seconds(context: RaceContext, backbone: FrozenBackbone) -> float:
+    """Estimate the seconds of the control with random weights; 0 if it does not run."""
+    train, count = context.train, min(len(context.train), CONTROL_IMAGES)
+    if len(train) < MIN_CONTROL_IMAGES:
         return 0.0
-    looking = count * costs(backbone, train, ground.extractor).seconds
-    return looking + 2 * ground.probe_seconds(count, backbone.width)
+    feature_seconds = count * image_costs(backbone, train, context.extractor).seconds
+    return feature_seconds + 2 * context.probe_seconds(count, backbone.width)
 
 
-def gained(one: Entry) -> str:
-    """Its gain, in a few characters."""
-    found = one.row.gain
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else "not measured"
+def format_gain(entry: RaceEntry) -> str:
+    """Format the gain and its interval."""
+    gain = entry.row.gain
+    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else "not measured"
 
 
-def _laid_out(data: Dataset, seed: int) -> tuple[Judge, Sequence[Fold]]:
+def _create_scorer_and_folds(data: Dataset, seed: int) -> tuple[Scorer, Sequence[Fold]]:
     groups, targets = data.groups(), data.targets()
-    judge = Judge(kind=data.kind, targets=targets, groups=groups)
-    return judge, kfold(targets, FOLDS, blocks=groups, seed=seed)
+    scorer = Scorer(kind=data.kind, targets=targets, groups=groups)
+    return scorer, kfold(targets, N_FOLDS, blocks=groups, seed=seed)
 
 
-def _held_out(data: Dataset, features: Any, folds: Sequence[Fold], judge: Judge) -> Floats:
-    """What a probe's answers out of fold are worth."""
-    problem = Problem.of(judge.targets, n_classes=len(data.classes), kind=data.kind)
-    found = search_penalty(features, problem, folds, weighted=problem.is_weighted("auto"))
-    return judge.worth(np.asarray(found.held_out, dtype=np.float64))
+def _probe_out_of_fold(
+    data: Dataset, features: Any, folds: Sequence[Fold], scorer: Scorer
+) -> Floats:
+    """Cross-validate a probe and score its held-out predictions."""
+    problem = Problem.of(scorer.targets, n_classes=len(data.classes), kind=data.kind)
+    search = search_penalty(features, problem, folds, weighted=problem.is_weighted("auto"))
+    return scorer.correct(np.asarray(search.held_out, dtype=np.float64))

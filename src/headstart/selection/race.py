@@ -1,12 +1,14 @@
-"""The race: which backbone, how much of it, how to learn, shown on held-out training images.
+"""Race: choose backbone, depth and method on held-out training images.
 
-Linear probes at several depths cost one look at every image. At most two trainings are promoted
-and race against the best probe, fold by fold, until one is better beyond chance, nothing is
-gained, or the time is up.
+Linear probes at several depths need one forward pass per image. At most two trainings race
+against the best probe, fold by fold. The race ends when one of them is significantly better, when
+none of them gains, or when the time budget is used up.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,53 +21,54 @@ from headstart.data.dataset import Dataset
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
+from headstart.metrics import PRIMARY_METRICS
+from headstart.metrics.confidence_intervals import Difference
 from headstart.selection.candidates import (
     Candidate,
-    depths,
-    expected_features,
-    expected_training,
-    probe_of,
-    raced,
-    refusal,
-    trainings,
+    estimate_feature_seconds,
+    estimate_training_seconds,
+    probe_candidate,
+    probe_depths,
+    rejection_reason,
+    train_and_predict,
+    training_candidates,
 )
 from headstart.selection.probes import (
-    Entry,
     RaceContext,
-    best_probe,
-    control_seconds,
-    gained,
-    is_useless,
-    probes,
+    RaceEntry,
+    estimate_control_seconds,
+    format_gain,
+    pretraining_is_useless,
+    run_probes,
+    select_best_probe,
 )
 from headstart.selection.rules import (
     BUDGET,
-    MEASURES,
     RULE,
-    TRAININGS_SHARE,
-    Row,
-    best_of,
-    level_of,
+    TRAININGS_ALPHA,
+    CandidateResult,
+    adjusted_level,
+    index_of_best_gain,
 )
 
-__all__ = ["Decision", "decide", "foretell"]
+__all__ = ["Decision", "decide", "estimate_race"]
 
-Told = Callable[[str], None]
+OnProgress = Callable[[str], None]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decision:
-    """What was chosen, and why.
+    """Chosen backbone and method, with the reasons.
 
     Parameters
     ----------
     method : Method
     backbone : FrozenBackbone
     engine : str
-        What made the features.
+        Engine that computed the features.
     record : dict
-        As plain values, for the model's record and the report.
+        Plain values for the model's record and the report.
     """
 
     method: Method
@@ -82,30 +85,30 @@ def decide(
     extractor: Extractor,
     budget: float = BUDGET,
     seed: int = 0,
-    told: Told | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Decision:
-    """Race the ways to learn on the training images, and choose one.
+    """Choose a method by a race on the training images.
 
     Parameters
     ----------
     backbones : sequence of FrozenBackbone
-        Backbones to choose from; the first is kept unless another is better beyond chance.
+        Backbones to choose from. The first is chosen unless another is significantly better.
     train : Dataset
-        Classes of whole images. All scores are of held-out images of this part.
+        Images with class labels. All scores are computed on held-out images of this set.
     val : Dataset, optional
-        What trainings stop on; by default a share of what they learn from.
+        Validation images for early stopping. By default, a share of the training images.
     extractor : Extractor
     budget : float
-        Seconds for the race and the training of its winner; 0 for probes alone.
+        Seconds for the race and the training of its winner. 0 runs the probes only.
     seed : int
-        Of folds and trainings.
-    told : callable, optional
-        Given a line for every step.
+        Seed of folds and trainings.
+    on_progress : callable, optional
+        Called with one line of text per step.
 
     Raises
     ------
     UsageError
-        If there is no backbone, or boxes or masks are to be learned.
+        If there is no backbone, or the data have boxes or masks.
     DataError
         If a class has too few images or groups for two folds.
 
@@ -117,25 +120,27 @@ def decide(
     >>> decide([backbone], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
     'linear-probe'
     """
-    ground = _ground(backbones, (train, val), extractor, budget, seed, told)
-    found = probes(ground, backbones)
-    best = best_probe(ground, found)
-    racing, out = _promoted(ground, best)
-    winner = _run(ground, best, racing) if racing else best
+    context = _create_context(backbones, (train, val), extractor, budget, seed, on_progress)
+    probe_entries = run_probes(context, backbones)
+    best = select_best_probe(context, probe_entries)
+    race_entries, rejected = _select_candidates(context, best)
+    winner = _race_candidates(context, best, race_entries) if race_entries else best
     winner.note(state="chosen")
-    ground.why.append(f"Chosen: {winner.row.name}.")
-    entries = [*found, *racing, *out]
-    ran = [one.row.estimated for one in (*found, *racing) if one.row.seconds]
-    ground.estimated += ground.measured + sum(ran)
+    context.reasons.append(f"Chosen: {winner.row.name}.")
+    entries = [*probe_entries, *race_entries, *rejected]
+    estimates = [
+        entry.row.estimated for entry in (*probe_entries, *race_entries) if entry.row.seconds
+    ]
+    context.estimated += context.measured + sum(estimates)
     return Decision(
-        method=winner.who.method,
-        backbone=winner.who.backbone,
-        engine=extractor.outlook(winner.who.whole, train.samples)[0].engine,
-        record=_record(ground, [one.row for one in entries]),
+        method=winner.candidate.method,
+        backbone=winner.candidate.backbone,
+        engine=extractor.plan_extraction(winner.candidate.full_backbone, train.samples)[0].engine,
+        record=_race_record(context, [entry.row for entry in entries]),
     )
 
 
-def foretell(
+def estimate_race(
     backbones: Sequence[FrozenBackbone],
     train: Dataset,
     val: Dataset | None = None,
@@ -144,251 +149,338 @@ def foretell(
     budget: float = BUDGET,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Say what a race would do and what it would take, without learning anything.
+    """Estimate what a race would run and how long it would take, without training.
 
     Returns
     -------
     dict
-        As ``Decision.record``; a training's estimate is of all folds. ``estimated`` is what the
-        race would take if all of them ran, with the dearest training afterwards, as far as the
-        budget lets it.
+        Same form as ``Decision.record``. The estimate of a training covers all folds.
+        ``estimated`` assumes that all candidates run and that the longest training follows,
+        within the budget.
 
     Raises
     ------
     UsageError, DataError
-        As ``decide``.
+        As in ``decide``.
     """
-    ground = _ground(backbones, (train, val), extractor, budget, seed, None)
-    rows = []
-    for backbone in backbones:
-        ends = depths(backbone)
-        looking = expected_features(backbone, train.samples, train, extractor=extractor)
-        for end in reversed(ends):
-            who = probe_of(backbone, end, seed, named=len(backbones) > 1)
-            solving = ground.probe_seconds(len(train), who.backbone.width)
-            rows.append(Entry.of(who, _none(ground), estimated=looking / len(ends) + solving).row)
-    taken = sum(row.estimated for row in rows)
-    control = control_seconds(ground, backbones[0])
-    if taken + control <= ground.budget:  # as for ``is_useless``
-        taken += control
-    ground.estimated, longest = taken, 0.0
-    for place in trainings(backbones[0], seed, hopeless=False):
-        for who in place:
-            entry, reason, (fold, whole) = _considered(ground, who, taken)
+    context = _create_context(backbones, (train, val), extractor, budget, seed, None)
+    rows = _estimate_probes(context, backbones)
+    elapsed = sum(row.estimated for row in rows)
+    control_seconds = estimate_control_seconds(context, backbones[0])
+    if elapsed + control_seconds <= context.budget:  # as for ``pretraining_is_useless``
+        elapsed += control_seconds
+    context.estimated, longest_training = elapsed, 0.0
+    for alternatives in training_candidates(backbones[0], seed, include_scratch=False):
+        for candidate in alternatives:
+            entry, rejection, (fold_seconds, full_seconds) = _assess_candidate(
+                context, candidate, elapsed
+            )
             rows.append(entry.row)
-            if reason:
-                ground.why.append(f"{_capital(who.name)} would be left out: {reason}.")
+            if rejection:
+                total = elapsed + fold_seconds + full_seconds if full_seconds else 0.0
+                context.reasons.append(
+                    _skip_sentence("Would be skipped", candidate.name, rejection, total)
+                )
             else:
-                note = f"the first fold {_time(fold)}, the training afterwards {_time(whole)}"
-                ground.why.append(f"{_capital(who.name)}: {note}.")
-                folds = fold + fold / (1 + len(who.others)) * (len(ground.folds) - 1)
-                rows[-1] = replace(rows[-1], estimated=folds, note=note)
-                taken += fold
-                longest = max(longest, whole)
-                ground.estimated += folds
+                note = (
+                    f"first fold {_format_seconds(fold_seconds)}, final training "
+                    f"{_format_seconds(full_seconds)}"
+                )
+                context.reasons.append(f"{_capitalise(candidate.name)}: {note}.")
+                # Only the first fold trains with every learning rate.
+                n_rates = 1 + len(candidate.alternatives)
+                later_seconds = fold_seconds / n_rates * (len(context.folds) - 1)
+                all_folds_seconds = fold_seconds + later_seconds
+                rows[-1] = replace(rows[-1], estimated=all_folds_seconds, note=note)
+                elapsed += fold_seconds
+                longest_training = max(longest_training, full_seconds)
+                context.estimated += all_folds_seconds
                 break
-    if longest:
-        ground.estimated = min(ground.estimated + longest, ground.budget)
-    ground.why.append(
-        "Trainings take part where the best probe answers enough held-out images wrong, and only "
-        "as long as they gain and the time lasts; those of another backbone, or from scratch, take "
-        "their own time."
+    if longest_training:
+        context.estimated = min(context.estimated + longest_training, context.budget)
+    context.reasons.append(
+        "Trainings run only if the best probe misclassifies enough held-out images, and only while "
+        "they gain and the budget lasts. Training another backbone, or training from scratch, "
+        "takes a different time."
     )
-    return _record(ground, rows)
+    return _race_record(context, rows)
 
 
-def _ground(
+def _estimate_probes(
+    context: RaceContext, backbones: Sequence[FrozenBackbone]
+) -> list[CandidateResult]:
+    """Estimate the duration of all probes, in the order of ``run_probes``."""
+    rows = []
+    train = context.train
+    for backbone in backbones:
+        ends = probe_depths(backbone)
+        feature_seconds = estimate_feature_seconds(
+            backbone, train.samples, train, extractor=context.extractor
+        )
+        for end in reversed(ends):
+            candidate = probe_candidate(
+                backbone, end, context.seed, with_backbone=len(backbones) > 1
+            )
+            probe_seconds = context.probe_seconds(len(train), candidate.backbone.width)
+            estimated = feature_seconds / len(ends) + probe_seconds
+            entry = RaceEntry.of(candidate, _empty_scores(context), estimated=estimated)
+            rows.append(entry.row)
+    return rows
+
+
+def _create_context(
     backbones: Sequence[FrozenBackbone],
     parts: tuple[Dataset, Dataset | None],
     extractor: Extractor,
     budget: float,
     seed: int,
-    told: Told | None,
+    on_progress: OnProgress | None,
 ) -> RaceContext:
     train, val = parts
     if not backbones:
-        raise UsageError("Expected a backbone to choose from, got none; do name one.")
+        raise UsageError("Expected at least one backbone, got none. Pass --backbone NAME.")
     if train.is_dense:
         raise UsageError(
-            f"Expected classes of whole images, got {train.kind}; do name the method, such as "
-            "--method finetune."
+            "The method can be chosen automatically only for image classification, but these "
+            f"labels are for {train.kind}. Pass --method finetune."
         )
-    probe_of(backbones[0], "", seed).method.check(train)
+    probe_candidate(backbones[0], "", seed).method.check(train)
     return RaceContext(
         train=train,
         val=val,
         extractor=extractor,
         budget=budget,
         seed=seed,
-        told=told or (lambda _: None),
+        on_progress=on_progress or (lambda _: None),
     )
 
 
-def _promoted(ground: RaceContext, best: Entry) -> tuple[list[Entry], list[Entry]]:
-    """Who races against the best probe, and who is left out, with the reason."""
-    if reason := ground.judge.undecidable(best.values, _level(ground)):
-        ground.why.append(f"{reason}. Nothing was trained.")
+def _select_candidates(
+    context: RaceContext, best: RaceEntry
+) -> tuple[list[RaceEntry], list[RaceEntry]]:
+    """Return the trainings that race against the best probe, and the skipped ones."""
+    if rejection := context.scorer.undecidable_reason(best.values, _comparison_level(context)):
+        context.reasons.append(f"{rejection}. No training was run.")
         return [], []
-    if ground.budget <= 0:
-        ground.why.append("No time was given to train anything (--budget).")
+    if context.budget <= 0:
+        context.reasons.append("Skipped all trainings: the time budget is 0 s. Try `--budget 2m`.")
         return [], []
-    racing: list[Entry] = []
-    out: list[Entry] = []
-    backbone = best.who.whole
-    for place in trainings(backbone, ground.seed, hopeless=is_useless(ground, backbone)):
-        for who in place:
-            # Each that takes part runs a fold before the first look at them.
-            taken = ground.spent + sum(one.row.estimated for one in racing)
-            entry, reason, (fold, _) = _considered(ground, who, taken)
-            if not reason:
-                entry.note(estimated=fold)
-                racing.append(entry)
-                break
-            ground.why.append(f"{_capital(who.name)} was left out: {reason}.")
-            out.append(entry)
-    return racing, out
-
-
-def _considered(
-    ground: RaceContext, who: Candidate, taken: float
-) -> tuple[Entry, str, tuple[float, float]]:
-    """A contender for promotion, why not, and the seconds of a fold and of a whole training."""
-    entry = Entry.of(who, _none(ground), state="promoted")
-    learn, asked = _parts(ground, ground.folds[0])
-    reason = refusal(who, [ground.train.subset(rows) for rows, _ in ground.folds])
-    if reason := reason.split(";")[0].rstrip(" .,"):  # also of "a, b, ..."
-        entry.note(state="left out", note=reason)
-        return entry, reason, (0.0, 0.0)
-    fold = _expected(ground, who, learn, len(asked)) * (1 + len(who.others))
-    whole = _expected(ground, who, ground.train, 0)
-    if taken + fold + whole > ground.budget:
-        reason = (
-            f"one fold would take {_time(fold)} and the training afterwards {_time(whole)}, which "
-            f"is more than is left of {_time(ground.budget)} (--budget)"
-        )
-        entry.note(state="left out", note=reason)
-    return entry, reason, (fold, whole)
-
-
-def _run(ground: RaceContext, best: Entry, racing: list[Entry]) -> Entry:
-    """Fold by fold, until one is better, none gains, or the time is up."""
-    alive = list(racing)
-    for number, fold in enumerate(ground.folds, start=1):
-        alive = [one for one in alive if _lap(ground, one, alive, number, fold)]
-        gains = [_look(ground, one, best, number) for one in alive]
-        if (place := best_of(gains)) is not None:
-            won = alive[place]
-            ground.why.append(
-                f"{_capital(won.row.name)} is better than the {best.row.name}: {gained(won)}, on "
-                f"{won.row.images} held-out images."
+    selected: list[RaceEntry] = []
+    rejected: list[RaceEntry] = []
+    backbone = best.candidate.full_backbone
+    for alternatives in training_candidates(
+        backbone, context.seed, include_scratch=pretraining_is_useless(context, backbone)
+    ):
+        for candidate in alternatives:
+            # Every selected candidate runs one fold before the first comparison.
+            elapsed = context.elapsed + sum(running.row.estimated for running in selected)
+            entry, rejection, (fold_seconds, full_seconds) = _assess_candidate(
+                context, candidate, elapsed
             )
-            return won
-        for one, found in zip(list(alive), gains, strict=True):
-            if found.interval.high < 0 or (number > 1 and found.interval.value <= 0):
-                one.note(note=f"no gain after {_folds(number)}")
-                alive.remove(one)
-        if not alive:
+            if not rejection:
+                entry.note(estimated=fold_seconds)
+                selected.append(entry)
+                break
+            total = elapsed + fold_seconds + full_seconds if full_seconds else 0.0
+            context.reasons.append(_skip_sentence("Skipped", candidate.name, rejection, total))
+            rejected.append(entry)
+    return selected, rejected
+
+
+def _assess_candidate(
+    context: RaceContext, candidate: Candidate, elapsed: float
+) -> tuple[RaceEntry, str, tuple[float, float]]:
+    """Return a candidate's entry, why it is skipped, and the seconds of a fold and a training.
+
+    The reason is empty if the candidate may race.
+    """
+    candidate_entry = RaceEntry.of(candidate, _empty_scores(context), state="promoted")
+    train, held_out = _split_fold(context, context.folds[0])
+    rejection = rejection_reason(
+        candidate, [context.train.subset(rows) for rows, _ in context.folds]
+    )
+    if rejection := _first_sentence(rejection):
+        candidate_entry.note(state="left out", note=rejection)
+        return candidate_entry, rejection, (0.0, 0.0)
+    fold_seconds = _estimate_training(context, candidate, train, len(held_out)) * (
+        1 + len(candidate.alternatives)
+    )
+    full_seconds = _estimate_training(context, candidate, context.train, 0)
+    if elapsed + fold_seconds + full_seconds > context.budget:
+        rejection = (
+            f"needs about {_format_seconds(fold_seconds + full_seconds)}; "
+            f"{_format_seconds(max(context.budget - elapsed, 0.0))} of the "
+            f"{_format_seconds(context.budget)} budget left"
+        )
+        candidate_entry.note(state="left out", note=rejection)
+    return candidate_entry, rejection, (fold_seconds, full_seconds)
+
+
+def _race_candidates(
+    context: RaceContext, best: RaceEntry, candidates: list[RaceEntry]
+) -> RaceEntry:
+    """Train fold by fold until one is better, none gains, or the time is up; return the winner."""
+    active = list(candidates)
+    for fold_number, fold in enumerate(context.folds, start=1):
+        active = [
+            entry for entry in active if _train_fold(context, entry, active, fold_number, fold)
+        ]
+        gains = [_compare_with_probe(context, entry, best, fold_number) for entry in active]
+        if (winner_index := index_of_best_gain(gains)) is not None:
+            winner = active[winner_index]
+            context.reasons.append(
+                f"{_capitalise(winner.row.name)} is significantly better than the {best.row.name}: "
+                f"{format_gain(winner)} on {winner.row.images} held-out images."
+            )
+            return winner
+        for entry, gain in zip(list(active), gains, strict=True):
+            if gain.interval.high < 0 or (fold_number > 1 and gain.interval.value <= 0):
+                entry.note(note=f"no gain after {_format_folds(fold_number)}")
+                active.remove(entry)
+        if not active:
             break
-    for one in racing:
-        if one.row.gain is None:
-            one.note(state=one.row.state if one.row.seconds else "left out")
-            ground.why.append(f"{_capital(one.row.name)} has no score: {one.row.note}.")
+    for entry in candidates:
+        if entry.row.gain is None:
+            entry.note(state=entry.row.state if entry.row.seconds else "left out")
+            context.reasons.append(f"{_capitalise(entry.row.name)} has no score: {entry.row.note}.")
         else:
-            tail = f" ({one.row.note})" if one.row.note else ""
-            ground.why.append(
-                f"{_capital(one.row.name)} is not better than the {best.row.name}, beyond chance: "
-                f"{gained(one)}{tail}."
+            note = f" ({entry.row.note})" if entry.row.note else ""
+            context.reasons.append(
+                f"{_capitalise(entry.row.name)} is not significantly better than the "
+                f"{best.row.name}: {format_gain(entry)}{note}."
             )
     return best
 
 
-def _lap(ground: RaceContext, one: Entry, alive: list[Entry], number: int, fold: Fold) -> bool:
-    """Train on one fold's images and answer its others; False where the time is up."""
-    learn, asked = _parts(ground, fold)
-    rates = 1 + len(one.who.others)
-    if number == 1:  # another, before it, may have taken more than was expected
-        expected = _expected(ground, one.who, learn, len(asked)) * rates
-        one.whole_seconds = _expected(ground, one.who, ground.train, 0)
+def _train_fold(
+    context: RaceContext, entry: RaceEntry, active: list[RaceEntry], fold_number: int, fold: Fold
+) -> bool:
+    """Train on one fold and predict its held-out images; False if the time is up or it fails."""
+    train, held_out = _split_fold(context, fold)
+    n_rates = 1 + len(entry.candidate.alternatives)
+    if fold_number == 1:  # check again: another candidate may have used more time than estimated
+        expected_seconds = (
+            _estimate_training(context, entry.candidate, train, len(held_out)) * n_rates
+        )
+        entry.expected_full_seconds = _estimate_training(context, entry.candidate, context.train, 0)
     else:
-        expected = one.lap_seconds
-        one.whole_seconds = expected * len(ground.train) / len(learn)
-    # Whoever wins is trained afterwards.
-    if ground.spent + expected + max(other.whole_seconds for other in alive) > ground.budget:
-        when = f"after {_folds(number - 1)}" if number > 1 else "before its first fold"
-        one.note(note=f"the time was up {when}")
+        expected_seconds = entry.last_fold_seconds
+        entry.expected_full_seconds = expected_seconds * len(context.train) / len(train)
+    # The winner is trained on all images afterwards, which must fit into the budget too.
+    if (
+        context.elapsed + expected_seconds + max(other.expected_full_seconds for other in active)
+        > context.budget
+    ):
+        when = (
+            f"after {_format_folds(fold_number - 1)}"
+            if fold_number > 1
+            else "before its first fold"
+        )
+        entry.note(note=f"the time was up {when}")
         return False
-    begin = ground.spent
+    start = context.elapsed
     try:
-        logits, one.who = raced(one.who, learn, ground.val, asked, extractor=ground.extractor)
-    except (TrainingError, DataError) as error:  # also groups that its own parts cannot be made of
-        one.note(note=str(error).split(";")[0], seconds=one.row.seconds + ground.spent - begin)
+        logits, entry.candidate = train_and_predict(
+            entry.candidate, train, context.val, held_out, extractor=context.extractor
+        )
+    # A DataError comes from groups that cannot be split for early stopping.
+    except (TrainingError, DataError) as error:
+        seconds = entry.row.seconds + context.elapsed - start
+        entry.note(note=_first_sentence(str(error)), seconds=seconds)
         return False
-    one.values[fold[1]] = ground.judge.worth(logits, fold[1])
-    one.lap_seconds = (ground.spent - begin) / rates
-    before = one.row.estimated if number > 1 else 0.0
-    one.note(seconds=one.row.seconds + ground.spent - begin, estimated=before + expected)
+    entry.values[fold[1]] = context.scorer.correct(logits, fold[1])
+    entry.last_fold_seconds = (context.elapsed - start) / n_rates
+    estimated_before = entry.row.estimated if fold_number > 1 else 0.0
+    entry.note(
+        seconds=entry.row.seconds + context.elapsed - start,
+        estimated=estimated_before + expected_seconds,
+    )
     return True
 
 
-def _look(ground: RaceContext, one: Entry, best: Entry, number: int) -> Any:
-    """Compare one with the best probe on the images that it has answered."""
-    found = ground.judge.gain(one.values, best.values, level=_level(ground))
-    one.note(
-        images=len(ground.judge.answered(one.values)),
-        score=ground.judge.score(one.values),
+def _compare_with_probe(
+    context: RaceContext, entry: RaceEntry, best: RaceEntry, n_folds: int
+) -> Difference:
+    """Compare a candidate with the best probe on the images that it has predicted so far."""
+    gain = context.scorer.gain(entry.values, best.values, level=_comparison_level(context))
+    entry.note(
+        images=len(context.scorer.predicted_rows(entry.values)),
+        score=context.scorer.score(entry.values),
         against=best.row.name,
-        gain=found.interval,
-        distinguishable=found.distinguishable,
+        gain=gain.interval,
+        significant=gain.significant,
     )
-    ground.told(
-        f"{one.who.name}, {_folds(number)} of {len(ground.folds)}: {gained(one)} over the probe, "
-        f"{one.row.seconds:.1f} s"
+    context.on_progress(
+        f"{entry.candidate.name}, {_format_folds(n_folds)} of {len(context.folds)}: "
+        f"{format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
     )
-    return found
+    return gain
 
 
-def _level(ground: RaceContext) -> float:
-    """Two trainings, each looked at after every fold."""
-    return level_of(TRAININGS_SHARE, 2 * len(ground.folds))
+def _comparison_level(context: RaceContext) -> float:
+    """Confidence level of each comparison: two trainings, each compared after every fold."""
+    return adjusted_level(TRAININGS_ALPHA, 2 * len(context.folds))
 
 
-def _expected(ground: RaceContext, who: Candidate, data: Dataset, asked: int) -> float:
-    with ground.measuring():
-        return expected_training(
-            who, data, ground.val, asked, extractor=ground.extractor, pace=ground.pace
+def _estimate_training(
+    context: RaceContext, candidate: Candidate, data: Dataset, n_predictions: int
+) -> float:
+    with context.measuring():
+        return estimate_training_seconds(
+            candidate,
+            data,
+            context.val,
+            n_predictions,
+            extractor=context.extractor,
+            pace=context.pace,
         )
 
 
-def _parts(ground: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
-    return ground.train.subset(fold[0]), ground.train.subset(fold[1])
+def _split_fold(context: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
+    return context.train.subset(fold[0]), context.train.subset(fold[1])
 
 
-def _none(ground: RaceContext) -> NDArray[np.float64]:
-    return np.full(ground.judge.targets.shape, np.nan)
+def _empty_scores(context: RaceContext) -> NDArray[np.float64]:
+    return np.full(context.scorer.targets.shape, np.nan)
 
 
-def _record(ground: RaceContext, rows: Sequence[Row]) -> dict[str, Any]:
+def _race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[str, Any]:
     return {
-        "measure": MEASURES[ground.train.kind],
+        "measure": PRIMARY_METRICS[context.train.kind],
         "rule": RULE,
-        "why": list(ground.why),
-        "budget": ground.budget,
-        "estimated": ground.estimated,
-        "seconds": ground.spent,
-        "measured": ground.measured,
-        "images": len(ground.train),
-        "folds": len(ground.folds),
+        "why": list(context.reasons),
+        "budget": context.budget,
+        "estimated": context.estimated,
+        "seconds": context.elapsed,
+        "measured": context.measured,
+        "images": len(context.train),
+        "folds": len(context.folds),
         "rows": [row.as_dict() for row in rows],
     }
 
 
-def _folds(number: int) -> str:
+def _skip_sentence(start: str, name: str, rejection: str, total_seconds: float) -> str:
+    """Report a skipped training; ``total_seconds`` is the budget that it needs, 0 for no advice."""
+    advice = f" Try `--budget {math.ceil(total_seconds / 60)}m`." if total_seconds else ""
+    return f"{start}: {name} ({rejection}).{advice}"
+
+
+def _first_sentence(message: str) -> str:
+    """Return an error message without its advice, and without the dots of a shortened list.
+
+    >>> _first_sentence("Found too few images of 'a', 'b', .... Add images.")
+    "Found too few images of 'a', 'b'"
+    """
+    return re.split(r"[.;] ", message)[0].rstrip(" .,")
+
+
+def _format_folds(number: int) -> str:
     return f"{number} fold{'s' * (number != 1)}"
 
 
-def _capital(text: str) -> str:
+def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _time(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

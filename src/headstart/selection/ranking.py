@@ -1,4 +1,4 @@
-"""Backbones in the order of what they scored: values, and what can be said of them."""
+"""Ranking of backbones by their scores, with a summary in sentences."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any
 
 from headstart.errors import UsageError
 from headstart.metrics.confidence_intervals import Difference
-from headstart.selection.scores import MEASURES, PROBE, Features, Score, ahead
+from headstart.selection.scores import PROBE, SCORES, Features, Score, compare_scores
 
-__all__ = ["Ranked", "Ranking", "ordered", "sentences"]
+__all__ = ["RankedBackbone", "Ranking", "rank_backbones", "summarise_ranking"]
 
-_COSTS = ("milliseconds", "engine", "seconds", "computed", "reused", "megabytes", "width")
+_COST_FIELDS = ("milliseconds", "engine", "seconds", "computed", "reused", "megabytes", "width")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ranked:
-    """One backbone: what it scores, how far behind the first it is, what it costs.
+class RankedBackbone:
+    """One backbone of a ranking: scores, distance to the first, and costs.
 
     Parameters
     ----------
     backbone : str
     scores : mapping of str to Score
-        By measure.
+        Scores by measure.
     behind : Difference or None
-        The first one's number less this one's, at the level that holds for all pairs; None for
-        the first, and where this one has no number.
+        Score of the first backbone minus this score, at a level corrected for all pairs. None for
+        the first backbone, and if this one has no score.
     milliseconds : float
-        Of one core (or the GPU) for an image's way through the network, measured now, whatever
-        was in the cache and whatever else the machine does; reading the image is not in it.
+        Time of one core (or the GPU) for the forward pass of one image, without reading it. It is
+        measured in every run, even if the features come from the cache.
     engine : str
-        The arithmetic that was timed.
+        Engine that was timed.
     seconds : float
-        That the pass over the images took; near 0 where its features were kept.
+        Duration of the feature extraction; near 0 if the features come from the cache.
     computed, reused : int
-        Different images that the network ran on, and that came from the cache.
+        Distinct images that the network processed, and that came from the cache.
     megabytes : float
-        Of the backbone's values in float32.
+        Size of the weights in float32.
     width : int
         Number of features.
     """
@@ -57,9 +57,9 @@ class Ranked:
 
     @property
     def label(self) -> str:
-        """The backbone's name without the folders of a file.
+        """Name of the backbone, without the folders of a file.
 
-        >>> Ranked(
+        >>> RankedBackbone(
         ...     backbone="file:a/b.pth@timm/x", scores={}, milliseconds=1, engine="fp32",
         ...     seconds=0, computed=0, reused=0, megabytes=1, width=1,
         ... ).label
@@ -73,42 +73,42 @@ class Ranked:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
         scores = {
-            name: {"value": None, "missing": one.missing}
-            if one.interval is None
-            else one.interval.as_dict()
-            for name, one in self.scores.items()
+            name: {"value": None, "missing": score.missing}
+            if score.interval is None
+            else score.interval.as_dict()
+            for name, score in self.scores.items()
         }
         behind = None
         if self.behind is not None:
             behind = {
                 **self.behind.interval.as_dict(),
-                "distinguishable": self.behind.distinguishable,
+                "significant": self.behind.significant,
             }
-        plain = {name: getattr(self, name) for name in _COSTS}
+        plain = {name: getattr(self, name) for name in _COST_FIELDS}
         return {"backbone": self.backbone, "scores": scores, "behind": behind, **plain}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ranking:
-    """Backbones in the order of a measure, the best first.
+    """Backbones ordered by a measure, the best first.
 
     Parameters
     ----------
     name, task : str
-        Of the data.
+        Name and task of the data.
     measure : str
-        That the order is by.
+        Measure of the order.
     images, available : int
-        Training images that were looked at, and that there are.
+        Training images used, and all training images.
     groups : int or None
-        Groups among what was scored.
-    rows : tuple of Ranked
+        Groups of the scored rows.
+    rows : tuple of RankedBackbone
     sentences : tuple of str
-        What can be said of them.
+        Summary.
     seconds : float
-        Of everything.
+        Total duration.
     regions : int or None
-        Objects, or regions of a class, that were scored; None where whole images were.
+        Objects, or regions of one class, that were scored; None for image classification.
     """
 
     name: str
@@ -117,89 +117,98 @@ class Ranking:
     images: int
     available: int
     groups: int | None
-    rows: tuple[Ranked, ...]
+    rows: tuple[RankedBackbone, ...]
     sentences: tuple[str, ...]
     seconds: float
     regions: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        given = {k: v for k, v in vars(self).items() if k not in {"rows", "sentences"}}
+        fields = {
+            name: value for name, value in vars(self).items() if name not in {"rows", "sentences"}
+        }
         return {
-            **given,
+            **fields,
             "rows": [row.as_dict() for row in self.rows],
             "sentences": list(self.sentences),
         }
 
 
-def ordered(rows: Sequence[Ranked], measure: str, features: Features) -> tuple[Ranked, ...]:
-    """Put the best first, with how far each is behind; those without a number last.
+def rank_backbones(
+    rows: Sequence[RankedBackbone], measure: str, features: Features
+) -> tuple[RankedBackbone, ...]:
+    """Sort backbones by score and compare each with the first; those without a score come last.
 
     Parameters
     ----------
-    rows : sequence of Ranked
+    rows : sequence of RankedBackbone
     measure : str
     features : Features
-        Of any of them: groups are read.
+        Features of any of them; only the groups are used.
 
     Raises
     ------
     UsageError
-        If none has a number.
+        If no backbone has a score.
     """
 
-    def value(row: Ranked) -> float:
+    def value(row: RankedBackbone) -> float:
         interval = row.scores[measure].interval
         return -math.inf if interval is None or math.isnan(interval.value) else interval.value
 
-    first, *others = sorted(rows, key=value, reverse=True)
+    first, *rest = sorted(rows, key=value, reverse=True)
     if value(first) == -math.inf:
         raise UsageError(
-            f"Expected a measure that is defined for these backbones and data, got {measure}: "
-            f"{first.scores[measure].missing or 'no number'}; do name another one first, such as "
-            f"{'knn' if measure == PROBE else PROBE}."
+            f"No backbone has a score by {measure}: "
+            f"{first.scores[measure].missing or 'it is undefined for these data'}. Pass another "
+            f"measure first, such as --measure {'knn' if measure == PROBE else PROBE}."
         )
-    # All pairs are looked at: which one is first, the same images have said.
-    pairs, one = max(len(rows) * len(others) // 2, 1), first.scores[measure]
-    gaps = [
+    # Correct for all pairs, because the same images have selected the first backbone.
+    pairs, best_score = max(len(rows) * len(rest) // 2, 1), first.scores[measure]
+    leads = [
         None
         if value(row) == -math.inf
-        else ahead(one, row.scores[measure], features, level=1 - 0.05 / pairs)
-        for row in others
+        else compare_scores(best_score, row.scores[measure], features, level=1 - 0.05 / pairs)
+        for row in rest
     ]
-    behind = (replace(row, behind=gap) for row, gap in zip(others, gaps, strict=True))
+    behind = (replace(row, behind=lead) for row, lead in zip(rest, leads, strict=True))
     return (first, *behind)
 
 
-def sentences(rows: Sequence[Ranked], measures: Sequence[str]) -> tuple[str, ...]:
-    """Say in words what the order by the first measure means, and which measures dissent."""
+def summarise_ranking(rows: Sequence[RankedBackbone], measures: Sequence[str]) -> tuple[str, ...]:
+    """Summarise a ranking: the best backbone, the ones close to it, and disagreeing measures."""
     first, measure = rows[0], measures[0]
-    number = first.scores[measure].interval
-    told = [f"{first.label} comes first by {MEASURES[measure].title}: {number}."]
-    alike = [row for row in rows[1:] if row.behind and not row.behind.distinguishable]
-    known = [row for row in rows[1:] if row.behind]
-    if alike:
-        names = ", ".join(row.label for row in alike)
-        told.append(f"Cannot be distinguished from it on these images: {names}.")
-        quick = min((first, *alike), key=lambda row: row.milliseconds)
-        if quick is not first:
-            told.append(
-                f"Of these {quick.label} is the quickest: {quick.milliseconds:.1f} ms an "
-                f"image against {first.milliseconds:.1f} ms."
+    score = first.scores[measure].interval
+    sentences = [f"{first.label} is best by {SCORES[measure].title}: {score}."]
+    similar = [row for row in rows[1:] if row.behind and not row.behind.significant]
+    compared = [row for row in rows[1:] if row.behind]
+    if similar:
+        names = ", ".join(row.label for row in similar)
+        sentences.append(f"Not significantly different from it on these images: {names}.")
+        fastest = min((first, *similar), key=lambda row: row.milliseconds)
+        if fastest is not first:
+            sentences.append(
+                f"{fastest.label} is the fastest of them: {fastest.milliseconds:.1f} ms per "
+                f"image, compared with {first.milliseconds:.1f} ms."
             )
-    elif known:
-        told.append("It is ahead of all others beyond what chance explains.")
-    told.extend(_dissent(rows, measures))
-    return tuple(told)
+    elif compared:
+        sentences.append("It is significantly better than all others.")
+    sentences.extend(_disagreeing_measures(rows, measures))
+    return tuple(sentences)
 
 
-def _dissent(rows: Sequence[Ranked], measures: Sequence[str]) -> list[str]:
-    """Name the measures that would put another backbone first."""
-    others: dict[str, list[str]] = {}
+def _disagreeing_measures(rows: Sequence[RankedBackbone], measures: Sequence[str]) -> list[str]:
+    """Report the measures that would rank another backbone first."""
+    names_by_first: dict[str, list[str]] = {}
     for measure in measures[1:]:
-        have = [(one.value, row) for row in rows if (one := row.scores[measure].interval)]
-        if len(have) == len(rows) > 1:
-            best = max(have, key=lambda pair: pair[0])[1]
+        scored = [
+            (interval.value, row) for row in rows if (interval := row.scores[measure].interval)
+        ]
+        if len(scored) == len(rows) > 1:
+            best = max(scored, key=lambda pair: pair[0])[1]
             if best is not rows[0]:
-                others.setdefault(best.label, []).append(measure)
-    return [f"{name} would come first by {', '.join(by)}." for name, by in others.items()]
+                names_by_first.setdefault(best.label, []).append(measure)
+    return [
+        f"{name} would be best by {', '.join(measure_names)}."
+        for name, measure_names in names_by_first.items()
+    ]

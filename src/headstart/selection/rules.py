@@ -1,14 +1,14 @@
-"""Which way to learn wins, by what each answered right on the same held-out images: pure rules.
+"""Decision rules of the race: pure functions of predictions on the same held-out images.
 
-Whatever costs more than a linear probe, or reads another stage than the last, has to be shown to
-be better. The chance of leaving the plain probe for nothing is held below 5 % over all rivals and
-all looks at them.
+A candidate that costs more than a linear probe, or that reads another stage than the last, wins
+only if it is significantly better. The chance of replacing the plain probe although nothing is
+better stays below 5 % over all candidates and comparisons.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,69 +32,63 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUDGET",
-    "MEASURES",
-    "PROBES_SHARE",
+    "PROBES_ALPHA",
     "RULE",
-    "TRAININGS_SHARE",
-    "Judge",
-    "Row",
-    "best_of",
-    "level_of",
-    "sound",
+    "TRAININGS_ALPHA",
+    "CandidateResult",
+    "Scorer",
+    "adjusted_level",
+    "index_of_best_gain",
+    "is_improvement",
 ]
 
 Floats = NDArray[np.float64]
 
-PROBES_SHARE = 0.02
-"""Of the 5 %: for choosing another stage or backbone to probe."""
+PROBES_ALPHA = 0.02
+"""Share of the 5 % error for the choice of another stage or backbone to probe."""
 
-TRAININGS_SHARE = 0.03
-"""Of the 5 %: for training one."""
+TRAININGS_ALPHA = 0.03
+"""Share of the 5 % error for the trainings."""
 
 BUDGET = 120.0
-"""Seconds for a race and the training of its winner, where nothing else is said."""
+"""Default seconds for a race and the training of its winner."""
 
-MEASURES: Mapping[str, str] = {
-    "multiclass": "accuracy",
-    "multilabel": "mean average precision",
-}
-"""What is compared, by the kind of data."""
+N_RESAMPLES = 1000
+"""Bootstrap resamples for multilabel data."""
 
-DRAWS = 1000
-"""Of the images anew, where several labels an image are judged."""
-
-WITNESSES = 5
-"""Images (or groups) with a label from which on it tells one rival from another: on fewer, the
-bootstrap takes its average precision for more certain than it is."""
+MIN_LABEL_IMAGES = 5
+"""Minimum number of images (or groups) with a label for a comparison. With fewer, the bootstrap
+interval of the average precision is too narrow."""
 
 RULE = (
-    "A linear probe on the whole backbone is taken unless another way to learn is better on the "
-    "same held-out training images, beyond what chance explains: at most 5 % over all rivals "
-    "and all looks (paired intervals, the level shared among them)."
+    "A linear probe on the full backbone is chosen unless another candidate is significantly "
+    "better on the same held-out training images. The chance of a wrong change is at most 5 % "
+    "over all candidates and comparisons (paired intervals that share this error)."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One way to learn, and how it did.
+class CandidateResult:
+    """Result of one candidate of a race.
 
     Parameters
     ----------
     name : str
-        For people.
+        Display name.
     backbone, stage, method : str
     images : int
-        Held-out ones that it has answered.
+        Number of held-out images predicted.
     score : Interval or None
     against : str
-        Name of the row that ``gain`` is over.
+        Name of the row that it is compared with.
     gain : Interval or None
-        At the level that decides.
-    distinguishable : bool or None
+        Gain over ``against``, at the level of the decision.
+    significant : bool or None
+        Whether the gain is significant.
     seconds, estimated : float
-        What it took, and what was expected beforehand.
+        Actual and estimated duration.
     megabytes : float
-        Of the network's values in float32.
+        Size of the weights in float32.
     state : {"chosen", "promoted", "probed", "left out"}
     note : str
     """
@@ -107,7 +101,7 @@ class Row:
     score: Interval | None = None
     against: str = ""
     gain: Interval | None = None
-    distinguishable: bool | None = None
+    significant: bool | None = None
     seconds: float = 0.0
     estimated: float = 0.0
     megabytes: float = 0.0
@@ -123,34 +117,34 @@ class Row:
         }
 
 
-def level_of(share: float, looks: int) -> float:
-    """Level of each interval, so that all looks together are wrong in a share of all cases.
+def adjusted_level(share: float, comparisons: int) -> float:
+    """Bonferroni level of each interval, for a total error of ``share`` over all comparisons.
 
-    >>> round(level_of(0.03, 10), 3)
+    >>> round(adjusted_level(0.03, 10), 3)
     0.997
     """
-    return 1.0 - share / max(looks, 1)
+    return 1.0 - share / max(comparisons, 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judge:
-    """What answers to the same held-out images are worth, one beside the other.
+class Scorer:
+    """Score and compare predictions on the same held-out images.
 
-    Answers that are not there yet are NaN; only images that both have answered are compared.
+    Missing predictions are NaN. A comparison uses the images that both candidates have predicted.
 
     Parameters
     ----------
     kind : {"multiclass", "multilabel"}
     targets : array, shape (n,) or (n, n_classes)
     groups : n hashables, optional
-        Images of one group are no independent witnesses.
+        Images of one group are not independent.
 
     Examples
     --------
-    >>> judge = Judge(kind="multiclass", targets=np.zeros(200, dtype=int))
-    >>> print(judge.score(np.ones(200)))
+    >>> scorer = Scorer(kind="multiclass", targets=np.zeros(200, dtype=int))
+    >>> print(scorer.score(np.ones(200)))
     1.000 [0.981, 1.000]
-    >>> judge.gain(np.arange(200) < 190, np.arange(200) < 120, level=0.997).distinguishable
+    >>> scorer.gain(np.arange(200) < 190, np.arange(200) < 120, level=0.997).significant
     True
     """
 
@@ -158,14 +152,16 @@ class Judge:
     targets: NDArray[np.integer[Any]]
     groups: Groups = None
 
-    def worth(self, logits: Floats, rows: NDArray[np.intp] | None = None) -> Floats:
-        """What is kept of answers: of classes right or wrong, (n,); of labels chances, (n, k).
+    def correct(self, logits: Floats, rows: NDArray[np.intp] | None = None) -> Floats:
+        """Reduce logits to what comparisons need.
+
+        Multiclass: whether each image is correct, (n,). Multilabel: probabilities, (n, k).
 
         Parameters
         ----------
         logits : array, shape (m, n_classes)
         rows : array, shape (m,), optional
-            The images that they answer; by default all.
+            Images of the logits; by default all.
         """
         if self.kind == "multilabel":
             return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
@@ -173,105 +169,115 @@ class Judge:
         return np.asarray(logits.argmax(axis=1) == targets, dtype=np.float64)
 
     def score(self, values: Floats) -> Interval:
-        """Accuracy, or mean average precision, with its 95 % interval."""
-        there, groups = self._shared(values)
+        """Compute accuracy, or mean average precision, with its 95 % interval."""
+        rows, groups = self._shared_rows(values)
         if self.kind != "multilabel":
-            return proportion_interval(values[there] > 0.5, groups)
-        found = self._contrast(values, None, there).interval()
-        low, high = np.clip([found.low, found.high], 0, 1).tolist()
-        return Interval(value=found.value, low=low, high=high, method=found.method)
+            return proportion_interval(values[rows] > 0.5, groups)
+        interval = self._precision_contrast(values, None, rows).interval()
+        low, high = np.clip([interval.low, interval.high], 0, 1).tolist()
+        return Interval(value=interval.value, low=low, high=high, method=interval.method)
 
     def gain(self, values: Floats, against: Floats, *, level: float) -> Difference:
-        """How much better one is than another, at the level that decides.
+        """Compute the gain over another candidate, with an interval at the given level.
 
-        Of several labels those count that at least five images (or groups) show.
+        Multilabel data: only labels of at least five images (or groups) count.
         """
-        there, groups = self._shared(values, against)
+        rows, groups = self._shared_rows(values, against)
         if self.kind != "multilabel":
-            one, two = values[there] > 0.5, against[there] > 0.5
-            return paired_proportion_difference(one, two, groups, level=level)
-        told = [label for label in range(self.targets.shape[1]) if self._witnessed(there, label)]
-        if told:
-            fewer = replace(self, targets=self.targets[:, told])
-            return fewer._contrast(values[:, told], against[:, told], there).difference(level)
-        found = self._contrast(values, against, there).interval(level)
-        unknown = replace(found, low=math.nan, high=math.nan)
-        return Difference(interval=unknown, distinguishable=False)
+            correct, correct_against = values[rows] > 0.5, against[rows] > 0.5
+            return paired_proportion_difference(correct, correct_against, groups, level=level)
+        labels = [
+            label for label in range(self.targets.shape[1]) if self._has_enough_images(rows, label)
+        ]
+        if labels:
+            selected = replace(self, targets=self.targets[:, labels])
+            return selected._precision_contrast(
+                values[:, labels], against[:, labels], rows
+            ).difference(level)
+        interval = self._precision_contrast(values, against, rows).interval(level)
+        unknown = replace(interval, low=math.nan, high=math.nan)
+        return Difference(interval=unknown, significant=False)
 
-    def undecidable(self, values: Floats, level: float) -> str:
-        """Say why no rival could be told apart, however good; empty where one could.
+    def undecidable_reason(self, values: Floats, level: float) -> str:
+        """Explain why no candidate could be significantly better; empty if one could.
 
-        A rival can only be right where this one is wrong: with few such images a sign test
-        cannot say at this level that it was no chance, even if every one is put right.
+        Another candidate can only gain on images that this one misclassifies. With few of them,
+        a sign test is not significant at this level even if all of them become correct.
 
         Examples
         --------
-        >>> judge = Judge(kind="multiclass", targets=np.zeros(100, dtype=int))
-        >>> judge.undecidable(np.arange(100) > 2, 0.997)[:44]
-        '3 of 100 held-out images are answered wrong:'
+        >>> scorer = Scorer(kind="multiclass", targets=np.zeros(100, dtype=int))
+        >>> scorer.undecidable_reason(np.arange(100) > 2, 0.997)[:46]
+        '3 of 100 held-out images are misclassified: to'
         """
-        right = np.asarray(values, dtype=np.float64) > 0.5
+        correct = np.asarray(values, dtype=np.float64) > 0.5
         if self.kind == "multilabel":
-            right = (right == (self.targets == 1)).all(axis=1)
-            there = self.answered(values)
-            if not any(self._witnessed(there, k) for k in range(self.targets.shape[1])):
-                return f"No label is shown by {WITNESSES} held-out images (or groups)"
-        wrong = int((~right).sum())
-        if wrong >= math.ceil(math.log2(2 / (1 - level))):
+            correct = (correct == (self.targets == 1)).all(axis=1)
+            rows = self.predicted_rows(values)
+            if not any(self._has_enough_images(rows, k) for k in range(self.targets.shape[1])):
+                return f"No label has {MIN_LABEL_IMAGES} held-out images (or groups)"
+        n_errors = int((~correct).sum())
+        if n_errors >= math.ceil(math.log2(2 / (1 - level))):
             return ""
         return (
-            f"{wrong} of {len(right)} held-out images are answered wrong: even a perfect rival "
-            "could not be told apart"
+            f"{n_errors} of {len(correct)} held-out images are misclassified: too few to show a "
+            "significant improvement, even by a perfect model"
         )
 
-    def answered(self, values: Floats) -> NDArray[np.intp]:
-        """Return the images that have an answer."""
+    def predicted_rows(self, values: Floats) -> NDArray[np.intp]:
+        """Return the rows of the images that have a prediction."""
         return np.flatnonzero(
             ~np.isnan(np.asarray(values, np.float64).reshape(len(values), -1)[:, 0])
         )
 
-    def _witnessed(self, there: NDArray[np.intp], label: int) -> bool:
-        shown = there[self.targets[there, label] == 1]
-        count = len(shown) if self.groups is None else len(set(np.asarray(self.groups)[shown]))
-        return count >= WITNESSES
+    def _has_enough_images(self, rows: NDArray[np.intp], label: int) -> bool:
+        label_rows = rows[self.targets[rows, label] == 1]
+        count = (
+            len(label_rows)
+            if self.groups is None
+            else len(set(np.asarray(self.groups)[label_rows]))
+        )
+        return count >= MIN_LABEL_IMAGES
 
-    def _shared(self, *answers: Floats) -> tuple[NDArray[np.intp], Groups]:
-        there = self.answered(answers[0])
-        for other in answers[1:]:
-            there = np.intersect1d(there, self.answered(other))
-        groups = None if self.groups is None else np.asarray(self.groups)[there]
-        return there, groups
+    def _shared_rows(self, *all_values: Floats) -> tuple[NDArray[np.intp], Groups]:
+        rows = self.predicted_rows(all_values[0])
+        for other in all_values[1:]:
+            rows = np.intersect1d(rows, self.predicted_rows(other))
+        groups = None if self.groups is None else np.asarray(self.groups)[rows]
+        return rows, groups
 
-    def _contrast(
-        self, values: Floats, against: Floats | None, there: NDArray[np.intp]
+    def _precision_contrast(
+        self, values: Floats, against: Floats | None, rows: NDArray[np.intp]
     ) -> Contrast:
-        """Mean average precision, or a difference of two, on images that are drawn anew."""
-        groups = None if self.groups is None else np.asarray(self.groups)[there]
-        codes, count = units(len(there), groups)
-        targets = self.targets[there]
-        if not targets.any():  # of no label there is an image
+        """Bootstrap the mean average precision, or the difference of two, over images."""
+        groups = None if self.groups is None else np.asarray(self.groups)[rows]
+        codes, count = units(len(rows), groups)
+        targets = self.targets[rows]
+        if not targets.any():  # no image has any label
             nan = math.nan
             return Contrast(value=nan, error=nan, freedom=nan, method="bootstrap-images")
 
         def precision(weights: Floats) -> Floats:
-            found = mean_average_precision_score(targets, values[there], sample_weight=weights)
+            scores = mean_average_precision_score(targets, values[rows], sample_weight=weights)
             if against is not None:
-                other = mean_average_precision_score(targets, against[there], sample_weight=weights)
-                found = found - other
-            return np.ravel(found)
+                other = mean_average_precision_score(targets, against[rows], sample_weight=weights)
+                scores = scores - other
+            return np.ravel(scores)
 
-        blocks = resamples(codes, count, DRAWS, np.random.default_rng(0))
+        blocks = resamples(codes, count, N_RESAMPLES, np.random.default_rng(0))
         draws = np.concatenate([precision(block) for block in blocks])
-        whole = precision(np.ones((1, len(there))))
-        return hierarchical(whole, draws[None], units=count)
+        observed = precision(np.ones((1, len(rows))))
+        return hierarchical(observed, draws[None], units=count)
 
 
-def sound(found: Difference) -> bool:
-    """Whether the first is better, and not by chance."""
-    return found.distinguishable and found.interval.value > 0
+def is_improvement(difference: Difference) -> bool:
+    """Whether the first is significantly better."""
+    return difference.significant and difference.interval.value > 0
 
 
-def best_of(gains: Sequence[Difference | None]) -> int | None:
-    """Place of the largest gain among those that are no chance; None without one."""
-    found = [(one.interval.value, -i) for i, one in enumerate(gains) if one and sound(one)]
-    return -max(found)[1] if found else None
+def index_of_best_gain(gains: Sequence[Difference | None]) -> int | None:
+    """Return the index of the largest significant gain; None if there is none."""
+    improvements = [
+        (gain.interval.value, -i) for i, gain in enumerate(gains) if gain and is_improvement(gain)
+    ]
+    return -max(improvements)[1] if improvements else None

@@ -1,4 +1,4 @@
-"""What a backbone's features score by every measure: numbers with intervals, compared in pairs."""
+"""Transferability scores of a backbone's features, with intervals and paired comparisons."""
 
 from __future__ import annotations
 
@@ -34,55 +34,56 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULTS",
-    "MEASURES",
     "PROBE",
+    "SCORES",
     "Features",
     "Measure",
     "Score",
-    "ahead",
+    "compare_scores",
     "jackknife",
-    "scored",
+    "score_features",
 ]
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
-LEAST_BLOCKS = 5
-"""A spread over fewer is no estimate."""
+MIN_BLOCKS = 5
+"""Minimum number of blocks for a jackknife interval."""
 
 PROBE = "linear-probe"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What a backbone says of some images, and what is true of them.
+    """Features of a backbone for some images, and the images' labels.
 
     Parameters
     ----------
     values : array, shape (n, d)
     targets : array, shape (n,) of class indices, or (n, n_classes) of 0 and 1 for multilabel
     kind : {"multiclass", "multilabel"}
-        Of the targets; objects and regions count as multiclass.
+        Kind of the targets; objects and regions are multiclass.
     groups : array, shape (n,), or None
-        What is not independent.
-    answers : array, shape (n, n_classes), or None
-        Logits of a cross-validated probe, each image's by the fold that has not seen it.
-    chances : array, shape (n, Z), or None
-        Probabilities of the classes that the backbone was trained on.
+        Rows of one group are not independent.
+    probe_logits : array, shape (n, n_classes), or None
+        Held-out logits of a cross-validated probe.
+    source_probabilities : array, shape (n, Z), or None
+        Probabilities of the source classes, on which the backbone was pretrained.
     missing : mapping of str to str
-        Why ``answers`` (under "linear-probe") or ``chances`` (under "source") are None.
+        Reasons why ``probe_logits`` (key "linear-probe") or ``source_probabilities`` (key
+        "source") are None.
     """
 
     values: Floats
     targets: Rows
     kind: Kind = "multiclass"
     groups: Rows | None = None
-    answers: Floats | None = None
-    chances: Floats | None = None
+    probe_logits: Floats | None = None
+    source_probabilities: Floats | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
-    def turned(self) -> Floats:
-        """The same rows in at most n coordinates: lengths, angles and distances are kept."""
+    def rotated(self) -> Floats:
+        """Rotate the features into at most n coordinates; distances and angles stay the same."""
         n, d = self.values.shape
         return self.values if d <= n else np.asarray(np.linalg.qr(self.values.T, mode="r")).T
 
@@ -94,90 +95,97 @@ class Measure:
     Parameters
     ----------
     title : str
-        In a few words.
+        Name in a few words.
     of_features : callable, optional
-        From features and targets to a number.
-    of_chances : callable, optional
-        From the source classes' probabilities and targets to a number.
-    is_turnable : bool
-        Whether only lengths and angles of the features count, so that they may be turned.
-    least, most : float
-        What the number can be; an interval is cut there.
+        Computes the score from features and targets.
+    of_source_probabilities : callable, optional
+        Computes the score from probabilities of the source classes and targets.
+    is_rotation_invariant : bool
+        Whether the score depends on lengths and angles only, so that features may be rotated.
+    lower, upper : float
+        Range of the score; intervals are clipped to it.
     """
 
     title: str
     of_features: Callable[[Floats, Rows], float] | None = None
-    of_chances: Callable[[Floats, Rows], float] | None = None
-    is_turnable: bool = True
-    least: float = -math.inf
-    most: float = math.inf
+    of_source_probabilities: Callable[[Floats, Rows], float] | None = None
+    is_rotation_invariant: bool = True
+    lower: float = -math.inf
+    upper: float = math.inf
 
 
-MEASURES: Mapping[str, Measure] = {
-    PROBE: Measure(title="cross-validated linear probe", least=0.0, most=1.0),
-    "knn": Measure(title="nearest neighbours, leaving one out"),
-    "log-me": Measure(title="LogME, evidence an image", of_features=log_me),
-    "h-score": Measure(title="H-score, covariance as it is", of_features=h_score, least=0.0),
+SCORES: Mapping[str, Measure] = {
+    PROBE: Measure(title="cross-validated linear probe", lower=0.0, upper=1.0),
+    "knn": Measure(title="leave-one-out nearest neighbours"),
+    "log-me": Measure(title="LogME, evidence per image", of_features=log_me),
+    "h-score": Measure(title="H-score, plain covariance", of_features=h_score, lower=0.0),
     "shrunk-h-score": Measure(
-        title="H-score, covariance shrunk", of_features=shrunk_h_score, is_turnable=False, least=0.0
+        title="H-score, shrunk covariance",
+        of_features=shrunk_h_score,
+        is_rotation_invariant=False,
+        lower=0.0,
     ),
-    "trans-rate": Measure(title="TransRate, coding rate", of_features=trans_rate, least=0.0),
-    "nleep": Measure(title="NLEEP, by a mixture", of_features=nleep, most=0.0),
-    "leep": Measure(title="LEEP, by the source's classes", of_chances=leep, most=0.0),
+    "trans-rate": Measure(title="TransRate, coding rate", of_features=trans_rate, lower=0.0),
+    "nleep": Measure(title="NLEEP, Gaussian mixture", of_features=nleep, upper=0.0),
+    "leep": Measure(title="LEEP, source classes", of_source_probabilities=leep, upper=0.0),
     "nce": Measure(
-        title="NCE, by the source's likeliest class",
-        of_chances=lambda chances, targets: nce(chances.argmax(axis=1), targets),
-        most=0.0,
+        title="NCE, most likely source class",
+        of_source_probabilities=lambda chances, targets: nce(chances.argmax(axis=1), targets),
+        upper=0.0,
     ),
-    "gbc": Measure(title="GBC, overlap of the classes", of_features=gbc, most=0.0),
+    "gbc": Measure(title="GBC, class overlap", of_features=gbc, upper=0.0),
     "parc": Measure(
-        title="PARC, likeness in pairs", of_features=parc, is_turnable=False, least=-1.0, most=1.0
+        title="PARC, pairwise similarity",
+        of_features=parc,
+        is_rotation_invariant=False,
+        lower=-1.0,
+        upper=1.0,
     ),
-    "sfda": Measure(title="SFDA, challenged discriminant", of_features=sfda, most=0.0),
+    "sfda": Measure(title="SFDA, discriminant analysis", of_features=sfda, upper=0.0),
 }
-"""By name, as given to ``--measure``; each is better when higher."""
+"""Measures by the name used in ``--measure``; higher is better for each."""
 
-DEFAULTS = tuple(name for name in MEASURES if name not in {"h-score", "sfda"})
-"""All but two that mislead where features are many: the plain H-score is the same for all
-backbones there, and SFDA has been seen to put random weights first (docs/rank.md)."""
+DEFAULTS = tuple(name for name in SCORES if name not in {"h-score", "sfda"})
+"""All measures but two that mislead with many features: there the plain H-score is the same for
+all backbones, and SFDA can rank random weights first (docs/rank.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """A measure's number for one backbone.
+    """Score of one backbone by one measure.
 
     Parameters
     ----------
     measure : str
     interval : Interval or None
-    worths : array, shape (n,), or None
-        Where the number is a mean over images: what each was worth.
+    image_scores : array, shape (n,), or None
+        Score of each image, if the score is a mean over images.
     left_out : array, shape (B,), or None
-        Elsewhere: the number without each block of images.
+        Otherwise the score without each block of images.
     missing : str
-        Why there is no number.
+        Why there is no score.
     """
 
     measure: str
     interval: Interval | None = None
-    worths: Floats | None = None
+    image_scores: Floats | None = None
     left_out: Floats | None = None
     missing: str = ""
 
 
-def scored(
+def score_features(
     features: Features, measures: Collection[str], blocks: Sequence[Rows]
 ) -> dict[str, Score]:
-    """Score features by some measures.
+    """Score features by several measures.
 
     Parameters
     ----------
     features : Features
     measures : collection of str
-        Some of ``MEASURES``.
+        Keys of ``SCORES``.
     blocks : sequence of array
-        Rows of each block that is left out in turn, the same for all backbones; none for
-        numbers without intervals.
+        Rows of each block for the jackknife, the same for all backbones. Without blocks, scores
+        have no intervals.
 
     Returns
     -------
@@ -188,85 +196,95 @@ def scored(
     UnknownNameError
         If there is no such measure.
     UsageError
-        If there is one class only.
+        If there is only one class.
 
     Examples
     --------
     >>> rng, y = np.random.default_rng(0), np.arange(60) % 2
     >>> telling = Features(values=rng.normal(size=(60, 4)) + 3 * y[:, None], targets=y)
     >>> blocks = [np.arange(start, 60, 10) for start in range(10)]
-    >>> found = scored(telling, ["knn", "log-me"], blocks)
+    >>> found = score_features(telling, ["knn", "log-me"], blocks)
     >>> found["knn"].interval.value > 0.9, found["log-me"].left_out.shape
     (True, (10,))
     """
     from threadpoolctl import threadpool_limits
 
     for name in measures:
-        if name not in MEASURES:
-            raise UnknownNameError("measure", name, list(MEASURES))
-    # One thread: small products wait for each other on many, the more the busier the machine.
+        if name not in SCORES:
+            raise UnknownNameError("measure", name, list(SCORES))
+    # One thread: for small matrix products, the overhead of many threads exceeds their gain.
     with threadpool_limits(1, "blas"):
-        turned = features.turned()
-        return {name: _score(name, features, turned, blocks) for name in measures}
+        rotated = features.rotated()
+        return {name: _score_by_measure(name, features, rotated, blocks) for name in measures}
 
 
-def _score(name: str, features: Features, turned: Floats, blocks: Sequence[Rows]) -> Score:
+def _score_by_measure(
+    name: str, features: Features, rotated: Floats, blocks: Sequence[Rows]
+) -> Score:
     if name == PROBE:
-        return _probed(features, blocks)
+        return _score_probe(features, blocks)
     if features.kind == "multilabel":
-        return Score(measure=name, missing="defined for one class an image")
+        return Score(measure=name, missing="defined for one class per image only")
     if name == "knn":
-        found = knn_correctness(turned, features.targets, groups=features.groups)
-        return _mean(name, features, found.astype(np.float64))
-    made = MEASURES[name]
-    if made.of_features is not None:
-        table = turned if made.is_turnable else features.values
-        return _jackknifed(name, made.of_features, table, features.targets, blocks)
-    if features.chances is None or made.of_chances is None:
+        correct = knn_correctness(rotated, features.targets, groups=features.groups)
+        return _score_mean(name, features, correct.astype(np.float64))
+    measure = SCORES[name]
+    if measure.of_features is not None:
+        table = rotated if measure.is_rotation_invariant else features.values
+        return _score_with_jackknife(name, measure.of_features, table, features.targets, blocks)
+    if features.source_probabilities is None or measure.of_source_probabilities is None:
         return Score(measure=name, missing=features.missing.get("source", "no source classes"))
-    return _jackknifed(name, made.of_chances, features.chances, features.targets, blocks)
+    return _score_with_jackknife(
+        name,
+        measure.of_source_probabilities,
+        features.source_probabilities,
+        features.targets,
+        blocks,
+    )
 
 
-def _probed(features: Features, blocks: Sequence[Rows]) -> Score:
-    """Accuracy of a probe's answers; of several labels their mean average precision."""
-    logits, targets = features.answers, features.targets
+def _score_probe(features: Features, blocks: Sequence[Rows]) -> Score:
+    """Score held-out probe predictions: accuracy, or mean average precision for multilabel."""
+    logits, targets = features.probe_logits, features.targets
     if logits is None:
         return Score(measure=PROBE, missing=features.missing.get(PROBE, "not computed"))
     if features.kind == "multilabel":
-        chances = np.exp(-np.logaddexp(0.0, -logits))
-        return _jackknifed(PROBE, _mean_precision, chances, targets, blocks)
-    right = logits.argmax(axis=1) == targets
-    return _mean(PROBE, features, right.astype(np.float64))
+        probabilities = np.exp(-np.logaddexp(0.0, -logits))
+        return _score_with_jackknife(PROBE, _mean_precision, probabilities, targets, blocks)
+    correct = logits.argmax(axis=1) == targets
+    return _score_mean(PROBE, features, correct.astype(np.float64))
 
 
-def _mean_precision(chances: Floats, targets: Rows) -> float:
-    return float(mean_average_precision_score(targets, chances))
+def _mean_precision(probabilities: Floats, targets: Rows) -> float:
+    return float(mean_average_precision_score(targets, probabilities))
 
 
-def _mean(name: str, features: Features, worths: Floats) -> Score:
-    interval = proportion_interval(worths > 0.5, features.groups)
-    return Score(measure=name, interval=interval, worths=worths)
+def _score_mean(name: str, features: Features, image_scores: Floats) -> Score:
+    interval = proportion_interval(image_scores > 0.5, features.groups)
+    return Score(measure=name, interval=interval, image_scores=image_scores)
 
 
-def _jackknifed(
+def _score_with_jackknife(
     name: str,
-    number: Callable[[Floats, Rows], float],
-    table: Floats,
+    score_of: Callable[[Floats, Rows], float],
+    values: Floats,
     targets: Rows,
     blocks: Sequence[Rows],
 ) -> Score:
-    made = MEASURES[name]
-    kept = list(_rests(len(targets), targets, blocks))
-    without = np.asarray([number(table[rows], targets[rows]) for rows in kept])
-    interval = jackknife(number(table, targets), without)
-    low, high = (min(max(at, made.least), made.most) for at in (interval.low, interval.high))
+    measure = SCORES[name]
+    row_sets = list(_leave_blocks_out(len(targets), targets, blocks))
+    left_out = np.asarray([score_of(values[rows], targets[rows]) for rows in row_sets])
+    interval = jackknife(score_of(values, targets), left_out)
+    low, high = (
+        min(max(limit, measure.lower), measure.upper) for limit in (interval.low, interval.high)
+    )
     if not math.isnan(interval.low):
         interval = replace(interval, low=low, high=high)
-    return Score(measure=name, interval=interval, left_out=without)
+    return Score(measure=name, interval=interval, left_out=left_out)
 
 
-def _rests(n: int, targets: Rows, blocks: Sequence[Rows]) -> Iterator[Rows]:
-    """All rows but a block's; not where only one class would be left."""
+def _leave_blocks_out(n: int, targets: Rows, blocks: Sequence[Rows]) -> Iterator[Rows]:
+    """Yield all rows without each block; skip a block if only one class would remain."""
     for block in blocks:
         rows = np.setdiff1d(np.arange(n), block)
         if len(np.unique(targets[rows])) > 1:
@@ -274,24 +292,24 @@ def _rests(n: int, targets: Rows, blocks: Sequence[Rows]) -> Iterator[Rows]:
 
 
 def jackknife(value: float, left_out: Floats, *, level: float = 0.95) -> Interval:
-    """Interval of a smooth number of a set from its values without each block of the set.
+    """Compute a block jackknife interval of a smooth statistic.
 
-    Nothing is drawn twice, as a bootstrap would: an image's copy makes features look more
-    certain, neighbours right, and covariances narrower than they are.
+    A bootstrap would draw images twice. A copy of an image makes nearest neighbours correct and
+    covariances too narrow.
 
     Parameters
     ----------
     value : float
-        Of all images.
+        Statistic of all images.
     left_out : array, shape (B,)
-        Without each of B blocks of about the same size.
+        Statistic without each of B blocks of about the same size.
     level : float
 
     Returns
     -------
     Interval
-        By Student's t with B - 1 degrees of freedom; unknown for fewer than five blocks, or
-        where no block makes a difference.
+        By Student's t with B - 1 degrees of freedom. Unknown for fewer than five blocks, or if
+        the statistic is the same without every block.
 
     Reference
     ---------
@@ -305,31 +323,33 @@ def jackknife(value: float, left_out: Floats, *, level: float = 0.95) -> Interva
     >>> print(jackknife(values.mean(), without))
     4.500 [2.334, 6.666]
     """
-    count, half = len(left_out), math.nan
-    if count >= LEAST_BLOCKS:
-        error = math.sqrt((count - 1) * float(left_out.var()))
+    n_blocks, half_width = len(left_out), math.nan
+    if n_blocks >= MIN_BLOCKS:
+        error = math.sqrt((n_blocks - 1) * float(left_out.var()))
         if error > 1e-12 * abs(value):
-            half = student_quantile(level, count - 1) * error
-    low, high = value - half, value + half
+            half_width = student_quantile(level, n_blocks - 1) * error
+    low, high = value - half_width, value + half_width
     return Interval(value=value, low=low, high=high, level=level, method="block jackknife")
 
 
-def ahead(first: Score, other: Score, features: Features, *, level: float = 0.95) -> Difference:
-    """How far one backbone is ahead of another by a measure, on the same images.
+def compare_scores(
+    first: Score, other: Score, features: Features, *, level: float = 0.95
+) -> Difference:
+    """Compare two backbones by one measure, on the same images.
 
     Parameters
     ----------
     first, other : Score
-        Of the same measure, images and blocks, both with a number.
+        Scores by the same measure, on the same images and blocks.
     features : Features
-        Of either: its groups are read.
+        Features of either backbone; only the groups are used.
     level : float
 
     Returns
     -------
     Difference
-        By Newcombe's paired interval for shares of right answers; by the jackknife of the
-        difference for other measures.
+        Newcombe's paired interval for accuracies; jackknife of the difference for other
+        measures.
 
     Raises
     ------
@@ -338,15 +358,15 @@ def ahead(first: Score, other: Score, features: Features, *, level: float = 0.95
     """
     if first.interval is None or other.interval is None or first.measure != other.measure:
         raise UsageError(
-            f"Expected two numbers of one measure, got {first.measure!r} and {other.measure!r}; "
-            "do compare backbones that both have one."
+            f"Expected two scores by one measure, got {first.measure!r} ({first.interval}) and "
+            f"{other.measure!r} ({other.interval}). Compare backbones that both have this score."
         )
-    if first.worths is not None and other.worths is not None:
-        one, two = first.worths > 0.5, other.worths > 0.5
-        return paired_proportion_difference(one, two, features.groups, level=level)
-    gap = first.interval.value - other.interval.value
-    paired = np.zeros(0)
+    if first.image_scores is not None and other.image_scores is not None:
+        correct, other_correct = first.image_scores > 0.5, other.image_scores > 0.5
+        return paired_proportion_difference(correct, other_correct, features.groups, level=level)
+    difference = first.interval.value - other.interval.value
+    left_out_differences = np.zeros(0)
     if first.left_out is not None and other.left_out is not None:
-        paired = first.left_out - other.left_out
-    found = jackknife(gap, paired, level=level)
-    return Difference(interval=found, distinguishable=bool(found.low > 0 or found.high < 0))
+        left_out_differences = first.left_out - other.left_out
+    interval = jackknife(difference, left_out_differences, level=level)
+    return Difference(interval=interval, significant=bool(interval.low > 0 or interval.high < 0))

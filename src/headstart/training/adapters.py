@@ -1,7 +1,7 @@
-"""Small changes inside a network that is kept: LoRA's low-rank updates and StochNorm.
+"""Adapters inside a pretrained network: LoRA (low-rank updates) and StochNorm.
 
-Both change a network in place and can be taken out again. Nothing here says what trains; that
-is freezing.py's to say, from the names that are returned. Importing this module imports torch.
+Both change a network in place and can be removed again. They return names of parameters or
+layers; freezing.py decides what trains. Importing this module imports torch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["add_lora", "add_stoch_norm", "merge_lora", "remove_stoch_norm"]
 class _LowRank(nn.Module):
     """weight -> weight + scale * (up @ down), the product reshaped like the weight."""
 
-    def __init__(self, weight: Tensor, rank: int, scale: float, draw: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
         rows, columns = len(weight), weight[0].numel()
         rank = min(rank, rows, columns)
         down = torch.empty(rank, columns)
-        # What nn.Linear starts with; drawn on the CPU, so that every device gets the same.
-        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
+        # The initialisation of nn.Linear; drawn on the CPU, so that every device gets the same.
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
         self.down = nn.Parameter(down.to(weight))
         self.up = nn.Parameter(weight.new_zeros(rows, rank))
         self.scale = scale
@@ -40,34 +40,35 @@ class _LowRank(nn.Module):
 
 
 def add_lora(module: nn.Module, *, rank: int, scale: float = 1.0, seed: int) -> tuple[str, ...]:
-    """Give every convolution and linear layer a low-rank update: W0 + scale * B A.
+    """Add a low-rank update to every convolution and linear layer: W0 + scale * B A.
 
-    A weight of shape (out, in / groups, height, width) is seen as a matrix of shape
-    (out, in / groups * height * width); B has shape (out, r), A the columns of that matrix, with
-    r = min(rank, out, columns). B starts at 0, so that nothing changes at first.
+    A weight of shape (out, in / groups, height, width) is treated as a matrix of shape
+    (out, columns) with columns = in / groups * height * width. B has shape (out, r) and A has
+    shape (r, columns), with r = min(rank, out, columns). B starts at 0, so the network does not
+    change at first.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Changed in place. Its state dict gets ``parametrizations`` in its names until
+        Changed in place. The names in its state dict contain ``parametrizations`` until
         ``merge_lora``.
     rank : int
         At least 1.
     scale : float
-        alpha / r in the paper's words.
+        alpha / r in the paper.
     seed : int
-        Of A, which is drawn layer after layer from a generator of its own.
+        Seed of A, which is drawn layer by layer from a separate generator.
 
     Returns
     -------
     tuple of str
-        Names of the new parameters: r * (out + columns) numbers a layer. W0 is not among
-        them and must be frozen; whether it is, is left as it was.
+        Names of the new parameters: r * (out + columns) values per layer. W0 is not among them.
+        This function does not freeze it; the caller must.
 
     Raises
     ------
     UsageError
-        If the rank or the scale has no meaning, there is no such layer, or one has a
+        If the rank or the scale is invalid, there is no such layer, or a layer has a
         parametrized weight already.
 
     References
@@ -85,36 +86,39 @@ def add_lora(module: nn.Module, *, rank: int, scale: float = 1.0, seed: int) -> 
     ('weight',)
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise UsageError(f"Expected `rank` to be a whole number of at least 1, got {rank!r}.")
+        raise UsageError(f"`rank` must be a whole number of at least 1, got {rank!r}.")
     if not (math.isfinite(scale) and scale != 0):
-        raise UsageError(f"Expected `scale` to be finite and not 0, got {scale!r}.")
+        raise UsageError(f"`scale` must be finite and not 0, got {scale!r}.")
     layers = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     if not layers:
-        raise UsageError("Expected a network with convolutions or linear layers, got none.")
+        raise UsageError(
+            f"LoRA needs convolutions or linear layers, but {type(module).__name__} has none. "
+            "Train its weights directly."
+        )
     for name, layer in layers:
         if parametrize.is_parametrized(layer, "weight"):
             raise UsageError(
-                f"Expected plain weights, got a parametrized one in {name or 'the layer'!r}; "
-                "do call merge_lora first."
+                f"The weight of {name or 'the layer'!r} is parametrized already. Run merge_lora "
+                "first."
             )
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for _, layer in layers:
-        update = _LowRank(layer.weight, rank, scale, draw)
+        update = _LowRank(layer.weight, rank, scale, generator)
         parametrize.register_parametrization(layer, "weight", update)
     return tuple(
-        _joined(name, f"parametrizations.weight.0.{own}")
+        _join_names(name, f"parametrizations.weight.0.{factor}")
         for name, _ in layers
-        for own in ("down", "up")
+        for factor in ("down", "up")
     )
 
 
 def merge_lora(module: nn.Module) -> tuple[str, ...]:
-    """Add every low-rank update to its weight and leave plain layers behind.
+    """Add every low-rank update to its weight and restore plain layers.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Changed in place; computes what it computed before, with its original names.
+        Changed in place. It computes the same as before; its parameters have their original names.
 
     Returns
     -------
@@ -124,7 +128,7 @@ def merge_lora(module: nn.Module) -> tuple[str, ...]:
     Raises
     ------
     UsageError
-        If there is no update.
+        If no layer has a low-rank update.
 
     Examples
     --------
@@ -135,26 +139,28 @@ def merge_lora(module: nn.Module) -> tuple[str, ...]:
     """
     merged = [(name, m) for name, m in module.named_modules() if _has_lora(m)]
     if not merged:
-        raise UsageError("Expected a network with LoRA, got none; do call add_lora first.")
+        raise UsageError(
+            f"{type(module).__name__} has no low-rank updates to merge. Run add_lora first."
+        )
     for _, layer in merged:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return tuple(_joined(name, "weight") for name, _ in merged)
+    return tuple(_join_names(name, "weight") for name, _ in merged)
 
 
 def add_stoch_norm(module: nn.Module, probability: float) -> tuple[str, ...]:
-    """Let BatchNorm use its moving statistics, channel by channel, by the toss of a coin.
+    """Let BatchNorm use its moving statistics at random, channel by channel.
 
-    In training y_c = gamma_c * z_c + beta_c, where z_c is x_c normalised with the moving
-    statistics with the given probability, else with the batch's; the moving statistics are
-    those before this batch, and are updated as always. In inference nothing changes.
+    In training y_c = gamma_c * z_c + beta_c. With the given probability, z_c is x_c normalised
+    with the moving statistics from before this batch, else with the statistics of the batch. The
+    moving statistics are updated as usual. In inference nothing changes.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Changed in place; names and values of its state stay. Every ``nn.BatchNorm2d`` is taken
-        (timm's with an activation as well). Copies made of it toss coins too.
+        Changed in place; names and values of its state stay. Every ``nn.BatchNorm2d`` is changed,
+        also timm's with an activation. Copies of the module behave the same.
     probability : float
-        From 0 (plain BatchNorm) to 1. The coins come from torch's generator of the layer's
+        From 0 (plain BatchNorm) to 1. Random numbers come from torch's generator of the layer's
         device.
 
     Returns
@@ -165,8 +171,8 @@ def add_stoch_norm(module: nn.Module, probability: float) -> tuple[str, ...]:
     Raises
     ------
     UsageError
-        If the probability is outside 0 to 1, there is no BatchNorm layer, or one computes
-        something of its own or has no moving statistics.
+        If the probability is outside 0 to 1, there is no BatchNorm layer, or a layer has its own
+        ``forward`` or no moving statistics.
 
     References
     ----------
@@ -181,26 +187,29 @@ def add_stoch_norm(module: nn.Module, probability: float) -> tuple[str, ...]:
     ('1',)
     """
     if not 0 <= probability <= 1:
-        raise UsageError(f"Expected `probability` to be from 0 to 1, got {probability}.")
+        raise UsageError(f"`probability` must be from 0 to 1, got {probability}.")
     layers = list(_batch_norms(module))
     if not layers:
-        raise UsageError("Expected a network with BatchNorm layers, got none; do train without it.")
+        raise UsageError(
+            f"StochNorm needs BatchNorm layers, but {type(module).__name__} has none. Leave out "
+            "--stoch-norm."
+        )
     for name, layer in layers:
-        plain = type(layer).forward is nn.BatchNorm2d.forward or hasattr(layer, "act")
-        if "forward" in vars(layer) or layer.running_mean is None or not plain:
+        is_plain = type(layer).forward is nn.BatchNorm2d.forward or hasattr(layer, "act")
+        if "forward" in vars(layer) or layer.running_mean is None or not is_plain:
             raise UsageError(
-                f"Expected {name or 'the layer'!r} to be a plain BatchNorm with moving "
-                f"statistics, got a {type(layer).__name__} that is none or is changed already; "
-                "do train without StochNorm."
+                f"StochNorm cannot change {name or 'the layer'!r} ({type(layer).__name__}): it is "
+                "not a plain BatchNorm with moving statistics, or it is changed already. Leave out "
+                "--stoch-norm."
             )
     for _, layer in layers:
-        # In the layer's own dict, where a copy of the network finds it bound to the copy.
-        vars(layer)["forward"] = partial(_tossed, layer, probability)
+        # In the layer's own dict: deepcopy copies it, and binds it to the copied layer.
+        vars(layer)["forward"] = partial(_stochastic_forward, layer, probability)
     return tuple(name for name, _ in layers)
 
 
 def remove_stoch_norm(module: nn.Module) -> tuple[str, ...]:
-    """Make BatchNorm plain again.
+    """Restore plain BatchNorm layers.
 
     Parameters
     ----------
@@ -210,7 +219,7 @@ def remove_stoch_norm(module: nn.Module) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Names of the layers; none is no error.
+        Names of the changed layers; empty if there was nothing to restore.
 
     Examples
     --------
@@ -219,24 +228,24 @@ def remove_stoch_norm(module: nn.Module) -> tuple[str, ...]:
     """
     names = []
     for name, layer in _batch_norms(module):
-        own = vars(layer).get("forward")
-        if isinstance(own, partial) and own.func is _tossed:
+        forward = vars(layer).get("forward")
+        if isinstance(forward, partial) and forward.func is _stochastic_forward:
             del vars(layer)["forward"]
             names.append(name)
     return tuple(names)
 
 
-def _tossed(layer: nn.BatchNorm2d, probability: float, x: Tensor) -> Tensor:
+def _stochastic_forward(layer: nn.BatchNorm2d, probability: float, x: Tensor) -> Tensor:
     if not layer.training:
         return type(layer).forward(layer, x)
-    # Copies, because the batch's own branch moves the statistics in place.
+    # Copies, because the forward pass with batch statistics updates the moving ones in place.
     before = cast(Tensor, layer.running_mean).clone(), cast(Tensor, layer.running_var).clone()
-    batch = nn.BatchNorm2d.forward(layer, x)
-    moving = batch_norm(x, *before, layer.weight, layer.bias, training=False, eps=layer.eps)
-    coins = torch.rand(layer.num_features, device=x.device) < probability
-    y = torch.where(coins[:, None, None], moving, batch)
-    for after in ("drop", "act"):  # of timm's BatchNormAct2d
-        y = getattr(layer, after, nn.Identity())(y)
+    by_batch = nn.BatchNorm2d.forward(layer, x)
+    by_moving = batch_norm(x, *before, layer.weight, layer.bias, training=False, eps=layer.eps)
+    use_moving = torch.rand(layer.num_features, device=x.device) < probability
+    y = torch.where(use_moving[:, None, None], by_moving, by_batch)
+    for name in ("drop", "act"):  # of timm's BatchNormAct2d
+        y = getattr(layer, name, nn.Identity())(y)
     return y
 
 
@@ -247,9 +256,9 @@ def _batch_norms(module: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
 def _has_lora(module: nn.Module) -> bool:
     if not parametrize.is_parametrized(module, "weight"):
         return False
-    chain = cast(nn.ModuleDict, module.parametrizations)["weight"]
-    return isinstance(cast(nn.ModuleList, chain)[0], _LowRank)
+    parametrizations = cast(nn.ModuleDict, module.parametrizations)["weight"]
+    return isinstance(cast(nn.ModuleList, parametrizations)[0], _LowRank)
 
 
-def _joined(prefix: str, name: str) -> str:
+def _join_names(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name

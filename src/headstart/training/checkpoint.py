@@ -1,7 +1,7 @@
-"""What a training can be taken up from: one file of tensors and JSON, nothing that runs.
+"""Checkpoints: the state of a training in one file of tensors and JSON, without code.
 
-The file is replaced as a whole, so that a kill at any moment leaves the old one or the new one,
-and it carries a SHA-256 of all that is in it, so that a damaged one is never continued from.
+The file is replaced in one step: a kill at any moment leaves the old one or the new one. It
+contains a SHA-256 of its content, so that a training never continues from a damaged file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ __all__ = ["Checkpoint", "flatten_optimiser", "read", "remove", "restore_optimis
 
 NAME = "checkpoint.safetensors"
 UNFINISHED = f"{NAME}.unfinished"
-"""A folder, of one name for all: what a kill leaves behind goes with the next write."""
+"""Folder for a file being written. It has a fixed name: the next write removes it after a kill."""
 FORMAT = {"format": "headstart-checkpoint", "version": "1"}
 DOCUMENT = "checkpoint.json"
-"""JSON as a tensor of bytes: the format limits the length of its header, and no tensor's."""
+"""Name of the JSON document, stored as a tensor of bytes: the format limits the length of its
+header, but not of a tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,17 +40,18 @@ class Checkpoint:
     Parameters
     ----------
     identity : mapping of str to str
-        What decides the training, one hash or text for each part, such as data, method, seed.
+        Everything that determines the training, one hash or text per part, such as data, method
+        and seed.
     epoch : int
         The current epoch, from 1.
     step : int
-        Steps done in this epoch, from 0.
+        Number of steps done in this epoch.
     tensors : mapping of str to torch.Tensor
-        Weights, statistics, the optimiser's moments; on the CPU when read. Their order in
-        memory is kept: in another one the same sums may round differently.
+        Weights, statistics and the moments of the optimiser; on the CPU when read. Their memory
+        format is preserved, because another format may round the same sums differently.
     values : mapping of str to any
-        History, best score, counters: None, bool, int, float (NaN and infinite too), str, and
-        lists, tuples and dicts of these; read as they were written.
+        History, best score, counters: None, bool, int, float (also NaN and infinity), str, and
+        lists, tuples and dicts of these. Read exactly as written.
     """
 
     identity: Mapping[str, str]
@@ -60,20 +62,20 @@ class Checkpoint:
 
 
 def write(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Keep a checkpoint; the one that was there is replaced, or stays if this one cannot be kept.
+    """Write a checkpoint in place of the previous one, which stays if the writing fails.
 
     Parameters
     ----------
     folder : str or Path
-        Made if need be. One process alone writes.
+        Created if needed. Only one process may write.
     checkpoint : Checkpoint
 
     Raises
     ------
     UsageError
-        If the values hold more than JSON can say.
+        If the values cannot be written as JSON.
     SetupError
-        If the folder cannot be written, as when the disk is full.
+        If the folder cannot be written, for example because the disk is full.
 
     Examples
     --------
@@ -88,7 +90,7 @@ def write(folder: str | Path, checkpoint: Checkpoint) -> None:
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    tensors = _packed(checkpoint)
+    tensors = _pack(checkpoint)
     unfinished = folder / UNFINISHED
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -97,38 +99,41 @@ def write(folder: str | Path, checkpoint: Checkpoint) -> None:
         with (unfinished / NAME).open("rb+") as file:
             os.fsync(file.fileno())
         (unfinished / NAME).replace(folder / NAME)
-        _settle(folder)
+        _sync_folder(folder)
     except (OSError, SafetensorError) as error:
-        left = "an earlier checkpoint is whole" if (folder / NAME).is_file() else "there is none"
-        size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+        has_previous = (folder / NAME).is_file()
+        previous = (
+            "The previous checkpoint is complete." if has_previous else "No checkpoint exists."
+        )
+        megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise SetupError(
-            f"Expected to keep a checkpoint of {size:.1f} MB in {folder}, got {error}; {left}. "
-            "Do free space, or make the folder writable, and resume the run."
+            f"Cannot write a checkpoint of {megabytes:.1f} MB to {folder}: {error}. {previous} "
+            "Free disk space, or make the folder writable, then pass --resume."
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read(folder: str | Path, *, identity: Mapping[str, str]) -> Checkpoint | None:
-    """Take up what a run of the same identity left.
+    """Read the checkpoint of a run with the same identity.
 
     Parameters
     ----------
     folder : str or Path
     identity : mapping of str to str
-        Of the run that is to be continued.
+        Identity of the run that continues.
 
     Returns
     -------
     Checkpoint or None
-        None when there is none.
+        None if there is no checkpoint.
 
     Raises
     ------
     ModelFileError
-        If the file is damaged, or no checkpoint.
+        If the file is damaged, or is not a checkpoint.
     UsageError
-        If another run left it; the parts that differ are named.
+        If it belongs to another run; the message names the parts that differ.
     SetupError
         If the file cannot be read.
 
@@ -148,44 +153,43 @@ def read(folder: str | Path, *, identity: Mapping[str, str]) -> Checkpoint | Non
     ]
     if different:
         raise UsageError(
-            f"Expected to resume the same run from {path}, got one with another "
-            f"{', '.join(different)}; do give what that run was given, or begin anew in another "
-            "folder."
+            f"{path} belongs to a run with different {', '.join(different)}. Repeat the command "
+            "of that run with --resume, or pass another folder as --out."
         )
     return checkpoint
 
 
 def remove(folder: str | Path) -> None:
-    """Delete the checkpoint, and what an interrupted write left; nothing to do is fine.
+    """Delete the checkpoint, if there is one, and the remains of an interrupted write.
 
     Raises
     ------
     SetupError
-        If a file is there and cannot be deleted.
+        If a file exists and cannot be deleted.
     """
     try:
         shutil.rmtree(Path(folder, UNFINISHED), ignore_errors=True)
         Path(folder, NAME).unlink(missing_ok=True)
     except OSError as error:
         raise SetupError(
-            f"Expected to delete the checkpoint in {folder}, got {error}; do delete it by hand."
+            f"Cannot delete the checkpoint: {error}. Delete {Path(folder, NAME)} by hand."
         ) from error
 
 
 def flatten_optimiser(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Part what ``optimiser.state_dict()`` gives into tensors and values for a checkpoint.
+    """Split the result of ``optimiser.state_dict()`` into tensors and values for a checkpoint.
 
     Returns
     -------
     tensors : dict of str to torch.Tensor
         ``optimiser.<parameter's index>.<name>``; not copied.
     values : dict
-        The rest, with the names of tensors where they stood.
+        Everything else, with the name of a tensor in place of the tensor.
 
     Raises
     ------
     UsageError
-        If the optimiser keeps its state by more than its parameters.
+        If the optimiser stores state that belongs to no single parameter.
 
     Examples
     --------
@@ -200,19 +204,19 @@ def flatten_optimiser(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict
     >>> values["groups"][0]["betas"]
     (0.9, 0.999)
     """
-    if wrong := [key for key in state["state"] if not isinstance(key, int)]:
+    if unknown_keys := [key for key in state["state"] if not isinstance(key, int)]:
         raise UsageError(
-            f"Expected an optimiser that keeps its state by parameter, got one with {wrong[0]!r}; "
-            "do use another optimiser."
+            f"The optimiser stores {unknown_keys[0]!r} outside of its parameters, which a "
+            "checkpoint cannot hold. Use another optimiser, such as adamw."
         )
     tensors: dict[str, Tensor] = {}
     values = {
         "state": {
-            str(index): _take(value, f"optimiser.{index}", tensors)
+            str(index): _extract_tensors(value, f"optimiser.{index}", tensors)
             for index, value in state["state"].items()
         },
         "groups": [
-            _take(dict(group), f"optimiser.group{number}", tensors)
+            _extract_tensors(dict(group), f"optimiser.group{number}", tensors)
             for number, group in enumerate(state["param_groups"])
         ],
     }
@@ -222,15 +226,15 @@ def flatten_optimiser(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict
 def restore_optimiser(
     optimiser: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Put an optimiser into the state that ``flatten_optimiser`` took apart.
+    """Restore the state of an optimiser from the results of ``flatten_optimiser``.
 
     Parameters
     ----------
     optimiser : torch.optim.Optimizer
-        Made like the first, over the same parameters in the same order; changed in place, also
-        its learning rates.
+        Created like the first one, with the same parameters in the same order. Changed in place,
+        including its learning rates.
     tensors : mapping of str to torch.Tensor
-        May hold others too, such as all of a checkpoint's; copied.
+        May contain other tensors too, such as all of a checkpoint. They are copied.
     values : mapping
 
     Raises
@@ -238,24 +242,26 @@ def restore_optimiser(
     UsageError
         If the state belongs to another kind of optimiser, or to other parameters.
     """
-    groups = [_put_back(group, tensors) for group in values["groups"]]
+    groups = [_insert_tensors(group, tensors) for group in values["groups"]]
     for group in groups:
         if missing := sorted(set(optimiser.defaults) - set(group)):
             raise UsageError(
-                f"Expected the state of {type(optimiser).__name__}, got one without "
-                f"{', '.join(missing)}; do resume with the optimiser that the run began with."
+                f"The checkpoint is not of {type(optimiser).__name__}: its optimiser state lacks "
+                f"{', '.join(missing)}. Pass the same --optimiser as the first run."
             )
-    state = {int(index): _put_back(value, tensors) for index, value in values["state"].items()}
+    state = {
+        int(index): _insert_tensors(value, tensors) for index, value in values["state"].items()
+    }
     try:
         optimiser.load_state_dict({"state": state, "param_groups": groups})
     except ValueError as error:  # torch compares the numbers of groups and of parameters
         raise UsageError(
-            f"Expected the optimiser's state to be of the same parameters, got another ({error}); "
-            "do train the stages that the run began with."
+            f"The optimiser state of the checkpoint is of other parameters: {error}. Train the "
+            "same stages as the first run."
         ) from error
 
 
-def _take(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _extract_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Replace every tensor by its name."""
     import torch
 
@@ -263,50 +269,55 @@ def _take(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {key: _take(one, f"{name}.{key}", tensors) for key, one in value.items()}
+        return {
+            key: _extract_tensors(item, f"{name}.{key}", tensors) for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return type(value)(_take(one, f"{name}.{i}", tensors) for i, one in enumerate(value))
+        return type(value)(
+            _extract_tensors(item, f"{name}.{i}", tensors) for i, item in enumerate(value)
+        )
     return value
 
 
-def _put_back(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Replace every name by a copy of its tensor: optimisers change theirs in place."""
+def _insert_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Replace every name by a copy of its tensor, because optimisers change tensors in place."""
     if isinstance(value, Mapping):
         if set(value) == {"tensor"}:
             if value["tensor"] not in tensors:
                 raise UsageError(
-                    f"Expected the optimiser's tensor {value['tensor']!r}, got {len(tensors)} "
-                    "others; do give the tensors and the values of one checkpoint."
+                    f"The optimiser's tensor {value['tensor']!r} is missing among {len(tensors)} "
+                    "tensors. Pass the tensors and the values of the same checkpoint."
                 )
             return tensors[value["tensor"]].clone()
-        return {key: _put_back(one, tensors) for key, one in value.items()}
+        return {key: _insert_tensors(item, tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_put_back(one, tensors) for one in value)
+        return type(value)(_insert_tensors(item, tensors) for item in value)
     return value
 
 
-def _packed(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _pack(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Convert a checkpoint to tensors alone, the JSON document among them."""
     import torch
 
     if DOCUMENT in checkpoint.tensors:
-        raise UsageError(f"Expected tensors of other names than {DOCUMENT!r}; do rename that one.")
+        raise UsageError(f"The tensor name {DOCUMENT!r} is reserved. Rename that tensor.")
     document = {
         "identity": dict(checkpoint.identity),
         "epoch": checkpoint.epoch,
         "step": checkpoint.step,
-        "values": _plain(dict(checkpoint.values)),
-        "strides": {n: s for n, t in checkpoint.tensors.items() if (s := _strides(t))},
+        "values": _encode(dict(checkpoint.values)),
+        "strides": {n: s for n, t in checkpoint.tensors.items() if (s := _unusual_strides(t))},
     }
     text = json.dumps(document, allow_nan=False).encode()
     tensors: dict[str, Tensor] = {}
-    taken = set()
+    used_memory = set()
     for name, tensor in checkpoint.tensors.items():
         flat = tensor.detach().cpu().contiguous()
         memory = flat.untyped_storage()
-        # The format refuses tensors that share memory.
-        shared = memory.nbytes() != flat.nbytes or memory.data_ptr() in taken
-        taken.add(memory.data_ptr())
-        tensors[name] = flat.clone() if shared else flat
+        # safetensors refuses tensors that share memory.
+        is_shared = memory.nbytes() != flat.nbytes or memory.data_ptr() in used_memory
+        used_memory.add(memory.data_ptr())
+        tensors[name] = flat.clone() if is_shared else flat
     return {**tensors, DOCUMENT: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
 
 
@@ -315,32 +326,33 @@ def _unpack(path: Path) -> Checkpoint:
 
     try:
         with path.open("rb"), safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if {name: about.get(name) for name in FORMAT} != FORMAT:
-            raise _damaged(path, "another file")
-        if about.get("sha256") != fingerprint(tensors):
-            raise _damaged(path, "one whose content is not what was written")
+        if {name: metadata.get(name) for name in FORMAT} != FORMAT:
+            raise _invalid_file(path, "it is another kind of file")
+        if metadata.get("sha256") != fingerprint(tensors):
+            raise _invalid_file(path, "it is damaged (its SHA-256 does not match its content)")
     except OSError as error:
-        raise SetupError(f"Expected to read {path}, got {error}; do make it readable.") from error
+        raise SetupError(f"Cannot read {path}: {error}. Make the file readable.") from error
     except SafetensorError as error:
-        raise _damaged(path, f"a damaged file ({error})") from error
+        raise _invalid_file(path, f"it is damaged ({error})") from error
     document = json.loads(tensors.pop(DOCUMENT).numpy().tobytes())
     strides = document.pop("strides")
-    document["values"] = _original(document["values"])
-    laid = {name: _laid(tensor, strides.get(name)) for name, tensor in tensors.items()}
-    return Checkpoint(tensors=laid, **document)
+    document["values"] = _decode(document["values"])
+    restored = {
+        name: _restore_strides(tensor, strides.get(name)) for name, tensor in tensors.items()
+    }
+    return Checkpoint(tensors=restored, **document)
 
 
-def _damaged(path: Path, got: str) -> ModelFileError:
+def _invalid_file(path: Path, reason: str) -> ModelFileError:
     return ModelFileError(
-        f"Expected {path} to be a whole checkpoint, got {got}; do delete it to begin anew, or put "
-        "back a copy of it."
+        f"{path} is not a valid checkpoint: {reason}. Delete it to start again, or restore a copy."
     )
 
 
-def _settle(folder: Path) -> None:
-    """Make the new name survive a power cut, where a folder can be synchronised."""
+def _sync_folder(folder: Path) -> None:
+    """Flush the renamed file to disk, so that it survives a power cut. Windows cannot do it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -350,16 +362,16 @@ def _settle(folder: Path) -> None:
         os.close(handle)
 
 
-def _strides(tensor: Tensor) -> list[int] | None:
-    """Order in memory of a dense tensor that is not in the usual one, such as channels_last."""
+def _unusual_strides(tensor: Tensor) -> list[int] | None:
+    """Return the strides of a dense tensor in another memory format, such as channels_last."""
     import torch
 
-    dense = torch.empty_like(tensor).stride() == tensor.stride()
-    return list(tensor.stride()) if dense and not tensor.is_contiguous() else None
+    is_dense = torch.empty_like(tensor).stride() == tensor.stride()
+    return list(tensor.stride()) if is_dense and not tensor.is_contiguous() else None
 
 
-def _laid(tensor: Tensor, strides: list[int] | None) -> Tensor:
-    """Own memory in the order that was recorded: what is read is still the file's."""
+def _restore_strides(tensor: Tensor, strides: list[int] | None) -> Tensor:
+    """Copy in the recorded memory format, because the tensor that was read maps the file."""
     import torch
 
     if strides is None:
@@ -367,32 +379,32 @@ def _laid(tensor: Tensor, strides: list[int] | None) -> Tensor:
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
-def _plain(value: Any) -> Any:
-    """Say in strict JSON what it has no words for: NaN, infinities, tuples."""
+def _encode(value: Any) -> Any:
+    """Encode values that strict JSON does not have: NaN, infinities, tuples."""
     match value:
         case None | bool() | int() | str():
             return value
         case float():
             return value if math.isfinite(value) else {"$float": repr(float(value))}
         case list():
-            return [_plain(one) for one in value]
+            return [_encode(item) for item in value]
         case tuple():
-            return {"$tuple": [_plain(one) for one in value]}
+            return {"$tuple": [_encode(item) for item in value]}
         case dict() if all(isinstance(k, str) and not k.startswith("$") for k in value):
-            return {key: _plain(one) for key, one in value.items()}
+            return {key: _encode(item) for key, item in value.items()}
     raise UsageError(
-        "Expected a checkpoint's values to be numbers, texts, lists, tuples and dicts by name, got "
-        f"{value!r:.100}; do convert it, or put it among the tensors."
+        f"A checkpoint cannot store the value {value!r:.100}. Convert it to numbers, strings, "
+        "lists, tuples and dicts with string keys, or store it as a tensor."
     )
 
 
-def _original(value: Any) -> Any:
+def _decode(value: Any) -> Any:
     if isinstance(value, list):
-        return [_original(one) for one in value]
+        return [_decode(item) for item in value]
     if not isinstance(value, dict):
         return value
     if set(value) == {"$float"}:
         return float(value["$float"])
     if set(value) == {"$tuple"}:
-        return tuple(_original(one) for one in value["$tuple"])
-    return {key: _original(one) for key, one in value.items()}
+        return tuple(_decode(item) for item in value["$tuple"])
+    return {key: _decode(item) for key, item in value.items()}

@@ -1,7 +1,7 @@
-"""THE loop: the only place where a gradient is computed and a step is taken.
+"""Training loop. The only module that calls `backward()` and `optimizer.step()`.
 
-Everything random in a step follows from the seed, the epoch and the step, so that a training that
-was killed and taken up again ends with the same bits as one that was not.
+Everything random in a step follows from the seed, the epoch and the step. A training that was
+killed and resumed therefore ends with the same bits as one that ran without a break.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from headstart.data.loader import map_bounded
 from headstart.distributed import (
     broadcast_tensors,
     is_main,
+    local_rows,
     mean_gradients,
     rank,
-    share,
     sum_scalar,
-    world,
+    world_size,
 )
 from headstart.errors import SetupError, TrainingError
-from headstart.runtime import cores, one_thread_each
+from headstart.runtime import cores, use_one_thread
 from headstart.training import checkpoint
 from headstart.training.checkpoint import Checkpoint, flatten_optimiser, restore_optimiser
 from headstart.training.interruption import Interruption, capture, is_out_of_memory
 from headstart.training.job import Epoch, History, Job, Rows, Score, Session
-from headstart.training.optim import PATIENCE_FROM, Training, make_optimiser, rate_at
+from headstart.training.optim import MIN_STEPS_TO_STOP, Training, make_optimiser, rate_at
 from headstart.training.weight_averaging import ema, ema_decay, greedy_soup
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ __all__ = ["train"]
 State = dict[str, "Tensor"]
 
 CHECKPOINT_SECONDS = 30.0
-"""Between two checkpoints: what a kill can cost. Ctrl-C and the last epoch leave one as well."""
+"""Between two checkpoints: a kill loses at most this. Ctrl-C and the last epoch save one, too."""
 
 
 def train(
     job: Job, settings: Training, *, seed: int = 0, session: Session | None = None
 ) -> History:
-    """Move a module's parameters and leave it as it was in its best epoch.
+    """Train a module and leave it with the weights of its best epoch.
 
     Parameters
     ----------
@@ -56,20 +56,20 @@ def train(
     settings : Training
         With epochs and batch size decided (``for_images``).
     seed : int
-        Of everything that is random in a step, such as dropout.
+        Seed of everything random in a step, such as dropout.
     session : Session, optional
 
     Returns
     -------
     History
-        After Ctrl-C too: the module is then as in the best epoch so far.
+        After Ctrl-C, too: the module then has the weights of the best epoch so far.
 
     Raises
     ------
     TrainingError
-        If the loss is not a finite number; the batch is in a file, the checkpoint stays.
+        If the loss is not a finite number; the batch is written to a file, the checkpoint stays.
     SetupError
-        If a checkpoint cannot be written, or one image is too large for the memory.
+        If a checkpoint cannot be written, or a single image does not fit into memory.
     """
     import torch
 
@@ -79,14 +79,26 @@ def train(
         run.begin()
         try:
             with run.interruption:
-                run.go()
+                while run.has_epochs_left():
+                    started_at = time.perf_counter()
+                    job.start_epoch(run.epoch)
+                    for rows, batch in run.batches():
+                        with run.interruption.delayed():
+                            run.step(rows, batch)
+                        if run.is_stopped:
+                            break
+                        run.report_step()
+                    else:
+                        run.finish_epoch(time.perf_counter() - started_at)
+                if not run.is_stopped:
+                    run.save()
         except KeyboardInterrupt:
             run.stop()
         return run.end()
 
 
 class _Run:
-    """One training's state between steps."""
+    """State of one training between two steps."""
 
     def __init__(self, job: Job, settings: Training, seed: int, session: Session) -> None:
         from accelerate import Accelerator
@@ -98,11 +110,11 @@ class _Run:
         AcceleratorState._reset_state(reset_partial_state=False)
         on_cpu = job.groups[0]["params"][0].device.type == "cpu"
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision)
-        self.plain = make_optimiser(settings, job.groups)
-        self.optimiser = self.accelerator.prepare_optimizer(self.plain)
+        self.plain_optimiser = make_optimiser(settings, job.groups)
+        self.optimiser = self.accelerator.prepare_optimizer(self.plain_optimiser)
         self.parameters = [p for group in job.groups for p in group["params"]]
-        moving = {id(p) for p in self.parameters}
-        self.names = {name for name, p in job.module.named_parameters() if id(p) in moving}
+        trainable = {id(p) for p in self.parameters}
+        self.names = {name for name, p in job.module.named_parameters() if id(p) in trainable}
         self.names |= {name for name, _ in job.module.named_buffers()}
         self.per_epoch = settings.steps_per_epoch(job.n)
         self.parts = settings.accumulate
@@ -111,131 +123,126 @@ class _Run:
         self.average: State = {}
         self.best: tuple[Score, State] | None = None
         self.tops: list[tuple[Score, int, State]] = []
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
         self.interruption = Interruption()
+        self.is_stopped = False  # by the job's watcher
 
-    # ------------------------------------------------------------------ the order of things
+    # ------------------------------------------------------------------- start, epochs, end
 
     def begin(self) -> None:
-        """Take up a checkpoint, or judge the start."""
+        """Resume from a checkpoint, or score the start."""
         folder = self.session.folder
-        found = None
+        saved = None
         if folder is not None and self.session.resume:
-            found = checkpoint.read(folder, identity=self.job.identity)
-        if found is not None:
-            self._restore(found)
+            saved = checkpoint.read(folder, identity=self.job.identity)
+        if saved is not None:
+            self._restore(saved)
             return
-        broadcast_tensors(self._state(copies=False).values())  # solved in each, they may round
+        # Each process has fitted its own head: the results may differ by rounding.
+        broadcast_tensors(self._state(copies=False).values())
         if self.settings.ema:
             self.average = self._state()
-        self._judge(0, None, 0.0)
+        self._score_epoch(0, None, 0.0)
 
-    def go(self) -> None:
-        """Run the epochs that are left."""
-        while self.epoch <= self.settings.epochs and not self._is_enough():
-            begin = time.perf_counter()
-            self.job.enter(self.epoch)
-            for rows, batch in self._batches():
-                with self.interruption.held():
-                    is_enough = self._step(rows, batch)
-                    self.skip += 1
-                if is_enough:
-                    return
-                self._progress()
-                self._save_in_time()
-            self._judge(self.epoch, self.loss_sum / self.job.n, time.perf_counter() - begin)
-            self._save_in_time()
-        self._save()
+    def has_epochs_left(self) -> bool:
+        """Whether to train another epoch: not all are done, and the patience has not run out."""
+        if self.is_stopped or self.epoch > self.settings.epochs:
+            return False
+        epochs_since_best = self.epoch - 1 - self.history.best
+        return self.history.steps < MIN_STEPS_TO_STOP or epochs_since_best < self.settings.patience
+
+    def finish_epoch(self, seconds: float) -> None:
+        """Score the epoch, and save a checkpoint when one is due."""
+        self._score_epoch(self.epoch, self.loss_sum / self.job.n, seconds)
+        self._save_in_time()
 
     def stop(self) -> None:
-        """Obey Ctrl-C: keep where the training stands, if that is between two steps."""
-        failed = ""
-        if self.interruption.whole:
+        """After Ctrl-C: save a checkpoint, if the training stands between two steps."""
+        failure = ""
+        if self.interruption.is_consistent:
             try:
-                self._save()
-            except SetupError as error:  # the model can still be saved, elsewhere
-                failed = str(error)
+                self.save()
+            except SetupError as error:  # the model can still be saved elsewhere
+                failure = str(error)
         self.history.interrupted = True
-        told = f"Stopped by hand after {self.history.steps} steps; the best epoch so far is kept."
-        self.history.notes += [told, failed] if failed else [told]
+        note = f"Stopped by hand after {self.history.steps} steps; the best epoch so far is kept."
+        self.history.notes += [note, failure] if failure else [note]
 
     def end(self) -> History:
-        """Leave the module as it was judged best, or as the average that is no worse."""
+        """Load the best epoch's weights, or an average of epochs that scores no worse."""
         if self.best is not None:
             self._load(self.best[1])
         if self.settings.soup > 1 and len(self.tops) > 1:
             ranked = [(state, score.value) for score, _, state in self.tops]
-            mixed, used = greedy_soup(ranked, self._score_of)
-            self._load(mixed)
+            average, used = greedy_soup(ranked, self._score_of)
+            self._load(average)
             self.history.soup = len(used)
         return self.history
 
-    def _is_enough(self) -> bool:
-        if self.history.steps < PATIENCE_FROM:
-            return False
-        return self.epoch - 1 - self.history.best >= self.settings.patience
-
     # ------------------------------------------------------------------------------- a step
 
-    def _batches(self) -> Iterator[tuple[Rows, NDArray[Any]]]:
-        """Rows and what was fetched for them, fetched ahead in other threads."""
+    def batches(self) -> Iterator[tuple[Rows, NDArray[Any]]]:
+        """Rows and their fetched arrays for the rest of the epoch; other threads fetch ahead."""
         order = self.job.order(self.epoch)
-        left = [share(rows) for rows in np.array_split(order, self.per_epoch)[self.skip :]]
+        remaining = [
+            local_rows(rows) for rows in np.array_split(order, self.per_epoch)[self.skip :]
+        ]
         workers = min(4, cores())
 
         def fetch(rows: Rows) -> tuple[Rows, NDArray[Any]]:
             return rows, self.job.fetch(self.epoch, rows)
 
-        with ThreadPoolExecutor(workers, initializer=one_thread_each) as executor:
-            yield from map_bounded(fetch, left, executor, 2 * workers)
+        with ThreadPoolExecutor(workers, initializer=use_one_thread) as executor:
+            yield from map_bounded(fetch, remaining, executor, 2 * workers)
 
-    def _step(self, rows: Rows, batch: NDArray[Any]) -> bool:
-        """Take a step; whether whoever watches has seen enough."""
+    def step(self, rows: Rows, batch: NDArray[Any]) -> None:
+        """Take a step; the job's watcher may end the training."""
         step, job = self.history.steps, self.job
         rate = job.rate(step) if job.rate else rate_at(self.settings, step, self.per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
-        whole = int(sum_scalar(len(rows)))  # once: whoever tries again asks nobody
+        n_images = int(sum_scalar(len(rows)))  # before the retries: other processes do not retry
         while True:
             try:
-                local = self._gradients(rows, batch, whole)
+                loss_sum = self._gradients(rows, batch, n_images)
                 break
             except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU's is plain
                 if not is_out_of_memory(error):
                     raise
-                self._halve(len(rows), error)
+                self._halve_parts(len(rows), error)
         mean_gradients(self.parameters)
         if self.settings.clip:
             self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.history.steps += 1
-        total = sum_scalar(local)
+        total = sum_scalar(loss_sum)
         self.loss_sum += total
+        self.skip += 1
         if self.settings.ema:
             decay = ema_decay(self.history.steps, self.settings.ema)
             self.average = ema(self.average, self._state(copies=False), decay)
-        return job.watch is not None and job.watch(step, total / whole)
+        self.is_stopped = job.watch is not None and job.watch(step, total / n_images)
 
-    def _gradients(self, rows: Rows, batch: NDArray[Any], whole: int) -> float:
-        """Gradients of this process's share of the global batch's mean loss; their sum."""
+    def _gradients(self, rows: Rows, batch: NDArray[Any], n_images: int) -> float:
+        """Add up gradients of the global batch's mean loss; return the sum of the losses here."""
         total = 0.0
-        places = np.array_split(np.arange(len(rows)), min(self.parts, max(1, len(rows))))
-        for part, place in enumerate(places):
-            if not len(place):
+        chunks = np.array_split(np.arange(len(rows)), min(self.parts, max(1, len(rows))))
+        for part, chunk in enumerate(chunks):
+            if not len(chunk):
                 continue
-            self._seed(_number(self.seed, self.history.steps, part, rank()))
+            self._set_seed(_generator_seed(self.seed, self.history.steps, part, rank()))
             with self.accelerator.autocast():
-                loss = self.job.loss(rows[place], batch[place], self.history.steps)
+                loss = self.job.loss(rows[chunk], batch[chunk], self.history.steps)
             value = float(loss.detach())
             if not np.isfinite(value) and self.job.watch is None:
-                raise self._not_finite(value, rows[place], batch[place])
-            self.accelerator.backward(loss * (len(place) * world() / whole))
-            total += value * len(place)
+                raise self._not_finite(value, rows[chunk], batch[chunk])
+            self.accelerator.backward(loss * (len(chunk) * world_size() / n_images))
+            total += value * len(chunk)
         return total
 
-    def _seed(self, number: int) -> None:
-        """Seed the one generator that is drawn from; all of them would take as long as a step."""
+    def _set_seed(self, number: int) -> None:
+        """Seed only the generator in use: seeding all of them takes as long as a step."""
         import torch
 
         device = self.parameters[0].device
@@ -244,13 +251,13 @@ class _Run:
         else:
             torch.manual_seed(number)
 
-    def _halve(self, size: int, error: RuntimeError) -> None:
-        """After running out of memory: the same step in twice as many parts."""
+    def _halve_parts(self, size: int, error: RuntimeError) -> None:
+        """After running out of memory: compute the same step in twice as many parts."""
         self.optimiser.zero_grad()
         if self.parts >= size:
             raise SetupError(
-                "Expected memory for one image at a time, got none; do train fewer stages, or "
-                f"use a smaller backbone ({str(error)[:100]})."
+                "Out of memory with a single image at a time. Train fewer stages (--train-from) "
+                f"or use a smaller backbone (--backbone). The error was: {str(error)[:100]}"
             ) from error
         self.parts = min(2 * self.parts, size)
         self.history.notes.append(
@@ -261,20 +268,19 @@ class _Run:
     def _not_finite(self, value: float, rows: Rows, batch: NDArray[Any]) -> TrainingError:
         path = capture(self.session.folder, self._state(), rows, batch)
         return TrainingError(
-            f"Expected a finite loss, got {value} at step {self.history.steps + 1} of epoch "
-            f"{self.epoch}; do lower the learning rates. The batch and the weights are in {path}; "
-            "no model was changed."
+            f"The loss became {value} at step {self.history.steps + 1} of epoch {self.epoch}. "
+            f"Lower --learning-rate. The batch and the weights are in {path}. No model was saved."
         )
 
-    # ------------------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------------------ scoring
 
-    def _judge(self, number: int, loss: float | None, seconds: float) -> None:
-        """Judge an epoch, keep the best, go on to the next and tell."""
-        # Every process has seen other images: the main one's running statistics hold for all.
+    def _score_epoch(self, number: int, loss: float | None, seconds: float) -> None:
+        """Score an epoch, keep the best, report it and move on to the next."""
+        # Each process has seen different images: all take the main one's running statistics.
         broadcast_tensors(self.job.module.buffers())
         broadcast_tensors(self.average.values())
-        score, state = self._judged()
-        with self.interruption.held():
+        score, state = self._scored_state()
+        with self.interruption.delayed():
             if self.best is None or score > self.best[0]:
                 self.best, self.history.best = (score, state), number
             if self.settings.soup > 1:
@@ -291,52 +297,56 @@ class _Run:
             )
             self.history.epochs.append(epoch)
             self.epoch, self.skip, self.loss_sum = number + 1, 0, 0.0
-        if self.session.told is not None:
-            self.session.told(epoch, self.settings.epochs)
+        if self.session.on_epoch is not None:
+            self.session.on_epoch(epoch, self.settings.epochs)
 
-    def _judged(self) -> tuple[Score, State]:
-        """Score and state of what is judged, the average if there is one; the module stays."""
+    def _scored_state(self) -> tuple[Score, State]:
+        """Score and weights of the running average, or of the module without one."""
         live = self._state()
         try:
             if self.settings.ema:
                 self._load(self.average)
-            score = _agreed(self.job.score())
+            score = _same_in_all_processes(self.job.score())
             return score, self._state() if self.settings.ema else live
         finally:
-            with self.interruption.held():
+            with self.interruption.delayed():
                 self._load(live)
 
     def _score_of(self, state: Mapping[str, Tensor]) -> float:
         self._load(state)
         score = self.job.score()
-        # After Ctrl-C the others may be anywhere: nobody is asked.
-        return score.value if self.history.interrupted else _agreed(score).value
+        # After Ctrl-C the other processes may be anywhere: do not wait for them.
+        return score.value if self.history.interrupted else _same_in_all_processes(score).value
 
-    def _progress(self) -> None:
+    def report_step(self) -> None:
+        """Report a step, and save a checkpoint when one is due."""
         if self.session.progress is not None:
             total = self.settings.epochs * self.per_epoch
             self.session.progress("training", self.history.steps, total)
+        self._save_in_time()
 
     # ------------------------------------------------------------------ states, checkpoints
 
     def _state(self, *, copies: bool = True) -> State:
-        """What training can change, by name."""
-        found = {k: v.detach() for k, v in self.job.module.state_dict().items() if k in self.names}
-        return {k: v.clone() for k, v in found.items()} if copies else found
+        """Tensors that training can change, by name."""
+        every = self.job.module.state_dict().items()
+        state = {name: tensor.detach() for name, tensor in every if name in self.names}
+        return {name: t.clone() for name, t in state.items()} if copies else state
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
         self.job.module.load_state_dict(state, strict=False)
 
     def _save_in_time(self) -> None:
-        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
-            self._save()
+        if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+            self.save()
 
-    def _save(self) -> None:
-        self.saved = time.monotonic()
+    def save(self) -> None:
+        """Save a checkpoint; only the main process does."""
+        self.saved_at = time.monotonic()
         folder = self.session.folder
         if folder is None or not is_main():
             return
-        moments, optimiser = flatten_optimiser(self.plain.state_dict())
+        moments, optimiser = flatten_optimiser(self.plain_optimiser.state_dict())
         states = {"live": self._state(copies=False), "average": self.average}
         states["best"] = self.best[1] if self.best else {}
         states |= {f"top{number}": state for _, number, state in self.tops}
@@ -361,39 +371,39 @@ class _Run:
             ),
         )
 
-    def _restore(self, found: Checkpoint) -> None:
-        values = found.values
+    def _restore(self, saved: Checkpoint) -> None:
+        values = saved.values
         states: dict[str, State] = {}
-        for name, tensor in found.tensors.items():
-            place, slash, inner = name.partition("/")
+        for name, tensor in saved.tensors.items():
+            prefix, slash, inner = name.partition("/")
             if slash:
-                states.setdefault(place, {})[inner] = tensor.to(self.parameters[0].device)
+                states.setdefault(prefix, {})[inner] = tensor.to(self.parameters[0].device)
         self._load(states["live"])
-        restore_optimiser(self.plain, found.tensors, values["optimiser"])
+        restore_optimiser(self.plain_optimiser, saved.tensors, values["optimiser"])
         self.average = states.get("average", {})
         if values["best"] is not None:
             self.best = Score(*values["best"]), states["best"]
         self.tops = [(Score(*score), n, states[f"top{n}"]) for score, n in values["tops"]]
-        kept = values["history"]
-        self.history = History(**{**kept, "epochs": [Epoch(**e) for e in kept["epochs"]]})
+        history = values["history"]
+        self.history = History(**{**history, "epochs": [Epoch(**e) for e in history["epochs"]]})
         self.history.interrupted = False
-        self.epoch, self.skip = found.epoch, found.step
+        self.epoch, self.skip = saved.epoch, saved.step
         self.loss_sum, self.parts = values["loss_sum"], values["parts"]
         if self.accelerator.scaler:  # of fp16
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
 
-def _number(*parts: int) -> int:
-    """A number for torch's generators that follows from others."""
+def _generator_seed(*parts: int) -> int:
+    """Mix several numbers into one seed for torch's generators."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
-def _agreed(score: Score) -> Score:
-    """Give all processes the main one's score: if they disagreed, one would stop alone."""
-    if world() == 1:
+def _same_in_all_processes(score: Score) -> Score:
+    """Return the main process's score: with different scores one process would stop alone."""
+    if world_size() == 1:
         return score
     import torch
 
-    told = torch.tensor(score, dtype=torch.float64)
-    broadcast_tensors([told])
-    return Score(*told.tolist())
+    values = torch.tensor(score, dtype=torch.float64)
+    broadcast_tensors([values])
+    return Score(*values.tolist())

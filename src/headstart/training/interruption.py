@@ -1,4 +1,4 @@
-"""What ends a step early: a loss that is no number, and memory that is not there."""
+"""Interruptions of a training: loss that is not finite, lack of memory, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.distributed import world
+from headstart.distributed import world_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +25,12 @@ __all__ = ["Interruption", "capture", "is_out_of_memory"]
 def capture(
     folder: Path | None, state: Mapping[str, Tensor], rows: NDArray[np.intp], batch: NDArray[Any]
 ) -> Path:
-    """Write what is needed to compute a loss once more.
+    """Write the weights and the batch, so that the loss can be computed again.
 
     Parameters
     ----------
     folder : Path or None
-        Made if need be; None for a new one among the temporary files.
+        Created if needed; None for a new folder among the temporary files.
     state : mapping of str to torch.Tensor
         Written as ``weights.<name>``.
     rows : array, shape (n,)
@@ -40,7 +40,7 @@ def capture(
     Returns
     -------
     Path
-        Of a safetensors file.
+        Path of the safetensors file.
 
     Examples
     --------
@@ -56,15 +56,15 @@ def capture(
     folder = folder or Path(tempfile.mkdtemp(prefix="headstart-batch-"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "batch-not-finite.safetensors"
-    captured = {f"weights.{name}": tensor.contiguous() for name, tensor in state.items()}
-    captured["rows"] = torch.from_numpy(np.ascontiguousarray(rows))
-    captured["inputs"] = torch.from_numpy(np.ascontiguousarray(batch))
-    save_file(captured, path)
+    tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in state.items()}
+    tensors["rows"] = torch.from_numpy(np.ascontiguousarray(rows))
+    tensors["inputs"] = torch.from_numpy(np.ascontiguousarray(batch))
+    save_file(tensors, path)
     return path
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: of a device's by a class of its own, of the CPU's in words.
+    """Whether torch ran out of memory. On a CPU only the text of the error shows it.
 
     Examples
     --------
@@ -77,35 +77,35 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 class Interruption:
-    """Holds a first Ctrl-C back while something must not be left half done; a second one not.
+    """Delay of a first Ctrl-C until a block is complete. A second Ctrl-C is not delayed.
 
-    Ctrl-C is heard so within ``with``, in the main thread, where nobody else listens to it and
-    there is one process: of several, one that steps on would wait for another that has left.
+    It works within ``with``, in the main thread, if nothing else handles Ctrl-C and there is only
+    one process. Of several processes, one that continues would wait for one that has stopped.
 
     Attributes
     ----------
-    whole : bool
-        Whether nothing is half done.
+    is_consistent : bool
+        Whether no block is incomplete.
 
     Examples
     --------
     >>> with Interruption() as interruption:
-    ...     with interruption.held():
-    ...         interruption.whole
-    ...     interruption.whole
+    ...     with interruption.delayed():
+    ...         interruption.is_consistent
+    ...     interruption.is_consistent
     False
     True
     """
 
     def __init__(self) -> None:
-        self.whole = True
-        self._is_asked = self._listens = False
+        self.is_consistent = True
+        self._is_requested = self._is_installed = False
 
     def __enter__(self) -> Self:
-        alone = world() == 1 and threading.current_thread() is threading.main_thread()
-        if alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._listens = True
-            signal.signal(signal.SIGINT, self._hear)
+        can_handle = world_size() == 1 and threading.current_thread() is threading.main_thread()
+        if can_handle and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._is_installed = True
+            signal.signal(signal.SIGINT, self._on_sigint)
         return self
 
     def __exit__(
@@ -114,20 +114,20 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._listens:
+        if self._is_installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._listens = False
+            self._is_installed = False
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.whole or self._is_asked:
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        if self.is_consistent or self._is_requested:
             raise KeyboardInterrupt
-        self._is_asked = True
+        self._is_requested = True
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Finish the block before Ctrl-C is obeyed; an error within leaves ``whole`` False."""
-        self.whole = False
+    def delayed(self) -> Iterator[None]:
+        """Finish the block before Ctrl-C takes effect. After an error it counts as incomplete."""
+        self.is_consistent = False
         yield
-        self.whole = True
-        if self._is_asked:
+        self.is_consistent = True
+        if self._is_requested:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a training is: what it needs, what it tells, what it gives; values without behaviour."""
+"""Inputs and results of a training, as plain values."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Rows = NDArray[np.intp]
 
 
 class Score(NamedTuple):
-    """How good the held-out images say that the network is; compared in this order.
+    """Score of a network on the validation images; compared in the order of the fields.
 
-    ``value`` is better when higher; ``gain`` is the negative loss, which decides between equals.
+    ``value`` is better when higher. ``gain`` is the negative loss; it decides between equal values.
     """
 
     value: float
@@ -30,19 +30,19 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch gave.
+    """Result of one epoch.
 
     Parameters
     ----------
     number : int
         From 1; 0 is the start.
     loss : float or None
-        Mean over the epoch's images; None for the start.
+        Mean over the epoch's training images; None for the start.
     score, held_out_loss : float
-        Of the held-out images.
+        On the validation images.
     seconds : float
     best : int
-        Number of the best epoch until now, this one included.
+        Number of the best epoch so far, this one included.
     """
 
     number: int
@@ -54,26 +54,26 @@ class Epoch:
 
     @property
     def is_best(self) -> bool:
-        """Whether none before was as good."""
+        """Whether no earlier epoch was as good."""
         return self.best == self.number
 
 
 @dataclass(kw_only=True)
 class History:
-    """Epochs in order, the start first, and which of them was kept.
+    """All epochs in order, the start first, and the epoch whose weights were kept.
 
     Parameters
     ----------
     epochs : list of Epoch
     best : int
-        Number of the epoch that was kept; 0 for the start.
+        Number of the epoch whose weights were kept; 0 for the start.
     soup : int
-        How many epochs were averaged; 1 for the best alone.
+        Number of epochs whose weights were averaged; 1 for the best alone.
     steps : int
     notes : list of str
-        What a person has to know, such as batches that were halved.
+        Messages for a person, such as batches that were halved.
     interrupted : bool
-        Whether Ctrl-C ended it.
+        Whether Ctrl-C ended the training.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -86,22 +86,22 @@ class History:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Session:
-    """Who is told, and where a training can be taken up again.
+    """Callbacks of a training, and the folder of its checkpoints.
 
     Parameters
     ----------
-    told : callable, optional
-        Called with every finished epoch, the start as number 0, and with how many there are at
-        most.
+    on_epoch : callable, optional
+        Called with every finished epoch, the start as number 0, and with the largest number of
+        epochs.
     progress : callable, optional
-        Called with the name of the step, how much is done, and how much there is.
+        Called with the name of the step, the amount done, and the total.
     folder : Path, optional
         For checkpoints, and for a batch whose loss is not finite.
     resume : bool
-        Take up what the folder holds.
+        Continue from the checkpoint in the folder.
     """
 
-    told: Callable[[Epoch, int], None] | None = None
+    on_epoch: Callable[[Epoch, int], None] | None = None
     progress: Callable[[str, int, int], None] | None = None
     folder: Path | None = None
     resume: bool = False
@@ -109,33 +109,33 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """What is trained, on what, and how it is judged: all that methods differ in.
+    """A module, its data and its loss: everything in which methods differ.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Changed in place; ends as it was when it was judged best.
+        Changed in place; holds the weights of the best epoch at the end.
     groups : sequence of dict
-        Parameters that may move (``params``) and their rates (``lr``).
+        Trainable parameters (``params``) and their learning rates (``lr``).
     n : int
-        Number of images to learn from.
+        Number of training images.
     order : callable
         From an epoch's number to the rows of its images, in order.
     fetch : callable
-        From an epoch's number and rows to what the loss reads, an array; in another thread.
+        From an epoch's number and rows to the array that the loss reads; runs in another thread.
     loss : callable
         From rows, the array and the global step to the mean loss of these images.
     score : callable
-        Judges the module as it is; may switch modes.
-    enter : callable
-        Puts the module into training as its plan says for an epoch.
+        Scores the module as it is; may switch between training and inference mode.
+    start_epoch : callable
+        Puts the module into training mode for an epoch, as its freezing plan says.
     identity : mapping of str to str
         Everything that decides the training, by name, for checkpoints.
     rate : callable, optional
-        From the global step to the factor of the groups' rates; by default the schedule's.
+        From the global step to the factor of the learning rates; by default the schedule's.
     watch : callable, optional
-        Told every step's number, from 0, and mean loss, finite or not; True ends the training
-        there and then. Whoever watches decides what a loss that is not finite means.
+        Called with every step's number, from 0, and mean loss, finite or not. The training ends
+        when it returns True. With ``watch``, a loss that is not finite raises no error.
     """
 
     module: nn.Module
@@ -145,7 +145,7 @@ class Job:
     fetch: Callable[[int, Rows], NDArray[Any]]
     loss: Callable[[Rows, NDArray[Any], int], Tensor]
     score: Callable[[], Score]
-    enter: Callable[[int], None]
+    start_epoch: Callable[[int], None]
     identity: Mapping[str, str] = field(default_factory=dict)
     rate: Callable[[int], float] | None = None
     watch: Callable[[int, float], bool] | None = None

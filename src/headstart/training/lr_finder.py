@@ -1,42 +1,44 @@
-"""Which learning rate: raise it step by step, and see where the loss stops falling."""
+"""Learning-rate finder: raise the rate step by step and find where the loss stops falling."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from headstart.errors import TrainingError, UsageError
+from headstart.metrics.validation import to_jsonable
 from headstart.training.engine import train
 from headstart.training.job import Job, Score
 from headstart.training.optim import Training
 
-__all__ = ["Found", "find_rate", "suggest"]
+__all__ = ["FoundRate", "find_learning_rate", "suggest_rate"]
 
-EXPLODED = 4.0
-"""Times the smallest smoothed loss: from there on nothing is learned about rates."""
+DIVERGENCE_FACTOR = 4.0
+"""The search stops once the smoothed loss is this many times the smallest one: it diverges."""
 SMOOTHING = 0.9
-MARGIN = 10.0
-"""The minimum lies at the edge of divergence; a training of many steps needs to stay below."""
+SAFETY_FACTOR = 10.0
+"""Divisor of the rate with the smallest loss. That rate is close to divergence, and a training of
+many steps must stay below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a sweep over learning rates saw.
+class FoundRate:
+    """Result of a search for the learning rate.
 
     Parameters
     ----------
     rates : tuple of float
-        Of the group that learns fastest, step by step.
+        Rate of each step, for the parameter group with the highest rate.
     losses : tuple of float
-        At these rates, one batch each; the last may not be finite.
+        Losses at these rates, one batch each; the last may not be finite.
     suggested : float
-        For the group that learns fastest.
+        Suggested rate of the parameter group with the highest rate.
     scale : float
-        What every group's rate is to be multiplied by to get there.
+        Factor for the rates of all groups that gives the suggested rate.
     """
 
     rates: tuple[float, ...]
@@ -45,18 +47,18 @@ class Found:
     scale: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: a loss that is not finite is None."""
-        losses = [loss if math.isfinite(loss) else None for loss in self.losses]
-        return {**asdict(self), "losses": losses}
+        """Return a dict of JSON values; a loss that is not finite becomes None."""
+        values: dict[str, Any] = to_jsonable(self)
+        return values
 
 
-def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """Take a tenth of the rate at which the smoothed loss is smallest.
+def suggest_rate(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Return a tenth of the rate at which the smoothed loss is smallest.
 
     Raises
     ------
     TrainingError
-        If the loss fell at no rate.
+        If the loss does not fall at any rate.
 
     Reference
     ---------
@@ -65,20 +67,20 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
 
     Examples
     --------
-    >>> f"{suggest([0.001, 0.01, 0.1, 1.0], [2.0, 1.0, 0.2, 90.0]):.2g}"
+    >>> f"{suggest_rate([0.001, 0.01, 0.1, 1.0], [2.0, 1.0, 0.2, 90.0]):.2g}"
     '0.01'
     """
-    smooth = _smoothed([loss for loss in losses if math.isfinite(loss)])
+    smooth = _smooth_losses([loss for loss in losses if math.isfinite(loss)])
     best = int(np.argmin(smooth)) if smooth else 0
     if best == 0:
         raise TrainingError(
-            f"Expected a learning rate from {rates[0]:.1e} to {rates[-1]:.1e} at which the loss "
-            "falls, got none; do give `learning_rate` as a number."
+            f"The loss did not fall at any learning rate from {rates[0]:.1e} to {rates[-1]:.1e}. "
+            "Pass a number, such as --learning-rate 1e-4."
         )
-    return rates[best] / MARGIN
+    return rates[best] / SAFETY_FACTOR
 
 
-def find_rate(
+def find_learning_rate(
     job: Job,
     settings: Training,
     *,
@@ -86,32 +88,34 @@ def find_rate(
     highest: float = 1.0,
     steps: int = 100,
     seed: int = 0,
-) -> Found:
-    """Run the one loop at growing rates, leave the module's state as it was, suggest a rate.
+) -> FoundRate:
+    """Train at rising learning rates, restore the network, and suggest a rate.
 
     Parameters
     ----------
     job : Job
-        All groups keep their ratios; all that ever trains does so from the first step. Its
-        images are not judged.
+        The ratios between the rates of its groups stay. All parameters that train in any epoch
+        train from the first step. Validation images are not scored.
     settings : Training
-        With batch size decided; epochs, averages and the schedule have no say.
+        With a resolved batch size. Epochs, averages and the schedule are ignored.
     lowest, highest : float
-        Rates of the group that learns fastest, between which there are equal factors.
+        Range of rates for the parameter group with the highest rate; rates rise by a constant
+        factor.
     steps : int
-        At most; fewer once the loss is 4 times the smallest one, or not finite.
+        Largest number of steps. The search stops earlier if the loss is 4 times the smallest one,
+        or not finite.
     seed : int
 
     Raises
     ------
     UsageError
-        If the range or the number of steps cannot be meant.
+        If the range or the number of steps is invalid.
     TrainingError
-        If the loss fell at no rate.
+        If the loss does not fall at any rate.
     """
     if not 0 < lowest < highest < math.inf or steps < 2:
         raise UsageError(
-            "Expected 0 < `lowest` < `highest` and `steps` of 2 or more, got "
+            "Expected 0 < `lowest` < `highest` and `steps` of at least 2, got "
             f"{lowest}, {highest} and {steps}."
         )
     rates = np.geomspace(lowest, highest, steps)
@@ -122,29 +126,32 @@ def find_rate(
         losses.append(loss)
         if not math.isfinite(loss) or len(losses) == steps:
             return True
-        smooth = _smoothed(losses)
-        return smooth[-1] > EXPLODED * min(smooth)
+        smooth = _smooth_losses(losses)
+        return smooth[-1] > DIVERGENCE_FACTOR * min(smooth)
 
     sweep = replace(
         job,
         rate=lambda step: float(rates[step]) / fastest,
         watch=watch,
-        score=lambda: Score(0.0, 0.0),  # only more is better: the loop ends with the start
-        enter=lambda _: job.enter(max(1, settings.epochs)),
+        # A constant score: no epoch is better than the start, so the loop restores the start.
+        score=lambda: Score(0.0, 0.0),
+        start_epoch=lambda _: job.start_epoch(max(1, settings.epochs)),
     )
     epochs = math.ceil(steps / settings.steps_per_epoch(job.n))
-    plain = replace(settings, epochs=epochs, patience=epochs + 1, ema=0.0, soup=0)
-    if train(sweep, plain, seed=seed).interrupted:
+    sweep_settings = replace(settings, epochs=epochs, patience=epochs + 1, ema=0.0, soup=0)
+    if train(sweep, sweep_settings, seed=seed).interrupted:
         raise KeyboardInterrupt
-    seen = tuple(float(rate) for rate in rates[: len(losses)])
-    suggested = suggest(seen, losses)
-    return Found(rates=seen, losses=tuple(losses), suggested=suggested, scale=suggested / fastest)
+    tried = tuple(float(rate) for rate in rates[: len(losses)])
+    suggested = suggest_rate(tried, losses)
+    return FoundRate(
+        rates=tried, losses=tuple(losses), suggested=suggested, scale=suggested / fastest
+    )
 
 
-def _smoothed(losses: Sequence[float]) -> list[float]:
-    """Exponential mean of what came so far, without the pull of its start."""
-    found, mean = [], 0.0
+def _smooth_losses(losses: Sequence[float]) -> list[float]:
+    """Exponential moving average of the losses, corrected for its start at 0."""
+    smoothed, mean = [], 0.0
     for count, loss in enumerate(losses, 1):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        found.append(mean / (1 - SMOOTHING**count))
-    return found
+        smoothed.append(mean / (1 - SMOOTHING**count))
+    return smoothed

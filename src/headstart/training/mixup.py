@@ -1,4 +1,4 @@
-"""MixUp and CutMix: images of a batch blended or pasted together, and their targets with them."""
+"""MixUp and CutMix: images of a batch are blended or pasted together, with their targets."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ def mixup(
 ) -> tuple[Tensor, Tensor]:
     """Blend every example of a batch with another one.
 
-    One share is drawn for the batch: ``share * x + (1 - share) * x[other]``, targets alike.
+    One share is drawn for the batch: ``share * x + (1 - share) * x[partner]``. Targets are blended
+    in the same way.
 
     Parameters
     ----------
     x : tensor of floats, shape (n, ...)
-        Normalised images, or what crosses a stage boundary: then it is Manifold MixUp.
+        Normalised images, or outputs of a stage (Manifold MixUp).
     targets : tensor of floats, shape (n, k)
         One-hot, soft or 0/1 rows.
     alpha : float
-        The share is drawn from Beta(alpha, alpha): near 0 or 1 for a small alpha, from 0 to 1
-        alike for 1.
+        The share is drawn from Beta(alpha, alpha): close to 0 or 1 for a small alpha, uniform from
+        0 to 1 for alpha 1.
     rng : numpy.random.Generator
-        Where the share and the partners come from.
+        Draws the share and the partners.
 
     Returns
     -------
     tuple of tensor
-        Mixed ``x`` and ``targets``, of the shapes and types given; new memory.
+        Mixed ``x`` and ``targets`` with the same shapes and types, in new memory.
 
     Raises
     ------
     UsageError
-        If types or shapes do not fit, or ``alpha`` is not above 0.
+        If types or shapes do not match, or ``alpha`` is not above 0.
 
     Reference
     ---------
@@ -57,9 +58,10 @@ def mixup(
     >>> torch.equal(mixed[:, 0], soft[:, 1])
     True
     """
-    _require(x, targets, alpha)
-    share, other = _share(alpha, rng), _partners(x, rng)
-    return share * x + (1 - share) * x[other], share * targets + (1 - share) * targets[other]
+    _require_valid(x, targets, alpha)
+    share, partners = _draw_share(alpha, rng), _draw_partners(x, rng)
+    mixed = share * x + (1 - share) * x[partners]
+    return mixed, share * targets + (1 - share) * targets[partners]
 
 
 def cutmix(
@@ -67,27 +69,28 @@ def cutmix(
 ) -> tuple[Tensor, Tensor]:
     """Paste a rectangle of another example into every example of a batch.
 
-    The rectangle's place and size are drawn for the batch. Targets are mixed by the area that
-    was pasted: what lies outside the image does not count.
+    The position and the size of the rectangle are drawn once for the batch. Targets are mixed by
+    the pasted area: the part of the rectangle outside of the image does not count.
 
     Parameters
     ----------
     x : tensor of floats, shape (n, c, h, w)
-        Normalised images, or maps that cross a stage boundary.
+        Normalised images, or outputs of a stage.
     targets : tensor of floats, shape (n, k)
     alpha : float
-        The share that stays is drawn from Beta(alpha, alpha), before clipping; 1 in the paper.
+        The share of the original image is drawn from Beta(alpha, alpha), before clipping; 1 in the
+        paper.
     rng : numpy.random.Generator
 
     Returns
     -------
     tuple of tensor
-        Mixed ``x`` and ``targets``, of the shapes and types given; new memory.
+        Mixed ``x`` and ``targets`` with the same shapes and types, in new memory.
 
     Raises
     ------
     UsageError
-        If types or shapes do not fit, ``x`` has no height and width, or ``alpha`` is not above 0.
+        If types or shapes do not match, ``x`` has no height and width, or ``alpha`` is not above 0.
 
     Reference
     ---------
@@ -101,53 +104,57 @@ def cutmix(
     >>> torch.allclose(mixed.mean(dim=(1, 2, 3)), soft[:, 1])
     True
     """
-    _require(x, targets, alpha)
+    _require_valid(x, targets, alpha)
     if x.ndim != 4:
         raise UsageError(
-            f"Expected `x` to be maps of shape (n, c, h, w), got shape {tuple(x.shape)}; "
-            "do use mixup for what has no height and width."
+            f"Expected `x` of shape (n, c, h, w), got shape {tuple(x.shape)}. CutMix needs height "
+            "and width: use mixup instead."
         )
     height, width = x.shape[2:]
-    share, other = _share(alpha, rng), _partners(x, rng)
-    top, bottom, left, right = _box(height, width, share, rng)
+    share, partners = _draw_share(alpha, rng), _draw_partners(x, rng)
+    top, bottom, left, right = _draw_box(height, width, share, rng)
     mixed = x.clone()
-    mixed[:, :, top:bottom, left:right] = x[other, :, top:bottom, left:right]
-    kept = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, kept * targets + (1 - kept) * targets[other]
+    mixed[:, :, top:bottom, left:right] = x[partners, :, top:bottom, left:right]
+    # The share that really stays: the box may be clipped at the edges.
+    share = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, share * targets + (1 - share) * targets[partners]
 
 
-def _require(x: Tensor, targets: Tensor, alpha: float) -> None:
+def _require_valid(x: Tensor, targets: Tensor, alpha: float) -> None:
     if not (x.is_floating_point() and targets.is_floating_point()):
         raise UsageError(
-            f"Expected `x` and `targets` to be floats, got {x.dtype} and {targets.dtype}; "
-            "do normalise the images and give targets as one-hot rows."
+            f"Expected `x` and `targets` to be floats, got {x.dtype} and {targets.dtype}. "
+            "Normalise the images and pass targets as one-hot rows."
         )
     if targets.ndim != 2 or len(x) != len(targets):
         raise UsageError(
-            f"Expected `targets` of shape ({len(x)}, k), one row an example, "
+            f"Expected `targets` of shape ({len(x)}, k), one row per example, "
             f"got shape {tuple(targets.shape)}."
         )
     if not 0 < alpha < math.inf:
-        raise UsageError(f"Expected `alpha` to be above 0, got {alpha}; do not mix at all for 0.")
+        raise UsageError(
+            f"Expected `alpha` above 0, got {alpha}. To switch mixing off, leave it out."
+        )
 
 
-def _share(alpha: float, rng: np.random.Generator) -> float:
+def _draw_share(alpha: float, rng: np.random.Generator) -> float:
     return float(rng.beta(alpha, alpha))
 
 
-def _partners(x: Tensor, rng: np.random.Generator) -> Tensor:
+def _draw_partners(x: Tensor, rng: np.random.Generator) -> Tensor:
     import torch
 
     return torch.from_numpy(rng.permutation(len(x))).to(x.device)
 
 
-def _box(
+def _draw_box(
     height: int, width: int, share: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a box of 1 - share of the area, clipped at the edges."""
+    """Draw a box with 1 - share of the area, clipped: its top, bottom, left and right."""
     ratio = math.sqrt(1 - share)
-    tall, wide = int(height * ratio), int(width * ratio)
+    box_height, box_width = int(height * ratio), int(width * ratio)
     y, x = int(rng.integers(height)), int(rng.integers(width))
-    top, left = max(0, y - tall // 2), max(0, x - wide // 2)
-    bottom, right = min(height, y - tall // 2 + tall), min(width, x - wide // 2 + wide)
+    top, left = y - box_height // 2, x - box_width // 2
+    bottom, right = min(height, top + box_height), min(width, left + box_width)
+    top, left = max(0, top), max(0, left)
     return top, bottom, left, right

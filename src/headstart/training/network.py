@@ -1,4 +1,4 @@
-"""A backbone and a head in training: what is constant stays so, and is proven to."""
+"""A backbone and a head in training, with a proof that the constant part does not change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from headstart.backbones.freezing import (
     FreezePlan,
-    constant,
     fingerprint,
-    learning,
-    require_constant,
+    freeze,
+    require_unchanged,
     start_adapting,
     start_training,
-    trained,
+    trainable_parameters,
+    unfreeze,
 )
 from headstart.features.extractor import SplitPoint
 from headstart.models.heads.head import Head
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["Network", "Outputs", "boundary_cut"]
+__all__ = ["Network", "Outputs", "find_split_point"]
 
-JUDGE_BATCH, JUDGE_MAPS = 64, 8
-"""Images at a time where nothing is learned, for heads on pooled features and on maps."""
+INFERENCE_BATCH, INFERENCE_BATCH_MAPS = 64, 8
+"""Batch sizes in inference, for heads on pooled features and for heads on maps."""
 
 
 Fetch = Callable[[NDArray[np.intp]], NDArray[Any]]
 
 
 class Outputs(NamedTuple):
-    """What a network gives for a batch.
+    """Outputs of a network for a batch.
 
-    ``logits``, what the head gives: (n, n_classes) on pooled features, (n, n_classes, H, W) for
-    masks, what the head itself reads on for boxes; ``pooled`` (n, width), or the mean over the
-    last map for a head on maps; and ``maps``, the output of each stage that moves.
+    ``logits``: output of the head, (n, n_classes) on pooled features, (n, n_classes, H, W) for
+    masks, raw detector outputs for boxes. ``pooled``: (n, width), or the mean over the last map
+    for a head on maps. ``maps``: output of each stage that trains.
     """
 
     logits: Any
@@ -51,18 +51,18 @@ class Outputs(NamedTuple):
 
 
 class Network:
-    """A backbone and a head, trained as a plan says.
+    """A backbone and a head, trained as a freezing plan says.
 
     Parameters
     ----------
     backbone : Backbone
-        Taken over and changed in place.
+        Changed in place.
     head : Head
-        Where the head starts.
+        Initial head.
     plan : FreezePlan
-    cut : Cut, optional
-        What has been computed when a batch arrives, at most up to the plan's boundary. By default
-        batches are pixels.
+    split_point : SplitPoint, optional
+        Last stage that has already run when a batch arrives; at most the last constant stage of
+        the plan. By default batches are pixels.
     dropout : float
         Before the head, if it reads pooled features.
     device : str
@@ -82,44 +82,42 @@ class Network:
         from torch import nn
 
         layer = head.module()
-        self.backbone, self.layer, self.plan, self._kind = backbone, layer, plan, head
+        self.backbone, self.layer, self.plan, self._head = backbone, layer, plan, head
         self.module: nn.Module = nn.ModuleDict({"backbone": backbone, "head": layer})
         self.module.to(device).to(memory_format=torch.channels_last)
         self.device, self.dropout, self.split_point = device, dropout, split_point
         names = [stage.name for stage in backbone.stages]
         self._is_pooled = split_point is not None and split_point.stop is None
-        begin = (
-            0
-            if split_point is None or split_point.stop is None
-            else names.index(split_point.stop) + 1
-        )
-        self._stages = [] if self._is_pooled else names[begin:]
-        self._at_once = JUDGE_MAPS if head.taps else JUDGE_BATCH
+        first = 0
+        if split_point is not None and split_point.stop is not None:
+            first = names.index(split_point.stop) + 1
+        self._stages = [] if self._is_pooled else names[first:]
+        self._batch_size = INFERENCE_BATCH_MAPS if head.taps else INFERENCE_BATCH
         self._shapes: tuple[tuple[int, ...], ...] = ()
         self._moving = {row.stage for row in plan.rows if not row.is_constant}
         self._learning = False
-        constant(backbone)
+        freeze(backbone)
         self._before = fingerprint(self._constant_state())
 
-    def enter(self, epoch: int) -> None:
-        """Put everything into training as the plan says for an epoch, from 1."""
+    def set_training(self, epoch: int) -> None:
+        """Set the training mode that the plan defines for an epoch, from 1."""
         start_training(self.backbone, self.plan, epoch=epoch)
-        learning(self.layer)
+        unfreeze(self.layer)
         self._learning = True
 
-    def rest(self) -> None:
-        """Put everything into inference."""
-        constant(self.backbone)
-        constant(self.layer)
+    def set_inference(self) -> None:
+        """Set backbone and head to inference mode."""
+        freeze(self.backbone)
+        freeze(self.layer)
         self._learning = False
 
     def tensor(self, batch: NDArray[Any]) -> Tensor:
-        """What the first stage to run reads, of an array as it was fetched.
+        """Convert a fetched array to the input of the first stage that runs.
 
         Parameters
         ----------
         batch : array
-            Pixels, uint8, (n, H, W, 3); or what crossed the cut, float32: maps
+            Pixels, uint8, (n, H, W, 3); or activations at the split point, float32: maps
             (n, h, w, channels), tokens (n, tokens, channels), pooled features (n, width), or
             several maps in one row (n, values).
         """
@@ -129,39 +127,39 @@ class Network:
         x = x.permute(0, 3, 1, 2) if x.ndim == 4 else x
         return self.backbone.spec.preprocess.normalise(x) if x.dtype == torch.uint8 else x
 
-    def upto(self, x: Tensor) -> Tensor:
-        """What crosses the cut of normalised images, as batches hold it."""
+    def run_to_split(self, x: Tensor) -> Tensor:
+        """Activations of normalised images at the split point, in the form of a batch."""
         import torch
 
         if self.split_point is None:
             return x
         if self.split_point.taps:
             maps = self.backbone.maps(x, self.split_point.taps)
-            return torch.cat([one.permute(0, 2, 3, 1).flatten(1) for one in maps], dim=1)
+            return torch.cat([m.permute(0, 2, 3, 1).flatten(1) for m in maps], dim=1)
         x = self.backbone.run(x, stop=self.split_point.stop)
         return self.backbone.pool(x) if self._is_pooled else x
 
     def outputs(self, x: Tensor) -> Outputs:
-        """Run the stages behind the cut, and the head on what it reads."""
+        """Run the stages after the split point, then the head."""
         from torch.nn.functional import dropout
 
-        maps, seen = [], self._parted(x)
-        x = next(reversed(seen.values()), x)
+        maps, tapped = [], self._split_taps(x)
+        x = next(reversed(tapped.values()), x)
         for stage in self._stages:
             x = self.backbone.run(x, start=stage, stop=stage)
             if stage in self._moving:
                 maps.append(x)
-            if stage in self._kind.taps:
-                seen[stage] = x
-        if self._kind.taps:
-            given = self.layer([seen[stage] for stage in self._kind.taps])
-            return Outputs(given, x.mean(dim=(2, 3)), tuple(maps))
+            if stage in self._head.taps:
+                tapped[stage] = x
+        if self._head.taps:
+            logits = self.layer([tapped[stage] for stage in self._head.taps])
+            return Outputs(logits, x.mean(dim=(2, 3)), tuple(maps))
         pooled = x if self._is_pooled else self.backbone.pool(x)
         dropped = dropout(pooled, self.dropout, training=self._learning)
         return Outputs(self.layer(dropped), pooled, tuple(maps))
 
-    def _parted(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps by stage of a batch that holds several in one row; else none."""
+    def _split_taps(self, x: Tensor) -> dict[str, Tensor]:
+        """Split a batch that holds several maps per row into maps by stage; else empty."""
         if self.split_point is None or not self.split_point.taps:
             return {}
         import torch
@@ -178,57 +176,57 @@ class Network:
         taps = self.split_point.taps if self.split_point else ()
         with torch.inference_mode():
             maps = self.backbone.maps(torch.zeros(1, 3, *canvas, device=self.device), taps)
-        self._shapes = tuple((*one.shape[2:], one.shape[1]) for one in maps)
+        self._shapes = tuple((*m.shape[2:], m.shape[1]) for m in maps)
         return self._shapes
 
-    def answers(self, fetch: Fetch, n: int) -> Iterator[tuple[NDArray[np.intp], Outputs]]:
-        """Outputs for n rows, some at a time, in inference."""
+    def predict_batches(self, fetch: Fetch, n: int) -> Iterator[tuple[NDArray[np.intp], Outputs]]:
+        """Yield rows and outputs for n rows in batches, in inference mode."""
         import torch
 
-        self.rest()
-        for at in range(0, n, self._at_once):
-            rows = np.arange(at, min(n, at + self._at_once))
-            with torch.inference_mode():  # not around the yield: it would hold for the caller
-                found = self.outputs(self.tensor(fetch(rows)))
-            yield rows, found
+        self.set_inference()
+        for at in range(0, n, self._batch_size):
+            rows = np.arange(at, min(n, at + self._batch_size))
+            with torch.inference_mode():  # ends before the yield, or it would apply to the caller
+                outputs = self.outputs(self.tensor(fetch(rows)))
+            yield rows, outputs
 
-    def judge(self, fetch: Fetch, n: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Logits (n, n_classes) and pooled features (n, width) of n rows, in inference."""
+    def predict(self, fetch: Fetch, n: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Logits (n, n_classes) and pooled features (n, width) of n rows, in inference mode."""
         logits, pooled = [], []
-        for _, found in self.answers(fetch, n):
-            logits.append(found.logits.float().cpu().numpy())
-            pooled.append(found.pooled.float().cpu().numpy())
+        for _, outputs in self.predict_batches(fetch, n):
+            logits.append(outputs.logits.float().cpu().numpy())
+            pooled.append(outputs.pooled.float().cpu().numpy())
         return np.concatenate(logits).astype(np.float64), np.concatenate(pooled)
 
     def adapt(self, fetch: Fetch, n: int) -> None:
-        """Take the statistics of ``adapt`` stages from images, once; then they are constant."""
+        """Estimate BatchNorm statistics of ``adapt`` stages from images, once; then freeze them."""
         import torch
 
         if not start_adapting(self.backbone, self.plan):
             return
-        # Mixed: a folder is sorted by class, and statistics within a class are too narrow.
+        # Shuffled: folders are sorted by class, and statistics of one class are too narrow.
         order = np.random.default_rng(n).permutation(n)
         with torch.no_grad():
-            for rows in np.array_split(order, max(1, n // self._at_once)):
+            for rows in np.array_split(order, max(1, n // self._batch_size)):
                 self.outputs(self.tensor(fetch(rows)))
-        self.rest()
+        self.set_inference()
 
-    def groups(self, head_rate: float) -> list[dict[str, Any]]:
-        """Parameter groups of torch's optimisers, one for each stage and one for the head."""
+    def parameter_groups(self, head_rate: float) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimiser, one per stage and one for the head."""
         rates = {row.stage: row.learning_rate for row in self.plan.rows if row.trains}
-        found: dict[str, list[Any]] = {stage: [] for stage in rates}
-        for name, parameter in trained(self.backbone, self.plan).items():
-            found[self.backbone.stage_of(name)].append(parameter)
-        named = [{"params": found[stage], "lr": rates[stage]} for stage in rates]
-        return [*named, {"params": list(self.layer.parameters()), "lr": head_rate}]
+        by_stage: dict[str, list[Any]] = {stage: [] for stage in rates}
+        for name, parameter in trainable_parameters(self.backbone, self.plan).items():
+            by_stage[self.backbone.stage_of(name)].append(parameter)
+        groups = [{"params": by_stage[stage], "lr": rates[stage]} for stage in rates]
+        return [*groups, {"params": list(self.layer.parameters()), "lr": head_rate}]
 
-    def source(self) -> Callable[[Tensor], Outputs]:
-        """Return the network as it is now, made constant: what regularisers hold it against."""
-        still = copy.copy(self)
-        still.backbone = constant(copy.deepcopy(self.backbone))
-        still.layer = constant(copy.deepcopy(self.layer))
-        still._learning = False
-        return still.outputs
+    def frozen_copy(self) -> Callable[[Tensor], Outputs]:
+        """Return a constant copy of the current network, the reference of regularisers."""
+        reference = copy.copy(self)
+        reference.backbone = freeze(copy.deepcopy(self.backbone))
+        reference.layer = freeze(copy.deepcopy(self.layer))
+        reference._learning = False
+        return reference.outputs
 
     def state(self) -> dict[str, Tensor]:
         """Tensors of the backbone by the library's names, on the CPU."""
@@ -237,39 +235,42 @@ class Network:
 
     @property
     def head(self) -> Head:
-        """The head as a value, with its numbers as they are."""
+        """The head as a value, with its current weights."""
         state = self.layer.state_dict()
-        return self._kind.with_state({k: v.detach().cpu().numpy().copy() for k, v in state.items()})
+        return self._head.with_state({k: v.detach().cpu().numpy().copy() for k, v in state.items()})
 
     def load(self, state: Mapping[str, Tensor], head: Head) -> None:
-        """Take over tensors that ``state`` and ``head`` gave, or mixtures of such."""
+        """Load tensors that ``state`` and ``head`` returned, or averages of such."""
         import torch
 
         self.backbone.load_state_dict({f"trunk.{k}": v for k, v in state.items()})
         self.layer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in head.state().items()})
 
-    def require_constant(self) -> None:
-        """Hold the constant stages against what they were.
+    def require_unchanged(self) -> None:
+        """Check that the constant stages have not changed.
 
         Raises
         ------
         HeadstartError
-            If any parameter or running statistic has moved.
+            If any parameter or running statistic has changed.
         """
-        require_constant(self._constant_state(), self._before)
+        require_unchanged(self._constant_state(), self._before)
 
     def _constant_state(self) -> dict[str, Tensor]:
         state = self.backbone.state_dict()
         return {k: v for k, v in state.items() if self.backbone.stage_of(k) not in self._moving}
 
 
-def boundary_cut(plan: FreezePlan, head: Head) -> SplitPoint | None:
-    """Where constant stages end, and what of theirs the head reads; None where all move."""
-    if plan.boundary is None:
+def find_split_point(plan: FreezePlan, head: Head) -> SplitPoint | None:
+    """Find the last constant stage and the maps of constant stages that the head reads, or None."""
+    if plan.last_constant_stage is None:
         return None
     if not head.taps:
-        return SplitPoint(engine="fp32", stop=None if plan.first_moving is None else plan.boundary)
+        return SplitPoint(
+            engine="fp32",
+            stop=None if plan.first_changing_stage is None else plan.last_constant_stage,
+        )
     names = [row.stage for row in plan.rows]
-    before = names[: names.index(plan.boundary)]
-    taps = (*(tap for tap in head.taps if tap in before), plan.boundary)
-    return SplitPoint(engine="fp32", stop=plan.boundary, taps=taps)
+    before = names[: names.index(plan.last_constant_stage)]
+    taps = (*(tap for tap in head.taps if tap in before), plan.last_constant_stage)
+    return SplitPoint(engine="fp32", stop=plan.last_constant_stage, taps=taps)

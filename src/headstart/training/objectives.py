@@ -1,4 +1,4 @@
-"""The contract of an objective: what a task asks of a training, and how it judges one."""
+"""Objectives: loss, score and calibration of a training, one class per task."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from headstart.metrics.classification import log_loss, macro_f1_score
 from headstart.metrics.detection import best_threshold, box_scores, match_boxes
 from headstart.metrics.segmentation import mean_iou_score, pixel_counts
 from headstart.models.heads.linear import LinearHead
-from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask, Task
+from headstart.models.transfer_model import TransferModel
 from headstart.training.inputs import Inputs
 from headstart.training.job import Rows, Score
-from headstart.training.losses.classification import Loss, classification_loss
-from headstart.training.losses.segmentation import MaskLoss, mask_loss
+from headstart.training.losses.classification import classification_loss
+from headstart.training.losses.segmentation import mask_loss
 from headstart.training.mixup import cutmix, mixup
 from headstart.training.network import Fetch, Network, Outputs
 from headstart.training.samplers import epoch_order
+from headstart.training.settings import SharedSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,59 +43,63 @@ __all__ = [
     "TEMPERATURE_SPREAD",
     "BoxObjective",
     "ClassObjective",
+    "FitHead",
     "LossStep",
     "MaskObjective",
     "Objective",
     "Penalty",
-    "Solve",
 ]
 
 Penalty = Callable[["Tensor", Outputs, Rows], "Tensor"]
 LossStep = Callable[[Rows, NDArray[Any], int], "Tensor"]
-"""From the rows of a batch, what was fetched for them and the global step to their mean loss."""
+"""From the rows of a batch, their fetched array and the global step to their mean loss."""
 
 
 class Objective(Protocol):
-    """Knows the truth of the images to learn from and of those to stop on."""
+    """Loss and score of a training, from the labels of its training and validation images."""
 
     @property
     def train(self) -> Dataset:
-        """Images to learn from."""
+        """Training images."""
         ...
 
     @property
     def val(self) -> Dataset:
-        """Images to stop on."""
+        """Validation images, for early stopping."""
         ...
 
     @property
-    def starts(self) -> bool:
-        """Whether the head is solved on the images as they are before anything moves."""
+    def fits_head(self) -> bool:
+        """Whether the head is fitted on the plain images before the training."""
         ...
 
-    def start(self, network: Network, read: Fetch) -> None:
-        """Give the network its first head, solved on what ``read`` gives of every image."""
+    def fit_head(self, network: Network, read: Fetch) -> None:
+        """Fit the network's first head on the inputs that ``read`` gives for every image."""
         ...
 
     def order(self, epoch: int) -> Rows:
-        """Rows of the images to learn from, as an epoch goes through them."""
+        """Rows of the training images in the order of an epoch."""
         ...
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
         """Make the loss of a training that reads ``inputs``."""
         ...
 
-    def answers(self, network: Network, read: Fetch) -> Any:
-        """What the network says of the images to stop on, in inference."""
+    def predict(self, network: Network, read: Fetch) -> Any:
+        """Predict the validation images in inference mode."""
         ...
 
-    def score(self, answers: Any) -> Score:
-        """How good these answers are."""
+    def score(self, predictions: Any) -> Score:
+        """Score predictions of the validation images."""
         ...
 
-    def settled(self, task: Any, answers: Any) -> Any:
-        """Return the task, as certain as the final network's answers allow."""
+    def calibrate_task(self, model: TransferModel, predictions: Any) -> Task:
+        """Return the model's task, calibrated on the final predictions."""
         ...
+
+
+def _steps_per_epoch(settings: SharedSettings, train: Dataset) -> int:
+    return settings.training.for_images(len(train)).steps_per_epoch(len(train))
 
 
 def on_device(values: NDArray[Any], device: str) -> Tensor:
@@ -103,95 +109,93 @@ def on_device(values: NDArray[Any], device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
-Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+DetectedBoxes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 """Boxes (n, 4), scores (n,) and labels (n,) of one image."""
 
-Answers = tuple[list[Found], float]
+BoxPredictions = tuple[list[DetectedBoxes], float]
+"""Of all validation images, and their mean loss."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxObjective:
-    """The head's own loss; judged by the mean average precision on held-out images.
+    """The detector's own loss; scored by mean average precision on the validation images.
 
     Parameters
     ----------
     train, val : Dataset
-        To learn from, and to stop on.
+        Training and validation images.
     preprocess : Preprocess
         Says where an image's boxes lie on the canvas.
-    per_epoch : int
-        Steps.
-    seed : int
-        Of the order.
+    settings : SharedSettings
     """
 
     train: Dataset
     val: Dataset
     preprocess: Preprocess
-    per_epoch: int
-    seed: int = 0
-    starts: bool = False
-    _plain: dict[int, BoxTruth] = field(default_factory=dict, repr=False)
+    settings: SharedSettings
+    fits_head: bool = False
+    _loaded: dict[int, BoxTruth] = field(default_factory=dict, repr=False)
 
-    def start(self, network: Network, read: Fetch) -> None:
-        """A head for boxes is never solved."""
+    def fit_head(self, network: Network, read: Fetch) -> None:
+        """Do nothing: a detection head is never fitted first."""
 
     def order(self, epoch: int) -> Rows:
         """Every image once in a random order."""
-        return epoch_order(len(self.train), seed=self.seed, epoch=epoch)
+        return epoch_order(len(self.train), seed=self.settings.seed, epoch=epoch)
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
-        """Make the loss of a batch; its boxes move as its pixels did."""
+        """Make the loss of a batch; augmentation moves boxes and pixels alike."""
+        steps_per_epoch = _steps_per_epoch(self.settings, self.train)
 
         def loss(rows: Rows, batch: NDArray[Any], step: int) -> Tensor:
-            x, view = network.tensor(batch), inputs.view(1 + step // self.per_epoch)
+            x, view = network.tensor(batch), inputs.view(1 + step // steps_per_epoch)
             outputs = network.outputs(x)
             truths = [self._truth(self.train.samples[row], view) for row in rows]
-            found = _loss(network, outputs, truths)
-            return found if penalty is None else found + penalty(x, outputs, rows)
+            value = _detector_loss(network, outputs, truths)
+            return value if penalty is None else value + penalty(x, outputs, rows)
 
         return loss
 
-    def answers(self, network: Network, read: Fetch) -> Answers:
-        """What is found in each held-out image, on the canvas, and the mean loss."""
+    def predict(self, network: Network, read: Fetch) -> BoxPredictions:
+        """Detect objects in every validation image, on the canvas; with the mean loss."""
         import torch
 
-        found: list[Found] = []
+        detected: list[DetectedBoxes] = []
         loss = 0.0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)  # some heads draw the regions that they judge
-            for rows, outputs in network.answers(read, len(self.val)):
+            torch.manual_seed(self.settings.seed)  # some detectors sample regions for their loss
+            for rows, outputs in network.predict_batches(read, len(self.val)):
                 with torch.inference_mode():
-                    truths = [self._kept[row] for row in rows]
-                    loss += float(_loss(network, outputs, truths)) * len(rows)
-                    answers = network.layer.detect(outputs.logits)  # type: ignore[operator]
-                for boxes, scores, labels in answers:
-                    found.append((boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy()))
-        return found, loss / len(self.val)
+                    truths = [self._val_truths[row] for row in rows]
+                    loss += float(_detector_loss(network, outputs, truths)) * len(rows)
+                    batch = network.layer.detect(outputs.logits)  # type: ignore[operator]
+                detected += [tuple(part.cpu().numpy() for part in image) for image in batch]
+        return detected, loss / len(self.val)
 
-    def score(self, answers: Answers) -> Score:
-        """Mean average precision at .50:.95, and the loss between equals."""
-        found, loss = answers
-        scores = box_scores(self._matches(found), np.ones(len(self.val)))
+    def score(self, predictions: BoxPredictions) -> Score:
+        """Mean average precision at .50:.95; the loss decides between equal values."""
+        detected, loss = predictions
+        scores = box_scores(self._matches(detected), np.ones(len(self.val)))
         return Score(float(np.nan_to_num(scores["map"])), -loss)
 
-    def settled(self, task: DetectionTask, answers: Answers) -> DetectionTask:
-        """Set the score from which on objects are named to the one with the best F1."""
-        return replace(task, threshold=best_threshold(self._matches(answers[0])))
+    def calibrate_task(self, model: TransferModel, predictions: BoxPredictions) -> DetectionTask:
+        """Set the score threshold of detections to the one with the best F1."""
+        task = model.require_task(DetectionTask)
+        return replace(task, threshold=best_threshold(self._matches(predictions[0])))
 
-    def _matches(self, found: list[Found]) -> Any:
-        return match_boxes(found, self._kept, len(self.train.classes))
+    def _matches(self, detected: list[DetectedBoxes]) -> Any:
+        return match_boxes(detected, self._val_truths, len(self.train.classes))
 
     @cached_property
-    def _kept(self) -> list[BoxTruth]:
+    def _val_truths(self) -> list[BoxTruth]:
         return [self._truth(sample, None) for sample in self.val.samples]
 
     def _truth(self, sample: Sample, view: View | None) -> BoxTruth:
-        """An image's boxes as a view shows them; its file is looked at once."""
-        truth = self._plain.get(id(sample))  # the data hold it, so that no other has its id
+        """An image's boxes in an augmented view; its file is read once."""
+        truth = self._loaded.get(id(sample))  # unique: the dataset keeps samples alive
         if truth is None:
             truth = load_boxes(sample, self.preprocess, self.train.classes)
-            self._plain[id(sample)] = truth
+            self._loaded[id(sample)] = truth
         if view is None:
             return truth
         return view_of_boxes(
@@ -204,123 +208,124 @@ class BoxObjective:
         )
 
 
-def _loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth]) -> Tensor:
-    """The head's own terms, added; hard objects are left out, and so count as background."""
-    learned = [
+def _detector_loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth]) -> Tensor:
+    """Sum of the detector's own loss terms; hard objects are left out and count as background."""
+    targets = [
         tuple(on_device(part[~truth.hard], network.device) for part in truth[:2])
         for truth in truths
     ]
-    terms = network.layer.loss(outputs.logits, learned)  # type: ignore[operator]
-    found: Tensor = sum(terms.values())
-    return found
+    terms = network.layer.loss(outputs.logits, targets)  # type: ignore[operator]
+    total: Tensor = sum(terms.values())
+    return total
 
 
 TEMPERATURE_SPREAD = 0.25
-"""Of the logarithm of the temperature around 0: the held-out part is often a few dozen images."""
+"""Prior standard deviation of the log temperature, for validation parts of a few dozen images."""
 
-Solve = Callable[[NDArray[np.float32]], LinearHead]
-"""From the pooled features of the training images as they are to a head."""
+FitHead = Callable[[NDArray[np.float32]], LinearHead]
+"""From the pooled features of the plain training images to a head."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassObjective:
-    """Cross-entropy and its relatives; judged by the macro F1 of held-out images.
+    """Cross-entropy and its variants; scored by macro F1 on the validation images.
 
     Parameters
     ----------
     train, val : Dataset
-        To learn from, and to stop on.
-    wanted : Loss
-    mixup, cutmix : float
-        Beta's parameter; 0 for none.
-    seed : int
-        Of the order and of what is mixed.
-    solve : callable, optional
+        Training and validation images.
+    settings : SharedSettings
+    fit_pooled_head : callable, optional
         Makes the first head.
     """
 
     train: Dataset
     val: Dataset
-    wanted: Loss
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    seed: int = 0
-    solve: Solve | None = None
+    settings: SharedSettings
+    fit_pooled_head: FitHead | None = None
 
     @property
-    def starts(self) -> bool:
-        """Whether the head is solved before anything moves."""
-        return self.solve is not None
+    def fits_head(self) -> bool:
+        """Whether the head is fitted before the training."""
+        return self.fit_pooled_head is not None
 
-    def start(self, network: Network, read: Fetch) -> None:
-        """Solve the head on the pooled features of the training images."""
-        if self.solve is not None:
-            _, pooled = network.judge(read, len(self.train))
-            network.load(network.state(), self.solve(pooled))
+    def fit_head(self, network: Network, read: Fetch) -> None:
+        """Fit the head on the pooled features of the training images."""
+        if self.fit_pooled_head is not None:
+            _, pooled = network.predict(read, len(self.train))
+            network.load(network.state(), self.fit_pooled_head(pooled))
 
     def order(self, epoch: int) -> Rows:
         """Every image once in a random order, or by class in equal shares."""
         targets, kind = self._targets, self.train.kind
-        how = self.wanted.resolved(targets, n_classes=len(self.train.classes), kind=kind)
+        imbalance = self.settings.loss.resolved(
+            targets, n_classes=len(self.train.classes), kind=kind
+        )
         return epoch_order(
             len(self.train),
-            seed=self.seed,
+            seed=self.settings.seed,
             epoch=epoch,
-            targets=targets if how == "sampling" else None,
-            balanced=how == "sampling",
+            targets=targets if imbalance == "sampling" else None,
+            balanced=imbalance == "sampling",
         )
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
-        """Make the loss of a batch, its images mixed if that is wanted."""
-        wanted, device, kind = self.wanted, network.device, self.train.kind
+        """Make the loss of a batch, with MixUp or CutMix if they are on."""
+        settings, device, kind = self.settings, network.device, self.train.kind
+        loss_settings = settings.loss
         n_classes, observed = len(self.train.classes), self._targets
-        is_mixed = bool(self.mixup or self.cutmix)
+        is_mixed = bool(settings.mixup or settings.cutmix)
         one_hot = is_mixed and kind != "multilabel"
         targets = on_device(np.eye(n_classes)[observed] if one_hot else observed, device)
         targets = targets.float() if targets.ndim == 2 else targets
 
-        def known(values: NDArray[Any] | None) -> Tensor | None:
+        def to_device(values: NDArray[Any] | None) -> Tensor | None:
             return None if values is None else on_device(values, device).float()
 
-        balance = known(wanted.weights(observed, n_classes=n_classes, kind=kind))
-        adjustment = known(wanted.adjustment(observed, n_classes=n_classes, kind=kind))
+        balance = to_device(loss_settings.weights(observed, n_classes=n_classes, kind=kind))
+        adjustment = to_device(loss_settings.adjustment(observed, n_classes=n_classes, kind=kind))
 
         def loss(rows: Rows, batch: NDArray[Any], step: int) -> Tensor:
             x, truth = network.tensor(batch), targets[on_device(rows, device)]
             if is_mixed:
-                rng = np.random.default_rng([self.seed, step, 1])
-                mix, alpha = (mixup, self.mixup) if self.mixup else (cutmix, self.cutmix)
+                rng = np.random.default_rng([settings.seed, step, 1])
+                mix, alpha = (
+                    (mixup, settings.mixup) if settings.mixup else (cutmix, settings.cutmix)
+                )
                 x, truth = mix(x, truth, alpha=alpha, rng=rng)
             outputs = network.outputs(x)
-            found = classification_loss(
+            value = classification_loss(
                 outputs.logits,
                 truth,
                 kind=kind,
-                label_smoothing=wanted.label_smoothing,
+                label_smoothing=loss_settings.label_smoothing,
                 class_weights=balance,
-                focal_gamma=wanted.focal,
+                focal_gamma=loss_settings.focal,
                 logit_adjustment=adjustment,
             )
-            return found if penalty is None else found + penalty(x, outputs, rows)
+            return value if penalty is None else value + penalty(x, outputs, rows)
 
         return loss
 
-    def answers(self, network: Network, read: Fetch) -> NDArray[np.float64]:
-        """Logits of the held-out images."""
-        return network.judge(read, len(self.val))[0]
+    def predict(self, network: Network, read: Fetch) -> NDArray[np.float64]:
+        """Logits of the validation images."""
+        return network.predict(read, len(self.val))[0]
 
-    def score(self, answers: NDArray[np.float64]) -> Score:
-        """Macro F1, and the log-loss between equals."""
+    def score(self, logits: NDArray[np.float64]) -> Score:
+        """Macro F1; the log-loss decides between equal values."""
         task = ClassificationTask(classes=self.train.classes, kind=self.train.kind)
-        chances, targets = task.probabilities(answers), self.val.targets()
-        value = macro_f1_score(targets, task.predicted(chances))
-        return Score(float(value), -float(log_loss(targets, chances)))
+        probabilities, targets = task.probabilities(logits), self.val.targets()
+        value = macro_f1_score(targets, task.predicted(probabilities))
+        return Score(float(value), -float(log_loss(targets, probabilities)))
 
-    def settled(self, task: ClassificationTask, answers: NDArray[np.float64]) -> ClassificationTask:
-        """Fit the temperature (and thresholds) to the held-out logits."""
-        blank = replace(task, temperature=1.0, thresholds=())
-        return blank.calibrated(
-            answers, self.val.targets(), spread=TEMPERATURE_SPREAD, groups=self.val.groups()
+    def calibrate_task(
+        self, model: TransferModel, logits: NDArray[np.float64]
+    ) -> ClassificationTask:
+        """Fit the temperature (and thresholds) to the validation logits."""
+        task = model.require_task(ClassificationTask)
+        uncalibrated = replace(task, temperature=1.0, thresholds=())
+        return uncalibrated.calibrated(
+            logits, self.val.targets(), spread=TEMPERATURE_SPREAD, groups=self.val.groups()
         )
 
     @cached_property
@@ -328,99 +333,98 @@ class ClassObjective:
         return self.train.targets()
 
 
-Counts = tuple[NDArray[np.intp], float]
+PixelPredictions = tuple[NDArray[np.intp], float]
+"""Pixels of all validation images by true and predicted class, and their mean loss."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskObjective:
-    """A loss over pixels; judged by the mean intersection over union on held-out images.
+    """A loss over pixels; scored by mean intersection over union on the validation images.
 
     Parameters
     ----------
     train, val : Dataset
-        To learn from, and to stop on.
+        Training and validation images.
     preprocess : Preprocess
         Says where an image's pixels lie on the canvas.
-    per_epoch : int
-        Steps.
-    wanted : MaskLoss
-    seed : int
-        Of the order.
+    settings : SharedSettings
     """
 
     train: Dataset
     val: Dataset
     preprocess: Preprocess
-    per_epoch: int
-    wanted: MaskLoss
-    seed: int = 0
-    starts: bool = False
-    _plain: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    settings: SharedSettings
+    fits_head: bool = False
+    _loaded: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
-    def start(self, network: Network, read: Fetch) -> None:
-        """A decoder is never solved."""
+    def fit_head(self, network: Network, read: Fetch) -> None:
+        """Do nothing: a decoder is never fitted first."""
 
     def order(self, epoch: int) -> Rows:
         """Every image once in a random order."""
-        return epoch_order(len(self.train), seed=self.seed, epoch=epoch)
+        return epoch_order(len(self.train), seed=self.settings.seed, epoch=epoch)
 
     def loss(self, network: Network, inputs: Inputs, penalty: Penalty | None) -> LossStep:
-        """Make the loss of a batch; its masks move as its pixels did."""
+        """Make the loss of a batch; augmentation moves masks and pixels alike."""
+        steps_per_epoch = _steps_per_epoch(self.settings, self.train)
         weights = self._weights(network.device)
 
         def loss(rows: Rows, batch: NDArray[Any], step: int) -> Tensor:
-            x, view = network.tensor(batch), inputs.view(1 + step // self.per_epoch)
+            x, view = network.tensor(batch), inputs.view(1 + step // steps_per_epoch)
             outputs = network.outputs(x)
             masks = [self._truth(self.train.samples[row], view) for row in rows]
             truth = on_device(np.stack(masks), network.device).long()
-            found = mask_loss(outputs.logits, truth, self.wanted, class_weights=weights)
-            return found if penalty is None else found + penalty(x, outputs, rows)
+            value = mask_loss(outputs.logits, truth, self.settings.mask_loss, class_weights=weights)
+            return value if penalty is None else value + penalty(x, outputs, rows)
 
         return loss
 
-    def answers(self, network: Network, read: Fetch) -> Counts:
-        """Pixels by true and said class of all held-out images, and the mean loss."""
+    def predict(self, network: Network, read: Fetch) -> PixelPredictions:
+        """Count the validation pixels by true and predicted class; with the mean loss."""
         import torch
 
         n_classes, loss = len(self.train.classes), 0.0
         counts = np.zeros((n_classes, n_classes), dtype=np.intp)
-        for rows, outputs in network.answers(read, len(self.val)):
+        for rows, outputs in network.predict_batches(read, len(self.val)):
             masks = np.stack([self._truth(self.val.samples[row], None) for row in rows])
             with torch.inference_mode():
                 truth = on_device(masks, network.device).long()
-                said = outputs.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-                loss += float(mask_loss(outputs.logits, truth, self.wanted)) * len(rows)
-            for one, true in zip(said, masks, strict=True):
-                counts += pixel_counts(one, true, n_classes)
+                predicted = outputs.logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+                value = mask_loss(outputs.logits, truth, self.settings.mask_loss)
+                loss += float(value) * len(rows)
+            for mask, true in zip(predicted, masks, strict=True):
+                counts += pixel_counts(mask, true, n_classes)
         return counts, loss / len(self.val)
 
-    def score(self, answers: Counts) -> Score:
-        """Mean intersection over union, and the loss between equals."""
-        counts, loss = answers
+    def score(self, predictions: PixelPredictions) -> Score:
+        """Mean intersection over union; the loss decides between equal values."""
+        counts, loss = predictions
         return Score(float(np.nan_to_num(mean_iou_score(counts[None], np.ones(1)))), -loss)
 
-    def settled(self, task: SegmentationTask, answers: Counts) -> SegmentationTask:
-        """Nothing of the task depends on the answers."""
-        return task
+    def calibrate_task(
+        self, model: TransferModel, predictions: PixelPredictions
+    ) -> SegmentationTask:
+        """Return the task: segmentation has nothing to calibrate."""
+        return model.require_task(SegmentationTask)
 
     def _weights(self, device: str) -> Tensor | None:
-        """Of the classes, by how many training pixels each has; None for none."""
-        if self.wanted.class_weights == "none":
+        """Class weights from the number of training pixels; None without weights."""
+        if self.settings.mask_loss.class_weights == "none":
             return None
         n_classes = len(self.train.classes)
         counts = np.zeros(n_classes, dtype=np.intp)
         for sample in self.train.samples:
             mask = self._truth(sample, None)
             counts += np.bincount(mask[mask != IGNORED], minlength=n_classes)
-        weights = self.wanted.weights(counts)
+        weights = self.settings.mask_loss.weights(counts)
         return None if weights is None else on_device(weights, device).float()
 
     def _truth(self, sample: Sample, view: View | None) -> NDArray[np.uint8]:
-        """A mask as a view shows it; decoded once."""
-        mask = self._plain.get(id(sample))  # the data hold it, so that no other has its id
+        """A mask in an augmented view; decoded once."""
+        mask = self._loaded.get(id(sample))  # unique: the dataset keeps samples alive
         if mask is None:
             mask = load_mask(sample, self.preprocess, self.train.classes)
-            self._plain[id(sample)] = mask
+            self._loaded[id(sample)] = mask
         if view is None:
             return mask
         return view_of_mask(

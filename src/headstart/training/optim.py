@@ -1,11 +1,11 @@
-"""How far and how fast parameters move: optimiser, schedule, steps."""
+"""Training settings: optimiser, learning-rate schedule, epochs and batch size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from headstart.data.dataset import DENSE, Kind
 from headstart.errors import UnknownNameError, UsageError
@@ -22,18 +22,18 @@ OPTIMISERS = {
         *("RAdam", "RMSprop", "Rprop", "SGD"),
     )
 }
-"""torch's, by their names in small letters; those left out need a closure, or other gradients."""
+"""Optimisers of torch by lower-case name. The others need a closure or sparse gradients."""
 
 Schedule = Literal["cosine", "one-cycle", "step", "constant"]
-SCHEDULES = ("cosine", "one-cycle", "step", "constant")
+SCHEDULES = get_args(Schedule)
 Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = get_args(Precision)
 
-FEWEST_STEPS = 150
-"""Steps that a training takes at least, if nothing else is said: tiny sets need many epochs."""
+MIN_STEPS = 150
+"""Smallest number of steps if ``epochs`` is not set: very small datasets need many epochs."""
 
-PATIENCE_FROM = 100
-"""Steps from which on a training may stop early: a few steps prove nothing."""
+MIN_STEPS_TO_STOP = 100
+"""Smallest number of steps before a training may stop early: a few steps prove nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,38 +43,39 @@ class Training:
     Parameters
     ----------
     optimiser : str
-        Name of one of torch's, such as ``adamw`` or ``sgd`` (with momentum 0.9 and Nesterov).
+        Optimiser of torch, such as ``adamw`` or ``sgd`` (with momentum 0.9 and Nesterov).
     epochs : int
-        At most; 0 decides by the number of images: 40 for 50, 9 for 1,000, at least 5.
+        Largest number of epochs; 0 chooses by the number of images: 40 for 50, 9 for 1,000, at
+        least 5.
     batch_size : int
-        At most, over all processes; an epoch's batches differ by one image. 0 decides: 16 below
-        400 images, else 32.
+        Largest batch over all processes; batches of an epoch differ by at most one image. 0
+        chooses: 16 below 400 images, else 32.
     accumulate : int
-        Parts that a batch is computed in, to need less memory; the steps are the same.
+        Number of parts in which a batch is computed, to save memory; the steps are the same.
     weight_decay : float
-        Not of biases, nor of scales and shifts of a normalisation.
+        Weight decay; not for biases, nor for scales and shifts of a normalisation.
     schedule : {"cosine", "one-cycle", "step", "constant"}
-        Behind a linear warm-up; ``one-cycle`` warms up along half a cosine, ``step`` divides the
-        rate by 10 after each third.
+        Schedule after a linear warm-up; ``one-cycle`` warms up along half a cosine, ``step``
+        divides the rate by 10 after each third.
     warm_up : float
-        Share of all steps.
+        Share of all steps for the warm-up.
     clip : float
-        Largest norm of the gradient; 0 for none.
+        Largest norm of the gradient; 0 for no clipping.
     patience : int
-        Epochs without a better held-out score before the training stops.
+        Number of epochs without a better validation score before the training stops.
     precision : {"fp32", "bf16", "fp16"}
-        Of the forward pass; parameters stay in float32. fp16 needs a GPU.
+        Precision of the forward pass; parameters stay in float32. fp16 needs a GPU.
     ema : float
-        Decay of an exponential moving average of the parameters, which is then what is judged
-        and kept; 0 for none.
+        Decay of an exponential moving average of the parameters. The average is scored and saved
+        instead of the parameters; 0 for none.
     soup : int
-        Average the weights of up to so many of the best epochs as long as the held-out score
-        does not fall (a greedy soup); 0 for the best epoch alone.
+        Average the weights of up to this many of the best epochs while the validation score does
+        not fall (a greedy soup); 0 for the best epoch alone.
 
     Raises
     ------
     UsageError
-        If a value cannot be meant.
+        If a value is invalid.
 
     Examples
     --------
@@ -107,23 +108,23 @@ class Training:
         for name, smallest in least.items():
             value = getattr(self, name)
             if not smallest <= value < math.inf:
-                raise UsageError(f"Expected `{name}` to be {smallest} or more, got {value}.")
+                raise UsageError(f"`{name}` must be {smallest} or more, got {value}.")
         for name in ("warm_up", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(
-                    f"Expected `{name}` to lie in 0 <= {name} < 1, got {getattr(self, name)}."
+                    f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}."
                 )
 
     def for_images(self, n: int) -> Training:
-        """Return the settings with nothing left to decide, for ``n`` images to learn from."""
+        """Return the settings with resolved epochs and batch size, for ``n`` training images."""
         batch_size = self.batch_size or (16 if n < 400 else 32)
         per_epoch = max(1, math.ceil(n / batch_size))
-        usual = min(40, max(5, round(40 * math.sqrt(50 / max(n, 1)))))
-        epochs = self.epochs or max(usual, math.ceil(FEWEST_STEPS / per_epoch))
+        default = min(40, max(5, round(40 * math.sqrt(50 / max(n, 1)))))
+        epochs = self.epochs or max(default, math.ceil(MIN_STEPS / per_epoch))
         return replace(self, epochs=epochs, batch_size=batch_size)
 
     def for_kind(self, kind: Kind) -> Training:
-        """Return the settings for what is learned: boxes and masks of 8 images are many.
+        """Return the settings for a task: 8 images per batch for detection and segmentation.
 
         >>> [Training().for_kind(kind).batch_size for kind in ("detection", "multiclass")]
         [8, 0]
@@ -131,7 +132,7 @@ class Training:
         return replace(self, batch_size=8) if kind in DENSE and not self.batch_size else self
 
     def steps_per_epoch(self, n: int) -> int:
-        """Batches that ``n`` images make.
+        """Return the number of batches of an epoch with ``n`` images.
 
         >>> Training(batch_size=32).steps_per_epoch(100)
         4
@@ -140,7 +141,7 @@ class Training:
 
 
 def rate_at(settings: Training, step: int, per_epoch: int) -> float:
-    """Share of the full learning rate at a step, counted from 0.
+    """Return the share of the full learning rate at a step, counted from 0.
 
     Reference
     ---------
@@ -149,45 +150,45 @@ def rate_at(settings: Training, step: int, per_epoch: int) -> float:
 
     Examples
     --------
-    >>> plain = Training(epochs=10, warm_up=0.1)
-    >>> [round(rate_at(plain, step, 10), 3) for step in (0, 9, 10, 55, 99)]
+    >>> settings = Training(epochs=10, warm_up=0.1)
+    >>> [round(rate_at(settings, step, 10), 3) for step in (0, 9, 10, 55, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
     total = settings.epochs * per_epoch
-    warm = round(settings.warm_up * total)
+    warm_up_steps = round(settings.warm_up * total)
     if settings.schedule == "one-cycle":
         return _one_cycle(step, settings.warm_up * total - 1, total - 1)
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, total - warm)
+    if step < warm_up_steps:
+        return (step + 1) / warm_up_steps
+    progress = (step - warm_up_steps) / max(1, total - warm_up_steps)
     match settings.schedule:
         case "constant":
             return 1.0
         case "step":
-            return float(10.0 ** -int(3 * done))
-    return 0.5 * (1 + math.cos(math.pi * done))
+            return float(10.0 ** -int(3 * progress))
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _one_cycle(step: int, top: float, last: int) -> float:
-    """From 1/25 up to 1, then down to 1/250,000, along half cosines, as torch does it."""
+def _one_cycle(step: int, peak: float, last: int) -> float:
+    """Rise from 1/25 to 1, then fall to 1/250,000, along half cosines, like torch's OneCycleLR."""
 
-    def between(start: float, end: float, done: float) -> float:
-        return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
+    def half_cosine(start: float, end: float, progress: float) -> float:
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * progress))
 
-    if top > 0 and step <= top:
-        return between(1 / 25, 1.0, step / top)
-    return between(1.0, 1 / 25 / 1e4, (step - top) / max(1.0, last - top))
+    if peak > 0 and step <= peak:
+        return half_cosine(1 / 25, 1.0, step / peak)
+    return half_cosine(1.0, 1 / 25 / 1e4, (step - peak) / max(1.0, last - peak))
 
 
 def make_optimiser(settings: Training, groups: Sequence[dict[str, Any]]) -> Optimizer:
-    """Make torch's optimiser.
+    """Create the optimiser of torch.
 
     Parameters
     ----------
     settings : Training
     groups : sequence of dict
         With ``params`` and ``lr``. Vectors (biases, scales and shifts of a normalisation) get a
-        group of their own, without weight decay; each group keeps its rate as ``base_lr``.
+        separate group without weight decay. Each group stores its rate as ``base_lr``.
     """
     from torch import optim
 
@@ -202,6 +203,6 @@ def make_optimiser(settings: Training, groups: Sequence[dict[str, Any]]) -> Opti
         for decays in (True, False)
     ]
     options = {"momentum": 0.9, "nesterov": True} if settings.optimiser == "sgd" else {}
-    make = getattr(optim, OPTIMISERS[settings.optimiser])
-    made: Optimizer = make([group for group in split if group["params"]], **options)
-    return made
+    optimiser_class = getattr(optim, OPTIMISERS[settings.optimiser])
+    optimiser: Optimizer = optimiser_class([g for g in split if g["params"]], **options)
+    return optimiser

@@ -1,7 +1,7 @@
-"""What a backbone costs on this machine: every stage, what learns, a step, an image's pixels.
+"""Profiler: times of each stage, of a training step and of image decoding on this machine.
 
-A few random pixels go once through every stage, forward, and through what moves, forward and
-backward. The times are remembered.
+A few random images pass forward through every stage, and forward and backward through the
+trainable part. The times are stored in the cache.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.freezing import FreezePlan, constant
+from headstart.backbones.freezing import FreezePlan, freeze
 from headstart.cache import Cache, key
 from headstart.data.dataset import Sample
 from headstart.data.loader import digest_of
 from headstart.features.engines import CPU_BATCH, GPU_BATCH
 from headstart.features.extractor import SplitPoint
 from headstart.models.heads.head import Head
-from headstart.runtime import cores, machine, versions
-from headstart.training.network import Network, boundary_cut
+from headstart.runtime import cores, machine, threads, versions
+from headstart.training.network import Network, find_split_point
 
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
     from headstart.backbones.frozen import FrozenBackbone
 
-__all__ = ["Measured", "StageCost", "measure", "measure_pixels"]
+__all__ = ["MeasuredCosts", "StageCost", "measure_costs", "measure_decoding"]
 
-REPEATS = 3
-PIXEL_SAMPLES = 4
-LEARNED_AT_ONCE = 8
-USUAL_BATCH = 32
-QUICK = 0.25
-"""Seconds below which a few images say little: then a usual batch is timed. A network that is
-dear costs each image the same in any batch."""
+N_REPEATS = 3
+N_DECODED_IMAGES = 4
+SMALL_BATCH = 8
+LARGE_BATCH = 32
+FAST_BATCH_SECONDS = 0.25
+"""If a small batch takes fewer seconds than this, overhead dominates and a large batch is timed.
+A slow network takes the same time per image in any batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """What one stage costs in inference.
+    """Cost of one stage in inference.
 
     Parameters
     ----------
     name : str
     seconds : float
-        For one image, where every core has its own images.
+        Time for one image when every core processes its own images.
     bytes : int
-        Of what it gives for one image, in float32.
+        Size of the stage's output for one image, in float32.
     """
 
     name: str
@@ -61,7 +61,7 @@ class StageCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredCosts:
     """Times of a backbone on this machine.
 
     Parameters
@@ -69,13 +69,13 @@ class Measured:
     stages : tuple of StageCost
         In the order in which they run.
     learn : float
-        Seconds of an image forward and backward through what moves and the head.
+        Seconds for one image forward and backward through the trainable part and the head.
     update : float
-        Seconds of an optimiser's step.
+        Seconds for one optimiser step.
     pixels : float
-        Seconds to decode and resize an image, all cores at work.
+        Seconds to decode and resize one image when all cores work.
     width : int
-        Of the pooled features.
+        Number of pooled features.
     """
 
     stages: tuple[StageCost, ...]
@@ -85,89 +85,82 @@ class Measured:
     width: int = 0
 
 
-def measure(
+def measure_costs(
     backbone: Backbone, plan: FreezePlan, head: Head, *, cache: Cache, device: str = "cpu"
-) -> Measured:
-    """Time every stage in inference, and what moves forward and backward; once for a machine.
+) -> MeasuredCosts:
+    """Time every stage in inference and the trainable part in training, once per machine.
 
-    The backward pass is not guessed from the forward one: gradients of a few random images are
-    taken, as the plan says, and thrown away. The optimiser's step is the time of Adam's
-    arithmetic on as many values. The module is not changed.
+    The backward pass is measured, not estimated from the forward pass: gradients of a few random
+    images are computed according to the plan and discarded. The optimiser step is the time of
+    Adam's arithmetic on the same number of values. The module is not changed.
 
     Parameters
     ----------
     backbone : Backbone
     plan : FreezePlan
-        Of this backbone.
+        Freezing plan of this backbone.
     head : Head
-        Of a head for boxes, what it computes only in a training's loss is not counted.
+        For a detection head, parts that run only in the training loss are not measured.
     cache : Cache
-        Where the times are remembered for backbone, crop, plan, device and versions.
+        Stores the times by backbone, crop, plan, device and versions.
     device : str
     """
     rows = [[row.stage, row.trainable, row.batch_norm] for row in plan.rows]
-    seen = backbone.spec.preprocess.shape
-    here = json.dumps(
-        [machine(device).as_dict(), versions(), rows, plan.only, _threads(), head.kind]
+    size = backbone.spec.preprocess.shape
+    environment = json.dumps(
+        [machine(device).as_dict(), versions(), rows, plan.only, threads(), head.kind]
     )
-    wanted = key("boundary", backbone.spec.name, *map(str, seen), "fp32", here)
-    if found := cache.get_many([wanted]).get(wanted):
-        values = json.loads(found)
+    cache_key = key("boundary", backbone.spec.name, *map(str, size), "fp32", environment)
+    if cached := cache.get_many([cache_key]).get(cache_key):
+        values = json.loads(cached)
         stages = tuple(StageCost(**stage) for stage in values.pop("stages"))
-        return Measured(stages=stages, **values)
-    measured = Measured(
+        return MeasuredCosts(stages=stages, **values)
+    measured = MeasuredCosts(
         stages=_stage_costs(backbone, device),
         learn=_learning_seconds(backbone, plan, head, device),
         update=_update_seconds(plan.trainable + sum(v.size for v in head.state().values()), device),
         width=backbone.width,
     )
-    cache.put_many({wanted: json.dumps(asdict(measured)).encode()}, kind="choice")
+    cache.put_many({cache_key: json.dumps(asdict(measured)).encode()}, kind="choice")
     return measured
 
 
-def measure_pixels(
+def measure_decoding(
     backbone: FrozenBackbone, samples: Sequence[Sample], split_point: SplitPoint, *, cache: Cache
 ) -> float:
-    """Seconds to decode one of these images where every core decodes its own.
+    """Seconds to decode one of these images when every core decodes its own images.
 
     Raises
     ------
     UnreadableImageError
-        If one of the first few cannot be decoded.
+        If one of the first few images cannot be decoded.
     """
-    few = samples[:PIXEL_SAMPLES]
-    if not few:
+    decoded = samples[:N_DECODED_IMAGES]
+    if not decoded:
         return 0.0
-    view, preprocess = (
-        split_point.view.fingerprint() if split_point.view else "",
-        backbone.spec.preprocess,
-    )
-    here = json.dumps([machine().as_dict(), versions(), view, preprocess.fingerprint()])
-    wanted = key("pixels", here, *(digest_of(sample) for sample in few))
-    if found := cache.get_many([wanted]).get(wanted):
-        return float(json.loads(found))
-    seconds = _best(lambda: split_point.pixels(few, preprocess), "cpu") / len(few) / cores()
-    cache.put_many({wanted: json.dumps(seconds).encode()}, kind="choice")
+    view = split_point.view.fingerprint() if split_point.view else ""
+    preprocess = backbone.spec.preprocess
+    environment = json.dumps([machine().as_dict(), versions(), view, preprocess.fingerprint()])
+    cache_key = key("pixels", environment, *(digest_of(sample) for sample in decoded))
+    if cached := cache.get_many([cache_key]).get(cache_key):
+        return float(json.loads(cached))
+    seconds = _shortest_seconds(lambda: split_point.pixels(decoded, preprocess), "cpu")
+    seconds = seconds / len(decoded) / cores()
+    cache.put_many({cache_key: json.dumps(seconds).encode()}, kind="choice")
     return seconds
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _best(work: Callable[[], Any], device: str) -> float:
-    """Seconds of the quickest of a few runs; the first one warms up."""
+def _shortest_seconds(work: Callable[[], Any], device: str) -> float:
+    """Shortest time of a few runs; one run before them warms up."""
     import torch
 
     times = []
-    for _ in range(1 + REPEATS):
-        begin = time.perf_counter()
+    for _ in range(1 + N_REPEATS):
+        started_at = time.perf_counter()
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
+        times.append(time.perf_counter() - started_at)
     return min(times[1:])
 
 
@@ -177,76 +170,77 @@ def _random_pixels(backbone: Backbone, n: int) -> NDArray[np.uint8]:
 
 
 def _stage_costs(backbone: Backbone, device: str) -> tuple[StageCost, ...]:
-    """As extraction runs them: on a CPU a small batch on one core, and all cores at it."""
+    """Time the stages as feature extraction runs them: on a CPU, each core has its own batch."""
     import torch
 
     on_cpu = device == "cpu"
     n = CPU_BATCH if on_cpu else GPU_BATCH
-    module = constant(copy.deepcopy(backbone)).to(device)
+    module = freeze(copy.deepcopy(backbone)).to(device)
     module.to(memory_format=torch.channels_last)
     pixels = torch.from_numpy(_random_pixels(backbone, n)).to(device).permute(0, 3, 1, 2)
-    before, found = torch.get_num_threads(), []
-    torch.set_num_threads(1 if on_cpu else before)
+    n_threads, costs = torch.get_num_threads(), []
+    torch.set_num_threads(1 if on_cpu else n_threads)
     try:
         with torch.inference_mode():
             x = backbone.spec.preprocess.normalise(pixels)
             for stage in backbone.stages:
                 run = partial(module.run, x, start=stage.name, stop=stage.name)
-                seconds, x = _best(run, device), run()
-                share = n * (cores() if on_cpu else 1)
+                seconds, x = _shortest_seconds(run, device), run()
+                n_parallel = n * (cores() if on_cpu else 1)
                 size = 4 * x.numel() // n
-                found.append(StageCost(name=stage.name, seconds=seconds / share, bytes=size))
+                costs.append(StageCost(name=stage.name, seconds=seconds / n_parallel, bytes=size))
     finally:
-        torch.set_num_threads(before)
-    return tuple(found)
+        torch.set_num_threads(n_threads)
+    return tuple(costs)
 
 
 def _learning_seconds(backbone: Backbone, plan: FreezePlan, head: Head, device: str) -> float:
-    """Of an image, as training runs it: a batch on all cores."""
+    """Time one image forward and backward as training runs it: a batch on all cores."""
     import torch
 
-    split_point = boundary_cut(plan, head)
-    n = LEARNED_AT_ONCE if not head.taps else 2
+    split_point = find_split_point(plan, head)
+    n = SMALL_BATCH if not head.taps else 2
     with torch.random.fork_rng(devices=[]):
         network = Network(
             copy.deepcopy(backbone), head, plan, split_point=split_point, device=device
         )
-        network.enter(max(row.from_epoch for row in plan.rows))
-        moving = [p for group in network.groups(1.0) for p in group["params"]]
+        network.set_training(max(row.from_epoch for row in plan.rows))
+        parameters = [p for group in network.parameter_groups(1.0) for p in group["params"]]
 
-        def pixels(n: int) -> Any:
+        def random_inputs(n: int) -> Any:
             with torch.no_grad():
                 x = network.tensor(_random_pixels(backbone, n))
-                return network.upto(x) if split_point else x
+                return network.run_to_split(x) if split_point else x
 
-        x = pixels(n)
+        x = random_inputs(n)
 
         def work() -> None:
-            loss = sum(one.square().mean() for one in _tensors(network.outputs(x).logits))
-            # Not a training: nothing is stepped, the gradients are thrown away.
-            torch.autograd.grad(loss, moving, allow_unused=True)
+            tensors = _differentiable_tensors(network.outputs(x).logits)
+            loss = sum(tensor.square().mean() for tensor in tensors)
+            # Not a training: no step is taken, the gradients are discarded.
+            torch.autograd.grad(loss, parameters, allow_unused=True)
 
-        seconds = _best(work, device)
-        if seconds < QUICK and not head.taps:
-            n, x = USUAL_BATCH, pixels(USUAL_BATCH)
-            seconds = _best(work, device)
+        seconds = _shortest_seconds(work, device)
+        if seconds < FAST_BATCH_SECONDS and not head.taps:
+            n, x = LARGE_BATCH, random_inputs(LARGE_BATCH)
+            seconds = _shortest_seconds(work, device)
         return seconds / n
 
 
-def _tensors(found: Any) -> list[Any]:
-    """Every tensor with a gradient in what a head gives."""
-    if isinstance(found, Mapping):
-        found = list(found.values())
-    if isinstance(found, list | tuple):
-        return [tensor for one in found for tensor in _tensors(one)]
-    return [found] if getattr(found, "requires_grad", False) else []
+def _differentiable_tensors(outputs: Any) -> list[Any]:
+    """Collect every tensor with a gradient from the outputs of a head."""
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, list | tuple):
+        return [tensor for output in outputs for tensor in _differentiable_tensors(output)]
+    return [outputs] if getattr(outputs, "requires_grad", False) else []
 
 
-def _update_seconds(values: int, device: str) -> float:
-    """Adam's arithmetic and the gradient's norm, over so many values."""
+def _update_seconds(n_values: int, device: str) -> float:
+    """Time Adam's arithmetic and the norm of the gradient on that many values."""
     import torch
 
-    parameter, gradient, mean, square = (torch.ones(values, device=device) for _ in range(4))
+    parameter, gradient, mean, square = (torch.ones(n_values, device=device) for _ in range(4))
 
     def work() -> None:
         gradient.mul_(1.0 / gradient.norm())
@@ -255,4 +249,4 @@ def _update_seconds(values: int, device: str) -> float:
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         parameter.addcdiv_(mean, square.sqrt().add_(1e-8), value=-1e-3)
 
-    return _best(work, device)
+    return _shortest_seconds(work, device)

@@ -1,4 +1,4 @@
-"""In which order the images of an epoch come."""
+"""Order of the images in an epoch, with or without class balancing."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def epoch_order(
     targets: NDArray[np.integer[Any]] | None = None,
     balanced: bool = False,
 ) -> NDArray[np.intp]:
-    """Draw the order of an epoch; seed and epoch alone decide it.
+    """Draw the order of an epoch. It depends on seed and epoch only.
 
     Parameters
     ----------
     n : int
-        Examples, and length of the epoch.
+        Number of examples, and length of the epoch.
     seed, epoch : int
         0 or more.
     targets : array of int, shape (n,), optional
         Classes; needed to balance.
     balanced : bool
-        Draw every class alike often (the counts differ by 1 at most). Examples of a small
-        class come several times, but none again before all of its class have come; of a large
-        class every epoch draws other examples.
+        Draw every class equally often (the counts differ by 1 at most). Examples of a small class
+        come several times, but each comes again only after all others of its class. Of a large
+        class every epoch draws different examples.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def epoch_order(
     Raises
     ------
     UsageError
-        If a number is negative, or targets that are needed are missing or of another shape.
+        If a number is negative, or ``balanced`` is set and targets are missing or of another shape.
 
     Examples
     --------
@@ -55,30 +55,31 @@ def epoch_order(
     array([3, 3])
     """
     if min(n, seed, epoch) < 0:
-        raise UsageError(
-            f"Expected `n`, `seed` and `epoch` to be 0 or more, got {n}, {seed} and {epoch}."
-        )
+        raise UsageError(f"`n`, `seed` and `epoch` must be 0 or more, got {n}, {seed} and {epoch}.")
     rng = np.random.default_rng([seed, epoch])
     if not balanced:
         return rng.permutation(n).astype(np.intp, copy=False)
     if targets is None or targets.shape != (n,):
-        given = "none" if targets is None else f"shape {targets.shape}"
+        shape = "none" if targets is None else f"shape {targets.shape}"
         raise UsageError(
-            f"Expected `targets` of shape ({n},), one class an example, got {given}; "
-            "do not balance where an example may have several classes or none."
+            f"Expected `targets` of shape ({n},), one class per example, got {shape}. Balancing "
+            "needs exactly one class per example: pass --imbalance balanced to weight labels "
+            "instead."
         )
     classes = np.unique(targets)
     quotas = np.full(len(classes), n // max(1, len(classes)))
-    # Those that get one more are drawn, so that no class is favoured over the epochs.
+    # The remainder goes to random classes, so that no class is favoured over many epochs.
     quotas[rng.permutation(len(classes))[: n - quotas.sum()]] += 1
-    drawn = [
-        _in_rounds(np.flatnonzero(targets == label), int(quota), rng)
+    rows = [
+        _draw_in_rounds(np.flatnonzero(targets == label), int(quota), rng)
         for label, quota in zip(classes, quotas, strict=True)
     ]
-    return rng.permutation(np.concatenate([np.zeros(0, dtype=np.intp), *drawn]))
+    return rng.permutation(np.concatenate([np.zeros(0, dtype=np.intp), *rows]))
 
 
-def _in_rounds(members: NDArray[np.intp], quota: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Draw ``quota`` members: whole rounds of all of them, then a part of one round."""
+def _draw_in_rounds(
+    members: NDArray[np.intp], quota: int, rng: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw ``quota`` members: complete rounds of all of them, then part of a round."""
     rounds = -(-quota // len(members))
     return np.concatenate([rng.permutation(members) for _ in range(rounds)] or [members])[:quota]

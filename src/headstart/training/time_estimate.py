@@ -1,59 +1,50 @@
-"""How long a training will take on this machine, from what its stages and steps cost here."""
+"""Estimate of the duration of a training on this machine, from the costs that are measured."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from headstart.backbones.freezing import FreezePlan
-from headstart.data.dataset import Dataset
-from headstart.data.transforms.augment import Augmentation
+from headstart.backbones.freezing import FreezePlan, plan_freezing
+from headstart.data.dataset import Dataset, Sample
 from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.models.heads.head import Head
-from headstart.runtime import device
-from headstart.training.activation_cache import Demand, foresee
-from headstart.training.optim import Training
-from headstart.training.profiler import Measured, measure, measure_pixels
+from headstart.models.transfer_model import TransferModel
+from headstart.runtime import cores, device
+from headstart.training.activation_cache import TrainingWorkload, plan_activation_cache
+from headstart.training.profiler import MeasuredCosts, measure_costs, measure_decoding
+from headstart.training.settings import SharedSettings
 
 if TYPE_CHECKING:
     from headstart.backbones.frozen import FrozenBackbone
 
-__all__ = ["Costs", "Gradient", "costs_of", "feature_seconds", "training_seconds"]
+__all__ = [
+    "ImageCosts",
+    "extraction_seconds",
+    "feature_seconds",
+    "measure_image_costs",
+    "probe_seconds",
+    "training_seconds",
+    "usual_image_costs",
+]
 
 
-class Gradient(Protocol):
-    """What this has to know of a method that trains by gradient."""
-
-    @property
-    def training(self) -> Training:
-        """Epochs, batches, steps."""
-        ...
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """Of the images to learn from."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the views."""
-        ...
-
-
-STEP, EPOCH, ONCE = 1.5e-3, 0.03, 0.3
-"""Seconds around each step, each epoch and each training that no image's cost explains: data
-handed on, gradients clipped, modules put into training, a network made; as two cores took them."""
+STEP_OVERHEAD, EPOCH_OVERHEAD, TRAINING_OVERHEAD = 1.5e-3, 0.03, 0.3
+"""Seconds for each step, each epoch and each training that do not depend on images: passing data
+on, clipping gradients, switching modes, building the network. Measured on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Costs:
-    """What one image costs on this machine.
+class ImageCosts:
+    """Cost of one image on this machine.
 
     Parameters
     ----------
     forward : float
-        Seconds through the whole backbone, every core with images of its own.
+        Seconds for the forward pass through the whole backbone, when every core processes its
+        own images.
     pixels : float
         Seconds to decode and resize it.
     """
@@ -63,39 +54,69 @@ class Costs:
 
     @property
     def seconds(self) -> float:
-        """Of both: the two share the cores."""
+        """Sum of the two, because they share the cores."""
         return self.forward + self.pixels
 
 
-def costs_of(
+def measure_image_costs(
     backbone: FrozenBackbone, plan: FreezePlan, head: Head, data: Dataset, *, extractor: Extractor
-) -> Costs:
-    """Measure, or remember, what an image costs where nothing is kept."""
-    found = _measured(backbone, plan, head, data, extractor)
-    return Costs(forward=_forward(found), pixels=found.pixels)
+) -> ImageCosts:
+    """Measure the cost of an image without the feature cache, or read it from the cache."""
+    measured = _measure_with_decoding(backbone, plan, head, data, extractor)
+    return ImageCosts(forward=_forward_seconds(measured), pixels=measured.pixels)
 
 
-def feature_seconds(costs: Costs, missing: int, rate: float | None, cores: int) -> float:
-    """Expect how long features take that are not kept yet.
+def feature_seconds(costs: ImageCosts, missing: int, rate: float | None, cores: int) -> float:
+    """Estimate the seconds to extract features that are not in the cache yet.
 
     Parameters
     ----------
-    costs : Costs
+    costs : ImageCosts
     missing : int
-        Images.
+        Number of images.
     rate : float or None
-        Images a second and core that an engine was measured at, if it was.
+        Measured rate of the engine in images per second and core; None if it was not measured.
     cores : int
 
     Examples
     --------
-    >>> feature_seconds(Costs(forward=0.02, pixels=0.005), 100, None, 2)
+    >>> feature_seconds(ImageCosts(forward=0.02, pixels=0.005), 100, None, 2)
     2.5
-    >>> feature_seconds(Costs(forward=0.02, pixels=0.005), 100, 50.0, 2)
+    >>> feature_seconds(ImageCosts(forward=0.02, pixels=0.005), 100, 50.0, 2)
     1.5
     """
     forward = costs.forward if rate is None else 1 / (rate * cores)
     return missing * (forward + costs.pixels)
+
+
+def usual_image_costs(model: TransferModel, data: Dataset, *, extractor: Extractor) -> ImageCosts:
+    """Measure the seconds per image where the last stage trains, or read them from the cache."""
+    plan = plan_freezing(model.backbone.module, train_from="last:1", learning_rate=1e-4)
+    head = model.initial_head(data, seed=0)
+    return measure_image_costs(model.backbone, plan, head, data, extractor=extractor)
+
+
+def extraction_seconds(
+    model: TransferModel, samples: Sequence[Sample], data: Dataset, *, extractor: Extractor
+) -> float:
+    """Estimate the seconds to compute the features of these images that are not in the cache."""
+    choice, missing = extractor.plan_extraction(model.backbone, samples)
+    if not missing:
+        return 0.0
+    rate = choice.rates.get(choice.engine)
+    costs = usual_image_costs(model, data, extractor=extractor)
+    return feature_seconds(costs, missing, rate, cores())
+
+
+def probe_seconds(n: int, width: int, n_classes: int) -> float:
+    """Estimate the seconds of a linear probe's penalty search on features.
+
+    The constants were fitted on two cores and eight sets of images. Half of 48 searches took 0.4
+    to 1.0 times the estimate, a tenth of them over 1.1 times: the number of solver steps depends
+    on how hard the classes are to separate.
+    """
+    rank, columns = min(n, width), n_classes if n_classes > 2 else 1
+    return 0.1 + 0.05 * columns + 1.2e-6 * n * rank * columns + 2.5e-10 * n * width * rank
 
 
 def training_seconds(
@@ -105,59 +126,65 @@ def training_seconds(
     data: Dataset,
     sizes: tuple[int, int],
     *,
-    how: Gradient,
-    solves: bool,
+    method: SharedSettings,
+    fits_head: bool,
     extractor: Extractor,
 ) -> float:
-    """Expect the seconds of a training that runs all of its epochs.
+    """Estimate the seconds of a training that runs all of its epochs.
 
     Parameters
     ----------
     backbone : FrozenBackbone
     plan : FreezePlan
-        What learns.
+        Which stages train.
     head : Head
     data : Dataset
-        Images to learn from, the held-out ones included.
+        Training images, including the validation images.
     sizes : pair of int
-        How many are learned from, and how many are judged after every epoch.
-    how : Gradient
+        Number of training images, and of validation images that are scored after every epoch.
+    method : SharedSettings
         The method.
-    solves : bool
-        Whether the head is solved on features first.
+    fits_head : bool
+        Whether the head is fitted on frozen features first.
     extractor : Extractor
         What its cache holds need not be computed.
     """
-    settled = how.training.for_kind(data.kind)
-    demand = Demand.of(sizes, settled, how.augmentation, solves=solves)
-    found = _measured(backbone, plan, head, data, extractor)
-    steps = demand.epochs * math.ceil(demand.images / demand.batch_size)
-    around = ONCE + EPOCH * demand.epochs + STEP * steps
-    if plan.boundary is not None:
-        kept = foresee(
+    training = method.training.for_kind(data.kind)
+    workload = TrainingWorkload.of(sizes, training, method.augmentation, fits_head=fits_head)
+    measured = _measure_with_decoding(backbone, plan, head, data, extractor)
+    n_steps = workload.epochs * math.ceil(workload.n_train / workload.batch_size)
+    overhead = TRAINING_OVERHEAD + EPOCH_OVERHEAD * workload.epochs + STEP_OVERHEAD * n_steps
+    if plan.last_constant_stage is not None:
+        cache_plan = plan_activation_cache(
             backbone,
             (backbone.module, plan, head),
-            demand,
+            workload,
             samples=data.samples,
-            view=View(augmentation=how.augmentation, seed=how.seed, number=0),
+            view=View(augmentation=method.augmentation, seed=method.seed, number=0),
             extractor=extractor,
         )
-        if kept.seconds_plain:
-            return around + (kept.seconds_cached if kept.cached else kept.seconds_plain)
-    learned = demand.images * demand.epochs
-    looked = demand.reads - learned
-    each = learned * found.learn + steps * found.update + demand.reads * found.pixels
-    return around + each + looked * _forward(found)
+        # 0 where nothing was measured, because it is clear that the cache is not used.
+        if cache_plan.cached:
+            return overhead + cache_plan.seconds_cached
+        if cache_plan.seconds_uncached:
+            return overhead + cache_plan.seconds_uncached
+    n_train_passes = workload.n_train * workload.epochs
+    n_inference_passes = workload.n_reads - n_train_passes
+    seconds = n_train_passes * measured.learn + n_steps * measured.update
+    seconds += workload.n_reads * measured.pixels
+    return overhead + seconds + n_inference_passes * _forward_seconds(measured)
 
 
-def _forward(found: Measured) -> float:
-    return math.fsum(stage.seconds for stage in found.stages)
+def _forward_seconds(measured: MeasuredCosts) -> float:
+    return math.fsum(stage.seconds for stage in measured.stages)
 
 
-def _measured(
+def _measure_with_decoding(
     backbone: FrozenBackbone, plan: FreezePlan, head: Head, data: Dataset, extractor: Extractor
-) -> Measured:
-    where, cache = device(extractor.device), extractor.cache
-    found = measure(backbone.module, plan, head, cache=cache, device=where)
-    pixels = measure_pixels(backbone, data.samples, SplitPoint(engine="fp32"), cache=cache)
-    return replace(found, pixels=pixels)
+) -> MeasuredCosts:
+    cache = extractor.cache
+    measured = measure_costs(
+        backbone.module, plan, head, cache=cache, device=device(extractor.device)
+    )
+    pixels = measure_decoding(backbone, data.samples, SplitPoint(engine="fp32"), cache=cache)
+    return replace(measured, pixels=pixels)

@@ -1,9 +1,9 @@
-"""Averages of whole networks: weights between two ends, moving averages, soups.
+"""Weight averaging: interpolation between two networks, moving averages, soups.
 
-A state is what ``module.state_dict()`` gives. Floating tensors are averaged in float32 or wider;
-whole numbers, such as BatchNorm's ``num_batches_tracked``, are those of the last state. Nothing
-given is changed, and no result shares memory with what was given. BatchNorm's running statistics
-are averaged like weights; where the ends lie far apart they are better estimated anew afterwards.
+A state is the result of ``module.state_dict()``. Floating-point tensors are averaged in float32 or
+wider; integers, such as BatchNorm's ``num_batches_tracked``, are taken from the last state.
+Arguments are not changed, and no result shares memory with them. BatchNorm's running statistics
+are averaged like weights; for very different networks, estimate them again afterwards.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from headstart.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ema", "ema_decay", "greedy_soup", "interpolate", "soup", "wide"]
+__all__ = ["at_least_float32", "ema", "ema_decay", "greedy_soup", "interpolate", "soup"]
 
 State = Mapping[str, "Tensor"]
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in at least float32: half precision loses small moves and their squares.
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Convert to at least float32: half precision loses small differences and their squares.
 
     Examples
     --------
     >>> import torch
-    >>> wide(torch.ones(1, dtype=torch.float16)).dtype, wide(torch.ones(1).double()).dtype
-    (torch.float32, torch.float64)
+    >>> at_least_float32(torch.ones(1, dtype=torch.float16)).dtype
+    torch.float32
+    >>> at_least_float32(torch.ones(1, dtype=torch.float64)).dtype
+    torch.float64
     """
     import torch
 
@@ -37,7 +39,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def interpolate(start: State, end: State, share: float) -> dict[str, Tensor]:
-    """Walk from one network to another: (1 - share) * start + share * end.
+    """Interpolate between two networks: (1 - share) * start + share * end.
 
     Parameters
     ----------
@@ -56,7 +58,7 @@ def interpolate(start: State, end: State, share: float) -> dict[str, Tensor]:
     Raises
     ------
     UsageError
-        If the share is outside 0 to 1, or the states do not fit each other.
+        If the share is outside 0 to 1, or the states are not of the same network.
 
     References
     ----------
@@ -69,8 +71,10 @@ def interpolate(start: State, end: State, share: float) -> dict[str, Tensor]:
     {'w': tensor([1.])}
     """
     _require_share("share", share)
-    _require_alike(start, end)
-    return {name: _mixed(start[name], last, share).to(last.dtype) for name, last in end.items()}
+    _require_same_network(start, end)
+    return {
+        name: _interpolate(start[name], last, share).to(last.dtype) for name, last in end.items()
+    }
 
 
 def ema(average: State, live: State, decay: float) -> dict[str, Tensor]:
@@ -79,8 +83,9 @@ def ema(average: State, live: State, decay: float) -> dict[str, Tensor]:
     Parameters
     ----------
     average : mapping of str to torch.Tensor
-        The average so far; ``ema(live, live, 0)`` is a start.
+        The average so far; begin with ``ema(live, live, 0)``.
     live : mapping of str to torch.Tensor
+        The current weights.
     decay : float
         From 0 (exactly ``live``) to 1 (exactly ``average``).
 
@@ -93,7 +98,7 @@ def ema(average: State, live: State, decay: float) -> dict[str, Tensor]:
     Raises
     ------
     UsageError
-        If the decay is outside 0 to 1, or the states do not fit each other.
+        If the decay is outside 0 to 1, or the states are not of the same network.
 
     References
     ----------
@@ -107,19 +112,19 @@ def ema(average: State, live: State, decay: float) -> dict[str, Tensor]:
     {'w': tensor([1.])}
     """
     _require_share("decay", decay)
-    _require_alike(average, live)
-    return {name: _mixed(average[name], last, 1 - decay) for name, last in live.items()}
+    _require_same_network(average, live)
+    return {name: _interpolate(average[name], last, 1 - decay) for name, last in live.items()}
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Let a moving average forget its start: min(decay, (1 + step) / (10 + step)).
+    """Return the decay at a step, smaller at first: min(decay, (1 + step) / (10 + step)).
 
     Parameters
     ----------
     step : int
-        Steps taken, from 0.
+        Number of steps done, from 0.
     decay : float
-        In the long run, from 0 to 1.
+        Decay after many steps, from 0 to 1.
 
     Raises
     ------
@@ -133,7 +138,7 @@ def ema_decay(step: int, decay: float) -> float:
     """
     _require_share("decay", decay)
     if step < 0:
-        raise UsageError(f"Expected `step` to be at least 0, got {step}.")
+        raise UsageError(f"`step` must be at least 0, got {step}.")
     return min(decay, (1 + step) / (10 + step))
 
 
@@ -148,12 +153,12 @@ def soup(states: Sequence[State]) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to torch.Tensor
-        In the dtypes of the last; exactly the network itself where all are equal.
+        In the dtypes of the last state; exactly the network itself if all are equal.
 
     Raises
     ------
     UsageError
-        If there is no state, or the states do not fit each other.
+        If there is no state, or the states are not of the same network.
 
     References
     ----------
@@ -169,7 +174,7 @@ def soup(states: Sequence[State]) -> dict[str, Tensor]:
         raise UsageError("Expected at least one network to average, got none.")
     mean = ema(states[0], states[0], 0)
     for count, state in enumerate(states[1:], start=2):
-        # A running mean stays where it is when the next state equals it.
+        # A running mean does not change if the next state is equal to it; a sum would round.
         mean = ema(mean, state, 1 - 1 / count)
     return {name: mean[name].to(last.dtype) for name, last in states[-1].items()}
 
@@ -177,25 +182,25 @@ def soup(states: Sequence[State]) -> dict[str, Tensor]:
 def greedy_soup(
     states_with_scores: Iterable[tuple[State, float]], score: Callable[[State], float]
 ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-    """Average networks from the best on, keeping only those that do not lower the score.
+    """Average networks, the best first, and skip those that lower the score.
 
     Parameters
     ----------
     states_with_scores : iterable of (mapping of str to torch.Tensor, float)
-        Networks that were fine-tuned from one start, each with its score on held-out images
-        (never the test's); more is better.
+        Networks that were fine-tuned from one start, each with its score on validation images
+        (never on test images); higher is better.
     score : callable
-        The score of a state on the same images; called once for each network but the best.
+        Scores a state on the same images; called once for each network except the best.
 
     Returns
     -------
     tuple of (dict of str to torch.Tensor, tuple of int)
-        The average, and which networks are in it, in the order in which they joined.
+        The average, and the indices of its networks in the order in which they were added.
 
     Raises
     ------
     UsageError
-        If there is no network, a score is not finite, or the states do not fit each other.
+        If there is no network, a score is not finite, or the states are not of the same network.
 
     References
     ----------
@@ -208,41 +213,40 @@ def greedy_soup(
     >>> greedy_soup(states, lambda state: -abs(float(state["w"])))
     ({'w': tensor([0.2500])}, (0, 2))
     """
-    known = list(states_with_scores)
-    if not known or not all(math.isfinite(given) for _, given in known):
-        raise UsageError(
-            f"Expected networks with finite scores, got scores {[given for _, given in known]}."
-        )
-    best, *others = sorted(range(len(known)), key=lambda i: -known[i][1])
-    chosen, reached = [best], known[best][1]
-    mixed = soup([known[best][0]])
-    for candidate in others:
-        tried = soup([known[i][0] for i in (*chosen, candidate)])
-        if (found := score(tried)) >= reached:
-            chosen, reached, mixed = [*chosen, candidate], found, tried
-    return mixed, tuple(chosen)
+    networks = list(states_with_scores)
+    scores = [network_score for _, network_score in networks]
+    if not networks or not all(map(math.isfinite, scores)):
+        raise UsageError(f"Expected networks with finite scores, got scores {scores}.")
+    best, *candidates = sorted(range(len(networks)), key=lambda i: -scores[i])
+    members, best_score = [best], scores[best]
+    average = soup([networks[best][0]])
+    for candidate in candidates:
+        new_average = soup([networks[i][0] for i in (*members, candidate)])
+        if (new_score := score(new_average)) >= best_score:
+            members, best_score, average = [*members, candidate], new_score, new_average
+    return average, tuple(members)
 
 
-def _mixed(first: Tensor, last: Tensor, share: float) -> Tensor:
-    """(1 - share) * first + share * last, exact at both ends and where the two are equal."""
+def _interpolate(first: Tensor, last: Tensor, share: float) -> Tensor:
+    """(1 - share) * first + share * last, exact at both ends and if the two are equal."""
     import torch
 
     if not last.is_floating_point():
         return last.detach().clone()
-    dtype = torch.promote_types(wide(first).dtype, wide(last).dtype)
+    dtype = torch.promote_types(at_least_float32(first).dtype, at_least_float32(last).dtype)
     return torch.lerp(first.detach().to(dtype), last.detach().to(dtype), share)
 
 
 def _require_share(name: str, share: float) -> None:
     if not 0 <= share <= 1:
-        raise UsageError(f"Expected `{name}` to be from 0 to 1, got {share}.")
+        raise UsageError(f"`{name}` must be from 0 to 1, got {share}.")
 
 
-def _require_alike(first: State, last: State) -> None:
+def _require_same_network(first: State, last: State) -> None:
     if first.keys() != last.keys():
-        differ = sorted(first.keys() ^ last.keys())[:3]
+        different = sorted(first.keys() ^ last.keys())[:3]
         raise UsageError(
-            f"Expected two states of one network, got different names, such as {differ}."
+            f"Expected two states of one network, got different names, such as {different}."
         )
     for name, tensor in last.items():
         if tensor.shape != first[name].shape:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: values that a terminal, a log or a notebook may show."""
+"""Events of a run, for a terminal, a log or a notebook."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.evaluation.classification import AnyEvaluation
-from headstart.features.engines import Choice
+from headstart.features.engines import EngineChoice
 from headstart.methods.method import Method, Outline
 from headstart.models.heads.head import Head
 from headstart.training.job import Epoch
@@ -28,13 +28,14 @@ __all__ = [
     "Observer",
     "Planned",
     "Progressed",
+    "notify_both",
     "progress_of",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """So many images of a step are done."""
+    """Progress of a step, in images."""
 
     step: str
     done: int
@@ -43,26 +44,26 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """Something that a person has to know."""
+    """A message for a person."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch of a training has been judged on held-out images.
+    """An epoch has ended and was scored on the validation images.
 
     Parameters
     ----------
     epoch : Epoch
-    most : int
-        How many there are at most.
+    n_epochs : int
+        Largest number of epochs.
     measure : str
-        What its score is.
+        Name of the score.
     """
 
     epoch: Epoch
-    most: int
+    n_epochs: int
     measure: str = "macro F1"
 
 
@@ -70,7 +71,7 @@ class EpochDone:
 class DataReady:
     """The images have been read, checked and split."""
 
-    prepared: Prepared
+    prepared: PreparedData
     seconds: float
 
 
@@ -81,9 +82,9 @@ class Decided:
     Parameters
     ----------
     record : mapping
-        As ``headstart.advice.Decision.record``.
+        As ``headstart.selection.race.Decision.record``.
     backbone : str
-        Its name; empty where a race was only planned.
+        Its name; empty if the race was only planned.
     method : Method or None
     """
 
@@ -94,32 +95,31 @@ class Decided:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What is about to happen, before it costs anything.
+    """What the run is about to do.
 
     Parameters
     ----------
     outline : Outline
-        What the method is about to do.
+        Of the method.
     backbone : FrozenBackbone
-    engine : Choice
+    engine : EngineChoice
     parameters : int
         Of the backbone.
     to_compute, images : int
-        Images whose features are not kept yet, of all.
+        Images without cached features, and all images.
     seconds : float or None
-        Estimate for the features; None when the engine was not measured.
+        Estimate for the features; None if the engine was not measured.
     cache_bytes : int
-        That the new features will take.
+        Size of the new features.
     head : Head or None
-        What boxes or masks are learned with; None for classes. Where there is one, no pooled
-        features are made.
+        Head for boxes or masks, which need no pooled features; None for classes.
     reach : float or None
-        Share of the boxes to learn from that some anchor overlaps by half or more.
+        Share of the training boxes that some anchor overlaps by half or more.
     """
 
     outline: Outline
     backbone: FrozenBackbone
-    engine: Choice
+    engine: EngineChoice
     parameters: int
     to_compute: int
     images: int
@@ -137,21 +137,21 @@ class Finished:
     ----------
     folder : Path
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
-    verdict : tuple of str
+    summary : tuple of str
     seconds : mapping of str to float
         By step.
     notes : tuple of str
-        What happened in training, such as batches that were halved.
-    kept : tuple of str
-        What a backbone that was trained has gained and forgotten.
+        Messages of the training, such as batches that were halved.
+    forgetting : tuple of str
+        Sentences about what a fine-tuned backbone has gained and forgotten.
     """
 
     folder: Path
     evaluation: AnyEvaluation
-    verdict: tuple[str, ...]
+    summary: tuple[str, ...]
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
+    forgetting: tuple[str, ...] = ()
 
 
 Event = Progressed | Noted | DataReady | Decided | Planned | EpochDone | Finished
@@ -159,7 +159,7 @@ Observer = Callable[[Event], None]
 
 
 def progress_of(notify: Observer) -> Callable[[str, int, int], None]:
-    """Make a step's progress an event.
+    """Make a callback that reports progress as events.
 
     >>> progress_of(print)("features", 1, 2)
     Progressed(step='features', done=1, total=2)
@@ -167,12 +167,27 @@ def progress_of(notify: Observer) -> Callable[[str, int, int], None]:
     return lambda step, done, total: notify(Progressed(step=step, done=done, total=total))
 
 
+def notify_both(first: Observer, second: Observer | None) -> Observer:
+    """Make an observer that passes each event to the first observer, then to the second.
+
+    >>> notify_both(print, None)(Noted(text="x"))
+    Noted(text='x')
+    """
+
+    def notify(event: Event) -> None:
+        first(event)
+        if second is not None:
+            second(event)
+
+    return notify
+
+
 class JsonLog:
-    """One line of JSON for every step of a run, written at once: a kill loses nothing."""
+    """Log with one line of JSON per event, written at once, so that a kill loses nothing."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
-        self._begin = time.perf_counter()
+        self._started_at = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -181,11 +196,11 @@ class JsonLog:
         self.close()
 
     def close(self) -> None:
-        """Close the file; closing twice does no harm."""
+        """Close the file; a second call does nothing."""
         self._file.close()
 
     def __call__(self, event: Event) -> None:
-        """Write what the event says; of progress only the last line of a step."""
+        """Write an event; of progress only the end of a step."""
         match event:
             case Progressed(done=done, total=total) if done < total:
                 return
@@ -212,16 +227,16 @@ class JsonLog:
                 }
                 if event.head is not None:
                     line |= {"head": event.head.kind, "anchors_reach": event.reach}
-            case EpochDone(epoch=epoch, most=most, measure=measure):
-                line = {"event": "epoch", "most": most, "measure": measure, **asdict(epoch)}
+            case EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure):
+                line = {"event": "epoch", "most": n_epochs, "measure": measure, **asdict(epoch)}
             case Noted(text=text):
                 line = {"event": "note", "text": text}
             case Finished():
                 line = {
                     "event": "finished",
-                    "verdict": event.verdict,
+                    "summary": event.summary,
                     "seconds": dict(event.seconds),
                 }
-        line = {"seconds_since_start": round(time.perf_counter() - self._begin, 3), **line}
+        line = {"seconds_since_start": round(time.perf_counter() - self._started_at, 3), **line}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

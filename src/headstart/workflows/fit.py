@@ -1,106 +1,131 @@
-"""The main job, from images to a run's folder; every step lives in the room of its noun."""
+"""Fit: from images to the folder of a run, one step after the other."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.distributed import is_main, main_first, processes
-from headstart.errors import UsageError
 from headstart.evaluation.baselines import PROBE
 from headstart.evaluation.classification import AnyEvaluation
-from headstart.evaluation.forgetting import Forgetting, sentences
+from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
 from headstart.evaluation.insight import Diagnostics, diagnose
-from headstart.evaluation.summary import verdict
-from headstart.evaluation.transfer_gain import judge
-from headstart.features.engines import Choice
+from headstart.evaluation.summary import summarise
+from headstart.evaluation.transfer_gain import evaluate_with_transfer_gain
+from headstart.features.engines import EngineChoice
 from headstart.features.extractor import Extractor
-from headstart.methods.method import Method
+from headstart.metrics import SELECTION_METRICS
 from headstart.models.build import create_model
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
 from headstart.training.job import Session
-from headstart.workflows.evaluate import short
+from headstart.workflows.evaluate import short_digest
 from headstart.workflows.events import (
     DataReady,
     EpochDone,
-    Event,
     Finished,
     JsonLog,
     Noted,
     Observer,
     Planned,
+    notify_both,
     progress_of,
 )
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.resolve import checked, choose, keep, located, read, require_meant, settled
+from headstart.workflows.resolve import (
+    Choice,
+    LocatedBackbone,
+    check_data,
+    choose,
+    locate_backbones,
+    read_source,
+    require_consistent,
+    resolve_recipe,
+    save_choice,
+)
 from headstart.workflows.run_folder import (
-    alone,
-    claim,
-    forget,
-    hidden_folder,
-    is_begun,
-    resumable,
+    checkpoint_folder,
+    choose_folder,
+    delete_checkpoint,
+    explain_write_errors,
+    has_checkpoint,
+    locked,
+    publish_folder,
     slug,
-    told_where,
-    wanted_folder,
+    temporary_folder,
     write_files,
 )
 
 __all__ = ["Run", "fit", "slug"]
 
-MEASURES = {"detection": "mAP", "segmentation": "mean IoU"}
-"""What an epoch is judged by, where it is not macro F1."""
-
-
-BEGUN_ANEW = (
-    "Begun anew: the checkpoint in {folder} was not asked for (--resume takes it up), and is "
-    "deleted."
+CHECKPOINT_DELETED = (
+    "Deleted the checkpoint in {folder}, and started again. Pass --resume to continue from it."
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What a run leaves.
+    """Result of a run.
 
     Parameters
     ----------
     folder : Path
     model : TransferModel
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
-    prepared : Prepared
+    prepared : PreparedData
     recipe : Recipe
-        With what the data have decided.
-    verdict : tuple of str
+        With the settings that the data decided.
+    summary : tuple of str
+        Sentences about the evaluation, the most important first.
     seconds : dict of str to float
         By step.
-    insight : Insight, optional
-        What the features tell beside the numbers; only the first process looks.
+    diagnostics : Diagnostics, optional
+        Likely label errors, unusual images and weak subgroups; only the main process has them.
     """
 
     folder: Path
     model: TransferModel
     evaluation: AnyEvaluation
-    prepared: Prepared
+    prepared: PreparedData
     recipe: Recipe
-    verdict: tuple[str, ...]
+    summary: tuple[str, ...]
     seconds: dict[str, float]
-    insight: Diagnostics | None = None
+    diagnostics: Diagnostics | None = None
 
     @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended the training; the model is the best one until then."""
         return bool(self.model.record.get("interrupted"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Context:
+    """What the steps of a run share."""
+
+    cache: Cache
+    notify: Observer
+    checkpoints: Path
+    resume: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Output:
+    """Hidden folder and log of a run; the other processes have neither."""
+
+    notify: Observer
+    folder: Path | None = None
+    log: JsonLog | None = None
 
 
 def fit(
@@ -113,25 +138,25 @@ def fit(
     command: str = "",
     resume: bool = False,
 ) -> Run:
-    """Learn from a folder of images, judge the result, and write a run's folder.
+    """Learn from a folder of images, evaluate the result, and write the run's folder.
 
     Parameters
     ----------
     source : str, Path or Dataset
-        Class folders, a manifest, boxes or masks beside images, ``demo:<name>``, or examples
-        that are read already.
+        Class folders, a manifest, images with boxes or masks, ``demo:<name>``, or a dataset that
+        was read already.
     recipe : Recipe, optional
     out : str or Path, optional
-        The folder to write; by default ``runs/<name>``; an older one is never touched.
+        The folder to write; by default ``runs/<name>``. An existing folder is never changed.
     cache : Cache, optional
-        Where features are kept; by default the user's cache.
+        Cache of features; by default the user's cache.
     observer : callable, optional
-        Told of every event.
+        Called with every event.
     command : str
-        How the run was started, for the report.
+        The command line, for the report.
     resume : bool
-        Take up the training that the same call has begun and not completed: its checkpoints
-        are in ``<out>.partial/``. Where there is none, begin.
+        Continue the unfinished training of the same call. Its checkpoints are in
+        ``<out>.partial/``; without any, the training starts from the beginning.
 
     Returns
     -------
@@ -140,11 +165,11 @@ def fit(
     Raises
     ------
     DataError
-        If the images or labels cannot be used as they are.
+        If the images or labels cannot be used.
     SetupError
         If weights are missing, or the folder cannot be written.
     UsageError
-        If an argument cannot be meant, such as an ``out`` that names no folder of its own.
+        If an argument is invalid, such as an ``out`` that does not name a folder.
 
     Examples
     --------
@@ -152,168 +177,169 @@ def fit(
     >>> print(run.evaluation.metrics["accuracy"])  # doctest: +SKIP
     0.987 [0.971, 0.995]
     """
-    recipe = recipe or Recipe()
-    wanted, cache = wanted_folder(out, source), cache or Cache()
-    with processes(recipe.device), ExitStack() as held:
-        go = partial(_run, source, recipe, cache, checkpoints=resumable(wanted), resume=resume)
-        if not is_main():  # it computes its share, and leaves files and words to the first
-            return replace(go(lambda _: None, held), folder=wanted)
-        with hidden_folder(wanted) as folder, JsonLog(folder / "log.jsonl") as log:
-            run = go(_both(log, observer), held)
-            begin = time.perf_counter()
-            with told_where(wanted):
-                write_files(folder, _facts(run, command), run.recipe)
-            run.seconds["files"] = time.perf_counter() - begin
-            log(_finished(run))
-            log.close()
-            run = replace(run, folder=claim(folder, wanted))
-        if _method(run.recipe).resumes and not run.interrupted:
-            forget(resumable(wanted))
-    if observer is not None:
+    recipe, target = recipe or Recipe(), choose_folder(out, source)
+    with processes(recipe.device), ExitStack() as stack:
+        output = stack.enter_context(_open_output(target, observer))
+        context = _Context(
+            cache=cache or Cache(),
+            notify=output.notify,
+            checkpoints=checkpoint_folder(target),
+            resume=resume,
+        )
+        located = _locate(recipe)
+        recipe, prepared = _prepare_data(source, recipe, context)
+        choice = _choose(recipe, located, prepared, context)
+        stack.enter_context(_locked_checkpoints(choice, prepared, context))
+        start = _create_start(choice, prepared, context)
+        plan = _plan(choice, start, prepared, context)
+        output.notify(plan)
+        _extract_features(choice, start, prepared, context)
+        session = _session(start, context)
+        with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
+            model = choice.method.fit(
+                start, prepared.train, prepared.val, extractor=choice.extractor, session=session
+            )
+        run = _evaluate(choice, start, model, prepared, context)
+        run = _write(run, output, target, command)
+        if choice.method.resumes and not run.interrupted and is_main():
+            delete_checkpoint(context.checkpoints)
+    if observer is not None and is_main():
         observer(_finished(run))
     return run
 
 
-def _finished(run: Run) -> Finished:
-    record = run.model.record
-    kept: tuple[str, ...] = ()
-    if "forgetting" in record:
-        gain = next((b.lead.interval for b in run.evaluation.baselines if b.name == PROBE), None)
-        kept = sentences(Forgetting.from_dict(record["forgetting"]), gain)
-    return Finished(
-        folder=run.folder,
-        evaluation=run.evaluation,
-        verdict=run.verdict,
-        seconds=run.seconds,
-        notes=tuple(record.get("notes", ())),
-        kept=kept,
-    )
-
-
-def _run(
-    source: str | Path | Dataset,
-    recipe: Recipe,
-    cache: Cache,
-    notify: Observer,
-    held: ExitStack,
-    *,
-    checkpoints: Path,
-    resume: bool,
-) -> Run:
-    clock: dict[str, float] = {}
-    progress = progress_of(notify)
-    # A wrong name or missing weights are said before anything is scanned.
-    if recipe.device != "auto":  # which never fails, and would have to import torch
-        device(recipe.device)
-    weights = located(recipe)
-    with timed(clock, "scan and checks"), main_first():
-        data = read(source, recipe)
-        recipe = settled(recipe, data)
-        prepared = checked(data, recipe, cache, progress)
-    notify(DataReady(prepared=prepared, seconds=clock["scan and checks"]))
-    is_dense = prepared.data.is_dense
-    require_meant(recipe, prepared.train, resume)
-    engine = "fp32" if is_dense else recipe.engine  # maps are learned from as they are
-    extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    with timed(clock, "race" if recipe.method is None else "weights"):
-        backbones = [FrozenBackbone.read(*found) for found in weights]
-        kept = checkpoints if resume and is_begun(checkpoints) else None
-        recipe, backbone, extractor, more = choose(
-            recipe, backbones, prepared, extractor=extractor, notify=notify, kept=kept
-        )
-    method = _method(recipe)
-    if method.resumes and is_main():
-        _take_up(checkpoints, resume, held, notify)
-        keep(recipe, backbone, prepared, extractor.engine, more, checkpoints)
-    with timed(clock, "backbone and head" if is_dense else "backbone and engine"):
-        start = _blank(recipe, prepared, backbone, more)
-        plan = _plan(method, start, prepared, extractor)
-    notify(plan)
-    if not is_dense:
-        with timed(clock, "features"), main_first():
-            extractor.features(start.backbone, prepared.data.samples)
-    session = _session(notify, checkpoints, resume, MEASURES.get(start.task.kind, "macro F1"))
-    parts = prepared.train, prepared.val
-    with timed(clock, "head" if plan.outline.plan is None else "training"):
-        model = method.fit(start, *parts, extractor=extractor, session=session)
-    model, evaluation, insight = _judged(
-        start, model, prepared, extractor=extractor, seed=recipe.seed, clock=clock
-    )
-    return Run(
-        folder=Path(),
-        model=model,
-        evaluation=evaluation,
-        prepared=prepared,
-        recipe=recipe,
-        verdict=(*_stopped(model), *verdict(evaluation)),
-        seconds=clock,
-        insight=insight,
-    )
-
-
-def _take_up(checkpoints: Path, resume: bool, held: ExitStack, notify: Observer) -> None:
-    """Keep others from the checkpoints; begin without what an earlier training left."""
-    held.enter_context(alone(checkpoints))
-    if not resume and forget(checkpoints):
-        notify(Noted(text=BEGUN_ANEW.format(folder=checkpoints)))
-
-
-def _judged(
-    start: TransferModel,
-    model: TransferModel,
-    prepared: Prepared,
-    *,
-    extractor: Extractor,
-    seed: int,
-    clock: dict[str, float],
-) -> tuple[TransferModel, AnyEvaluation, Diagnostics | None]:
-    """Hold the model against the held-out part, and look into what it has learned from."""
-    with timed(clock, "evaluation"), main_first():
-        parts = prepared.train, prepared.test
-        model, evaluation = judge(start, model, parts, extractor=extractor, seed=seed)
+@contextmanager
+def _open_output(target: Path, observer: Observer | None) -> Iterator[_Output]:
+    """Open the run's hidden folder and its log; only the main process writes."""
     if not is_main():
-        return model, evaluation, None
-    with timed(clock, "insight"):
-        found = diagnose(
-            start.backbone, model, prepared, evaluation, extractor=extractor, seed=seed
-        )
-    return model, evaluation, found
+        yield _Output(notify=lambda _: None)
+        return
+    with temporary_folder(target) as folder, JsonLog(folder / "log.jsonl") as log:
+        yield _Output(notify=notify_both(log, observer), folder=folder, log=log)
 
 
-def _method(recipe: Recipe) -> Method:
-    if recipe.method is None:
-        raise UsageError("Expected a recipe that its data have settled, got one without a method.")
-    return recipe.method
+def _locate(recipe: Recipe) -> list[LocatedBackbone]:
+    """Fail early: check the device's name and find the weights before scanning the images."""
+    if recipe.device != "auto":  # auto cannot fail, and checking it would import torch
+        device(recipe.device)
+    return locate_backbones(recipe)
 
 
-def _session(notify: Observer, checkpoints: Path, resume: bool, measure: str) -> Session:
-    return Session(
-        told=lambda epoch, most: notify(EpochDone(epoch=epoch, most=most, measure=measure)),
-        progress=progress_of(notify),
-        folder=checkpoints,
-        resume=resume,
+def _prepare_data(
+    source: str | Path | Dataset, recipe: Recipe, context: _Context
+) -> tuple[Recipe, PreparedData]:
+    """Read, scan, check and split the data; resolve the settings that depend on it."""
+    with timed(context.seconds, "scan and checks"), main_first():
+        data = read_source(source, recipe)
+        recipe = resolve_recipe(recipe, data)
+        prepared = check_data(data, recipe, context.cache, progress_of(context.notify))
+    context.notify(DataReady(prepared=prepared, seconds=context.seconds["scan and checks"]))
+    require_consistent(recipe, prepared.train, context.resume)
+    return recipe, prepared
+
+
+def _choose(
+    recipe: Recipe, located: list[LocatedBackbone], prepared: PreparedData, context: _Context
+) -> Choice:
+    """Read the weights; take the recipe's method, or run a race."""
+    extractor = Extractor(
+        cache=context.cache,
+        # Boxes and masks train on the maps themselves, which must not be rounded.
+        engine="fp32" if prepared.data.is_dense else recipe.engine,
+        device=recipe.device,
+        progress=progress_of(context.notify),
     )
+    resumes = context.resume and has_checkpoint(context.checkpoints)
+    with timed(context.seconds, "race" if recipe.method is None else "weights"):
+        return choose(
+            recipe,
+            [FrozenBackbone.read(*backbone) for backbone in located],
+            prepared,
+            extractor=extractor,
+            notify=context.notify,
+            resume_from=context.checkpoints if resumes else None,
+        )
 
 
-def _stopped(model: TransferModel) -> tuple[str, ...]:
-    if not model.record.get("interrupted"):
-        return ()
-    done = len(model.record["epochs"]) - 1
-    told = f"STOPPED BY HAND after {done} whole epochs: this is the best model until then"
-    return (f"{told}; --resume goes on.",)
+@contextmanager
+def _locked_checkpoints(
+    choice: Choice, prepared: PreparedData, context: _Context
+) -> Iterator[None]:
+    """Lock the checkpoint folder during the run; without --resume delete an older checkpoint."""
+    if not choice.method.resumes or not is_main():
+        yield
+        return
+    with locked(context.checkpoints):
+        if not context.resume and delete_checkpoint(context.checkpoints):
+            context.notify(Noted(text=CHECKPOINT_DELETED.format(folder=context.checkpoints)))
+        save_choice(choice, prepared, context.checkpoints)
+        yield
+
+
+def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> TransferModel:
+    """Create the untrained model, with everything that its record says about the run."""
+    recipe, train = choice.recipe, prepared.train
+    with timed(context.seconds, _engine_step(prepared)):
+        model = create_model(
+            choice.backbone,
+            train,
+            head=recipe.head,
+            size=recipe.size,
+            seed=recipe.seed,
+            record={
+                "learned_from": _used_images(choice, prepared),
+                "data": _data_record(prepared),
+                "seed": recipe.seed,
+                "versions": versions(),
+                **choice.record,
+            },
+            offline=recipe.offline,
+        )
+    if recipe.max_risk is None:
+        return model
+    task = replace(model.require_task(ClassificationTask), max_risk=recipe.max_risk)
+    return replace(model, task=task)
+
+
+def _used_images(choice: Choice, prepared: PreparedData) -> list[str]:
+    """Digests of the training images, and of validation images that chose the epoch."""
+    parts = [prepared.train]
+    if choice.method.resumes and prepared.val is not None:
+        parts.append(prepared.val)
+    return [short_digest(sample) for part in parts for sample in part.samples]
+
+
+def _data_record(prepared: PreparedData) -> dict[str, Any]:
+    train, test = prepared.train, prepared.test
+    record: dict[str, Any] = {
+        "name": prepared.data.name,
+        "train": train.counts(),
+        "held_out": test.counts(),
+        "notes": list(prepared.data.notes),
+    }
+    if train.is_dense:  # its counts are of objects, or of images that show a class
+        record["images"] = {"train": len(train), "held_out": len(test)}
+    return record
+
+
+def _engine_step(prepared: PreparedData) -> str:
+    return "backbone and head" if prepared.data.is_dense else "backbone and engine"
 
 
 def _plan(
-    method: Method, start: TransferModel, prepared: Prepared, extractor: Extractor
+    choice: Choice, start: TransferModel, prepared: PreparedData, context: _Context
 ) -> Planned:
-    data, backbone = prepared.data, start.backbone
-    engine, missing = Choice(engine=extractor.engine), 0
-    if not data.is_dense:  # whose features are a comparison, and the probe's whole input
-        with main_first():  # what is measured is measured once
-            engine, missing = extractor.outlook(backbone, data.samples)
+    """Measure the engine, and describe what will be computed and trained."""
+    data, backbone, extractor = prepared.data, start.backbone, choice.extractor
+    engine, missing = EngineChoice(engine=extractor.engine), 0
+    with timed(context.seconds, _engine_step(prepared)):
+        if not data.is_dense:
+            with main_first():  # the other processes then find the measured times in the cache
+                engine, missing = extractor.plan_extraction(backbone, data.samples)
+        outline = choice.method.outline(start, prepared.train, extractor=extractor)
     rate = engine.rates.get(engine.engine)
     return Planned(
-        outline=method.outline(start, prepared.train, extractor=extractor),
+        outline=outline,
         backbone=backbone,
         engine=engine,
         parameters=backbone.parameters,
@@ -326,58 +352,105 @@ def _plan(
     )
 
 
-def _blank(
-    recipe: Recipe, prepared: Prepared, backbone: FrozenBackbone, more: Mapping[str, Any]
-) -> TransferModel:
-    train, selected = prepared.train, prepared.train.samples[:0]
-    if _method(recipe).resumes and prepared.val is not None:  # the epoch was chosen on these
-        selected = prepared.val.samples
-    about: dict[str, Any] = {
-        "name": prepared.data.name,
-        "train": train.counts(),
-        "held_out": prepared.test.counts(),
-        "notes": list(prepared.data.notes),
-    }
-    if train.is_dense:  # where counts are of objects, or of images that show a class
-        about["images"] = {"train": len(train), "held_out": len(prepared.test)}
-    record: Mapping[str, Any] = {
-        "learned_from": [short(sample) for sample in (*train.samples, *selected)],
-        "data": about,
-        "seed": recipe.seed,
-        "versions": versions(),
-        **more,
-    }
-    made = create_model(
-        backbone,
-        train,
-        head=recipe.head,
-        size=recipe.size,
-        seed=recipe.seed,
-        record=record,
-        offline=recipe.offline,
+def _extract_features(
+    choice: Choice, start: TransferModel, prepared: PreparedData, context: _Context
+) -> None:
+    """Compute the pooled features: input of the probe, or of the comparison with a probe."""
+    if not prepared.data.is_dense:
+        with timed(context.seconds, "features"), main_first():
+            choice.extractor.features(start.backbone, prepared.data.samples)
+
+
+def _session(start: TransferModel, context: _Context) -> Session:
+    measure = SELECTION_METRICS[start.task.kind]
+    return Session(
+        on_epoch=lambda epoch, n_epochs: context.notify(
+            EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure)
+        ),
+        progress=progress_of(context.notify),
+        folder=context.checkpoints,
+        resume=context.resume,
     )
-    if recipe.max_risk is None:
-        return made
-    return replace(made, task=replace(made.task, max_risk=recipe.max_risk))
 
 
-def _facts(run: Run, command: str) -> Facts:
-    return Facts(
+def _evaluate(
+    choice: Choice,
+    start: TransferModel,
+    model: TransferModel,
+    prepared: PreparedData,
+    context: _Context,
+) -> Run:
+    """Evaluate the model on the test part; compute the diagnostics on the training images."""
+    extractor, seed, seconds = choice.extractor, choice.recipe.seed, context.seconds
+    with timed(seconds, "evaluation"), main_first():
+        parts = prepared.train, prepared.test
+        model, evaluation = evaluate_with_transfer_gain(
+            start, model, parts, extractor=extractor, seed=seed
+        )
+    diagnostics = None
+    if is_main():
+        with timed(seconds, "insight"):
+            diagnostics = diagnose(
+                start.backbone, model, prepared, evaluation, extractor=extractor, seed=seed
+            )
+    return Run(
+        folder=Path(),
+        model=model,
+        evaluation=evaluation,
+        prepared=prepared,
+        recipe=choice.recipe,
+        summary=(*_interruption(model), *summarise(evaluation)),
+        seconds=seconds,
+        diagnostics=diagnostics,
+    )
+
+
+def _interruption(model: TransferModel) -> tuple[str, ...]:
+    if not model.record.get("interrupted"):
+        return ()
+    n_epochs = len(model.record["epochs"]) - 1
+    sentence = (
+        f"STOPPED BY HAND after {n_epochs} complete epochs. This is the best model so far. Pass "
+        "--resume to continue."
+    )
+    return (sentence,)
+
+
+def _write(run: Run, output: _Output, target: Path, command: str) -> Run:
+    """Write the files, close the log, and give the folder its name."""
+    if output.folder is None or output.log is None:
+        return replace(run, folder=target)
+    started_at = time.perf_counter()
+    facts = Facts(
         name=run.prepared.data.name,
         prepared=run.prepared,
         model=run.model,
         evaluation=run.evaluation,
-        verdict=run.verdict,
+        summary=run.summary,
         seconds=run.seconds,
         command=command,
-        insight=run.insight,
+        diagnostics=run.diagnostics,
     )
+    with explain_write_errors(target):
+        write_files(output.folder, facts, run.recipe)
+    run.seconds["files"] = time.perf_counter() - started_at
+    output.log(_finished(run))
+    output.log.close()
+    return replace(run, folder=publish_folder(output.folder, target))
 
 
-def _both(first: Observer, second: Observer | None) -> Observer:
-    def notify(event: Event) -> None:
-        first(event)
-        if second is not None:
-            second(event)
-
-    return notify
+def _finished(run: Run) -> Finished:
+    record = run.model.record
+    forgetting: tuple[str, ...] = ()
+    if "forgetting" in record:
+        gains = (b.lead.interval for b in run.evaluation.baselines if b.name == PROBE)
+        values = Forgetting.from_dict(record["forgetting"])
+        forgetting = summarise_forgetting(values, next(gains, None))
+    return Finished(
+        folder=run.folder,
+        evaluation=run.evaluation,
+        summary=run.summary,
+        seconds=run.seconds,
+        notes=tuple(record.get("notes", ())),
+        forgetting=forgetting,
+    )

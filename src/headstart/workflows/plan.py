@@ -1,4 +1,4 @@
-"""What a run would do and what it would take, without learning anything."""
+"""Plan a run: what it would do and how long it would take, without training."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from typing import Any
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
-from headstart.data.prepare import Prepared
+from headstart.data.prepare import PreparedData
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
 from headstart.models.build import create_model
-from headstart.selection.candidates import Candidate, expected_features, expected_training
-from headstart.selection.race import foretell
-from headstart.selection.rules import Row
+from headstart.selection.candidates import (
+    Candidate,
+    estimate_feature_seconds,
+    estimate_training_seconds,
+)
+from headstart.selection.race import estimate_race
+from headstart.selection.rules import CandidateResult
 from headstart.workflows.events import DataReady, Decided, Observer, progress_of
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.resolve import checked, located, read, require_meant, settled
+from headstart.workflows.resolve import (
+    check_data,
+    locate_backbones,
+    read_source,
+    require_consistent,
+    resolve_recipe,
+)
 
 __all__ = ["plan"]
 
@@ -29,28 +39,28 @@ def plan(
     cache: Cache | None = None,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
-    """Read and check the images, measure this machine, and say what a run would take.
+    """Read and check the images, measure this machine, and estimate the duration of a run.
 
     Parameters
     ----------
     source : str, Path or Dataset
-        As for `headstart.run.fit`.
+        As for `headstart.fit`.
     recipe : Recipe, optional
-        Without a method, of the race that would choose one.
+        Without a method, the plan is for the race that would choose one.
     cache : Cache, optional
-        Features that are kept cost nothing; measured times are remembered.
+        Cached features cost nothing; measured times are saved in it.
     observer : callable, optional
 
     Returns
     -------
     dict
-        As the record of a race, with no scores: ``rows`` have what each part is expected to take
-        in seconds, ``estimated`` is what all would, within the budget.
+        Like the record of a race, without scores: ``rows`` have the estimated seconds of each
+        part, ``estimated`` is the total within the budget.
 
     Raises
     ------
     DataError, SetupError, UsageError
-        As `headstart.run.fit`.
+        As `headstart.fit`.
 
     Examples
     --------
@@ -58,19 +68,19 @@ def plan(
     'linear probe on the whole backbone'
     """
     recipe, cache = recipe or Recipe(), cache or Cache()
-    tell: Observer = observer or (lambda _: None)
-    progress = progress_of(tell)
-    weights = located(recipe)
-    data = read(source, recipe)
-    recipe = settled(recipe, data)
-    prepared = checked(data, recipe, cache, progress)
-    tell(DataReady(prepared=prepared, seconds=0.0))
-    require_meant(recipe, prepared.train, resume=False)
+    notify: Observer = observer or (lambda _: None)
+    progress = progress_of(notify)
+    located = locate_backbones(recipe)
+    data = read_source(source, recipe)
+    recipe = resolve_recipe(recipe, data)
+    prepared = check_data(data, recipe, cache, progress)
+    notify(DataReady(prepared=prepared, seconds=0.0))
+    require_consistent(recipe, prepared.train, resume=False)
     engine = "fp32" if prepared.data.is_dense else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    backbones = [FrozenBackbone.read(*found) for found in weights]
+    backbones = [FrozenBackbone.read(*backbone) for backbone in located]
     if recipe.method is None:
-        found = foretell(
+        record = estimate_race(
             backbones,
             prepared.train,
             prepared.val,
@@ -79,19 +89,19 @@ def plan(
             seed=recipe.seed,
         )
     else:
-        found = _of_one(recipe, recipe.method, backbones[0], prepared, extractor)
-    tell(Decided(record=found))
-    return found
+        record = _plan_method(recipe, recipe.method, backbones[0], prepared, extractor)
+    notify(Decided(record=record))
+    return record
 
 
-def _of_one(
+def _plan_method(
     recipe: Recipe,
     method: Method,
     backbone: FrozenBackbone,
-    prepared: Prepared,
+    prepared: PreparedData,
     extractor: Extractor,
 ) -> dict[str, Any]:
-    """The same for a method that is named: one training, no race."""
+    """Plan the training of a named method."""
     train = prepared.train
     start = create_model(
         backbone,
@@ -102,22 +112,22 @@ def _of_one(
         offline=recipe.offline,
     )
     outline = method.outline(start, train, extractor=extractor)
-    who = Candidate(
-        name=outline.title, backbone=start.backbone, whole=start.backbone, method=method
+    candidate = Candidate(
+        name=outline.title, backbone=start.backbone, full_backbone=start.backbone, method=method
     )
-    seconds = expected_training(
-        who, train, prepared.val, len(prepared.test), extractor=extractor, start=start
+    seconds = estimate_training_seconds(
+        candidate, train, prepared.val, len(prepared.test), extractor=extractor, start=start
     )
-    if outline.plan is None:  # what is judged is looked at as well, and kept
-        others = (*(prepared.val.samples if prepared.val else ()), *prepared.test.samples)
-        seconds += expected_features(backbone, others, train, extractor=extractor)
-    row = Row(
+    if outline.plan is None:  # the features of validation and test images are computed, too
+        held_out = (*(prepared.val.samples if prepared.val else ()), *prepared.test.samples)
+        seconds += estimate_feature_seconds(backbone, held_out, train, extractor=extractor)
+    row = CandidateResult(
         name=outline.title,
         backbone=backbone.spec.name,
         stage=backbone.spec.until,
         method=method.name,
         estimated=seconds,
-        megabytes=who.megabytes,
+        megabytes=candidate.megabytes,
         state="chosen",
         note=outline.trains,
     )

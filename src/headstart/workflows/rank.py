@@ -1,4 +1,4 @@
-"""Which backbone would serve these images best, before anything is trained."""
+"""Ranking of backbones by how well their features separate the classes, without training one."""
 
 from __future__ import annotations
 
@@ -16,35 +16,43 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.weights import locate
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Kind
-from headstart.data.images import shown_size
+from headstart.data.images import upright_size
 from headstart.data.loader import load_batch
 from headstart.data.splits import kfold, nested_fractions
 from headstart.data.transforms.preprocess import canvas_for
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features.engines import CPU_BATCH, compile_engine
 from headstart.features.extractor import Extractor
-from headstart.features.extractor import Features as Pooled
+from headstart.features.extractor import Features as PooledFeatures
 from headstart.features.regions import Regions, region_features
 from headstart.models.build import LONG_SIDE
 from headstart.runtime import device
-from headstart.selection.ranking import Ranked, Ranking, ordered, sentences
-from headstart.selection.scores import DEFAULTS, MEASURES, PROBE, Features, scored
+from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones, summarise_ranking
+from headstart.selection.scores import DEFAULTS, PROBE, SCORES, Features, score_features
 from headstart.training.logistic_regression import Problem, search_penalty
 from headstart.workflows.events import DataReady, Noted, Observer, progress_of
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.resolve import checked, read, settled
+from headstart.workflows.resolve import check_data, read_source, require_engine, resolve_recipe
 
-__all__ = ["MOST", "rank"]
+__all__ = ["MAX_IMAGES", "rank"]
 
-MOST = 500
-"""Training images that are looked at, where nothing else is said."""
+MAX_IMAGES = 500
+"""Default number of training images."""
+
+MIN_IMAGES = 10
+"""Smallest number of training images that may be requested."""
+
+MAX_REGIONS = 1000
+"""Objects or regions that are scored: more add little, because those of one image are alike."""
 
 FOLDS = 5
-BLOCKS = 10
-TIMED = 3
+"""Folds of the cross-validated linear probe."""
 
-MOST_REGIONS = 1000
-"""Objects or regions that are scored: more say little more, as those of an image are alike."""
+BLOCKS = 10
+"""Blocks of images that the jackknife leaves out in turn."""
+
+TIMED_RUNS = 3
+"""Timed forward passes of a batch; the fastest counts."""
 
 Rows = NDArray[np.intp]
 Floats = NDArray[np.float64]
@@ -56,28 +64,29 @@ def rank(
     *,
     recipe: Recipe | None = None,
     measures: Sequence[str] = DEFAULTS,
-    most: int = MOST,
+    max_images: int = MAX_IMAGES,
     cache: Cache | None = None,
     observer: Observer | None = None,
 ) -> Ranking:
-    """Score backbones on training images, and put them in order.
+    """Score backbones on training images, and order them by score.
 
-    The images are those that ``fit`` would learn from: the held-out ones are never looked at,
-    and remain good for judging what is trained afterwards. For boxes and masks what is scored are
-    the objects, or the regions of each class, by the mean of the last maps under them.
+    The split is that of ``fit``. Test images are never used, so they can still evaluate a model
+    that is trained afterwards. For boxes and masks the scored units are the objects, or the
+    regions of each class; their features are the mean of the last maps inside them.
 
     Parameters
     ----------
     source : str, Path or Dataset
-        As for `headstart.run.fit`.
+        As for `headstart.fit`.
     backbones : sequence of str
         Names of the backbone grammar.
     recipe : Recipe, optional
-        Split, engine, device and seed; its backbone and method have no say.
+        Split, engine, device and seed; its backbone and method are ignored.
     measures : sequence of str
-        Some of ``scorecard.MEASURES``; the order is by the first.
-    most : int
-        Training images to look at, spread over the classes in whole groups; 0 for all.
+        Some of ``selection.scores.SCORES``; the first decides the order.
+    max_images : int
+        Approximate number of training images to use: whole groups, with the same shares of the
+        classes; 0 for all.
     cache : Cache, optional
     observer : callable, optional
 
@@ -90,58 +99,74 @@ def rank(
     UnknownNameError
         If there is no such backbone or measure.
     UsageError
-        If none or one is named twice, or the first measure is defined for none of them.
+        If there are no names or a name occurs twice, or no backbone has a score by the first
+        measure.
     DataError
-        If the images cannot be used, or show one class only.
+        If the images cannot be used, or have one class only.
     WeightsNotFoundError
-        If weights are missing; said before anything is computed.
+        If weights are missing; raised before anything is computed.
 
     Examples
     --------
-    >>> found = rank("photos/", ["resnet18", "resnet50"])  # doctest: +SKIP
-    >>> found.rows[0].backbone  # doctest: +SKIP
+    >>> ranking = rank("photos/", ["resnet18", "resnet50"])  # doctest: +SKIP
+    >>> ranking.rows[0].backbone  # doctest: +SKIP
     'torchvision/resnet50'
     """
-    begin, cache, recipe = time.perf_counter(), cache or Cache(), recipe or Recipe()
-    tell: Observer = observer or (lambda _: None)
-    _require_names(backbones, measures, most)
-    found = [resolve(name, offline=recipe.offline) for name in backbones]
-    data = read(source, recipe)  # a mistyped path is said before weights are fetched
-    weights = [locate(spec, offline=recipe.offline) for spec in found]
-    recipe = settled(recipe, data)
-    prepared = checked(data, recipe, cache, progress_of(tell))
-    _require_meant(prepared.train, recipe)
-    tell(DataReady(prepared=prepared, seconds=time.perf_counter() - begin))
-    look = _Look(_few(prepared.train, most, recipe.seed), recipe, cache, tell, tuple(measures))
-    seen = []
-    for spec, file in zip(found, weights, strict=True):
-        seen.append(look.at(FrozenBackbone.read(spec, file)))
-        tell(Noted(text=_line(seen[-1], measures[0], look)))
-    rows = ordered(seen, measures[0], look.known)
-    groups = look.known.groups
+    started_at, cache, recipe = time.perf_counter(), cache or Cache(), recipe or Recipe()
+    notify: Observer = observer or (lambda _: None)
+    _require_names(backbones, measures, max_images)
+    specs = [resolve(name, offline=recipe.offline) for name in backbones]
+    data = read_source(source, recipe)  # fail early on a wrong path, before weights are downloaded
+    weights = [locate(spec, offline=recipe.offline) for spec in specs]
+    recipe = resolve_recipe(recipe, data)
+    prepared = check_data(data, recipe, cache, progress_of(notify))
+    _require_rankable(prepared.train, recipe)
+    notify(DataReady(prepared=prepared, seconds=time.perf_counter() - started_at))
+    images = _limit_images(prepared.train, max_images, recipe.seed)
+    scorer = _Scorer(images, recipe, cache, notify, tuple(measures))
+    scored = []
+    for spec, weights_file in zip(specs, weights, strict=True):
+        scored.append(scorer.score(FrozenBackbone.read(spec, weights_file)))
+        notify(Noted(text=_format_scored(scored[-1], measures[0], len(images))))
+    rows = rank_backbones(scored, measures[0], scorer.shared)
+    groups = scorer.shared.groups
     return Ranking(
         name=prepared.data.name,
         task=recipe.task,
         measure=measures[0],
-        images=len(look.data),
+        images=len(images),
         available=len(prepared.train),
-        regions=len(look.known.targets) if data.is_dense else None,
+        regions=len(scorer.shared.targets) if data.is_dense else None,
         groups=None if groups is None else len(np.unique(groups)),
         rows=rows,
-        sentences=(*sentences(rows, measures), *look.without_looking(measures[0])),
-        seconds=time.perf_counter() - begin,
+        sentences=(*summarise_ranking(rows, measures), *scorer.most_frequent_class(measures[0])),
+        seconds=time.perf_counter() - started_at,
     )
 
 
-class _Look:
-    """What all backbones share: images, blocks, measures, and how features are made."""
+class _Scorer:
+    """Scores backbones on the same images, folds and blocks.
+
+    Parameters
+    ----------
+    data : Dataset
+        Training images to use.
+    recipe : Recipe
+    cache : Cache
+    notify : callable
+    measures : tuple of str
+    """
+
+    shared: Features
+    """Targets and groups of all backbones, without values. For boxes and masks they are known
+    after the first backbone has run."""
 
     def __init__(
         self,
         data: Dataset,
         recipe: Recipe,
         cache: Cache,
-        tell: Observer,
+        notify: Observer,
         measures: tuple[str, ...],
     ) -> None:
         self.data, self.recipe, self.measures = data, recipe, measures
@@ -149,193 +174,207 @@ class _Look:
             cache=cache,
             engine="fp32" if data.is_dense else recipe.engine,
             device=recipe.device,
-            progress=progress_of(tell),
+            progress=progress_of(notify),
         )
         self.folds: list[tuple[Rows, Rows]] = []
         self.blocks: list[Rows] = []
-        self.why = ""
+        self.missing_folds = ""
         if data.is_dense:
-            sizes = [shown_size(sample.image) for sample in data.samples]
+            sizes = [upright_size(sample.image) for sample in data.samples]
             self.canvas = canvas_for(sizes, recipe.size or LONG_SIDE)
         else:
-            self._settle(data.targets(), data.groups())
+            self._fix_targets(data.targets(), data.groups())
 
-    def _settle(self, targets: Rows, groups: Rows | None) -> None:
-        """Fix what is scored, the same for all backbones."""
+    def _fix_targets(self, targets: Rows, groups: Rows | None) -> None:
+        """Fix the scored images or regions, their folds and blocks, for all backbones."""
         kind: Kind = "multiclass" if self.data.is_dense else self.data.kind
-        blank = np.zeros((len(targets), 0))
-        self.known = Features(values=blank, targets=targets, kind=kind, groups=groups)
+        no_values = np.zeros((len(targets), 0))
+        self.shared = Features(values=no_values, targets=targets, kind=kind, groups=groups)
         try:
-            self.folds, blocks = self._folds(FOLDS), self._folds(BLOCKS)
-            self.blocks = [held for _, held in blocks]
-        except DataError as error:  # a class in one group only: no fold, and no block
-            self.folds, self.why = [], str(error)
+            self.folds, blocks = self._kfold(FOLDS), self._kfold(BLOCKS)
+            self.blocks = [held_out for _, held_out in blocks]
+        except DataError as error:  # all images of a class are in one group: no folds, no blocks
+            self.folds, self.missing_folds = [], str(error)
 
-    def _folds(self, count: int) -> list[tuple[Rows, Rows]]:
-        known, seed = self.known, self.recipe.seed
-        return kfold(known.targets, count, blocks=known.groups, seed=seed)
+    def _kfold(self, n_folds: int) -> list[tuple[Rows, Rows]]:
+        shared = self.shared
+        return kfold(shared.targets, n_folds, blocks=shared.groups, seed=self.recipe.seed)
 
-    def at(self, backbone: FrozenBackbone) -> Ranked:
-        """Score one backbone."""
+    def score(self, backbone: FrozenBackbone) -> RankedBackbone:
+        """Score one backbone, and measure its costs."""
         if self.data.is_dense:
             backbone = backbone.on_canvas(self.canvas)
-            given, costs = self._regions(backbone)
+            features, costs = self._region_features(backbone)
         else:
-            given, costs = self._whole(backbone)
+            features, costs = self._image_features(backbone)
         if PROBE in self.measures and self.folds:
-            given = replace(given, answers=self._answers(given.values))
-        milliseconds = 1000 * _seconds(backbone, self.data, costs["engine"], self.extractor)
-        return Ranked(
+            features = replace(features, probe_logits=self._probe_logits(features.values))
+        seconds = _seconds_per_image(backbone, self.data, costs["engine"], self.extractor)
+        return RankedBackbone(
             backbone=backbone.spec.name,
-            scores=scored(given, self.measures, self.blocks),
-            milliseconds=milliseconds,
+            scores=score_features(features, self.measures, self.blocks),
+            milliseconds=1000 * seconds,
             megabytes=backbone.parameters * 4 / 1e6,
-            width=given.values.shape[1],
+            width=features.values.shape[1],
             **costs,
         )
 
-    def without_looking(self, measure: str) -> tuple[str, ...]:
-        """What the commonest class reaches, where right answers are counted."""
-        if self.known.kind == "multilabel" or measure not in {PROBE, "knn"}:
-            return ()
-        counts = np.bincount(self.known.targets)
-        share, name = counts.max() / counts.sum(), self.data.classes[int(counts.argmax())]
-        return (f"Saying {name!r} every time would reach {share:.3f}: that takes no backbone.",)
+    def most_frequent_class(self, measure: str) -> tuple[str, ...]:
+        """Report the score of always predicting the most frequent class, as a reference.
 
-    def _whole(self, backbone: FrozenBackbone) -> tuple[Features, dict[str, Any]]:
-        """Features of whole images, and what they cost."""
-        seen = self.extractor.features(backbone, self.data.samples)
-        chances, none = _source_chances(backbone, seen.values)
-        given = replace(
-            self.known,
-            values=seen.values.astype(np.float64),
-            chances=chances,
-            missing={PROBE: self.why, "source": none},
-        )
-        return given, {"engine": seen.engine.engine, **_pass(seen)}
-
-    def _regions(self, backbone: FrozenBackbone) -> tuple[Features, dict[str, Any]]:
-        """Features of objects or regions, and what they cost."""
-        seen = region_features(self.extractor, backbone, self.data)
-        groups = self.data.groups()
-        of = seen.images if groups is None else groups[seen.images]
-        rows = _few_regions(seen, of, self.data, self.recipe.seed)
-        if not hasattr(self, "known"):  # boxes and masks are read with the first maps
-            self._settle(seen.targets[rows], of[rows])
-        none = "The source's classes are of whole images"
-        given = replace(
-            self.known,
-            values=seen.values[rows].astype(np.float64),
-            missing={PROBE: self.why, "source": none},
-        )
-        return given, {"engine": self.extractor.engine, **_pass(seen)}
-
-    def _answers(self, values: Floats) -> Floats:
-        """Logits of a probe's answers out of fold.
-
-        Classes are not weighted: the answers are judged by how many are right.
+        Empty for measures that do not count correct predictions.
         """
-        kind, targets = self.known.kind, self.known.targets
+        if self.shared.kind == "multilabel" or measure not in {PROBE, "knn"}:
+            return ()
+        counts = np.bincount(self.shared.targets)
+        share, name = counts.max() / counts.sum(), self.data.classes[int(counts.argmax())]
+        return (f"Always predicting {name!r}, the most frequent class, would reach {share:.3f}.",)
+
+    def _image_features(self, backbone: FrozenBackbone) -> tuple[Features, dict[str, Any]]:
+        """Compute features of whole images, with their costs."""
+        pooled = self.extractor.features(backbone, self.data.samples)
+        probabilities, missing = _source_probabilities(backbone, pooled.values)
+        features = replace(
+            self.shared,
+            values=pooled.values.astype(np.float64),
+            source_probabilities=probabilities,
+            missing={PROBE: self.missing_folds, "source": missing},
+        )
+        return features, _costs(pooled, pooled.engine.engine)
+
+    def _region_features(self, backbone: FrozenBackbone) -> tuple[Features, dict[str, Any]]:
+        """Compute features of objects or regions, with their costs."""
+        regions = region_features(self.extractor, backbone, self.data)
+        image_groups = self.data.groups()
+        groups = regions.images if image_groups is None else image_groups[regions.images]
+        rows = _limit_regions(regions, groups, self.data, self.recipe.seed)
+        if not hasattr(self, "shared"):  # boxes and masks are read together with the first maps
+            self._fix_targets(regions.targets[rows], groups[rows])
+        missing = "The source's classes are of whole images"
+        features = replace(
+            self.shared,
+            values=regions.values[rows].astype(np.float64),
+            missing={PROBE: self.missing_folds, "source": missing},
+        )
+        return features, _costs(regions, self.extractor.engine)
+
+    def _probe_logits(self, values: Floats) -> Floats:
+        """Compute held-out logits of a cross-validated linear probe.
+
+        Classes are not weighted, because the score is the share of correct predictions.
+        """
+        kind, targets = self.shared.kind, self.shared.targets
         problem = Problem.of(targets, n_classes=len(self.data.classes), kind=kind)
-        found = search_penalty(values.astype(np.float32), problem, self.folds)
-        return np.asarray(found.held_out, dtype=np.float64)
+        search = search_penalty(values.astype(np.float32), problem, self.folds)
+        return np.asarray(search.held_out, dtype=np.float64)
 
 
-def _pass(seen: Pooled | Regions) -> dict[str, Any]:
-    return {"seconds": seen.seconds, "computed": seen.computed, "reused": seen.reused}
+def _costs(features: PooledFeatures | Regions, engine: str) -> dict[str, Any]:
+    return {
+        "engine": engine,
+        "seconds": features.seconds,
+        "computed": features.computed,
+        "reused": features.reused,
+    }
 
 
-def _require_names(backbones: Sequence[str], measures: Sequence[str], most: int) -> None:
-    for what, names in (("backbone", backbones), ("measure", measures)):
+def _require_names(backbones: Sequence[str], measures: Sequence[str], max_images: int) -> None:
+    for flag, names in (("--backbones", backbones), ("--measure", measures)):
         if not names or len(set(names)) < len(names):
             raise UsageError(
-                f"Expected a {what} or more, each once, got {', '.join(names) or 'none'}; do name "
-                "them with commas between."
+                f"{flag} must be one or more different names, got {', '.join(names) or 'none'}. "
+                "Pass each name once, with commas between them."
             )
     for name in measures:
-        if name not in MEASURES:
-            raise UnknownNameError("measure", name, list(MEASURES))
-    if most < 0 or 0 < most < 10:
-        raise UsageError(f"Expected --max-images of 10 or more, or 0 for all, got {most}.")
-
-
-def _require_meant(train: Dataset, recipe: Recipe) -> None:
-    if train.is_dense and recipe.engine not in {"auto", "fp32"}:
+        if name not in SCORES:
+            raise UnknownNameError("measure", name, list(SCORES))
+    if max_images < 0 or 0 < max_images < MIN_IMAGES:
         raise UsageError(
-            f"Expected --engine fp32 for {train.kind}, got {recipe.engine}; do leave it out."
+            f"--max-images must be {MIN_IMAGES} or more, or 0 for all images, got {max_images}."
         )
+
+
+def _require_rankable(train: Dataset, recipe: Recipe) -> None:
+    """Refuse settings that do not fit the data, and data with one class."""
+    require_engine(recipe, train)
     if recipe.size and not train.is_dense:
         raise UsageError(
-            "Expected a size for boxes or masks only, got one for classes; do name the "
-            "backbone's crop instead, such as ?crop=288."
+            f"--size {recipe.size} is for boxes or masks only, but {train.name!r} has classes of "
+            "images. Remove --size, or set the crop in a backbone's name, such as "
+            "resnet18?crop=288."
         )
-    if sum(count > 0 for count in train.counts().values()) < 2:
+    names = [name for name, count in train.counts().items() if count > 0]
+    if len(names) < 2:
         raise DataError(
-            f"Expected two classes or more to learn from in {train.name!r}, got "
-            f"{', '.join(train.classes) or 'none'}; do add a class, or compare backbones by "
+            f"Ranking needs training images of at least two classes, but {train.name!r} has "
+            f"{', '.join(names) or 'none'}. Add images of another class, or compare backbones by "
             "training: headstart compare --backbones."
         )
 
 
-def _few(train: Dataset, most: int, seed: int) -> Dataset:
-    """At most about so many images, in whole groups, the classes' shares kept."""
-    if not 0 < most < len(train):
+def _limit_images(train: Dataset, max_images: int, seed: int) -> Dataset:
+    """Select about so many images: whole groups, with the same shares of the classes."""
+    if not 0 < max_images < len(train):
         return train
-    share = most / len(train)
+    share = max_images / len(train)
     rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=seed)
     return train.subset(rows[share])
 
 
-def _few_regions(seen: Regions, groups: Rows, data: Dataset, seed: int) -> Rows:
-    """At most about so many regions, of whole images, the classes' shares kept."""
-    count = len(seen.targets)
-    if len(np.unique(seen.targets)) < 2:
+def _limit_regions(regions: Regions, groups: Rows, data: Dataset, seed: int) -> Rows:
+    """Select about `MAX_REGIONS` regions: whole images, with the same shares of the classes."""
+    count, targets = len(regions.targets), np.unique(regions.targets)
+    if len(targets) < 2:
         raise DataError(
-            f"Expected objects or regions of two classes or more in {data.name!r}, got one; do "
-            "raise --max-images, or compare backbones by training: headstart compare."
+            "Ranking needs objects or regions of at least two classes, but the "
+            f"{len(data)} images used of {data.name!r} have only {data.classes[targets[0]]!r}. "
+            "Pass a larger --max-images, or compare backbones by training: "
+            "headstart compare --backbones."
         )
-    if count <= MOST_REGIONS:
+    if count <= MAX_REGIONS:
         return np.arange(count)
-    share = MOST_REGIONS / count
-    return nested_fractions(seen.targets, (share,), blocks=groups, seed=seed)[share]
+    share = MAX_REGIONS / count
+    return nested_fractions(regions.targets, (share,), blocks=groups, seed=seed)[share]
 
 
-def _source_chances(
+def _source_probabilities(
     backbone: FrozenBackbone, values: NDArray[np.float32]
-) -> tuple[NDArray[np.float64] | None, str]:
-    """Probabilities of the classes that the backbone was trained on, or why there are none."""
-    found, why = backbone.classifier()
-    if found is None:
-        return None, why
-    weight, bias = found
+) -> tuple[Floats | None, str]:
+    """Compute probabilities of the pretraining classes; None with the reason if that fails."""
+    classifier, missing = backbone.classifier()
+    if classifier is None:
+        return None, missing
+    weight, bias = classifier
     logits = values.astype(np.float64) @ weight.T + bias
-    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return chances / chances.sum(axis=1, keepdims=True), ""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True), ""
 
 
-def _seconds(backbone: FrozenBackbone, data: Dataset, engine: str, extractor: Extractor) -> float:
-    """Seconds of an image through the network, decoded before, on one core or the GPU."""
+def _seconds_per_image(
+    backbone: FrozenBackbone, data: Dataset, engine: str, extractor: Extractor
+) -> float:
+    """Time the forward pass of a decoded image, on one core or the GPU."""
     import torch
 
     pixels = load_batch(data.samples[:CPU_BATCH], backbone.spec.preprocess)
     target = device(extractor.device)
-    # The core's own seconds: by the clock, what else the machine does would be counted.
+    # CPU time of this process: other processes on the machine must not count.
     clock = time.process_time if target == "cpu" else time.perf_counter
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a pass, where every core has its own images
-    found = []
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the extraction, where each core has its own images
+    seconds = []
     try:
-        run = compile_engine(backbone.module, engine, device=target)
-        for _ in range(TIMED + 1):  # the first run warms up
-            begin = clock()
-            run(pixels)
-            found.append(clock() - begin)
+        compiled = compile_engine(backbone.module, engine, device=target)
+        for _ in range(TIMED_RUNS + 1):  # the first run warms up
+            started_at = clock()
+            compiled(pixels)
+            seconds.append(clock() - started_at)
     finally:
-        torch.set_num_threads(before)
-    return min(found[1:]) / run.batch
+        torch.set_num_threads(n_threads)
+    return min(seconds[1:]) / compiled.batch
 
 
-def _line(row: Ranked, measure: str, look: _Look) -> str:
-    number = row.scores[measure].interval or row.scores[measure].missing
-    kept = "features kept" if not row.computed else f"{row.seconds:.1f} s"
-    return f"{row.label}: {number}, {len(look.data)} images, {kept}"
+def _format_scored(row: RankedBackbone, measure: str, n_images: int) -> str:
+    score = row.scores[measure].interval or row.scores[measure].missing
+    duration = f"{row.seconds:.1f} s" if row.computed else "features cached"
+    return f"{row.label}: {score}, {n_images} images, {duration}"

@@ -1,4 +1,4 @@
-"""Everything that decides a run, as a value."""
+"""Settings of a run and of a comparison, as values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from headstart.selection.rules import BUDGET
 __all__ = [
     "DEFAULT_BACKBONE",
     "TASKS",
+    "ComparisonRecipe",
     "Recipe",
-    "Trials",
     "default_method",
-    "in_steps",
-    "method_named",
+    "parse_method",
     "task_of",
+    "with_steps",
 ]
 
 DEFAULT_BACKBONE = "embedded/efficientnet_lite0"
@@ -32,55 +32,55 @@ TASKS = ("classification", "detection", "segmentation")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run, the images aside.
+    """All settings of a run; with the images they decide its result.
 
     Parameters
     ----------
     backbone : str
         A name of the backbone grammar, such as ``torchvision/resnet18``.
     method : Method, optional
-        How the model learns; by default what wins a race (``headstart.advice``) where classes are
-        learned, and the head with the backbone's last stage (``Finetune()``) for boxes and masks.
+        How the model learns. By default a race chooses it for classes
+        (``headstart.selection.race``); for boxes and masks it is ``Finetune()``, which trains the
+        head and the backbone's last stage.
     rivals : tuple of str
-        Other backbones that a race may choose.
+        Other backbones that the race may choose.
     budget : float
-        Seconds for a race and the training of its winner; 0 for linear probes alone.
+        Seconds for the race and the training of its winner; 0 for linear probes only.
     task : {"auto", "classification", "detection", "segmentation"}
-        What is learned; ``auto`` is what the data say, anything else is held against them.
+        ``auto`` takes the task from the labels; another value must agree with them.
     head : str
         For boxes ``faster-rcnn``, ``retinanet``, ``fcos`` or ``ssdlite``; for masks ``unet``,
         ``unetplusplus``, ``deeplabv3plus``, ``fpn`` or ``deeplabv3``; ``auto`` is the first.
-        It may carry options, or be a published one, as for ``headstart.models.build.create_model``.
+        It may have options, or be a published head, as in ``headstart.models.build.create_model``.
     size : int
-        Longer side, in pixels, that images of boxes and masks are read at, rounded up to a
+        Longer side, in pixels, to which images with boxes and masks are resized, rounded up to a
         multiple of 32; 0 is 320.
     group_by : str, optional
         Column or regular expression that names each image's group.
     bad_files : {"error", "skip"}
-        What to do with files that cannot be decoded.
+        Action for files that cannot be decoded.
     allow_overlap : bool
-        Go on although the same image lies on both sides of a split.
+        Continue although the same image is on both sides of a split.
     test_fraction : float
-        Share of the images to test on, where the data bring no split.
+        Share of test images, if the data has no split of its own.
     max_risk : float, optional
-        Share of a classifier's answers that may be wrong, between 0 and 1: where it is less sure
-        than that takes, it abstains. The threshold is chosen on images held out of training.
+        Largest share of wrong predictions of a classifier, between 0 and 1. It abstains below a
+        confidence threshold, which is chosen on images held out of training.
     engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
         Arithmetic of the frozen backbone; ``auto`` measures.
     device : {"auto", "cpu", "cuda", "mps"}
     offline : bool, optional
-        Open no socket; None asks the environment.
+        Open no network connection; None reads the environment (HEADSTART_OFFLINE).
     seed : int
-        Decides the split, a head on maps, and the bootstrap, 0 or more; a method has a seed of its
-        own: the command line, and the default method, take this one.
+        Seed of the split, of a head on maps, and of the bootstrap, 0 or more. A method has its own
+        seed; the command line and the default method use this one.
 
     Raises
     ------
     UnknownNameError
         If there is no such task.
     UsageError
-        If the seed, the size or the budget is negative, the share to test on is none, or a
-        method is named where backbones race.
+        If a value is out of its range, or a method is named together with ``rivals``.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -103,63 +103,65 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.task not in {"auto", *TASKS}:
             raise UnknownNameError("task", self.task, ["auto", *TASKS])
-        object.__setattr__(self, "rivals", tuple(self.rivals))  # a list, where JSON brought it
+        object.__setattr__(self, "rivals", tuple(self.rivals))  # JSON gives a list
         if not self.budget >= 0:
-            raise UsageError(f"Expected `budget` to be 0 or more seconds, got {self.budget}.")
+            raise UsageError(f"`budget` must be 0 or more seconds, got {self.budget}.")
         if self.rivals and self.method is not None:
             raise UsageError(
-                f"Expected no method where backbones race, got {self.method.name}; do leave it "
-                "out, or name one backbone."
+                f"Method {self.method.name} cannot be combined with a race of several backbones. "
+                "Remove --method, or name one backbone with --backbone."
             )
         if self.size < 0:
-            raise UsageError(f"Expected `size` to be 0 or more pixels, got {self.size}.")
+            raise UsageError(f"`size` must be 0 or more pixels, got {self.size}.")
         if self.seed < 0:
-            raise UsageError(f"Expected `seed` to be 0 or more, got {self.seed}.")
+            raise UsageError(f"`seed` must be 0 or more, got {self.seed}.")
         if self.max_risk is not None and not 0 < self.max_risk < 1:
             raise UsageError(
-                f"Expected `max_risk` to lie between 0 and 1, got {self.max_risk}; do give a share "
-                "such as 0.02."
+                f"`max_risk` must be between 0 and 1, got {self.max_risk}. Pass a share such as "
+                "--max-risk 0.02."
             )
         if not 0 < self.test_fraction < 1:
             raise UsageError(
-                "Expected `test_fraction` to lie between 0 and 1, got "
-                f"{self.test_fraction}; do give a share such as 0.2."
+                f"`test_fraction` must be between 0 and 1, got {self.test_fraction}. Pass a share "
+                "such as --test-fraction 0.2."
             )
 
-    def settled(self, data: Dataset) -> Recipe:
-        """Return the recipe with what it left open decided by the data's kind.
+    def resolved_for(self, data: Dataset) -> Recipe:
+        """Return the recipe with the task of the data, and for boxes and masks with a method.
 
-        The task always; the method of boxes and masks. That of classes is left to a race.
+        A race chooses the method for classes later.
 
         Raises
         ------
         UsageError
-            If the data are of another task than was asked for; it says why.
+            If the data has another task than the recipe.
 
         Examples
         --------
-        >>> found = Recipe(seed=3).settled(Dataset(samples=(), classes=("cell",), kind="detection"))
-        >>> found.task, found.method.train_from, found.method.seed
+        >>> data = Dataset(samples=(), classes=("cell",), kind="detection")
+        >>> recipe = Recipe(seed=3).resolved_for(data)
+        >>> recipe.task, recipe.method.train_from, recipe.method.seed
         ('detection', 'last:1', 3)
         """
         if self.max_risk is not None and data.kind != "multiclass":
             raise UsageError(
-                f"Expected one class an image where a risk is wanted, got {data.kind} in "
-                f"{data.name!r}; do leave --max-risk out: its answers have thresholds of their own."
+                f"--max-risk needs data with one class per image, but {data.name!r} is for "
+                f"{data.kind}, which has thresholds of its own. Remove --max-risk."
             )
         task = task_of(data)
         if self.task not in {"auto", task}:
             raise UsageError(
-                f"Expected data for {self.task} in {data.name!r}, got {data.kind} "
-                f"({data.notes[0] if data.notes else 'by its targets'}); do use --task {task}, or "
-                "give data with other labels."
+                f"--task {self.task} does not fit {data.name!r}, whose labels are for {data.kind} "
+                f"({data.notes[0] if data.notes else 'from its targets'}). Pass --task {task}, or "
+                f"data with labels for {self.task}."
             )
         method = self.method
         if method is None and data.is_dense:
             if self.rivals:
                 raise UsageError(
-                    f"Expected one backbone for {data.kind}, got {len(self.rivals) + 1}; do "
-                    "compare them with `headstart compare`."
+                    f"A race needs classes of images, but {data.name!r} is for {data.kind} and "
+                    f"there are {len(self.rivals) + 1} backbones. Name one with --backbone, or use "
+                    "`headstart compare`."
                 )
             method = default_method(task, self.seed)
         return replace(self, task=task, method=method)
@@ -167,11 +169,13 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
         method = None if self.method is None else described(self.method)
-        return json.loads(json.dumps({**asdict(self), "method": method}))  # type: ignore[no-any-return]
+        # Not `to_jsonable`, which turns an infinite budget into None.
+        values: dict[str, Any] = json.loads(json.dumps({**asdict(self), "method": method}))
+        return values
 
 
 def task_of(data: Dataset) -> str:
-    """Name the task that data are for.
+    """Return the task of a dataset.
 
     >>> task_of(Dataset(samples=(), classes=(), kind="multilabel"))
     'classification'
@@ -180,7 +184,7 @@ def task_of(data: Dataset) -> str:
 
 
 def default_method(task: str, seed: int = 0) -> Method:
-    """Make the method that a task is learned with where none is named, and none is raced."""
+    """Return the method of a task that is used without a named method and without a race."""
     if task in DENSE:
         from headstart.methods.finetune import Finetune
 
@@ -194,33 +198,33 @@ ALIASES = {"probe": "linear-probe"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trials:
-    """What is compared, and how often.
+class ComparisonRecipe:
+    """Settings of a comparison.
 
     Parameters
     ----------
     methods : tuple of str
         ``scratch``, ``probe`` (for boxes and masks: the head alone) or ``finetune``, with options
-        if need be, as in ``finetune?train-from=all&epochs=5``; or ``auto``, what wins a race on
-        the images to learn from. The first is the reference.
+        if needed, as in ``finetune?train-from=all&epochs=5``; or ``auto``, the winner of a race on
+        the training images. The first is the reference.
     backbones : tuple of str
     seeds : int
-        How often everything is repeated, from the recipe's seed on.
+        Number of repetitions, with seeds from the recipe's seed on.
     fractions : tuple of float
-        Shares of the training images to learn from, each inside the next.
+        Shares of the training images; each part contains the smaller ones.
     folds : int, optional
-        Of a cross-validation a seed; 0 for one split a seed. By default 5 for fewer than 200
-        images of classes, else 0. Has no meaning where the data bring a test part.
+        Folds of one cross-validation per seed; 0 for one split per seed. By default 5 for fewer
+        than 200 images with classes, else 0. Ignored if the data has a test part.
     epochs : int, optional
-        Of every method that trains by gradient, unless its own options say another.
+        Epochs of every method that trains by gradient, unless its own options set them.
     steps : int, optional
-        Of gradient descent instead, the same however many images there are: as many whole
-        epochs as come nearest.
+        Steps of every method that trains by gradient, rounded to whole epochs; the same for any
+        number of images. Instead of ``epochs``.
 
     Raises
     ------
     UsageError
-        If there is nothing to compare, or a name is there twice.
+        If there is nothing to compare, or a name occurs twice.
     """
 
     methods: tuple[str, ...] = ("scratch", "probe", "finetune")
@@ -235,34 +239,38 @@ class Trials:
         for name, names in (("methods", self.methods), ("backbones", self.backbones)):
             if not names or len(set(names)) < len(names):
                 raise UsageError(
-                    f"Expected `{name}` to be different names, got {', '.join(names) or 'none'}."
+                    f"`{name}` must be one or more different names, got "
+                    f"{', '.join(names) or 'none'}."
                 )
         if self.epochs is not None and self.steps is not None:
-            raise UsageError("Expected `epochs` or `steps`, got both; do leave one out.")
-        for name in ("epochs", "steps"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise UsageError(f"Expected `{name}` of 1 or more, got {given}.")
-        if self.folds is not None and (self.folds < 0 or self.folds == 1):
-            raise UsageError(f"Expected `folds` of 2 or more, or 0 for none, got {self.folds}.")
-        if self.seeds < 1:
-            raise UsageError(f"Expected `seeds` of 1 or more, got {self.seeds}.")
-        if not self.fractions or not all(0 < one <= 1 for one in self.fractions):
             raise UsageError(
-                f"Expected `fractions` above 0 and up to 1, got {list(self.fractions)}."
+                f"Both `epochs` ({self.epochs}) and `steps` ({self.steps}) are given. Remove one "
+                "of --epochs and --steps."
+            )
+        for name in ("epochs", "steps"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise UsageError(f"`{name}` must be 1 or more, got {limit}.")
+        if self.folds is not None and (self.folds < 0 or self.folds == 1):
+            raise UsageError(f"`folds` must be 2 or more, or 0 for none, got {self.folds}.")
+        if self.seeds < 1:
+            raise UsageError(f"`seeds` must be 1 or more, got {self.seeds}.")
+        if not self.fractions or not all(0 < share <= 1 for share in self.fractions):
+            raise UsageError(
+                f"`fractions` must be above 0 and at most 1, got {list(self.fractions)}."
             )
 
     def budget(self) -> str:
-        """What all trainings are given, in words.
+        """Describe the budget of all trainings.
 
-        >>> Trials(steps=300).budget()
-        '300 steps at most for all that train by gradient, in whole epochs'
+        >>> ComparisonRecipe(steps=300).budget()
+        'at most 300 steps for methods that train by gradient, in whole epochs'
         """
         if self.steps is not None:
-            most = _counted(self.steps, "step")
-            return f"{most} at most for all that train by gradient, in whole epochs"
+            limit = _counted(self.steps, "step")
+            return f"at most {limit} for methods that train by gradient, in whole epochs"
         if self.epochs is not None:
-            return f"{_counted(self.epochs, 'epoch')} at most for all that train by gradient"
+            return f"at most {_counted(self.epochs, 'epoch')} for methods that train by gradient"
         return "each method's own options and defaults"
 
 
@@ -270,8 +278,8 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count > 1)}"
 
 
-def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
-    """Make a method of its name and options.
+def parse_method(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
+    """Make a method from its name and options.
 
     Raises
     ------
@@ -280,50 +288,53 @@ def method_named(text: str, task: str, *, seed: int = 0, epochs: int | None = No
 
     Examples
     --------
-    >>> method_named("finetune?train-from=all&epochs=5", "classification").training.epochs
+    >>> parse_method("finetune?train-from=all&epochs=5", "classification").training.epochs
     5
     """
     name, _, query = text.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
-    given: dict[str, Any] = {key.replace("-", "_"): value for key, value in pairs}
-    if name == "probe" and task != "classification":  # what is frozen and what learns are the same
-        name, given = "finetune", {"train_from": "head", **given}
+    options: dict[str, Any] = {key.replace("-", "_"): value for key, value in pairs}
+    if name == "probe" and task != "classification":  # trains the head on a frozen backbone, too
+        name, options = "finetune", {"train_from": "head", **options}
     if name == "auto":
-        if given:
-            raise UsageError(f"Expected auto without options, got {query}; do name the method.")
+        if options:
+            raise UsageError(
+                f"Method auto takes no options, got {query}. Name a method, such as "
+                f"finetune?{query}."
+            )
         name = default_method(task).name
     name = ALIASES.get(name, name)
     if name not in METHODS:
         raise UnknownNameError("method", name, [*METHODS, *ALIASES, "auto"])
-    known = {flag.name: flag for flag in flags()}
-    for key, value in given.items():
-        if key not in known:
+    flags_by_name = {flag.name: flag for flag in flags()}
+    for key, value in options.items():
+        if key not in flags_by_name:
             own = [flag.option[2:] for flag in flags() if name in flag.methods]
             raise UnknownNameError(f"option of {name}", key.replace("_", "-"), own)
-        if known[key].kind == "switch":
-            given[key] = value.lower() not in {"false", "no", "off", "0"}
-    if epochs is not None and name in known["epochs"].methods:
-        given.setdefault("epochs", str(epochs))
-    return make_method(name, given, seed=seed)
+        if flags_by_name[key].kind == "switch":
+            options[key] = value.lower() not in {"false", "no", "off", "0"}
+    if epochs is not None and name in flags_by_name["epochs"].methods:
+        options.setdefault("epochs", str(epochs))
+    return make_method(name, options, seed=seed)
 
 
-def in_steps(method: Method, steps: int, images: int, kind: Kind) -> Method:
-    """Give a method that trains by gradient so many epochs that it takes about ``steps`` steps.
+def with_steps(method: Method, steps: int, images: int, kind: Kind) -> Method:
+    """Set the epochs of a method that trains by gradient so that it takes about ``steps`` steps.
 
     Parameters
     ----------
     method : Method
-        Returned as it is where it is solved, or where its own options say how many epochs.
+        Returned unchanged if it does not train by gradient, or if its options set the epochs.
     steps : int
     images : int
-        That gradients are taken of.
+        Number of images that gradients are computed for.
     kind : str
-        Of the data; decides how large a batch is.
+        Kind of the data; decides the batch size.
 
     Examples
     --------
-    >>> scratch = method_named("scratch", "classification")
-    >>> [in_steps(scratch, 300, n, "multiclass").training.epochs for n in (32, 320, 3200)]
+    >>> scratch = parse_method("scratch", "classification")
+    >>> [with_steps(scratch, 300, n, "multiclass").training.epochs for n in (32, 320, 3200)]
     [150, 15, 3]
     """
     training = getattr(method, "training", None)

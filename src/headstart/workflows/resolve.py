@@ -1,13 +1,13 @@
-"""What a recipe leaves open is settled by a race: backbone and method."""
+"""Resolve what a recipe leaves open: data, weights, backbone and method."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone
@@ -16,237 +16,294 @@ from headstart.backbones.weights import WeightsFile, locate
 from headstart.cache import Cache
 from headstart.data.dataset import DENSE, Dataset, fingerprint_of
 from headstart.data.loader import digest_of
-from headstart.data.prepare import Prepared, prepare
+from headstart.data.prepare import PreparedData, prepare
 from headstart.data.readers import read_dataset
-from headstart.distributed import world
+from headstart.distributed import world_size
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor, Progress
-from headstart.models.heads.pretrained import is_published, locate_head, split
+from headstart.methods.method import Method
+from headstart.models.heads.pretrained import is_published, locate_head, split_options
 from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method
-from headstart.workflows.run_folder import RACE, told_where
+from headstart.workflows.run_folder import RACE, explain_write_errors
 
-__all__ = ["checked", "choose", "keep", "located", "read", "require_meant", "settled"]
+__all__ = [
+    "Choice",
+    "LocatedBackbone",
+    "check_data",
+    "choose",
+    "locate_backbones",
+    "read_source",
+    "require_consistent",
+    "require_engine",
+    "resolve_recipe",
+    "save_choice",
+]
 
-TOGETHER = (
-    "Several processes cannot race, for their clocks differ: a linear probe is taken. Name the "
-    "method to train otherwise."
+SEVERAL_PROCESSES = (
+    "Several processes cannot run a race, because their clocks differ. The method is a linear "
+    "probe; pass --method to choose another."
 )
 
 
-def located(recipe: Recipe) -> list[tuple[BackboneSpec, WeightsFile]]:
-    """Find the weights of the backbone, and of others that a race may choose.
+class LocatedBackbone(NamedTuple):
+    """A backbone whose weights file has been found."""
+
+    spec: BackboneSpec
+    weights: WeightsFile
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """Backbone and method of a run, named by the user or chosen by a race.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With the method and the backbone's name.
+    method : Method
+    backbone : FrozenBackbone
+    extractor : Extractor
+        With the engine that computed the features.
+    record : mapping
+        Result of the race, for the model's record; empty without a race.
+    """
+
+    recipe: Recipe
+    method: Method
+    backbone: FrozenBackbone
+    extractor: Extractor
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
+    """Find the weights of the backbone, and of other backbones that a race may choose.
 
     Raises
     ------
     UnknownNameError
         If there is no such backbone.
     WeightsNotFoundError
-        If its weights are nowhere to be had.
+        If its weights cannot be found.
     """
     names = (recipe.backbone, *recipe.rivals)
     specs = [resolve(name, offline=recipe.offline) for name in names]
-    return [(spec, locate(spec, offline=recipe.offline)) for spec in specs]
+    return [LocatedBackbone(spec, locate(spec, offline=recipe.offline)) for spec in specs]
 
 
 def choose(
     recipe: Recipe,
     backbones: Sequence[FrozenBackbone],
-    prepared: Prepared,
+    prepared: PreparedData,
     *,
     extractor: Extractor,
     notify: Observer,
-    kept: Path | None = None,
-) -> tuple[Recipe, FrozenBackbone, Extractor, dict[str, Any]]:
-    """Let the training images choose what the recipe leaves open.
+    resume_from: Path | None = None,
+) -> Choice:
+    """Take the recipe's method, or choose backbone and method by a race on the training images.
 
     Parameters
     ----------
     recipe : Recipe
     backbones : sequence of FrozenBackbone
-    prepared : Prepared
+    prepared : PreparedData
     extractor : Extractor
     notify : callable
-    kept : Path, optional
-        Folder of a training that shall go on: what was chosen for it is not raced for again.
-
-    Returns
-    -------
-    Recipe
-        With the method and the backbone's name.
-    FrozenBackbone
-    Extractor
-        With the engine that made the features.
-    dict
-        What belongs in the model's record.
+    resume_from : Path, optional
+        Checkpoint folder of the training to resume; its race is not run again.
 
     Raises
     ------
     UsageError
-        If nothing was chosen for the training that shall go on, or on other images, with
-        another seed or other weights; it says which.
+        If the folder holds no result of a race, or one for other images, another seed or other
+        weights; the message names the difference.
     """
     if recipe.method is not None:
-        return recipe, backbones[0], extractor, {}
-    if kept is not None:
-        return _recalled(recipe, backbones, prepared, extractor, kept)
-    if world() > 1:
-        notify(Noted(text=TOGETHER))
+        return _choice(recipe, recipe.method, backbones[0], extractor)
+    if resume_from is not None:
+        return _saved_choice(recipe, backbones, prepared, extractor, resume_from)
+    if world_size() > 1:
+        notify(Noted(text=SEVERAL_PROCESSES))
         method = default_method(recipe.task, recipe.seed)
-        return replace(recipe, method=method, rivals=()), backbones[0], extractor, {}
+        return _choice(recipe, method, backbones[0], extractor)
     from headstart.selection.race import decide
 
-    found = decide(
+    decision = decide(
         backbones,
         prepared.train,
         prepared.val,
         extractor=extractor,
         budget=recipe.budget,
         seed=recipe.seed,
-        told=lambda line: notify(Noted(text=line)),
+        on_progress=lambda line: notify(Noted(text=line)),
     )
-    notify(Decided(record=found.record, backbone=found.backbone.spec.name, method=found.method))
-    settled = replace(recipe, method=found.method, backbone=found.backbone.spec.name, rivals=())
-    record = {"decision": found.record}
-    return settled, found.backbone, replace(extractor, engine=found.engine), record
+    method, backbone, record = decision.method, decision.backbone, decision.record
+    notify(Decided(record=record, backbone=backbone.spec.name, method=method))
+    extractor = replace(extractor, engine=decision.engine)
+    return _choice(recipe, method, backbone, extractor, {"decision": record})
 
 
-def keep(
+def _choice(
     recipe: Recipe,
+    method: Method,
     backbone: FrozenBackbone,
-    prepared: Prepared,
-    engine: str,
-    record: Mapping[str, Any],
-    folder: Path,
-) -> None:
-    """Write what a race has chosen beside the checkpoints, for ``--resume``; once."""
-    if not record or recipe.method is None or (folder / RACE).exists():
+    extractor: Extractor,
+    record: Mapping[str, Any] | None = None,
+) -> Choice:
+    name = backbone.spec.name if record else recipe.backbone
+    return Choice(
+        recipe=replace(recipe, method=method, backbone=name, rivals=()),
+        method=method,
+        backbone=backbone,
+        extractor=extractor,
+        record=record or {},
+    )
+
+
+def save_choice(choice: Choice, prepared: PreparedData, folder: Path) -> None:
+    """Write the result of a race beside the checkpoints, for ``--resume``; once."""
+    if not choice.record or (folder / RACE).exists():
         return
-    from headstart.selection.candidates import in_short
+    from headstart.selection.candidates import method_to_record
 
     text = json.dumps(
         {
-            "method": in_short(recipe.method),
-            "backbone": recipe.backbone,
-            "engine": engine,
-            "identity": _identity(recipe, backbone, prepared),
-            "record": record,
+            "method": method_to_record(choice.method),
+            "backbone": choice.recipe.backbone,
+            "engine": choice.extractor.engine,
+            "identity": _race_identity(choice.recipe, choice.backbone, prepared),
+            "record": choice.record,
         }
     )
-    with told_where(folder):
+    with explain_write_errors(folder):
         (folder / RACE).write_text(text, encoding="utf-8")
 
 
-def _identity(recipe: Recipe, backbone: FrozenBackbone, prepared: Prepared) -> dict[str, str]:
-    """What a choice rests on: chosen on other images, it may have seen those to test on."""
+def _race_identity(
+    recipe: Recipe, backbone: FrozenBackbone, prepared: PreparedData
+) -> dict[str, str]:
+    """Identify a race's data, seed and weights: with other data it may have seen test images."""
     parts = (prepared.train, *(() if prepared.val is None else (prepared.val,)))
-    seen = [[(digest_of(s), fingerprint_of(s.target)) for s in part.samples] for part in parts]
+    images = [[(digest_of(s), fingerprint_of(s.target)) for s in part.samples] for part in parts]
     return {
-        "data": hashlib.sha256(repr(seen).encode()).hexdigest(),
+        "data": hashlib.sha256(repr(images).encode()).hexdigest(),
         "seed": str(recipe.seed),
         "weights": backbone.identity.hex(),
     }
 
 
-def _recalled(
+def _saved_choice(
     recipe: Recipe,
     backbones: Sequence[FrozenBackbone],
-    prepared: Prepared,
+    prepared: PreparedData,
     extractor: Extractor,
     folder: Path,
-) -> tuple[Recipe, FrozenBackbone, Extractor, dict[str, Any]]:
-    from headstart.selection.candidates import remade
+) -> Choice:
+    """Read the result of an earlier race; refuse it for other data, seed or weights."""
+    from headstart.selection.candidates import method_from_record
 
     try:
-        chosen = json.loads((folder / RACE).read_text(encoding="utf-8"))
-        backbone = next(one for one in backbones if one.spec.name == chosen["backbone"])
-        method = remade(chosen["method"])
-        engine, record, identity = chosen["engine"], dict(chosen["record"]), chosen["identity"]
-        found = _identity(recipe, backbone, prepared)
-        different = [part for part in found if identity[part] != found[part]]
+        saved = json.loads((folder / RACE).read_text(encoding="utf-8"))
+        backbone = next(b for b in backbones if b.spec.name == saved["backbone"])
+        method = method_from_record(saved["method"])
+        engine, record, saved_identity = saved["engine"], dict(saved["record"]), saved["identity"]
+        identity = _race_identity(recipe, backbone, prepared)
+        different = [part for part in identity if saved_identity[part] != identity[part]]
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UsageError(
-            f"Expected a training that was stopped in {folder}, got none that a race had chosen "
-            "for these backbones; do begin without --resume, or name the method of that run, such "
-            "as --method finetune."
+            f"{folder} holds no training that a race chose for these backbones. Start without "
+            "--resume, or name the method of that run, such as --method finetune."
         ) from error
     if different:
         raise UsageError(
-            f"Expected to resume the same run from {folder / RACE}, got one with another "
-            f"{', '.join(different)}; do give what that run was given, or begin without --resume."
+            f"Cannot resume from {folder / RACE}: it was written for another "
+            f"{', '.join(different)}. Pass the same settings as then, or start without --resume."
         )
-    settled = replace(recipe, method=method, backbone=backbone.spec.name, rivals=())
-    return settled, backbone, replace(extractor, engine=engine), record
+    return _choice(recipe, method, backbone, replace(extractor, engine=engine), record)
 
 
-def require_meant(recipe: Recipe, train: Dataset, resume: bool) -> None:
-    """Refuse what does not go together before anything is computed.
+def require_consistent(recipe: Recipe, train: Dataset, resume: bool) -> None:
+    """Refuse settings that exclude each other, before anything is computed.
 
     Raises
     ------
     UsageError
-        If an engine is named for boxes or masks, or what cannot be resumed shall be.
+        If an engine is named for boxes or masks, or a method that cannot resume is to resume.
     DataError
         If the method cannot learn from these images.
     """
-    if train.is_dense and recipe.engine not in {"auto", "fp32"}:
-        raise UsageError(
-            f"Expected --engine fp32 for {train.kind}, got {recipe.engine}; do leave it out."
-        )
+    require_engine(recipe, train)
     method = recipe.method
     if method is not None:
         method.check(train)
     if resume and method is not None and not method.resumes:
         raise UsageError(
-            f"Expected a method that can be resumed, got {method.name}; do name the method of the "
-            "run that was stopped, such as --method finetune."
+            f"Method {method.name} has nothing to resume. Remove --resume, or name the method of "
+            "the run that was stopped, such as --method finetune."
         )
 
 
-def read(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
-    """Read what the user points at, as the task that the recipe names needs it.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or holds nothing for that task.
-
-    Examples
-    --------
-    >>> read("demo:boxes", Recipe()).kind
-    'detection'
-    """
-    if isinstance(source, Dataset):
-        return source
-    is_demo = str(source).startswith("demo:")  # which brings a kind of its own
-    kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
-    return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
-
-
-def settled(recipe: Recipe, data: Dataset) -> Recipe:
-    """Decide by the data what a recipe leaves open; a published head has to be there.
+def require_engine(recipe: Recipe, train: Dataset) -> None:
+    """Refuse an engine other than fp32 for boxes and masks.
 
     Raises
     ------
     UsageError
-        If the data are of another task than was asked for.
-    WeightsNotFoundError
-        If a published head is in no place: said before anything is scanned.
+        If such an engine is named.
     """
-    recipe = recipe.settled(data)
-    name, _ = split(recipe.head)
+    if train.is_dense and recipe.engine not in {"auto", "fp32"}:
+        raise UsageError(
+            f"--engine {recipe.engine} cannot be used for {train.kind}, which runs in fp32. Remove "
+            "--engine, or pass --engine fp32."
+        )
+
+
+def read_source(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
+    """Read the user's data for the recipe's task.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or has no labels for that task.
+
+    Examples
+    --------
+    >>> read_source("demo:boxes", Recipe()).kind
+    'detection'
+    """
+    if isinstance(source, Dataset):
+        return source
+    is_demo = str(source).startswith("demo:")  # the name decides its task
+    kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
+    return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
+
+
+def resolve_recipe(recipe: Recipe, data: Dataset) -> Recipe:
+    """Resolve the settings that depend on the data; check that a published head can be found.
+
+    Raises
+    ------
+    UsageError
+        If the data has another task than the recipe.
+    WeightsNotFoundError
+        If the weights of a published head cannot be found; raised before anything is scanned.
+    """
+    recipe = recipe.resolved_for(data)
+    name, _ = split_options(recipe.head)
     if is_published(name) and (data.kind == "detection" or data.kind == "segmentation"):
         locate_head(name, data.kind, offline=recipe.offline)
     return recipe
 
 
-def checked(data: Dataset, recipe: Recipe, cache: Cache, progress: Progress | None) -> Prepared:
-    """Scan, check and split what was read, as the recipe says.
+def check_data(
+    data: Dataset, recipe: Recipe, cache: Cache, progress: Progress | None
+) -> PreparedData:
+    """Scan, check and split the data.
 
     Raises
     ------
     DataError
-        If the images, boxes or masks cannot be used as they are.
+        If the images, boxes or masks cannot be used.
     """
     return prepare(
         data,

@@ -1,4 +1,4 @@
-"""A run's folder: its name, how it comes into being whole, and where a training is taken up."""
+"""The folder of a run: its name, how it is written as a whole, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ import yaml
 from headstart.data.dataset import Dataset
 from headstart.errors import SetupError, UsageError
 from headstart.models.saving import save
-from headstart.reports.predictions import answer_files
+from headstart.reports.predictions import render_predictions
 from headstart.reports.report import Facts, render_card, render_html, render_json
 from headstart.training import checkpoint
 from headstart.workflows.recipe import Recipe
 
 __all__ = [
-    "alone",
-    "claim",
-    "forget",
-    "hidden_folder",
-    "is_begun",
-    "resumable",
+    "checkpoint_folder",
+    "choose_folder",
+    "delete_checkpoint",
+    "explain_write_errors",
+    "has_checkpoint",
+    "locked",
+    "publish_folder",
     "slug",
-    "told_where",
-    "wanted_folder",
+    "temporary_folder",
     "write_files",
 ]
 
 LOCK = "in-use"
-"""Number of the process that trains, and its machine."""
+"""File with the number of the process that trains, and its machine."""
 
 RACE = "race.json"
-"""What a race has chosen, beside the checkpoints of the training that it chose."""
+"""Result of a race, beside the checkpoints of the training that it chose."""
 
 
 def slug(source: str | Path | Dataset) -> str:
-    """Name a run's folder after what it learned from.
+    """Name a run's folder after its data.
 
     >>> slug("my photos/"), slug("demo:textures")
     ('my-photos', 'demo-textures')
@@ -53,31 +53,31 @@ def slug(source: str | Path | Dataset) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
-def wanted_folder(out: str | Path | None, source: str | Path | Dataset) -> Path:
-    """Say where the run's folder shall be; "." and ".." are no names that one could be given.
+def choose_folder(out: str | Path | None, source: str | Path | Dataset) -> Path:
+    """Return the path of the run's folder; by default ``runs/<name of the data>``.
 
     Raises
     ------
     UsageError
-        If ``out`` names no folder of its own.
+        If ``out`` does not end with a name, as "." and "..".
     """
     if out is None:
         return Path("runs") / slug(source)
-    wanted = Path(out)
-    if wanted.name in {"", ".."}:
+    path = Path(out)
+    if path.name in {"", ".."}:
         raise UsageError(
-            f"Expected `out` to name a new folder, got {str(out)!r}; do give it a name, such as "
-            f"{str(wanted / slug(source))!r}."
+            f"--out {str(out)!r} does not name a new folder. Pass a name, such as "
+            f"--out {str(path / slug(source))!r}."
         )
-    return wanted
+    return path
 
 
 @contextmanager
-def hidden_folder(wanted: Path) -> Iterator[Path]:
-    """Make a hidden folder beside the wanted one; a run that fails leaves nothing behind."""
-    with told_where(wanted):
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-", dir=wanted.parent))
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Make a hidden folder beside the target; a run that fails leaves nothing behind."""
+    with explain_write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield folder
     except BaseException:
@@ -86,85 +86,86 @@ def hidden_folder(wanted: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def told_where(wanted: Path) -> Iterator[None]:
-    """A full disk, or a folder that nobody may write to, with the path and the way out."""
+def explain_write_errors(target: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into an error with the path and a way out."""
     try:
         yield
     except OSError as error:
         raise SetupError(
-            f"Expected to write a run's folder at {wanted}, got {error}; do make room there, or "
-            "choose another --out."
+            f"Cannot write to {target}: {error}. Free disk space there, or choose another folder "
+            "with --out."
         ) from error
 
 
-def claim(folder: Path, wanted: Path) -> Path:
-    """Give a finished folder its name, or the next free one: an older run is never touched."""
-    names = itertools.chain([wanted.name], (f"{wanted.name}-{n}" for n in itertools.count(2)))
-    final = next(path for path in map(wanted.with_name, names) if not path.exists())
+def publish_folder(folder: Path, target: Path) -> Path:
+    """Rename a finished folder to the target or the next free name; never touch an older run."""
+    names = itertools.chain([target.name], (f"{target.name}-{n}" for n in itertools.count(2)))
+    final = next(path for path in map(target.with_name, names) if not path.exists())
     folder.chmod(0o755)  # mkdtemp's folders are private
     return folder.rename(final)
 
 
 def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
-    """Write the model, and everything that is said of it."""
+    """Write the model, the reports, the predictions and the recipe."""
     save(facts.model, folder)
     for name, text in {
         "report.html": render_html(facts),
         "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
         "card.md": render_card(facts),
         "resolved.yaml": yaml.safe_dump(recipe.as_dict(), sort_keys=False),
-        **answer_files(facts.evaluation),
+        **render_predictions(facts.evaluation),
     }.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def resumable(wanted: Path) -> Path:
-    """Folder of the checkpoints of a training whose run is not complete, beside the run's.
+def checkpoint_folder(target: Path) -> Path:
+    """Return the folder of an unfinished run's checkpoints, beside the run's folder.
 
-    >>> resumable(Path("runs/photos")).name
+    >>> checkpoint_folder(Path("runs/photos")).name
     'photos.partial'
     """
-    return wanted.with_name(f"{wanted.name}.partial")
+    return target.with_name(f"{target.name}.partial")
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether a training, or the race that chose it, has left something to go on with."""
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint, or the result of a race."""
     return any((folder / name).exists() for name in (checkpoint.NAME, RACE))
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep others from a training's checkpoints while the block runs.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder of checkpoints against other processes while the block runs.
 
     Parameters
     ----------
     folder : Path
-        Made if need be, and removed if it ends empty. What a dead process left is taken over.
+        Created if missing, and removed if it is empty at the end. The lock of a process that has
+        died is replaced.
 
     Raises
     ------
     UsageError
-        If another process is training there; it is named.
+        If another process is training there; its number is named.
     SetupError
         If the folder cannot be written.
 
     Examples
     --------
-    >>> with tempfile.TemporaryDirectory() as parent, alone(Path(parent, "run.partial")):
+    >>> with tempfile.TemporaryDirectory() as parent, locked(Path(parent, "run.partial")):
     ...     (Path(parent, "run.partial") / LOCK).is_file()
     True
     """
     lock = folder / LOCK
-    mine = f"{os.getpid()} {platform.node()}"
-    with told_where(folder):
+    owner = f"{os.getpid()} {platform.node()}"
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             try:
                 with lock.open("x", encoding="utf-8") as file:
-                    file.write(mine)
+                    file.write(owner)
                 break
             except FileExistsError:
-                _take_over(lock)
+                _remove_stale_lock(lock)
     try:
         yield
     finally:
@@ -174,18 +175,18 @@ def alone(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _take_over(lock: Path) -> None:
-    """Remove the lock of a process that is no more; refuse where it may still be there."""
+def _remove_stale_lock(lock: Path) -> None:
+    """Remove the lock of a process that has ended; refuse if it may still run."""
     try:
         pid, _, host = lock.read_text(encoding="utf-8").partition(" ")
-    except FileNotFoundError:  # it has just ended
+    except FileNotFoundError:  # the process has just ended
         return
     is_here = host == platform.node()
     if pid.isdecimal() and (not is_here or _is_alive(int(pid))):
         raise UsageError(
-            f"Expected to be alone in {lock.parent}, got process {pid} on {host}, which is "
-            "training there; do wait until it ends, or choose another --out"
-            + ("." if is_here else f", or delete {lock} if it is no more.")
+            f"Process {pid} on {host} is training in {lock.parent}. Wait until it ends, or choose "
+            "another folder with --out"
+            + ("." if is_here else f", or delete {lock} if the process has ended.")
         )
     lock.unlink(missing_ok=True)
 
@@ -193,11 +194,11 @@ def _take_over(lock: Path) -> None:
 def _is_alive(pid: int) -> bool:
     import psutil
 
-    # A container's processes begin with the same numbers again: its own is no other's.
+    # In containers process numbers repeat: a lock with our own number is an earlier process's.
     return pid != os.getpid() and psutil.pid_exists(pid)
 
 
-def forget(folder: Path) -> bool:
+def delete_checkpoint(folder: Path) -> bool:
     """Delete a checkpoint, and its folder if nothing else is in it.
 
     Returns
@@ -205,10 +206,10 @@ def forget(folder: Path) -> bool:
     bool
         Whether there was a checkpoint.
     """
-    there = (folder / checkpoint.NAME).exists()
+    existed = (folder / checkpoint.NAME).exists()
     if folder.is_dir():
         checkpoint.remove(folder)
         (folder / RACE).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
-    return there
+    return existed

@@ -1,4 +1,4 @@
-"""A run's numbers for TensorBoard or MLflow, through Accelerate's trackers; off unless asked."""
+"""Tracking of a run in TensorBoard or MLflow through Accelerate's trackers; off by default."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ from headstart.workflows.events import (
     Noted,
     Observer,
     Planned,
+    notify_both,
 )
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.run_folder import told_where, wanted_folder
+from headstart.workflows.run_folder import choose_folder, explain_write_errors
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from headstart.training.job import Epoch
 
-__all__ = ["NAMES", "Tracker", "names_of", "tracked"]
+__all__ = ["NAMES", "Tracker", "tracked", "tracker_names"]
 
 NAMES = ("mlflow", "tensorboard")
 TENSORBOARD = "tensorboard"
-"""The folder inside a run's folder, and what ends the name of the one beside it."""
+"""Name of the folder inside a run's folder, and suffix of the folder beside it during the run."""
 
 LOCAL = "", "file", "sqlite"
-"""Schemes of MLflow's stores that are files."""
+"""URL schemes of MLflow stores that are local files."""
 
 
-def names_of(names: str) -> tuple[str, ...]:
-    """Read what ``--track`` names, separated by commas.
+def tracker_names(names: str) -> tuple[str, ...]:
+    """Split the value of ``--track`` at commas.
 
     Raises
     ------
@@ -57,14 +58,14 @@ def names_of(names: str) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> names_of("tensorboard, mlflow"), names_of("")
+    >>> tracker_names("tensorboard, mlflow"), tracker_names("")
     (('tensorboard', 'mlflow'), ())
     """
-    found = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    for name in found:
+    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in chosen:
         if name not in NAMES:
             raise UnknownNameError("track", name, NAMES)
-    return found
+    return chosen
 
 
 @contextmanager
@@ -76,63 +77,57 @@ def tracked(
     out: str | Path | None = None,
     beside: Observer | None = None,
 ) -> Iterator[Observer]:
-    """Give an observer for ``fit`` that tells trackers of a run; give it the arguments of ``fit``.
+    """Yield an observer for ``fit`` that tracks the run; takes the arguments of ``fit``.
 
     Parameters
     ----------
     names : str
         ``tensorboard``, ``mlflow``, or both with a comma; "" for none.
     source, recipe, out
-        As for `headstart.run.fit`.
+        As for `headstart.fit`.
     beside : callable, optional
-        An observer that is told of every event as well.
+        Another observer of the same events.
 
     Yields
     ------
     callable
-        Of several processes only the first one tracks.
+        The observer for ``fit``. Only the main process tracks.
 
     Raises
     ------
     UnknownNameError
         If there is no such tracker.
     MissingExtraError
-        If its package is not installed: said before anything is computed.
+        If its package is not installed; raised before anything is computed.
     UsageError
-        If MLflow's store is a server, and the run is offline.
+        If the run is offline and MLflow's store is a server.
 
     Examples
     --------
     >>> with tracked("tensorboard", "photos/") as tracker:  # doctest: +SKIP
     ...     fit("photos/", observer=tracker)
     """
-    wanted = names_of(names)
-    if not wanted or not is_main():
+    chosen = tracker_names(names)
+    if not chosen or not is_main():
         yield beside or (lambda _: None)
         return
-    folder = wanted_folder(out, source)
-    with Tracker(wanted, recipe or Recipe(), folder=folder) as tracker:
-
-        def notify(event: Event) -> None:
-            tracker(event)
-            if beside is not None:
-                beside(event)
-
-        yield notify
+    folder = choose_folder(out, source)
+    with Tracker(chosen, recipe or Recipe(), folder=folder) as tracker:
+        yield notify_both(tracker, beside)
 
 
 class Tracker:
-    """Hands a run's events to trackers: hyperparameters, epochs, final numbers, the verdict.
+    """Log a run's events with trackers: hyperparameters, epochs, final numbers, the summary.
 
     Parameters
     ----------
     names : sequence of str
         Of `NAMES`.
     recipe : Recipe
-        Of the run; what it leaves open is filled in when the data are read.
+        Of the run; settings that the data decide are filled in later.
     folder : Path
-        Where the run's folder shall be. TensorBoard's files are in ``<folder>.tensorboard`` while
-        the run goes, and in ``tensorboard`` inside the run's folder when it is complete.
+        The run's folder. TensorBoard's files are in ``<folder>.tensorboard`` during the run, and
+        in ``tensorboard`` inside the run's folder afterwards.
     """
 
     def __init__(self, names: tuple[str, ...], recipe: Recipe, *, folder: Path) -> None:
@@ -154,42 +149,42 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        by_hand = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.close("FINISHED" if kind is None else "KILLED" if by_hand else "FAILED")
+        is_interrupt = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.close("FINISHED" if kind is None else "KILLED" if is_interrupt else "FAILED")
 
     def __call__(self, event: Event) -> None:
         """Track one event."""
         match event:
             case DataReady(prepared=prepared):
-                self._recipe = self._recipe.settled(prepared.data)
+                self._recipe = self._recipe.resolved_for(prepared.data)
             case Decided(backbone=backbone, method=method) if method is not None:
                 self._recipe = replace(self._recipe, backbone=backbone, method=method, rivals=())
             case Planned():
-                self._begin(event)
+                self._start(event)
             case EpochDone(epoch=epoch, measure=measure):
                 self._log(_epoch_numbers(epoch, measure), step=epoch.number)
             case Noted(text=text):
-                self._say({"note": text})
+                self._log_texts({"note": text})
             case Finished():
                 self._finish(event)
 
     def close(self, status: str = "FINISHED") -> None:
-        """Close what is open; closing twice does no harm.
+        """Close all trackers; a second call does nothing.
 
         Parameters
         ----------
         status : {"FINISHED", "FAILED", "KILLED"}
-            What MLflow shows of the run.
+            Status of the run in MLflow.
         """
         trackers, self._open = self._open, {}
-        with _state():
+        with _accelerate_state():
             for name, tracker in trackers.items():
                 if name == "mlflow" and status != "FINISHED":
                     import_module("mlflow").end_run(status=status)
                 else:
                     tracker.finish()
 
-    def _begin(self, plan: Planned) -> None:
+    def _start(self, plan: Planned) -> None:
         values = {
             **flat(self._recipe.as_dict()),
             "plan.method": plan.outline.title,
@@ -197,18 +192,18 @@ class Tracker:
             "plan.images": plan.images,
             "plan.backbone_parameters": plan.parameters,
         }
-        with told_where(self._folder), _state():
+        with explain_write_errors(self._folder), _accelerate_state():
             for name in self._names:
-                self._open[name] = tracker = self._made(name)
-                tracker.main_process_only = False  # this is the first process: nobody is asked
+                self._open[name] = tracker = self._create_tracker(name)
+                tracker.main_process_only = False  # only the main process gets here
                 tracker.start()
                 tracker.store_init_configuration(values)
 
-    def _made(self, name: str) -> Any:
+    def _create_tracker(self, name: str) -> Any:
         from accelerate.tracking import MLflowTracker, TensorBoardTracker
 
         if name == TENSORBOARD:
-            self._live = _free(self._folder.with_name(f"{self._folder.name}.{TENSORBOARD}"))
+            self._live = _free_path(self._folder.with_name(f"{self._folder.name}.{TENSORBOARD}"))
             return TensorBoardTracker(self._live.name, logging_dir=self._live.parent)
         return MLflowTracker("headstart", run_name=self._folder.name, nested_run=True)
 
@@ -226,47 +221,47 @@ class Tracker:
             },
         }
         self._log(numbers)
-        self._say({"verdict": "\n\n".join(event.verdict), "folder": str(event.folder)})
+        self._log_texts({"summary": "\n\n".join(event.summary), "folder": str(event.folder)})
         self.close()
         if self._live is not None and event.folder.is_dir():
-            with told_where(event.folder):
+            with explain_write_errors(event.folder):
                 self._live.rename(event.folder / TENSORBOARD)
             self._live = None
 
     def _log(self, numbers: Mapping[str, float | None], step: int | None = None) -> None:
-        """Log the numbers that are there: what the data cannot tell is left out."""
-        known = {n: float(v) for n, v in numbers.items() if v is not None and math.isfinite(v)}
-        with _state():
+        """Log the numbers that are defined and finite."""
+        finite = {n: float(v) for n, v in numbers.items() if v is not None and math.isfinite(v)}
+        with _accelerate_state():
             for name, tracker in self._open.items():
                 if name == "mlflow":
-                    tracker.log({_plain(n): v for n, v in known.items()}, step=step)
+                    tracker.log({_mlflow_name(n): v for n, v in finite.items()}, step=step)
                 else:
-                    tracker.log(known, step=step)
+                    tracker.log(finite, step=step)
 
-    def _say(self, texts: Mapping[str, str]) -> None:
-        with _state():
+    def _log_texts(self, texts: Mapping[str, str]) -> None:
+        with _accelerate_state():
             for name, tracker in self._open.items():
-                if name == "mlflow":  # whose tracker takes numbers only
+                if name == "mlflow":  # its tracker takes numbers only
                     import_module("mlflow").set_tags(dict(texts))
                 else:
                     tracker.log(dict(texts))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Flatten nested values: one level of names, joined by dots; what is no scalar as JSON.
+    """Flatten nested values to one level of names, joined by dots; lists become JSON.
 
     >>> flat({"seed": 1, "method": {"name": "scratch", "rates": [1, 2], "size": None}})
     {'seed': 1, 'method.name': 'scratch', 'method.rates': '[1, 2]', 'method.size': 'null'}
     """
-    found: dict[str, str | int | float | bool] = {}
+    flattened: dict[str, str | int | float | bool] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            flattened |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, str | int | float):
-            found[f"{prefix}{name}"] = value
+            flattened[f"{prefix}{name}"] = value
         else:
-            found[f"{prefix}{name}"] = json.dumps(value)
-    return found
+            flattened[f"{prefix}{name}"] = json.dumps(value)
+    return flattened
 
 
 def _epoch_numbers(epoch: Epoch, measure: str) -> dict[str, float | None]:
@@ -279,34 +274,34 @@ def _epoch_numbers(epoch: Epoch, measure: str) -> dict[str, float | None]:
     }
 
 
-def _plain(name: str) -> str:
-    """MLflow's names hold fewer characters than ours, such as no @."""
+def _mlflow_name(name: str) -> str:
+    """Replace the characters that MLflow does not allow in names, such as @."""
     return re.sub(r"[^\w\-. /]", "_", name)
 
 
-def _free(wanted: Path) -> Path:
-    """Return that path or the next free one: the log of an older run is never touched."""
-    names = itertools.chain([wanted.name], (f"{wanted.name}-{n}" for n in itertools.count(2)))
-    return next(path for path in map(wanted.with_name, names) if not path.exists())
+def _free_path(path: Path) -> Path:
+    """Return the path or the next free one; never touch the log of an older run."""
+    names = itertools.chain([path.name], (f"{path.name}-{n}" for n in itertools.count(2)))
+    return next(p for p in map(path.with_name, names) if not p.exists())
 
 
 def _require_allowed(recipe: Recipe) -> None:
-    """Keep MLflow from calling home, and an offline run from any server."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
+    """Turn MLflow's telemetry off; refuse a server as store in an offline run."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it at import
     uri = str(import_module("mlflow").get_tracking_uri())
     scheme = uri.partition(":")[0] if "://" in uri else ""
     if is_offline(recipe.offline) and scheme not in LOCAL:
         raise UsageError(
-            f"Expected MLflow to write files in an offline run, got the store {uri!r}; do unset "
-            "MLFLOW_TRACKING_URI, or leave --offline out."
+            f"An offline run cannot use the MLflow server {uri!r}. Unset MLFLOW_TRACKING_URI, or "
+            "remove --offline."
         )
 
 
 @contextmanager
-def _state() -> Iterator[None]:
-    """Lend Accelerate the state that its trackers ask for.
+def _accelerate_state() -> Iterator[None]:
+    """Create the state that Accelerate's trackers need, and remove it afterwards.
 
-    One that stayed would decide the device of a training that begins later.
+    If it stayed, it would decide the device of a later training.
     """
     from accelerate.state import PartialState
 

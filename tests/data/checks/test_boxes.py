@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from headstart.cache import Cache
-from headstart.data.checks.boxes import require_sound, settled
+from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import Boxes, Dataset, Sample
-from headstart.data.prepare import inspect, prepare
+from headstart.data.prepare import inspect_dataset, prepare
 from headstart.data.splits import kfold
 from headstart.errors import DataError, UsageError
 
@@ -33,7 +33,7 @@ def boxes(*corners, labels=None, **more):
 
 
 def settle(target):
-    clean, findings = settled(dataset(target))
+    clean, findings = clean_boxes(dataset(target))
     return clean.samples[0].target, [(f.kind, f.severity, f.message) for f in findings]
 
 
@@ -49,21 +49,26 @@ def settle(target):
     ],
 )
 def test_sound_boxes_are_the_same_objects(target):
-    clean, _ = settled(dataset(target))
+    clean, _ = clean_boxes(dataset(target))
     assert clean.samples[0].target is target
 
 
 @pytest.mark.parametrize(
     ("corners", "kind", "words", "left"),
     [
-        ((5, 5, 5, 9), "box-empty", "1 box at most 1 pixel wide or high left out: cat at", None),
+        ((5, 5, 5, 9), "box-empty", "1 box left out (at most 1 pixel wide or high): cat at", None),
         ((5, 5, 6, 9), "box-empty", "cat at 5, 5, 6, 9", None),
         ((9, 9, 5, 5), "box-empty", "cat at 9, 9, 5, 5", None),
-        ((50, 5, 60, 9), "box-outside", "outside the image of 40 x 30 left out", None),
+        ((50, 5, 60, 9), "box-outside", "left out (outside the image of 40 x 30): cat", None),
         ((-9, 5, 0.5, 9), "box-outside", "outside the image", None),
         ((-1, -0.5, 41.5, 9), None, None, (0, 0, 40, 9)),
         ((-2, 5, 10, 9), "box-outside", "reaching out of the image of 40 x 30", (0, 5, 10, 9)),
-        ((30, 5, 10000, 9), "box-outside", "clipped: cat at 30, 5, 10000, 9", (30, 5, 40, 9)),
+        (
+            (30, 5, 10000, 9),
+            "box-outside",
+            "clipped (reaching out of the image of 40 x 30): cat at 30, 5, 10000, 9",
+            (30, 5, 40, 9),
+        ),
     ],
 )
 def test_each_wrong_box_is_named_and_the_others_stay(corners, kind, words, left):
@@ -86,7 +91,7 @@ def test_repeated_boxes_and_boxes_of_two_classes():
     clean, findings = settle(target)
     assert clean.labels == ("cat", "dog", "cat")
     assert findings == [
-        ("box-repeated", "warning", "0.jpg: 1 box given before left out: cat at 2, 3, 20, 25"),
+        ("box-repeated", "warning", "0.jpg: 1 box left out (repeated): cat at 2, 3, 20, 25"),
         ("label-conflict", "warning", "0.jpg: the same box is labelled cat and dog"),
     ]
 
@@ -106,23 +111,23 @@ def test_another_size_is_an_error_only_where_boxes_do_not_fit():
     expected = "0.jpg: the annotation states 80 x 60, the image has 40 x 30"
     assert findings == [("box-size", "warning", expected)]
     data = dataset(boxes((30, 30, 70, 50), size=(80, 60)), boxes(GOOD, size=(41, 30)))
-    _, findings = settled(data)
+    _, findings = clean_boxes(data)
     assert [(f.kind, f.severity, f.paths) for f in findings if f.kind == "box-size"] == [
         ("box-size", "error", ("0.jpg",)),
         ("box-size", "warning", ("1.jpg",)),
     ]
     with pytest.raises(DataError, match=r"(?s)got 1 images of another size.*0\.jpg.*30 pixels"):
-        require_sound(findings)
+        require_matching_sizes(findings)
 
 
 @given(st.lists(st.tuples(*[st.floats(-20, 60)] * 4), max_size=6))
 def test_what_is_settled_lies_inside_and_stays(corners):
-    clean, findings = settled(dataset(boxes(*corners)))
+    clean, findings = clean_boxes(dataset(boxes(*corners)))
     array = clean.samples[0].target.array()
     assert (array >= 0).all()
     assert (array <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
     assert (array[:, 2:] > array[:, :2]).all()
-    again, none = settled(clean)
+    again, none = clean_boxes(clean)
     assert again == clean or again.samples[0].target == clean.samples[0].target
     assert none == ()
     gone = len(corners) - len(array)
@@ -137,9 +142,9 @@ def test_sizes_from_records_headers_and_bytes_agree(tmp_path):
     target = boxes((0, 0, 40, 40), size=(HEIGHT, WIDTH))
     for pil_image in (tmp_path / "a.jpg", (tmp_path / "a.jpg").read_bytes()):
         data = dataset(target, image=pil_image)
-        clean, _ = settled(data)
+        clean, _ = clean_boxes(data)
         assert clean.samples[0].target.corners == ((0, 0, 30, 40),)
-        assert settled(data, scan(data.samples)) == settled(data)
+        assert clean_boxes(data, scan(data.samples)) == clean_boxes(data)
 
 
 @pytest.mark.parametrize(
@@ -158,21 +163,21 @@ def test_turned_images_whose_boxes_may_not_be(tmp_path, orientation, size, state
     Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
     data = dataset(boxes(GOOD, size=stated), Boxes(size=stated), image=tmp_path / "a.jpg")
     for records in (None, scan(data.samples)):
-        _, findings = settled(data, records)
+        _, findings = clean_boxes(data, records)
         assert [(f.kind, f.paths) for f in findings] == [("box-turned", ("0.jpg",))] * unclear
 
 
 def test_images_that_cannot_be_read_keep_their_boxes(tmp_path):
     data = dataset(boxes((5, 5, 5, 5)), image=tmp_path / "no-such.jpg")
-    assert settled(data) == (data, ())
-    assert settled(data, [ImageRecord(digest="", problem="no such file")]) == (data, ())
+    assert clean_boxes(data) == (data, ())
+    assert clean_boxes(data, [ImageRecord(digest="", problem="no such file")]) == (data, ())
     with pytest.raises(UsageError, match="one record for each of 1 samples, got 0"):
-        settled(data, [])
+        clean_boxes(data, [])
 
 
 def test_other_tasks_are_left_alone():
     data = Dataset(samples=(Sample(image=b"", target="cat"),), classes=("cat",))
-    assert settled(data) == (data, ())
+    assert clean_boxes(data) == (data, ())
 
 
 # ---------------------------------------------------------------- a whole set
@@ -216,7 +221,7 @@ def test_a_set_is_read_checked_and_split(cells, cache):
     assert data.counts() == {"red": 4, "white": 11}
     found = {finding.kind: finding.message for finding in prepared.findings}
     assert found.keys() == {"box-empty", "rare-class"}
-    assert "7.png: 1 box at most" in found["box-empty"]
+    assert "7.png: 1 box left out (at most" in found["box-empty"]
     assert found["rare-class"] == "class 'red' has only 4 objects to learn from"
     sides = {sample.group: {s.split for s in data.samples if s.group == sample.group}
              for sample in data.samples}  # fmt: skip
@@ -224,7 +229,7 @@ def test_a_set_is_read_checked_and_split(cells, cache):
     assert all(len(side) == 1 for side in sides.values())
     assert len(prepared.test) == 3
     assert any(not sample.target.labels for sample in prepared.train.samples)
-    assert inspect(cells, cache=cache)[0].counts() == data.counts()
+    assert inspect_dataset(cells, cache=cache)[0].counts() == data.counts()
 
 
 def test_folds_of_a_detection_set(cells, cache):
@@ -238,7 +243,7 @@ def test_images_that_were_scaled_without_their_boxes_are_refused(cells, cache):
         Image.open(path).resize((8, 6)).save(path)
     with pytest.raises(DataError, match="Expected boxes that lie in their images, got 8"):
         prepare(cells, cache=cache, allow_overlap=True)
-    _, findings = inspect(cells, cache=cache)
+    _, findings = inspect_dataset(cells, cache=cache)
     assert {f.severity for f in findings if f.kind == "box-size"} == {"error", "warning"}
 
 

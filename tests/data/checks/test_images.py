@@ -11,9 +11,9 @@ from headstart.data.checks.images import (
     ImageRecord,
     check,
     find_duplicates,
+    keep_readable,
     require_no_leak,
     scan,
-    usable,
 )
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, LeakError, UsageError
@@ -186,24 +186,24 @@ def test_bad_files_stop_or_are_left_out(clean):
     dataset = clean.dataset()
     records = scan(dataset.samples)
     with pytest.raises(DataError) as caught:
-        usable(dataset, records, bad_files="error")
+        keep_readable(dataset, records, bad_files="error")
     said = str(caught.value)
     assert sum(name in said for name in names) == 20
     assert "30 that are not" in said
     assert "and 10 more" in said
     assert "a text file" in said
-    kept, left = usable(dataset, records, bad_files="skip")
+    kept, left = keep_readable(dataset, records, bad_files="skip")
     assert len(kept) == len(left) == 48
     assert [s.digest for s in kept.samples] == [r.digest for r in left]
     assert kept.classes == dataset.classes
-    assert usable(kept, left, bad_files="error") == (kept, left)
+    assert keep_readable(kept, left, bad_files="error") == (kept, left)
 
 
 def test_nothing_readable_is_an_error_under_either_policy(tmp_path):
     folder = Folder(tmp_path)
     folder.add(b"text")
     with pytest.raises(DataError, match="1 that are not"):
-        usable(folder.dataset(), scan(folder.samples), bad_files="skip")
+        keep_readable(folder.dataset(), scan(folder.samples), bad_files="skip")
 
 
 def test_classes_and_splits(clean):
@@ -244,7 +244,7 @@ def test_dark_images_of_sixteen_bits():
 
 
 def test_records_must_be_of_the_same_data_set(clean):
-    for function in (check, lambda d, r: usable(d, r, bad_files="skip")):
+    for function in (check, lambda d, r: keep_readable(d, r, bad_files="skip")):
         with pytest.raises(UsageError, match="one record for each"):
             function(clean.dataset(), scan(clean.samples[:3]))
 

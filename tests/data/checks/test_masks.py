@@ -9,7 +9,7 @@ from PIL import Image
 from headstart.cache import Cache
 from headstart.data.checks.images import Finding
 from headstart.data.dataset import Dataset, Mask, Palette, Sample
-from headstart.data.prepare import inspect, prepare
+from headstart.data.prepare import inspect_dataset, prepare
 from headstart.data.readers import read_dataset
 from headstart.errors import DataError
 
@@ -48,7 +48,7 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def audit(root: Path, cache: Cache) -> dict[str, Finding]:
-    return {f.kind: f for f in inspect(root, cache=cache)[1]}
+    return {f.kind: f for f in inspect_dataset(root, cache=cache)[1]}
 
 
 def test_nothing_to_say(tmp_path: Path, cache: Cache) -> None:

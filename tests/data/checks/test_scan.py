@@ -60,7 +60,7 @@ def test_arrays_and_pil_images_are_scanned_too():
     assert record(Image.fromarray(image(1)).convert("L")).mode == "L"
     same = record(image(1)).perceptual_hash
     assert record(Image.fromarray(image(1))).perceptual_hash == same
-    with pytest.raises(UsageError, match="channels last"):
+    with pytest.raises(UsageError, match="channels to the last axis"):
         record(np.zeros((3, 20, 30), np.uint8))
 
 

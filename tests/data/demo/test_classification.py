@@ -8,7 +8,7 @@ from sklearn.model_selection import cross_val_score
 
 from headstart.data.demo import classification as demo
 from headstart.data.readers import read_dataset
-from headstart.data.splits import assign
+from headstart.data.splits import assign_splits
 from headstart.errors import UnknownNameError, UsageError
 
 SIZES = {"digits": (600, 10), "shapes": (300, 3), "symbols": (480, 8), "textures": (400, 5)}
@@ -47,7 +47,7 @@ class TestEverySet:
 
     def test_the_same_every_time(self, name: str) -> None:
         before = [image.tobytes() for image in pixels(name)]
-        demo._make.cache_clear()
+        demo._generate.cache_clear()
         np.random.seed(7)  # noqa: NPY002 - the global state must not matter
         assert [image.tobytes() for image in pixels(name)] == before
 
@@ -65,7 +65,7 @@ class TestEverySet:
             assert (np.asarray(Image.open(sample.image)) == image).all()
 
     def test_can_be_split(self, name: str) -> None:
-        data = assign(demo.load(name))
+        data = assign_splits(demo.load(name))
         assert abs(len(data.split("test")) / len(data) - 0.2) < 0.02
         assert min(data.split("test").counts().values()) >= 10
 
@@ -105,7 +105,7 @@ def test_textures_have_groups_of_one_class() -> None:
 
 def test_wrong_name() -> None:
     for call in (demo.load, lambda name: demo.write(name, "nowhere")):
-        with pytest.raises(UnknownNameError, match="did you mean 'symbols'"):
+        with pytest.raises(UnknownNameError, match="Did you mean 'symbols'"):
             call("symbol")
 
 

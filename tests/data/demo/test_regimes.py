@@ -34,10 +34,10 @@ def test_classes_are_balanced_in_each_part(name) -> None:
         counts = set(data.split(part).counts().values())
         assert len(counts) == 1
     tested = len(data.split("test"))
-    assert tested == (320 if name in regimes.RIGHT else 0)
+    assert tested == (320 if name in regimes.EXPECTED_METHOD else 0)
 
 
-@pytest.mark.parametrize("name", regimes.RIGHT)
+@pytest.mark.parametrize("name", regimes.EXPECTED_METHOD)
 def test_no_image_is_there_twice_nor_in_the_source(name) -> None:
     source = regimes.make(regimes.SOURCES[name])
     digests = [digest_of(sample) for sample in (*regimes.make(name).samples, *source.samples)]
@@ -46,7 +46,7 @@ def test_no_image_is_there_twice_nor_in_the_source(name) -> None:
     assert not set(own) & set(digests[-len(source) :])
 
 
-@pytest.mark.parametrize("name", regimes.RIGHT)
+@pytest.mark.parametrize("name", regimes.EXPECTED_METHOD)
 def test_fit_finds_nothing_to_complain_of(name, tmp_path) -> None:
     with Cache(tmp_path) as cache:
         prepared = prepare(regimes.make(name, 1), cache=cache)
@@ -79,6 +79,6 @@ def test_hollow_symbols_differ_from_filled_ones_in_how_much_they_cover() -> None
 
 
 def test_unknown_names_are_told() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'near'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'near'"):
         regimes.make("neat")
-    assert set(regimes.RIGHT) == set(regimes.SOURCES)
+    assert set(regimes.EXPECTED_METHOD) == set(regimes.SOURCES)

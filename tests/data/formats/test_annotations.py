@@ -8,11 +8,11 @@ from PIL import Image, ImageOps
 
 from headstart.data.dataset import Boxes
 from headstart.data.formats.annotations import (
-    as_shown,
     is_background,
+    orient_boxes,
     quick_header,
-    split_in,
-    turned,
+    split_from_path,
+    to_upright,
 )
 
 BOX = (3, 2, 9, 6)
@@ -32,12 +32,12 @@ def painted(orientation, path=None, kind="PNG"):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_turn_as_pillow_turns_the_image(orientation):
-    shown = ImageOps.exif_transpose(Image.open(painted(orientation)))
-    assert tuple(turned([BOX], orientation, *SIZE)[0]) == shown.getbbox()
+    upright = ImageOps.exif_transpose(Image.open(painted(orientation)))
+    assert tuple(orient_boxes([BOX], orientation, *SIZE)[0]) == upright.getbbox()
 
 
 def test_no_boxes_turn_into_none():
-    assert turned((), 6, *SIZE).shape == (0, 4)
+    assert orient_boxes((), 6, *SIZE).shape == (0, 4)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -47,23 +47,23 @@ def test_the_stated_size_tells_what_was_drawn_on(tmp_path, orientation, kind):
     painted(orientation, path, kind)
     head = quick_header(path)
     with Image.open(path) as image:
-        shown = ImageOps.exif_transpose(image).point(lambda v: 255 * (v > 127))
-    assert (head.width, head.height) == shown.size
+        upright = ImageOps.exif_transpose(image).point(lambda v: 255 * (v > 127))
+    assert (head.width, head.height) == upright.size
     as_stored = Boxes(corners=(BOX,), labels=("a",), hard=(True,), size=SIZE)
-    boxes, moved = as_shown(as_stored, head)
+    boxes, moved = to_upright(as_stored, head)
     assert moved == (orientation > 4)
     assert boxes.labels == ("a",)
     assert boxes.hard == (True,)
-    assert boxes.size == shown.size
-    if orientation > 4:  # the others have the same size turned: what is meant cannot be told
-        assert boxes.corners == (shown.getbbox(),)
-    drawn_as_shown = Boxes(corners=(shown.getbbox(),), labels=("a",), size=shown.size)
-    assert as_shown(drawn_as_shown, head) == (drawn_as_shown, False)
+    assert boxes.size == upright.size
+    if orientation > 4:  # the others have the same size orient_boxes: the stated size cannot decide
+        assert boxes.corners == (upright.getbbox(),)
+    drawn_as_shown = Boxes(corners=(upright.getbbox(),), labels=("a",), size=upright.size)
+    assert to_upright(drawn_as_shown, head) == (drawn_as_shown, False)
 
 
 def test_shares_become_pixels_of_the_image_as_shown(tmp_path):
     painted(6, tmp_path / "a.png")
-    boxes, moved = as_shown(
+    boxes, moved = to_upright(
         Boxes(corners=((0.25, 0.5, 0.5, 1.0),), labels=("a",)),
         quick_header(tmp_path / "a.png"),
         relative=True,
@@ -75,8 +75,8 @@ def test_shares_become_pixels_of_the_image_as_shown(tmp_path):
 def test_a_size_that_is_neither_is_left_for_the_checks(tmp_path):
     painted(6, tmp_path / "a.png")
     boxes = Boxes(corners=(BOX,), labels=("a",), size=(40, 24))
-    assert as_shown(boxes, quick_header(tmp_path / "a.png")) == (boxes, False)
-    assert as_shown(boxes, None) == (boxes, False)
+    assert to_upright(boxes, quick_header(tmp_path / "a.png")) == (boxes, False)
+    assert to_upright(boxes, None) == (boxes, False)
 
 
 def test_headers_of_broken_and_odd_files(tmp_path):
@@ -103,7 +103,7 @@ def test_headers_of_broken_and_odd_files(tmp_path):
     ],
 )
 def test_words_that_name_a_part(path, split):
-    assert split_in(path) == split
+    assert split_from_path(path) == split
 
 
 def test_background_by_its_usual_names():

@@ -7,19 +7,25 @@ import pytest
 
 from headstart.data.dataset import Boxes
 from headstart.data.formats.coco import read_coco
-from headstart.data.formats.layouts import walk
+from headstart.data.formats.layouts import list_folder
 from headstart.errors import DataError, LeakError
 
 CATS = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}]
 
 
-def image(number, name, **more):
-    return {"id": number, "file_name": name, "width": 20, "height": 10, **more}
+def image(number, name, **fields):
+    return {"id": number, "file_name": name, "width": 20, "height": 10, **fields}
 
 
-def box(number, of, bbox=(1, 2, 3, 4), **more):
-    one = {"id": number, "image_id": of, "category_id": 1, "bbox": list(bbox), "iscrowd": 0}
-    return one | more
+def box(number, of, bbox=(1, 2, 3, 4), **fields):
+    annotation = {
+        "id": number,
+        "image_id": of,
+        "category_id": 1,
+        "bbox": list(bbox),
+        "iscrowd": 0,
+    }
+    return annotation | fields
 
 
 def coco(images, annotations=(), categories=CATS):
@@ -34,8 +40,8 @@ def put(root: Path, files) -> Path:
 
 
 def read(root, files):
-    listing = walk(put(root, files))
-    return read_coco(listing, [name for name in listing.others if name.endswith(".json")])
+    listing = list_folder(put(root, files))
+    return read_coco(listing, [name for name in listing.other_files if name.endswith(".json")])
 
 
 def found(annotations):
@@ -78,7 +84,7 @@ def test_annotations_folder_beside_folders_of_the_same_names(tmp_path):
         "val2017/0.jpg": (1, "val"),
         "val2017/1.jpg": (0, "val"),
     }
-    assert any("2 JSON files that hold no boxes" in note for note in annotations.notes)
+    assert any("2 JSON files without boxes" in note for note in annotations.notes)
 
 
 def test_a_file_beside_the_images_of_each_part(tmp_path):
@@ -102,7 +108,7 @@ def test_names_with_folders_and_back_slashes(tmp_path):
 def test_a_missing_image_is_kept_for_the_scan_to_name(tmp_path):
     files = {"x.json": coco([image(1, "1.jpg"), image(2, "2.jpg")]), "images/1.jpg": ""}
     assert list(found(read(tmp_path, files))) == ["images/1.jpg", "images/2.jpg"]
-    with pytest.raises(DataError, match=r"such as '9\.jpg'.*none of the 1 that are named"):
+    with pytest.raises(DataError, match=r"None of the 1 images .*such as '9\.jpg'"):
         read(tmp_path / "none", {"x.json": coco([image(1, "9.jpg")]), "a.jpg": ""})
 
 
@@ -116,14 +122,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
     put(tmp_path, {"1.jpg": "", "else/1.jpg": ""})
     (inside / "link").symlink_to(tmp_path / "else")
     (inside / "1.png").symlink_to(tmp_path / "1.jpg")
-    with pytest.raises(DataError, match=r"x\.json.*leads out of it"):
-        read_coco(walk(inside), ["x.json"])
+    with pytest.raises(DataError, match=r"x\.json.*outside that folder"):
+        read_coco(list_folder(inside), ["x.json"])
 
 
 def test_a_folder_may_be_reached_by_a_link_itself(tmp_path):
     put(tmp_path / "data", {"1.jpg": "", "x.json": coco([image(1, "1.jpg")])})
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert found(read_coco(walk(tmp_path / "link"), ["x.json"])) == {"1.jpg": (0, None)}
+    assert found(read_coco(list_folder(tmp_path / "link"), ["x.json"])) == {"1.jpg": (0, None)}
 
 
 def test_an_impossible_name_is_a_missing_image(tmp_path):
@@ -145,7 +151,7 @@ def test_an_impossible_name_is_a_missing_image(tmp_path):
         (coco([image(1, "a.jpg"), image(1, "b.jpg")]), "every id of `images` once.*id 1 twice"),
         (
             coco([image(1, "a.jpg")], [box(1, 1, category_id=0), box(2, 1)]),
-            r"ids of the 2 classes \('1', '7'\).*id 0 in 1 annotations, the first of 'a\.jpg'",
+            r"ids of the 2 classes \('1', '7'\).*id 0 in 1 annotations, first for 'a\.jpg'",
         ),
         (
             coco([image(1, "a.jpg")], [box(1, 1, category_id=[1])]),
@@ -153,7 +159,7 @@ def test_an_impossible_name_is_a_missing_image(tmp_path):
         ),
         (
             coco([image(1, "a.jpg")], [box(1, 1)], [{"id": 1, "name": "__background__"}]),
-            "classes of objects.*id 1, '__background__', which stands for no object",
+            "classes of objects.*id 1, '__background__', which means background",
         ),
         (coco([image(1, "a.jpg")], [box(4, 1, (1, 2, 3))]), r"annotation 4 of 'a\.jpg'"),
         (coco([image(1, "a.jpg")], [box(4, 1, (1, 2, 3, "4"))]), "annotation 4 of"),
@@ -168,7 +174,7 @@ def test_damage_is_named_with_file_and_place(tmp_path, value, words):
 
 
 def test_no_file_with_boxes(tmp_path):
-    with pytest.raises(DataError, match=r"Expected boxes .*'x\.json'"):
+    with pytest.raises(DataError, match=r"Expected the lists .*'x\.json'"):
         read(tmp_path, {"x.json": {"images": [], "annotations": []}, "a.jpg": ""})
 
 
@@ -177,7 +183,7 @@ def test_an_unused_background_class_is_noted_and_no_class(tmp_path):
     value = coco([image(1, "a.jpg")], [box(1, 1)], categories)
     annotations = read(tmp_path, {"x.json": value, "a.jpg": ""})
     assert annotations.names == ("cat", "dog")
-    assert any("'background (id 0)' stands for no object" in note for note in annotations.notes)
+    assert any("'background (id 0)' means background" in note for note in annotations.notes)
 
 
 def test_annotations_of_unknown_images_are_counted(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from headstart.data.dataset import Dataset, Mask
-from headstart.data.formats.layouts import Listing, walk
-from headstart.data.formats.masks import find_pairs, read_mask_pairs
+from headstart.data.formats.layouts import Listing, list_folder
+from headstart.data.formats.masks import find_mask_pairs, read_mask_pairs
 from headstart.data.masks import decode_mask
 from headstart.errors import DataError, LayoutError, UnreadableImageError
 
@@ -15,8 +15,8 @@ GRID = np.array([[0, 1], [2, 1]], dtype=np.uint8)
 
 
 def pairs(*names: str) -> dict[str, str] | None:
-    found = find_pairs(Listing(root=Path("p"), images=tuple(sorted(names))))
-    return None if found is None else found.masks
+    mask_pairs = find_mask_pairs(Listing(root=Path("p"), images=tuple(sorted(names))))
+    return None if mask_pairs is None else mask_pairs.masks
 
 
 def make(root: Path, masks: Mapping[str, np.ndarray], **files: str) -> Dataset:
@@ -32,10 +32,10 @@ def make(root: Path, masks: Mapping[str, np.ndarray], **files: str) -> Dataset:
 
 
 def read(root: Path, *, labels_required: bool = True) -> Dataset:
-    listing = walk(root)
-    found = find_pairs(listing)
-    assert found is not None
-    return read_mask_pairs(listing, found, labels_required=labels_required)[0]
+    listing = list_folder(root)
+    mask_pairs = find_mask_pairs(listing)
+    assert mask_pairs is not None
+    return read_mask_pairs(listing, mask_pairs, labels_required=labels_required)[0]
 
 
 def target(data: Dataset, at: int = 0) -> Mask:
@@ -99,10 +99,10 @@ class TestFinding:
 
     def test_what_has_no_partner(self) -> None:
         names = ("images/1.jpg", "images/2.jpg", "masks/1.png", "masks/3.png", "test/images/9.jpg")
-        found = find_pairs(Listing(root=Path("p"), images=names))
-        assert found is not None
-        assert (found.bare, found.spare) == (("images/2.jpg",), ("masks/3.png",))
-        assert found.unlabelled == ("test/images/9.jpg",)
+        mask_pairs = find_mask_pairs(Listing(root=Path("p"), images=names))
+        assert mask_pairs is not None
+        assert (mask_pairs.missing, mask_pairs.unused) == (("images/2.jpg",), ("masks/3.png",))
+        assert mask_pairs.unlabelled == ("test/images/9.jpg",)
 
 
 class TestClasses:
@@ -156,7 +156,7 @@ class TestClasses:
 
     def test_too_many_values(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, size=(40, 40, 3), dtype=np.uint8)
-        with pytest.raises(DataError, match=r"masks of few values.*PNG without smoothing"):
+        with pytest.raises(DataError, match=r"at most 254 values.*got 1600.*PNG without smoothing"):
             make(tmp_path, {"a": noise})
 
     def test_a_second_map_is_named(self, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from headstart.data.formats.layouts import Listing
-from headstart.data.formats.masks import find_class_map, palette_of, read_class_map
+from headstart.data.formats.masks import find_class_map, read_class_map, to_palette
 from headstart.errors import DataError
 
 COLOURS = (((0, 0, 0), "ground"), ((128, 64, 255), "green leaf"))
@@ -34,22 +34,22 @@ NUMBERS = ((0, "ground"), (7, "green leaf"))
 )  # fmt: skip
 def test_every_way_to_write_one(tmp_path: Path, file: str, text: str, codes: object) -> None:
     (tmp_path / file).write_text(text, encoding="utf-8")
-    found = read_class_map(tmp_path / file)
-    assert found.codes == codes
-    assert found.in_order == (codes == ((0, "ground"), (1, "green leaf")))
+    class_map = read_class_map(tmp_path / file)
+    assert class_map.codes == codes
+    assert class_map.in_order == (codes == ((0, "ground"), (1, "green leaf")))
 
 
 @pytest.mark.parametrize(
     ("file", "text", "got"),
     [
         ("classes.txt", "", "no names"),
-        ("classes.txt", "0 ground\n0 leaf", "the code 0 twice"),
-        ("classes.txt", "0 0 0 ground\nleaf", "some without"),
+        ("classes.txt", "0 ground\n0 leaf", "the code 0 occurs twice"),
+        ("classes.txt", "0 0 0 ground\nleaf", "and some have none"),
         ("classes.txt", "0 0 300 ground", "the colour 0 0 300"),
-        ("classes.csv", "code,r\n0,1\n1,2\n", "none of which is called 'name'"),
-        ("classes.json", "{", "something else"),
-        ("classes.json", "[1, 2]", "1 for a name"),
-        ("classes.json", '{"a": "b"}', "something else"),
+        ("classes.csv", "code,r\n0,1\n1,2\n", "none of the columns 'code', 'r' is called 'name'"),
+        ("classes.json", "{", "not valid JSON"),
+        ("classes.json", "[1, 2]", "1 is not a class name"),
+        ("classes.json", '{"a": "b"}', "'a' is neither a whole number"),
     ],
 )
 def test_what_is_none(tmp_path: Path, file: str, text: str, got: str) -> None:
@@ -59,17 +59,23 @@ def test_what_is_none(tmp_path: Path, file: str, text: str, got: str) -> None:
 
 
 def test_names_that_mean_no_class() -> None:
-    palette = palette_of([(0, "Void"), (1, "sky"), (2, "unlabeled"), (3, "avoid")])
+    palette = to_palette([(0, "Void"), (1, "sky"), (2, "unlabeled"), (3, "avoid")])
     assert palette.names == ("sky", "avoid")
     assert palette.ignored == (255, 0, 2)
 
 
 def test_255_is_a_class_only_if_it_is_named() -> None:
-    assert palette_of([(0, "ground"), (255, "leaf")]).ignored == ()
-    assert palette_of([(0, "ground"), (255, "ignore")]).ignored == (255,)
+    assert to_palette([(0, "ground"), (255, "leaf")]).ignored == ()
+    assert to_palette([(0, "ground"), (255, "ignore")]).ignored == (255,)
 
 
 def test_found_by_name() -> None:
-    others = ("readme.txt", "labels/1.txt", "deep/classes.txt", "class_dict.csv", "labelmap.txt")
-    listing = Listing(root=Path("p"), others=others)
+    other_files = (
+        "readme.txt",
+        "labels/1.txt",
+        "deep/classes.txt",
+        "class_dict.csv",
+        "labelmap.txt",
+    )
+    listing = Listing(root=Path("p"), other_files=other_files)
     assert find_class_map(listing) == ("class_dict.csv", "labelmap.txt", "deep/classes.txt")

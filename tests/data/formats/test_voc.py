@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headstart.data.dataset import Boxes
-from headstart.data.formats.layouts import walk
+from headstart.data.formats.layouts import list_folder
 from headstart.data.formats.voc import read_voc, read_xml
 from headstart.errors import DataError, LeakError
 
@@ -34,7 +34,7 @@ def put(root: Path, files: dict[str, str]) -> Path:
 
 
 def read(root, files):
-    return read_voc(walk(put(root, files)))
+    return read_voc(list_folder(put(root, files)))
 
 
 def found(annotations):
@@ -167,5 +167,5 @@ def test_two_annotations_of_one_image_and_background(tmp_path):
     with pytest.raises(DataError, match=r"one annotation for.*p/0\.jpg.*a/0\.xml.*b/0\.xml"):
         read(tmp_path / "two", files)
     files = {"0.jpg": "", "0.xml": xml((1, 1, 2, 2), name="__background__")}
-    with pytest.raises(DataError, match=r"0\.xml.*'__background__', which stands for no object"):
+    with pytest.raises(DataError, match=r"0\.xml.*'__background__', which means background"):
         read(tmp_path / "background", files)

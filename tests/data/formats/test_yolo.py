@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headstart.data.dataset import Boxes
-from headstart.data.formats.layouts import walk
+from headstart.data.formats.layouts import list_folder
 from headstart.data.formats.yolo import read_yolo
 from headstart.errors import DataError
 
@@ -21,7 +21,7 @@ def put(root: Path, files: dict[str, str]) -> Path:
 
 
 def read(root, files):
-    return read_yolo(walk(put(root, files)))
+    return read_yolo(list_folder(put(root, files)))
 
 
 def found(annotations):
@@ -53,7 +53,7 @@ def test_an_outline_gives_the_box_around_it(tmp_path):
     assert annotations.items[0].boxes.corners == ((0.1, 0.2, 0.3, 0.9),)
     assert any("1 objects are outlines" in note for note in annotations.notes)
     assert annotations.names == ("0",)
-    assert "ids name classes" in annotations.notes[0]
+    assert "the ids are used as names" in annotations.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_label_without_image_is_kept_for_the_scan_to_name(tmp_path):
     files = {"images/a.png": "", "labels/a.txt": "", "labels/b.txt": ROW, "cover.jpg": ""}
     annotations = read(tmp_path, files)
     assert found(annotations) == {"images/a.png": (0, None), "images/b.png": (1, None)}
-    assert any("1 images outside the folders" in note for note in annotations.notes)
+    assert any("1 images outside the image folders" in note for note in annotations.notes)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_a_label_without_image_is_kept_for_the_scan_to_name(tmp_path):
         ("inf 0.5 0.5 0.2 0.2", "a class id .* in line 2"),
         ("0 0.5 nan 0.2 0.2", "a class id .* in line 2"),
         ("0", "a class id .* in line 2"),
-        ("0 320 240 10 10", "shares .*0 to 1, in line 2.*divide pixels"),
-        (b"\xff\xfe\x00", "lines of labels"),
+        ("0 320 240 10 10", "fractions .*0 to 1, in line 2.*Divide pixels"),
+        (b"\xff\xfe\x00", "text in UTF-8"),
     ],
 )
 def test_damaged_lines_are_named(tmp_path, row, words):
@@ -153,10 +153,14 @@ def test_damaged_lines_are_named(tmp_path, row, words):
             "names: [cat, dog]",
             r"ids of the 2 classes of 'data\.yaml' .*labels/1\.txt.*id 5",
         ),
-        ([1, 2], "names: [cat, dog]", "ids 1 to 2 and never 0.*begin at 1.*take 1 from every id"),
+        (
+            [1, 2],
+            "names: [cat, dog]",
+            "ids 1 to 2 and never 0.*start at 1.*Subtract 1 from every id",
+        ),
         ([1, 3], "names: [cat, dog]", "got the class id 3"),
-        ([0], "names: [background, dog]", "the class id 0, 'background', which stands for no"),
-        ([0], "nc: 3\nnames: [cat, dog]", "`nc` .*nc 3 and 2 names.*background is no class"),
+        ([0], "names: [background, dog]", "the class id 0, 'background', which means background"),
+        ([0], "nc: 3\nnames: [cat, dog]", "`nc` .*nc 3 and 2 names.*background is not a class"),
         ([0], "names: [cat, cat]", "every class name once.*'cat' several"),
         ([0], "names: {a: cat}", "whole numbers"),
         ([0], "names: [[cat]]", "a list or table of texts"),

@@ -251,9 +251,9 @@ def test_values_that_cannot_be_meant_are_refused(settings):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UnknownNameError, match="did you mean 'trivialaugment'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'trivialaugment'"):
         Augmentation(policy="trivialaugmnt")
-    with pytest.raises(UnknownNameError, match="did you mean 'medium'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'medium'"):
         Augmentation.named("mediun")
 
 

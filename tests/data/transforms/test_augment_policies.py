@@ -9,11 +9,11 @@ from scipy.stats import chisquare
 from torchvision.transforms import InterpolationMode, v2
 
 from headstart.data.transforms.augment import (
+    MAX_STRENGTH,
     POLICIES,
-    STRENGTHS,
+    apply_operation,
     apply_policy,
-    draw,
-    operate,
+    draw_operations,
 )
 from headstart.errors import UnknownNameError
 
@@ -53,7 +53,7 @@ def theirs(policy: str) -> v2.Transform:
 def torchvisions(policy: str, name: str, strength: int, sign: int) -> torch.Tensor:
     transform = theirs(policy)
     scale, signed = transform._AUGMENTATION_SPACE[OPERATIONS[name]]
-    magnitudes = scale(STRENGTHS + 1, SIDE, SIDE)
+    magnitudes = scale(MAX_STRENGTH + 1, SIDE, SIDE)
     amount = 0.0 if magnitudes is None else float(magnitudes[strength]) * (sign if signed else 1)
     return transform._apply_image_or_video_transform(
         image(), OPERATIONS[name], amount, InterpolationMode.BILINEAR, {torch.Tensor: FILL}
@@ -67,7 +67,7 @@ def differing(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 def drawn(policy: str, times: int) -> list[tuple[str, float]]:
     rng = np.random.default_rng(0)
-    return [found for _ in range(times) for found in draw(policy, rng)]
+    return [found for _ in range(times) for found in draw_operations(policy, rng)]
 
 
 @pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
@@ -77,9 +77,9 @@ def test_what_is_drawn_last_is_of_torchvisions_reach(policy):
     for name, amount in drawn(policy, 3000):
         furthest[name] = max(furthest.get(name, amount), amount, key=abs)
     assert set(furthest) == set(OPERATIONS)
-    strength = {"randaugment": 9, "trivialaugment": STRENGTHS}[policy]
+    strength = {"randaugment": 9, "trivialaugment": MAX_STRENGTH}[policy]
     for name, amount in furthest.items():
-        ours = operate(image(), name, amount, FILL)
+        ours = apply_operation(image(), name, amount, FILL)
         reference = torchvisions(policy, name, strength, 1 if amount >= 0 else -1)
         assert differing(ours, reference) < 0.001, name
 
@@ -88,7 +88,7 @@ def test_what_is_drawn_last_is_of_torchvisions_reach(policy):
 def test_the_other_strengths_are_torchvisions(name):
     reach = max((abs(amount) for other, amount in drawn("trivialaugment", 3000) if other == name))
     for strength in (3, 12, 21):
-        ours = operate(image(), name, reach * strength / STRENGTHS, FILL)
+        ours = apply_operation(image(), name, reach * strength / MAX_STRENGTH, FILL)
         assert differing(ours, torchvisions("trivialaugment", name, strength, 1)) < 0.001
 
 
@@ -98,27 +98,27 @@ def test_operations_are_drawn_alike_often_and_signs_too():
     assert chisquare(list(times.values())).pvalue > 1e-3
     rotations = np.array([amount for name, amount in found if name == "rotate"])
     assert abs(np.mean(rotations > 0) - 0.5) < 0.1
-    assert set(np.round(np.abs(rotations) / 135 * STRENGTHS, 6)) == set(range(STRENGTHS + 1))
+    assert set(np.round(np.abs(rotations) / 135 * MAX_STRENGTH, 6)) == set(range(MAX_STRENGTH + 1))
     assert min(amount for name, amount in found if name == "posterize") == 0
 
 
 def test_randaugment_draws_two_of_one_strength():
     rng = np.random.default_rng(3)
-    assert {len(draw("randaugment", rng)) for _ in range(20)} == {2}
+    assert {len(draw_operations("randaugment", rng)) for _ in range(20)} == {2}
     angles = {abs(amount) for name, amount in drawn("randaugment", 300) if name == "rotate"}
     assert angles == {30 * 9 / 30}
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"autocontrast", "equalize"}))
 def test_nothing_is_changed_by_an_amount_of_nothing(name):
-    assert torch.equal(operate(image(), name, 0.0, FILL), image())
+    assert torch.equal(apply_operation(image(), name, 0.0, FILL), image())
 
 
 def test_a_policy_is_its_draws_in_order_and_leaves_the_image_alone():
     tensor = image()
     expected = tensor
-    for name, amount in draw("randaugment", np.random.default_rng(5)):
-        expected = operate(expected, name, amount, FILL)
+    for name, amount in draw_operations("randaugment", np.random.default_rng(5)):
+        expected = apply_operation(expected, name, amount, FILL)
     ours = apply_policy(tensor, "randaugment", fill=FILL, rng=np.random.default_rng(5))
     assert torch.equal(ours, expected)
     assert torch.equal(tensor, image())
@@ -138,7 +138,7 @@ def test_chance_comes_from_the_generator_alone(policy):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UnknownNameError, match="did you mean 'randaugment'"):
-        draw("randaugmnt", np.random.default_rng(0))
-    with pytest.raises(UnknownNameError, match="did you mean 'rotate'"):
-        operate(image(), "rotat", 1.0, FILL)
+    with pytest.raises(UnknownNameError, match="Did you mean 'randaugment'"):
+        draw_operations("randaugmnt", np.random.default_rng(0))
+    with pytest.raises(UnknownNameError, match="Did you mean 'rotate'"):
+        apply_operation(image(), "rotat", 1.0, FILL)

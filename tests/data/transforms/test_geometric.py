@@ -1,4 +1,4 @@
-"""Moves: on painted images, where every box and every mask can be read off the pixels."""
+"""View transforms: on painted images, where every box and every mask can be read off the pixels."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import pytest
 from headstart.data.dataset import IGNORED
 from headstart.data.transforms.augment import PRESETS, Augmentation
 from headstart.data.transforms.geometric import (
-    LEAST_SHARE,
-    LEAST_SIDE,
-    Moves,
-    draw_moves,
-    move_boxes,
-    move_mask,
-    move_pixels,
+    MIN_CANVAS_SIDE,
+    MIN_VISIBLE_SHARE,
+    ViewTransform,
+    draw_transform,
+    transform_boxes,
+    transform_mask,
+    transform_pixels,
 )
 from headstart.errors import UsageError
 
@@ -58,9 +58,9 @@ def overlaps(how: Augmentation, shape: tuple[int, int], n: int) -> np.ndarray:
     found = []
     for seed in range(n):
         pixels, boxes, labels, _ = painted(shape, seed)
-        moves = draw_moves(how, shape, np.random.default_rng(seed))
-        moved = move_pixels(pixels, moves, fill=(0, 0, 0))
-        here, those, kept = move_boxes(boxes, labels, shape, moves)
+        moves = draw_transform(how, shape, np.random.default_rng(seed))
+        moved = transform_pixels(pixels, moves, fill=(0, 0, 0))
+        here, those, kept = transform_boxes(boxes, labels, shape, moves)
         places = [around(seen(moved) == label + 1) for label in those]
         found += [
             (overlap(box, place), overlap(old, place))
@@ -84,9 +84,9 @@ def test_masks_follow_the_pixels(shape, how):
     right = moved_out = 0
     for seed in range(50):
         pixels, *_, mask = painted(shape, seed)
-        moves = draw_moves(how, shape, np.random.default_rng(seed))
-        there = move_mask(mask, moves)
-        moved = move_pixels(pixels, moves, fill=(0, 0, 0))
+        moves = draw_transform(how, shape, np.random.default_rng(seed))
+        there = transform_mask(mask, moves)
+        moved = transform_pixels(pixels, moves, fill=(0, 0, 0))
         colour = seen(moved)
         inside = (there != IGNORED) & ~edges(there)
         assert set(np.unique(there)) <= {0, 1, 2, 3, IGNORED}
@@ -109,11 +109,11 @@ def edges(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("angle", [90, 180, -90])
 def test_right_angles_are_exact(angle):
     pixels, boxes, labels, mask = painted((120, 120), 0)
-    moves = Moves(angle=angle)
+    moves = ViewTransform(angle=angle)
     turned = np.rot90(mask, angle // 90)
-    np.testing.assert_array_equal(move_mask(mask, moves), turned)
-    np.testing.assert_array_equal(move_pixels(pixels, moves), np.rot90(pixels, angle // 90))
-    here, *_ = move_boxes(boxes, labels, (120, 120), moves)
+    np.testing.assert_array_equal(transform_mask(mask, moves), turned)
+    np.testing.assert_array_equal(transform_pixels(pixels, moves), np.rot90(pixels, angle // 90))
+    here, *_ = transform_boxes(boxes, labels, (120, 120), moves)
     exact = np.array([around(turned == i + 1) for i in range(3)])
     np.testing.assert_allclose(here, exact, atol=1e-3)
 
@@ -122,7 +122,7 @@ def test_turned_boxes_hold_the_turned_corners():
     """Against the rotation matrix, written out."""
     shape, angle = (100, 200), 30.0
     box = np.array([[80, 30, 130, 50]], np.float32)
-    here, *_ = move_boxes(box, np.zeros(1, np.int64), shape, Moves(angle=angle))
+    here, *_ = transform_boxes(box, np.zeros(1, np.int64), shape, ViewTransform(angle=angle))
     corners = np.array([(x, y) for x in box[0, ::2] for y in box[0, 1::2]]) - (100, 50)
     c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     turned = corners @ np.array([[c, -s], [s, c]]) + (100, 50)  # y points down
@@ -132,7 +132,7 @@ def test_turned_boxes_hold_the_turned_corners():
 def test_windows_have_the_aspect_of_the_canvas_and_the_share_that_was_asked_for():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        top, left, height, width = draw_moves(Augmentation(crop=0.3), (96, 160), rng).window
+        top, left, height, width = draw_transform(Augmentation(crop=0.3), (96, 160), rng).window
         assert 0.3 - 0.02 <= height * width / (96 * 160) <= 1
         assert abs(width / height - 160 / 96) < 0.05
         assert 0 <= top <= 96 - height
@@ -143,30 +143,35 @@ def test_boxes_out_of_sight_are_dropped_with_their_labels():
     boxes = np.array(
         [[0, 0, 10, 20], [49, 10, 70, 30], [58.5, 10, 70, 30], [70, 10, 78, 30]], np.float32
     )
-    window = Moves(window=(0, 60, 40, 40))
-    here, labels, kept = move_boxes(boxes, np.array([4, 5, 6, 7]), (40, 100), window)
+    window = ViewTransform(window=(0, 60, 40, 40))
+    here, labels, kept = transform_boxes(boxes, np.array([4, 5, 6, 7]), (40, 100), window)
     np.testing.assert_array_equal(kept, [False, True, True, True])
     np.testing.assert_array_equal(labels, [5, 6, 7])
     assert here[0].tolist() == [0, 10, 25, 30]  # 60 to 100 is stretched to 0 to 100
-    narrow = Moves(window=(0, 68, 32, 32))
-    assert 2 / 21 < LEAST_SHARE < 2 / 8
-    assert move_boxes(boxes, labels=np.arange(4), shape=(40, 100), moves=narrow)[2].tolist() == [
+    narrow = ViewTransform(window=(0, 68, 32, 32))
+    assert 2 / 21 < MIN_VISIBLE_SHARE < 2 / 8
+    assert transform_boxes(boxes, labels=np.arange(4), shape=(40, 100), transform=narrow)[
+        2
+    ].tolist() == [
         False,
         False,
         False,
         True,
     ]
-    assert LEAST_SIDE == 2
+    assert MIN_CANVAS_SIDE == 2
     thin = np.array([[5, 5, 6.9, 30], [5, 5, 7, 30]], np.float32)
-    assert move_boxes(thin, np.arange(2), (40, 100), Moves())[2].tolist() == [False, True]
+    assert transform_boxes(thin, np.arange(2), (40, 100), ViewTransform())[2].tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_light_changes_pixels_and_nothing_else():
     pixels, boxes, labels, mask = painted((96, 160), 1)
-    moves = Moves(brightness=0.5, contrast=0.8)
-    assert np.abs(move_pixels(pixels, moves).astype(int) - pixels).max() > 50
-    np.testing.assert_array_equal(move_mask(mask, moves), mask)
-    np.testing.assert_array_equal(move_boxes(boxes, labels, (96, 160), moves)[0], boxes)
+    moves = ViewTransform(brightness=0.5, contrast=0.8)
+    assert np.abs(transform_pixels(pixels, moves).astype(int) - pixels).max() > 50
+    np.testing.assert_array_equal(transform_mask(mask, moves), mask)
+    np.testing.assert_array_equal(transform_boxes(boxes, labels, (96, 160), moves)[0], boxes)
 
 
 def test_settings_are_drawn_from_the_whole_range_and_only_where_they_are_on():
@@ -174,7 +179,7 @@ def test_settings_are_drawn_from_the_whole_range_and_only_where_they_are_on():
     every = Augmentation(
         flip=True, flip_vertical=True, rotation=40, brightness=0.3, contrast=0.2, crop=0.5
     )
-    drawn = [draw_moves(every, (64, 64), rng) for _ in range(300)]
+    drawn = [draw_transform(every, (64, 64), rng) for _ in range(300)]
     for name, low, high in (("angle", -40, 40), ("brightness", 0.7, 1.3), ("contrast", 0.8, 1.2)):
         values = [getattr(moves, name) for moves in drawn]
         reach = high - low
@@ -182,18 +187,18 @@ def test_settings_are_drawn_from_the_whole_range_and_only_where_they_are_on():
         assert high - 0.1 * reach < max(values) <= high
     for name in ("flip", "flip_vertical"):
         assert 0.35 < np.mean([getattr(moves, name) for moves in drawn]) < 0.65
-    assert draw_moves(Augmentation(), (64, 64), rng).is_still
+    assert draw_transform(Augmentation(), (64, 64), rng).is_identity
 
 
 def test_nothing_is_changed_in_place_and_nothing_is_global():
     pixels, boxes, labels, mask = painted((96, 160), 2)
     kept = [one.copy() for one in (pixels, boxes, labels, mask)]
-    for moves in (Moves(), draw_moves(TURNED, (96, 160), np.random.default_rng(0))):
+    for moves in (ViewTransform(), draw_transform(TURNED, (96, 160), np.random.default_rng(0))):
         for given in (pixels, mask):
             given.setflags(write=False)
         state = np.random.get_state()[1].copy()  # noqa: NPY002 - to see that it is left alone
-        outs = move_pixels(pixels, moves), move_mask(mask, moves)
-        move_boxes(boxes, labels, (96, 160), moves)
+        outs = transform_pixels(pixels, moves), transform_mask(mask, moves)
+        transform_boxes(boxes, labels, (96, 160), moves)
         assert all(out.flags.writeable for out in outs)
         for one, before in zip((pixels, boxes, labels, mask), kept, strict=True):
             np.testing.assert_array_equal(one, before)
@@ -201,8 +206,8 @@ def test_nothing_is_changed_in_place_and_nothing_is_global():
 
 
 def test_no_boxes_stay_no_boxes():
-    moves = draw_moves(TURNED, (96, 160), np.random.default_rng(0))
-    boxes, labels, kept = move_boxes(
+    moves = draw_transform(TURNED, (96, 160), np.random.default_rng(0))
+    boxes, labels, kept = transform_boxes(
         np.zeros((0, 4), np.float32), np.zeros(0, np.int64), (96, 160), moves
     )
     assert boxes.shape == (0, 4)
@@ -213,6 +218,6 @@ def test_policies_are_refused_and_every_other_preset_is_not():
     for name in PRESETS:
         how = Augmentation.named(name)
         if how.policy == "none":
-            assert draw_moves(how, (32, 32), np.random.default_rng(0)) is not None
+            assert draw_transform(how, (32, 32), np.random.default_rng(0)) is not None
     with pytest.raises(UsageError, match="trivialaugment"):
-        draw_moves(Augmentation.named("strong"), (32, 32), np.random.default_rng(0))
+        draw_transform(Augmentation.named("strong"), (32, 32), np.random.default_rng(0))

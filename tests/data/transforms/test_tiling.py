@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_tiles():
         ([np.ones((4, 4))] * 3, [(0, 0), (0, 2)], "each of 2 places, got 3"),
         ([], [(0, 0)], "got 0"),
         ([np.ones((4, 4)), np.ones((4, 3))], [(0, 0), (0, 2)], "shape"),
-        ([np.ones((4, 4))], [(0, 0)], "8 pixels outside"),
+        ([np.ones((4, 4))], [(0, 0)], "8 pixels in no tile"),
         ([np.ones((4, 4))], [(0, 6)], "inside the image"),
     ],
 )

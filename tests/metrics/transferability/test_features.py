@@ -42,27 +42,27 @@ def best_evidence(f: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize(("n", "d"), [(40, 5), (24, 24), (20, 60)])
 def test_log_me_is_the_gaussian_evidence_at_its_maximum(n: int, d: int) -> None:
     f, targets = drawn(n, d)
-    wanted = np.mean([best_evidence(f, (targets == c).astype(float)) for c in range(3)]) / n
-    assert log_me(f, targets) == pytest.approx(wanted, abs=1e-5)
+    expected = np.mean([best_evidence(f, (targets == c).astype(float)) for c in range(3)]) / n
+    assert log_me(f, targets) == pytest.approx(expected, abs=1e-5)
 
 
 def densest_evidence(f: np.ndarray, y: np.ndarray) -> float:
     """The same, without a local search: at every ratio of the variances, the noise known."""
-    found = []
+    evidences = []
     for log_ratio in np.arange(-12, 12, 0.02):
         shape = np.eye(len(f)) + np.exp(log_ratio) * f @ f.T
         noise = y @ np.linalg.solve(shape, y) / len(y)
         logs = np.linalg.slogdet(shape)[1] + len(y) * np.log(2 * np.pi * noise)
-        found.append(-(logs + len(y)) / 2)
-    return max(found)
+        evidences.append(-(logs + len(y)) / 2)
+    return max(evidences)
 
 
 @pytest.mark.parametrize(("seed", "d", "offset"), [(55, 30, 1), (13, 40, 5), (57, 40, 5)])
 def test_log_me_is_the_highest_of_several_maxima(seed: int, d: int, offset: int) -> None:
     """Features that tell nothing; the fixed point of the paper ends up to 0.07 lower here."""
     f, targets = np.random.default_rng(seed).normal(size=(14, d)) + offset, np.arange(14) % 2
-    wanted = np.mean([densest_evidence(f, (targets == c).astype(float)) for c in (0, 1)]) / 14
-    assert log_me(f, targets) == pytest.approx(wanted, abs=2e-5)
+    expected = np.mean([densest_evidence(f, (targets == c).astype(float)) for c in (0, 1)]) / 14
+    assert log_me(f, targets) == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e6, 1e12])
@@ -83,9 +83,9 @@ def test_h_score_is_the_sum_of_squared_canonical_correlations() -> None:
     """Of features and 0/1 labels, by scikit-learn's iteration; the code decomposes once."""
     f, targets = drawn(90, 4)
     labels = np.eye(3)[targets]
-    one, two = CCA(2, max_iter=5000, tol=1e-12).fit_transform(f, labels)
-    wanted = sum(np.corrcoef(one[:, i], two[:, i])[0, 1] ** 2 for i in range(2))
-    assert h_score(f, targets) == pytest.approx(wanted, rel=1e-6)
+    first, second = CCA(2, max_iter=5000, tol=1e-12).fit_transform(f, labels)
+    expected = sum(np.corrcoef(first[:, i], second[:, i])[0, 1] ** 2 for i in range(2))
+    assert h_score(f, targets) == pytest.approx(expected, rel=1e-6)
 
 
 def test_h_score_of_repeated_and_constant_features_is_that_of_each_once() -> None:
@@ -112,8 +112,8 @@ def test_shrunk_h_score_is_that_of_scikit_learns_covariance(n: int, d: int) -> N
     covariance, shrinkage = ledoit_wolf(f)
     means = np.asarray([f[targets == c].mean(axis=0) for c in range(3)])[targets] - f.mean(axis=0)
     between = (1 - shrinkage) * means.T @ means / n
-    wanted = np.trace(np.linalg.solve(covariance, between))
-    assert shrunk_h_score(f, targets) == pytest.approx(wanted)
+    expected = np.trace(np.linalg.solve(covariance, between))
+    assert shrunk_h_score(f, targets) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("score", SCORES[1:])
@@ -129,8 +129,8 @@ def test_trans_rate_is_the_difference_of_log_determinants() -> None:
     def rate(part: np.ndarray) -> float:
         return 0.5 * np.linalg.slogdet(np.eye(5) + part.T @ part / (len(part) * 1e-4))[1]
 
-    wanted = rate(z) - sum(np.mean(targets == c) * rate(z[targets == c]) for c in range(3))
-    assert trans_rate(f, targets) == pytest.approx(wanted)
+    expected = rate(z) - sum(np.mean(targets == c) * rate(z[targets == c]) for c in range(3))
+    assert trans_rate(f, targets) == pytest.approx(expected)
 
 
 def test_trans_rate_nears_the_difference_of_gaussian_entropies() -> None:
@@ -142,21 +142,21 @@ def test_trans_rate_nears_the_difference_of_gaussian_entropies() -> None:
     def entropy(part: np.ndarray) -> float:
         return stats.multivariate_normal(np.zeros(4), part.T @ part / len(part)).entropy()
 
-    wanted = entropy(f) - sum(np.mean(targets == c) * entropy(f[targets == c]) for c in range(3))
-    assert trans_rate(f, targets, distortion=1e-12) == pytest.approx(wanted, rel=1e-6)
+    expected = entropy(f) - sum(np.mean(targets == c) * entropy(f[targets == c]) for c in range(3))
+    assert trans_rate(f, targets, distortion=1e-12) == pytest.approx(expected, rel=1e-6)
     assert trans_rate(f, targets, distortion=1e-4) == trans_rate(f, targets)
-    assert trans_rate(f, targets, distortion=1.0) < wanted / 2
+    assert trans_rate(f, targets, distortion=1.0) < expected / 2
 
 
 def test_neighbours_agree_with_scikit_learn_leaving_one_out() -> None:
     f, targets = drawn(60, 6)
-    wanted = []
+    expected = []
     for row in range(60):
         others = np.arange(60) != row
         model = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
         model.fit(f[others], targets[others])
-        wanted.append(model.predict(f[row : row + 1])[0] == targets[row])
-    np.testing.assert_array_equal(knn_correctness(f, targets, k=1), wanted)
+        expected.append(model.predict(f[row : row + 1])[0] == targets[row])
+    np.testing.assert_array_equal(knn_correctness(f, targets, k=1), expected)
 
 
 @pytest.mark.parametrize(("n", "k"), [(60, 5), (60, 2), (1100, 7), (11, 20)])
@@ -168,9 +168,9 @@ def test_nearer_neighbours_weigh_more(n: int, k: int) -> None:
         algorithm="brute",
         weights=lambda d: np.exp(1 - d) * (np.arange(d.shape[1]) > 0),
     ).fit(f, targets)
-    wanted = model.predict(f) == targets
-    assert 0 < wanted.mean() < 1
-    np.testing.assert_array_equal(knn_correctness(f, targets, k=k), wanted)
+    expected = model.predict(f) == targets
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(knn_correctness(f, targets, k=k), expected)
 
 
 def test_five_neighbours_vote_unless_told_otherwise() -> None:
@@ -199,11 +199,11 @@ def test_scores_do_not_depend_on_order_names_or_rotation(score) -> None:
     f, targets = drawn(45, 7)
     rng = np.random.default_rng(1)
     order, turn = rng.permutation(45), np.linalg.qr(rng.normal(size=(7, 7)))[0]
-    wanted = score(f, targets)
-    assert score(f[order], targets[order]) == pytest.approx(wanted, rel=1e-6)
-    assert score(f, np.asarray(["z", "k", "a"])[targets]) == pytest.approx(wanted, rel=1e-6)
-    assert score(f, targets * 17 - 4) == pytest.approx(wanted, rel=1e-6)
-    assert score(f @ turn, targets) == pytest.approx(wanted, rel=1e-5)
+    expected = score(f, targets)
+    assert score(f[order], targets[order]) == pytest.approx(expected, rel=1e-6)
+    assert score(f, np.asarray(["z", "k", "a"])[targets]) == pytest.approx(expected, rel=1e-6)
+    assert score(f, targets * 17 - 4) == pytest.approx(expected, rel=1e-6)
+    assert score(f @ turn, targets) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -15,8 +15,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from headstart.backbones.backbone import Backbone, load
 from headstart.backbones.spec import Stage
 from headstart.errors import ModelFileError, UnknownNameError, UsageError
-from headstart.models.heads.detection import BoxHead, taps_of
-from headstart.models.heads.detection_config import KINDS
+from headstart.models.heads.detection import BoxHead, pyramid_stages
+from headstart.models.heads.detection_config import DETECTION_HEADS
 
 CANVAS = (64, 96)
 BACKBONES = ["timm/test_resnet", "timm/test_efficientnet", "torchvision/resnet18"]
@@ -43,17 +43,17 @@ def backbone_of(name: str) -> Backbone:
 @lru_cache
 def maps_of(name: str) -> dict[str, torch.Tensor]:
     """What every stage gives for three images."""
-    backbone, found = backbone_of(name), {}
+    backbone, maps = backbone_of(name), {}
     x = torch.randn(3, 3, *CANVAS, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for stage in backbone.stages:
             x = backbone.run(x, start=stage.name, stop=stage.name)
-            found[stage.name] = x
-    return found
+            maps[stage.name] = x
+    return maps
 
 
 def head_of(name: str, kind: str, **options) -> BoxHead:
-    if "channels" in KINDS[kind]:
+    if "channels" in DETECTION_HEADS[kind]:
         options = SMALL | options
     return BoxHead.random(backbone_of(name).stages, 3, kind=kind, canvas=CANVAS, seed=1, **options)
 
@@ -79,10 +79,10 @@ def found(head: BoxHead, maps) -> list:
         return module.detect(module(maps))
 
 
-def require_same(one, other, tolerance: float = 0.0) -> None:
+def require_same(first, other, tolerance: float = 0.0) -> None:
     """Scores within the tolerance, boxes within the tolerance of a hundred pixels."""
-    assert len(one) == len(other)
-    for (boxes, scores, labels), (b, s, c) in zip(one, other, strict=True):
+    assert len(first) == len(other)
+    for (boxes, scores, labels), (b, s, c) in zip(first, other, strict=True):
         torch.testing.assert_close(boxes, b, rtol=0, atol=100 * tolerance)
         torch.testing.assert_close(scores, s, rtol=0, atol=tolerance)
         assert torch.equal(labels, c)
@@ -91,7 +91,7 @@ def require_same(one, other, tolerance: float = 0.0) -> None:
 # ------------------------------------------------------------- the contract, over all of them
 
 every = [
-    pytest.mark.parametrize("kind", sorted(KINDS)),
+    pytest.mark.parametrize("kind", sorted(DETECTION_HEADS)),
     pytest.mark.parametrize("name", BACKBONES),
 ]
 
@@ -163,7 +163,7 @@ def test_images_do_not_see_each_other(name: str, kind: str) -> None:
     require_same(single, found(head, maps), 1e-4)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_chance_is_torchs_own(kind: str) -> None:
     head = BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1)
     maps, module = plain_maps(head, 3), head.module()
@@ -176,14 +176,14 @@ def test_chance_is_torchs_own(kind: str) -> None:
     assert (loss(0) != loss(1)) == (kind == "faster-rcnn")  # the only one that samples
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_building_draws_nothing_from_torchs_generator(kind: str) -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
     head = BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1)
     head.module()
-    head.adapted(["a", "b", "c"], ["c"], seed=0)
+    head.with_classes(["a", "b", "c"], ["c"], seed=0)
     assert torch.rand(1) == expected
     twin = BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1)
     other = BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=2)
@@ -191,7 +191,7 @@ def test_building_draws_nothing_from_torchs_generator(kind: str) -> None:
     assert not all(np.array_equal(other.tensors[k], v) for k, v in head.tensors.items())
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_modules_share_no_memory(kind: str) -> None:
     head = BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1)
     before = {k: v.copy() for k, v in head.tensors.items()}
@@ -201,7 +201,7 @@ def test_modules_share_no_memory(kind: str) -> None:
     assert all(np.array_equal(before[k], v) for k, v in head.tensors.items())
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_the_mode_of_the_module_decides_nothing(kind: str) -> None:
     head = spread(BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1))
     maps, results = plain_maps(head, 3), []
@@ -215,7 +215,7 @@ def test_the_mode_of_the_module_decides_nothing(kind: str) -> None:
     require_same(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_one_box_is_learned(kind: str) -> None:
     canvas, box = (64, 64), torch.tensor([[12.0, 20.0, 44.0, 50.0]])
     stages = backbone_of("timm/test_resnet").stages
@@ -259,14 +259,14 @@ class Given(nn.Module):
 def test_faster_rcnn_equals_torchvisions_in_losses_and_detections() -> None:
     head = spread(BoxHead.random(PLAIN, 3, kind="faster-rcnn", canvas=CANVAS, seed=1, **SMALL))
     maps = plain_maps(head, 3)
-    told = head.shape.options
+    options = head.shape.options
     theirs = FasterRCNN(
         Given(FeaturePyramidNetwork([8] * 4, 64, LastLevelMaxPool()), maps),
         min_size=CANVAS[0],
         max_size=CANVAS[1],
         image_mean=[0.0] * 3,
         image_std=[1.0] * 3,
-        rpn_anchor_generator=AnchorGenerator(told["sizes"], (told["ratios"],) * 5),
+        rpn_anchor_generator=AnchorGenerator(options["sizes"], (options["ratios"],) * 5),
         rpn_pre_nms_top_n_train=500,
         rpn_post_nms_top_n_train=200,
         rpn_pre_nms_top_n_test=300,
@@ -303,7 +303,10 @@ def test_faster_rcnn_equals_torchvisions_in_losses_and_detections() -> None:
         expected = theirs.eval()(images)
     require_same(
         found(head, maps),
-        [(one["boxes"], one["scores"], one["labels"] - 1) for one in expected],
+        [
+            (detections["boxes"], detections["scores"], detections["labels"] - 1)
+            for detections in expected
+        ],
         1e-6,
     )
 
@@ -311,27 +314,27 @@ def test_faster_rcnn_equals_torchvisions_in_losses_and_detections() -> None:
 # ------------------------------------------------------------------------- classes and anchors
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_known_classes_are_kept(kind: str) -> None:
     options = {} if kind == "ssdlite" else SMALL
     head = spread(BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1, **options))
     maps = plain_maps(head, 2)
-    adapted = head.adapted(["cat", "dog", "cow"], ["Dog", "CAT", "COW"], seed=5)
+    with_classes = head.with_classes(["cat", "dog", "cow"], ["Dog", "CAT", "COW"], seed=5)
     turned = torch.tensor([1, 0, 2])
     for (boxes, scores, labels), (b, s, c) in zip(
-        found(adapted, maps), found(head, maps), strict=True
+        found(with_classes, maps), found(head, maps), strict=True
     ):
         torch.testing.assert_close(scores, s)
         torch.testing.assert_close(boxes, b)
         torch.testing.assert_close(labels, turned[c])
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_new_classes_are_drawn_and_counted(kind: str) -> None:
     head = spread(BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1))
-    wider = head.adapted(["a", "b", "c"], ["new", "b", "other", "more"], seed=5)
+    wider = head.with_classes(["a", "b", "c"], ["new", "b", "other", "more"], seed=5)
     assert wider.shape.n_classes == 4
-    other = head.adapted(["a", "b", "c"], ["new", "b", "other", "more"], seed=6)
+    other = head.with_classes(["a", "b", "c"], ["new", "b", "other", "more"], seed=6)
     changed = [k for k, v in wider.tensors.items() if not np.array_equal(v, other.tensors[k])]
     layers = {
         "faster-rcnn": ("cls_score", "bbox_pred"),
@@ -341,28 +344,32 @@ def test_new_classes_are_drawn_and_counted(kind: str) -> None:
     }[kind]
     assert changed
     assert all(any(layer in name for layer in layers) for name in changed)
-    back = wider.adapted(["new", "b", "other", "more"], ["b"], seed=0)
-    direct = head.adapted(["a", "b", "c"], ["B"], seed=0)
+    back = wider.with_classes(["new", "b", "other", "more"], ["b"], seed=0)
+    direct = head.with_classes(["a", "b", "c"], ["B"], seed=0)
     assert all(np.array_equal(back.tensors[k], v) for k, v in direct.tensors.items())
     with pytest.raises(UsageError, match="3 classes"):
-        head.adapted(["a"], ["a"], seed=0)
+        head.with_classes(["a"], ["a"], seed=0)
 
 
 def test_anchors_are_fitted_where_a_kind_has_them() -> None:
     boxes = np.array([[i, i, i + 60.0, i + 12.0] for i in range(30)])
 
     def draw(kind: str, **options) -> BoxHead:
-        return BoxHead.fitted(PLAIN, 1, kind=kind, canvas=CANVAS, seed=0, boxes=boxes, **options)
+        return BoxHead.with_fitted_anchors(
+            PLAIN, 1, kind=kind, canvas=CANVAS, seed=0, boxes=boxes, **options
+        )
 
     for kind in ("faster-rcnn", "retinanet", "ssdlite"):
         usual = BoxHead.random(PLAIN, 1, kind=kind, canvas=CANVAS, seed=0)
-        assert draw(kind).reach(boxes) > usual.reach(boxes)
+        assert draw(kind).anchor_recall(boxes) > usual.anchor_recall(boxes)
         again = BoxHead.from_dict(draw(kind).as_dict(), draw(kind).state())
         np.testing.assert_array_equal(again.anchors(), draw(kind).anchors())
-    assert draw("faster-rcnn").reach(boxes) == 1.0
-    assert draw("fcos").reach(boxes) is None
+    assert draw("faster-rcnn").anchor_recall(boxes) == 1.0
+    assert draw("fcos").anchor_recall(boxes) is None
     assert draw("retinanet", ratios=(1.0,)).shape.ratios == (1.0,)
-    none = BoxHead.fitted(PLAIN, 1, kind="retinanet", canvas=CANVAS, seed=0, boxes=np.zeros((0, 4)))
+    none = BoxHead.with_fitted_anchors(
+        PLAIN, 1, kind="retinanet", canvas=CANVAS, seed=0, boxes=np.zeros((0, 4))
+    )
     assert (
         none.as_dict()
         == BoxHead.random(PLAIN, 1, kind="retinanet", canvas=CANVAS, seed=0).as_dict()
@@ -376,15 +383,15 @@ def test_anchors_are_those_of_the_module(kind: str) -> None:
     maps = [torch.randn(1, 8, *grid) for grid in head.shape.grids[: len(head.taps)]]
     raw = module(maps)
     levels = list(raw["levels"].values() if kind == "faster-rcnn" else raw["levels"])
-    maker = module.proposer if kind == "faster-rcnn" else module.net
-    theirs = maker.anchor_generator(module._canvases(levels), levels)[0]
+    maker = module.training_rpn if kind == "faster-rcnn" else module.net
+    theirs = maker.anchor_generator(module._image_list(levels), levels)[0]
     np.testing.assert_array_equal(head.anchors(), theirs.numpy())
 
 
 # ------------------------------------------------------------------------------ odd images
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_maps_that_lost_a_border_are_fitted(kind: str) -> None:
     head = spread(BoxHead.random(PLAIN, 3, kind=kind, canvas=(75, 100), seed=1))
     maps = [torch.randn(3, 8, 75 // s - (s < 32), 100 // s) for s in head.shape.strides]
@@ -394,7 +401,7 @@ def test_maps_that_lost_a_border_are_fitted(kind: str) -> None:
     assert all(boxes[:, 3].max() <= 75 for boxes, _, _ in module.detect(raw))
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 def test_low_precision_is_left_before_boxes_are_computed(kind: str) -> None:
     head = BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=1)
     module, maps = head.module(), plain_maps(head, 3)
@@ -419,7 +426,12 @@ def test_backbones_of_tokens_are_refused() -> None:
 
 def test_the_last_stage_of_a_stride_is_tapped() -> None:
     stages = backbone_of("timm/test_efficientnet").stages
-    assert [s.name for s in taps_of(stages, 4)] == ["stage2", "stage3", "stage4", "conv_head"]
+    assert [s.name for s in pyramid_stages(stages, 4)] == [
+        "stage2",
+        "stage3",
+        "stage4",
+        "conv_head",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -444,13 +456,15 @@ def test_options_that_cannot_be_meant_are_refused(kind: str, options, error) -> 
         BoxHead.random(PLAIN, 3, kind=kind, canvas=CANVAS, seed=0, **options)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(DETECTION_HEADS))
 @pytest.mark.parametrize("canvas", [(4128, 4096), (64, 4128), (31, 64)])
 def test_a_canvas_that_no_file_may_hold_is_not_built(kind: str, canvas) -> None:
-    with pytest.raises(UsageError, match=r"32 to 4096 pixels.*`--size`"):
+    with pytest.raises(UsageError, match=r"32 to 4096 pixels.*--size"):
         BoxHead.random(PLAIN, 3, kind=kind, canvas=canvas, seed=0)
-    with pytest.raises(UsageError, match=r"32 to 4096 pixels.*`--size`"):
-        BoxHead.fitted(PLAIN, 3, kind=kind, canvas=canvas, seed=0, boxes=np.zeros((0, 4)))
+    with pytest.raises(UsageError, match=r"32 to 4096 pixels.*--size"):
+        BoxHead.with_fitted_anchors(
+            PLAIN, 3, kind=kind, canvas=canvas, seed=0, boxes=np.zeros((0, 4))
+        )
 
 
 def test_truths_that_cannot_be_meant_are_refused() -> None:

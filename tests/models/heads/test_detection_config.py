@@ -6,7 +6,7 @@ import torch
 from torchvision.ops import box_iou
 
 from headstart.errors import UsageError
-from headstart.models.heads.detection_config import anchor_recall, anchors_for
+from headstart.models.heads.detection_config import anchor_recall, fit_anchors
 
 
 def boxes_of(wide, high) -> np.ndarray:
@@ -17,8 +17,8 @@ def boxes_of(wide, high) -> np.ndarray:
 
 def test_sides_are_even_in_their_logarithm() -> None:
     sides = np.exp(np.linspace(np.log(20), np.log(320), 1001))
-    found, ratios = anchors_for(boxes_of(sides, sides), (4, 8, 16, 32))
-    flat = np.array([side for level in found for side in level])
+    sizes, ratios = fit_anchors(boxes_of(sides, sides), (4, 8, 16, 32))
+    flat = np.array([side for level in sizes for side in level])
     span = np.log(320 / 20)
     assert flat[0] == pytest.approx(20 * np.exp(0.05 * span), rel=1e-6)
     assert flat[-1] == pytest.approx(20 * np.exp(0.95 * span), rel=1e-6)
@@ -28,23 +28,23 @@ def test_sides_are_even_in_their_logarithm() -> None:
 
 def test_levels_hold_several_sides() -> None:
     sides = np.geomspace(16, 128, 101)
-    found, _ = anchors_for(boxes_of(sides, sides), (4, 8), per_level=2)
-    assert [len(level) for level in found] == [2, 2]
-    assert np.all(np.diff([side for level in found for side in level]) > 0)
+    sizes, _ = fit_anchors(boxes_of(sides, sides), (4, 8), per_level=2)
+    assert [len(level) for level in sizes] == [2, 2]
+    assert np.all(np.diff([side for level in sizes for side in level]) > 0)
 
 
 def test_sides_stay_within_what_a_level_sees() -> None:
-    small, _ = anchors_for(boxes_of([6.0] * 5, [6.0] * 5), (4, 32))
-    large, _ = anchors_for(boxes_of([200.0] * 5, [200.0] * 5), (4, 32))
+    small, _ = fit_anchors(boxes_of([6.0] * 5, [6.0] * 5), (4, 32))
+    large, _ = fit_anchors(boxes_of([200.0] * 5, [200.0] * 5), (4, 32))
     assert [level[0] for level in small] == pytest.approx([6.0, 64.0])
-    tiny, _ = anchors_for(boxes_of([3.0] * 5, [3.0] * 5), (4, 32))
+    tiny, _ = fit_anchors(boxes_of([3.0] * 5, [3.0] * 5), (4, 32))
     assert tiny[0][0] == pytest.approx(3.0)
     assert [level[0] for level in large] == pytest.approx([64.0, 200.0])
 
 
 def test_shapes_are_quantiles_within_a_third_and_three() -> None:
     high = np.array([5.0, 10.0, 20.0, 40.0, 100.0])  # over a width of 20: 1/4 to 5
-    _, ratios = anchors_for(boxes_of([20.0] * 5, high), (8,))
+    _, ratios = fit_anchors(boxes_of([20.0] * 5, high), (8,))
     logs = np.quantile(np.log(high / 20), (0.1, 0.5, 0.9))
     assert logs[0] < np.log(1 / 3)
     assert logs[2] > np.log(3)
@@ -76,7 +76,7 @@ def test_fitted_anchors_reach_more_than_ill_fitted_ones() -> None:
         grid = np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4)
         return anchor_recall(boxes, grid)
 
-    sizes, _ = anchors_for(boxes, (4, 8))
+    sizes, _ = fit_anchors(boxes, (4, 8))
     assert reached(sizes) > reached(((64.0,), (128.0,))) + 0.5
 
 
@@ -109,6 +109,6 @@ def test_recall_of_many_boxes_is_that_of_some_among_all_of_them() -> None:
 @pytest.mark.parametrize("boxes", [np.zeros((0, 4)), np.ones((3, 2)), np.ones((1, 4))])
 def test_boxes_that_cannot_be_meant_are_refused(boxes: np.ndarray) -> None:
     with pytest.raises(UsageError):
-        anchors_for(boxes, (8,))
+        fit_anchors(boxes, (8,))
     with pytest.raises(UsageError):
         anchor_recall(boxes, np.ones((1, 4)))

@@ -1,4 +1,4 @@
-"""Published detectors and mask networks by name, without the network that they come over."""
+"""Published detectors and segmentation networks by name, offline."""
 
 import hashlib
 import os
@@ -27,11 +27,11 @@ from headstart.models.build import create_model
 from headstart.models.heads import pretrained as published
 from headstart.models.heads.pretrained import (
     DETECTORS,
-    TABLE,
-    Row,
+    PUBLISHED_HEADS,
+    PublishedWeights,
     coco_classes,
     locate_head,
-    names,
+    published_heads,
 )
 from headstart.models.heads.segmentation import VOC_CLASSES
 from headstart.models.inference import detect, segment
@@ -97,13 +97,13 @@ def files(detector, segmenter, tmp_path_factory):
     """Both as files, named as torch.hub keeps them."""
     folder = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    found = {}
+    paths = {}
     for name, model in ((FASTER, detector), (MOBILE, segmenter)):
         torch.save(model.state_dict(), folder / "new.pth")
         with (folder / "new.pth").open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found[name] = (folder / "new.pth").rename(folder / f"{name}-{sha256[:8]}.pth"), sha256
-    return found
+        paths[name] = (folder / "new.pth").rename(folder / f"{name}-{sha256[:8]}.pth"), sha256
+    return paths
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,11 @@ def home(tmp_path, monkeypatch):
 def in_cache(files, monkeypatch):
     """The table names our files, and they lie where torch keeps its own."""
     for name, (path, _) in files.items():
-        rows = published.FOR_BOXES if name in published.FOR_BOXES else published.FOR_MASKS
+        rows = (
+            published.PUBLISHED_DETECTORS
+            if name in published.PUBLISHED_DETECTORS
+            else published.PUBLISHED_DECODERS
+        )
         monkeypatch.setitem(rows, name, rows[name]._replace(file=path.name))
     monkeypatch.setenv("TORCH_HOME", str(files[FASTER][0].parents[2]))
 
@@ -162,20 +166,20 @@ def masks_of(classes):
     return Dataset(samples=tuple(samples), classes=tuple(classes), kind="segmentation")
 
 
-def model_of(head, classes, backbone="torchvision/resnet50", **more):
+def model_of(head, classes, backbone="torchvision/resnet50", **options):
     is_mask = "torchvision/deeplab" in head
     data = masks_of(classes) if is_mask else boxes_of(classes)
-    return create_model(bare(backbone), data, head=head, size=WIDTH, **more), data
+    return create_model(bare(backbone), data, head=head, size=WIDTH, **options), data
 
 
 @pytest.mark.usefixtures("in_cache")
 def test_a_published_detector_finds_what_torchvisions_finds(detector, files, tmp_path):
     model, data = model_of(f"torchvision/{FASTER}", coco_classes())
     assert model.backbone.spec.preprocess.shape == (HEIGHT, WIDTH)
-    found = detect(model.backbone, model.head, data.samples, device="cpu")
+    detections = detect(model.backbone, model.head, data.samples, device="cpu")
     with torch.no_grad():
         expected = detector([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in images()])
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(detections, expected, strict=True):
         assert len(ours.boxes) == len(theirs["boxes"]) > 20
         named = np.array([CATEGORIES.index(coco_classes()[i]) for i in ours.labels])
         for box, score, label in zip(
@@ -200,12 +204,12 @@ def test_a_published_detector_finds_what_torchvisions_finds(detector, files, tmp
 
 def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(detector, files):
     name = f"file:{files[FASTER][0]}@torchvision/{FASTER}"
-    kept, _ = model_of(f"{name}?proposals=[20,10]", ["blob", "Dog"])
+    old, _ = model_of(f"{name}?proposals=[20,10]", ["blob", "Dog"])
     new, data = model_of(f"{name}?rpn=new", ["blob", "Dog"])
     theirs = {key: value.numpy() for key, value in detector.state_dict().items()}
     score = "box_predictor.cls_score.weight"
     dog = theirs[f"roi_heads.{score}"][CATEGORIES.index("dog")]
-    for model in (kept, new):
+    for model in (old, new):
         rows = model.head.tensors[f"roi.{score}"]
         assert rows.shape == (3, 1024)
         assert np.array_equal(rows[2], dog)
@@ -216,38 +220,38 @@ def test_a_file_keeps_the_rows_of_equal_names_and_the_proposals_unless_told(dete
             model.backbone.state["layer4.0.conv1.weight"],
             detector.state_dict()["backbone.body.layer4.0.conv1.weight"],
         )
-    assert kept.head.shape.options["proposals"] == (20, 10)
-    assert kept.head.shape.sizes == tuple((32.0 * 2**i,) for i in range(5))
-    proposals = [key for key in kept.head.tensors if key.startswith("rpn_head.")]
+    assert old.head.shape.options["proposals"] == (20, 10)
+    assert old.head.shape.sizes == tuple((32.0 * 2**i,) for i in range(5))
+    proposals = [key for key in old.head.tensors if key.startswith("rpn_head.")]
     assert proposals
     published_too = {key.removeprefix("rpn.head."): v for key, v in theirs.items()}
     for key in proposals:
         was = published_too[key.removeprefix("rpn_head.")]
-        assert np.array_equal(kept.head.tensors[key], was)
+        assert np.array_equal(old.head.tensors[key], was)
         if key.endswith("weight"):
             assert not np.array_equal(new.head.tensors[key], was)
-    assert new.head.shape.sizes != kept.head.shape.sizes  # fitted to the boxes
-    assert new.record["anchors_reach"] >= kept.record["anchors_reach"]
+    assert new.head.shape.sizes != old.head.shape.sizes  # fitted to the boxes
+    assert new.record["anchors_reach"] >= old.record["anchors_reach"]
     assert len(detect(new.backbone, new.head, data.samples, device="cpu")) == len(data)
-    assert (kept.backbone.origin["from"], kept.backbone.spec.licence) == ("path", "")
+    assert (old.backbone.origin["from"], old.backbone.spec.licence) == ("path", "")
 
 
 @pytest.mark.usefixtures("in_cache")
 def test_a_published_network_gives_the_masks_of_torchvisions(segmenter, tmp_path):
-    needed = TABLE["segmentation"][MOBILE].backbone
+    needed = PUBLISHED_HEADS["segmentation"][MOBILE].backbone
     model, data = model_of(f"torchvision/{MOBILE}", VOC_CLASSES, needed)
     spec = model.backbone.spec
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (spec.preprocess.mean, spec.preprocess.std))
     preset = get_model_weights(MOBILE).DEFAULT.transforms()
     assert (spec.preprocess.mean, spec.preprocess.std) == (tuple(preset.mean), tuple(preset.std))
-    for one, pixels in zip(
+    for prediction, pixels in zip(
         segment(model.backbone, model.head, data.samples), images(), strict=True
     ):
         with torch.no_grad():
             x = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
             logits = segmenter(x[None])["out"][0]
-        assert len(np.unique(one.mask)) > 1
-        assert (one.mask == logits.argmax(dim=0).numpy()).mean() > 0.999
+        assert len(np.unique(prediction.mask)) > 1
+        assert (prediction.mask == logits.argmax(dim=0).numpy()).mean() > 0.999
     save(model, tmp_path / "saved")
     again = load_model(tmp_path / "saved")
     assert again.backbone.spec == spec
@@ -261,27 +265,27 @@ def test_a_published_network_gives_the_masks_of_torchvisions(segmenter, tmp_path
 # ------------------------------------------------------------------- nothing wrong is taken
 
 
-@pytest.mark.parametrize(("head", "given"), [(FASTER, "embedded/efficientnet_lite0"),
+@pytest.mark.parametrize(("head", "other_backbone"), [(FASTER, "embedded/efficientnet_lite0"),
                                              (FASTER, "timm/resnet50"),
                                              ("deeplabv3_resnet50", "timm/resnet50")])  # fmt: skip
-def test_another_backbone_is_refused_with_what_to_type(head, given):
+def test_another_backbone_is_refused_with_what_to_type(head, other_backbone):
     kind = "segmentation" if "deeplab" in head else "detection"
     with pytest.raises(UsageError, match="--backbone") as caught:
-        model_of(f"torchvision/{head}", ("background", "dog"), given)
+        model_of(f"torchvision/{head}", ("background", "dog"), other_backbone)
     needed = str(caught.value).rpartition("--backbone ")[2].strip("'")
-    assert needed == TABLE[kind][head].backbone
+    assert needed == PUBLISHED_HEADS[kind][head].backbone
     with pytest.raises(WeightsNotFoundError):  # what it says is enough to come further
         model_of(f"torchvision/{head}", ("background", "dog"), needed)
 
 
-@pytest.mark.parametrize("kind", TABLE)
+@pytest.mark.parametrize("kind", PUBLISHED_HEADS)
 def test_a_missing_file_says_where_to_put_it(kind, home):
-    for name in names(kind):
+    for name in published_heads(kind):
         with pytest.raises(WeightsNotFoundError) as caught:
             locate_head(name, kind)
-        said = str(caught.value)
-        assert TABLE[kind][name.partition("/")[2]].file in said
-        assert str(home / "hub" / "checkpoints") in said
+        message = str(caught.value)
+        assert PUBLISHED_HEADS[kind][name.partition("/")[2]].file in message
+        assert str(home / "hub" / "checkpoints") in message
     with pytest.raises(WeightsNotFoundError, match=r"gone\.pth"):
         locate_head(f"file:gone.pth@{name}", kind)
 
@@ -291,7 +295,7 @@ def test_a_mirror_is_asked_and_its_answer_verified(home, monkeypatch):
     sha256 = hashlib.sha256(content).hexdigest()
     served = home / "served"
     served.mkdir()
-    row = Row("torchvision/resnet50", f"good-{sha256[:8]}.pth", 1.0)
+    row = PublishedWeights("torchvision/resnet50", f"good-{sha256[:8]}.pth", 1.0)
     (served / row.file).write_bytes(content)
     (served / "bad-00000000.pth").write_bytes(content)
 
@@ -304,14 +308,20 @@ def test_a_mirror_is_asked_and_its_answer_verified(home, monkeypatch):
     try:
         monkeypatch.setenv("HEADSTART_MIRROR", f"http://127.0.0.1:{server.server_port}")
         name = f"torchvision/{FASTER}"
-        monkeypatch.setitem(published.FOR_BOXES, FASTER, row)
+        monkeypatch.setitem(published.PUBLISHED_DETECTORS, FASTER, row)
         with pytest.raises(WeightsNotFoundError, match="offline"):
             model_of(name, ["dog"])
-        found = locate_head(name, "detection", offline=False)
-        assert (found.origin, found.sha256, found.path.read_bytes()) == ("mirror", sha256, content)
+        weights = locate_head(name, "detection", offline=False)
+        assert (weights.origin, weights.sha256, weights.path.read_bytes()) == (
+            "mirror",
+            sha256,
+            content,
+        )
         with pytest.raises(WeightsMismatchError, match=row.file):  # no tensors
             model_of(name, ["dog"], offline=False)
-        monkeypatch.setitem(published.FOR_BOXES, FASTER, row._replace(file="bad-00000000.pth"))
+        monkeypatch.setitem(
+            published.PUBLISHED_DETECTORS, FASTER, row._replace(file="bad-00000000.pth")
+        )
         with pytest.raises(WeightsMismatchError, match="sha256"):
             model_of(name, ["dog"], offline=False)
     finally:
@@ -327,7 +337,7 @@ def test_other_tensors_are_refused(files, tmp_path):
         model_of(
             f"file:{faster}@torchvision/{MOBILE}",
             VOC_CLASSES,
-            TABLE["segmentation"][MOBILE].backbone,
+            PUBLISHED_HEADS["segmentation"][MOBILE].backbone,
         )
     with pytest.raises(WeightsMismatchError, match="deeplabv3_resnet50"):  # of a sibling
         model_of(
@@ -342,19 +352,19 @@ def test_other_tensors_are_refused(files, tmp_path):
         model_of(
             f"file:{tmp_path}/holed.pth@torchvision/{MOBILE}",
             VOC_CLASSES,
-            TABLE["segmentation"][MOBILE].backbone,
+            PUBLISHED_HEADS["segmentation"][MOBILE].backbone,
         )
 
 
-@pytest.mark.parametrize(("head", "said"), [
+@pytest.mark.parametrize(("head", "option"), [
     (f"torchvision/{FASTER}?channels=64", "channels"),
     (f"torchvision/{FASTER}?sizes=[[8],[16],[32],[64],[128]]", "sizes"),
     (f"torchvision/{FASTER}?rpn=maybe", "rpn"),
     (f"torchvision/{FASTER}?seed=1", "seed"),
     ("torchvision/fcos_resnet50_fpn?rpn=new", "rpn"),
 ])  # fmt: skip
-def test_options_that_would_change_tensors_are_refused(head, said):
-    with pytest.raises(UsageError, match=said):
+def test_options_that_would_change_tensors_are_refused(head, option):
+    with pytest.raises(UsageError, match=option):
         model_of(head, ["dog"])
 
 
@@ -380,8 +390,8 @@ def test_a_head_is_not_given_for_the_other_task():
 
 
 def test_the_table_is_torchvisions():
-    assert set(published.FOR_BOXES) == set(DETECTORS)
-    for rows in TABLE.values():
+    assert set(published.PUBLISHED_DETECTORS) == set(DETECTORS)
+    for rows in PUBLISHED_HEADS.values():
         for name, row in rows.items():
             (entry,) = get_model_weights(name)
             assert entry.url.endswith(f"/{row.file}")
@@ -390,6 +400,6 @@ def test_the_table_is_torchvisions():
 
 def test_the_maps_of_the_named_backbones_are_those_of_the_networks():
     backbone = load(
-        TABLE["segmentation"]["deeplabv3_mobilenet_v3_large"].backbone, pretrained=False
+        PUBLISHED_HEADS["segmentation"]["deeplabv3_mobilenet_v3_large"].backbone, pretrained=False
     )
     assert backbone.stages[-1].stride == 16

@@ -11,7 +11,7 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from headstart.backbones.backbone import assemble
+from headstart.backbones.backbone import build_from_state
 from headstart.backbones.catalog import resolve
 from headstart.errors import UnknownNameError, WeightsMismatchError
 from headstart.models.heads.pretrained import (
@@ -97,15 +97,15 @@ def test_the_parts_find_what_the_whole_finds(name: str) -> None:
         expected = model(list(images))
     limits = LIMITS if DETECTORS[name].kind == "faster-rcnn" else {}
     state, head = detector_from_torchvision(model.state_dict(), kind=name, canvas=CANVAS, **limits)
-    backbone = assemble(resolve(BACKBONE, offline=True), state).eval()
+    backbone = build_from_state(resolve(BACKBONE, offline=True), state).eval()
     module, maps, x = head.module().eval(), {}, images
     with torch.no_grad():
         for stage in backbone.stages:
             x = backbone.run(x, start=stage.name, stop=stage.name)
             maps[stage.name] = x
-        found = module.detect(module([maps[tap] for tap in head.taps]))
+        detections = module.detect(module([maps[tap] for tap in head.taps]))
     classes = coco_classes()
-    for (boxes, scores, labels), theirs in zip(found, expected, strict=True):
+    for (boxes, scores, labels), theirs in zip(detections, expected, strict=True):
         assert len(boxes) == len(theirs["boxes"]) > 20
         named = torch.tensor([CATEGORIES.index(classes[i]) for i in labels])
         # Rounding may swap neighbours: each of theirs is looked for among all of ours.
@@ -127,8 +127,8 @@ def test_classes_of_coco_keep_their_outputs() -> None:
     assert rows.shape == (4, 1024)
     assert torch.equal(rows[0], theirs[0])
     assert torch.equal(rows[2], theirs[CATEGORIES.index("dog")])
-    for drawn in (rows[1], rows[3]):
-        assert not (theirs == drawn).all(dim=1).any()
+    for random_rows in (rows[1], rows[3]):
+        assert not (theirs == random_rows).all(dim=1).any()
     boxes = torch.from_numpy(head.tensors["roi.box_predictor.bbox_pred.bias"]).view(4, 4)
     their_boxes = state["roi_heads.box_predictor.bbox_pred.bias"].view(91, 4)
     assert torch.equal(boxes[2], their_boxes[CATEGORIES.index("dog")])

@@ -9,20 +9,20 @@ import torch
 from torch import nn
 from torchvision.models import segmentation
 
-from headstart.backbones.backbone import assemble, load
+from headstart.backbones.backbone import build_from_state, load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.freezing import constant, learning
+from headstart.backbones.freezing import freeze, unfreeze
 from headstart.backbones.spec import Stage
 from headstart.errors import ModelFileError, UnknownNameError, UsageError, WeightsMismatchError
 from headstart.models.heads.segmentation import VOC_CLASSES, MaskHead, decoder_from_torchvision
-from headstart.models.heads.segmentation_config import KINDS
+from headstart.models.heads.segmentation_config import SEGMENTATION_HEADS
 
 BACKBONES = ("timm/test_resnet", "timm/test_efficientnet", "torchvision/resnet18")
 CANVASES = ((64, 96), (96, 64))
 STRIDES = (2, 4, 8, 16, 32)
 STAGES = tuple(Stage(name=f"s{n}", channels=8 * n, stride=n) for n in STRIDES)
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", SEGMENTATION_HEADS)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def one_thread():
 
 @cache
 def backbone(name):
-    return constant(load(name, pretrained=False))
+    return freeze(load(name, pretrained=False))
 
 
 @cache
@@ -71,7 +71,7 @@ def test_every_kind_works_on_every_backbone(kind, name, canvas):
     head = small(kind, stages=backbone(name).stages, canvas=canvas)
     maps = [maps_of(name, canvas)[tap] for tap in head.taps]
 
-    module = constant(head.module())
+    module = freeze(head.module())
     logits = module(maps)
     assert logits.shape == (2, 3, *canvas)
     assert torch.isfinite(logits).all()
@@ -80,7 +80,7 @@ def test_every_kind_works_on_every_backbone(kind, name, canvas):
         alone = module([x[i : i + 1] for x in maps])[0]
         torch.testing.assert_close(alone, logits[i], atol=1e-4, rtol=1e-4)
 
-    learning(module)
+    unfreeze(module)
     slopes = torch.autograd.grad(module(maps).square().sum(), list(module.parameters()))
     assert all(torch.isfinite(slope).all() for slope in slopes)
     assert all(slope.abs().max() > 0 for slope in slopes if slope.ndim == 4)
@@ -96,7 +96,7 @@ def test_what_is_written_comes_back(kind):
     assert again.taps == head.taps
     maps = fake_maps(head)
     torch.testing.assert_close(
-        constant(again.module())(maps), constant(head.module())(maps), rtol=0, atol=0
+        freeze(again.module())(maps), freeze(head.module())(maps), rtol=0, atol=0
     )
 
 
@@ -128,7 +128,7 @@ def test_the_module_has_tensors_of_its_own_and_gives_them_back(kind):
 @every_kind
 def test_a_single_image_can_be_learned_from(kind):
     head = small(kind)
-    module = learning(head.module())
+    module = unfreeze(head.module())
     logits = module(fake_maps(head, n=1))
     assert torch.isfinite(logits).all()
     assert torch.autograd.grad(logits.square().sum(), module.classifier.weight)[0].abs().sum() > 0
@@ -138,7 +138,7 @@ def test_a_single_image_can_be_learned_from(kind):
 def test_a_single_place_of_a_single_image_can_be_learned_from(kind):
     wide = [replace(stage, channels=600) if stage.stride == 32 else stage for stage in STAGES]
     head = small(kind, stages=wide, canvas=(32, 32))  # the coarsest map is 1 x 1
-    module = learning(head.module())
+    module = unfreeze(head.module())
     assert list(module.state_dict()) == list(head.state())
     logits = module(fake_maps(head, n=1))
     assert logits.shape == (1, 3, 32, 32)
@@ -149,7 +149,7 @@ def test_a_single_place_of_a_single_image_can_be_learned_from(kind):
 @every_kind
 def test_in_inference_nothing_is_random_and_nothing_moves(kind):
     head = small(kind)
-    module = constant(head.module())
+    module = freeze(head.module())
     maps = fake_maps(head)
     assert torch.equal(module(maps), module(maps))
     state = module.state_dict()
@@ -158,7 +158,7 @@ def test_in_inference_nothing_is_random_and_nothing_moves(kind):
 
 def test_dropout_is_alive_in_training_only():
     head = small("fpn", dropout=0.5)
-    module, maps = learning(head.module()), fake_maps(head)
+    module, maps = unfreeze(head.module()), fake_maps(head)
     torch.manual_seed(0)
     first, second = module(maps), module(maps)
     assert not torch.equal(first, second)
@@ -173,7 +173,7 @@ def test_dropout_is_alive_in_training_only():
 def test_a_canvas_that_no_stride_divides_is_padded_and_cut(kind):
     """Whatever lies beyond the padding, the left and upper part sees the same image."""
     odd = small(kind, canvas=(70, 91))
-    logits = constant(odd.module())(fake_maps(odd))
+    logits = freeze(odd.module())(fake_maps(odd))
     assert logits.shape == (2, 3, 70, 91)
     filled = replace(odd, shape=replace(odd.shape, canvas=odd.shape.padded))
     assert filled.shape.canvas == (96, 96)
@@ -182,15 +182,15 @@ def test_a_canvas_that_no_stride_divides_is_padded_and_cut(kind):
         nn.functional.pad(x, (0, n - x.shape[3], 0, n - x.shape[2]))
         for x, n in zip(fake_maps(odd), sides, strict=True)
     ]
-    whole = constant(filled.module())(maps)
-    torch.testing.assert_close(whole[..., :70, :91], logits)
+    padded_logits = freeze(filled.module())(maps)
+    torch.testing.assert_close(padded_logits[..., :70, :91], logits)
 
 
 @every_kind
 def test_maps_that_are_off_by_a_pixel_are_fitted(kind):
     head = small(kind)
     maps = [x[..., :-1] if x.shape[3] > 4 else x for x in fake_maps(head)]
-    logits = constant(head.module())(maps)
+    logits = freeze(head.module())(maps)
     assert logits.shape == (2, 3, 64, 96)
     assert torch.isfinite(logits).all()
 
@@ -223,7 +223,7 @@ def test_the_last_stage_of_each_stride_is_read(kind, strides, read):
     assert head.shape.strides == read
     last = {stride: f"s{i}" for i, stride in enumerate(strides)}
     assert head.taps == tuple(last[stride] for stride in read)
-    assert constant(head.module())(fake_maps(head)).shape == (2, 3, 64, 96)
+    assert freeze(head.module())(fake_maps(head)).shape == (2, 3, 64, 96)
 
 
 @every_kind
@@ -259,14 +259,14 @@ def test_dilations_follow_the_size_of_the_map():
 @every_kind
 def test_classes_of_equal_names_keep_their_outputs(kind):
     head = small(kind)
-    new = head.adapted(["sky", "road", "car"], ["Road", "tree", "sky", "kerb"], 3)
+    new = head.with_classes(["sky", "road", "car"], ["Road", "tree", "sky", "kerb"], 3)
     maps = fake_maps(head)
-    old, found = (constant(h.module())(maps) for h in (head, new))
-    torch.testing.assert_close(found[:, 0], old[:, 1])
-    torch.testing.assert_close(found[:, 2], old[:, 0])
-    assert found.shape[1] == 4
-    again = head.adapted(["sky", "road", "car"], ["Road", "tree", "sky", "kerb"], 3)
-    other = head.adapted(["sky", "road", "car"], ["Road", "tree", "sky", "kerb"], 4)
+    old, adapted = (freeze(h.module())(maps) for h in (head, new))
+    torch.testing.assert_close(adapted[:, 0], old[:, 1])
+    torch.testing.assert_close(adapted[:, 2], old[:, 0])
+    assert adapted.shape[1] == 4
+    again = head.with_classes(["sky", "road", "car"], ["Road", "tree", "sky", "kerb"], 3)
+    other = head.with_classes(["sky", "road", "car"], ["Road", "tree", "sky", "kerb"], 4)
     weights = [h.state()["classifier.weight"] for h in (new, again, other)]
     np.testing.assert_array_equal(weights[0], weights[1])
     assert not np.array_equal(weights[0], weights[2])
@@ -275,7 +275,7 @@ def test_classes_of_equal_names_keep_their_outputs(kind):
 
 def test_other_names_than_the_heads_are_refused():
     with pytest.raises(UsageError, match="Expected 3 names"):
-        small("unet").adapted(["a", "b"], ["a", "c"], 0)
+        small("unet").with_classes(["a", "b"], ["a", "c"], 0)
 
 
 # ---------------------------------------------------------------------------- what is refused
@@ -287,7 +287,7 @@ def test_other_names_than_the_heads_are_refused():
         ("unet", {"n_classes": 1}, "2 to 255 classes"),
         ("unet", {"n_classes": 256}, "2 to 255 classes"),
         ("unet", {"canvas": (64, 0)}, "canvas"),
-        ("unet", {"canvas": (4128, 64)}, r"1 to 4096 pixels a side, .* `--size`"),
+        ("unet", {"canvas": (4128, 64)}, r"1 to 4096 pixels a side, .* --size"),
         ("deeplabv3", {"canvas": (32, 32)}, "larger images"),
         ("unet", {"widths": (8, 8)}, "widths"),
         ("fpn", {"width": 40}, "multiple of 32"),
@@ -302,9 +302,9 @@ def test_what_cannot_be_meant_is_refused(kind, settings, complaint):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UnknownNameError, match="did you mean 'unet'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'unet'"):
         small("u-net")
-    with pytest.raises(UnknownNameError, match="did you mean 'widths'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'widths'"):
         small("unet", width=(8, 8))
 
 
@@ -342,9 +342,9 @@ def test_damaged_tensors_are_refused():
         state | {"classifier.bias": bias[:2]},
         state | {"classifier.bias": bias.astype(np.float64)},
     ]
-    for one in damaged:
+    for tensors in damaged:
         with pytest.raises(ModelFileError, match=r"classifier\.bias|more"):
-            head.with_state(one)
+            head.with_state(tensors)
 
 
 # ------------------------------------------------------------------- torchvision's own weights
@@ -353,20 +353,22 @@ def test_damaged_tensors_are_refused():
 @pytest.mark.parametrize("network", ["deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50"])
 def test_torchvisions_network_is_found_again_in_our_parts(network):
     torch.manual_seed(0)
-    whole = getattr(segmentation, network)(weights=None, weights_backbone=None, aux_loss=True)
-    constant(whole)
-    state = {name: value.numpy() for name, value in whole.state_dict().items()}
+    published = getattr(segmentation, network)(weights=None, weights_backbone=None, aux_loss=True)
+    freeze(published)
+    state = {name: value.numpy() for name, value in published.state_dict().items()}
     canvas = (32, 64)
-    found = decoder_from_torchvision(state, canvas=canvas)
-    spec = resolve(found.backbone)
-    backbone = constant(assemble(spec, {k: torch.from_numpy(v) for k, v in found.state.items()}))
+    decoder = decoder_from_torchvision(state, canvas=canvas)
+    spec = resolve(decoder.backbone)
+    backbone = freeze(
+        build_from_state(spec, {k: torch.from_numpy(v) for k, v in decoder.state.items()})
+    )
     x = torch.randn(1, 3, *canvas)
     with torch.no_grad():
-        ours = constant(found.head.module())(backbone.maps(x, found.head.taps))
-        torch.testing.assert_close(ours, whole(x)["out"])
-    shape = found.head.shape
+        ours = freeze(decoder.head.module())(backbone.maps(x, decoder.head.taps))
+        torch.testing.assert_close(ours, published(x)["out"])
+    shape = decoder.head.shape
     last = backbone.stages[-1]
-    assert (found.head.taps, shape.channels) == ((last.name,), (last.channels,))
+    assert (decoder.head.taps, shape.channels) == ((last.name,), (last.channels,))
     assert (shape.strides, shape.n_classes) == ((last.stride,), len(VOC_CLASSES))
 
 
@@ -403,7 +405,7 @@ def test_defaults_are_light():
 
     module = backbone("torchvision/resnet18")
     most = cost(module, lambda: module.run(torch.zeros(1, 3, 192, 256)))
-    for kind in KINDS:
+    for kind in SEGMENTATION_HEADS:
         head = small(kind, stages=stages, canvas=(192, 256))
-        module = constant(head.module())
+        module = freeze(head.module())
         assert cost(module, lambda m=module, h=head: m(fake_maps(h, n=1))) < most

@@ -10,10 +10,8 @@ from headstart.errors import UsageError
 from headstart.training.regularisation.penalties import (
     Regularisation,
     bss,
-    channel_importance,
     co_tuning,
     delta,
-    loss_increases,
     lwf,
     relation,
 )
@@ -35,7 +33,7 @@ def slope(loss, at):
 def test_delta_is_its_formula():
     new = [normal(5, 4, 3, 3), normal(5, 6, 2, 2, seed=1)]
     old = [normal(5, 4, 3, 3, seed=2), normal(5, 6, 2, 2, seed=3)]
-    worth = [channel_importance(normal(4, seed=4)), channel_importance(normal(6, seed=5))]
+    worth = [normal(4, seed=4).softmax(dim=0), normal(6, seed=5).softmax(dim=0)]
     expected = 0.0
     for a, b, c in zip(new, old, worth, strict=True):
         for image in range(5):
@@ -45,7 +43,7 @@ def test_delta_is_its_formula():
     assert delta(new, old, worth).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_delta_pays_equal_attention_unless_told():
+def test_delta_weights_channels_equally_by_default():
     new, old = [normal(2, 4, 3)], [normal(2, 4, 3, seed=1)]
     even = delta(new, old, [torch.full((4,), 0.25, dtype=torch.float64)])
     assert delta(new, old).item() == pytest.approx(even.item(), rel=1e-12)
@@ -54,9 +52,9 @@ def test_delta_pays_equal_attention_unless_told():
 def test_delta_does_not_move_the_source():
     new, old = normal(2, 4, 3).requires_grad_(), normal(2, 4, 3, seed=1).requires_grad_()
     loss = delta([new], [old])
-    found = torch.autograd.grad(loss, [new, old], allow_unused=True)
-    assert found[1] is None
-    torch.testing.assert_close(found[0], (2 * (new - old) / 4 / 2).detach())
+    actual = torch.autograd.grad(loss, [new, old], allow_unused=True)
+    assert actual[1] is None
+    torch.testing.assert_close(actual[0], (2 * (new - old) / 4 / 2).detach())
 
 
 def test_delta_of_vectors_and_half_precision():
@@ -75,25 +73,9 @@ def test_delta_of_vectors_and_half_precision():
     ],
 )
 def test_delta_refuses_layers_that_do_not_fit(new, old, worth):
-    zeros = [None if s is None else [torch.zeros(one) for one in s] for s in (new, old, worth)]
+    zeros = [None if s is None else [torch.zeros(shape) for shape in s] for s in (new, old, worth)]
     with pytest.raises(UsageError, match="Expected"):
         delta(*zeros)
-
-
-def test_importance_is_the_softmax_of_what_is_lost():
-    increases = normal(7)
-    expected = softmax(increases.numpy())
-    np.testing.assert_allclose(channel_importance(increases).numpy(), expected, rtol=1e-12)
-
-
-def test_a_channel_that_is_not_read_loses_nothing():
-    maps, read = normal(3, 4, 2, 2), torch.tensor([1.0, 0.0, 2.0, 0.0]).double()
-    before = maps.clone()
-    found = loss_increases(maps, lambda m: (m.sum(dim=(2, 3)) * read).square().mean())
-    assert found[1] == found[3] == 0
-    energy = (maps.sum(dim=(2, 3)) * read).square()
-    torch.testing.assert_close(found, -energy.sum(dim=0) / energy.numel())
-    assert torch.equal(maps, before)
 
 
 # -------------------------------------------------------------------------------------- BSS
@@ -141,16 +123,16 @@ def test_bss_refuses_what_has_no_such_spectrum(shape, k):
 def test_a_relation_is_the_mean_answer_by_class():
     answers, targets = normal(12, 5).softmax(dim=1), torch.arange(12) % 3
     expected = [answers.numpy()[targets.numpy() == c].mean(axis=0) for c in range(3)]
-    found = relation(answers, targets, 3)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
-    np.testing.assert_allclose(found.numpy().sum(axis=1), 1, rtol=1e-12)
+    actual = relation(answers, targets, 3)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(actual.numpy().sum(axis=1), 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("answers", "targets", "match"),
     [
-        (torch.zeros(2, 3), torch.tensor([0, 1]), "sum to 1"),
-        (torch.tensor([[1.5, -0.5], [0.5, 0.5]]), torch.tensor([0, 1]), "sum to 1"),
+        (torch.zeros(2, 3), torch.tensor([0, 1]), "with sum 1"),
+        (torch.tensor([[1.5, -0.5], [0.5, 0.5]]), torch.tensor([0, 1]), "with sum 1"),
         (torch.full((2, 2), 0.5), torch.tensor([0, 0]), r"classes \[1\]"),
         (torch.full((2, 2), 0.5), torch.tensor([0, 2]), "from 0 to 1"),
         (torch.full((2, 2), 0.5), torch.tensor([0, -1]), "from 0 to 1"),
@@ -182,8 +164,8 @@ def test_lwf_is_its_formula(temperature):
     new, old = normal(6, 5).numpy(), normal(6, 5, seed=1).numpy()
     p, log_q = softmax(old / temperature, axis=1), log_softmax(new / temperature, axis=1)
     expected = temperature**2 * (p * (np.log(p) - log_q)).sum(axis=1).mean()
-    found = lwf(torch.from_numpy(new), torch.from_numpy(old), temperature)
-    assert found.item() == pytest.approx(expected, rel=1e-9)
+    actual = lwf(torch.from_numpy(new), torch.from_numpy(old), temperature)
+    assert actual.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_size_of_lwfs_gradient_does_not_hang_on_the_temperature():
@@ -201,9 +183,9 @@ def test_lwf_is_least_where_nothing_changed_and_does_not_move_the_source():
     new = old.detach().clone().requires_grad_()
     loss = lwf(new, old)
     assert loss.item() == pytest.approx(0, abs=1e-12)
-    found = torch.autograd.grad(loss, [new, old], allow_unused=True)
-    assert found[0].abs().max() < 1e-12
-    assert found[1] is None
+    actual = torch.autograd.grad(loss, [new, old], allow_unused=True)
+    assert actual[0].abs().max() < 1e-12
+    assert actual[1] is None
 
 
 @pytest.mark.parametrize("compare", [co_tuning, lwf])

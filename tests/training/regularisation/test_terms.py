@@ -10,27 +10,28 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
-from headstart.backbones.freezing import plan
+from headstart.backbones.freezing import plan_freezing
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.augment import Augmentation
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UsageError
-from headstart.evaluation.drift import measure
+from headstart.evaluation.drift import measure_drift
 from headstart.features.extractor import Extractor, SplitPoint
 from headstart.methods.finetune import Finetune
 from headstart.models.heads.linear import LinearHead
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.adapters import add_lora, add_stoch_norm
-from headstart.training.inputs import Reading
+from headstart.training.inputs import InputSource
 from headstart.training.job import Score
 from headstart.training.network import Network
 from headstart.training.optim import Training
 from headstart.training.regularisation.penalties import Regularisation
-from headstart.training.regularisation.terms import bind
-from headstart.training.trainer import Settings, objective_for, tune
+from headstart.training.regularisation.terms import penalty_factory
+from headstart.training.settings import Settings
+from headstart.training.trainer import objective_for, train_network
 
 SMALL = Preprocess(
     resize=36, crop=32, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)
@@ -48,16 +49,16 @@ EVERY = Regularisation(
 def make_backbone(name="timm/test_resnet", head=True):
     spec = replace(resolve(name), preprocess=SMALL)
     backbone = load(spec, pretrained=False, seed=0)
-    made = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     classifier = {
-        f"{HEADS[name]}.weight": 0.05 * torch.randn(10, backbone.width, generator=made),
-        f"{HEADS[name]}.bias": torch.randn(10, generator=made),
+        f"{HEADS[name]}.weight": 0.05 * torch.randn(10, backbone.width, generator=generator),
+        f"{HEADS[name]}.bias": torch.randn(10, generator=generator),
     }
     state = {k: v.clone() for k, v in backbone.trunk.state_dict().items()}
     for key, tensor in state.items():
         # timm starts the last normalisation of a block at 0: nothing behind it would matter.
         if tensor.ndim == 1 and key.endswith(("weight", "bias")):
-            state[key] = tensor + 0.5 * torch.rand(tensor.shape, generator=made)
+            state[key] = tensor + 0.5 * torch.rand(tensor.shape, generator=generator)
     return FrozenBackbone(spec=spec, state=state | (classifier if head else {}), origin={})
 
 
@@ -88,23 +89,26 @@ def make_network(backbone=TRUNK, train_from="last:1", stop=None, change=None, **
     head = LinearHead.random(module.width, 2, seed=0)
     split_point = None if stop is None else SplitPoint(engine="fp32", stop=stop)
     return Network(
-        module, head, plan(module, train_from=train_from, **choices), split_point=split_point
+        module,
+        head,
+        plan_freezing(module, train_from=train_from, **choices),
+        split_point=split_point,
     )
 
 
 def read(backbone, extractor, data=DATA, stop=None):
     split_point = None if stop is None else SplitPoint(engine="fp32", stop=stop)
-    reading = Reading(backbone=backbone, extractor=extractor, split_point=split_point)
-    return reading.of(data.samples, Augmentation(), epochs=1)
+    input_source = InputSource(backbone=backbone, extractor=extractor, split_point=split_point)
+    return input_source.of(data.samples, Augmentation(), epochs=1)
 
 
 def move(network, size=0.3):
     """Move all that trains, head included, in a direction that is always the same."""
-    made = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for group in network.groups(1.0):
+        for group in network.parameter_groups(1.0):
             for p in group["params"]:
-                p.add_(size * torch.randn(p.shape, generator=made) * p.abs().mean())
+                p.add_(size * torch.randn(p.shape, generator=generator) * p.abs().mean())
 
 
 def evaluate(network, penalty, inputs, rows=ROWS):
@@ -112,19 +116,19 @@ def evaluate(network, penalty, inputs, rows=ROWS):
     return penalty(x, network.outputs(x), rows)
 
 
-def started(extractor, settings, backbone=TRUNK, data=DATA, stop=None, **how):
+def started(extractor, settings, backbone=TRUNK, data=DATA, stop=None, **options):
     network, inputs = (
-        make_network(backbone, stop=stop, **how),
+        make_network(backbone, stop=stop, **options),
         read(backbone, extractor, data, stop),
     )
-    return network, bind(network, backbone, data, settings)(inputs), inputs
+    return network, penalty_factory(network, backbone, data, settings)(inputs), inputs
 
 
 # ------------------------------------------------------------------------------- at the start
 
 
 def test_nothing_asked_is_nothing_bound():
-    assert bind(make_network(), TRUNK, DATA, Regularisation()) is None
+    assert penalty_factory(make_network(), TRUNK, DATA, Regularisation()) is None
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -140,7 +144,7 @@ def test_a_network_at_its_start_is_not_held_back_and_then_it_is(name, term, extr
 @pytest.mark.parametrize("term", ["l2_sp", "delta", "lwf", "ewc"])
 def test_the_source_is_the_network_after_its_statistics_were_adapted(term, extractor):
     network, inputs = make_network(batch_norm="adapt"), read(TRUNK, extractor)
-    make = bind(network, TRUNK, DATA, Regularisation(**{term: 1.0}))
+    make = penalty_factory(network, TRUNK, DATA, Regularisation(**{term: 1.0}))
     before = network.state()
     network.adapt(lambda rows: inputs.fetch(1, rows), len(DATA))
     assert any(not torch.equal(before[k], v) for k, v in network.state().items())
@@ -160,7 +164,7 @@ def test_adapters_are_held_like_weights(change, only, extractor):
     start = evaluate(network, penalty, inputs).item()
     move(network)
     with torch.no_grad():
-        for p in network.groups(1.0)[0]["params"]:
+        for p in network.parameter_groups(1.0)[0]["params"]:
             p.add_(0.05)
     assert evaluate(network, penalty, inputs).item() > start
 
@@ -183,12 +187,12 @@ def library_network(state):
 
 def look(state, rows):
     """What layer4 gives, its pooled values, and the classifier's logits, as arrays."""
-    model, kept = library_network(state), {}
-    model.layer4.register_forward_hook(lambda _m, _x, y: kept.update(maps=y.numpy()))
-    model.global_pool.register_forward_hook(lambda _m, _x, y: kept.update(pooled=y.numpy()))
+    model, outputs = library_network(state), {}
+    model.layer4.register_forward_hook(lambda _m, _x, y: outputs.update(maps=y.numpy()))
+    model.global_pool.register_forward_hook(lambda _m, _x, y: outputs.update(pooled=y.numpy()))
     with torch.inference_mode():
         logits = model(image_batch(rows)).numpy()
-    return kept["maps"], kept["pooled"], logits.astype(np.float64)
+    return outputs["maps"], outputs["pooled"], logits.astype(np.float64)
 
 
 def log_softmax(z):
@@ -260,9 +264,9 @@ def test_after_a_move_a_term_is_its_formula(term, stop, extractor):
     network, penalty, inputs = started(extractor, settings, stop=stop)
     before = network.state()
     move(network)
-    wanted = EXPECTED[term](before, network.state(), network.head.weight)
-    assert wanted > 1e-3
-    assert evaluate(network, penalty, inputs).item() == pytest.approx(0.6 * wanted, rel=1e-3)
+    expected = EXPECTED[term](before, network.state(), network.head.weight)
+    assert expected > 1e-3
+    assert evaluate(network, penalty, inputs).item() == pytest.approx(0.6 * expected, rel=1e-3)
 
 
 def test_terms_add_up(extractor):
@@ -270,7 +274,7 @@ def test_terms_add_up(extractor):
     parts = []
     for term in EXPECTED:
         alone = Regularisation(**{term: getattr(EVERY, term)}, bss_k=2)
-        parts.append(bind(network, TRUNK, DATA, alone)(inputs))
+        parts.append(penalty_factory(network, TRUNK, DATA, alone)(inputs))
     move(network)
     values = [evaluate(network, part, inputs).item() for part in parts]
     assert evaluate(network, penalty, inputs).item() == pytest.approx(sum(values), rel=1e-4)
@@ -282,7 +286,7 @@ def test_terms_add_up(extractor):
 def test_gradients_reach_what_trains_and_nothing_else(extractor):
     network, penalty, inputs = started(extractor, EVERY)
     move(network)
-    network.enter(1)
+    network.set_training(1)
     evaluate(network, penalty, inputs).backward()
     for name, p in network.backbone.named_parameters():
         moves = name.startswith("trunk.layer4")
@@ -293,39 +297,39 @@ def test_gradients_reach_what_trains_and_nothing_else(extractor):
 
 
 def test_the_source_runs_once_a_batch_and_only_where_it_is_asked(extractor, monkeypatch):
-    calls, make = [], Network.source
+    calls, make = [], Network.frozen_copy
 
     def counted(network):
         run = make(network)
         return lambda x: calls.append(torch.is_grad_enabled()) or run(x)
 
-    monkeypatch.setattr(Network, "source", counted)
+    monkeypatch.setattr(Network, "frozen_copy", counted)
     network, penalty, inputs = started(extractor, EVERY)
-    network.enter(1)
+    network.set_training(1)
     assert calls == []
     for _ in range(2):
         evaluate(network, penalty, inputs)
     assert calls == [False, False]
-    monkeypatch.setattr(Network, "source", lambda network: pytest.fail("asked"))
+    monkeypatch.setattr(Network, "frozen_copy", lambda network: pytest.fail("the source ran"))
     near = Regularisation(l2_sp=1.0, l2_sp_head=1.0, bss=1.0, ewc=1.0, co_tuning=1.0)
     network, penalty, inputs = started(extractor, near)
     evaluate(network, penalty, inputs)
 
 
-def test_the_fisher_information_asks_few_images_always_the_same(extractor, monkeypatch):
-    monkeypatch.setattr("headstart.training.regularisation.terms.FISHER_IMAGES", 4)
-    asked, values = [], []
+def test_the_fisher_information_reads_few_images_always_the_same(extractor, monkeypatch):
+    monkeypatch.setattr("headstart.training.regularisation.terms.N_FISHER_IMAGES", 4)
+    fetched, values = [], []
     for seed in range(2):
         network, inputs = make_network(), read(TRUNK, extractor)
         np.random.seed(seed)  # noqa: NPY002 - must not matter
         torch.manual_seed(seed)
         fetch = inputs.fetch
-        monkeypatch.setattr(inputs, "fetch", lambda e, r, f=fetch: asked.append(r) or f(e, r))
-        penalty = bind(network, TRUNK, DATA, Regularisation(ewc=1.0))(inputs)
+        monkeypatch.setattr(inputs, "fetch", lambda e, r, f=fetch: fetched.append(r) or f(e, r))
+        penalty = penalty_factory(network, TRUNK, DATA, Regularisation(ewc=1.0))(inputs)
         move(network)
         values.append(evaluate(network, penalty, inputs).item())
-    fishers = [rows for rows in asked if len(rows) == 4]
-    assert len(asked) == 4
+    fishers = [rows for rows in fetched if len(rows) == 4]
+    assert len(fetched) == 4
     np.testing.assert_array_equal(*fishers)
     assert values[0] == values[1] > 0
 
@@ -347,22 +351,22 @@ DEEP = {"fc.weight": torch.zeros(10, 95), "fc.bias": torch.zeros(10)}
 
 @pytest.mark.parametrize("term", ["ewc", "lwf", "co_tuning"])
 @pytest.mark.parametrize(
-    ("backbone", "said"),
+    ("backbone", "reason"),
     [
-        (make_backbone(head=False), "no original classifier; do use another"),
+        (make_backbone(head=False), r"no original classifier\. Leave out --"),
         (replace(TRUNK, state={**TRUNK.state, **DEEP}), "more than one linear layer"),
     ],
     ids=["none", "wide"],
 )
-def test_a_missing_classifier_is_said_before_training(term, backbone, said):
-    with pytest.raises(UsageError, match=f"`{term}`.*{said}"):
-        bind(make_network(), backbone, DATA, Regularisation(**{term: 1.0}))
+def test_a_missing_classifier_is_said_before_training(term, backbone, reason):
+    with pytest.raises(UsageError, match=f"`{term}`.*{reason}"):
+        penalty_factory(make_network(), backbone, DATA, Regularisation(**{term: 1.0}))
 
 
 @pytest.mark.parametrize("term", sorted({*EXPECTED} - {"l2_sp_head"}))
 def test_a_head_alone_has_nothing_to_hold(term):
     with pytest.raises(UsageError, match=f"`{term}`.*the head alone"):
-        bind(make_network(train_from="head"), TRUNK, DATA, Regularisation(**{term: 1.0}))
+        penalty_factory(make_network(train_from="head"), TRUNK, DATA, Regularisation(**{term: 1.0}))
 
 
 def test_a_head_alone_may_decay(extractor):
@@ -375,7 +379,7 @@ def test_a_head_alone_may_decay(extractor):
 def test_co_tuning_needs_one_class_an_image():
     data = replace(DATA, kind="multilabel")
     with pytest.raises(UsageError, match="several labels"):
-        bind(make_network(), TRUNK, data, Regularisation(co_tuning=1.0))
+        penalty_factory(make_network(), TRUNK, data, Regularisation(co_tuning=1.0))
 
 
 # ------------------------------------------------------------------------------ in training
@@ -384,13 +388,13 @@ def test_co_tuning_needs_one_class_an_image():
 STEPS = Training(optimiser="sgd", epochs=4, batch_size=6, schedule="constant", patience=10)
 
 
-def trained(extractor, settings, **how):
+def trained(extractor, settings, **options):
     network = make_network(learning_rate=0.02)
-    chosen = Settings(training=STEPS, head_learning_rate=0.02, **how)
-    reading = Reading(backbone=TRUNK, extractor=extractor)
-    penalty = bind(network, TRUNK, DATA, settings)
-    objective = objective_for((DATA, make_data(8, seed=5)), chosen, backbone=TRUNK)
-    tune(network, objective, chosen, reading=reading, penalty=penalty)
+    training_settings = Settings(training=STEPS, head_learning_rate=0.02, **options)
+    input_source = InputSource(backbone=TRUNK, extractor=extractor)
+    penalty = penalty_factory(network, TRUNK, DATA, settings)
+    objective = objective_for((DATA, make_data(8, seed=5)), training_settings, backbone=TRUNK)
+    train_network(network, objective, training_settings, input_source=input_source, penalty=penalty)
     return network.state()
 
 
@@ -406,8 +410,8 @@ def test_the_stronger_the_anchor_the_nearer_the_end(extractor, monkeypatch):
     )
     ends = [distance(trained(extractor, Regularisation(l2_sp=a))) for a in (0.0, 0.1, 10.0)]
     assert ends[-1] > 0
-    for free, held in pairwise(ends):
-        assert held < free * 0.999
+    for free, anchored in pairwise(ends):
+        assert anchored < free * 0.999
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
@@ -424,12 +428,12 @@ def test_the_less_of_the_fine_tuned_network_the_less_drift(extractor, monkeypatc
         "headstart.training.objectives.ClassObjective.score", lambda *a: Score(float(next(late)), 0)
     )
     model = TransferModel(backbone=TRUNK, task=ClassificationTask(classes=DATA.classes))
-    found = []
+    drifts = []
     for share in (1.0, 0.5, 0.0):
-        how = Finetune(training=STEPS, learning_rate=0.05, wise_ft=share)
-        tuned = how.fit(model, DATA, make_data(8, seed=5), extractor=extractor)
-        found.append(measure(TRUNK, tuned.backbone, DATA.samples).stages[-1])
-    for more, less in pairwise(found):
-        assert less.cosine > more.cosine
-        assert less.relative_weight_change < more.relative_weight_change
-    assert (found[-1].cosine, found[-1].relative_weight_change) == (1.0, 0.0)
+        method = Finetune(training=STEPS, learning_rate=0.05, wise_ft=share)
+        tuned = method.fit(model, DATA, make_data(8, seed=5), extractor=extractor)
+        drifts.append(measure_drift(TRUNK, tuned.backbone, DATA.samples).stages[-1])
+    for larger, smaller in pairwise(drifts):
+        assert smaller.cosine > larger.cosine
+        assert smaller.relative_weight_change < larger.relative_weight_change
+    assert (drifts[-1].cosine, drifts[-1].relative_weight_change) == (1.0, 0.0)

@@ -1,7 +1,7 @@
-"""What is wrong with boxes, before anything is learned from them, and the boxes that are left.
+"""Checks of boxes before training, and their clean-up.
 
-Pure functions of a data set and of the sizes of its images, apart from reading headers where a
-scan has not done so.
+Functions of a data set and of the sizes of its images. Image headers are read only where no scan
+has done so.
 """
 
 from __future__ import annotations
@@ -14,229 +14,237 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.checks.images import Finding, Kind
+from headstart.data.checks.images import Finding, Kind, join_messages, require_record_per_sample
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.data.formats.annotations import quick_header
-from headstart.errors import DataError, UsageError
+from headstart.errors import DataError
 
-__all__ = ["LEAST_SIDE", "ROUNDING", "require_sound", "settled"]
+__all__ = ["MAX_OVERHANG", "MIN_SIDE", "clean_boxes", "require_matching_sizes"]
 
-ROUNDING = 1.5  # pixels that a box may reach out of its image without a word
-LEAST_SIDE = 1.0  # pixels; VOC's xmin = xmax comes to this, and nothing can be learned from it
+MAX_OVERHANG = 1.5  # pixels that a box may reach out of its image without a finding
+MIN_SIDE = 1.0  # pixels; a VOC box with xmin = xmax has this width and is useless for training
 
-Rows = NDArray[np.bool_]
+BoxSelection = NDArray[np.bool_]
 
 
-def settled(
+def clean_boxes(
     data: Dataset, records: Sequence[ImageRecord] | None = None
 ) -> tuple[Dataset, tuple[Finding, ...]]:
-    """Clip boxes to their images, leave out those of nothing, and say so.
+    """Clip boxes to their images and drop unusable ones; report each change as a finding.
 
-    Left out are boxes at most `LEAST_SIDE` wide or high, boxes outside their image, and all but
-    the first of boxes that are the same and of the same class. Boxes that reach out of the image
-    are clipped, without a finding up to `ROUNDING`. What has been settled stays as it is.
+    Dropped are boxes at most `MIN_SIDE` wide or high, boxes outside their image, and repetitions
+    of a box of the same class. Boxes that reach out of the image are clipped, without a finding
+    up to `MAX_OVERHANG`. Cleaning clean boxes changes nothing.
 
     Parameters
     ----------
     data : Dataset
-        Of another kind than detection: returned as it is.
+        Returned unchanged if its kind is not "detection".
     records : sequence of ImageRecord, optional
-        Of `scan`, one for each sample; without them the headers of the images are read.
+        Result of `scan`, one for each sample; by default the headers of the images are read.
 
     Returns
     -------
     Dataset
-        The same examples with clean boxes; those of images that cannot be read are untouched.
+        The same examples with clean boxes. Boxes of unreadable images are unchanged.
     tuple of Finding
-        At most one of each kind for an image, but one for all that EXIF may have turned.
+        At most one of each kind per image; a single one for all images with an ambiguous EXIF
+        orientation.
 
     Raises
     ------
     UsageError
-        If there is not one record for each sample.
+        If the number of records is not the number of samples.
 
     Examples
     --------
     >>> boxes = Boxes(corners=((0, 0, 9, 4), (2, 2, 2, 3)), labels=("cat", "dog"))
     >>> sample = Sample(image=np.zeros((4, 8, 3), np.uint8), target=boxes, title="a.jpg")
     >>> data = Dataset(samples=(sample,), classes=("cat", "dog"), kind="detection")
-    >>> clean, findings = settled(data)
+    >>> clean, findings = clean_boxes(data)
     >>> clean.samples[0].target.corners
     ((0.0, 0.0, 8.0, 4.0),)
     >>> print(findings[0].message)
-    a.jpg: 1 box at most 1 pixel wide or high left out: dog at 2, 2, 2, 3
+    a.jpg: 1 box left out (at most 1 pixel wide or high): dog at 2, 2, 2, 3
     """
     if data.kind != "detection":
         return data, ()
-    if records is not None and len(records) != len(data):
-        raise UsageError(
-            f"Expected one record for each of {len(data)} samples, got {len(records)}; "
-            "pass what `scan` gave for the same data set."
-        )
-    heads = [*map(_look, data.samples)] if records is None else [*map(_recorded, records)]
+    if records is None:
+        infos = [_read_info(sample) for sample in data.samples]
+    else:
+        require_record_per_sample(data, records)
+        infos = [_info_of(record) for record in records]
     samples: list[Sample] = []
     findings: list[Finding] = []
-    unclear: list[str] = []
-    for sample, head in zip(data.samples, heads, strict=True):
+    ambiguous: list[str] = []
+    for sample, info in zip(data.samples, infos, strict=True):
         boxes = sample.target
-        if isinstance(boxes, Boxes) and head is not None:
-            unclear += [sample.name] * _may_be_turned(boxes, head)
-            boxes, found = _settled(boxes, (head.width, head.height), sample.name)
-            findings += found
+        if isinstance(boxes, Boxes) and info is not None:
+            if _is_rotation_ambiguous(boxes, info):
+                ambiguous.append(sample.name)
+            boxes, sample_findings = _clean(boxes, (info.width, info.height), sample.name)
+            findings += sample_findings
         samples.append(sample if boxes is sample.target else replace(sample, target=boxes))
-    return replace(data, samples=tuple(samples)), (*findings, *_turned(unclear))
+    return replace(data, samples=tuple(samples)), (*findings, *_rotation_findings(ambiguous))
 
 
-def require_sound(findings: Iterable[Finding]) -> None:
-    """Refuse boxes that were drawn on images of another size.
+def require_matching_sizes(findings: Iterable[Finding]) -> None:
+    """Refuse images whose size differs from the annotated size so that boxes do not fit.
 
     Raises
     ------
     DataError
-        If there are findings of kind "box-size" that are errors; it names the first 20.
+        If there are findings of kind "box-size" that are errors; the message lists the first 20.
 
     Examples
     --------
-    >>> require_sound([])
+    >>> require_matching_sizes([])
     """
-    wrong = [f.message for f in findings if f.kind == "box-size" and f.severity == "error"]
-    if wrong:
-        more = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []
+    errors = [f.message for f in findings if f.kind == "box-size" and f.severity == "error"]
+    if errors:
         raise DataError(
-            f"Expected boxes that lie in their images, got {len(wrong)} images of another size "
-            "than their annotations state; do: use the images that were annotated, or scale the "
-            "boxes with them:\n  " + "\n  ".join(wrong[:20] + more)
+            f"Expected boxes that lie in their images, got {len(errors)} images of another size "
+            "than their annotations state. Use the images that were annotated, or scale the "
+            f"boxes with the images:{join_messages(errors)}"
         )
 
 
-class _Head(NamedTuple):
-    """Size of an image as shown, and its EXIF orientation."""
+class _ImageInfo(NamedTuple):
+    """Size of an image as displayed, and its EXIF orientation."""
 
     width: int
     height: int
     orientation: int
 
 
-def _recorded(record: ImageRecord) -> _Head | None:
-    found = _Head(record.width, record.height, record.orientation)
-    return None if record.problem is not None else found
+def _info_of(record: ImageRecord) -> _ImageInfo | None:
+    if record.problem is not None:
+        return None
+    return _ImageInfo(record.width, record.height, record.orientation)
 
 
-def _look(sample: Sample) -> _Head | None:
-    """What a scan would find, from as little of the image as will do."""
+def _read_info(sample: Sample) -> _ImageInfo | None:
+    """Read size and orientation as a scan does, but from the file's header where there is one."""
     if isinstance(sample.image, Path):
-        head = quick_header(sample.image)
-        return None if head is None else _Head(head.width, head.height, head.exif_orientation)
-    return _recorded(scan([sample], workers=1)[0])
+        header = quick_header(sample.image)
+        if header is None:
+            return None
+        return _ImageInfo(header.width, header.height, header.exif_orientation)
+    return _info_of(scan([sample], workers=1)[0])
 
 
-def _may_be_turned(boxes: Boxes, head: _Head) -> bool:
-    """Whether EXIF turns the image and no size tells if the boxes were drawn before or after."""
-    clear = head.orientation > 4 and head.width != head.height and boxes.size is not None
-    return bool(boxes.labels) and head.orientation > 1 and not clear
+def _is_rotation_ambiguous(boxes: Boxes, info: _ImageInfo) -> bool:
+    """Whether EXIF rotates the image and boxes may refer to the image before or after that."""
+    # Orientations above 4 swap width and height, so a stated size shows which one is meant.
+    is_clear = info.orientation > 4 and info.width != info.height and boxes.size is not None
+    return bool(boxes.labels) and info.orientation > 1 and not is_clear
 
 
-def _turned(names: Sequence[str]) -> Iterable[Finding]:
+def _rotation_findings(names: Sequence[str]) -> Iterable[Finding]:
     if names:
         text = (
-            f"{len(names)} images are turned by EXIF, and their annotations do not tell whether "
-            f"boxes were drawn before or after; taken as drawn after, such as {names[0]}: look"
+            f"{len(names)} images are rotated by EXIF, such as {names[0]}, and their annotations "
+            "do not state whether boxes were drawn before or after the rotation. The boxes are "
+            "read as drawn after it. Check that they fit the displayed images."
         )
         yield Finding(kind="box-turned", severity="warning", message=text, paths=tuple(names))
 
 
-def _settled(boxes: Boxes, size: tuple[int, int], name: str) -> tuple[Boxes, list[Finding]]:
+def _clean(boxes: Boxes, size: tuple[int, int], name: str) -> tuple[Boxes, list[Finding]]:
     corners = np.asarray(boxes.corners, dtype=np.float64).reshape(-1, 4)
     edges = np.asarray([*size, *size], dtype=np.float64)
     clipped = np.clip(corners, 0, edges)
-    over = np.abs(corners - clipped).max(axis=1, initial=0.0)
-    thin = _thin(corners)
-    away = ~thin & _thin(clipped)
-    again = ~thin & ~away & _repeated(clipped, boxes.labels)
-    kept = ~(thin | away | again)
-    found = [
-        *_about_size(boxes.size, size, name, float(over[~thin].max(initial=0.0))),
-        *_about(
-            "box-empty", thin, boxes, name, f"at most {LEAST_SIDE:.0f} pixel wide or high left out"
+    overhang = np.abs(corners - clipped).max(axis=1, initial=0.0)
+    # Each unusable box has one reason, so that no box is reported twice.
+    thin = _is_thin(corners)
+    outside = ~thin & _is_thin(clipped)
+    repeated = ~thin & ~outside & _is_repeated(clipped, boxes.labels)
+    valid = ~(thin | outside | repeated)
+    overhanging = valid & (overhang > MAX_OVERHANG)
+    image = f"the image of {_format_size(size)}"
+    rows = np.flatnonzero(valid)
+    labels = tuple(boxes.labels[i] for i in rows)
+    findings = [
+        *_size_findings(boxes.size, size, name, float(overhang[~thin].max(initial=0.0))),
+        *_box_findings(
+            "box-empty", thin, boxes, name, f"left out (at most {MIN_SIDE:.0f} pixel wide or high)"
         ),
-        *_about("box-outside", away, boxes, name, f"outside the image of {_by(size)} left out"),
-        *_about(
-            "box-outside",
-            kept & (over > ROUNDING),
-            boxes,
-            name,
-            f"reaching out of the image of {_by(size)} clipped",
+        *_box_findings("box-outside", outside, boxes, name, f"left out (outside {image})"),
+        *_box_findings(
+            "box-outside", overhanging, boxes, name, f"clipped (reaching out of {image})"
         ),
-        *_about("box-repeated", again, boxes, name, "given before left out"),
-        *_several_classes(
-            clipped[kept], [n for n, k in zip(boxes.labels, kept, strict=True) if k], name
-        ),
+        *_box_findings("box-repeated", repeated, boxes, name, "left out (repeated)"),
+        *_class_conflicts(clipped[rows], labels, name),
     ]
-    if kept.all() and not over.any():
-        return boxes, found
-    rows = np.flatnonzero(kept)
+    if valid.all() and not overhang.any():
+        return boxes, findings
     clean = Boxes(
         corners=tuple(map(tuple, clipped[rows].tolist())),
-        labels=tuple(boxes.labels[i] for i in rows),
+        labels=labels,
         hard=tuple(boxes.hard[i] for i in rows) if boxes.hard else (),
         size=boxes.size,
     )
-    return clean, found
+    return clean, findings
 
 
-def _thin(corners: NDArray[np.float64]) -> Rows:
+def _is_thin(corners: NDArray[np.float64]) -> BoxSelection:
     sides = corners[:, 2:] - corners[:, :2]
-    return np.asarray((sides <= LEAST_SIDE).any(axis=1))
+    return np.asarray((sides <= MIN_SIDE).any(axis=1))
 
 
-def _repeated(corners: NDArray[np.float64], labels: Sequence[str]) -> Rows:
-    """Boxes of which an earlier one has the same class and, to a hundredth, the same corners."""
-    seen: set[tuple[object, ...]] = set()
+def _is_repeated(corners: NDArray[np.float64], labels: Sequence[str]) -> BoxSelection:
+    """Mark boxes with the class and, to a hundredth, the corners of an earlier box."""
+    earlier: set[tuple[object, ...]] = set()
     repeated = np.zeros(len(labels), dtype=bool)
     for i, key in enumerate(zip(labels, map(tuple, corners.round(2).tolist()), strict=True)):
-        repeated[i] = key in seen
-        seen.add(key)
+        repeated[i] = key in earlier
+        earlier.add(key)
     return repeated
 
 
-def _about(kind: Kind, rows: Rows, boxes: Boxes, name: str, what: str) -> Iterable[Finding]:
-    chosen = np.flatnonzero(rows)
-    if len(chosen):
-        places = [
+def _box_findings(
+    kind: Kind, selection: BoxSelection, boxes: Boxes, name: str, action: str
+) -> Iterable[Finding]:
+    """Report the selected boxes of an image in one finding; the first three with corners."""
+    rows = np.flatnonzero(selection)
+    if len(rows):
+        examples = [
             f"{boxes.labels[i]} at {', '.join(f'{side:.6g}' for side in boxes.corners[i])}"
-            for i in chosen[:3]
+            for i in rows[:3]
         ]
-        more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
-        text = (
-            f"{name}: {len(chosen)} box{'es' * (len(chosen) > 1)} {what}: {'; '.join(places)}{more}"
-        )
+        rest = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        text = f"{name}: {len(rows)} box{'es' * (len(rows) > 1)} {action}: "
+        text += "; ".join(examples) + rest
         yield Finding(kind=kind, severity="warning", message=text, paths=(name,))
 
 
-def _about_size(
-    stated: tuple[int, int] | None, size: tuple[int, int], name: str, over: float
+def _size_findings(
+    stated: tuple[int, int] | None, size: tuple[int, int], name: str, overhang: float
 ) -> Iterable[Finding]:
     if stated is None or stated == size:
         return
-    text = f"{name}: the annotation states {_by(stated)}, the image has {_by(size)}"
-    if over > ROUNDING:
-        text += f", and boxes reach {over:.0f} pixels out of it"
-    severity: Literal["error", "warning"] = "error" if over > ROUNDING else "warning"
+    text = (
+        f"{name}: the annotation states {_format_size(stated)}, the image has {_format_size(size)}"
+    )
+    if overhang > MAX_OVERHANG:
+        text += f", and boxes reach {overhang:.0f} pixels out of it"
+    severity: Literal["error", "warning"] = "error" if overhang > MAX_OVERHANG else "warning"
     yield Finding(kind="box-size", severity=severity, message=text, paths=(name,))
 
 
-def _several_classes(
+def _class_conflicts(
     corners: NDArray[np.float64], labels: Sequence[str], name: str
 ) -> Iterable[Finding]:
-    by_place: dict[tuple[float, ...], list[str]] = {}
-    for place, label in zip(map(tuple, corners.round(2).tolist()), labels, strict=True):
-        by_place.setdefault(place, []).append(label)
-    clashes = [" and ".join(names) for names in by_place.values() if len(names) > 1]
+    """Report boxes with the same corners and different classes."""
+    labels_by_corners: dict[tuple[float, ...], list[str]] = {}
+    for box, label in zip(map(tuple, corners.round(2).tolist()), labels, strict=True):
+        labels_by_corners.setdefault(box, []).append(label)
+    clashes = [" and ".join(names) for names in labels_by_corners.values() if len(names) > 1]
     if clashes:
         text = f"{name}: the same box is labelled {'; '.join(clashes[:3])}"
         yield Finding(kind="label-conflict", severity="warning", message=text, paths=(name,))
 
 
-def _by(size: tuple[int, int]) -> str:
+def _format_size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"

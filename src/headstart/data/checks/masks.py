@@ -1,4 +1,4 @@
-"""What is wrong with the masks of a data set, before anything is learned from them."""
+"""Checks of segmentation masks before training."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.checks.images import Finding, Kind
+from headstart.data.checks.images import Finding, Kind, join_messages, sort_by_severity
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import IGNORED, Dataset, Mask, Sample
 from headstart.data.formats.layouts import is_image, natural_key
 from headstart.data.formats.masks import is_other_rendering
-from headstart.data.masks import class_counts, decode_mask, read_raw
+from headstart.data.masks import class_counts, decode_mask, read_raw_mask
 from headstart.errors import DataError, UnreadableImageError
 from headstart.runtime import cores
 
-__all__ = ["check_masks", "with_masks"]
+__all__ = ["check_masks", "keep_usable_masks"]
 
-DOMINANT = 0.99  # of the pixels, above which the pixel accuracy says nothing any more
+DOMINANT = 0.99  # share of the pixels of one class above which the pixel accuracy is meaningless
 _BACKGROUND = frozenset(("background", "bg", "none", "nothing", "other", "0"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
-    """One mask: pixels by class (the last entry: ignored), its size, what is wrong with it."""
+class _MaskStatistics:
+    """Pixels of a mask by class (last entry: ignored), its width and height, and its problem."""
 
     counts: NDArray[np.intp]
     size: tuple[int, int] = (0, 0)
@@ -37,21 +37,22 @@ class _Look:
 
 
 def check_masks(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ...]:
-    """Everything worth telling about the masks of a segmentation set, errors first.
+    """Check the masks of a segmentation set; errors come first.
 
     Parameters
     ----------
     dataset : Dataset
-        Of kind "segmentation", or there is nothing to tell; every mask is decoded once, in threads.
+        Data of another kind than "segmentation" have no findings. Every mask is decoded once, in
+        threads.
     records : sequence of ImageRecord
-        Of `headstart.data.scan.scan`, one for each sample.
+        Result of `headstart.data.checks.scan.scan`, one for each sample.
 
     Returns
     -------
     tuple of Finding
-        Errors are what cannot be learned from: a mask that is missing, unreadable, of another
-        size than its image, or with values that no class is named for. ``paths`` of an error
-        begins with the image, and ``rows`` is its place in the data set.
+        Errors are masks that cannot be used for training: missing, unreadable, of another size
+        than the image, or with values that have no class. ``paths`` of an error begins with the
+        image, and ``rows`` holds the index of the sample.
 
     Examples
     --------
@@ -65,20 +66,21 @@ def check_masks(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Findi
     if dataset.kind != "segmentation":
         return ()
     with ThreadPoolExecutor(cores()) as pool:
-        looks = list(pool.map(lambda s: _look(s, dataset.classes), dataset.samples))
-    rows = list(zip(dataset.samples, records, looks, strict=True))
-    found = [
-        *_broken(rows),
-        *(finding for i, row in enumerate(rows) for finding in _sizes(i, *row)),
-        *_spare(dataset),
-        *_unhelpful(rows, dataset.classes),
-        *_binary(dataset, looks),
-        *_dominant(looks, dataset.classes),
-    ]
-    return tuple(sorted(found, key=lambda f: ("error", "warning", "note").index(f.severity)))
+        statistics = list(pool.map(lambda s: _measure(s, dataset.classes), dataset.samples))
+    measured = list(zip(dataset.samples, statistics, strict=True))
+    return sort_by_severity(
+        [
+            *_find_broken_masks(measured),
+            *_find_wrong_sizes(measured, records),
+            *_find_masks_without_image(dataset),
+            *_find_empty_masks(measured, dataset.classes),
+            *_find_binary_masks(dataset, statistics),
+            *_find_dominant_class(statistics, dataset.classes),
+        ]
+    )
 
 
-def with_masks(
+def keep_usable_masks(
     dataset: Dataset,
     records: Sequence[ImageRecord],
     findings: Sequence[Finding],
@@ -86,104 +88,110 @@ def with_masks(
     bad_files: Literal["error", "skip"],
     rows: Sequence[int] | None = None,
 ) -> tuple[Dataset, tuple[ImageRecord, ...]]:
-    """The part of a data set whose masks can be learned from, and its records.
+    """Leave out samples with unusable masks; return the others and their records.
 
     Parameters
     ----------
     dataset : Dataset
     records : sequence of ImageRecord
     findings : sequence of Finding
-        Of `check_masks`; those of other checks do no harm.
+        Result of `check_masks`; findings of other checks are ignored.
     bad_files : {"error", "skip"}
     rows : sequence of int, optional
-        Place of every sample in the data set that was checked; by default it is this one.
+        Index of every sample in the data set that was checked; by default the data sets are the
+        same.
 
     Raises
     ------
     DataError
-        With ``bad_files="error"`` if any mask is an error, naming the first 20; with "skip" if
-        all are.
+        With ``bad_files="error"`` if a mask is an error (the message lists the first 20); with
+        "skip" if all are.
 
     Examples
     --------
     >>> data = Dataset(samples=(Sample(image=b"", title="a"), Sample(image=b"")), classes=())
     >>> bad = Finding(kind="mask-missing", severity="error", message="a: no mask", rows=(0,))
-    >>> len(with_masks(data, [ImageRecord(digest="")] * 2, [bad], bad_files="skip")[0])
+    >>> len(keep_usable_masks(data, [ImageRecord(digest="")] * 2, [bad], bad_files="skip")[0])
     1
     """
-    wrong = [f for f in findings if f.severity == "error" and f.kind.startswith("mask-")]
-    bad = {row for finding in wrong for row in finding.rows}  # many arrays share one name
-    places = range(len(dataset)) if rows is None else rows
-    kept = [i for i, row in enumerate(places) if row not in bad]
-    if wrong and (bad_files == "error" or not kept):
-        more = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []
+    errors = [f for f in findings if f.severity == "error" and f.kind.startswith("mask-")]
+    # By index, not by name: arrays without a title share one name.
+    unusable = {row for finding in errors for row in finding.rows}
+    checked_rows = range(len(dataset)) if rows is None else rows
+    usable = [i for i, row in enumerate(checked_rows) if row not in unusable]
+    if errors and (bad_files == "error" or not usable):
         raise DataError(
-            f"Expected a mask for every image, got {len(wrong)} that cannot be used; repair or "
-            "remove them, or leave them out with --bad-files skip:\n  "
-            + "\n  ".join([finding.message for finding in wrong[:20]] + more)
+            f"Expected a mask for every image, got {len(errors)} that cannot be used. Repair or "
+            "remove them, or pass --bad-files skip to leave them out:"
+            + join_messages([finding.message for finding in errors])
         )
-    return dataset.subset(kept), tuple(records[i] for i in kept)
+    return dataset.subset(usable), tuple(records[i] for i in usable)
 
 
-_Rows = Sequence[tuple[Sample, ImageRecord, _Look]]
+_Measured = Sequence[tuple[Sample, _MaskStatistics]]
 
 
-def _look(sample: Sample, classes: Sequence[str]) -> _Look:
-    nothing = np.zeros(len(classes) + 1, dtype=np.intp)
+def _measure(sample: Sample, classes: Sequence[str]) -> _MaskStatistics:
+    zeros = np.zeros(len(classes) + 1, dtype=np.intp)
     if not isinstance(sample.target, Mask):
-        return _Look(counts=nothing, kind="mask-missing", problem="an image without a mask")
+        return _MaskStatistics(counts=zeros, kind="mask-missing", problem="an image without a mask")
     try:
         indices = decode_mask(sample.target, classes)
     except UnreadableImageError as error:
-        return _Look(counts=nothing, kind="mask-unreadable", problem=str(error))
+        return _MaskStatistics(counts=zeros, kind="mask-unreadable", problem=str(error))
     except DataError as error:
-        height, width = read_raw(sample.target.source).values.shape[:2]
-        return _Look(counts=nothing, size=(width, height), kind="mask-values", problem=str(error))
+        height, width = read_raw_mask(sample.target.source).values.shape[:2]
+        size = (width, height)
+        return _MaskStatistics(counts=zeros, size=size, kind="mask-values", problem=str(error))
     height, width = indices.shape
-    return _Look(counts=class_counts(indices, len(classes)), size=(width, height))
+    return _MaskStatistics(counts=class_counts(indices, len(classes)), size=(width, height))
 
 
-def _paths(sample: Sample) -> tuple[str, ...]:
+def _image_and_mask_paths(sample: Sample) -> tuple[str, ...]:
     source = sample.target.source if isinstance(sample.target, Mask) else None
     return (sample.name, str(source)) if isinstance(source, Path) else (sample.name,)
 
 
-def _broken(rows: _Rows) -> Iterator[Finding]:
-    for i, (sample, _, look) in enumerate(rows):
-        if look.kind is not None:
-            text, paths = f"{sample.name}: {look.problem}", _paths(sample)
-            yield Finding(kind=look.kind, severity="error", message=text, paths=paths, rows=(i,))
+def _find_broken_masks(measured: _Measured) -> Iterator[Finding]:
+    for i, (sample, mask) in enumerate(measured):
+        if mask.kind is not None:
+            text, paths = f"{sample.name}: {mask.problem}", _image_and_mask_paths(sample)
+            yield Finding(kind=mask.kind, severity="error", message=text, paths=paths, rows=(i,))
 
 
-def _sizes(row: int, sample: Sample, record: ImageRecord, look: _Look) -> Iterator[Finding]:
-    shown = (record.width, record.height)
-    if record.problem is not None or look.size == (0, 0):
-        return
-    turned = shown[::-1] if record.orientation > 4 else shown
-    if look.size not in {shown, turned}:
-        text = (
-            f"{sample.name}: {shown[0]} x {shown[1]} pixels, its mask {look.size[0]} x "
-            f"{look.size[1]}; export both in one size"
-        )
-        paths = _paths(sample)
-        yield Finding(kind="mask-size", severity="error", message=text, paths=paths, rows=(row,))
-    elif record.orientation > 1 and turned == shown and not _turns_itself(sample):
-        text = (
-            f"{sample.name}: turned by EXIF, and the size of its mask cannot tell whether the "
-            "mask was drawn before or after; it is taken as drawn on the image as shown"
-        )
-        yield Finding(kind="mask-turned", severity="warning", message=text, paths=_paths(sample))
+def _find_wrong_sizes(measured: _Measured, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+    for i, ((sample, mask), record) in enumerate(zip(measured, records, strict=True)):
+        if record.problem is not None or mask.size == (0, 0):
+            continue
+        paths = _image_and_mask_paths(sample)
+        displayed = (record.width, record.height)
+        # Orientations above 4 swap width and height.
+        stored = displayed[::-1] if record.orientation > 4 else displayed
+        if mask.size not in {displayed, stored}:
+            text = (
+                f"{sample.name}: {displayed[0]} x {displayed[1]} pixels, its mask "
+                f"{mask.size[0]} x {mask.size[1]}. Export both at the same size."
+            )
+            yield Finding(kind="mask-size", severity="error", message=text, paths=paths, rows=(i,))
+        elif record.orientation > 1 and stored == displayed and not _has_own_orientation(sample):
+            text = (
+                f"{sample.name}: rotated by EXIF, and the size of its mask does not show whether "
+                "the mask was drawn before or after the rotation. The mask is read as drawn on "
+                "the displayed image. Check that it fits."
+            )
+            yield Finding(kind="mask-turned", severity="warning", message=text, paths=paths)
 
 
-def _turns_itself(sample: Sample) -> bool:
-    from headstart.data.images import header
+def _has_own_orientation(sample: Sample) -> bool:
+    """Whether the mask's file has an EXIF orientation, which then decides."""
+    from headstart.data.images import read_header
 
     source = sample.target.source if isinstance(sample.target, Mask) else None
-    return isinstance(source, Path) and header(source).exif_orientation != 1
+    return isinstance(source, Path) and read_header(source).exif_orientation != 1
 
 
-def _spare(dataset: Dataset) -> Iterator[Finding]:
-    """Masks in the same folders that no image of the set belongs to."""
+def _find_masks_without_image(dataset: Dataset) -> Iterator[Finding]:
+    """Report files in the mask folders that belong to no image of the set."""
     used = {
         sample.target.source
         for sample in dataset.samples
@@ -200,59 +208,67 @@ def _spare(dataset: Dataset) -> Iterator[Finding]:
         ]
         if names:
             names.sort(key=natural_key)
-            text = f"{_masks(len(names))} without an image, such as {names[0]}"
+            text = f"{_format_count(len(names))} without an image, such as {names[0]}"
             yield Finding(kind="mask-spare", severity="warning", message=text, paths=tuple(names))
 
 
-def _masks(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count} mask{'s' if count > 1 else ''}"
 
 
-def _unhelpful(rows: _Rows, classes: Sequence[str]) -> Iterator[Finding]:
-    """Masks of nothing but ignored pixels, and of nothing but background."""
-    whole = [(sample, look.counts) for sample, _, look in rows if look.kind is None]
-    void = [sample.name for sample, counts in whole if not counts[:-1].any()]
-    if void:
-        text = f"{_masks(len(void))} ignored as a whole, such as that of {void[0]}: nothing is "
-        text += "learned there; 255 is ignored unless the class map names it"
-        yield Finding(kind="mask-ignored", severity="warning", message=text, paths=tuple(void))
+def _find_empty_masks(measured: _Measured, classes: Sequence[str]) -> Iterator[Finding]:
+    """Report masks with ignored pixels only, and masks with background only."""
+    readable = [(sample.name, mask.counts) for sample, mask in measured if mask.kind is None]
+    ignored = [name for name, counts in readable if not counts[:-1].any()]
+    if ignored:
+        text = (
+            f"{_format_count(len(ignored))} with ignored pixels only, such as that of "
+            f"{ignored[0]}; training cannot use them. The value 255 is ignored: if it stands for "
+            "a class, name it in the class map"
+        )
+        yield Finding(kind="mask-ignored", severity="warning", message=text, paths=tuple(ignored))
     if len(classes) < 2 or classes[0].casefold() not in _BACKGROUND:
         return
-    bare = [s.name for s, counts in whole if counts[0] and not counts[1:-1].any()]
-    if bare:
-        text = f"{_masks(len(bare))} of {classes[0]} only, such as that of {bare[0]}"
-        severity: Literal["warning", "note"] = "warning" if 2 * len(bare) > len(whole) else "note"
-        yield Finding(kind="mask-background", severity=severity, message=text, paths=tuple(bare))
+    empty = [name for name, counts in readable if counts[0] and not counts[1:-1].any()]
+    if empty:
+        text = f"{_format_count(len(empty))} of {classes[0]} only, such as that of {empty[0]}"
+        is_most = 2 * len(empty) > len(readable)
+        severity: Literal["warning", "note"] = "warning" if is_most else "note"
+        yield Finding(kind="mask-background", severity=severity, message=text, paths=tuple(empty))
 
 
-def _binary(dataset: Dataset, looks: Sequence[_Look]) -> Iterator[Finding]:
-    """Masks of 0 and 255: an object to some tools, an ignored region to others."""
+def _find_binary_masks(
+    dataset: Dataset, statistics: Sequence[_MaskStatistics]
+) -> Iterator[Finding]:
+    """Report masks of 0 and 255: some tools write an object as 255, others an ignored region."""
     palettes = {s.target.palette for s in dataset.samples if isinstance(s.target, Mask)}
     codes = {code: name for palette in palettes for code, name in palette.codes}
     if codes.keys() == {0, IGNORED}:
         text = f"0/255 read as {codes[0]} and {codes[IGNORED]}"
         yield Finding(kind="mask-binary", severity="note", message=text)
         return
-    totals = np.sum([look.counts for look in looks], axis=0)
-    shown = [name for name, count in zip(dataset.classes, totals, strict=False) if count]
-    if len(dataset.classes) > 1 and len(shown) == 1 and totals[-1]:
+    totals = np.sum([mask.counts for mask in statistics], axis=0)
+    present = [name for name, count in zip(dataset.classes, totals, strict=False) if count]
+    if len(dataset.classes) > 1 and len(present) == 1 and totals[-1]:
         text = (
-            f"masks show {shown[0]!r} and ignored pixels only: 255 is read as ignored, although "
-            f"{len(dataset.classes)} classes are named; if it stands for one, say so in the "
-            "class map, as a line '255 name'"
+            f"masks contain only {present[0]!r} and ignored pixels: 255 is read as ignored, "
+            f"although {len(dataset.classes)} classes are named. If it stands for a class, name "
+            "it in the class map, as a line '255 name'"
         )
         yield Finding(kind="mask-binary", severity="warning", message=text)
 
 
-def _dominant(looks: Sequence[_Look], classes: Sequence[str]) -> Iterator[Finding]:
-    totals = np.sum([look.counts for look in looks], axis=0)[: len(classes)]
+def _find_dominant_class(
+    statistics: Sequence[_MaskStatistics], classes: Sequence[str]
+) -> Iterator[Finding]:
+    totals = np.sum([mask.counts for mask in statistics], axis=0)[: len(classes)]
     if not totals.sum():
         return
-    share = totals / totals.sum()
-    first = int(share.argmax())
-    if share[first] > DOMINANT and len(classes) > 1:
+    shares = totals / totals.sum()
+    largest = int(shares.argmax())
+    if shares[largest] > DOMINANT and len(classes) > 1:
         text = (
-            f"class {classes[first]!r} covers {share[first]:.1%} of the pixels: answering it "
-            "everywhere is nearly always right, so judge by the IoU of the other classes"
+            f"class {classes[largest]!r} covers {shares[largest]:.1%} of the pixels: predicting "
+            "it everywhere is nearly always right. Evaluate by the IoU of the other classes"
         )
         yield Finding(kind="mask-dominant", severity="warning", message=text)

@@ -1,6 +1,6 @@
-"""Decode every image once and write down what it is.
+"""Scan: decode every image once and record its size, digest and perceptual hash.
 
-The records are what `headstart.data.checks` and the splits work with.
+The records are the input of the other checks and of the splits.
 """
 
 from __future__ import annotations
@@ -15,37 +15,44 @@ import numpy as np
 
 from headstart.cache import Cache, key
 from headstart.data.dataset import Sample
-from headstart.data.images import ImageHeader, Pixels, decode, decode_file, digest, reason
+from headstart.data.images import (
+    ImageHeader,
+    Pixels,
+    decode,
+    decode_file,
+    digest,
+    unreadable_reason,
+)
 from headstart.errors import UnreadableImageError
 from headstart.runtime import cores
 
 __all__ = ["ImageRecord", "scan"]
 
-BATCH = 256  # images between two looks into the cache
-SHORT_SIDE = 32  # of the image that the signature is taken from, at least twice this
+BATCH = 256  # images per cache lookup
+SHORT_SIDE = 32  # pixels; large JPEGs are decoded smaller, to a short side of at least twice this
 _WAVES = np.cos(np.pi * (2 * np.arange(32) + 1) * np.arange(1, 9)[:, None] / 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """What a scan found out about one image.
+    """Result of the scan of one image.
 
     Parameters
     ----------
     digest : str
-        Content identity; empty where the file cannot be read at all.
+        Content identity; empty if the file cannot be read at all.
     width, height : int
         Pixels of the upright image.
     format, mode : str
-        As Pillow names them; for arrays "array" and the type.
+        Names as in Pillow; for arrays "array" and the data type.
     orientation : int
         EXIF orientation as stored, 1 (upright) to 8.
     perceptual_hash : int
         64 bits that re-encoding and resizing hardly change.
     thumbnail : bytes
-        256 grey levels, shape (16, 16): the finer comparison after the hash.
+        256 grey levels, shape (16, 16), for the finer comparison after the hash.
     problem : str or None
-        Why the image cannot be used.
+        Reason why the image cannot be used.
     """
 
     digest: str
@@ -66,19 +73,19 @@ def scan(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageRecord, ...]:
-    """Decode every image once and describe it; what is damaged is recorded, not raised.
+    """Decode and describe every image once; damaged images are recorded, not raised.
 
-    Records are kept in the cache by content, so that a second scan only reads the files. One
-    image per worker is in memory at a time.
+    Records are cached by content, so that a second scan only reads the files. At most one image
+    per worker is in memory.
 
     Parameters
     ----------
     samples : sequence of Sample
     cache : Cache or None
     workers : int or None
-        Threads; None takes as many as there are processors.
+        Threads; None: as many as there are processors.
     progress : callable or None
-        Called with (images done, images in all).
+        Called with (images done, total).
 
     Returns
     -------
@@ -103,20 +110,22 @@ def _scan_batch(
     samples: Sequence[Sample], cache: Cache | None, pool: ThreadPoolExecutor
 ) -> list[ImageRecord]:
     slices = [samples[i : i + 32] for i in range(0, len(samples), 32)]  # a task costs 30 µs
-    first = [record for part in pool.map(_identify_all, slices) for record in part]
-    names = [_cache_key(record) for record in first]
-    stored = cache.get_many(list(dict.fromkeys(names))) if cache is not None else {}
-    todo = {
-        name: (sample, record.digest)
-        for name, sample, record in zip(names, samples, first, strict=True)
-        if name not in stored and record.problem is None
+    identities = [record for part in pool.map(_identify_all, slices) for record in part]
+    keys = [_cache_key(record) for record in identities]
+    stored = cache.get_many(list(dict.fromkeys(keys))) if cache is not None else {}
+    missing = {
+        key: (sample, record.digest)
+        for key, sample, record in zip(keys, samples, identities, strict=True)
+        if key not in stored and record.problem is None
     }
-    fresh = dict(zip(todo, pool.map(lambda item: _examine(*item), todo.values()), strict=True))
+    decoded = pool.map(lambda item: _examine(*item), missing.values())
+    computed = dict(zip(missing, decoded, strict=True))
     if cache is not None:
-        good = {name: _pack(record) for name, record in fresh.items() if record.problem is None}
-        cache.put_many(good, kind="scan")
-    known = {name: _unpack(value) for name, value in stored.items()} | fresh
-    return [known.get(name, record) for name, record in zip(names, first, strict=True)]
+        # Damaged images are not cached: an update of the decoder may be able to read them.
+        readable = {k: _to_bytes(record) for k, record in computed.items() if not record.problem}
+        cache.put_many(readable, kind="scan")
+    records = {key: _from_bytes(value) for key, value in stored.items()} | computed
+    return [records.get(key, identity) for key, identity in zip(keys, identities, strict=True)]
 
 
 def _identify_all(samples: Sequence[Sample]) -> list[ImageRecord]:
@@ -127,22 +136,22 @@ def _identify(sample: Sample) -> ImageRecord:
     try:
         return ImageRecord(digest=digest(sample.image))
     except UnreadableImageError as error:
-        return ImageRecord(digest="", problem=reason(error))
+        return ImageRecord(digest="", problem=unreadable_reason(error))
 
 
-def _examine(sample: Sample, identity: str) -> ImageRecord:
+def _examine(sample: Sample, digest: str) -> ImageRecord:
     try:
-        head, pixels = _decode(sample)
+        header, pixels = _decode(sample)
     except UnreadableImageError as error:
-        return ImageRecord(digest=identity, problem=reason(error))
+        return ImageRecord(digest=digest, problem=unreadable_reason(error))
     perceptual_hash, thumbnail = _signature(pixels)
     return ImageRecord(
-        digest=identity,
-        width=head.width,
-        height=head.height,
-        format=head.format,
-        mode=head.mode,
-        orientation=head.exif_orientation,
+        digest=digest,
+        width=header.width,
+        height=header.height,
+        format=header.format,
+        mode=header.mode,
+        orientation=header.exif_orientation,
         perceptual_hash=perceptual_hash,
         thumbnail=thumbnail,
     )
@@ -153,16 +162,16 @@ def _decode(sample: Sample) -> tuple[ImageHeader, Pixels]:
     if isinstance(source, bytes | Path):
         return decode_file(source, at_least=SHORT_SIDE)
     pixels = decode(source)
-    array = isinstance(source, np.ndarray)
-    head = ImageHeader(
-        format="array" if array else getattr(source, "format", None) or "PIL",
+    is_array = isinstance(source, np.ndarray)
+    header = ImageHeader(
+        format="array" if is_array else getattr(source, "format", None) or "PIL",
         mode=str(source.dtype) if isinstance(source, np.ndarray) else str(source.mode),
         width=pixels.shape[1],
         height=pixels.shape[0],
         exif_orientation=1,
         n_frames=1,
     )
-    return head, pixels
+    return header, pixels
 
 
 def _signature(pixels: Pixels) -> tuple[int, bytes]:
@@ -173,8 +182,8 @@ def _signature(pixels: Pixels) -> tuple[int, bytes]:
     values = np.asarray(grey, dtype=np.float64)
     waves = (_WAVES @ values @ _WAVES.T).ravel()
     bits = np.packbits(waves > np.median(waves)).tobytes()
-    small = np.rint(values.reshape(16, 2, 16, 2).mean((1, 3))).astype(np.uint8)
-    return int.from_bytes(bits, "big"), small.tobytes()
+    thumbnail = np.rint(values.reshape(16, 2, 16, 2).mean((1, 3))).astype(np.uint8)
+    return int.from_bytes(bits, "big"), thumbnail.tobytes()
 
 
 def _cache_key(record: ImageRecord) -> bytes:
@@ -183,10 +192,10 @@ def _cache_key(record: ImageRecord) -> bytes:
     return key("scan", 1, __version__, SHORT_SIDE, record.digest)
 
 
-def _pack(record: ImageRecord) -> bytes:
+def _to_bytes(record: ImageRecord) -> bytes:
     return json.dumps(asdict(record) | {"thumbnail": record.thumbnail.hex()}).encode()
 
 
-def _unpack(value: bytes) -> ImageRecord:
+def _from_bytes(value: bytes) -> ImageRecord:
     fields = json.loads(value)
     return ImageRecord(**fields | {"thumbnail": bytes.fromhex(fields["thumbnail"])})

@@ -1,14 +1,14 @@
-"""Example sets made from what scikit-learn ships: no download, the same images every time.
+"""Example sets made from scikit-learn's data: no download, the same images at every call.
 
 ======== ========================================================== ===========================
-name     what it shows                                              what is right to expect
+name     content                                                    expected result
 ======== ========================================================== ===========================
 symbols  8 symbols (disc, star, arrow, ...) at any place, size,     chance 12.5 %; raw pixels
          slant and colour on crops of two photographs; 480          are no better than chance;
                                                                     ImageNet features about 80 %
 digits   10 handwritten digits, enlarged from 8 x 8 pixels; 600     chance 10 %; raw pixels 94 %;
                                                                     ImageNet features 90 %: no
-                                                                    gain, and that is the lesson
+                                                                    gain from transfer here
 textures sky, leaves, petals, temple, tree: grey patches of two     chance 20 %; ImageNet
          photographs under noise; 400 in 100 groups (one group is   features about 75 % with
          one place in a photograph)                                 groups kept apart
@@ -37,7 +37,14 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import Boxes, Dataset, Kind, Mask, Sample, Target, labels_of
 from headstart.data.demo import dense as dense_demo
-from headstart.data.demo.drawings import outline, photos, turned
+from headstart.data.demo.drawings import (
+    SYMBOL_KINDS,
+    DemoImage,
+    coverage,
+    outline,
+    photos,
+    rotate_points,
+)
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["load", "names", "write"]
 
 _SIZE = 128
-_FINE = 4  # outlines are drawn this much larger and then reduced, which smooths their edges
 _TILE = 40
-# Where in which photograph each texture is: left, top, right, bottom.
+# Areas of each texture: index of the photograph, left, top, right, bottom.
 _PLACES = {
     "leaves": ((1, 0, 0, 160, 427), (1, 460, 0, 640, 370)),
     "petals": ((1, 200, 110, 420, 330),),
@@ -56,7 +62,6 @@ _PLACES = {
     "temple": ((0, 100, 90, 310, 340),),
     "tree": ((0, 0, 345, 190, 427), (0, 345, 320, 560, 427), (0, 560, 150, 640, 427)),
 }
-_Drawn = tuple["Image", Target, str | None]
 
 
 def names() -> tuple[str, ...]:
@@ -67,24 +72,24 @@ def names() -> tuple[str, ...]:
     >>> names()
     ('boxes', 'digits', 'masks', 'shapes', 'symbols', 'textures')
     """
-    return tuple(sorted(_makers()))
+    return tuple(sorted(_generators()))
 
 
 def load(name: str, *, folder: str | Path | None = None) -> Dataset:
-    """Make an example set.
+    """Generate an example set.
 
     Parameters
     ----------
     name : str
         One of `names`.
     folder : path or None
-        None: images stay in memory, as uint8 arrays of shape (H, W, 3). Else they are written
-        there first, see `write`, and examples hold paths.
+        None: images are in memory, as uint8 arrays of shape (H, W, 3). Otherwise they are
+        written to this folder, see `write`, and the samples contain paths.
 
     Returns
     -------
     Dataset
-        The same at every call.
+        Identical at every call.
 
     Raises
     ------
@@ -99,22 +104,23 @@ def load(name: str, *, folder: str | Path | None = None) -> Dataset:
     >>> len(data), data.samples[0].image.shape
     (600, (64, 64, 3))
     """
-    if name not in _makers():
+    if name not in _generators():
         raise UnknownNameError("demo", name, names())
-    data = _make(name)
+    data = _generate(name)
     if folder is None:
         return data
     root = write(name, folder)
-    samples = tuple(dense_demo.on_disk(s, root) for s in data.samples)
+    samples = tuple(dense_demo.sample_on_disk(sample, root) for sample in data.samples)
     return replace(data, samples=samples)
 
 
 def write(name: str, folder: str | Path) -> Path:
-    r"""Write an example set as PNG files, to look at it or to try the command line on it.
+    r"""Write an example set as PNG files, to view it or to try the command line on it.
 
-    Class folders; groups are in the file names (``--group-by 'place(\d+)'``). A multilabel set
-    becomes a folder ``images`` with a manifest ``labels.csv``; boxes become ``annotations.json``
-    in COCO's format, masks a folder ``masks`` with ``classes.txt``.
+    Images are written to class folders, with groups in the file names
+    (``--group-by 'place(\d+)'``). A multilabel set is a folder ``images`` with a manifest
+    ``labels.csv``; boxes are in ``annotations.json``, in COCO format, masks in a folder ``masks``
+    with ``classes.txt``.
 
     Returns
     -------
@@ -140,8 +146,8 @@ def write(name: str, folder: str | Path) -> Path:
     data, root = load(name), Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(
-            f"Expected {str(root)!r} to be a new or empty folder, got something in it; "
-            "do: name another one."
+            f"Expected {str(root)!r} to be a new or empty folder, got a file or a folder with "
+            "content. Choose another name."
         )
     for sample in data.samples:
         path = sample.name
@@ -151,16 +157,16 @@ def write(name: str, folder: str | Path) -> Path:
         with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             rows = [(sample.name, "|".join(labels_of(sample.target))) for sample in data.samples]
             csv.writer(file).writerows([("path", "labels"), *rows])
-    dense_demo.write_truths(data, root)
+    dense_demo.write_annotations(data, root)
     return root
 
 
-def _path(number: int, sample: Sample) -> str:
+def _image_path(number: int, sample: Sample) -> str:
     folder = sample.target if isinstance(sample.target, str) else "images"
     return f"{folder}/{sample.group or 'n'}_{number:04d}.png"
 
 
-def _makers() -> dict[str, Callable[[np.random.Generator], list[_Drawn]]]:
+def _generators() -> dict[str, Callable[[np.random.Generator], list[DemoImage]]]:
     return {
         "boxes": dense_demo.boxes,
         "digits": _digits,
@@ -172,22 +178,22 @@ def _makers() -> dict[str, Callable[[np.random.Generator], list[_Drawn]]]:
 
 
 @lru_cache(maxsize=4)
-def _make(name: str) -> Dataset:
-    drawn = _makers()[name](np.random.default_rng(0))
+def _generate(name: str) -> Dataset:
+    images = _generators()[name](np.random.default_rng(0))
     samples = []
-    for image, target, group in drawn:
+    for image, target, group in images:
         pixels = np.asarray(image.convert("RGB")).copy()
-        # The set is kept for the next call; nobody may change it in between.
+        # The set is cached for the next call, so its pixels must not change.
         pixels.flags.writeable = False
         samples.append(Sample(image=pixels, target=target, group=group))
-    kind, why = _kind(samples[0].target)
+    kind, reason = _task_kind(samples[0].target)
     labels = {label for s in samples for label in labels_of(s.target)}
-    notes = [f"example set {name!r}, made from what scikit-learn ships", f"task: {kind} {why}"]
+    notes = [f"example set {name!r}, made from scikit-learn's data", f"task: {kind} {reason}"]
     groups = len({s.group for s in samples if s.group})
     if groups:
-        notes.append(f"groups: {groups}; one is one place in a photograph")
+        notes.append(f"groups: {groups}; each is one place in a photograph")
     return Dataset(
-        samples=tuple(replace(s, title=_path(i, s)) for i, s in enumerate(samples)),
+        samples=tuple(replace(s, title=_image_path(i, s)) for i, s in enumerate(samples)),
         classes=tuple(sorted(labels)),
         kind=kind,
         name=f"demo:{name}",
@@ -195,8 +201,8 @@ def _make(name: str) -> Dataset:
     )
 
 
-def _kind(target: Target) -> tuple[Kind, str]:
-    """What kind of answer a set of such targets asks for, and why."""
+def _task_kind(target: Target) -> tuple[Kind, str]:
+    """Task of a set with such targets, and the reason."""
     if isinstance(target, Boxes):
         return "detection", "because images come with boxes"
     if isinstance(target, Mask):
@@ -206,7 +212,7 @@ def _kind(target: Target) -> tuple[Kind, str]:
     return "multiclass", "because each image has one label"
 
 
-def _digits(rng: np.random.Generator) -> list[_Drawn]:
+def _digits(rng: np.random.Generator) -> list[DemoImage]:
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -220,31 +226,31 @@ def _digits(rng: np.random.Generator) -> list[_Drawn]:
     ]
 
 
-def _symbols(rng: np.random.Generator) -> list[_Drawn]:
-    images: list[_Drawn] = []
-    for kind in ("arrow", "cross", "disc", "gear", "heart", "square", "star", "triangle"):
+def _symbols(rng: np.random.Generator) -> list[DemoImage]:
+    images: list[DemoImage] = []
+    for kind in SYMBOL_KINDS:
         for _ in range(60):
             radius = rng.uniform(26, 54)
             place = rng.uniform(radius, _SIZE - radius, size=2)
-            ground = _painted(_crop(rng), kind, place, radius, rng)
-            images.append((_noisy(ground, rng, 10), kind, None))
+            image = _paint_symbol(_crop_background(rng), kind, place, radius, rng)
+            images.append((_add_noise(image, rng, 10), kind, None))
     return images
 
 
-def _shapes(rng: np.random.Generator) -> list[_Drawn]:
-    images: list[_Drawn] = []
+def _shapes(rng: np.random.Generator) -> list[DemoImage]:
+    images: list[DemoImage] = []
     places = np.asarray([(36, 36), (92, 36), (36, 92), (92, 92)])
     for _ in range(300):
-        image, free = _crop(rng), iter(rng.permutation(places))
+        image, free_places = _crop_background(rng), iter(rng.permutation(places))
         kinds = tuple(k for k in ("disc", "square", "triangle") if rng.random() < 0.5)
         for kind in kinds:
-            image = _painted(image, kind, next(free), rng.uniform(16, 26), rng)
+            image = _paint_symbol(image, kind, next(free_places), rng.uniform(16, 26), rng)
         images.append((image, kinds, None))
     return images
 
 
-def _textures(rng: np.random.Generator) -> list[_Drawn]:
-    images: list[_Drawn] = []
+def _textures(rng: np.random.Generator) -> list[DemoImage]:
+    images: list[DemoImage] = []
     group = 0
     for kind, boxes in _PLACES.items():
         tiles = [
@@ -260,7 +266,7 @@ def _textures(rng: np.random.Generator) -> list[_Drawn]:
 
 
 def _patch(photo: int, x: int, y: int, rng: np.random.Generator) -> Image:
-    """Part of a tile in grey, with another brightness, contrast and noise."""
+    """Cut a grey patch from a tile, with random brightness, contrast and noise."""
     from PIL import Image
 
     side = int(rng.integers(24, _TILE + 1))
@@ -272,8 +278,8 @@ def _patch(photo: int, x: int, y: int, rng: np.random.Generator) -> Image:
     return Image.fromarray(grey.clip(0, 255).astype(np.uint8))
 
 
-def _crop(rng: np.random.Generator) -> Image:
-    """A square of a photograph in which there is something to see."""
+def _crop_background(rng: np.random.Generator) -> Image:
+    """Cut a square with enough contrast from a photograph."""
     from PIL import Image
 
     while True:
@@ -285,26 +291,26 @@ def _crop(rng: np.random.Generator) -> Image:
             return crop.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
 
 
-def _painted(
-    ground: Image, kind: str, place: NDArray[np.float64], radius: float, rng: np.random.Generator
+def _paint_symbol(
+    background: Image,
+    kind: str,
+    place: NDArray[np.float64],
+    radius: float,
+    rng: np.random.Generator,
 ) -> Image:
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
-    points = (turned(outline(kind), rng.uniform(-0.5, 0.5)) * radius + place) * _FINE
-    mask = Image.new("L", (_SIZE * _FINE, _SIZE * _FINE))
-    ImageDraw.Draw(mask).polygon(
-        [tuple(p) for p in points.tolist()], fill=int(rng.integers(200, 256))
-    )
-    mask = mask.resize(ground.size, Image.Resampling.BOX)
-    light = np.asarray(ground.convert("L")).mean()
+    points = rotate_points(outline(kind), rng.uniform(-0.5, 0.5)) * radius + place
+    mask = coverage(background.size, points, int(rng.integers(200, 256)))
+    brightness = np.asarray(background.convert("L")).mean()
     colour = rng.integers(0, 256, size=3)
-    while abs(colour @ [0.299, 0.587, 0.114] - light) < 50:
+    while abs(colour @ [0.299, 0.587, 0.114] - brightness) < 50:
         colour = rng.integers(0, 256, size=3)
-    paint = Image.new("RGB", ground.size, tuple(colour.tolist()))
-    return Image.composite(paint, ground, mask)
+    paint = Image.new("RGB", background.size, tuple(colour.tolist()))
+    return Image.composite(paint, background, mask)
 
 
-def _noisy(image: Image, rng: np.random.Generator, strength: float) -> Image:
+def _add_noise(image: Image, rng: np.random.Generator, strength: float) -> Image:
     from PIL import Image, ImageFilter
 
     soft = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2))), dtype=float)

@@ -1,4 +1,4 @@
-"""Example sets with boxes and with masks: symbols on crops of photographs."""
+"""Example sets for detection and segmentation: symbols on crops of photographs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import IGNORED, Boxes, Dataset, Mask, Palette, Sample, Target
-from headstart.data.demo.drawings import outline, photos, turned
+from headstart.data.dataset import IGNORED, Boxes, Dataset, Mask, Palette, Sample
+from headstart.data.demo.drawings import DemoImage, coverage, outline, photos, rotate_points
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["boxes", "masks", "on_disk", "write_truths"]
+__all__ = ["boxes", "masks", "sample_on_disk", "write_annotations"]
 
 _KINDS = ("cross", "disc", "triangle")
-# Each kind has its own range of hues, so that a little training goes a long way.
+# Each kind has its own range of hues, so that a short training is sufficient.
 _HUES = {"cross": 0.58, "disc": 0.95, "triangle": 0.3}
 _PALETTE = Palette(codes=tuple(enumerate(("background", *_KINDS))))
 _COUNT = 120
-_FINE = 4  # outlines are drawn this much larger and then reduced, which smooths their edges
-_Drawn = tuple["Image", Target, str | None]
 
 
-def boxes(rng: np.random.Generator) -> list[_Drawn]:
-    """Images with none to four symbols, and the box around each.
+def boxes(rng: np.random.Generator) -> list[DemoImage]:
+    """Generate images with zero to four symbols and their boxes.
 
     Examples
     --------
@@ -39,24 +37,24 @@ def boxes(rng: np.random.Generator) -> list[_Drawn]:
     >>> image.size == target.size
     True
     """
-    drawn: list[_Drawn] = []
+    images: list[DemoImage] = []
     for _ in range(_COUNT):
-        image = _ground(rng)
+        image = _crop_background(rng)
         count = int(rng.choice(5, p=(0.15, 0.2, 0.25, 0.25, 0.15)))
-        symbols = _symbols(image.size, count, rng, (11, 25))
+        symbols = _draw_symbols(image.size, count, rng, (11, 25))
         for kind, points in symbols:
-            image = _painted(image, kind, points, rng)
+            image = _paint_symbol(image, kind, points, rng)
         target = Boxes(
-            corners=tuple(_box(points) for _, points in symbols),
+            corners=tuple(_bounding_box(points) for _, points in symbols),
             labels=tuple(kind for kind, _ in symbols),
             size=image.size,
         )
-        drawn.append((image, target, None))
-    return drawn
+        images.append((image, target, None))
+    return images
 
 
-def masks(rng: np.random.Generator) -> list[_Drawn]:
-    """Images with none to five symbols, and the class of every pixel.
+def masks(rng: np.random.Generator) -> list[DemoImage]:
+    """Generate images with zero to five symbols and the class of every pixel.
 
     Examples
     --------
@@ -64,29 +62,29 @@ def masks(rng: np.random.Generator) -> list[_Drawn]:
     >>> image.size == target.source.shape[::-1]
     True
     """
-    drawn: list[_Drawn] = []
+    images: list[DemoImage] = []
     for number in range(_COUNT):
-        image = _ground(rng)
+        image = _crop_background(rng)
         classes = np.zeros(image.size[::-1], dtype=np.uint8)
         count = int(rng.choice(6, p=(0.08, 0.12, 0.25, 0.25, 0.2, 0.1)))
-        for kind, points in _symbols(image.size, count, rng, (14, 32)):
-            image = _painted(image, kind, points, rng)
-            inside = np.asarray(_filled(image.size, points)) > 127
+        for kind, points in _draw_symbols(image.size, count, rng, (14, 32)):
+            image = _paint_symbol(image, kind, points, rng)
+            inside = np.asarray(coverage(image.size, points)) > 127
             classes[inside] = _PALETTE.names.index(kind)
         if number % 4 == 0:
-            _ignore(classes, rng)
+            _mark_ignored_region(classes, rng)
         present = tuple(n for i, n in enumerate(_PALETTE.names) if (classes == i).any())
-        classes.flags.writeable = False  # the set is kept for the next call
-        drawn.append((image, Mask(source=classes, palette=_PALETTE, present=present), None))
-    return drawn
+        classes.flags.writeable = False  # the set is cached for the next call
+        images.append((image, Mask(source=classes, palette=_PALETTE, present=present), None))
+    return images
 
 
-def on_disk(sample: Sample, root: Path) -> Sample:
-    """The example of a set that was written to a folder, as paths.
+def sample_on_disk(sample: Sample, root: Path) -> Sample:
+    """Replace the image and mask of a sample by their paths in a written set.
 
     Examples
     --------
-    >>> on_disk(Sample(image=b"", title="images/1.png"), Path("set")).image.as_posix()
+    >>> sample_on_disk(Sample(image=b"", title="images/1.png"), Path("set")).image.as_posix()
     'set/images/1.png'
     """
     target = sample.target
@@ -95,20 +93,20 @@ def on_disk(sample: Sample, root: Path) -> Sample:
     return replace(sample, image=root / sample.name, target=target, title=None)
 
 
-def write_truths(data: Dataset, root: Path) -> None:
-    """Write boxes as COCO's JSON, masks as indexed PNG with ``classes.txt``; nothing else.
+def write_annotations(data: Dataset, root: Path) -> None:
+    """Write boxes as COCO JSON, masks as indexed PNG with ``classes.txt``.
 
     Examples
     --------
     >>> import tempfile
     >>> root = Path(tempfile.mkdtemp())
     >>> sample = Sample(image=b"", target=Boxes(size=(8, 8)), title="images/1.png")
-    >>> write_truths(Dataset(samples=(sample,), classes=(), kind="detection"), root)
+    >>> write_annotations(Dataset(samples=(sample,), classes=(), kind="detection"), root)
     >>> [path.name for path in root.iterdir()]
     ['annotations.json']
     """
     if data.kind == "detection":
-        text = json.dumps(_coco(data), indent=1)
+        text = json.dumps(_to_coco(data), indent=1)
         (root / "annotations.json").write_text(text, encoding="utf-8")
     if data.kind == "segmentation":
         (root / "masks").mkdir(parents=True, exist_ok=True)
@@ -119,11 +117,11 @@ def write_truths(data: Dataset, root: Path) -> None:
         (root / "classes.txt").write_text(lines, encoding="utf-8")
 
 
-def _ground(rng: np.random.Generator) -> Image:
-    """Part of a photograph in which there is something to see, about 128 x 128 pixels."""
+def _crop_background(rng: np.random.Generator) -> Image:
+    """Cut a part with enough contrast from a photograph, about 128 x 128 pixels."""
     from PIL import Image
 
-    size = _size(rng)
+    size = _draw_size(rng)
     while True:
         photo = photos()[int(rng.integers(2))]
         scale = rng.uniform(0.8, 2.0)
@@ -135,7 +133,7 @@ def _ground(rng: np.random.Generator) -> Image:
             return crop.resize(size, Image.Resampling.BICUBIC)
 
 
-def _size(rng: np.random.Generator) -> tuple[int, int]:
+def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
     aspect = math.exp(rng.uniform(-0.45, 0.45))
     side = rng.uniform(112, 144)
     return round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
@@ -144,57 +142,49 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
 _Symbol = tuple[str, NDArray[np.float64]]
 
 
-def _symbols(
+def _draw_symbols(
     size: tuple[int, int], count: int, rng: np.random.Generator, radii: tuple[int, int]
 ) -> list[_Symbol]:
-    """Kinds and corners of symbols that hardly overlap and lie inside; fewer if there is no room.
+    """Draw kinds and corners of symbols that lie inside the image and hardly overlap.
 
-    Corners are multiples of a quarter of a pixel, so that no format rounds the boxes.
+    There are fewer than ``count`` if space is short. Corners are multiples of a quarter of a
+    pixel, so that no format rounds the boxes.
     """
-    found: list[_Symbol] = []
+    symbols: list[_Symbol] = []
     circles: list[tuple[NDArray[np.float64], float]] = []
     for _ in range(20 * count):
         radius = rng.uniform(*radii)
         margin = 1.2 * radius
         place = rng.uniform(margin, np.asarray(size) - margin)
-        if all(math.dist(place, at) > 0.9 * (radius + other) for at, other in circles):
+        if all(math.dist(place, centre) > 0.9 * (radius + r) for centre, r in circles):
             kind = _KINDS[int(rng.integers(len(_KINDS)))]
-            points = turned(outline(kind), rng.uniform(-0.5, 0.5)) * radius + place
-            found.append((kind, np.round(points * 4) / 4))
+            points = rotate_points(outline(kind), rng.uniform(-0.5, 0.5)) * radius + place
+            symbols.append((kind, np.round(points * 4) / 4))
             circles.append((place, radius))
-        if len(found) == count:
+        if len(symbols) == count:
             break
-    return found
+    return symbols
 
 
-def _filled(size: tuple[int, int], points: NDArray[np.float64]) -> Image:
-    """Coverage of each pixel, 0 to 255."""
-    from PIL import Image, ImageDraw
-
-    fine = Image.new("L", (size[0] * _FINE, size[1] * _FINE))
-    ImageDraw.Draw(fine).polygon([tuple(p) for p in (points * _FINE).tolist()], fill=255)
-    return fine.resize(size, Image.Resampling.BOX)
-
-
-def _painted(
-    ground: Image, kind: str, points: NDArray[np.float64], rng: np.random.Generator
+def _paint_symbol(
+    background: Image, kind: str, points: NDArray[np.float64], rng: np.random.Generator
 ) -> Image:
     from PIL import Image
 
     hue = (_HUES[kind] + rng.uniform(-0.05, 0.05)) % 1
-    light = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.6, 1))
-    red, green, blue = (round(255 * part) for part in light)
-    paint = Image.new("RGB", ground.size, (red, green, blue))
-    return Image.composite(paint, ground, _filled(ground.size, points))
+    colour = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1), rng.uniform(0.6, 1))
+    red, green, blue = (round(255 * channel) for channel in colour)
+    paint = Image.new("RGB", background.size, (red, green, blue))
+    return Image.composite(paint, background, coverage(background.size, points))
 
 
-def _box(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
+def _bounding_box(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
     return left, top, right, bottom
 
 
-def _ignore(classes: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Mark a rectangle of about a tenth of the image."""
+def _mark_ignored_region(classes: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """Mark a rectangle of about a tenth of the image as ignored."""
     height, width = classes.shape
     rows, columns = (round(side * rng.uniform(0.25, 0.4)) for side in (height, width))
     top, left = int(rng.integers(height - rows)), int(rng.integers(width - columns))
@@ -209,21 +199,21 @@ def _write_mask(classes: NDArray[np.uint8], path: Path) -> None:
     from PIL import Image
 
     image = Image.fromarray(classes)
-    image.putpalette(_colours())
+    image.putpalette(_palette_colours())
     image.save(path)
 
 
-def _colours() -> Sequence[int]:
-    """Colours to look at masks with: black, those of the kinds, and white for ignored."""
+def _palette_colours() -> Sequence[int]:
+    """Display colours of masks: black, one for each kind, and white for ignored."""
     table = np.zeros((256, 3), dtype=np.uint8)
     for index, kind in enumerate(_KINDS, 1):
-        table[index] = [round(230 * part) for part in colorsys.hsv_to_rgb(_HUES[kind], 1, 1)]
+        table[index] = [round(230 * channel) for channel in colorsys.hsv_to_rgb(_HUES[kind], 1, 1)]
     table[IGNORED] = 255
     return [int(value) for value in table.ravel()]
 
 
-def _coco(data: Dataset) -> dict[str, Any]:
-    numbers = {name: number for number, name in enumerate(data.classes, 1)}
+def _to_coco(data: Dataset) -> dict[str, Any]:
+    category_ids = {name: number for number, name in enumerate(data.classes, 1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, sample in enumerate(data.samples, 1):
@@ -239,11 +229,11 @@ def _coco(data: Dataset) -> dict[str, Any]:
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": numbers[label],
+                    "category_id": category_ids[label],
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,23 +1,23 @@
-"""Drawn sets for which the right way to learn is known, to hold a choice of methods against.
+"""Generated sets with a known best method, to test the choice of a method.
 
 ======== ======= =========================== =====================================================
-set      source  what it is                  what is right, and why
+set      source  content                     best method, and the reason
 ======== ======= =========================== =====================================================
-near     symbols 4 of the source's 8         a linear probe: the source's features tell these
-                 symbols, more noise; 48     symbols apart already, and 48 images teach no more
-shifted  symbols all 8 as outlines, a line   fine-tuning: the features half fit, and 800 images
-                 across each; 800            mend them, but are too few to find them anew
+near     symbols 4 of the source's 8         a linear probe: the source's features separate
+                 symbols, more noise; 48     these symbols, and 48 images are too few for more
+shifted  symbols all 8 as outlines, a line   fine-tuning: the features fit in part; 800 images
+                 across each; 800            adapt them, but are too few to learn them anew
 hopeless blanks  the 8 symbols, more noise;  from scratch: 960 images are enough, and the
                  960                         source's weights are no better than random ones
 ======== ======= =========================== =====================================================
 
-A source is what ``headstart.pretraining`` makes weights from. Blanks are images of one colour:
-a network that learned to tell light from dark ones has filters that cancel edges, and BatchNorm
-statistics of images without any; a symbol drives what follows far out of range. Fine-tuning
-keeps these statistics, and its small rate mends nothing. This is made to be hopeless, by a strong
-weight decay too: weights that are usually published are seldom worse than none.
+``headstart.methods.pretraining`` trains the weights on the source. Blanks are images of one colour:
+a network that classifies them as light or dark has filters that cancel edges, and BatchNorm
+statistics of images without edges; a symbol drives the later activations far out of range.
+Fine-tuning keeps these statistics, and its small learning rate repairs nothing. The set is made to
+be hopeless, also by a strong weight decay: published weights are seldom worse than random ones.
 
-Each set has a part ``test`` of 320 images. Everything is drawn here; nothing is downloaded.
+Each set has a test part of 320 images. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,30 +30,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset, Sample, SplitName
-from headstart.data.demo.drawings import outline, turned
+from headstart.data.demo.drawings import OVERSAMPLING, SYMBOL_KINDS, outline, rotate_points
 from headstart.errors import UnknownNameError
 
-__all__ = ["RIGHT", "SIDE", "SOURCES", "blanks", "hopeless", "make", "near", "shifted", "symbols"]
+__all__ = [
+    "EXPECTED_METHOD",
+    "SIDE",
+    "SOURCES",
+    "blanks",
+    "hopeless",
+    "make",
+    "near",
+    "shifted",
+    "symbols",
+]
 
 SIDE = 32
-"""Of every image, in pixels."""
+"""Width and height of every image, in pixels."""
 
-RIGHT = {"near": "linear-probe", "shifted": "finetune", "hopeless": "scratch"}
-"""The method that is right, by set."""
+EXPECTED_METHOD = {"near": "linear-probe", "shifted": "finetune", "hopeless": "scratch"}
+"""Best method of each set."""
 
 SOURCES = {"near": "symbols", "shifted": "symbols", "hopeless": "blanks"}
-"""What the backbone of each set has learned from."""
+"""Source that the backbone of each set is pretrained on."""
 
-_KINDS = ("arrow", "cross", "disc", "gear", "heart", "square", "star", "triangle")
-_FINE = 4  # outlines are drawn this much larger and then reduced, which smooths their edges
 _Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
-    """How symbols are drawn: greatest slant in radians, grey levels, lines over each image."""
+class _Style:
+    """Style of the symbols: largest rotation in radians, grey levels, lines across each image."""
 
-    slant: float = 0.6
+    max_angle: float = 0.6
     contrast: tuple[float, float] = (60, 140)
     noise: float = 10
     lines: int = 0
@@ -61,71 +69,77 @@ class _Look:
 
 
 def make(name: str, seed: int = 0) -> Dataset:
-    """Draw a set, or a source, by its name.
+    """Generate a set, or a source, by its name.
 
     Raises
     ------
     UnknownNameError
-        If there is none of that name.
+        If there is no such set.
 
     Examples
     --------
     >>> make("shifted", seed=3).name
     'regime:shifted:3'
     """
-    known = {one.__name__: one for one in (near, shifted, hopeless, symbols, blanks)}
-    if name not in known:
-        raise UnknownNameError("regime", name, known)
-    return known[name](seed)
+    generators = {f.__name__: f for f in (near, shifted, hopeless, symbols, blanks)}
+    if name not in generators:
+        raise UnknownNameError("regime", name, generators)
+    return generators[name](seed)
 
 
 def near(seed: int = 0) -> Dataset:
-    """Few images of what the source knows: 48 to learn from, 320 to test on.
+    """Generate few images of the source's symbols: 48 for training, 320 for testing.
 
     Examples
     --------
     >>> {part: len(near().split(part)) for part in ("train", "test")}
     {'train': 48, 'test': 320}
     """
-    return _drawn("near", ("cross", "heart", "square", "triangle"), (12, 80), seed, _Look(noise=16))
+    return _generate_symbols(
+        "near", ("cross", "heart", "square", "triangle"), (12, 80), seed, _Style(noise=16)
+    )
 
 
 def shifted(seed: int = 0) -> Dataset:
-    """Many images that look otherwise than the source's: 800 to learn from, 320 to test on.
+    """Generate many images in another style than the source: 800 for training, 320 for testing.
 
     Examples
     --------
     >>> {part: len(shifted().split(part)) for part in ("train", "test")}
     {'train': 800, 'test': 320}
     """
-    return _drawn("shifted", _KINDS, (100, 40), seed, _Look(is_hollow=True, lines=1))
+    return _generate_symbols(
+        "shifted", SYMBOL_KINDS, (100, 40), seed, _Style(is_hollow=True, lines=1)
+    )
 
 
 def hopeless(seed: int = 0) -> Dataset:
-    """Many plain images, whose source knows nothing: 960 to learn from, 320 to test on.
+    """Generate many images with a useless source: 960 for training, 320 for testing.
 
     Examples
     --------
     >>> {part: len(hopeless().split(part)) for part in ("train", "test")}
     {'train': 960, 'test': 320}
     """
-    # The noise keeps plain symbols from being taken for near-duplicates, which ``fit`` refuses.
-    return _drawn("hopeless", _KINDS, (120, 40), seed, _Look(contrast=(80, 140), noise=16))
+    # Without noise, plain symbols would be near-duplicates in two splits, which ``fit`` refuses.
+    return _generate_symbols(
+        "hopeless", SYMBOL_KINDS, (120, 40), seed, _Style(contrast=(80, 140), noise=16)
+    )
 
 
 def symbols(seed: int = 0) -> Dataset:
-    """Draw the source of near and shifted: 8 filled symbols, 1,600 images.
+    """Generate the source of near and shifted: 8 filled symbols, 1,600 images.
 
     Examples
     --------
     >>> len(symbols()), symbols().samples[0].image.shape
     (1600, (32, 32, 3))
     """
-    return _drawn("symbols", _KINDS, (200, 0), seed, _Look())
+    return _generate_symbols("symbols", SYMBOL_KINDS, (200, 0), seed, _Style())
 
 
 def blanks(seed: int = 0) -> Dataset:
-    """Draw the source of hopeless: dark and light images of one colour, 300 of them.
+    """Generate the source of hopeless: 300 dark and light images of one colour.
 
     Examples
     --------
@@ -138,23 +152,23 @@ def blanks(seed: int = 0) -> Dataset:
         colour = rng.uniform(*levels[kind]) + rng.uniform(-10, 10, size=3)
         return np.broadcast_to(colour, (SIDE, SIDE, 3)).astype(np.uint8)
 
-    return _set("blanks", tuple(levels), (150, 0), seed, draw)
+    return _generate("blanks", tuple(levels), (150, 0), seed, draw)
 
 
-def _drawn(
-    name: str, kinds: Sequence[str], sizes: tuple[int, int], seed: int, look: _Look
+def _generate_symbols(
+    name: str, kinds: Sequence[str], sizes: tuple[int, int], seed: int, style: _Style
 ) -> Dataset:
-    return _set(name, kinds, sizes, seed, lambda kind, rng: _symbol(kind, look, rng))
+    return _generate(name, kinds, sizes, seed, lambda kind, rng: _draw_symbol(kind, style, rng))
 
 
-def _set(
+def _generate(
     name: str,
     kinds: Sequence[str],
     sizes: tuple[int, int],
     seed: int,
     draw: Callable[[str, np.random.Generator], _Pixels],
 ) -> Dataset:
-    """Draw so many images of each class to learn from, and to test on."""
+    """Generate a set; ``sizes`` are the training and test images of each class."""
     rng = np.random.default_rng([seed, *name.encode()])
     parts: tuple[SplitName, SplitName] = ("train", "test")
     samples = [
@@ -173,26 +187,29 @@ def _set(
     )
 
 
-def _symbol(kind: str, look: _Look, rng: np.random.Generator) -> _Pixels:
-    """Draw a symbol in grey at any place and size, lines across it, noise over all."""
+def _draw_symbol(kind: str, style: _Style, rng: np.random.Generator) -> _Pixels:
+    """Draw a grey symbol at a random place and size, with lines across it and noise."""
     from PIL import Image, ImageDraw
 
-    size = SIDE * _FINE
-    step = rng.uniform(*look.contrast)
-    ground = rng.uniform(20, 235 - step)
-    image = Image.new("L", (size, size), int(ground))
+    size = SIDE * OVERSAMPLING
+    step = rng.uniform(*style.contrast)
+    background = rng.uniform(20, 235 - step)
+    image = Image.new("L", (size, size), int(background))
     pen: Any = ImageDraw.Draw(image)
     radius = rng.uniform(7, 13)
     place = rng.uniform(radius + 1, SIDE - radius - 1, size=2)
-    points = (turned(outline(kind), rng.uniform(-look.slant, look.slant)) * radius + place) * _FINE
-    corners, paint = [tuple(point) for point in points.tolist()], int(ground + step)
-    if look.is_hollow:
-        pen.line([*corners, corners[0]], fill=paint, width=2 * _FINE)
+    points = (
+        rotate_points(outline(kind), rng.uniform(-style.max_angle, style.max_angle)) * radius
+        + place
+    ) * OVERSAMPLING
+    corners, paint = [tuple(point) for point in points.tolist()], int(background + step)
+    if style.is_hollow:
+        pen.line([*corners, corners[0]], fill=paint, width=2 * OVERSAMPLING)
     else:
         pen.polygon(corners, fill=paint)
-    for _ in range(look.lines):
-        ends, width = rng.uniform(0, size, size=4).tolist(), int(rng.integers(1, 3)) * _FINE
+    for _ in range(style.lines):
+        ends, width = rng.uniform(0, size, size=4).tolist(), int(rng.integers(1, 3)) * OVERSAMPLING
         pen.line(ends, fill=int(rng.integers(256)), width=width)
     grey = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=float)
-    grey = grey + rng.normal(0, look.noise, size=grey.shape)
+    grey = grey + rng.normal(0, style.noise, size=grey.shape)
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -1,6 +1,6 @@
-"""Readers of one data format each.
+"""Readers of the data formats, one file per format.
 
-Read layouts.py (which format a folder has), class_folders.py (one folder a class), tables.py (CSV
-and Parquet), annotations.py (boxes of any format, placed on the upright image), coco.py, voc.py,
-yolo.py and masks.py (images beside masks).
+Read layouts.py (recognises the format of a folder), class_folders.py (one folder per class),
+tables.py (CSV, TSV and Parquet), annotations.py (boxes of any format, in coordinates of the upright
+image), coco.py, voc.py, yolo.py and masks.py (images with masks).
 """

@@ -1,6 +1,6 @@
-"""Boxes as an annotation file writes them, and how they come to lie on the image as shown.
+"""Boxes of annotation files, and their conversion to coordinates of the upright image.
 
-The readers of the formats (coco.py, voc.py, yolo.py) give these; none of them opens an image.
+The readers coco.py, voc.py and yolo.py return `Annotations`; none of them opens an image.
 """
 
 from __future__ import annotations
@@ -16,34 +16,33 @@ from numpy.typing import ArrayLike, NDArray
 
 from headstart.data.dataset import Boxes, SplitName
 from headstart.data.formats.tables import split_name
-from headstart.data.images import ImageHeader, header
+from headstart.data.images import ImageHeader, read_header_from_start
 from headstart.errors import UnreadableImageError
 
 __all__ = [
-    "Annotated",
+    "AnnotatedImage",
     "Annotations",
-    "as_shown",
     "is_background",
+    "orient_boxes",
     "quick_header",
-    "split_in",
+    "split_from_path",
     "splits_by_folder",
-    "turned",
+    "to_upright",
 ]
 
-_BACKGROUND = frozenset(("background", "__background__", "_background_", "bg", "__bg__"))
-_HEAD = 65536  # bytes in which nearly every image states its size
+_BACKGROUND_NAMES = frozenset(("background", "__background__", "_background_", "bg", "__bg__"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Annotated:
-    """One image and the boxes that a file states for it.
+class AnnotatedImage:
+    """One image and its boxes, as stored in an annotation file.
 
     Parameters
     ----------
     key : str
         The image's posix path relative to the folder.
     boxes : Boxes
-        In the file's own coordinates, with the size that it states.
+        In the coordinates of the file, with the image size if the file states it.
     split : {"train", "val", "test"} or None
     group : str or None
     """
@@ -56,149 +55,152 @@ class Annotated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotations:
-    """What the annotation files of a folder say.
+    """Contents of the annotation files of a folder.
 
     Parameters
     ----------
-    items : tuple of Annotated
+    items : tuple of AnnotatedImage
     names : tuple of str
-        Classes in the order that the files declare; empty where they declare none.
+        Classes in the order of the files; empty if the files declare none.
     notes : tuple of str
-        What was recognised and what was left out.
+        What was recognised and what was left out, for the user.
     relative : bool
-        Whether corners are shares of the width and height of the image as shown.
+        Whether corners are fractions of the width and height of the upright image.
     """
 
-    items: tuple[Annotated, ...]
+    items: tuple[AnnotatedImage, ...]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     relative: bool = False
 
 
 def is_background(name: str) -> bool:
-    """Whether a class is a name for "nothing", which detectors count for themselves.
+    """Whether a class name stands for the background, which detectors add themselves.
 
     Examples
     --------
     >>> is_background("__background__"), is_background("backpack")
     (True, False)
     """
-    return name.strip().lower() in _BACKGROUND
+    return name.strip().lower() in _BACKGROUND_NAMES
 
 
-def split_in(path: str) -> SplitName | None:
-    """The part that the words of a path name, the file's own name first.
+def split_from_path(path: str) -> SplitName | None:
+    """Find the split that a word of the path names; the file name has precedence over folders.
 
     Examples
     --------
-    >>> split_in("annotations/instances_val2017.json"), split_in("valid/images")
+    >>> split_from_path("annotations/instances_val2017.json"), split_from_path("valid/images")
     ('val', 'val')
-    >>> split_in("images/trained.json") is None
+    >>> split_from_path("images/trained.json") is None
     True
     """
     for part in reversed(path.split("/")):
         for word in re.findall(r"[a-z]+", part.lower()):
-            if found := split_name(word):
-                return found
+            if split := split_name(word):
+                return split
     return None
 
 
 def splits_by_folder(keys: Iterable[str]) -> dict[str, SplitName | None]:
-    """The part of each image as its folders name it; none where they name only one.
+    """Find the split of each image by its folders; None for all if they name only one split.
 
     Examples
     --------
     >>> splits_by_folder(["train/images/1.jpg", "valid/images/1.jpg"])
     {'train/images/1.jpg': 'train', 'valid/images/1.jpg': 'val'}
     """
-    found = {key: split_in(posixpath.dirname(key)) for key in keys}
-    return found if len(set(found.values()) - {None}) > 1 else dict.fromkeys(found)
+    splits = {key: split_from_path(posixpath.dirname(key)) for key in keys}
+    return splits if len(set(splits.values()) - {None}) > 1 else dict.fromkeys(splits)
 
 
-def turned(boxes: ArrayLike, orientation: int, width: int, height: int) -> NDArray[np.float64]:
-    """Turn boxes as an EXIF orientation turns the image.
+def orient_boxes(
+    boxes: ArrayLike, orientation: int, width: int, height: int
+) -> NDArray[np.float64]:
+    """Rotate and mirror boxes as an EXIF orientation does with the image.
 
     Parameters
     ----------
     boxes : array, shape (n, 4)
-        Left, top, right, bottom in pixels of the image as stored.
+        Left, top, right, bottom in pixels of the stored image.
     orientation : int
         1 (upright) to 8, as EXIF 2.32 (CIPA DC-008, section 4.6.4) numbers them.
     width, height : int
-        Of the image as stored.
+        Of the stored image.
 
     Returns
     -------
     array, shape (n, 4)
-        In pixels of the image as shown, whose sides are swapped for 5 to 8.
+        In pixels of the upright image, whose width and height are swapped for 5 to 8.
 
     Examples
     --------
-    >>> turned([[0, 0, 2, 1]], 6, width=10, height=5).tolist()
+    >>> orient_boxes([[0, 0, 2, 1]], 6, width=10, height=5).tolist()
     [[4.0, 0.0, 5.0, 2.0]]
     """
     x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).T
-    left, up = (width - x1, width - x0), (height - y1, height - y0)
-    across, down = {
-        1: ((x0, x1), (y0, y1)),
-        2: (left, (y0, y1)),
-        3: (left, up),
-        4: ((x0, x1), up),
-        5: ((y0, y1), (x0, x1)),
-        6: (up, (x0, x1)),
-        7: (up, left),
-        8: ((y0, y1), left),
+    x, y = (x0, x1), (y0, y1)
+    mirrored_x, mirrored_y = (width - x1, width - x0), (height - y1, height - y0)
+    horizontal, vertical = {
+        1: (x, y),
+        2: (mirrored_x, y),
+        3: (mirrored_x, mirrored_y),
+        4: (x, mirrored_y),
+        5: (y, x),
+        6: (mirrored_y, x),
+        7: (mirrored_y, mirrored_x),
+        8: (y, mirrored_x),
     }[orientation]
-    return np.stack([across[0], down[0], across[1], down[1]], axis=1)
+    return np.stack([horizontal[0], vertical[0], horizontal[1], vertical[1]], axis=1)
 
 
-def as_shown(
+def to_upright(
     boxes: Boxes, head: ImageHeader | None, *, relative: bool = False
 ) -> tuple[Boxes, bool]:
-    """Put boxes on the image as it is shown.
+    """Convert boxes to pixels of the upright image.
 
-    Some tools draw on the image as stored, some as EXIF turns it. The size that the file states
-    tells which: where it is that of the stored image only, the boxes turn with it.
+    Some annotation tools use the stored image, some the upright image (after its EXIF rotation).
+    If the stated size is that of the stored image only, the boxes are rotated with the image.
 
     Parameters
     ----------
     boxes : Boxes
     head : ImageHeader or None
-        None for an image that cannot be read: its boxes stay as they are.
+        None for an unreadable image: its boxes are not changed.
     relative : bool
-        Whether corners are shares of width and height.
+        Whether corners are fractions of width and height.
 
     Returns
     -------
     Boxes
-        Corners in pixels of the image as shown.
+        Corners in pixels of the upright image.
     bool
-        Whether they were turned.
+        Whether the boxes were rotated.
 
     Examples
     --------
     >>> head = ImageHeader(format="JPEG", width=5, height=10, mode="RGB", exif_orientation=6,
     ...     n_frames=1)
-    >>> as_shown(Boxes(corners=((0, 0, 2, 1),), labels=("cat",), size=(10, 5)), head)[0].corners
+    >>> to_upright(Boxes(corners=((0, 0, 2, 1),), labels=("cat",), size=(10, 5)), head)[0].corners
     ((4.0, 0.0, 5.0, 2.0),)
     """
     if head is None:
         return boxes, False
-    shown = (head.width, head.height)
-    stored = shown[::-1] if head.exif_orientation > 4 else shown
+    upright_size = (head.width, head.height)
+    stored_size = upright_size[::-1] if head.exif_orientation > 4 else upright_size
     if relative:
-        corners = np.asarray(boxes.corners, dtype=np.float64).reshape(-1, 4) * (shown * 2)
+        corners = np.asarray(boxes.corners, dtype=np.float64).reshape(-1, 4) * (upright_size * 2)
         return replace(boxes, corners=tuple(map(tuple, corners.tolist()))), False
-    if boxes.size != stored or boxes.size == shown:
+    if boxes.size != stored_size or boxes.size == upright_size:
         return boxes, False
-    corners = turned(boxes.corners, head.exif_orientation, *stored)
-    return replace(boxes, corners=tuple(map(tuple, corners.tolist())), size=shown), True
+    corners = orient_boxes(boxes.corners, head.exif_orientation, *stored_size)
+    return replace(boxes, corners=tuple(map(tuple, corners.tolist())), size=upright_size), True
 
 
 def quick_header(path: Path) -> ImageHeader | None:
-    """Read an image's header from the first 64 KB of its file; None if it has none that is sound.
+    """Read the header of an image file; None if the file is not a readable image.
 
-    What is wrong with it is for `headstart.data.scan` to say.
+    The data checks (`headstart.data.checks.scan`) report the reason.
 
     Examples
     --------
@@ -206,15 +208,6 @@ def quick_header(path: Path) -> ImageHeader | None:
     True
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(_HEAD)
-    except (OSError, ValueError):
-        return None
-    try:
-        return header(start)
-    except UnreadableImageError:  # a TIFF's header may be its end
-        pass
-    try:
-        return header(path) if len(start) == _HEAD else None
+        return read_header_from_start(path)
     except UnreadableImageError:
         return None

@@ -1,4 +1,4 @@
-"""Class folders, with or without folders for train, val and test -> `Dataset`."""
+"""Reader of class folders, with or without folders for train, val and test."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from unicodedata import normalize
 
 from headstart.data.dataset import SPLITS, Dataset, Kind, Sample, SplitName, labels_of
 from headstart.data.formats import layouts
-from headstart.data.formats.layouts import Listing, listed, natural_key
+from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.tables import split_name
 
-__all__ = ["ByClass", "by_class", "read_folders"]
+__all__ = ["ClassFolders", "group_by_class", "read_class_folders"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ByClass:
-    """A listing sorted into classes.
+class ClassFolders:
+    """Images of a listing, grouped by class folder.
 
     Parameters
     ----------
     classes : dict of str to tuple of str
-        Images by class; empty where the layout is not class folders.
+        Images by class; empty if the layout is not class folders.
     splits : dict of str to {"train", "val", "test"}
-        The folders that are parts; empty where there are none.
+        Split folders; empty if there are none.
     outside : tuple of str
-        Images in no class folder.
+        Images outside class folders.
     """
 
     classes: dict[str, tuple[str, ...]]
@@ -34,54 +34,56 @@ class ByClass:
 
 
 def _split_folders(listing: Listing) -> dict[str, SplitName]:
-    """Folders that are parts rather than classes: named so, and with folders inside."""
-    named = {top: split for top in listing.tops if (split := split_name(top))}
-    holders = {name.split("/", 1)[0] for name in listing.images if "/" in name}
-    deep = {name.split("/", 1)[0] for name in listing.images if name.count("/") > 1}
-    if holders <= named.keys() and (deep or len(holders) > 1):
-        return named
-    # One folder of that name among others may well be a class: train, car, bus.
-    return named if len(set(named.values())) > 1 else {}
+    """Find the folders that are splits rather than classes."""
+    candidates = {top: split for top in listing.top_folders if (split := split_name(top))}
+    with_images = {name.split("/", 1)[0] for name in listing.images if "/" in name}
+    with_subfolders = {name.split("/", 1)[0] for name in listing.images if name.count("/") > 1}
+    if with_images <= candidates.keys() and (with_subfolders or len(with_images) > 1):
+        return candidates
+    # A single folder called "train" beside "car" and "bus" may well be a class.
+    return candidates if len(set(candidates.values())) > 1 else {}
 
 
-def by_class(listing: Listing) -> ByClass:
-    """Sort a listing into classes by the names of folders.
+def group_by_class(listing: Listing) -> ClassFolders:
+    """Group the images of a listing by class folder.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> names = ("test/dog/1.jpg", "train/cat/1.jpg", "train/dog/sub/2.jpg", "x.jpg")
-    >>> sorted_in = by_class(Listing(root=Path("p"), images=names, folders=("test", "train")))
-    >>> sorted_in.classes
+    >>> folders = group_by_class(Listing(root=Path("p"), images=names, folders=("test", "train")))
+    >>> folders.classes
     {'dog': ('test/dog/1.jpg', 'train/dog/sub/2.jpg'), 'cat': ('train/cat/1.jpg',)}
-    >>> sorted_in.outside
+    >>> folders.outside
     ('x.jpg',)
     """
     splits = _split_folders(listing)
-    at = 1 if splits else 0
-    holding = {name[:i] for name in listing.others for i, c in enumerate(name) if c == "/"}
+    depth = 1 if splits else 0  # of the class in a path
+    with_other_files = {
+        name[:i] for name in listing.other_files for i, char in enumerate(name) if char == "/"
+    }
     classes: dict[str, list[str]] = {}
     outside = []
     for folder in listing.folders:
         parts = folder.split("/")
-        inside = not splits or parts[0] in splits
-        # An empty folder is a class that waits for images; one of other files is not.
-        if inside and len(parts) == at + 1 and folder not in holding:
-            classes.setdefault(normalize("NFC", parts[at]), [])
+        in_split = not splits or parts[0] in splits
+        # An empty folder is a class without images yet; a folder of other files is no class.
+        if in_split and len(parts) == depth + 1 and folder not in with_other_files:
+            classes.setdefault(normalize("NFC", parts[depth]), [])
     for name in listing.images:
         parts = name.split("/")
-        if len(parts) < at + 2 or (splits and parts[0] not in splits):
+        if len(parts) < depth + 2 or (splits and parts[0] not in splits):
             outside.append(name)
         else:
-            # macOS writes decomposed letters, others composed ones: one name, one class.
-            classes.setdefault(normalize("NFC", parts[at]), []).append(name)
-    found = {name: tuple(names) for name, names in classes.items()}
-    return ByClass(
-        classes=found if any(found.values()) else {}, splits=splits, outside=tuple(outside)
+            # macOS stores decomposed letters, other systems composed ones: same name, same class.
+            classes.setdefault(normalize("NFC", parts[depth]), []).append(name)
+    images = {name: tuple(names) for name, names in classes.items()}
+    return ClassFolders(
+        classes=images if any(images.values()) else {}, splits=splits, outside=tuple(outside)
     )
 
 
-def read_folders(
+def read_class_folders(
     listing: Listing, *, task_kind: Kind | None = None, labels_required: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Read class folders.
@@ -90,7 +92,7 @@ def read_folders(
     ----------
     listing : Listing
     task_kind : {"multiclass", "multilabel"} or None
-        Multilabel: each image carries the one label of its folder.
+        Multilabel: each image has the one label of its folder.
     labels_required : bool
         False: images outside class folders are read without a label.
 
@@ -104,102 +106,105 @@ def read_folders(
     Raises
     ------
     LayoutError
-        If these are not class folders.
+        If the layout is not class folders.
 
     Examples
     --------
     >>> from pathlib import Path
     >>> listing = Listing(root=Path("p"), images=("cat/1.jpg", "dog/1.jpg"))
-    >>> data, keys = read_folders(listing)
+    >>> data, keys = read_class_folders(listing)
     >>> data.classes, keys
     (('cat', 'dog'), ('cat/1.jpg', 'dog/1.jpg'))
     """
-    error = layouts.foreign(listing)
+    error = layouts.other_task_error(listing)
     if error is not None:
         raise error
-    found = by_class(listing)
-    if not listing.images or (labels_required and not found.classes):
-        raise layouts.unrecognised(listing)
-    label = {name: label for label, names in found.classes.items() for name in names}
-    keys = tuple(label) + (() if labels_required else found.outside)
-    keys = tuple(sorted(keys))
+    folders = group_by_class(listing)
+    if not listing.images or (labels_required and not folders.classes):
+        raise layouts.unknown_layout_error(listing)
+    labels = {name: label for label, names in folders.classes.items() for name in names}
+    keys = tuple(sorted((*labels, *(() if labels_required else folders.outside))))
     kind: Kind = task_kind or "multiclass"
     samples = tuple(
         Sample(
             image=listing.root / key,
-            target=(label[key],) if kind == "multilabel" and key in label else label.get(key),
-            split=found.splits.get(key.split("/", 1)[0]),
+            target=(labels[key],) if kind == "multilabel" and key in labels else labels.get(key),
+            split=folders.splits.get(key.split("/", 1)[0]),
         )
         for key in keys
     )
     data = Dataset(
-        samples=samples, classes=tuple(sorted(found.classes, key=natural_key)), kind=kind
+        samples=samples, classes=tuple(sorted(folders.classes, key=natural_key)), kind=kind
     )
     notes = (
-        *_recognised(data, found),
-        *_deeper(found),
-        *_left_out(listing, found, labels_required),
+        *_layout_notes(data, folders),
+        *_subfolder_notes(folders),
+        *_skipped_file_notes(listing, folders, labels_required),
     )
     return Dataset(samples=samples, classes=data.classes, kind=kind, notes=notes), keys
 
 
-def _recognised(data: Dataset, found: ByClass) -> tuple[str, ...]:
+def _layout_notes(data: Dataset, folders: ClassFolders) -> tuple[str, ...]:
     present = [split for split in SPLITS if any(s.split == split for s in data.samples)]
     notes = [f"class folders with {'/'.join(present)}" if present else "class folders, no splits"]
-    if not found.classes:
+    if not folders.classes:
         return ("a folder of images without labels",)
     if data.kind == "multiclass":
         notes.append("task: multiclass because each image has one label")
     else:
-        notes.append("task: multilabel because it was asked for")
+        notes.append("task: multilabel as requested")
     counts = data.counts()
     empty = [name for name, count in counts.items() if not count]
     if empty:
-        notes.append(f"{len(empty)} classes have an empty folder: {listed(empty)}")
+        notes.append(f"{len(empty)} classes have an empty folder: {format_list(empty)}")
     for split in present:
-        tally = Counter(_label(s) for s in data.samples if s.split == split)
-        absent = [name for name, count in counts.items() if count and not tally[name]]
+        split_counts = Counter(_first_label(s) for s in data.samples if s.split == split)
+        absent = [name for name, count in counts.items() if count and not split_counts[name]]
         if absent:
-            notes.append(f"{split} has no images of {len(absent)} classes: {listed(absent)}")
+            notes.append(f"{split} has no images of {len(absent)} classes: {format_list(absent)}")
     return tuple(notes)
 
 
-def _deeper(found: ByClass) -> tuple[str, ...]:
-    """Folders of the same names in every class may be the classes that were meant."""
-    at = 2 if found.splits else 1
-    inner = [
-        {name.split("/")[at] for name in names if name.count("/") > at}
-        for names in found.classes.values()
+def _subfolder_notes(folders: ClassFolders) -> tuple[str, ...]:
+    """Note that all classes have the same subfolders: these may be the intended classes."""
+    depth = 2 if folders.splits else 1
+    subfolders = [
+        {name.split("/")[depth] for name in names if name.count("/") > depth}
+        for names in folders.classes.values()
         if names
     ]
-    common = sorted(set.intersection(*inner), key=natural_key) if len(inner) > 1 else []
+    common = sorted(set.intersection(*subfolders), key=natural_key) if len(subfolders) > 1 else []
     if len(common) < 2:
         return ()
     return (
         (
-            f"every class holds the folders {listed(common)}; if these are the classes, "
-            "name a folder one step deeper"
+            f"every class contains the folders {format_list(common)}; if these are the classes, "
+            "pass a folder one level deeper"
         ),
     )
 
 
-def _label(sample: Sample) -> str | None:
+def _first_label(sample: Sample) -> str | None:
     return next(iter(labels_of(sample.target)), None)
 
 
-def _left_out(listing: Listing, found: ByClass, labels_required: bool) -> tuple[str, ...]:
+def _skipped_file_notes(
+    listing: Listing, folders: ClassFolders, labels_required: bool
+) -> tuple[str, ...]:
     notes = []
-    if found.outside and labels_required:
+    if folders.outside and labels_required:
         notes.append(
-            f"{len(found.outside)} images outside class folders left out: {listed(found.outside)}"
+            f"{len(folders.outside)} images outside class folders left out: "
+            f"{format_list(folders.outside)}"
         )
-    if listing.others:
+    if listing.other_files:
         notes.append(
-            f"{len(listing.others)} files that are no images left out: {listed(listing.others)}"
+            f"{len(listing.other_files)} files that are not images left out: "
+            f"{format_list(listing.other_files)}"
         )
-    if listing.links:
+    if listing.skipped_links:
         notes.append(
-            f"{len(listing.links)} links to folders not followed, as they lead back or too deep: "
-            f"{listed(listing.links)}"
+            f"{len(listing.skipped_links)} links to folders not followed (loops, or nested too "
+            f"deep): {format_list(listing.skipped_links)}"
         )
     return tuple(notes)

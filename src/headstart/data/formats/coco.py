@@ -1,4 +1,4 @@
-"""COCO annotations: JSON files of images, classes and boxes."""
+"""Reader of COCO annotations: JSON files with images, classes and boxes."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any
 
 from headstart.data.dataset import Boxes, SplitName
 from headstart.data.formats.annotations import (
-    Annotated,
+    AnnotatedImage,
     Annotations,
     is_background,
-    split_in,
+    split_from_path,
     splits_by_folder,
 )
-from headstart.data.formats.layouts import Listing, listed
+from headstart.data.formats.layouts import Listing, format_list
 from headstart.errors import DataError, LeakError
 
 __all__ = ["read_coco"]
 
-_GROUPS = ("group", "group_id", "patient_id", "patient", "subject_id", "video_id")
-_FAR = 1e9  # pixels; no image is as large
-_VOTES = 200  # images by which the folder of a file's images is found
+_GROUP_FIELDS = ("group", "group_id", "patient_id", "patient", "subject_id", "video_id")
+_MAX_COORDINATE = 1e9  # pixels; no image is as large
+_MAX_VOTES = 200  # images per file that decide in which folder its images are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """One JSON file: its images by id, its class names by id, its annotations by image id."""
+class _CocoFile:
+    """One JSON file: images by id, class names by id, annotations by image id."""
 
     name: str
     images: dict[Any, dict[str, Any]]
     names: dict[Any, str]
-    boxes: dict[Any, list[dict[str, Any]]]
-    stray: int  # annotations of images that the file does not list
+    annotations: dict[Any, list[dict[str, Any]]]
+    n_unlisted: int  # annotations of images that the file does not list
 
 
 def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
@@ -48,43 +48,45 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
     listing : Listing
         Of the folder that holds the images.
     files : sequence of str
-        The JSON files, relative to it. Those that hold no boxes are left out.
+        The JSON files, relative to that folder. Files without boxes are left out.
 
     Returns
     -------
     Annotations
-        ``iscrowd`` boxes are hard. Images of one ``video_id``, ``patient_id`` or ``group`` are
-        a group. The part is what the words of the file's path say, where the files name several.
+        ``iscrowd`` boxes are hard. Images with the same ``video_id``, ``patient_id`` or ``group``
+        are a group. The path of a file names its split, if the files name several splits.
 
     Raises
     ------
     DataError
-        If a file is damaged, names images outside the folder or none inside it, uses ids that
-        it does not declare, or names objects "background".
+        If a file is damaged, lists images outside the folder or none inside it, uses ids that
+        it does not declare, or has objects of a class "background".
     LeakError
-        If files of two parts name the same image.
+        If files of two splits list the same image.
     """
-    chosen, notes = _chosen(listing, files)
+    chosen, notes = _choose_files(listing, files)
     splits = splits_by_folder(_as_folders([file.name for file in chosen]))
-    inside = _Inside(listing.root)
-    items: dict[str, Annotated] = {}
+    is_inside = _InsideFolder(listing.root)
+    items: dict[str, AnnotatedImage] = {}
     for file in chosen:
-        notes += _remarks(file)
+        notes += _file_notes(file)
         split = splits[f"{file.name}/"]
-        for item in _items(file, _base(file, listing), split, inside):
+        for item in _iterate_images(file, _find_image_folder(file, listing), split, is_inside):
             if item.key in items:
-                raise _twice(listing.root, item, items[item.key])
+                raise _duplicate_image_error(listing.root, item, items[item.key])
             items[item.key] = item
     if not items.keys() & set(listing.images):
         raise DataError(
-            f"Expected images such as {next(iter(items), '')!r} in {str(listing.root)!r}, got "
-            f"none of the {len(items)} that are named; do: name the folder that holds both them "
-            "and the annotations."
+            f"None of the {len(items)} images in the COCO files (such as "
+            f"{next(iter(items), '')!r}) exists in {str(listing.root)!r}. Pass the folder that "
+            "contains both the images and the annotations."
         )
-    unnamed = [key for key in listing.images if key not in items]
-    if unnamed:
-        notes.append(f"{len(unnamed)} images that no file names left out: {listed(unnamed)}")
-    names = dict.fromkeys(n for f in chosen for n in f.names.values() if not is_background(n))
+    unlisted = [key for key in listing.images if key not in items]
+    if unlisted:
+        notes.append(f"{len(unlisted)} images that no file lists left out: {format_list(unlisted)}")
+    names = dict.fromkeys(
+        name for file in chosen for name in file.names.values() if not is_background(name)
+    )
     return Annotations(items=tuple(items.values()), names=tuple(names), notes=tuple(notes))
 
 
@@ -92,226 +94,250 @@ def _as_folders(names: Iterable[str]) -> list[str]:
     return [f"{name}/" for name in names]
 
 
-def _chosen(listing: Listing, files: Sequence[str]) -> tuple[list[_File], list[str]]:
-    """The files that hold boxes: of a COCO download, instances, not captions or key points."""
-    instances = [f for f in files if posixpath.basename(f).startswith("instances")]
-    read = [_read(listing.root, name) for name in instances or files]
-    chosen = [file for file in read if file is not None]
+def _choose_files(listing: Listing, files: Sequence[str]) -> tuple[list[_CocoFile], list[str]]:
+    """Choose the files with boxes; of a COCO download instances, not captions or key points."""
+    instances = [name for name in files if posixpath.basename(name).startswith("instances")]
+    candidates = [_read_file(listing.root, name) for name in instances or files]
+    chosen = [file for file in candidates if file is not None]
     if not chosen:
         raise DataError(
-            f"Expected boxes (`images`, `annotations` and `categories`) in {listed(files)} of "
-            f"{str(listing.root)!r}, got none; do: add them, or remove the files."
+            f"Expected the lists `images`, `annotations` and `categories` in a COCO file of "
+            f"{str(listing.root)!r}, got none of them complete in {format_list(files)}. Add the "
+            "missing lists, or remove the files."
         )
     names = [file.name for file in chosen]
-    notes = [f"COCO annotations: {listed(names)}"]
+    notes = [f"COCO annotations: {format_list(names)}"]
     rest = [name for name in files if name not in names]
     if rest:
         notes.append(
-            f"{len(rest)} JSON files that hold no boxes of objects left out: {listed(rest)}"
+            f"{len(rest)} JSON files without boxes of objects left out: {format_list(rest)}"
         )
     return chosen, notes
 
 
-def _wrong(path: Path, what: str, got: str) -> DataError:
+def _coco_error(path: Path, expected: str, got: str) -> DataError:
     return DataError(
-        f"Expected {what} in the COCO file {str(path)!r}, got {got}; do: correct the file."
+        f"Expected {expected} in the COCO file {str(path)!r}, got {got}. Correct the file."
     )
 
 
-def _read(root: Path, name: str) -> _File | None:
+def _read_file(root: Path, name: str) -> _CocoFile | None:
     path = root / name
     try:
         value = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
-        raise _wrong(path, "JSON", f"{error.msg} in line {error.lineno}") from error
+        raise _coco_error(path, "JSON", f"{error.msg} in line {error.lineno}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise _wrong(path, "JSON", f"{type(error).__name__}: {error}") from error
+        raise _coco_error(path, "JSON", f"{type(error).__name__}: {error}") from error
     if not isinstance(value, dict):
-        raise _wrong(path, "an object of lists", f"a {type(value).__name__}")
+        raise _coco_error(path, "an object of lists", f"a {type(value).__name__}")
     if not value.keys() >= {"images", "annotations", "categories"}:
         return None
-    images = _by_id(path, value, "images", "file_name")
-    names = {key: one["name"] for key, one in _by_id(path, value, "categories", "name").items()}
-    boxes: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for one in _entries(path, value, "annotations"):
-        boxes[_plain(one.get("image_id"))].append(one)
-    stray = sum(len(ones) for key, ones in boxes.items() if key not in images)
-    file = _File(name=name, images=images, names=names, boxes=boxes, stray=stray)
+    images = _index_by_id(path, value, "images", "file_name")
+    categories = _index_by_id(path, value, "categories", "name")
+    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in _require_objects(path, value, "annotations"):
+        annotations[_to_id(annotation.get("image_id"))].append(annotation)
+    file = _CocoFile(
+        name=name,
+        images=images,
+        names={identity: category["name"] for identity, category in categories.items()},
+        annotations=annotations,
+        n_unlisted=sum(len(group) for key, group in annotations.items() if key not in images),
+    )
     _require_categories(path, file)
     return file
 
 
-def _plain(value: Any) -> Any:
-    """An id that can be looked up; ids that are lists or objects are no ids."""
+def _to_id(value: Any) -> Any:
+    """Return an id that can be a dictionary key; None for lists and objects, which are no ids."""
     return value if isinstance(value, str | int | float) else None
 
 
-def _entries(path: Path, value: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
-    entries = value[part]
-    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise _wrong(path, f"a list of objects as `{part}`", "something else")
+def _require_objects(path: Path, value: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
+    entries = value[section]
+    if not isinstance(entries, list):
+        raise _coco_error(path, f"a list of objects as `{section}`", f"a {type(entries).__name__}")
+    invalid = [entry for entry in entries if not isinstance(entry, dict)]
+    if invalid:
+        raise _coco_error(
+            path, f"a list of objects as `{section}`", f"{invalid[0]!r:.80} in the list"
+        )
     return entries
 
 
-def _by_id(path: Path, value: Mapping[str, Any], part: str, word: str) -> dict[Any, dict[str, Any]]:
-    found: dict[Any, dict[str, Any]] = {}
-    for number, one in enumerate(_entries(path, value, part)):
-        identity, text = _plain(one.get("id")), one.get(word)
+def _index_by_id(
+    path: Path, value: Mapping[str, Any], section: str, field: str
+) -> dict[Any, dict[str, Any]]:
+    by_id: dict[Any, dict[str, Any]] = {}
+    for number, entry in enumerate(_require_objects(path, value, section)):
+        identity, text = _to_id(entry.get("id")), entry.get(field)
         if identity is None or not isinstance(text, str) or not text:
-            raise _wrong(path, f"`id` and `{word}` in {part}[{number}]", repr(one)[:80])
-        if identity in found:
-            raise _wrong(path, f"every id of `{part}` once", f"id {identity} twice")
-        found[identity] = one
-    return found
+            raise _coco_error(path, f"`id` and `{field}` in {section}[{number}]", repr(entry)[:80])
+        if identity in by_id:
+            raise _coco_error(path, f"every id of `{section}` once", f"id {identity} twice")
+        by_id[identity] = entry
+    return by_id
 
 
-def _require_categories(path: Path, file: _File) -> None:
-    """Every box's class is declared, and is a class of objects."""
-    used = Counter(_plain(one.get("category_id")) for ones in file.boxes.values() for one in ones)
-    for identity, count in used.items():
+def _require_categories(path: Path, file: _CocoFile) -> None:
+    """Check that the class of every box is declared and is a class of objects."""
+    counts = Counter(
+        _to_id(annotation.get("category_id"))
+        for annotations in file.annotations.values()
+        for annotation in annotations
+    )
+    for identity, count in counts.items():
         if identity not in file.names:
             first = next(
                 file.images.get(key, {}).get("file_name", "no image")
-                for key, ones in file.boxes.items()
-                for one in ones
-                if _plain(one.get("category_id")) == identity
+                for key, annotations in file.annotations.items()
+                for annotation in annotations
+                if _to_id(annotation.get("category_id")) == identity
             )
-            raise _wrong(
+            raise _coco_error(
                 path,
-                f"category ids of the {len(file.names)} classes ({listed(file.names)})",
-                f"id {identity} in {count} annotations, the first of {first!r}",
+                f"category ids of the {len(file.names)} classes ({format_list(file.names)})",
+                f"id {identity} in {count} annotations, first for {first!r}",
             )
         if is_background(file.names[identity]):
-            raise _wrong(
+            raise _coco_error(
                 path,
                 "classes of objects",
-                f"{count} annotations of id {identity}, {file.names[identity]!r}, which stands for "
-                "no object (are the ids one too low?)",
+                f"{count} annotations of id {identity}, {file.names[identity]!r}, which means "
+                "background (are the ids one too low?)",
             )
 
 
-def _remarks(file: _File) -> list[str]:
+def _file_notes(file: _CocoFile) -> list[str]:
     notes = []
-    if file.stray:
+    if file.n_unlisted:
         notes.append(
-            f"{file.stray} annotations of images that {file.name!r} does not list left out"
+            f"{file.n_unlisted} annotations of images that {file.name!r} does not list left out"
         )
-    empty = [f"{name} (id {key})" for key, name in file.names.items() if is_background(name)]
-    if empty:
-        notes.append(f"{listed(empty)} stands for no object and is no class")
+    background = [f"{name} (id {key})" for key, name in file.names.items() if is_background(name)]
+    if background:
+        notes.append(f"{format_list(background)} means background and is not a class")
     return notes
 
 
-def _base(file: _File, listing: Listing) -> str:
-    """The folder that most of the file's images lie in as they are named.
+def _find_image_folder(file: _CocoFile, listing: Listing) -> str:
+    """Find the folder to which most file names of a COCO file are relative.
 
-    Where folders hold images of the same names, the one of the same part, then the nearest.
+    If several folders contain the same names, prefer the one of the same split, then the nearest.
     """
-    wanted = [_tidy(one["file_name"]) for one in file.images.values()][:_VOTES]
-    ends: dict[str, list[str]] = defaultdict(list)
+    names = [_normalise_path(image["file_name"]) for image in file.images.values()][:_MAX_VOTES]
+    keys_by_basename: dict[str, list[str]] = defaultdict(list)
     for key in listing.images:
-        ends[posixpath.basename(key)].append(key)
+        keys_by_basename[posixpath.basename(key)].append(key)
     votes: Counter[str] = Counter()
-    for name in wanted:
-        for key in ends[posixpath.basename(name)]:
+    for name in names:
+        for key in keys_by_basename[posixpath.basename(name)]:
             if f"/{key}".endswith(f"/{name}"):
                 votes[key[: len(key) - len(name)]] += 1
-    home, split = posixpath.dirname(file.name), split_in(file.name)
+    json_folder, split = posixpath.dirname(file.name), split_from_path(file.name)
 
-    def rank(base: str) -> tuple[int, bool, int, str]:
-        shared = len(posixpath.commonprefix([f"{home}/", base]))
-        return -votes[base], split_in(base) != split, -shared, base
+    def rank(folder: str) -> tuple[int, bool, int, str]:
+        n_shared = len(posixpath.commonprefix([f"{json_folder}/", folder]))
+        return -votes[folder], split_from_path(folder) != split, -n_shared, folder
 
     return min(votes, key=rank, default="")
 
 
-def _tidy(name: str) -> str:
+def _normalise_path(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 
 
-class _Inside:
-    """Whether a file is below a folder once links are followed; asked once for each folder."""
+class _InsideFolder:
+    """Check whether a file is inside a folder after links are resolved, cached per subfolder.
+
+    An annotation file must not make the program read files elsewhere on the disk.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.real = os.path.realpath(root)
-        self.known: dict[str, bool] = {}
+        self.is_inside: dict[str, bool] = {}
 
     def __call__(self, key: str) -> bool:
         if key.startswith(("/", "../")) or key[1:3] == ":/" or "\0" in key:
             return False
         folder = posixpath.dirname(key)
-        if folder not in self.known:
-            self.known[folder] = self._holds(self.root / folder)
+        if folder not in self.is_inside:
+            self.is_inside[folder] = self._contains(self.root / folder)
         path = self.root / key
         is_link = os.path.islink(path)  # noqa: PTH114 - false, not an error, for impossible names
-        return self.known[folder] and (not is_link or self._holds(path))
+        return self.is_inside[folder] and (not is_link or self._contains(path))
 
-    def _holds(self, path: Path) -> bool:
+    def _contains(self, path: Path) -> bool:
         return f"{os.path.realpath(path)}{os.sep}".startswith(f"{self.real.rstrip(os.sep)}{os.sep}")
 
 
-def _items(file: _File, base: str, split: SplitName | None, inside: _Inside) -> Iterable[Annotated]:
-    path = inside.root / file.name
+def _iterate_images(
+    file: _CocoFile, image_folder: str, split: SplitName | None, is_inside: _InsideFolder
+) -> Iterable[AnnotatedImage]:
+    path = is_inside.root / file.name
     for identity, image in file.images.items():
-        name = _tidy(image["file_name"])
-        if name.startswith("../"):  # as written from the folder of the JSON file
+        name = _normalise_path(image["file_name"])
+        if name.startswith("../"):  # relative to the folder of the JSON file
             key = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), name))
         else:
-            key = name if name.startswith("/") else f"{base}{name}"
-        if not inside(key):
-            raise _wrong(
+            key = name if name.startswith("/") else f"{image_folder}{name}"
+        if not is_inside(key):
+            raise _coco_error(
                 path,
-                f"images inside {str(inside.root)!r}",
-                f"{image['file_name']!r}, which leads out of it",
+                f"images inside {str(is_inside.root)!r}",
+                f"{image['file_name']!r}, which is outside that folder",
             )
-        group = next((image[word] for word in _GROUPS if image.get(word) is not None), None)
-        yield Annotated(
+        group = next(
+            (image[field] for field in _GROUP_FIELDS if image.get(field) is not None), None
+        )
+        yield AnnotatedImage(
             key=key,
-            boxes=_boxes(path, image, file.boxes.get(identity, []), file.names),
+            boxes=_to_boxes(path, image, file.annotations.get(identity, []), file.names),
             split=split,
             group=None if group is None else str(group),
         )
 
 
-def _boxes(
+def _to_boxes(
     path: Path,
     image: Mapping[str, Any],
-    ones: Iterable[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
     names: Mapping[Any, str],
 ) -> Boxes:
     corners, labels, hard = [], [], []
-    for one in ones:
-        box = one.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            raise _wrong(
+    for annotation in annotations:
+        box = annotation.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))):
+            raise _coco_error(
                 path,
                 "a `bbox` of x, y, width and height for every annotation",
-                f"{box!r} in annotation {one.get('id')} of {image['file_name']!r}",
+                f"{box!r} in annotation {annotation.get('id')} of {image['file_name']!r}",
             )
         x, y, width, height = (float(value) for value in box)
         corners.append((x, y, x + width, y + height))
-        labels.append(names[one["category_id"]])
-        hard.append(bool(one.get("iscrowd")))
+        labels.append(names[annotation["category_id"]])
+        hard.append(bool(annotation.get("iscrowd")))
     size = (image.get("width"), image.get("height"))
-    stated = all(isinstance(side, int) and side > 0 for side in size)
+    has_size = all(isinstance(side, int) and side > 0 for side in size)
     return Boxes(
         corners=tuple(corners),
         labels=tuple(labels),
         hard=tuple(hard) if any(hard) else (),
-        size=(int(size[0] or 0), int(size[1] or 0)) if stated else None,
+        size=(int(size[0] or 0), int(size[1] or 0)) if has_size else None,
     )
 
 
-def _is_number(value: Any) -> bool:
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and abs(value) < _FAR  # not so for NaN either
+def _is_coordinate(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < _MAX_COORDINATE  # false for NaN, too
 
 
-def _twice(root: Path, item: Annotated, before: Annotated) -> DataError:
-    kind = DataError if item.split == before.split else LeakError
-    parts = "" if item.split == before.split else f" ({before.split} and {item.split})"
-    return kind(
+def _duplicate_image_error(root: Path, item: AnnotatedImage, previous: AnnotatedImage) -> DataError:
+    same_split = item.split == previous.split
+    splits = "" if same_split else f" ({previous.split} and {item.split})"
+    return (DataError if same_split else LeakError)(
         f"Expected every image once in the COCO files of {str(root)!r}, got {item.key!r} "
-        f"twice{parts}; do: remove one of its entries."
+        f"twice{splits}. Remove one of its entries."
     )

@@ -1,6 +1,6 @@
-"""What lies in a folder, and plain words for a layout that is not read.
+"""Folder listing, recognition of data formats, and the errors for unsupported layouts.
 
-Only names are looked at, never an image's content.
+Images are recognised by file name only; of annotation files the first bytes are read.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MANIFEST_SUFFIXES",
     "Listing",
-    "coco_files",
-    "foreign",
+    "find_coco_files",
+    "find_voc_file",
+    "find_yolo_file",
+    "format_list",
     "is_image",
-    "listed",
-    "missing",
+    "list_folder",
     "natural_key",
-    "no_masks",
-    "unrecognised",
-    "voc_file",
-    "walk",
-    "yolo_file",
+    "no_masks_error",
+    "other_task_error",
+    "path_not_found_error",
+    "unknown_layout_error",
 ]
 
 # fmt: off
@@ -43,54 +43,56 @@ IMAGE_SUFFIXES = frozenset(
 # fmt: on
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".parquet", ".pq"))
 
-_IGNORED = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
-# Links to folders are followed this deep: enough for pools of linked classes, too little for
-# folders that link to each other to multiply.
-_LINKS = 2
+_SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
+# Nested links to folders are followed to this depth: enough for class folders that are links,
+# and small enough that folders linking to each other do not multiply the listing.
+_MAX_LINK_DEPTH = 2
 
-_ACCEPTED = """
+_SUPPORTED_LAYOUTS = """
   class folders     photos/cat/1.jpg          with splits   photos/train/cat/1.jpg
                     photos/dog/2.jpg                        photos/test/dog/2.jpg
-  a manifest        labels.csv (.tsv, .parquet), alone or beside the images:
-                    path,label[,split][,group]
+  manifest          labels.csv (or .tsv, .parquet): a table in the folder of the images,
+                    with a header row; the columns split and group are optional:
+                    path,label,split,group
                     images/1.jpg,cat,train,patient7
   masks             images/1.jpg              with splits   train/images/1.jpg
                     masks/1.png                             train/masks/1.png
-                    classes.txt (one name a line, or 'code name', or 'r g b name')
-  boxes             COCO (*.json), Pascal VOC (*.xml) or YOLO (labels/*.txt) beside the images
-  an example set    demo:digits"""
+                    classes.txt (one class per line: 'name', 'code name' or 'r g b name')
+  boxes             COCO (annotations.json), Pascal VOC (1.xml for 1.jpg) or
+                    YOLO (labels/1.txt for images/1.jpg)
+  example data      demo:digits (no files needed)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What lies under a folder, as sorted posix paths relative to it.
+    """Contents of a folder and its subfolders, as sorted posix paths relative to it.
 
     Parameters
     ----------
     root : Path
     images : tuple of str
-        Files with the suffix of an image.
-    others : tuple of str
-        All other files, hidden ones left out.
+        Files with an image suffix.
+    other_files : tuple of str
+        All other files, except hidden ones.
     folders : tuple of str
-    links : tuple of str
-        Links to folders that were not followed, because they lead back or too deep.
+    skipped_links : tuple of str
+        Symbolic links to folders that were not followed: they form a loop or are nested too deep.
     """
 
     root: Path
     images: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    other_files: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
-    links: tuple[str, ...] = ()
+    skipped_links: tuple[str, ...] = ()
 
     @property
-    def tops(self) -> tuple[str, ...]:
+    def top_folders(self) -> tuple[str, ...]:
         """Folders directly under the root."""
         return tuple(folder for folder in self.folders if "/" not in folder)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name has the suffix of an image.
+    """Whether a file name has an image suffix.
 
     Examples
     --------
@@ -101,7 +103,7 @@ def is_image(name: str) -> bool:
 
 
 def natural_key(text: str) -> tuple[object, ...]:
-    """A sort key in which numbers count as numbers and case does not.
+    """Sort key for natural order: numbers by value, letters without case.
 
     Examples
     --------
@@ -113,23 +115,23 @@ def natural_key(text: str) -> tuple[object, ...]:
     return (tuple(numbers), text)
 
 
-def listed(items: Iterable[object], limit: int = 5) -> str:
-    """The first few items in words.
+def format_list(items: Iterable[object], limit: int = 5) -> str:
+    """Format the first few items as one line of text.
 
     Examples
     --------
-    >>> listed(["a", "b", "c"], limit=2)
+    >>> format_list(["a", "b", "c"], limit=2)
     "'a', 'b' and 1 more"
     """
     values = list(items)
-    shown = ", ".join(repr(str(value)) for value in values[:limit])
-    return shown + (f" and {len(values) - limit} more" if len(values) > limit else "")
+    text = ", ".join(repr(str(value)) for value in values[:limit])
+    return text + (f" and {len(values) - limit} more" if len(values) > limit else "")
 
 
-def walk(root: Path) -> Listing:
-    """List a folder and everything below it; hidden and system files are left out.
+def list_folder(root: Path) -> Listing:
+    """List a folder and all its subfolders; hidden and system files are left out.
 
-    Links to folders are followed, loops are not.
+    Links to folders are followed, except those that form a loop.
 
     Raises
     ------
@@ -142,191 +144,221 @@ def walk(root: Path) -> Listing:
     >>> folder = Path(tempfile.mkdtemp())
     >>> (folder / "cat").mkdir()
     >>> (folder / "cat" / "1.jpg").touch()
-    >>> walk(folder).images
+    >>> list_folder(folder).images
     ('cat/1.jpg',)
     """
-    found: dict[str, list[str]] = {"images": [], "others": [], "folders": [], "links": []}
-    open_folders: list[tuple[str, tuple[tuple[int, int], ...], int]] = [("", (_identity(root),), 0)]
-    while open_folders:
-        folder, chain, links = open_folders.pop()
-        for entry in _entries(root / folder):
+    images: list[str] = []
+    other_files: list[str] = []
+    folders: list[str] = []
+    skipped_links: list[str] = []
+    # Folders still to list, each with the identities of its parents and the links on the way.
+    root_identity = _folder_identity(root)
+    pending: list[tuple[str, tuple[tuple[int, int], ...], int]] = [("", (root_identity,), 0)]
+    while pending:
+        folder, parents, parent_link_depth = pending.pop()
+        for entry in _folder_entries(root / folder):
             name = f"{folder}{entry.name}"
             if not entry.is_dir():
-                found["images" if is_image(name) else "others"].append(name)
+                (images if is_image(name) else other_files).append(name)
                 continue
-            here, depth = _identity(Path(entry.path)), links + entry.is_symlink()
-            if here in chain or depth > _LINKS:
-                found["links"].append(name)
+            identity = _folder_identity(Path(entry.path))
+            link_depth = parent_link_depth + entry.is_symlink()
+            if identity in parents or link_depth > _MAX_LINK_DEPTH:
+                skipped_links.append(name)
                 continue
-            found["folders"].append(name)
-            open_folders.append((name + "/", (*chain, here), depth))
-    return Listing(root=root, **{kind: tuple(sorted(names)) for kind, names in found.items()})
+            folders.append(name)
+            pending.append((name + "/", (*parents, identity), link_depth))
+    return Listing(
+        root=root,
+        images=tuple(sorted(images)),
+        other_files=tuple(sorted(other_files)),
+        folders=tuple(sorted(folders)),
+        skipped_links=tuple(sorted(skipped_links)),
+    )
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _folder_identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _folder_entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return [e for e in entries if e.name[0] != "." and e.name.lower() not in _IGNORED]
+            return [
+                entry
+                for entry in entries
+                if entry.name[0] != "." and entry.name.lower() not in _SYSTEM_FILES
+            ]
     except OSError as error:
         raise DataError(
-            f"Expected to be able to read the folder {str(folder)!r}, got {error.strerror}; "
-            "do: change its permissions."
+            f"Cannot read the folder {str(folder)!r}: {error.strerror}. Change its permissions, "
+            "or move the images to a folder that you can read."
         ) from error
 
 
-def missing(path: Path) -> LayoutError:
-    """The error for a path that does not exist, with the nearest name that does.
+def path_not_found_error(path: Path) -> LayoutError:
+    """Error for a path that does not exist; it names the most similar path that does.
 
     Examples
     --------
-    >>> missing(Path("no-such-folder/photos")).args[0]
-    "Expected a file or folder at 'no-such-folder/photos', got none there; ..."
+    >>> path_not_found_error(Path("no-such-folder/photos")).args[0]
+    "'no-such-folder/photos' does not exist. ..."
     """
-    start = path
-    while not start.parent.is_dir() and start.parent != start:
-        start = start.parent
-    names = sorted(p.name for p in start.parent.iterdir()) if start.parent.is_dir() else []
-    near = get_close_matches(start.name, names, n=1, cutoff=0.5)
-    if near:
-        hint = f"did you mean {str(start.parent / near[0])!r}?"
+    # The topmost part of the path that does not exist: a typo may be in a parent folder.
+    absent = path
+    while not absent.parent.is_dir() and absent.parent != absent:
+        absent = absent.parent
+    parent = absent.parent
+    names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
+    similar = get_close_matches(absent.name, names, n=1, cutoff=0.5)
+    if similar:
+        hint = f"Did you mean {str(parent / similar[0])!r}?"
     else:
-        hint = f"do: look into {str(start.parent.absolute())!r}, which holds {listed(names)}."
-    return LayoutError(f"Expected a file or folder at {str(path)!r}, got none there; {hint}")
+        hint = (
+            f"Pass an existing file or folder: {str(parent.absolute())!r} contains "
+            f"{format_list(names) or 'nothing'}."
+        )
+    return LayoutError(f"{str(path)!r} does not exist. {hint}")
 
 
-def unrecognised(listing: Listing) -> LayoutError:
-    """The error for a folder whose layout is not one of those that are read.
+def unknown_layout_error(listing: Listing) -> LayoutError:
+    """Error for a folder whose layout is not supported.
 
     Examples
     --------
-    >>> "no images" in str(unrecognised(Listing(root=Path("photos"))))
+    >>> "no images" in str(unknown_layout_error(Listing(root=Path("photos"))))
     True
     """
     if not listing.images:
         reason = "no images"
     elif all("/" not in name for name in listing.images):
-        reason = "images but no class folders and no manifest that says what they show"
+        reason = "images without class folders and without a manifest that lists their labels"
     else:
-        reason = "images in folders that are not classes"
+        reason = "images in folders that are not class folders"
     suffixes = Counter(
-        Path(name).suffix.lower() or "(none)" for name in (*listing.images, *listing.others)
+        Path(name).suffix.lower() or "(none)" for name in (*listing.images, *listing.other_files)
     )
     counts = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(6)) or "none"
     return LayoutError(
-        f"Expected {str(listing.root)!r} to hold labelled images, got {reason}; "
-        f"do: arrange them in one of these ways:{_ACCEPTED}\n"
-        f"Found: {len(listing.folders)} folders ({listed(listing.folders) or 'none'}); "
+        f"Expected labelled images in {str(listing.root)!r}, got {reason}.\n"
+        f"Contents: {len(listing.folders)} folders ({format_list(listing.folders) or 'none'}); "
         f"files by suffix: {counts}; "
-        f"first files: {listed((*listing.images, *listing.others)) or 'none'}."
+        f"first files: {format_list((*listing.images, *listing.other_files)) or 'none'}.\n"
+        f"Arrange the data in one of these layouts:{_SUPPORTED_LAYOUTS}"
     )
 
 
-def foreign(listing: Listing) -> LayoutError | None:
-    """The error for data of another task (detection, segmentation); None where it is not that."""
-    looks = _other_task(listing)
-    if looks is None:
+def other_task_error(listing: Listing) -> LayoutError | None:
+    """Error for data of another task (detection, segmentation); None if there is no sign of it."""
+    description = _describe_other_task(listing)
+    if description is None:
         return None
     return LayoutError(
-        f"Expected {str(listing.root)!r} to hold images for classification, got what looks "
-        f"like {looks}; do: leave the task to be inferred, or arrange the images in one of "
-        f"these ways:{_ACCEPTED}"
+        f"Expected images for classification in {str(listing.root)!r}, got {description}. "
+        f"Remove --task to use this task, or arrange the images in one of these "
+        f"layouts:{_SUPPORTED_LAYOUTS}"
     )
 
 
-def _other_task(listing: Listing) -> str | None:
-    if files := coco_files(listing):
+def _describe_other_task(listing: Listing) -> str | None:
+    if files := find_coco_files(listing):
         return f"detection data (COCO annotations in {files[0]!r})"
-    if name := voc_file(listing):
+    if name := find_voc_file(listing):
         return f"detection data (Pascal VOC annotations such as {name!r})"
-    if name := yolo_file(listing):
+    if name := find_yolo_file(listing):
         return f"detection data (YOLO labels such as {name!r})"
-    return _masks(listing)
+    return _describe_masks(listing)
 
 
-def no_masks(listing: Listing) -> LayoutError:
-    """The error for a folder that was said to hold masks and does not.
+def no_masks_error(listing: Listing) -> LayoutError:
+    """Error for a folder without masks when the task is segmentation.
 
     Examples
     --------
-    >>> "masks" in str(no_masks(Listing(root=Path("photos"))))
+    >>> "masks" in str(no_masks_error(Listing(root=Path("photos"))))
     True
     """
     return LayoutError(
-        f"Expected {str(listing.root)!r} to hold images with masks of the same names beside "
-        f"them, got {len(listing.images)} images in the folders "
-        f"{listed(listing.folders) or 'none'}; do: arrange them as images/1.jpg and masks/1.png."
+        f"Expected images and masks of the same names in {str(listing.root)!r}, got "
+        f"{len(listing.images)} images without masks in {len(listing.folders)} folders "
+        f"({format_list(listing.folders) or 'none'}). Arrange them as images/1.jpg and "
+        "masks/1.png, or remove --task segmentation."
     )
 
 
-def _head(path: Path, size: int = 65536) -> str:
+def _read_start(path: Path, size: int = 65536) -> str:
     with path.open("rb") as file:
         return file.read(size).decode("utf-8", errors="replace")
 
 
-def coco_files(listing: Listing) -> tuple[str, ...]:
-    """JSON files that begin like COCO annotations.
+def find_coco_files(listing: Listing) -> tuple[str, ...]:
+    """Find the JSON files whose first bytes look like COCO annotations.
 
     Examples
     --------
-    >>> coco_files(Listing(root=Path("photos"), others=("readme.txt",)))
+    >>> find_coco_files(Listing(root=Path("photos"), other_files=("readme.txt",)))
     ()
     """
-    names = [name for name in listing.others if name.lower().endswith(".json")]
-    if not any(_is_coco(listing.root / name) for name in names[:20]):  # of thousands, perhaps
+    names = [name for name in listing.other_files if name.lower().endswith(".json")]
+    if not any(_is_coco(listing.root / name) for name in names[:20]):  # there may be thousands
         return ()
     return tuple(name for name in names if _is_coco(listing.root / name))
 
 
 def _is_coco(path: Path) -> bool:
-    text = _head(path)
-    images = '"images"' in text and '"file_name"' in text
-    return images or ('"annotations"' in text and '"image_id"' in text)
+    text = _read_start(path)
+    has_images = '"images"' in text and '"file_name"' in text
+    return has_images or ('"annotations"' in text and '"image_id"' in text)
 
 
-def voc_file(listing: Listing) -> str | None:
-    """The first XML file that begins like a Pascal VOC annotation.
+def find_voc_file(listing: Listing) -> str | None:
+    """Find the first XML file that looks like a Pascal VOC annotation; None if there is none.
 
     Examples
     --------
-    >>> voc_file(Listing(root=Path("photos"), others=("readme.txt",))) is None
+    >>> find_voc_file(Listing(root=Path("photos"), other_files=("readme.txt",))) is None
     True
     """
-    for name in [name for name in listing.others if name.lower().endswith(".xml")][:5]:
-        if "<annotation" in _head(listing.root / name, 4096):
+    for name in [name for name in listing.other_files if name.lower().endswith(".xml")][:5]:
+        if "<annotation" in _read_start(listing.root / name, 4096):
             return name
     return None
 
 
-def yolo_file(listing: Listing) -> str | None:
-    """The first text file of an image's name that begins like YOLO labels.
+def find_yolo_file(listing: Listing) -> str | None:
+    """Find the first text file that looks like YOLO labels of an image; None if there is none.
 
     Examples
     --------
-    >>> yolo_file(Listing(root=Path("photos"), others=("readme.txt",))) is None
+    >>> find_yolo_file(Listing(root=Path("photos"), other_files=("readme.txt",))) is None
     True
     """
-    texts = [name for name in listing.others if name.endswith(".txt")]
+    texts = [name for name in listing.other_files if name.endswith(".txt")]
     stems = {name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in listing.images}
-    twins = (n for n in texts if n.rsplit("/", 1)[-1].removesuffix(".txt") in stems)
-    # Files of images without objects are empty, and may be many.
-    filled = (n for n in islice(twins, 1000) if (listing.root / n).stat().st_size)
-    for name in islice(filled, 5):
-        first = _head(listing.root / name, 4096).lstrip("\ufeff").split("\n", 1)[0]
-        if re.match(r"[\d.]+(\s+-?[\d.eE+-]+){4,}\s*$", first):
+    matching = (name for name in texts if name.rsplit("/", 1)[-1].removesuffix(".txt") in stems)
+    # Label files of images without objects are empty, and there may be many of them.
+    not_empty = (name for name in islice(matching, 1000) if (listing.root / name).stat().st_size)
+    for name in islice(not_empty, 5):
+        first_line = _read_start(listing.root / name, 4096).lstrip("\ufeff").split("\n", 1)[0]
+        if re.match(r"[\d.]+(\s+-?[\d.eE+-]+){4,}\s*$", first_line):
             return name
     return None
 
 
-def _masks(listing: Listing) -> str | None:
-    tops = {top.lower(): top for top in listing.tops}
-    images = next((tops[n] for n in ("images", "image", "imgs", "jpegimages") if n in tops), None)
+def _describe_masks(listing: Listing) -> str | None:
+    top_folders = {top.lower(): top for top in listing.top_folders}
+    images = next(
+        (top_folders[n] for n in ("images", "image", "imgs", "jpegimages") if n in top_folders),
+        None,
+    )
     masks = next(
-        (tops[n] for n in ("masks", "mask", "segmentationclass", "annotations") if n in tops), None
+        (
+            top_folders[n]
+            for n in ("masks", "mask", "segmentationclass", "annotations")
+            if n in top_folders
+        ),
+        None,
     )
     if images is None or masks is None:
         return None

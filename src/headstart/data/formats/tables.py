@@ -1,4 +1,8 @@
-"""CSV, TSV and Parquet files -> columns of text; what they mean is for `manifests`."""
+"""Reader of manifests: CSV, TSV and Parquet tables that list images and labels.
+
+`read_table` reads any table as columns of text; `find_columns` assigns their meaning;
+`read_manifest` turns both into a `Dataset`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import Any
 from unicodedata import normalize
 
 from headstart.data.dataset import Dataset, Kind, Sample, SplitName, Target, labels_of
-from headstart.data.formats.layouts import listed, natural_key
+from headstart.data.formats.layouts import format_list, natural_key
 from headstart.errors import DataError, LayoutError, LeakError, MissingExtraError, UnknownNameError
 
 __all__ = ["Columns", "Table", "find_columns", "read_manifest", "read_table", "split_name"]
@@ -22,7 +26,7 @@ __all__ = ["Columns", "Table", "find_columns", "read_manifest", "read_table", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Columns by name, with the line of the file that each row stands in.
+    """Columns by name, with the line number of each row in the file.
 
     Parameters
     ----------
@@ -45,7 +49,7 @@ def read_table(path: Path) -> Table:
     DataError
         If rows are damaged.
     LayoutError
-        If the file is not such a table.
+        If the file is not a table of one of these formats.
     MissingExtraError
         If the file is Parquet and pyarrow is not installed.
 
@@ -65,40 +69,48 @@ def read_table(path: Path) -> Table:
 def _read_csv(path: Path) -> Table:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
+            first_line = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=_delimiter(path, head), strict=True)
+            reader = csv.reader(file, delimiter=_find_delimiter(path, first_line), strict=True)
             rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (UnicodeError, csv.Error) as error:
         raise LayoutError(
-            f"Expected {str(path)!r} to be a table in UTF-8, got: {error}; "
-            "do: save it as CSV in UTF-8."
+            f"Cannot read {str(path)!r} as a CSV table in UTF-8: {error}. Save it as CSV with the "
+            "encoding UTF-8."
         ) from error
     if not rows:
-        raise LayoutError(f"Expected {str(path)!r} to hold rows, got an empty file; do: fill it.")
-    header = [name.strip() for name in rows.pop(0)[1]]
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
         raise LayoutError(
-            f"Expected the columns of {str(path)!r} to have different names, got {listed(twice)} "
-            "more than once; do: rename them."
+            f"Expected rows in {str(path)!r}, got an empty file. Write a header row and one row "
+            "per image."
         )
-    ragged = [line for line, row in rows if len(row) != len(header)]
-    if ragged:
+    header = [name.strip() for name in rows.pop(0)[1]]
+    duplicates = [name for name, count in Counter(header).items() if count > 1]
+    if duplicates:
+        raise LayoutError(
+            f"Expected each column name once in {str(path)!r}, got {format_list(duplicates)} "
+            "several times. Rename these columns."
+        )
+    ragged_lines = [line for line, row in rows if len(row) != len(header)]
+    if ragged_lines:
         raise DataError(
             f"Expected {len(header)} cells in every row of {str(path)!r}, got another number in "
-            f"{len(ragged)} rows (lines {', '.join(map(str, ragged[:5]))}); "
-            "do: put quotes around cells that hold the delimiter."
+            f"{len(ragged_lines)} rows (lines {', '.join(map(str, ragged_lines[:5]))}"
+            f"{', ...' if len(ragged_lines) > 5 else ''}). Put quotes around cells that contain "
+            "the delimiter."
         )
     lines = [line for line, _ in rows]
     cells = [[row[i].strip() or None for _, row in rows] for i in range(len(header))]
     return Table(path=path, columns=dict(zip(header, cells, strict=True)), lines=lines)
 
 
-def _delimiter(path: Path, head: str) -> str:
+def _find_delimiter(path: Path, first_line: str) -> str:
     if path.suffix.lower() == ".tsv":
         return "\t"
-    return max(",\t;|", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+
+    def n_columns(delimiter: str) -> int:
+        return len(next(csv.reader([first_line], delimiter=delimiter), []))
+
+    return max(",\t;|", key=n_columns)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -109,7 +121,7 @@ def _read_parquet(path: Path) -> Table:
         raise MissingExtraError("pyarrow", extra="data") from None
     try:
         schema = pq.read_schema(path)
-        # Columns of bytes hold whole images; they are not paths and would fill the memory.
+        # Columns of bytes contain whole images: not paths, and too large for memory.
         names = [
             field.name
             for field in schema
@@ -118,22 +130,22 @@ def _read_parquet(path: Path) -> Table:
         table = pq.read_table(path, columns=names)
     except (pa.ArrowException, OSError) as error:
         raise LayoutError(
-            f"Expected {str(path)!r} to be a Parquet file, got: {error}; do: write it again."
+            f"Cannot read {str(path)!r} as a Parquet file: {error}. Write the file again."
         ) from error
-    columns = {name: [_cell(value) for value in table[name].to_pylist()] for name in names}
+    columns = {name: [_to_text(value) for value in table[name].to_pylist()] for name in names}
     return Table(path=path, columns=columns, lines=list(range(1, table.num_rows + 1)))
 
 
-def _cell(value: Any) -> Any:
+def _to_text(value: Any) -> Any:
     if value is None or isinstance(value, list):
         return value
     if isinstance(value, float):
-        # pandas turns whole numbers into floats as soon as one is missing.
+        # pandas stores whole numbers as floats if one is missing: write 3.0 as 3.
         return None if value != value else str(int(value) if value.is_integer() else value)
     return str(value).strip() or None
 
 
-_IMAGE = (
+_IMAGE_COLUMNS = (
     "path",
     "filepath",
     "file_path",
@@ -149,7 +161,7 @@ _IMAGE = (
     "img_path",
     "image_id",
 )
-_LABEL = (
+_LABEL_COLUMNS = (
     "label",
     "class",
     "target",
@@ -164,8 +176,8 @@ _LABEL = (
     "classname",
     "y",
 )
-_SPLIT = ("split", "subset", "partition", "set", "phase")
-_GROUP = (
+_SPLIT_COLUMNS = ("split", "subset", "partition", "set", "phase")
+_GROUP_COLUMNS = (
     "group",
     "group_id",
     "groupid",
@@ -190,12 +202,12 @@ _SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
     "testing": "test",
 }
-_SEPARATORS = re.compile(r"[|;]")
+_LABEL_SEPARATORS = re.compile(r"[|;]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which column holds what; None where a table has no such column.
+    """Names of the columns by role; None if the table has no such column.
 
     Parameters
     ----------
@@ -209,7 +221,7 @@ class Columns:
 
 
 def split_name(text: str) -> SplitName | None:
-    """The part that a word stands for; None where it stands for none.
+    """Split that a word stands for; None if it stands for no split.
 
     Examples
     --------
@@ -222,12 +234,12 @@ def split_name(text: str) -> SplitName | None:
 def find_columns(
     table: Table, *, image: str | None = None, label: str | None = None, group: str | None = None
 ) -> Columns:
-    """Find the columns by the names given, else by the names that are usual.
+    """Find the columns by the given names, or else by common names.
 
     Raises
     ------
     UnknownNameError
-        If ``image`` or ``label`` is given and is not the name of a column.
+        If ``image`` or ``label`` is given and there is no such column.
 
     Examples
     --------
@@ -235,31 +247,35 @@ def find_columns(
     >>> find_columns(table)
     Columns(image='File', label='class', split=None, group=None)
     """
-    names = {_plain(name): name for name in table.columns}
-    for what, wanted in (("image_column", image), ("label_column", label)):
-        if wanted is not None and _plain(wanted) not in names:
-            raise UnknownNameError(what, wanted, table.columns)
-    taken = {_plain(wanted) for wanted in (image, label) if wanted is not None}
+    names = {_normalise_column(name): name for name in table.columns}
+    for parameter, column in (("image_column", image), ("label_column", label)):
+        if column is not None and _normalise_column(column) not in names:
+            raise UnknownNameError(parameter, column, table.columns)
+    assigned = {_normalise_column(column) for column in (image, label) if column is not None}
 
-    def usual(words: Sequence[str]) -> str | None:
-        return next((names[w] for w in words if w in names and w not in taken), None)
+    def find_common(candidates: Sequence[str]) -> str | None:
+        return next((names[c] for c in candidates if c in names and c not in assigned), None)
 
     return Columns(
-        image=names[_plain(image)] if image is not None else usual(_IMAGE),
-        label=names[_plain(label)] if label is not None else usual(_LABEL),
-        split=usual(_SPLIT),
-        group=names.get(_plain(group)) if group is not None else usual(_GROUP),
+        image=names[_normalise_column(image)] if image is not None else find_common(_IMAGE_COLUMNS),
+        label=names[_normalise_column(label)] if label is not None else find_common(_LABEL_COLUMNS),
+        split=find_common(_SPLIT_COLUMNS),
+        group=(
+            names.get(_normalise_column(group))
+            if group is not None
+            else find_common(_GROUP_COLUMNS)
+        ),
     )
 
 
-def _plain(name: str) -> str:
+def _normalise_column(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def read_manifest(
     table: Table, columns: Columns, *, task_kind: Kind | None = None, labels_required: bool = True
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Turn a table into a data set; paths are relative to the table's folder, or absolute.
+    """Turn a table into a data set. Paths are relative to the table's folder, or absolute.
 
     Parameters
     ----------
@@ -267,7 +283,7 @@ def read_manifest(
     columns : Columns
         See `find_columns`.
     task_kind : {"multiclass", "multilabel"} or None
-        None: multilabel where cells are lists or hold several labels.
+        None: multilabel if cells are lists or contain several labels.
     labels_required : bool
         Whether a row without a label is an error.
 
@@ -276,45 +292,45 @@ def read_manifest(
     Dataset
         In the order of the table, each image once.
     tuple of str
-        The path of each example as the table writes it, with forward slashes.
+        Path of each example as written in the table, with forward slashes.
 
     Raises
     ------
     DataError
         If files are missing, labels are missing or contradict each other, or a split is unknown.
     LayoutError
-        If there is no column of paths or of labels.
+        If there is no column of paths or labels.
     LeakError
         If the same image is in two splits.
     """
-    keys = _keys(table, _image_column(table, columns, labels_required))
-    paths = _resolve(table, keys)
+    keys = _read_keys(table, _require_columns(table, columns, labels_required))
+    paths = _resolve_paths(table, keys)
     cells = table.columns[columns.label] if columns.label else [None] * len(keys)
-    kind, why = _kind(cells, task_kind)
+    kind, kind_note = _infer_kind(cells, task_kind)
     if columns.label and kind == "multilabel" and not any(isinstance(c, list) for c in cells):
-        # Text cannot tell "none of them" from "unknown"; with several labels the first is meant.
+        # An empty text cell of a multilabel table means "none of the classes", not "unlabelled".
         cells = [[] if cell is None else cell for cell in cells]
-    targets = [_target(cell, kind) for cell in cells]
+    targets = [_parse_target(cell, kind) for cell in cells]
     if columns.label and labels_required:
         _require_labels(table, targets)
-    splits = _splits(table, columns.split)
+    splits = _read_splits(table, columns.split)
     groups = table.columns[columns.group] if columns.group else [None] * len(keys)
     samples = [
         Sample(image=path, target=target, split=split, group=None if group is None else str(group))
         for path, target, split, group in zip(paths, targets, splits, groups, strict=True)
     ]
-    samples, keys, repeated = _merge(samples, keys, kind)
-    names = {name for s in samples for name in _names(s.target)}
+    samples, keys, n_repeated = _merge_repeated(samples, keys, kind)
+    names = {name for s in samples for name in labels_of(s.target)}
     roles = [(role, getattr(columns, role)) for role in ("image", "label", "split", "group")]
     notes = [
         f"manifest {table.path.name}: "
         + ", ".join(f"{role} = column {name!r}" for role, name in roles if name is not None),
-        *([why] if names else []),
-        *([f"{repeated} repeated rows of the same image merged"] if repeated else []),
+        *([kind_note] if names else []),
+        *([f"{n_repeated} repeated rows of the same image merged"] if n_repeated else []),
     ]
-    empty = sum(target == () for target in targets)
-    if empty:
-        notes.append(f"{empty} images carry no label at all, which means: none of the classes")
+    n_empty = sum(target == () for target in targets)
+    if n_empty:
+        notes.append(f"{n_empty} images have no label, which means: none of the classes")
     data = Dataset(
         samples=tuple(samples),
         classes=tuple(sorted(names, key=natural_key)),
@@ -325,95 +341,98 @@ def read_manifest(
     return data, tuple(keys)
 
 
-def _image_column(table: Table, columns: Columns, labels_required: bool) -> str:
-    """The column of paths, once it is clear that all columns needed are there."""
-    wanted = (("paths", columns.image, _IMAGE), ("labels", columns.label, _LABEL))
-    for what, name, words in wanted:
-        if name is None and (what == "paths" or labels_required):
+def _require_columns(table: Table, columns: Columns, labels_required: bool) -> str:
+    """Check that the columns of paths and labels exist; return the column of paths."""
+    roles = (
+        ("paths", columns.image, _IMAGE_COLUMNS, "image_column"),
+        ("labels", columns.label, _LABEL_COLUMNS, "label_column"),
+    )
+    for contents, name, common_names, parameter in roles:
+        if name is None and (contents == "paths" or labels_required):
             raise LayoutError(
-                f"Expected a column of {what} ({', '.join(words[:4])}, ...) in "
-                f"{str(table.path)!r}, got the columns {listed(table.columns, 12)}; "
-                "do: rename one, or say which with image_column / label_column."
+                f"Expected a column of {contents} ({', '.join(common_names[:4])}, ...) in "
+                f"{str(table.path)!r}, got the columns {format_list(table.columns, 12)}. Rename "
+                f"the column of {contents} to {common_names[0]!r}, or pass {parameter}='NAME' to "
+                "read_dataset."
             )
     if not table.lines:
-        raise DataError(f"Expected {str(table.path)!r} to hold rows, got none; do: fill it.")
+        raise DataError(
+            f"Expected rows in {str(table.path)!r}, got only a header. Write one row per image."
+        )
     return str(columns.image)
 
 
-def _keys(table: Table, column: str) -> list[str]:
+def _read_keys(table: Table, column: str) -> list[str]:
     cells = table.columns[column]
-    bad = [i for i, cell in enumerate(cells) if not isinstance(cell, str)]
-    if bad:
-        raise _in_rows(table, bad, f"a path in column {column!r}", "none")
-    return [_posix(cell, table.path.parent) for cell in cells]
+    invalid_rows = [i for i, cell in enumerate(cells) if not isinstance(cell, str)]
+    if invalid_rows:
+        raise _invalid_rows_error(table, invalid_rows, f"a path in column {column!r}", "none")
+    return [_to_forward_slashes(cell, table.path.parent) for cell in cells]
 
 
-def _posix(cell: str, folder: Path) -> str:
+def _to_forward_slashes(cell: str, folder: Path) -> str:
     if "\\" in cell and not (folder / cell).exists():
         return cell.replace("\\", "/")
     return cell
 
 
-def _in_rows(table: Table, rows: Sequence[int], wanted: str, got: str) -> DataError:
+def _invalid_rows_error(table: Table, rows: Sequence[int], expected: str, got: str) -> DataError:
     lines = ", ".join(str(table.lines[row]) for row in rows[:5])
     return DataError(
-        f"Expected every row of {str(table.path)!r} to have {wanted}, got {got} in {len(rows)} of "
-        f"{len(table.lines)} rows (lines {lines}{', ...' if len(rows) > 5 else ''}); "
-        "do: correct or remove them."
+        f"Expected {expected} in every row of {str(table.path)!r}, got {got} in {len(rows)} of "
+        f"{len(table.lines)} rows (lines {lines}{', ...' if len(rows) > 5 else ''}). Correct or "
+        "remove these rows."
     )
 
 
-def _resolve(table: Table, keys: Sequence[str]) -> list[Path]:
+def _resolve_paths(table: Table, keys: Sequence[str]) -> list[Path]:
     folder = table.path.parent
     paths = [folder / os.path.normpath(key) for key in keys]
-    gone = [key for key, path in zip(keys, paths, strict=True) if not path.is_file()]
-    if not gone:
+    missing = [key for key, path in zip(keys, paths, strict=True) if not path.is_file()]
+    if not missing:
         return paths
-    name = gone[0].rsplit("/", 1)[-1]
-    twin = next((p for p in sorted(folder.glob("*/")) if (p / name).is_file()), None)
-    hint = f" (a file of the first name lies in {twin.name + '/'!r})" if twin else ""
+    name = missing[0].rsplit("/", 1)[-1]
+    subfolder = next((p for p in sorted(folder.glob("*/")) if (p / name).is_file()), None)
+    hint = f" ({name!r} exists in {subfolder.name + '/'!r})" if subfolder else ""
     raise DataError(
-        f"Expected every image of {str(table.path)!r} to exist, got {len(gone)} of {len(keys)} "
-        f"missing: {listed(gone)}; do: write paths relative to {str(folder)!r} or absolute{hint}."
+        f"{len(missing)} of the {len(keys)} images in {str(table.path)!r} do not exist: "
+        f"{format_list(missing)}. Write absolute paths, or paths relative to "
+        f"{str(folder)!r}{hint}."
     )
 
 
-def _kind(cells: Sequence[Any], task_kind: Kind | None) -> tuple[Kind, str]:
+def _infer_kind(cells: Sequence[Any], task_kind: Kind | None) -> tuple[Kind, str]:
     if task_kind is not None:
-        return task_kind, f"task: {task_kind} because it was asked for"
-    several = sum(isinstance(c, list) or (c is not None and "|" in c) for c in cells)
-    several = several or sum(c is not None and ";" in c for c in cells)
-    if several:
+        return task_kind, f"task: {task_kind} as requested"
+    n_multiple = sum(isinstance(c, list) or (c is not None and "|" in c) for c in cells)
+    n_multiple = n_multiple or sum(c is not None and ";" in c for c in cells)
+    if n_multiple:
         return "multilabel", (
-            f"task: multilabel because {several} of {len(cells)} labels are lists "
-            "or hold '|' or ';'"
+            f"task: multilabel because {n_multiple} of {len(cells)} labels are lists "
+            "or contain '|' or ';'"
         )
     return "multiclass", "task: multiclass because each image has one label"
 
 
-def _target(cell: Any, kind: Kind) -> Target:
+def _parse_target(cell: Any, kind: Kind) -> Target:
     if kind == "multiclass":
         if isinstance(cell, list):
             return normalize("NFC", str(cell[0]).strip()) if len(cell) == 1 else None
         return None if cell is None else normalize("NFC", cell)
     if cell is None:
         return None
-    parts = cell if isinstance(cell, list) else _SEPARATORS.split(cell)
-    names = (normalize("NFC", str(part).strip()) for part in parts)
+    labels = cell if isinstance(cell, list) else _LABEL_SEPARATORS.split(cell)
+    names = (normalize("NFC", str(label).strip()) for label in labels)
     return tuple(sorted({name for name in names if name}, key=natural_key))
 
 
-def _names(target: Target) -> tuple[str, ...]:
-    return labels_of(target)
-
-
 def _require_labels(table: Table, targets: Sequence[Target]) -> None:
-    empty = [i for i, target in enumerate(targets) if target is None]
-    if empty:
-        raise _in_rows(table, empty, "one label", "none or several")
+    unlabelled = [i for i, target in enumerate(targets) if target is None]
+    if unlabelled:
+        raise _invalid_rows_error(table, unlabelled, "one label", "none or several")
 
 
-def _splits(table: Table, column: str | None) -> list[SplitName | None]:
+def _read_splits(table: Table, column: str | None) -> list[SplitName | None]:
     if column is None:
         return [None] * len(table.lines)
     cells = [None if cell is None else str(cell) for cell in table.columns[column]]
@@ -421,45 +440,49 @@ def _splits(table: Table, column: str | None) -> list[SplitName | None]:
     unknown = Counter(c for c, s in zip(cells, splits, strict=True) if c is not None and s is None)
     if unknown:
         first = next(iter(unknown))
-        near = get_close_matches(first.lower(), _SPLIT_NAMES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "do: rename the values or the column."
+        similar = get_close_matches(first.lower(), _SPLIT_NAMES, n=1, cutoff=0.5)
+        hint = (
+            f"Did you mean {similar[0]!r}?"
+            if similar
+            else "Correct the values, or rename the column if it does not name splits."
+        )
         raise DataError(
-            f"Expected column {column!r} of {str(table.path)!r} to say train, val or test, "
-            f"got {listed(unknown)} in {unknown.total()} rows; {hint}"
+            f"Expected train, val or test in column {column!r} of {str(table.path)!r}, "
+            f"got {format_list(unknown)} in {unknown.total()} rows. {hint}"
         )
     return splits
 
 
-def _merge(
+def _merge_repeated(
     samples: Sequence[Sample], keys: Sequence[str], kind: Kind
 ) -> tuple[list[Sample], list[str], int]:
-    """One example for each image; rows of one image must agree."""
-    first: dict[Any, int] = {}
+    """Merge rows of the same image into one example; such rows must agree."""
+    positions: dict[Any, int] = {}
     merged: list[Sample] = []
-    kept: list[str] = []
-    clashes: list[str] = []
+    merged_keys: list[str] = []
+    conflicts: list[str] = []
     for sample, key in zip(samples, keys, strict=True):
-        at = first.setdefault(sample.image, len(merged))
-        if at == len(merged):
+        position = positions.setdefault(sample.image, len(merged))
+        if position == len(merged):
             merged.append(sample)
-            kept.append(key)
+            merged_keys.append(key)
             continue
-        before = merged[at]
-        if before.split != sample.split:
+        previous = merged[position]
+        if previous.split != sample.split:
             raise LeakError(
-                f"Expected {key!r} to be in one split, got {before.split} and {sample.split}; "
-                "do: remove one of the rows."
+                f"Expected the image {key!r} in one split, got {previous.split} and "
+                f"{sample.split}. Remove one of its rows."
             )
-        same = kind == "multilabel" or before.target == sample.target
-        if before.group != sample.group or not same:
-            clashes.append(key)
+        same_label = kind == "multilabel" or previous.target == sample.target
+        if previous.group != sample.group or not same_label:
+            conflicts.append(key)
         elif kind == "multilabel":
-            names = tuple(sorted({*_names(before.target), *_names(sample.target)}, key=natural_key))
-            merged[at] = replace(before, target=names)
-    if clashes:
+            names = {*labels_of(previous.target), *labels_of(sample.target)}
+            merged[position] = replace(previous, target=tuple(sorted(names, key=natural_key)))
+    if conflicts:
         raise DataError(
-            f"Expected rows of the same image to agree, got different labels or groups for "
-            f"{len(clashes)} rows: {listed(clashes)}; do: correct them, or set the task kind to "
-            "multilabel where images may carry several labels."
+            f"Expected one label and one group per image, got {len(conflicts)} rows that "
+            f"contradict an earlier row of the same image: {format_list(conflicts)}. Correct these "
+            "rows. If an image can have several labels, separate them with '|' in one row."
         )
-    return merged, kept, len(samples) - len(merged)
+    return merged, merged_keys, len(samples) - len(merged)

@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file for every image, and lists of names for the parts."""
+"""Reader of Pascal VOC: one XML file per image, and text files that list the splits."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
-from headstart.data.dataset import Boxes, SplitName
+from headstart.data.dataset import SPLITS, Boxes, SplitName
 from headstart.data.formats.annotations import (
-    Annotated,
+    AnnotatedImage,
     Annotations,
     is_background,
     splits_by_folder,
 )
-from headstart.data.formats.layouts import Listing, listed, natural_key
+from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.errors import DataError, LeakError
 
 __all__ = ["read_voc", "read_xml"]
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_MASKS = frozenset(("segmentationclass", "segmentationobject"))
-_LISTS: tuple[tuple[str, SplitName], ...] = (("train", "train"), ("val", "val"), ("test", "test"))
+_MASK_FOLDERS = frozenset(("segmentationclass", "segmentationobject"))
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds a tree of elements, never of entities: a few lines of them can fill the memory."""
+    """Build a tree of elements and refuse entities: a few lines of them can fill the memory."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(f"a DOCTYPE ({name})")
@@ -37,7 +36,8 @@ class _Builder(ElementTree.TreeBuilder):
 def read_xml(path: Path) -> tuple[Boxes, str]:
     """Read one annotation file.
 
-    VOC counts pixels from 1 and names the last one inside, so that 1 is taken from left and top.
+    Pascal VOC counts pixels from 1 and includes the last pixel, so 1 is subtracted from left and
+    top.
 
     Parameters
     ----------
@@ -48,13 +48,13 @@ def read_xml(path: Path) -> tuple[Boxes, str]:
     Boxes
         Corners in pixels from 0; ``difficult`` objects are hard.
     str
-        The image's file name as stated; empty where it is not.
+        File name of the image as stated; empty if it is not stated.
 
     Raises
     ------
     DataError
-        If the file is no XML, brings entities of its own, or an object has no name or no box of
-        four finite numbers; file and line are named.
+        If the file is not valid XML, has a DOCTYPE, or an object has no name or no box of four
+        finite numbers. The message names file and line.
 
     Examples
     --------
@@ -65,71 +65,71 @@ def read_xml(path: Path) -> tuple[Boxes, str]:
     >>> read_xml(path)[0].corners
     ((0.0, 0.0, 4.0, 2.0),)
     """
-    root, content = _tree(path)
+    root, content = _parse_xml(path)
     corners, labels, hard = [], [], []
-    for number, thing in enumerate(root.findall("object")):
+    for number, element in enumerate(root.findall("object")):
         try:
-            corners.append(_corners(thing))
-            labels.append(_text(thing, "name"))
-            hard.append(thing.findtext("difficult", "").strip() in {"1", "true", "True"})
+            corners.append(_parse_corners(element))
+            labels.append(_required_text(element, "name"))
+            hard.append(element.findtext("difficult", "").strip() in {"1", "true", "True"})
         except ValueError as error:
-            where = [m.start() for m in re.finditer(rb"<object[\s/>]", content)]
-            at = content.count(b"\n", 0, where[number]) + 1 if number < len(where) else "?"
-            raise _wrong(path, f"{error} in object {number + 1}, line {at}") from error
+            starts = [match.start() for match in re.finditer(rb"<object[\s/>]", content)]
+            line = content.count(b"\n", 0, starts[number]) + 1 if number < len(starts) else "?"
+            raise _voc_error(path, f"{error} in object {number + 1}, line {line}") from error
     boxes = Boxes(
         corners=tuple(corners),
         labels=tuple(labels),
         hard=tuple(hard) if any(hard) else (),
-        size=_size(root),
+        size=_parse_size(root),
     )
     return boxes, root.findtext("filename", "").strip()
 
 
-def _tree(path: Path) -> tuple[ElementTree.Element, bytes]:
+def _parse_xml(path: Path) -> tuple[ElementTree.Element, bytes]:
     try:
         content = path.read_bytes()
         parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - refuses entities
         parser.feed(content)
         root: ElementTree.Element = parser.close()
     except ElementTree.ParseError as error:
-        raise _wrong(path, f"{error.msg.split(':')[0]} in line {error.position[0]}") from error
+        raise _voc_error(path, f"{error.msg.split(':')[0]} in line {error.position[0]}") from error
     except (OSError, ValueError, LookupError) as error:
-        raise _wrong(path, str(error)) from error
+        raise _voc_error(path, str(error)) from error
     if root.tag != "annotation":
-        raise _wrong(path, f"<{root.tag}> in line 1")
+        raise _voc_error(path, f"<{root.tag}> in line 1")
     return root, content
 
 
-def _wrong(path: Path, got: str) -> DataError:
+def _voc_error(path: Path, got: str) -> DataError:
     return DataError(
-        f"Expected {str(path)!r} to be a Pascal VOC annotation, got {got}; "
-        "do: correct or remove it."
+        f"Expected {str(path)!r} to be a Pascal VOC annotation, got {got}. Correct or remove the "
+        "file."
     )
 
 
-def _text(thing: ElementTree.Element, tag: str) -> str:
-    text = thing.findtext(tag, "").strip()
+def _required_text(element: ElementTree.Element, tag: str) -> str:
+    text = element.findtext(tag, "").strip()
     if not text:
         raise ValueError(f"no <{tag}>")
     return text
 
 
-def _corners(thing: ElementTree.Element) -> tuple[float, float, float, float]:
-    box = thing.find("bndbox")
+def _parse_corners(element: ElementTree.Element) -> tuple[float, float, float, float]:
+    box = element.find("bndbox")
     if box is None:
         raise ValueError("no <bndbox>")
-    texts = [_text(box, side) for side in _SIDES]
+    texts = [_required_text(box, side) for side in _SIDES]
     try:
         left, top, right, bottom = (float(text) for text in texts)
     except ValueError as error:
-        raise ValueError(f"a box of {listed(texts)}") from error
+        raise ValueError(f"a box of {format_list(texts)}") from error
     if not all(map(math.isfinite, (left, top, right, bottom))):
-        raise ValueError(f"a box of {listed(texts)}")
+        raise ValueError(f"a box of {format_list(texts)}")
     return left - 1, top - 1, right, bottom
 
 
-def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Width and height as stated; tools that do not know them write 0."""
+def _parse_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Width and height as stated; None if they are 0, which tools write for an unknown size."""
     texts = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     if not all(text.isascii() and text.isdigit() for text in texts):
         return None
@@ -138,7 +138,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def read_voc(listing: Listing) -> Annotations:
-    """Read the annotations below a folder.
+    """Read the annotations in a folder and its subfolders.
 
     Parameters
     ----------
@@ -147,154 +147,173 @@ def read_voc(listing: Listing) -> Annotations:
     Returns
     -------
     Annotations
-        An image of the annotated folders (or of the lists) without a file has no objects. With
-        lists in ``ImageSets/Main`` only the images that they name are read.
+        Images of the annotated folders (or of the lists) without an XML file have no objects. If
+        there are lists in ``ImageSets/Main``, only the images in these lists are read.
 
     Raises
     ------
     DataError
-        If an annotation is damaged or describes no object but the background, or two describe
-        one image.
+        If an annotation is damaged, has objects of a class "background", or belongs to an image
+        that has another annotation.
     LeakError
         If an image is in two lists.
     """
-    files = [name for name in listing.others if name.lower().endswith(".xml")]
-    found: dict[str, tuple[Boxes, str]] = {}
-    strange = []
-    for name in files:
+    xml_files = [name for name in listing.other_files if name.lower().endswith(".xml")]
+    annotations: dict[str, tuple[Boxes, str]] = {}
+    other_xml = []
+    for name in xml_files:
         if _is_annotation(listing.root / name):
-            found[name] = read_xml(listing.root / name)
+            annotations[name] = read_xml(listing.root / name)
         else:
-            strange.append(name)
-    images = [p for p in listing.images if _MASKS.isdisjoint(p.lower().split("/")[:-1])]
-    placed = _placed(found, images)
-    _require_objects(listing.root, found)
-    homes = {posixpath.dirname(key) for key in placed}
-    keys = dict.fromkeys((*placed, *(p for p in images if posixpath.dirname(p) in homes)))
-    lists = _lists(listing)
-    bare = [key for key in keys if key not in placed]
-    notes = [f"Pascal VOC annotations: {len(found)} XML files such as {next(iter(found))!r}"]
+            other_xml.append(name)
+    images = [
+        key for key in listing.images if _MASK_FOLDERS.isdisjoint(key.lower().split("/")[:-1])
+    ]
+    boxes_by_image = _match_images(annotations, images)
+    _refuse_background(listing.root, annotations)
+    folders = {posixpath.dirname(key) for key in boxes_by_image}
+    in_folders = (key for key in images if posixpath.dirname(key) in folders)
+    keys = dict.fromkeys((*boxes_by_image, *in_folders))
+    lists = _read_split_lists(listing)
+    without_annotation = [key for key in keys if key not in boxes_by_image]
+    notes = [
+        f"Pascal VOC annotations: {len(annotations)} XML files such as {next(iter(annotations))!r}"
+    ]
     splits: Mapping[str, SplitName | None] = splits_by_folder(keys)
     if lists:
-        splits, unlisted = _listed(keys, lists, homes)
-        notes.append("parts as ImageSets/Main says")
-        notes += [f"{len(unlisted)} images in no list left out: {listed(unlisted)}"] * bool(
-            unlisted
+        splits, unlisted = _assign_splits(keys, lists, folders)
+        notes.append("splits from the lists in ImageSets/Main")
+        if unlisted:
+            notes.append(f"{len(unlisted)} images in no list left out: {format_list(unlisted)}")
+        without_annotation = [key for key in splits if key not in boxes_by_image]
+    if without_annotation:
+        notes.append(
+            f"{len(without_annotation)} images have no annotation file: "
+            f"{format_list(without_annotation)}"
         )
-        bare = [key for key in splits if key not in placed]
-    if bare:
-        notes.append(f"{len(bare)} images have no annotation file: {listed(bare)}")
-    if strange:
-        notes.append(f"{len(strange)} other XML files not read: {listed(strange)}")
+    if other_xml:
+        notes.append(f"{len(other_xml)} other XML files not read: {format_list(other_xml)}")
     items = tuple(
-        Annotated(key=key, boxes=placed.get(key, Boxes()), split=split)
+        AnnotatedImage(key=key, boxes=boxes_by_image.get(key, Boxes()), split=split)
         for key, split in splits.items()
     )
-    names = {name for boxes in placed.values() for name in boxes.labels}
+    names = {name for boxes in boxes_by_image.values() for name in boxes.labels}
     return Annotations(items=items, names=tuple(sorted(names, key=natural_key)), notes=tuple(notes))
 
 
 def _is_annotation(path: Path) -> bool:
-    """Whether a file calls itself an annotation; a damaged one beside images is one, too."""
+    """Whether an XML file is an annotation; a damaged file without a root tag counts as one."""
     with path.open("rb") as file:
-        head = file.read(4096)
-    other = re.search(rb"<(?![?!])\s*([\w:.-]+)", head)
-    return b"<annotation" in head or other is None
+        start = file.read(4096)
+    first_tag = re.search(rb"<(?![?!])\s*([\w:.-]+)", start)
+    return b"<annotation" in start or first_tag is None
 
 
-def _require_objects(root: Path, found: Mapping[str, tuple[Boxes, str]]) -> None:
-    for name, (boxes, _) in found.items():
+def _refuse_background(root: Path, annotations: Mapping[str, tuple[Boxes, str]]) -> None:
+    for name, (boxes, _) in annotations.items():
         for label in filter(is_background, boxes.labels):
             raise DataError(
-                f"Expected {str(root / name)!r} to name classes of objects, got {label!r}, which "
-                "stands for no object; do: remove these boxes, or give the class another name."
+                f"Expected classes of objects in {str(root / name)!r}, got {label!r}, which means "
+                "background. Remove these boxes, or rename the class."
             )
 
 
-def _placed(found: Mapping[str, tuple[Boxes, str]], images: Iterable[str]) -> dict[str, Boxes]:
-    """The image of each annotation: beside it, in a folder next to it, or of that name."""
-    by_stem: dict[str, list[str]] = defaultdict(list)
+def _match_images(
+    annotations: Mapping[str, tuple[Boxes, str]], images: Iterable[str]
+) -> dict[str, Boxes]:
+    """Match each annotation with an image; return the boxes by image."""
+    keys_by_stem: dict[str, list[str]] = defaultdict(list)
     for key in images:
-        by_stem[posixpath.splitext(posixpath.basename(key))[0]].append(key)
-    placed: dict[str, Boxes] = {}
-    owner: dict[str, str] = {}
-    home = "JPEGImages"
-    for name, (boxes, stated) in found.items():
-        key = _image_of(name, stated, by_stem) or ""
-        if not key:  # the scan says that it is missing
-            folder = posixpath.dirname(posixpath.dirname(name))
-            base = posixpath.basename(stated.replace("\\", "/"))
+        keys_by_stem[posixpath.splitext(posixpath.basename(key))[0]].append(key)
+    boxes_by_image: dict[str, Boxes] = {}
+    annotation_by_image: dict[str, str] = {}
+    image_folder = "JPEGImages"
+    for name, (boxes, stated_name) in annotations.items():
+        key = _find_image(name, stated_name, keys_by_stem) or ""
+        if not key:  # the path where the image should be: the data checks report it as missing
+            parent = posixpath.dirname(posixpath.dirname(name))
+            base = posixpath.basename(stated_name.replace("\\", "/"))
             stem = posixpath.splitext(posixpath.basename(name))[0]
-            key = posixpath.join(folder, home, base or f"{stem}.jpg")
+            key = posixpath.join(parent, image_folder, base or f"{stem}.jpg")
         else:
-            home = posixpath.basename(posixpath.dirname(key))
-        if key in placed:
+            image_folder = posixpath.basename(posixpath.dirname(key))
+        if key in boxes_by_image:
             raise DataError(
-                f"Expected one annotation for the image {key!r}, got {owner[key]!r} and "
-                f"{name!r}; do: remove one of them."
+                f"Expected one annotation for the image {key!r}, got "
+                f"{annotation_by_image[key]!r} and {name!r}. Remove one of them."
             )
-        placed[key], owner[key] = boxes, name
-    return placed
+        boxes_by_image[key], annotation_by_image[key] = boxes, name
+    return boxes_by_image
 
 
-def _image_of(name: str, stated: str, by_stem: Mapping[str, list[str]]) -> str | None:
+def _find_image(name: str, stated_name: str, keys_by_stem: Mapping[str, list[str]]) -> str | None:
+    """Find the image of an annotation by the name of the XML file, or else the stated name.
+
+    Among several candidates the order is: same folder, matching folder structure, sibling folder.
+    """
     stem = posixpath.splitext(posixpath.basename(name))[0]
-    near = posixpath.dirname(name)
-    around = posixpath.dirname(near)
-    known = by_stem.get(stem, [])
-    if not known:
-        base = posixpath.basename(stated.replace("\\", "/"))
-        known = [
+    folder = posixpath.dirname(name)
+    parent = posixpath.dirname(folder)
+    candidates = keys_by_stem.get(stem, [])
+    if not candidates:
+        base = posixpath.basename(stated_name.replace("\\", "/"))
+        candidates = [
             key
-            for key in by_stem.get(posixpath.splitext(base)[0], [])
+            for key in keys_by_stem.get(posixpath.splitext(base)[0], [])
             if posixpath.basename(key) == base
         ]
-    beside = [key for key in known if posixpath.dirname(key) == near]
-    next_to = [key for key in known if posixpath.dirname(posixpath.dirname(key)) == around]
-    twins = [key for key in known if _twin(near) == _twin(posixpath.dirname(key))]
-    return next((keys[0] for keys in (beside, twins, next_to, known) if len(keys) == 1), None)
+    same_folder = [key for key in candidates if posixpath.dirname(key) == folder]
+    sibling_folder = [
+        key for key in candidates if posixpath.dirname(posixpath.dirname(key)) == parent
+    ]
+    structure = _strip_role_folders(folder)
+    same_structure = [
+        key for key in candidates if _strip_role_folders(posixpath.dirname(key)) == structure
+    ]
+    groups = (same_folder, same_structure, sibling_folder, candidates)
+    return next((keys[0] for keys in groups if len(keys) == 1), None)
 
 
-def _twin(folder: str) -> str:
-    """A folder's path without the word that parts annotations from images."""
-    words = {"annotations", "jpegimages", "images", "labels", "xml", "xmls", "annotation"}
-    return "/".join(part for part in folder.split("/") if part.lower() not in words)
+def _strip_role_folders(folder: str) -> str:
+    """Path of a folder without the folders that separate annotations from images."""
+    roles = {"annotations", "jpegimages", "images", "labels", "xml", "xmls", "annotation"}
+    return "/".join(part for part in folder.split("/") if part.lower() not in roles)
 
 
-def _lists(listing: Listing) -> dict[SplitName, tuple[str, list[str]]]:
-    """Name and lines of the lists train, val and test; trainval where there are neither."""
+def _read_split_lists(listing: Listing) -> dict[SplitName, tuple[str, list[str]]]:
+    """Read name and lines of the lists train, val and test; trainval if there are neither."""
     files = {
         posixpath.basename(name).lower(): name
-        for name in listing.others
+        for name in listing.other_files
         if posixpath.dirname(name).lower().endswith("imagesets/main")
     }
     lists: dict[SplitName, tuple[str, list[str]]] = {}
-    for word, split in _LISTS:
-        both = word == "train" and "train.txt" not in files and "val.txt" not in files
-        if name := files.get("trainval.txt" if both else f"{word}.txt"):
+    for split in SPLITS:
+        use_trainval = split == "train" and "train.txt" not in files and "val.txt" not in files
+        if name := files.get("trainval.txt" if use_trainval else f"{split}.txt"):
             text = (listing.root / name).read_text(encoding="utf-8", errors="replace")
             lists[split] = name, [line.split()[0] for line in text.splitlines() if line.strip()]
     return lists
 
 
-def _listed(
+def _assign_splits(
     keys: Iterable[str],
     lists: Mapping[SplitName, tuple[str, list[str]]],
-    homes: Iterable[str],
+    folders: Iterable[str],
 ) -> tuple[dict[str, SplitName | None], list[str]]:
-    """The part of each image that a list names, and images that none does."""
-    by_stem = {posixpath.splitext(posixpath.basename(key))[0]: key for key in keys}
-    home = min(homes, default="JPEGImages")
+    """Return the split of each listed image, and the images in no list."""
+    key_by_stem = {posixpath.splitext(posixpath.basename(key))[0]: key for key in keys}
+    folder = min(folders, default="JPEGImages")
     splits: dict[str, SplitName | None] = {}
     for split, (name, lines) in lists.items():
         for line in dict.fromkeys(lines):
             base = posixpath.basename(line.replace("\\", "/"))
-            stem = base if base in by_stem else posixpath.splitext(base)[0]
-            key = by_stem.get(stem) or posixpath.join(home, f"{base}.jpg")
+            stem = base if base in key_by_stem else posixpath.splitext(base)[0]
+            key = key_by_stem.get(stem) or posixpath.join(folder, f"{base}.jpg")
             if key in splits:
                 raise LeakError(
-                    f"Expected {key!r} to be in one list, got {splits[key]} and {split} "
-                    f"({name!r}); do: remove it from one of them."
+                    f"Expected the image {key!r} in one list, got {splits[key]} and {split} "
+                    f"({name!r}). Remove it from one of these lists."
                 )
             splits[key] = split
-    return splits, [key for key in by_stem.values() if key not in splits]
+    return splits, [key for key in key_by_stem.values() if key not in splits]

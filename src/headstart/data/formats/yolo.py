@@ -1,4 +1,4 @@
-"""YOLO labels: one text file for every image, and a list of class names."""
+"""Reader of YOLO labels: one text file per image, and a list of class names."""
 
 from __future__ import annotations
 
@@ -13,43 +13,49 @@ from typing import Any
 
 from headstart.data.dataset import SPLITS, Boxes, SplitName
 from headstart.data.formats.annotations import (
-    Annotated,
+    AnnotatedImage,
     Annotations,
     is_background,
     splits_by_folder,
 )
-from headstart.data.formats.layouts import Listing, listed
+from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.tables import split_name
 from headstart.errors import DataError
 
 __all__ = ["read_yolo"]
 
-_LISTS = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt", "labels.txt")
-_FAR = 2.0  # shares of a side; beyond, they are pixels
+_CLASS_LISTS = (
+    "classes.txt",
+    "obj.names",
+    "_darknet.labels",
+    "predefined_classes.txt",
+    "labels.txt",
+)
+_MAX_FRACTION = 2.0  # of width or height; larger values are pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Names:
-    """Class names by id, and the file that says so."""
+class _ClassNames:
+    """Class names by id, the file that lists them, and the entries of data.yaml."""
 
     names: dict[int, str]
     source: str
-    parts: dict[str, Any]
+    entries: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class _LabelRow:
     """One line of a label file."""
 
     identity: int
     corners: tuple[float, float, float, float]
-    outline: bool
+    is_outline: bool
 
 
 def read_yolo(listing: Listing) -> Annotations:
-    """Read the labels below a folder.
+    """Read the labels in a folder and its subfolders.
 
-    An image's labels lie in the folder of its name with ``labels`` for ``images``, or beside it.
+    The label file of images/1.jpg is labels/1.txt; a text file beside the image is accepted, too.
 
     Parameters
     ----------
@@ -58,35 +64,48 @@ def read_yolo(listing: Listing) -> Annotations:
     Returns
     -------
     Annotations
-        Corners as shares of width and height; an outline (more than one point) gives the box
-        around it. An image without a label file, or with an empty one, has no objects. Parts are
-        those that the words of the folders name, else those of data.yaml.
+        Corners as fractions of width and height. An outline (polygon) is replaced by its bounding
+        box. An image without a label file, or with an empty one, has no objects. Splits come from
+        the names of folders, or else from data.yaml.
 
     Raises
     ------
     DataError
-        If a line is no label, a class id is out of range, or the names do not fit their number;
-        file, line and id are named.
+        If a line is not a label, a class id is out of range, or `nc` is not the number of names.
+        The message names file, line and id.
     """
-    names = _names(listing)
-    texts = {n for n in listing.others if n.endswith(".txt") and not _is_list(n)}
-    labels = {key: _label_file(key, texts) for key in _images(listing, texts)}
-    rows = {name: _rows(listing.root / name) for name in labels.values() if name in texts}
-    stray = _stray(listing, texts - rows.keys(), labels)
-    rows |= {name: _rows(listing.root / name) for name in stray.values()}
-    labels |= stray
-    classes = _classes(listing.root, rows, names)
-    splits = _splits(listing, labels, names)
+    class_names = _find_class_names(listing)
+    texts = {
+        name for name in listing.other_files if name.endswith(".txt") and not _is_name_list(name)
+    }
+    label_files = {key: _find_label_file(key, texts) for key in _find_images(listing, texts)}
+    rows = {
+        name: _read_label_file(listing.root / name)
+        for name in label_files.values()
+        if name in texts
+    }
+    without_image = _label_files_without_image(texts - rows.keys(), label_files)
+    rows |= {name: _read_label_file(listing.root / name) for name in without_image.values()}
+    label_files |= without_image
+    classes = _check_class_ids(listing.root, rows, class_names)
+    splits = _find_splits(listing, label_files, class_names)
     items = tuple(
-        Annotated(key=key, boxes=_boxes(rows.get(name, ()), classes), split=splits[key])
-        for key, name in labels.items()
+        AnnotatedImage(
+            key=key, boxes=_rows_to_boxes(rows.get(name, ()), classes), split=splits[key]
+        )
+        for key, name in label_files.items()
     )
-    source = f"names of classes from {names.source!r}" if names else "no names: ids name classes"
+    source = (
+        f"class names from {class_names.source!r}"
+        if class_names
+        else "no class names: the ids are used as names"
+    )
     notes = [f"YOLO labels: {len(rows)} text files such as {next(iter(rows), '')!r}, {source}"]
-    notes += _remarks(listing, labels, rows)
-    empty = [name for name in (names.names.values() if names else ()) if is_background(name)]
-    if empty:
-        notes.append(f"{listed(empty)} stands for no object and is no class")
+    notes += _label_notes(listing, label_files, rows)
+    names = class_names.names.values() if class_names else ()
+    background = [name for name in names if is_background(name)]
+    if background:
+        notes.append(f"{format_list(background)} means background and is not a class")
     return Annotations(
         items=items,
         names=tuple(name for _, name in sorted(classes.items())),
@@ -95,241 +114,274 @@ def read_yolo(listing: Listing) -> Annotations:
     )
 
 
-def _remarks(
-    listing: Listing, labels: Mapping[str, str], rows: Mapping[str, Sequence[_Row]]
+def _label_notes(
+    listing: Listing, label_files: Mapping[str, str], rows: Mapping[str, Sequence[_LabelRow]]
 ) -> list[str]:
     notes = []
-    bare = [key for key, name in labels.items() if name not in rows]
-    if bare:
-        notes.append(f"{len(bare)} images have no label file: {listed(bare)}")
-    rest = [key for key in listing.images if key not in labels]
-    if rest:
-        notes.append(f"{len(rest)} images outside the folders of images left out: {listed(rest)}")
-    outlines = sum(row.outline for ones in rows.values() for row in ones)
-    if outlines:
-        notes.append(f"{outlines} objects are outlines, of which the box around them is used")
+    unlabelled = [key for key, name in label_files.items() if name not in rows]
+    if unlabelled:
+        notes.append(f"{len(unlabelled)} images have no label file: {format_list(unlabelled)}")
+    outside = [key for key in listing.images if key not in label_files]
+    if outside:
+        notes.append(
+            f"{len(outside)} images outside the image folders left out: {format_list(outside)}"
+        )
+    n_outlines = sum(row.is_outline for file_rows in rows.values() for row in file_rows)
+    if n_outlines:
+        notes.append(f"{n_outlines} objects are outlines, replaced by their bounding boxes")
     return notes
 
 
-def _is_list(name: str) -> bool:
-    """Whether a text file lists names rather than boxes: classes, or images of a part."""
+def _is_name_list(name: str) -> bool:
+    """Whether a text file lists names (classes, or images of a split) rather than boxes."""
     base = posixpath.basename(name).lower()
     return (
-        base in _LISTS
+        base in _CLASS_LISTS
         or base.startswith(("readme", "notes"))
         or ("/" not in name and split_name(base.removesuffix(".txt")) is not None)
     )
 
 
-def _images(listing: Listing, texts: Iterable[str]) -> list[str]:
-    """Images in folders called images; without any, those in folders with labels."""
-    inside = [key for key in listing.images if "images" in key.lower().split("/")[:-1]]
-    if inside:
-        return inside
-    homes = {posixpath.dirname(name) for name in texts}
-    homes |= {re.sub(r"(^|/)labels(?=/|$)", "", home).strip("/") for home in homes}
-    return [key for key in listing.images if posixpath.dirname(key) in homes]
+def _find_images(listing: Listing, texts: Iterable[str]) -> list[str]:
+    """Images in folders called images, or else in folders that have labels."""
+    in_image_folders = [key for key in listing.images if "images" in key.lower().split("/")[:-1]]
+    if in_image_folders:
+        return in_image_folders
+    folders = {posixpath.dirname(name) for name in texts}
+    folders |= {re.sub(r"(^|/)labels(?=/|$)", "", folder).strip("/") for folder in folders}
+    return [key for key in listing.images if posixpath.dirname(key) in folders]
 
 
-def _label_file(key: str, texts: set[str]) -> str:
-    """The label file of an image: the first place where there is one, else the usual place."""
+def _find_label_file(key: str, texts: set[str]) -> str:
+    """Label file of an image: the first candidate that exists, or else the usual path."""
     stem, folders = posixpath.splitext(key)[0], posixpath.dirname(key).split("/")
     base = posixpath.basename(stem)
-    places = [f"{stem}.txt", posixpath.join("labels", f"{stem}.txt")]
-    places.append(posixpath.join(posixpath.dirname(key), "labels", f"{base}.txt"))
+    candidates = [f"{stem}.txt", posixpath.join("labels", f"{stem}.txt")]
+    candidates.append(posixpath.join(posixpath.dirname(key), "labels", f"{base}.txt"))
     for i in reversed(range(len(folders))):
         if folders[i].lower() == "images":
             mirrored = [*folders[:i], "labels", *folders[i + 1 :], f"{base}.txt"]
-            places.insert(0, "/".join(mirrored))
+            candidates.insert(0, "/".join(mirrored))
             break
-    return next((place for place in places if place in texts), places[0])
+    return next((name for name in candidates if name in texts), candidates[0])
 
 
-def _stray(listing: Listing, texts: Iterable[str], labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels without an image, by the image's path as it would be: the scan says it is gone."""
-    homes = {posixpath.dirname(name): posixpath.dirname(key) for key, name in labels.items()}
-    endings = Counter(posixpath.splitext(key)[1] for key in labels)
-    ending = endings.most_common(1)[0][0] if endings else ".jpg"
+def _label_files_without_image(
+    texts: Iterable[str], label_files: Mapping[str, str]
+) -> dict[str, str]:
+    """Label files by the path that their missing image should have.
+
+    The data checks report these images as missing.
+    """
+    image_folders = {
+        posixpath.dirname(name): posixpath.dirname(key) for key, name in label_files.items()
+    }
+    suffixes = Counter(posixpath.splitext(key)[1] for key in label_files)
+    suffix = suffixes.most_common(1)[0][0] if suffixes else ".jpg"
     missing = {}
     for name in sorted(texts):
-        home = homes.get(posixpath.dirname(name))
-        if home is not None and "labels" in name.split("/")[:-1]:
+        folder = image_folders.get(posixpath.dirname(name))
+        if folder is not None and "labels" in name.split("/")[:-1]:
             stem = posixpath.splitext(posixpath.basename(name))[0]
-            missing[posixpath.join(home, stem + ending)] = name
+            missing[posixpath.join(folder, stem + suffix)] = name
     return missing
 
 
-def _wrong(path: Path, wanted: str, got: str, advice: str = "correct or remove it") -> DataError:
-    return DataError(f"Expected {wanted} in {str(path)!r}, got {got}; do: {advice}.")
+def _yolo_error(
+    path: Path, expected: str, got: str, advice: str = "Correct or remove the file"
+) -> DataError:
+    return DataError(f"Expected {expected} in {str(path)!r}, got {got}. {advice}.")
 
 
-def _rows(path: Path) -> tuple[_Row, ...]:
+def _read_label_file(path: Path) -> tuple[_LabelRow, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise _wrong(path, "lines of labels", str(error)) from error
+        raise _yolo_error(path, "text in UTF-8", str(error)) from error
     lines = enumerate(text.splitlines(), start=1)
-    return tuple(_row(path, number, line) for number, line in lines if line.strip())
+    return tuple(_parse_label_row(path, number, line) for number, line in lines if line.strip())
 
 
-def _row(path: Path, number: int, line: str) -> _Row:
+def _parse_label_row(path: Path, number: int, line: str) -> _LabelRow:
     cells = line.split()
     try:
         identity = int(float(cells[0])) if float(cells[0]).is_integer() else -1
         values = [float(cell) for cell in cells[1:]]
     except (ValueError, OverflowError):
         identity, values = -1, []
-    outline = len(values) >= 6 and len(values) % 2 == 0
-    if identity < 0 or not (len(values) == 4 or outline) or not all(map(math.isfinite, values)):
-        raise _wrong(
+    is_outline = len(values) >= 6 and len(values) % 2 == 0
+    if identity < 0 or not (len(values) == 4 or is_outline) or not all(map(math.isfinite, values)):
+        raise _yolo_error(
             path,
             f"a class id and centre x, centre y, width and height in line {number}",
             repr(line[:80]),
+            "Correct or remove the line",
         )
-    if max(map(abs, values)) > _FAR:
-        raise _wrong(
+    if max(map(abs, values)) > _MAX_FRACTION:
+        raise _yolo_error(
             path,
-            f"shares of the image's width and height, 0 to 1, in line {number}",
+            f"fractions of the image's width and height, 0 to 1, in line {number}",
             repr(line[:80]),
-            "divide pixels by the image's width and height",
+            "Divide pixels by the width and height of the image",
         )
-    if outline:
-        across, down = values[::2], values[1::2]
-        corners = (min(across), min(down), max(across), max(down))
+    if is_outline:
+        xs, ys = values[::2], values[1::2]
+        corners = (min(xs), min(ys), max(xs), max(ys))
     else:
         x, y, width, height = values
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    return _Row(identity=identity, corners=corners, outline=outline)
+    return _LabelRow(identity=identity, corners=corners, is_outline=is_outline)
 
 
-def _boxes(rows: Iterable[_Row], classes: Mapping[int, str]) -> Boxes:
-    ones = tuple(rows)
+def _rows_to_boxes(rows: Sequence[_LabelRow], classes: Mapping[int, str]) -> Boxes:
     return Boxes(
-        corners=tuple(row.corners for row in ones),
-        labels=tuple(classes[row.identity] for row in ones),
+        corners=tuple(row.corners for row in rows),
+        labels=tuple(classes[row.identity] for row in rows),
     )
 
 
-def _classes(
-    root: Path, rows: Mapping[str, Sequence[_Row]], names: _Names | None
+def _check_class_ids(
+    root: Path, rows: Mapping[str, Sequence[_LabelRow]], class_names: _ClassNames | None
 ) -> dict[int, str]:
-    """The name of every id, once it is clear that the ids fit the names."""
-    first: dict[int, str] = {}
-    for name, ones in rows.items():
-        for row in ones:
-            first.setdefault(row.identity, name)
-    if names is None:
-        return {identity: str(identity) for identity in sorted(first)}
-    beyond = sorted(first.keys() - names.names.keys())
-    count, source = len(names.names), names.source
-    if beyond == [count] and 0 not in first and set(names.names) == set(range(count)):
-        raise _wrong(
-            root / first[count],
-            f"class ids 0 to {count - 1}, as {source!r} names {count} classes,",
-            f"ids 1 to {count} and never 0: they seem to begin at 1, as if 0 were the background",
-            "take 1 from every id",
+    """Check that every id has the name of an object class; return the names by id."""
+    first_file: dict[int, str] = {}
+    for file, file_rows in rows.items():
+        for row in file_rows:
+            first_file.setdefault(row.identity, file)
+    if class_names is None:
+        return {identity: str(identity) for identity in sorted(first_file)}
+    names, source = class_names.names, class_names.source
+    n_classes = len(names)
+    unknown_ids = sorted(first_file.keys() - names.keys())
+    if unknown_ids == [n_classes] and 0 not in first_file and set(names) == set(range(n_classes)):
+        raise _yolo_error(
+            root / first_file[n_classes],
+            f"class ids 0 to {n_classes - 1} ({source!r} has {n_classes} classes)",
+            f"ids 1 to {n_classes} and never 0: they seem to start at 1, with 0 for the background",
+            "Subtract 1 from every id",
         )
-    if beyond:
-        raise _wrong(
-            root / first[beyond[0]],
-            f"ids of the {count} classes of {source!r}",
-            f"the class id {beyond[0]}",
-            "correct the id, or add the class's name",
+    if unknown_ids:
+        raise _yolo_error(
+            root / first_file[unknown_ids[0]],
+            f"ids of the {n_classes} classes of {source!r}",
+            f"the class id {unknown_ids[0]}",
+            f"Correct the id, or add the name of its class to {source!r}",
         )
-    for identity in sorted(first):
-        if is_background(names.names[identity]):
-            raise _wrong(
-                root / first[identity],
+    for identity in sorted(first_file):
+        if is_background(names[identity]):
+            raise _yolo_error(
+                root / first_file[identity],
                 "classes of objects",
-                f"the class id {identity}, {names.names[identity]!r}, which stands for no object",
-                "remove these boxes, or give the class another name",
+                f"the class id {identity}, {names[identity]!r}, which means background",
+                "Remove these boxes, or rename the class",
             )
-    return {i: name for i, name in names.names.items() if not is_background(name)}
+    return {i: name for i, name in names.items() if not is_background(name)}
 
 
-def _names(listing: Listing) -> _Names | None:
-    """Names from a YAML file, else from a list; the one nearest to the top."""
-    others = sorted(listing.others, key=lambda name: (name.count("/"), name))
-    for name in others:
+def _find_class_names(listing: Listing) -> _ClassNames | None:
+    """Read class names from a YAML file, or else from a list, the one nearest to the root."""
+    candidates = sorted(listing.other_files, key=lambda name: (name.count("/"), name))
+    for name in candidates:
         if name.lower().endswith((".yaml", ".yml")):
-            found = _from_yaml(listing.root / name, name)
-            if found is not None:
-                return found
-    for name in others:
-        if posixpath.basename(name).lower() in _LISTS:
+            class_names = _read_yaml_names(listing.root / name, name)
+            if class_names is not None:
+                return class_names
+    for name in candidates:
+        if posixpath.basename(name).lower() in _CLASS_LISTS:
             path = listing.root / name
             text = path.read_text(encoding="utf-8-sig", errors="replace")
             lines = [line.strip() for line in text.splitlines()]
-            return _checked(path, dict(enumerate(filter(None, lines))), name, {})
+            return _to_class_names(path, dict(enumerate(filter(None, lines))), name, {})
     return None
 
 
-def _from_yaml(path: Path, name: str) -> _Names | None:
+def _read_yaml_names(path: Path, name: str) -> _ClassNames | None:
     import yaml
 
-    try:  # every value as text: class names such as `no` and `1` are names
+    try:  # BaseLoader reads every value as text: `no` and `1` are valid class names
         value = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        got = getattr(error, "problem", None) or type(error).__name__
-        raise _wrong(path, "YAML", f"{got}{where}") from error
+        line = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise _yolo_error(path, "YAML", f"{problem}{line}", "Correct the file") from error
     if not isinstance(value, dict) or "names" not in value:
         return None
-    given = value["names"]
-    pairs = given.items() if isinstance(given, dict) else enumerate(given)
+    value_of_names = value["names"]
+    pairs = (
+        value_of_names.items() if isinstance(value_of_names, dict) else enumerate(value_of_names)
+    )
     try:
-        names = {int(key): one for key, one in pairs}
-        count = int(value.get("nc", len(names)))
+        names = {int(key): class_name for key, class_name in pairs}
+        n_classes = int(value.get("nc", len(names)))
     except ValueError as error:
-        raise _wrong(path, "whole numbers as ids of `names` and as `nc`", str(error)) from error
-    if not names or not all(isinstance(one, str) and one for one in names.values()):
-        raise _wrong(path, "a list or table of texts as `names`", repr(given)[:80])
-    if count != len(names):
-        raise _wrong(
+        raise _yolo_error(
+            path, "whole numbers as ids of `names` and as `nc`", str(error), "Correct the file"
+        ) from error
+    if not names or not all(isinstance(text, str) and text for text in names.values()):
+        raise _yolo_error(
+            path,
+            "a list or table of texts as `names`",
+            repr(value_of_names)[:80],
+            "Correct the file",
+        )
+    if n_classes != len(names):
+        raise _yolo_error(
             path,
             "`nc` to be the number of `names`",
-            f"nc {count} and {len(names)} names",
-            "correct one of them (the background is no class)",
+            f"nc {n_classes} and {len(names)} names",
+            "Correct one of them (the background is not a class)",
         )
-    return _checked(path, names, name, value)
+    return _to_class_names(path, names, name, value)
 
 
-def _checked(path: Path, names: dict[int, str], source: str, parts: dict[str, Any]) -> _Names:
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    if twice:
-        raise _wrong(path, "every class name once", f"{listed(twice)} several times")
-    return _Names(names=names, source=source, parts=parts)
+def _to_class_names(
+    path: Path, names: dict[int, str], source: str, entries: dict[str, Any]
+) -> _ClassNames:
+    duplicates = [name for name, count in Counter(names.values()).items() if count > 1]
+    if duplicates:
+        raise _yolo_error(
+            path,
+            "every class name once",
+            f"{format_list(duplicates)} several times",
+            "Rename or remove the duplicates",
+        )
+    return _ClassNames(names=names, source=source, entries=entries)
 
 
-def _splits(
-    listing: Listing, labels: Iterable[str], names: _Names | None
+def _find_splits(
+    listing: Listing, label_files: Iterable[str], class_names: _ClassNames | None
 ) -> Mapping[str, SplitName | None]:
-    """Parts by the words of folders; where these name none, by the folders that data.yaml names."""
-    keys = list(labels)
+    """Find splits by the names of folders, or else by the entries of data.yaml."""
+    keys = list(label_files)
     by_folder = splits_by_folder(keys)
-    if any(by_folder.values()) or names is None:
+    if any(by_folder.values()) or class_names is None:
         return by_folder
-    found: dict[str, SplitName | None] = dict.fromkeys(keys)
-    given = [(word, names.parts.get(word) or []) for word in SPLITS]
-    entries = [(w, str(e)) for w, v in given for e in ([v] if isinstance(v, str) else v)]
-    # The deepest folder first: where `train` is all of it and `val` a part, that is val's.
+    splits: dict[str, SplitName | None] = dict.fromkeys(keys)
+    values = [(split, class_names.entries.get(split) or []) for split in SPLITS]
+    entries = [
+        (split, str(entry))
+        for split, value in values
+        for entry in ([value] if isinstance(value, str) else value)
+    ]
+    # The deepest folder first: if `val` is a subfolder of `train`, its images belong to val.
     for split, entry in sorted(entries, key=lambda pair: -pair[1].count("/")):
-        members = _members(listing, entry)
+        is_member = _membership_test(listing, entry)
         for key in keys:
-            if found[key] is None and members(key):
-                found[key] = split
-    return found if len(set(found.values()) - {None}) > 1 else dict.fromkeys(keys)
+            if splits[key] is None and is_member(key):
+                splits[key] = split
+    return splits if len(set(splits.values()) - {None}) > 1 else dict.fromkeys(keys)
 
 
-def _members(listing: Listing, entry: str) -> Callable[[str], bool]:
-    """Which images an entry of data.yaml names: those below a folder, or those of a list."""
-    tail = [part for part in entry.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
-    ends = ["/".join(tail[i:]) for i in range(len(tail))]
-    lists = [end for end in ends if end in listing.others and end.endswith(".txt")]
+def _membership_test(listing: Listing, entry: str) -> Callable[[str], bool]:
+    """Return a test for the images of an entry of data.yaml, which is a folder or a list."""
+    parts = [part for part in entry.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
+    # The entry may be absolute on another machine: compare from its end.
+    endings = ["/".join(parts[i:]) for i in range(len(parts))]
+    lists = [end for end in endings if end in listing.other_files and end.endswith(".txt")]
     if lists:
         text = (listing.root / lists[0]).read_text(encoding="utf-8", errors="replace")
         lines = {posixpath.normpath(line.strip()) for line in text.splitlines() if line.strip()}
-        return lambda key: key in lines or any(one.endswith(f"/{key}") for one in lines)
-    folder = next((end for end in ends if end in listing.folders), None)
+        return lambda key: key in lines or any(line.endswith(f"/{key}") for line in lines)
+    folder = next((end for end in endings if end in listing.folders), None)
     return lambda key: folder is not None and key.startswith(f"{folder}/")

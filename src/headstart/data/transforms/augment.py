@@ -1,7 +1,7 @@
-"""RandAugment and TrivialAugment: operations on an image, drawn from one table.
+"""Augmentation: its settings and presets, seeded random views, RandAugment and TrivialAugment.
 
-torchvision's classes draw from torch's global generator, here the generator is an argument; the
-operations themselves are torchvision's.
+The operations are torchvision's. torchvision's classes draw from torch's global generator; here the
+generator is an argument, so that a view can be repeated.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.transforms.preprocess import Interpolation, central_square
+from headstart.data.transforms.preprocess import Interpolation, central_square, to_channels_first
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "MAX_STRENGTH",
     "POLICIES",
     "PRESETS",
-    "STRENGTHS",
     "Augmentation",
     "Policy",
     "adjust_contrast",
+    "apply_operation",
     "apply_policy",
     "augment",
-    "draw",
-    "operate",
+    "draw_operations",
     "rotate",
 ]
 
 Policy = Literal["none", "randaugment", "trivialaugment"]
 POLICIES: tuple[Policy, ...] = ("none", "randaugment", "trivialaugment")
 
-STRENGTHS = 30
-"""Steps of a policy's scale, 0 (no change) to 30 (its whole reach)."""
+MAX_STRENGTH = 30
+"""Largest strength of a policy's operation; 0 changes nothing."""
 
 RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_STRENGTH = 9
-"""Of 30. The paper's scale ends where ours has 10, but its reach is meant for a million images;
-torchvision, too, takes 9 of 30."""
+"""Of 30, as in torchvision. The paper's scale ends at 10 of ours, but its maximum amounts are
+meant for a million images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Operation:
-    """A row of the policies' table.
+    """An operation of the policies.
 
     ``reach`` is the amount at full strength for RandAugment and for TrivialAugment (its "wide"
-    table); with ``signed`` it goes to either side. ``apply`` takes image, amount and fill.
+    table); with ``signed`` the amount may be negative. ``apply`` takes image, amount and fill.
     """
 
     apply: Callable[[Tensor, float, list[float]], Tensor]
@@ -65,7 +65,7 @@ class _Operation:
 def apply_policy(
     image: Tensor, policy: Policy, *, fill: list[float], rng: np.random.Generator
 ) -> Tensor:
-    """Change an image by operations that are drawn.
+    """Apply the random operations of a policy to an image.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def apply_policy(
         Not changed.
     policy : {"none", "randaugment", "trivialaugment"}
     fill : list of three floats
-        Colour, 0..255, of what comes from outside the image.
+        Colour, 0..255, of pixels from outside the image.
     rng : numpy.random.Generator
 
     Returns
@@ -88,13 +88,13 @@ def apply_policy(
     >>> apply_policy(image, "trivialaugment", fill=[0.0, 0.0, 0.0], rng=rng).shape
     torch.Size([3, 32, 32])
     """
-    for name, amount in draw(policy, rng):
-        image = operate(image, name, amount, fill)
+    for name, amount in draw_operations(policy, rng):
+        image = apply_operation(image, name, amount, fill)
     return image
 
 
-def draw(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """Draw operations and their amounts, each in the operation's own unit.
+def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
+    """Draw operations and their amounts; the unit depends on the operation.
 
     Raises
     ------
@@ -108,9 +108,9 @@ def draw(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
 
     Examples
     --------
-    >>> draw("none", np.random.default_rng(0))
+    >>> draw_operations("none", np.random.default_rng(0))
     []
-    >>> len(draw("randaugment", np.random.default_rng(0)))
+    >>> len(draw_operations("randaugment", np.random.default_rng(0)))
     2
     """
     if policy not in POLICIES:
@@ -118,28 +118,31 @@ def draw(policy: Policy, rng: np.random.Generator) -> list[tuple[str, float]]:
     if policy == "none":
         return []
     if policy == "randaugment":
-        return [_drawn(0, RANDAUGMENT_STRENGTH, rng) for _ in range(RANDAUGMENT_OPERATIONS)]
-    return [_drawn(1, int(rng.integers(STRENGTHS + 1)), rng)]
+        return [
+            _draw_operation(0, RANDAUGMENT_STRENGTH, rng) for _ in range(RANDAUGMENT_OPERATIONS)
+        ]
+    return [_draw_operation(1, int(rng.integers(MAX_STRENGTH + 1)), rng)]
 
 
-def _drawn(table: int, strength: int, rng: np.random.Generator) -> tuple[str, float]:
+def _draw_operation(table: int, strength: int, rng: np.random.Generator) -> tuple[str, float]:
     operations = _operations()
     name = tuple(operations)[int(rng.integers(len(operations)))]
-    amount = operations[name].reach[table] * strength / STRENGTHS
-    backwards = rng.random() < 0.5 and operations[name].signed
-    return name, -amount if backwards else amount
+    amount = operations[name].reach[table] * strength / MAX_STRENGTH
+    is_negative = rng.random() < 0.5 and operations[name].signed
+    return name, -amount if is_negative else amount
 
 
-def operate(image: Tensor, name: str, amount: float, fill: list[float]) -> Tensor:
-    """Carry out one operation of the table.
+def apply_operation(image: Tensor, name: str, amount: float, fill: list[float]) -> Tensor:
+    """Apply one operation to an image.
 
     Parameters
     ----------
     image : tensor, uint8, shape (3, H, W)
     name : str
     amount : float
-        0 changes nothing (``autocontrast`` and ``equalize`` have no amount): degrees, shares of
-        the side, slopes, relative changes, bits dropped, the share of greys that is inverted.
+        0 changes nothing. The unit depends on the operation: degrees, shares of the side,
+        slopes, relative changes, dropped bits, the share of inverted grey levels.
+        ``autocontrast`` and ``equalize`` ignore it.
     fill : list of three floats
 
     Raises
@@ -151,7 +154,7 @@ def operate(image: Tensor, name: str, amount: float, fill: list[float]) -> Tenso
     --------
     >>> import torch
     >>> image = torch.full((3, 1, 1), 200, dtype=torch.uint8)
-    >>> operate(image, "brightness", -0.5, [0.0, 0.0, 0.0]).flatten().tolist()
+    >>> apply_operation(image, "brightness", -0.5, [0.0, 0.0, 0.0]).flatten().tolist()
     [100, 100, 100]
     """
     operations = _operations()
@@ -161,7 +164,7 @@ def operate(image: Tensor, name: str, amount: float, fill: list[float]) -> Tenso
 
 
 def rotate(image: Tensor, amount: float, fill: list[float]) -> Tensor:
-    """Turn an image (3, H, W) by degrees, counter-clockwise, about its centre; bilinear."""
+    """Rotate an image (3, H, W) counter-clockwise about its centre, by degrees; bilinear."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
@@ -170,20 +173,19 @@ def rotate(image: Tensor, amount: float, fill: list[float]) -> Tensor:
 
 
 def adjust_contrast(image: Tensor, factor: float) -> Tensor:
-    """Spread (above 1) or narrow an image (3, H, W) about its mean grey."""
-    # torchvision's mean of floats has other bits on other numbers of threads; of whole numbers
-    # it has not.
+    """Increase (factor above 1) or reduce the contrast of an image (3, H, W)."""
+    # torchvision's mean of floats depends on the number of threads; a mean of integers does not.
     from torchvision.transforms.v2 import functional
 
     grey = functional.rgb_to_grayscale(image)
     mean = int(grey.sum()) / grey.numel()
-    changed: Tensor = (image * factor + mean * (1 - factor)).clamp(0, 255).to(image.dtype)
-    return changed
+    adjusted: Tensor = (image * factor + mean * (1 - factor)).clamp(0, 255).to(image.dtype)
+    return adjusted
 
 
 @cache
 def _operations() -> Mapping[str, _Operation]:
-    """Both papers' table: RandAugment's 14 operations (Cubuk et al., section 3)."""
+    """Table of both policies: RandAugment's 14 operations (Cubuk et al., section 3)."""
     from torchvision.transforms.v2 import functional as f
 
     light: dict[str, Any] = {"reach": (0.9, 0.99), "signed": True}
@@ -194,7 +196,7 @@ def _operations() -> Mapping[str, _Operation]:
         "rotate": _Operation(apply=rotate, reach=(30, 135), signed=True),
         "shear_x": _Operation(apply=_shear_x, reach=(0.3, 0.99), signed=True),
         "shear_y": _Operation(apply=_shear_y, reach=(0.3, 0.99), signed=True),
-        # In shares of the side; TrivialAugment's 32 pixels are of 224.
+        # In shares of the side; TrivialAugment's 32 pixels refer to a side of 224.
         "translate_x": _Operation(apply=_translate_x, reach=(150 / 331, 32 / 224), signed=True),
         "translate_y": _Operation(apply=_translate_y, reach=(150 / 331, 32 / 224), signed=True),
         "brightness": _Operation(apply=lambda x, a, fill: f.adjust_brightness(x, 1 + a), **light),
@@ -208,71 +210,76 @@ def _operations() -> Mapping[str, _Operation]:
     }
 
 
-def _moved(image: Tensor, fill: list[float], **by: list[float]) -> Tensor:
+def _affine(image: Tensor, fill: list[float], **changes: list[float]) -> Tensor:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
-    how: dict[str, Any] = {"translate": [0, 0], "shear": [0.0, 0.0], **by}
+    arguments: dict[str, Any] = {"translate": [0, 0], "shear": [0.0, 0.0], **changes}
     moved: Tensor = functional.affine(
-        image, angle=0.0, scale=1.0, interpolation=InterpolationMode.BILINEAR, fill=fill, **how
+        image,
+        angle=0.0,
+        scale=1.0,
+        interpolation=InterpolationMode.BILINEAR,
+        fill=fill,
+        **arguments,
     )
     return moved
 
 
 def _shear_x(image: Tensor, amount: float, fill: list[float]) -> Tensor:
-    return _moved(image, fill, shear=[math.degrees(math.atan(amount)), 0.0], center=[0.0, 0.0])
+    return _affine(image, fill, shear=[math.degrees(math.atan(amount)), 0.0], center=[0.0, 0.0])
 
 
 def _shear_y(image: Tensor, amount: float, fill: list[float]) -> Tensor:
-    return _moved(image, fill, shear=[0.0, math.degrees(math.atan(amount))], center=[0.0, 0.0])
+    return _affine(image, fill, shear=[0.0, math.degrees(math.atan(amount))], center=[0.0, 0.0])
 
 
 def _translate_x(image: Tensor, amount: float, fill: list[float]) -> Tensor:
-    return _moved(image, fill, translate=[int(amount * image.shape[2]), 0])
+    return _affine(image, fill, translate=[int(amount * image.shape[2]), 0])
 
 
 def _translate_y(image: Tensor, amount: float, fill: list[float]) -> Tensor:
-    return _moved(image, fill, translate=[0, int(amount * image.shape[1])])
+    return _affine(image, fill, translate=[0, int(amount * image.shape[1])])
 
 
 AUGMENT_VERSION = 1
-"""Raised when the same settings give other pixels, so that kept views are not mixed up."""
+"""Increased when the same settings produce other pixels, so that cached views are not mixed."""
 
 ASPECTS = (3 / 4, 4 / 3)
-"""Width to height of a random crop, before it is resized to a square."""
+"""Range of width / height of a random crop, before it is resized to a square."""
 
 CROP_TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How images may be changed while a network learns from them.
+    """Random changes of training images.
 
     Parameters
     ----------
     flip : bool
-        Mirror left and right, every other time. Not for letters, or where sides have meaning.
+        Mirror left and right with probability 0.5. Not for letters, or where sides have meaning.
     flip_vertical : bool
-        Turn upside down, every other time; for images without an up, as from a microscope.
+        Mirror up and down with probability 0.5; for images without an up, as from a microscope.
     rotation : float
-        Largest angle in degrees, 0 to 180, to either side.
+        Largest angle in degrees, 0 to 180, in both directions.
     brightness, contrast : float
         Largest relative change, 0 to 1: with 0.2 the factor is drawn from 0.8 to 1.2.
     crop : float
-        Smallest share of the (resized) image's area that a random crop keeps, above 0 to 1;
-        1 takes the central square, as prediction does. On a canvas (boxes, masks): of the
-        canvas's area, with its aspect; 1 takes all of it.
+        Smallest share of the resized image's area in a random crop, above 0 to 1; 1 takes the
+        central square, as prediction does. On a canvas (boxes, masks): share of the canvas's
+        area, with its aspect ratio; 1 takes all of it.
     policy : {"none", "randaugment", "trivialaugment"}
-        Operations drawn from a table: two of middle strength, or one of any strength. Not where
-        boxes or masks have to follow.
+        Random operations: two of medium strength, or one of random strength. Not for detection
+        and segmentation, where boxes and masks follow the image.
     views : int
-        How many different views of an image training cycles through, so that they can be
-        kept; 0 for a new view every epoch.
+        Number of different views of an image that training cycles through, so that they can be
+        cached; 0 for a new view every epoch.
 
     Raises
     ------
     UsageError
-        If a value cannot be meant.
+        If a value is invalid.
 
     Reference
     ---------
@@ -297,34 +304,34 @@ class Augmentation:
     views: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, top in (
+        for name, value, maximum in (
             ("rotation", self.rotation, 180),
             ("brightness", self.brightness, 1),
             ("contrast", self.contrast, 1),
         ):
-            if not 0 <= value <= top:
-                raise UsageError(f"Expected `{name}` to be from 0 to {top}, got {value}.")
+            if not 0 <= value <= maximum:
+                raise UsageError(f"Expected `{name}` to be from 0 to {maximum}, got {value}.")
         if not 0 < self.crop <= 1:
             raise UsageError(
-                f"Expected `crop` to be a share of the area above 0, at most 1, got {self.crop}; "
-                "do give 1 for the central square."
+                f"Expected `crop` to be a share of the area above 0, at most 1, got {self.crop}. "
+                "Pass 1 for the central square."
             )
         if self.policy not in POLICIES:
             raise UnknownNameError("policy", self.policy, POLICIES)
         if self.views < 0:
             raise UsageError(
-                f"Expected `views` to be 0 or more, got {self.views}; "
-                "do give 0 for a new view every epoch."
+                f"Expected `views` to be 0 or more, got {self.views}. "
+                "Pass 0 for a new view every epoch."
             )
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Return one of ``PRESETS``.
+        """Return the augmentation of a preset in ``PRESETS``.
 
         Raises
         ------
         UnknownNameError
-            If there is none of that name.
+            If there is no such preset.
         """
         if name not in PRESETS:
             raise UnknownNameError("augmentation", name, PRESETS)
@@ -332,11 +339,11 @@ class Augmentation:
 
     @property
     def is_off(self) -> bool:
-        """Whether every view is the image as prediction sees it."""
+        """Whether every view is the unchanged image, as in prediction."""
         return replace(self, views=0) == Augmentation()
 
     def fingerprint(self) -> str:
-        """Hash of what a view's pixels depend on; how many views there are does not matter.
+        """Hash of the settings that a view's pixels depend on, all but the number of views.
 
         >>> Augmentation(flip=True).fingerprint() == Augmentation(flip=True, views=4).fingerprint()
         True
@@ -356,8 +363,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "medium": {"flip": True, "crop": 0.35, "rotation": 10.0, "brightness": 0.2, "contrast": 0.2},
     "strong": {"flip": True, "crop": 0.25, "policy": "trivialaugment"},
 }
-"""From nothing to much. Few images and few epochs gain from ``light``; ``strong`` needs many
-epochs to pay."""
+"""From no to strong augmentation. ``light`` helps with few images and few epochs; ``strong`` needs
+many epochs."""
 
 
 def augment(
@@ -368,24 +375,24 @@ def augment(
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Draw one view of an image: rotate, crop, mirror, change light, apply the policy.
+    """Draw a random view of an image: rotate, crop, mirror, change light, apply the policy.
 
     Parameters
     ----------
     canvas : array, uint8, shape (H, W, 3)
-        A whole image as ``Preprocess.resize_only`` gives it; not changed.
+        A whole image as returned by ``Preprocess.resize_only``; not changed.
     to : int
         Side of the view in pixels, at most H and W.
     interpolation : {"bilinear", "bicubic"}
-        Of the crop's resizing, antialiased; rotations are bilinear.
+        For resizing the crop, antialiased; rotations are bilinear.
     augmentation : Augmentation
     rng : numpy.random.Generator
-        Where all chance comes from.
+        Source of all randomness.
 
     Returns
     -------
     array, uint8, shape (to, to, 3)
-        Own memory. What comes from outside the image has the image's mean colour. With
+        Own memory. Pixels from outside the image have the image's mean colour. With
         ``augmentation.is_off`` it is the central square.
 
     Raises
@@ -411,35 +418,36 @@ def augment(
     if not 0 < to <= min(canvas.shape[:2]):
         raise UsageError(
             f"Expected `to` to be at most the canvas' shorter side, got {to} for "
-            f"{canvas.shape[0]} x {canvas.shape[1]} pixels; do resize the image first."
+            f"{canvas.shape[0]} x {canvas.shape[1]} pixels. Resize the image first."
         )
     if augmentation.is_off:
         return central_square(canvas, to).copy()
-    import torch
-
-    # torch warns of read-only arrays, such as those that Pillow gives.
-    image = torch.from_numpy(np.require(canvas, requirements=["C", "W"])).permute(2, 0, 1)
+    image = to_channels_first(canvas)
     fill = [float(value) for value in canvas.reshape(-1, 3).mean(axis=0)]
-    if most := augmentation.rotation:  # before the crop, which cuts off most foreign corners
-        image = rotate(image, rng.uniform(-most, most), fill)
-    image = _cropped(image, to, augmentation.crop, interpolation, rng)
-    image = _mirrored(image, augmentation, rng)
-    image = _relit(image, augmentation, rng)
+    if max_angle := augmentation.rotation:  # before the crop, which removes most filled corners
+        image = rotate(image, rng.uniform(-max_angle, max_angle), fill)
+    image = _random_crop(image, to, augmentation.crop, interpolation, rng)
+    image = _random_flip(image, augmentation, rng)
+    image = _random_light(image, augmentation, rng)
     image = apply_policy(image, augmentation.policy, fill=fill, rng=rng)
     return np.array(image.permute(1, 2, 0).numpy(), order="C")
 
 
-def _cropped(
-    image: Tensor, to: int, smallest: float, interpolation: Interpolation, rng: np.random.Generator
+def _random_crop(
+    image: Tensor,
+    to: int,
+    min_share: float,
+    interpolation: Interpolation,
+    rng: np.random.Generator,
 ) -> Tensor:
-    import torch
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
-    if smallest == 1:
-        cut = central_square(image.permute(1, 2, 0).numpy(), to)  # one rule for where that is
-        return torch.from_numpy(cut).permute(2, 0, 1)
-    top, left, height, width = _box(image.shape[1], image.shape[2], smallest, rng)
+    if min_share == 1:
+        # As in prediction, so that both cut the same square.
+        square = central_square(image.permute(1, 2, 0).numpy(), to)
+        return to_channels_first(square)
+    top, left, height, width = _draw_crop(image.shape[1], image.shape[2], min_share, rng)
     resized: Tensor = functional.resized_crop(
         image,
         top,
@@ -453,39 +461,39 @@ def _cropped(
     return resized
 
 
-def _box(
-    height: int, width: int, smallest: float, rng: np.random.Generator
+def _draw_crop(
+    height: int, width: int, min_share: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop: any share, any place, nearly square."""
+    """Draw top, left, height and width of a nearly square crop."""
     for _ in range(CROP_TRIES):
-        area = height * width * rng.uniform(smallest, 1)
+        area = height * width * rng.uniform(min_share, 1)
         aspect = math.exp(rng.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1])))
-        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < wide <= width and 0 < high <= height:
-            top = int(rng.integers(height - high + 1))
-            left = int(rng.integers(width - wide + 1))
-            return top, left, high, wide
-    # A long image, of which no nearly square box keeps so much: the largest one there is.
-    high = min(height, round(width / ASPECTS[0]))
-    wide = min(width, round(height * ASPECTS[1]))
-    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
-    return top, left, high, wide
+        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < columns <= width and 0 < rows <= height:
+            top = int(rng.integers(height - rows + 1))
+            left = int(rng.integers(width - columns + 1))
+            return top, left, rows, columns
+    # A long image: no nearly square crop has the minimum area. Take the largest one.
+    rows = min(height, round(width / ASPECTS[0]))
+    columns = min(width, round(height * ASPECTS[1]))
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    return top, left, rows, columns
 
 
-def _mirrored(image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    for wanted, axis in ((augmentation.flip, 2), (augmentation.flip_vertical, 1)):
-        if wanted and rng.random() < 0.5:
+def _random_flip(image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+    for is_enabled, axis in ((augmentation.flip, 2), (augmentation.flip_vertical, 1)):
+        if is_enabled and rng.random() < 0.5:
             image = image.flip(axis)
     return image
 
 
-def _relit(image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
+def _random_light(image: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
     from torchvision.transforms.v2 import functional
 
-    for most, adjust in (
+    for max_change, adjust in (
         (augmentation.brightness, functional.adjust_brightness),
         (augmentation.contrast, adjust_contrast),
     ):
-        if most:
-            image = adjust(image, 1 + rng.uniform(-most, most))
+        if max_change:
+            image = adjust(image, 1 + rng.uniform(-max_change, max_change))
     return image

@@ -1,7 +1,7 @@
-"""Changes of place that pixels, boxes and masks follow together.
+"""Augmentation of images together with their boxes and masks.
 
-What is drawn is a value: the same `Moves` are applied to whatever belongs to the image, in any
-order and at any time, through torchvision's kernels with explicit numbers.
+The random parameters of a view are drawn once, as a `ViewTransform`. The same value is then applied
+to pixels, boxes and masks, in any order, through torchvision's functions.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED
 from headstart.data.transforms.augment import Augmentation, adjust_contrast
-from headstart.data.transforms.preprocess import Interpolation
+from headstart.data.transforms.preprocess import Interpolation, to_channels_first
 from headstart.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "LEAST_SHARE",
-    "LEAST_SIDE",
-    "Moves",
-    "draw_moves",
-    "move_boxes",
-    "move_mask",
-    "move_pixels",
+    "MIN_CANVAS_SIDE",
+    "MIN_VISIBLE_SHARE",
+    "ViewTransform",
+    "draw_transform",
+    "transform_boxes",
+    "transform_mask",
+    "transform_pixels",
 ]
 
-LEAST_SHARE = 0.2
-"""Of its area that a box has to keep in sight; less is a corner that nobody would recognise."""
+MIN_VISIBLE_SHARE = 0.2
+"""Share of its area that a box must have on the canvas; less is not recognisable."""
 
-LEAST_SIDE = 2.0
-"""Pixels of the canvas; smaller boxes have no place on any map of a network."""
+MIN_CANVAS_SIDE = 2.0
+"""Smallest side of a box, in pixels of the canvas; feature maps are too coarse for less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moves:
-    """What happens to one view of an image; in this order.
+class ViewTransform:
+    """Parameters of one view of an image, in the order of application.
 
     Parameters
     ----------
     angle : float
-        Degrees, counter-clockwise about the centre of the canvas.
+        Rotation in degrees, counter-clockwise about the centre of the canvas.
     window : (int, int, int, int) or None
-        Top, left, height and width of the part that is enlarged to the whole canvas.
+        Top, left, height and width of the part that is resized to the whole canvas.
     flip, flip_vertical : bool
-        Mirrored left and right; upside down.
+        Whether to mirror left and right; up and down.
     brightness, contrast : float
-        Factors; of pixels only.
+        Factors, for pixels only.
 
     Examples
     --------
-    >>> Moves().is_still, Moves(flip=True).is_still
+    >>> ViewTransform().is_identity, ViewTransform(flip=True).is_identity
     (True, False)
     """
 
@@ -68,13 +68,20 @@ class Moves:
     contrast: float = 1.0
 
     @property
-    def is_still(self) -> bool:
-        """Whether everything stays as it is."""
-        return self == Moves()
+    def is_identity(self) -> bool:
+        """Whether nothing is changed."""
+        return self == ViewTransform()
 
 
 def view_rng(seed: int, view: int, image: str) -> np.random.Generator:
-    """Make the generator of a view: run, number and image (its digest) decide, nothing else.
+    """Make the random generator of a view from the run's seed, the view's number and the image.
+
+    Parameters
+    ----------
+    seed, view : int
+        0 or more.
+    image : str
+        The image's digest, hexadecimal.
 
     Raises
     ------
@@ -83,50 +90,53 @@ def view_rng(seed: int, view: int, image: str) -> np.random.Generator:
     """
     if seed < 0 or view < 0:
         raise UsageError(
-            f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}; do count from 0."
+            f"Expected `seed` and `view` to be 0 or more, got {seed} and {view}. Count from 0."
         )
     return np.random.default_rng([seed, view, int(image, 16)])
 
 
-def draw_moves(
+def draw_transform(
     augmentation: Augmentation, shape: tuple[int, int], rng: np.random.Generator
-) -> Moves:
-    """Draw what happens to a view: places first, then light.
+) -> ViewTransform:
+    """Draw the parameters of a view.
 
     Parameters
     ----------
     augmentation : Augmentation
-        ``crop`` is the smallest share of the canvas that is kept; the part has its aspect.
+        ``crop`` is the smallest share of the canvas in the window, which has its aspect ratio.
     shape : (int, int)
         Height and width of the canvas.
     rng : numpy.random.Generator
-        All chance comes from it.
+        Source of all randomness.
 
     Raises
     ------
     UsageError
-        If there is a policy: what it does to places is not known outside of it.
+        If there is a policy: its geometric changes cannot be applied to boxes and masks.
 
     Examples
     --------
-    >>> moves = draw_moves(Augmentation(crop=0.25), (64, 96), np.random.default_rng(0))
-    >>> moves.window, moves.flip
+    >>> transform = draw_transform(Augmentation(crop=0.25), (64, 96), np.random.default_rng(0))
+    >>> transform.window, transform.flip
     ((5, 4, 55, 82), False)
     """
     if augmentation.policy != "none":
         raise UsageError(
-            f"Expected no policy where boxes or masks move with the image, got "
-            f"{augmentation.policy!r}; do use flip, rotation, crop, brightness and contrast."
+            "Expected no augmentation policy for detection and segmentation, got "
+            f"{augmentation.policy!r}. Use flip, rotation, crop, brightness and contrast."
         )
-    most, light = augmentation.rotation, (augmentation.brightness, augmentation.contrast)
-    angle = rng.uniform(-most, most) if most else 0.0
-    window = _window(shape, augmentation.crop, rng) if augmentation.crop < 1 else None
+    max_angle = augmentation.rotation
+    angle = rng.uniform(-max_angle, max_angle) if max_angle else 0.0
+    window = _draw_window(shape, augmentation.crop, rng) if augmentation.crop < 1 else None
     flips = [
-        bool(wanted and rng.random() < 0.5)
-        for wanted in (augmentation.flip, augmentation.flip_vertical)
+        bool(is_enabled and rng.random() < 0.5)
+        for is_enabled in (augmentation.flip, augmentation.flip_vertical)
     ]
-    factors = [1 + rng.uniform(-reach, reach) if reach else 1.0 for reach in light]
-    return Moves(
+    factors = [
+        1 + rng.uniform(-max_change, max_change) if max_change else 1.0
+        for max_change in (augmentation.brightness, augmentation.contrast)
+    ]
+    return ViewTransform(
         angle=angle,
         window=window,
         flip=flips[0],
@@ -136,50 +146,56 @@ def draw_moves(
     )
 
 
-def move_pixels(
+def transform_pixels(
     pixels: NDArray[np.uint8],
-    moves: Moves,
+    transform: ViewTransform,
     *,
     interpolation: Interpolation = "bilinear",
     fill: Sequence[float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Carry out moves on an image.
+    """Apply a transform to an image.
 
     Parameters
     ----------
     pixels : array, uint8, shape (H, W, 3)
         Not changed.
-    moves : Moves
+    transform : ViewTransform
     interpolation : {"bilinear", "bicubic"}
-        Of the enlarged window, antialiased; turning is bilinear.
+        For resizing the window, antialiased; rotation is bilinear.
     fill : sequence of three floats, optional
-        Colour, 0 to 255, of corners that come from outside; by default the mean of the pixels.
+        Colour, 0 to 255, of pixels from outside the image; by default the mean colour.
 
     Returns
     -------
     array, uint8, shape (H, W, 3)
         Own memory.
     """
-    if moves.is_still:
+    if transform.is_identity:
         return pixels.copy()
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
     colour = pixels.reshape(-1, 3).mean(axis=0) if fill is None else fill
-    turning = {"interpolation": InterpolationMode.BILINEAR, "fill": [float(v) for v in colour]}
-    resizing = {"interpolation": InterpolationMode(interpolation), "antialias": True}
-    image = _moved(_image(pixels), moves, turning, resizing)
-    if moves.brightness != 1:
-        image = functional.adjust_brightness(image, moves.brightness)
-    if moves.contrast != 1:
-        image = adjust_contrast(image, moves.contrast)
+    rotate_options = {
+        "interpolation": InterpolationMode.BILINEAR,
+        "fill": [float(v) for v in colour],
+    }
+    resize_options = {"interpolation": InterpolationMode(interpolation), "antialias": True}
+    image = _apply_geometry(_to_image(pixels), transform, rotate_options, resize_options)
+    if transform.brightness != 1:
+        image = functional.adjust_brightness(image, transform.brightness)
+    if transform.contrast != 1:
+        image = adjust_contrast(image, transform.contrast)
     return np.array(image.permute(1, 2, 0).numpy(), order="C")
 
 
-def move_boxes(
-    boxes: NDArray[np.float32], labels: NDArray[np.int64], shape: tuple[int, int], moves: Moves
+def transform_boxes(
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    shape: tuple[int, int],
+    transform: ViewTransform,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Carry out moves on boxes; of a turned box, the box around its corners.
+    """Apply a transform to boxes; a rotated box becomes the box around its corners.
 
     Parameters
     ----------
@@ -188,66 +204,70 @@ def move_boxes(
     labels : array, shape (n,)
     shape : (int, int)
         Height and width of the canvas.
-    moves : Moves
+    transform : ViewTransform
 
     Returns
     -------
     boxes : array, float32, shape (k, 4)
         Clipped to the canvas.
     labels : array, shape (k,)
-    kept : array of bool, shape (n,)
-        Not kept is what keeps less than ``LEAST_SHARE`` of its area on the canvas, or has a side
-        of less than ``LEAST_SIDE``.
+    visible : array of bool, shape (n,)
+        Which boxes are returned: those with at least ``MIN_VISIBLE_SHARE`` of their area on the
+        canvas and sides of at least ``MIN_CANVAS_SIDE``.
 
     Examples
     --------
     >>> boxes, labels = np.array([[0, 0, 30, 20], [50, 0, 51, 20]], np.float32), np.array([7, 8])
-    >>> move_boxes(boxes, labels, (40, 100), Moves(flip=True))
+    >>> transform_boxes(boxes, labels, (40, 100), ViewTransform(flip=True))
     (array([[ 70.,   0., 100.,  20.]], dtype=float32), array([7]), array([ True, False]))
     """
-    whole = _moved_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), shape, moves)
-    clipped = np.clip(whole, 0, np.array([shape[1], shape[0]] * 2, dtype=np.float32))
+    unclipped = _transform_unclipped(
+        np.asarray(boxes, dtype=np.float32).reshape(-1, 4), shape, transform
+    )
+    clipped = np.clip(unclipped, 0, np.array([shape[1], shape[0]] * 2, dtype=np.float32))
     sides = clipped[:, 2:] - clipped[:, :2]
-    area = (whole[:, 2:] - whole[:, :2]).prod(axis=1)
-    kept = (sides >= LEAST_SIDE).all(axis=1) & (sides.prod(axis=1) >= LEAST_SHARE * area)
-    return clipped[kept], labels[kept], kept
+    area = (unclipped[:, 2:] - unclipped[:, :2]).prod(axis=1)
+    visible = (sides >= MIN_CANVAS_SIDE).all(axis=1) & (
+        sides.prod(axis=1) >= MIN_VISIBLE_SHARE * area
+    )
+    return clipped[visible], labels[visible], visible
 
 
-def move_mask(mask: NDArray[np.uint8], moves: Moves) -> NDArray[np.uint8]:
-    """Carry out moves on a mask; what comes from outside of it is 255, ignored.
+def transform_mask(mask: NDArray[np.uint8], transform: ViewTransform) -> NDArray[np.uint8]:
+    """Apply a transform to a mask; pixels from outside of it are 255, ignored.
 
     Parameters
     ----------
     mask : array, uint8, shape (H, W)
         Not changed.
-    moves : Moves
+    transform : ViewTransform
 
     Returns
     -------
     array, uint8, shape (H, W)
-        Own memory; no value that was not there, but for 255.
+        Own memory; no new values except 255.
 
     Examples
     --------
-    >>> move_mask(np.array([[1, 2, 255]], dtype=np.uint8), Moves(flip=True))
+    >>> transform_mask(np.array([[1, 2, 255]], dtype=np.uint8), ViewTransform(flip=True))
     array([[255,   2,   1]], dtype=uint8)
     """
-    if moves.is_still:
+    if transform.is_identity:
         return mask.copy()
     from torchvision.transforms import InterpolationMode
 
-    turning = {"interpolation": InterpolationMode.NEAREST, "fill": [float(IGNORED)]}
-    # As an image: masks are resized by a rule that is off by half a pixel from that of pixels.
-    resizing = {"interpolation": InterpolationMode.NEAREST_EXACT, "antialias": False}
-    moved = _moved(_image(mask[..., None]), moves, turning, resizing)
-    return np.array(moved[0].numpy(), order="C")
+    rotate_options = {"interpolation": InterpolationMode.NEAREST, "fill": [float(IGNORED)]}
+    # Transformed as an image: torchvision resizes masks with a shift of half a pixel.
+    resize_options = {"interpolation": InterpolationMode.NEAREST_EXACT, "antialias": False}
+    image = _apply_geometry(_to_image(mask[..., None]), transform, rotate_options, resize_options)
+    return np.array(image[0].numpy(), order="C")
 
 
-def _window(
-    shape: tuple[int, int], smallest: float, rng: np.random.Generator
+def _draw_window(
+    shape: tuple[int, int], min_share: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    side = math.sqrt(rng.uniform(smallest, 1))
-    height, width = (max(1, round(side * length)) for length in shape)
+    scale = math.sqrt(rng.uniform(min_share, 1))
+    height, width = (max(1, round(scale * length)) for length in shape)
     top, left = (
         int(rng.integers(length - part + 1))
         for length, part in zip(shape, (height, width), strict=True)
@@ -255,47 +275,48 @@ def _window(
     return top, left, height, width
 
 
-def _image(pixels: NDArray[np.uint8]) -> Tensor:
-    import torch
+def _to_image(pixels: NDArray[np.uint8]) -> Tensor:
     from torchvision import tv_tensors
 
-    # torch warns of read-only arrays, such as those that Pillow gives.
-    given = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-    image: Tensor = tv_tensors.Image(given.permute(2, 0, 1))
+    image: Tensor = tv_tensors.Image(to_channels_first(pixels))
     return image
 
 
-def _moved_boxes(
-    boxes: NDArray[np.float32], shape: tuple[int, int], moves: Moves
+def _transform_unclipped(
+    boxes: NDArray[np.float32], shape: tuple[int, int], transform: ViewTransform
 ) -> NDArray[np.float32]:
-    """Boxes where they come to lie, not clipped: their share in sight is to be known."""
-    if moves.is_still or not len(boxes):
+    """Boxes after a transform, not clipped, so that their visible share can be computed."""
+    if transform.is_identity or not len(boxes):
         return boxes
     import torch
     from torchvision import tv_tensors
 
-    given = tv_tensors.BoundingBoxes(
+    bounding_boxes = tv_tensors.BoundingBoxes(
         torch.from_numpy(boxes.copy()), format="XYXY", canvas_size=shape, clamping_mode=None
     )
-    found: NDArray[np.float32] = _moved(given, moves, {}, {}).numpy()
-    return found
+    corners: NDArray[np.float32] = _apply_geometry(bounding_boxes, transform, {}, {}).numpy()
+    return corners
 
 
-def _moved(
-    value: Tensor, moves: Moves, turning: Mapping[str, Any], resizing: Mapping[str, Any]
+def _apply_geometry(
+    value: Tensor,
+    transform: ViewTransform,
+    rotate_options: Mapping[str, Any],
+    resize_options: Mapping[str, Any],
 ) -> Tensor:
-    """THE order of the moves, of pixels, boxes and masks alike."""
+    """Rotate, crop and flip, in the same order for pixels, boxes and masks."""
     from torchvision.transforms.v2 import functional
 
-    found: Any = value
-    if moves.angle:
-        found = functional.rotate(found, moves.angle, **turning)
-    if moves.window is not None:
-        size = functional.get_size(found)
-        found = functional.resize(functional.crop(found, *moves.window), size, **resizing)
-    if moves.flip:
-        found = functional.horizontal_flip(found)
-    if moves.flip_vertical:
-        found = functional.vertical_flip(found)
-    moved: Tensor = found
-    return moved
+    result: Any = value
+    if transform.angle:
+        result = functional.rotate(result, transform.angle, **rotate_options)
+    if transform.window is not None:
+        size = functional.get_size(result)
+        cropped = functional.crop(result, *transform.window)
+        result = functional.resize(cropped, size, **resize_options)
+    if transform.flip:
+        result = functional.horizontal_flip(result)
+    if transform.flip_vertical:
+        result = functional.vertical_flip(result)
+    transformed: Tensor = result
+    return transformed

@@ -1,4 +1,4 @@
-"""Which outputs of a detector's head belong to which class, and moving them to other classes."""
+"""Detection head: its architecture and tensors as a value, and its transfer to other classes."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from numpy.typing import NDArray
 from headstart.backbones.spec import Stage
 from headstart.errors import ModelFileError, UsageError
 from headstart.models.heads.detection_config import (
-    KINDS,
+    DETECTION_HEADS,
     LAST_STRIDE,
+    MOST_VALUE,
     BoxShape,
     anchor_recall,
-    anchors_for,
-    resolved,
+    fit_anchors,
+    resolve_options,
+    tuples_to_lists,
 )
 
 if TYPE_CHECKING:
     from headstart.models.heads.detection_modules import BoxModule
 
-__all__ = ["BoxHead", "matched", "merged", "taps_of"]
+__all__ = ["BoxHead", "match_classes", "merge_class_outputs", "pyramid_stages"]
 
-ROWS = {
+CLASS_OUTPUTS = {
     "faster-rcnn": {r"roi\.box_predictor\.cls_score\.": 1, r"roi\.box_predictor\.bbox_pred\.": 4},
     "retinanet": {r"net\.head\.classification_head\.cls_logits\.": 1},
     "fcos": {r"net\.head\.classification_head\.cls_logits\.": 1},
-    # The first layer of a predictor works by channel and knows nothing of classes.
+    # The first layer of a predictor is depth-wise: its outputs do not depend on the classes.
     "ssdlite": {r"net\.head\.classification_head\.module_list\.\d+\.1\.": 1},
 }
-"""Layers whose outputs belong to classes, and how many a class has for one anchor."""
+"""Layers with outputs for each class, and the number of outputs of a class for one anchor."""
 WITH_BACKGROUND = {"faster-rcnn", "ssdlite"}
+"""Kinds whose first class output is the background."""
 
 
-def matched(before: Sequence[str], after: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Pair the places of equal names, whatever the case of their letters.
+def match_classes(before: Sequence[str], after: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Pair the indices of equal names, ignoring case.
 
     Parameters
     ----------
@@ -47,75 +50,80 @@ def matched(before: Sequence[str], after: Sequence[str]) -> tuple[tuple[int, int
     Returns
     -------
     tuple of (int, int)
-        For each name of ``after`` that is in ``before`` its place there (the first) and here.
+        For each name of ``after`` that is in ``before``: its (first) index there and here.
 
     Examples
     --------
-    >>> matched(["cat", "dog"], ["Dog", "cow", "cat"])
+    >>> match_classes(["cat", "dog"], ["Dog", "cow", "cat"])
     ((1, 0), (0, 2))
     """
-    known = {name.casefold(): place for place, name in reversed([*enumerate(before)])}
-    pairs = [(known.get(name.casefold()), place) for place, name in enumerate(after)]
+    # Reversed, so that of equal names the first index is used.
+    indices = {name.casefold(): index for index, name in reversed([*enumerate(before)])}
+    pairs = [(indices.get(name.casefold()), index) for index, name in enumerate(after)]
     return tuple((old, new) for old, new in pairs if old is not None)
 
 
-def merged(
+def merge_class_outputs(
     shape: BoxShape,
     old: Mapping[str, NDArray[Any]],
-    drawn: Mapping[str, NDArray[Any]],
-    kept: Sequence[tuple[int, int]],
+    new: Mapping[str, NDArray[Any]],
+    class_pairs: Sequence[tuple[int, int]],
 ) -> dict[str, NDArray[Any]]:
-    """Take over all tensors but the outputs of classes that are new.
+    """Copy all tensors of a head, except the outputs of new classes.
 
     Parameters
     ----------
     shape : BoxShape
         Of the new head.
-    old, drawn : mapping of str to array
-        Tensors of the old head, and of a new one of random numbers.
-    kept : sequence of (int, int)
-        Place of a class in the old head and in the new one.
+    old, new : mapping of str to array
+        Tensors of the old head, and of a randomly initialised new one.
+    class_pairs : sequence of (int, int)
+        Index of a class in the old head and in the new one.
     """
     result = {}
     for name, array in old.items():
-        each = next((n for rows, n in ROWS[shape.kind].items() if re.match(rows, name)), 0)
-        result[name] = _rows(shape, array, drawn[name], each, kept) if each else array
+        patterns = CLASS_OUTPUTS[shape.kind].items()
+        n_outputs = next((n for pattern, n in patterns if re.match(pattern, name)), 0)
+        result[name] = array
+        if n_outputs:
+            result[name] = _copy_class_outputs(shape, array, new[name], n_outputs, class_pairs)
     return result
 
 
-def _rows(
+def _copy_class_outputs(
     shape: BoxShape,
     old: NDArray[Any],
-    drawn: NDArray[Any],
-    each: int,
-    kept: Sequence[tuple[int, int]],
+    new: NDArray[Any],
+    n_outputs: int,
+    class_pairs: Sequence[tuple[int, int]],
 ) -> NDArray[Any]:
-    """Put the outputs of kept classes, and of the background, into those that were drawn."""
+    """Copy the outputs of common classes, and of the background, into the new tensor."""
+    # Outputs are ordered by anchor, then by class: shape (anchors, classes, n_outputs, ...).
     shift = int(shape.kind in WITH_BACKGROUND)
-    anchors = drawn.shape[0] // ((shape.n_classes + shift) * each)
-    source = old.reshape(anchors, -1, each, *old.shape[1:])
-    result = drawn.reshape(anchors, -1, each, *drawn.shape[1:]).copy()
-    for before, after in [(0, 0)] * shift + [(a + shift, b + shift) for a, b in kept]:
+    anchors = new.shape[0] // ((shape.n_classes + shift) * n_outputs)
+    source = old.reshape(anchors, -1, n_outputs, *old.shape[1:])
+    result = new.reshape(anchors, -1, n_outputs, *new.shape[1:]).copy()
+    for before, after in [(0, 0)] * shift + [(a + shift, b + shift) for a, b in class_pairs]:
         result[:, after] = source[:, before]
-    return result.reshape(drawn.shape)
+    return result.reshape(new.shape)
 
 
 MOST_PIXELS = 4096
-MOST_CLASSES = 8192
+"""Longest side of a canvas or an image: a larger one in a description could exhaust the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxHead:
-    """A detector without its backbone; ``random`` draws one.
+    """A detector without its backbone; ``random`` initialises one.
 
     Parameters
     ----------
     taps : tuple of str
-        Stages whose maps it reads, fine ones first.
+        Stages whose maps the head reads, from fine to coarse.
     shape : BoxShape
-        What it is built of.
+        The architecture.
     tensors : mapping of str to array
-        Its numbers, as ``module().state_dict()`` names them.
+        By the names of ``module().state_dict()``.
 
     References
     ----------
@@ -156,7 +164,7 @@ class BoxHead:
         seed: int,
         **options: Any,
     ) -> BoxHead:
-        """Draw a head.
+        """Initialise a head with random tensors.
 
         Parameters
         ----------
@@ -166,30 +174,30 @@ class BoxHead:
             Without a background.
         kind : {"faster-rcnn", "retinanet", "fcos", "ssdlite"}
         canvas : (int, int)
-            Height and width of what the backbone reads, in pixels.
+            Height and width of the backbone's input, in pixels.
         seed : int
         **options
-            Of the kind: the keys of ``KINDS[kind]``.
+            Options of the kind: the keys of ``DETECTION_HEADS[kind]``.
 
         Raises
         ------
         UnknownNameError
             If there is no such kind or option.
         UsageError
-            If the backbone has no maps of the strides needed, or a value cannot be meant.
+            If the backbone has no maps of the strides needed, or a value is invalid.
         """
         import torch
 
-        shape, taps = _shaped(stages, n_classes, kind, canvas, options)
         from headstart.models.heads.detection_modules import build
 
+        shape, taps = _plan_shape(stages, n_classes, kind, canvas, options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = build(shape)
-        return cls(taps=taps, shape=shape, tensors=_arrays(module))
+        return cls(taps=taps, shape=shape, tensors=_copy_arrays(module))
 
     @classmethod
-    def fitted(
+    def with_fitted_anchors(
         cls,
         stages: Sequence[Stage],
         n_classes: int,
@@ -200,37 +208,37 @@ class BoxHead:
         boxes: NDArray[np.floating[Any]],
         **options: Any,
     ) -> BoxHead:
-        """Draw a head whose anchors fit the boxes (n, 4) of the training images on the canvas.
+        """Initialise a head with anchors fitted to the training boxes (n, 4) on the canvas.
 
-        As ``random`` where there are no boxes, for FCOS, which has no anchors, and where
-        ``sizes`` or ``ratios`` are given.
+        The same as ``random`` if there are no boxes, if ``sizes`` or ``ratios`` are given, and
+        for FCOS, which has no anchors.
         """
-        shape, _ = _shaped(stages, n_classes, kind, canvas, options)
+        shape, _ = _plan_shape(stages, n_classes, kind, canvas, options)
         if kind != "fcos" and len(boxes) and not {"sizes", "ratios"} & set(options):
             per_level = len(shape.sizes[0])
-            sizes, ratios = anchors_for(boxes, shape.levels, per_level=per_level)
+            sizes, ratios = fit_anchors(boxes, shape.levels, per_level=per_level)
             options = options | {"sizes": sizes, "ratios": ratios}
         return cls.random(stages, n_classes, kind=kind, canvas=canvas, seed=seed, **options)
 
     def module(self) -> BoxModule:
-        """Build it with tensors of its own, in float32 on the CPU."""
+        """Build the module with its own copy of the tensors, in float32 on the CPU."""
         import torch
 
-        module = _empty(self.shape)
+        module = _build_without_memory(self.shape)
         state = {k: torch.from_numpy(np.array(v)) for k, v in self.tensors.items()}
         module.load_state_dict(state, strict=True, assign=True)
         return module
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return its numbers by name: float32, and int64 where something is counted."""
+        """Return the tensors by name: float32, and int64 for BatchNorm's counters."""
         return dict(self.tensors)
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
-        """Return the same head with other numbers."""
+        """Return the same head with other tensors."""
         return replace(self, tensors={name: np.array(value) for name, value in state.items()})
 
     def as_dict(self) -> dict[str, Any]:
-        """What it is built of, as plain values."""
+        """The architecture as JSON values, for model.json."""
         shape = self.shape
         return {
             "kind": shape.kind,
@@ -239,7 +247,7 @@ class BoxHead:
             "strides": list(shape.strides),
             "n_classes": shape.n_classes,
             "canvas": list(shape.canvas),
-            "options": {name: _listed(value) for name, value in shape.options.items()},
+            "options": {name: tuples_to_lists(value) for name, value in shape.options.items()},
         }
 
     @classmethod
@@ -249,21 +257,25 @@ class BoxHead:
         Raises
         ------
         ModelFileError
-            If the description cannot be meant, or the tensors are not those of it.
+            If the description is invalid, or the tensors do not match it.
         """
         try:
-            shape, taps = _read(values)
+            shape, taps = _parse_shape(values)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(
-                f"Expected a head that finds boxes, got a description that is damaged ({error})."
+                f"Expected a detection head, got a damaged description ({error}). Copy the model "
+                "again."
             ) from error
-        wanted = {name: tuple(x.shape) for name, x in _empty(shape).state_dict().items()}
-        given = {name: tuple(x.shape) for name, x in tensors.items()}
-        wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
+        module = _build_without_memory(shape)
+        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wrong = sorted(
+            name for name in expected.keys() | actual if expected.get(name) != actual.get(name)
+        )
         if wrong:
             raise ModelFileError(
                 f"Expected the tensors of a {shape.kind} head, got {len(wrong)} that are missing, "
-                f"not expected or of another shape, such as {wrong[0]}; do fetch the model again."
+                f"unexpected or of another shape, such as {wrong[0]}. Copy the model again."
             )
         return cls(taps=taps, shape=shape, tensors=dict(tensors))
 
@@ -273,30 +285,31 @@ class BoxHead:
 
         if self.kind == "fcos":
             return None
-        found: NDArray[np.float32] = anchors_on(self.shape).numpy()
-        return found
+        anchors: NDArray[np.float32] = anchors_on(self.shape).numpy()
+        return anchors
 
-    def reach(self, boxes: NDArray[np.floating[Any]]) -> float | None:
+    def anchor_recall(self, boxes: NDArray[np.floating[Any]]) -> float | None:
         """Share of boxes (n, 4) on the canvas with an IoU of at least 0.5 with some anchor.
 
-        None where there is no box, and for FCOS, which has no anchors.
+        None if there are no boxes, and for FCOS, which has no anchors.
         """
         anchors = self.anchors() if len(boxes) else None
         return None if anchors is None else anchor_recall(boxes, anchors)
 
-    def adapted(
+    def with_classes(
         self, classes_before: Sequence[str], classes_after: Sequence[str], *, seed: int
     ) -> BoxHead:
-        """Return a head for other classes that keeps what it knows of those it has.
+        """Return the head for other classes; outputs of classes with equal names are copied.
 
         Parameters
         ----------
         classes_before : sequence of str
-            Its classes in order.
+            The classes of this head, in order.
         classes_after : sequence of str
-            The new ones; outputs of those whose name is among the old, whatever the case of its
-            letters, are kept, those of others are drawn.
+            The classes of the new head. Names are compared without case. Outputs of classes that
+            are new are initialised at random.
         seed : int
+            For the random outputs.
 
         Raises
         ------
@@ -309,55 +322,61 @@ class BoxHead:
 
         if len(classes_before) != self.shape.n_classes:
             raise UsageError(
-                f"Expected the names of {self.shape.n_classes} classes, got {len(classes_before)}."
+                f"Expected the names of {self.shape.n_classes} classes, got "
+                f"{len(classes_before)}: {list(classes_before)}."
             )
         shape = replace(self.shape, n_classes=len(classes_after))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drawn = _arrays(build(shape))
-        kept = matched(classes_before, classes_after)
-        return replace(self, shape=shape, tensors=merged(shape, self.tensors, drawn, kept))
+            new = _copy_arrays(build(shape))
+        class_pairs = match_classes(classes_before, classes_after)
+        tensors = merge_class_outputs(shape, self.tensors, new, class_pairs)
+        return replace(self, shape=shape, tensors=tensors)
 
 
-def taps_of(stages: Sequence[Stage], first_stride: int) -> tuple[Stage, ...]:
-    """Find the last stage of each stride from ``first_stride`` to 32, each twice the one before.
+def pyramid_stages(stages: Sequence[Stage], first_stride: int) -> tuple[Stage, ...]:
+    """Select the last stage of each stride 4, 8, 16, 32 that is at least ``first_stride``.
 
     Raises
     ------
     UsageError
-        If there is none of some stride, as in a network of tokens.
+        If no stage has one of the strides, as in a vision transformer.
 
     Examples
     --------
     >>> stages = [Stage(name=n, channels=8, stride=s) for n, s in [("a", 16), ("b", 32), ("c", 32)]]
-    >>> [stage.name for stage in taps_of(stages, 16)]
+    >>> [stage.name for stage in pyramid_stages(stages, 16)]
     ['a', 'c']
     """
     last = {stage.stride: stage for stage in stages}
-    wanted = [s for s in (4, 8, 16, 32) if s >= first_stride]
-    if missing := [stride for stride in wanted if stride not in last]:
+    strides = [stride for stride in (4, 8, 16, LAST_STRIDE) if stride >= first_stride]
+    if missing := [stride for stride in strides if stride not in last]:
         raise UsageError(
-            f"Expected a backbone with maps of stride {', '.join(map(str, wanted))}, got none of "
-            f"{', '.join(map(str, missing))}; do take a convolutional one, such as "
+            f"Expected a backbone with maps of stride {', '.join(map(str, strides))}, got none of "
+            f"{', '.join(map(str, missing))}. Choose a convolutional one, such as --backbone "
             "torchvision/resnet18."
         )
-    return tuple(last[stride] for stride in wanted)
+    return tuple(last[stride] for stride in strides)
 
 
-def _shaped(
+def _plan_shape(
     stages: Sequence[Stage],
     n_classes: int,
     kind: str,
     canvas: tuple[int, int],
     options: Mapping[str, Any],
 ) -> tuple[BoxShape, tuple[str, ...]]:
-    strides: tuple[int, ...] = (LAST_STRIDE,)  # all are known once the options are
-    first = resolved(kind, strides, canvas, {k: v for k, v in options.items() if k != "sizes"})
-    taps = taps_of(stages, first["first_stride"])
+    """Architecture and stages of a head for a backbone."""
+    # The strides follow from ``first_stride``, an option. To read it, resolve the options with a
+    # placeholder for the strides; ``sizes`` depends on them and is checked later.
+    strides: tuple[int, ...] = (LAST_STRIDE,)
+    without_sizes = {name: value for name, value in options.items() if name != "sizes"}
+    first_stride = resolve_options(kind, strides, canvas, without_sizes)["first_stride"]
+    taps = pyramid_stages(stages, first_stride)
     if n_classes < 1 or not LAST_STRIDE <= min(canvas) <= max(canvas) <= MOST_PIXELS:
         raise UsageError(
             f"Expected at least one class and a canvas of {LAST_STRIDE} to {MOST_PIXELS} pixels "
-            f"a side, got {n_classes} and {canvas}; do choose another `--size`."
+            f"a side, got {n_classes} and {canvas}. Pass another --size."
         )
     strides = tuple(stage.stride for stage in taps)
     shape = BoxShape(
@@ -366,30 +385,32 @@ def _shaped(
         strides=strides,
         n_classes=n_classes,
         canvas=(int(canvas[0]), int(canvas[1])),
-        options=resolved(kind, strides, canvas, options),
+        options=resolve_options(kind, strides, canvas, options),
     )
     return shape, tuple(stage.name for stage in taps)
 
 
-def _read(values: Mapping[str, Any]) -> tuple[BoxShape, tuple[str, ...]]:
-    """Build the shape as it would be built of stages, so that nothing else can be described."""
+def _parse_shape(values: Mapping[str, Any]) -> tuple[BoxShape, tuple[str, ...]]:
+    """Build the shape from the described stages, as ``random`` does, with the same checks."""
     numbers = [*values["widths"], *values["strides"], *values["canvas"], values["n_classes"]]
-    if not all(type(n) is int and 1 <= n <= MOST_CLASSES for n in numbers) or not all(
-        isinstance(tap, str) for tap in values["taps"]
-    ):
-        raise UsageError("Expected names of stages and whole numbers within reason, got others.")
+    if wrong := [n for n in numbers if type(n) is not int or not 1 <= n <= MOST_VALUE]:
+        raise UsageError(f"Expected whole numbers from 1 to {MOST_VALUE}, got {wrong[0]!r}.")
+    if not all(isinstance(tap, str) for tap in values["taps"]):
+        raise UsageError(f"Expected names of stages, got {values['taps']!r}.")
     height, width = values["canvas"]
     if not isinstance(values["options"], dict):
         raise UsageError(f"Expected options by name, got {values['options']!r}.")
-    if values["kind"] not in KINDS:
-        raise UsageError(f"Expected a kind of head, got {values['kind']!r}.")
+    if values["kind"] not in DETECTION_HEADS:
+        raise UsageError(
+            f"Expected a head among {', '.join(DETECTION_HEADS)}, got {values['kind']!r}."
+        )
     stages = [
         Stage(name=name, channels=channels, stride=stride)
         for name, channels, stride in zip(
             values["taps"], values["widths"], values["strides"], strict=True
         )
     ]
-    shape, taps = _shaped(
+    shape, taps = _plan_shape(
         stages, values["n_classes"], values["kind"], (height, width), values["options"]
     )
     if taps != tuple(values["taps"]):
@@ -397,8 +418,8 @@ def _read(values: Mapping[str, Any]) -> tuple[BoxShape, tuple[str, ...]]:
     return shape, taps
 
 
-def _empty(shape: BoxShape) -> BoxModule:
-    """Build the module without numbers: no memory is taken and no chance is drawn."""
+def _build_without_memory(shape: BoxShape) -> BoxModule:
+    """Build the module on torch's meta device: its tensors have shapes but no values."""
     import torch
 
     from headstart.models.heads.detection_modules import build
@@ -407,9 +428,5 @@ def _empty(shape: BoxShape) -> BoxModule:
         return build(shape)
 
 
-def _arrays(module: BoxModule) -> dict[str, NDArray[Any]]:
-    return {name: np.array(x.numpy()) for name, x in module.state_dict().items()}
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, tuple) else value
+def _copy_arrays(module: BoxModule) -> dict[str, NDArray[Any]]:
+    return {name: np.array(tensor.numpy()) for name, tensor in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Anchors that fit the objects: their sides and shapes from the boxes, and what they reach."""
+"""Architecture of detection heads: kinds, options, and anchors fitted to the boxes."""
 
 from __future__ import annotations
 
@@ -13,45 +13,53 @@ from numpy.typing import NDArray
 
 from headstart.errors import UnknownNameError, UsageError
 
-__all__ = ["KINDS", "BoxShape", "anchor_recall", "anchors_for", "resolved"]
+__all__ = [
+    "DETECTION_HEADS",
+    "BoxShape",
+    "anchor_recall",
+    "fit_anchors",
+    "lists_to_tuples",
+    "resolve_options",
+    "tuples_to_lists",
+]
 
-ENDS = (0.05, 0.95)
+SIDE_QUANTILES = (0.05, 0.95)
 MOST_RATIO = 3.0
-LEAST_PLACES, MOST_PLACES = 2.0, 16.0
-"""Sides of an anchor in places of its level: fewer places and most objects fall between two
-anchors, more and a place does not see the object."""
+LEAST_CELLS, MOST_CELLS = 2.0, 16.0
+"""Range of an anchor's side, in cells of its level. With fewer cells most objects fall between two
+anchors; with more, one cell's receptive field does not cover the object."""
 
-MOST_JUDGED = 10_000
-"""Boxes that tell the reach to a percent, within seconds."""
-AT_ONCE = 65_536
+MOST_BOXES = 10_000
+"""Most boxes for the anchor recall: enough to estimate it to a percent within seconds."""
+PAIRS_AT_ONCE = 65_536
 """Pairs of a box and an anchor, few enough for a processor's cache."""
 
 
-def anchors_for(
+def fit_anchors(
     boxes: NDArray[np.floating[Any]], strides: Sequence[int], *, per_level: int = 1
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
-    """Choose sides and shapes of anchors from the objects to be found.
+    """Choose sides and aspect ratios of anchors from the training boxes.
 
     Sides are spaced evenly in their logarithm from the 5 % to the 95 % quantile of the square
-    root of the boxes' areas, small ones on fine levels; each is brought between 2 and 16 places
-    of its level, on the finest without the lower limit. Shapes are three: the middle one, and
-    the quantiles of 10 % and 90 % of height over width, between 1/3 and 3.
+    root of the boxes' areas, small sides on fine levels. Each is clipped to 2 to 16 cells of its
+    level; the finest level has no lower limit. The three aspect ratios are the 10 %, 50 % and
+    90 % quantiles of height over width, clipped to 1/3 to 3.
 
     Parameters
     ----------
     boxes : array, shape (n, 4)
         Of the training images on the canvas: left, top, right, bottom.
     strides : sequence of int
-        Pixels for one place of every level, fine ones first.
+        Pixels for one cell of every level, from fine to coarse.
     per_level : int
-        Sides of each level.
+        Number of sides for each level.
 
     Returns
     -------
     sizes : tuple of tuple of float
         In pixels, ``per_level`` for each stride.
     ratios : tuple of float
-        Height over width; fewer than three where they are within 10 % of each other.
+        Height over width; fewer than three if they are within 10 % of each other.
 
     Raises
     ------
@@ -61,23 +69,23 @@ def anchors_for(
     Examples
     --------
     >>> squares = np.array([[0, 0, side, side] for side in (16, 32, 64, 128)])
-    >>> sizes, ratios = anchors_for(squares, (4, 8, 16))
+    >>> sizes, ratios = fit_anchors(squares, (4, 8, 16))
     >>> [round(level[0]) for level in sizes], ratios
     ([18, 45, 115], (1.0,))
     """
-    wide, high = _sides(boxes)
-    low, top = np.quantile(np.log(wide * high) / 2, ENDS)
+    widths, heights = _widths_and_heights(boxes)
+    low, high = np.quantile(np.log(widths * heights) / 2, SIDE_QUANTILES)
     levels = len(strides)
-    spaced = np.exp(np.linspace(low, top, levels * per_level)).reshape(levels, per_level)
-    places = np.array(strides, dtype=np.float64)[:, None]
-    least = LEAST_PLACES * places
-    least[0] = 0  # what is too small for this level, no level sees better
-    kept = np.clip(spaced, least, MOST_PLACES * places)
-    sizes = tuple(tuple(float(side) for side in level) for level in kept)
-    logs = np.log(MOST_RATIO)
-    shapes = np.clip(np.quantile(np.log(high / wide), (0.1, 0.5, 0.9)), -logs, logs)
+    spaced = np.exp(np.linspace(low, high, levels * per_level)).reshape(levels, per_level)
+    cells = np.array(strides, dtype=np.float64)[:, None]
+    least = LEAST_CELLS * cells
+    least[0] = 0  # no finer level exists for objects that are too small for this one
+    sides = np.clip(spaced, least, MOST_CELLS * cells)
+    sizes = tuple(tuple(float(side) for side in level) for level in sides)
+    limit = np.log(MOST_RATIO)
+    log_ratios = np.quantile(np.log(heights / widths), (0.1, 0.5, 0.9))
     ratios: list[float] = []
-    for ratio in np.exp(shapes):
+    for ratio in np.exp(np.clip(log_ratios, -limit, limit)):
         if not ratios or ratio > 1.1 * ratios[-1]:
             ratios.append(round(float(ratio), 4))
     return sizes, tuple(ratios)
@@ -86,16 +94,16 @@ def anchors_for(
 def anchor_recall(
     boxes: NDArray[np.floating[Any]], anchors: NDArray[np.floating[Any]], *, iou: float = 0.5
 ) -> float:
-    """Share of the boxes that some anchor overlaps enough to be taught by it.
+    """Share of the boxes that some anchor overlaps enough to be trained on them.
 
     Parameters
     ----------
     boxes : array, shape (n, 4)
-        On the canvas. Of more than 10 000, as many are judged, evenly spaced among them.
+        On the canvas. Of more than 10 000 boxes, 10 000 evenly spaced ones are used.
     anchors : array, shape (m, 4)
-        All of them, such as ``BoxHead.anchors()``.
+        All anchors, such as ``BoxHead.anchors()``.
     iou : float
-        Intersection over union that is enough, from 0 to 1.
+        Least intersection over union, from 0 to 1.
 
     Returns
     -------
@@ -113,37 +121,43 @@ def anchor_recall(
     >>> anchor_recall(np.array([[0, 0, 8, 4], [0, 0, 8, 3], [0, 4, 8, 12]]), anchor)
     0.3333333333333333
     """
-    _sides(boxes)
-    judged = np.asarray(boxes, dtype=np.float64)
-    if len(judged) > MOST_JUDGED:
-        judged = judged[np.linspace(0, len(judged) - 1, MOST_JUDGED).astype(np.intp)]
+    _widths_and_heights(boxes)
+    sample = np.asarray(boxes, dtype=np.float64)
+    if len(sample) > MOST_BOXES:
+        sample = sample[np.linspace(0, len(sample) - 1, MOST_BOXES).astype(np.intp)]
     left, top, right, bottom = np.ascontiguousarray(np.asarray(anchors, dtype=np.float64).T)
     areas = (right - left) * (bottom - top)
-    reached, step = 0, max(1, AT_ONCE // max(1, len(areas)))
-    for start in range(0, len(judged), step):
-        x0, y0, x1, y1 = judged[start : start + step].T[:, :, None]
-        wide = np.maximum(np.minimum(right, x1) - np.maximum(left, x0), 0)
-        shared = wide * np.maximum(np.minimum(bottom, y1) - np.maximum(top, y0), 0)
-        union = areas + (x1 - x0) * (y1 - y0) - shared
-        reached += int((shared >= iou * union).any(axis=1).sum())
-    return reached / len(judged)
+    n_matched, step = 0, max(1, PAIRS_AT_ONCE // max(1, len(areas)))
+    for start in range(0, len(sample), step):
+        x0, y0, x1, y1 = sample[start : start + step].T[:, :, None]
+        overlap_width = np.maximum(np.minimum(right, x1) - np.maximum(left, x0), 0)
+        overlap_height = np.maximum(np.minimum(bottom, y1) - np.maximum(top, y0), 0)
+        intersection = overlap_width * overlap_height
+        union = areas + (x1 - x0) * (y1 - y0) - intersection
+        n_matched += int((intersection >= iou * union).any(axis=1).sum())
+    return n_matched / len(sample)
 
 
-def _sides(boxes: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    given = np.asarray(boxes, dtype=np.float64)
-    if given.ndim != 2 or given.shape[1:] != (4,) or not len(given):
+def _widths_and_heights(
+    boxes: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    boxes = np.asarray(boxes, dtype=np.float64)
+    if boxes.ndim != 2 or boxes.shape[1:] != (4,) or not len(boxes):
         raise UsageError(
-            f"Expected boxes of shape (n, 4), at least one, got {given.shape}; do give the boxes "
-            "of the training images."
+            f"Expected boxes of shape (n, 4), at least one, got shape {boxes.shape}. Pass the "
+            "boxes of the training images."
         )
-    wide, high = given[:, 2] - given[:, 0], given[:, 3] - given[:, 1]
-    if not ((wide > 0) & (high > 0)).all():
-        raise UsageError("Expected boxes with an area, got one without; do leave it out.")
-    return wide, high
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    has_area = (widths > 0) & (heights > 0)
+    if not has_area.all():
+        raise UsageError(
+            f"Expected boxes with an area, got {boxes[~has_area][0].tolist()}. Remove this box."
+        )
+    return widths, heights
 
 
 RATIOS = (0.5, 1.0, 2.0)
-KINDS: dict[str, dict[str, Any]] = {
+DETECTION_HEADS: dict[str, dict[str, Any]] = {
     "faster-rcnn": {
         "first_stride": 4,
         "channels": 128,
@@ -184,7 +198,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "candidates": 300,
     },
 }
-"""The kinds, with what each can be told and what it does when it is not told."""
+"""Kinds of detection heads, with the options of each and their defaults."""
 CHOICES = {
     "first_stride": (4, 8, 16),
     "extra": ("pool", "p6p7", "p6p7-of-map"),
@@ -193,27 +207,28 @@ CHOICES = {
 }
 NORMS = {"faster-rcnn": ("none", "batch"), "retinanet": ("none", "group")}
 MAY_BE_ZERO = {"box_convs", "extra_levels", "convs"}
-MOST = 8192
-"""Largest number among the options: a larger one, in a file, is a way to take memory."""
+MOST_VALUE = 8192
+"""Largest number in the description of a head or a network: a larger one, in a file from an
+untrusted source, could exhaust the memory."""
 LAST_STRIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxShape:
-    """Everything of a head but its numbers.
+    """Architecture of a detection head: everything but its tensors.
 
     Parameters
     ----------
     kind : str
-        A key of ``KINDS``.
+        A key of ``DETECTION_HEADS``.
     widths, strides : tuple of int
-        Channels, and pixels of the canvas for one place, of every map that is read.
+        Channels, and pixels of the canvas for one cell, of every map that the head reads.
     n_classes : int
         Without a background.
     canvas : (int, int)
-        Height and width of what the backbone reads, in pixels.
+        Height and width of the backbone's input, in pixels.
     options : mapping
-        All of ``KINDS[kind]``; ``resolved`` makes it.
+        All of ``DETECTION_HEADS[kind]``, from ``resolve_options``.
 
     Examples
     --------
@@ -223,7 +238,7 @@ class BoxShape:
     ...     strides=(8, 16, 32),
     ...     n_classes=3,
     ...     canvas=(64, 90),
-    ...     options=resolved("fcos", (8, 16, 32), (64, 90), {}),
+    ...     options=resolve_options("fcos", (8, 16, 32), (64, 90), {}),
     ... )
     >>> shape.levels, shape.padded, shape.grids
     ((8, 16, 32, 64), (64, 96), ((8, 12), (4, 6), (2, 3), (1, 2)))
@@ -238,27 +253,29 @@ class BoxShape:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Pixels for one place of every level of the pyramid, those made from others included."""
-        return _levels(self.kind, self.strides, self.options)
+        """Pixels for one cell of every level of the pyramid, extra levels included."""
+        return _level_strides(self.strides, self.options)
 
     @property
     def padded(self) -> tuple[int, int]:
-        """The canvas, filled up so that every map has a whole number of places."""
+        """Height and width of the canvas, padded to a multiple of the last stride."""
         last = self.strides[-1]
         height, width = (-(-side // last) * last for side in self.canvas)
         return height, width
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of every level; those made from others have half, rounded up."""
-        found = [(self.padded[0] // s, self.padded[1] // s) for s in self.strides]
-        while len(found) < len(self.levels):
-            found.append(((found[-1][0] + 1) // 2, (found[-1][1] + 1) // 2))
-        return tuple(found)
+        """Rows and columns of every level; each extra level has half, rounded up."""
+        height, width = self.padded
+        grids = [(height // stride, width // stride) for stride in self.strides]
+        while len(grids) < len(self.levels):
+            rows, columns = grids[-1]
+            grids.append(((rows + 1) // 2, (columns + 1) // 2))
+        return tuple(grids)
 
     @property
     def sizes(self) -> tuple[tuple[float, ...], ...]:
-        """Sides of the anchors of every level; points, which have none, stand for a place."""
+        """Sides of the anchors of every level; for FCOS, which has none, the side of a cell."""
         if self.kind == "fcos":
             return tuple((float(stride),) for stride in self.levels)
         return tuple(tuple(level) for level in self.options["sizes"])
@@ -269,106 +286,126 @@ class BoxShape:
         return (1.0,) if self.kind == "fcos" else tuple(self.options["ratios"])
 
 
-def resolved(
+def resolve_options(
     kind: str, strides: Sequence[int], canvas: tuple[int, int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Check what a head is told, and say the rest.
+    """Check the options of a head and add the defaults.
 
     Parameters
     ----------
     kind : str
     strides : sequence of int
-        Of the maps that are read.
+        Of the maps that the head reads.
     canvas : (int, int)
         Height and width.
     options : mapping
-        Some of ``KINDS[kind]``.
+        Some of ``DETECTION_HEADS[kind]``.
 
     Returns
     -------
     dict
-        All of ``KINDS[kind]``, as plain values and tuples.
+        All of ``DETECTION_HEADS[kind]``; lists become tuples.
 
     Raises
     ------
     UnknownNameError
         If there is no such kind or option.
     UsageError
-        If a value cannot be meant.
+        If a value is invalid.
     """
-    if kind not in KINDS:
-        raise UnknownNameError("kind of head", kind, KINDS)
+    if kind not in DETECTION_HEADS:
+        raise UnknownNameError("kind of head", kind, DETECTION_HEADS)
     for name in options:
-        if name not in KINDS[kind]:
-            raise UnknownNameError(f"option of {kind}", name, KINDS[kind])
-    found = KINDS[kind] | {name: _frozen(value) for name, value in options.items()}
-    for name, value in found.items():
+        if name not in DETECTION_HEADS[kind]:
+            raise UnknownNameError(f"option of {kind}", name, DETECTION_HEADS[kind])
+    complete = DETECTION_HEADS[kind] | {
+        name: lists_to_tuples(value) for name, value in options.items()
+    }
+    for name, value in complete.items():
         _require_option(kind, name, value)
-    levels = _levels(kind, strides, found)
-    if "sizes" in found:
-        found["sizes"] = found["sizes"] or _usual_sizes(kind, levels, canvas)
-        counts = {len(level) for level in found["sizes"]}
-        if len(found["sizes"]) != len(levels) or len(counts) != 1:
+    levels = _level_strides(strides, complete)
+    if "sizes" in complete:
+        sizes = complete["sizes"] or _default_sizes(kind, levels, canvas)
+        complete["sizes"] = sizes
+        counts = {len(level) for level in sizes}
+        if len(sizes) != len(levels) or len(counts) != 1:
             raise UsageError(
-                f"Expected `sizes` to hold as many sides of anchors for each of {len(levels)} "
-                f"levels (strides {levels}), got {found['sizes']}; do give one tuple a level."
+                f"Expected `sizes` to have the same number of anchor sides for each of "
+                f"{len(levels)} levels (strides {levels}), got {sizes}. Pass one tuple for each "
+                "level."
             )
-    return found
+    return complete
 
 
-def _levels(kind: str, strides: Sequence[int], options: Mapping[str, Any]) -> tuple[int, ...]:
-    extra = 1 if options.get("extra", "pool") == "pool" else 2
-    extra = int(options.get("extra_levels", extra))
-    return (*strides, *(strides[-1] * 2**i for i in range(1, extra + 1)))
+def _level_strides(strides: Sequence[int], options: Mapping[str, Any]) -> tuple[int, ...]:
+    n_extra = 1 if options.get("extra", "pool") == "pool" else 2
+    n_extra = int(options.get("extra_levels", n_extra))
+    return (*strides, *(strides[-1] * 2**i for i in range(1, n_extra + 1)))
 
 
-def _usual_sizes(
+def _default_sizes(
     kind: str, levels: Sequence[int], canvas: tuple[int, int]
 ) -> tuple[tuple[float, ...], ...]:
     if kind == "faster-rcnn":
         return tuple((4.0 * stride,) for stride in levels)
     if kind == "retinanet":
         return tuple((4.0 * stride, 4.0 * stride * math.sqrt(2)) for stride in levels)
-    # Liu et al. 2016, SSD, section 2.2, from 0.2 to 0.95 as torchvision does it.
+    # Liu et al. 2016, SSD, section 2.2, with shares of the canvas from 0.2 to 0.95, as in
+    # torchvision.
     last = len(levels) - 1
     shares = [0.2 + 0.75 * k / max(last, 1) for k in range(last + 1)] + [1.0]
     sides = [share * min(canvas) for share in shares]
     return tuple((a, math.sqrt(a * b)) for a, b in pairwise(sides))
 
 
-def _frozen(value: Any) -> Any:
-    """Lists, as JSON has them, become tuples."""
-    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+def lists_to_tuples(value: Any) -> Any:
+    """Convert lists, as read from JSON, to tuples, at every depth."""
+    if isinstance(value, list | tuple):
+        return tuple(lists_to_tuples(item) for item in value)
+    return value
+
+
+def tuples_to_lists(value: Any) -> Any:
+    """Convert tuples to lists, for JSON, at every depth."""
+    return [tuples_to_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _require_option(kind: str, name: str, value: Any) -> None:
-    usual = KINDS[kind][name]
+    default = DETECTION_HEADS[kind][name]
     choices = NORMS[kind] if name == "norm" else CHOICES.get(name)
     if choices is not None:
-        good, meant = value in choices, f"one of {choices}"
-    elif name in {"sizes", "ratios"}:
-        good, meant = _are_sides(name, value), "positive numbers"
-    elif isinstance(usual, tuple):
-        good = isinstance(value, tuple) and len(value) == len(usual) and all(map(_is_count, value))
-        meant = f"{len(usual)} whole numbers from 1 to {MOST}"
+        is_valid, expected = value in choices, f"one of {choices}"
+    elif name == "sizes":
+        is_valid, expected = _are_sizes(value), "positive numbers"
+    elif name == "ratios":
+        is_valid, expected = _are_positive(value), "positive numbers"
+    elif isinstance(default, tuple):
+        is_valid = (
+            isinstance(value, tuple) and len(value) == len(default) and all(map(_is_count, value))
+        )
+        expected = f"{len(default)} whole numbers from 1 to {MOST_VALUE}"
     else:
-        good = _is_count(value) or (name in MAY_BE_ZERO and value == 0 and type(value) is int)
-        meant = f"a whole number up to {MOST}"
-    if good and name == "channels":
-        good, meant = value % 64 == 0, "a multiple of 64"  # normalised in 32 groups, none of one
-    if good and name in {"convs", "box_convs", "rpn_convs", "extra_levels"}:
-        good, meant = value <= 8, "at most 8"
-    if not good:
-        raise UsageError(f"Expected `{name}` of {kind} to be {meant}, got {value!r}.")
+        is_valid = _is_count(value) or (name in MAY_BE_ZERO and value == 0 and type(value) is int)
+        expected = f"a whole number up to {MOST_VALUE}"
+    if is_valid and name == "channels":
+        # Group normalisation makes 32 groups; each needs at least two channels.
+        is_valid, expected = value % 64 == 0, "a multiple of 64"
+    if is_valid and name in {"convs", "box_convs", "rpn_convs", "extra_levels"}:
+        is_valid, expected = value <= 8, "at most 8"
+    if not is_valid:
+        raise UsageError(f"Expected `{name}` of {kind} to be {expected}, got {value!r}.")
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MOST
+    return type(value) is int and 1 <= value <= MOST_VALUE
 
 
-def _are_sides(name: str, value: Any) -> bool:
-    if not isinstance(value, tuple) or len(value) > 16 or (name == "ratios" and not value):
+def _are_sizes(value: Any) -> bool:
+    """Whether a value is a tuple, maybe empty, of non-empty tuples of positive numbers."""
+    return isinstance(value, tuple) and len(value) <= 16 and all(map(_are_positive, value))
+
+
+def _are_positive(value: Any) -> bool:
+    if not isinstance(value, tuple) or not 1 <= len(value) <= 16:
         return False
-    if name == "sizes":
-        return all(isinstance(v, tuple) and _are_sides("ratios", v) for v in value)
-    return all(type(v) in {int, float} and 0 < v <= MOST for v in value)
+    return all(type(number) in {int, float} and 0 < number <= MOST_VALUE for number in value)

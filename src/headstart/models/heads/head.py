@@ -1,4 +1,4 @@
-"""The contract of a head: what turns a backbone's features into answers, as a value."""
+"""The contract of a head, which turns a backbone's features into predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Head"]
 
 
 class Head(Protocol):
-    """A head is a value: what it is built of, and the numbers that training gave it."""
+    """A head is a value: its architecture and its trained tensors."""
 
     @property
     def kind(self) -> str:
@@ -23,21 +23,21 @@ class Head(Protocol):
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """Stages whose maps it reads, in the order in which they run; none for pooled features."""
+        """Stages whose maps the head reads, in the order they run; empty for pooled features."""
         ...
 
     def module(self) -> nn.Module:
-        """Build it with tensors of its own, in float32 on the CPU, to be trained or run."""
+        """Build the module with its own copy of the tensors, in float32 on the CPU."""
         ...
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return its numbers by name, as ``module().state_dict()`` names them."""
+        """Return the tensors by the names of ``module().state_dict()``."""
         ...
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
-        """Return the same head with other numbers."""
+        """Return the same head with other tensors."""
         ...
 
     def as_dict(self) -> dict[str, Any]:
-        """What it is built of, as plain values for model.json."""
+        """The architecture as JSON values, for model.json."""
         ...

@@ -1,4 +1,4 @@
-"""Heads on pooled features: one vector an image."""
+"""Linear head on pooled features (one vector for each image)."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class LinearHead:
 
     @property
     def width(self) -> int:
-        """Number of features that the head reads."""
+        """Number of input features."""
         return int(self.weight.shape[1])
 
     def logits(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Scores of shape (n, n_outputs) for features of shape (n, width), in float64."""
-        exact = np.asarray(features, dtype=np.float64) @ self.weight.T.astype(np.float64)
-        return exact + self.bias
+        """Logits of shape (n, n_outputs) for features of shape (n, width), in float64."""
+        products = np.asarray(features, dtype=np.float64) @ self.weight.T.astype(np.float64)
+        return products + self.bias
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Return the parameters by name, in float32, as they are stored with a model."""
@@ -57,11 +57,11 @@ class LinearHead:
         }
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
-        """Return a head of other numbers."""
+        """Return the same head with other parameters."""
         return replace(self, weight=state["weight"], bias=state["bias"])
 
     def module(self) -> nn.Module:
-        """Build torch's layer with these parameters."""
+        """Build torch's linear layer with these parameters."""
         import torch
         from torch import nn
 
@@ -70,14 +70,14 @@ class LinearHead:
         return layer
 
     def as_dict(self) -> dict[str, Any]:
-        """What it is built of: its shape follows from its parameters."""
+        """The architecture as JSON values; its size follows from the parameters."""
         return {"kind": self.kind}
 
     @classmethod
     def random(cls, width: int, n_outputs: int, *, seed: int) -> LinearHead:
-        """Draw a head: weights uniform within 1 / sqrt(width), as torch does it, no bias."""
-        most = width**-0.5
-        weight = np.random.default_rng(seed).uniform(-most, most, (n_outputs, width))
+        """Initialise a head: weights uniform within 1 / sqrt(width), as torch does; bias zero."""
+        limit = width**-0.5
+        weight = np.random.default_rng(seed).uniform(-limit, limit, (n_outputs, width))
         return cls(weight=weight.astype(np.float32), bias=np.zeros(n_outputs, dtype=np.float32))
 
     @classmethod
@@ -91,11 +91,14 @@ class LinearHead:
         """
         missing = sorted({"weight", "bias"} - set(state))
         if missing:
-            raise ModelFileError(f"Expected the head to have weight and bias, got no {missing}.")
+            raise ModelFileError(
+                f"Expected the head to have weight and bias, missing: {', '.join(missing)}. Copy "
+                "the model again."
+            )
         weight, bias = state["weight"], state["bias"]
         if weight.ndim != 2 or bias.shape != (n_outputs,) or weight.shape[0] != n_outputs:
             raise ModelFileError(
                 f"Expected a head with {n_outputs} outputs, got weight {weight.shape} and bias "
-                f"{bias.shape}; do fetch the model again."
+                f"{bias.shape}. Copy the model again."
             )
         return cls(weight=weight, bias=bias)

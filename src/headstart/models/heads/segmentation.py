@@ -1,4 +1,4 @@
-"""Heads that give a class for every pixel, on the maps of any convolutional backbone."""
+"""Segmentation head: its architecture and tensors as a value, and its transfer to other classes."""
 
 from __future__ import annotations
 
@@ -11,36 +11,43 @@ from numpy.typing import NDArray
 
 from headstart.backbones.spec import Stage
 from headstart.errors import ModelFileError, UsageError, WeightsMismatchError
-from headstart.models.heads.detection import matched
-from headstart.models.heads.segmentation_config import MaskShape, Option, resolved, taps_of
+from headstart.models.heads.detection import match_classes
+from headstart.models.heads.detection_config import lists_to_tuples, tuples_to_lists
+from headstart.models.heads.segmentation_config import (
+    MaskShape,
+    Option,
+    decoder_stages,
+    resolve_options,
+)
 
 if TYPE_CHECKING:
     from headstart.models.heads.segmentation_modules import MaskModule
 
-__all__ = ["VOC_CLASSES", "MaskHead", "Pretrained", "decoder_from_torchvision"]
+__all__ = ["VOC_CLASSES", "MaskHead", "PublishedDecoder", "decoder_from_torchvision"]
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 )  # fmt: skip
-"""What torchvision's weights for masks tell apart, in their order."""
+"""Classes of torchvision's segmentation weights, in the order of their outputs."""
 
-ROWS = ("classifier.weight", "classifier.bias")
+CLASS_OUTPUTS = ("classifier.weight", "classifier.bias")
+"""Tensors with one row for each class."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskHead:
-    """A decoder that gives logits for every pixel of the canvas; ``random`` draws one.
+    """A decoder from maps to logits for every pixel of the canvas; ``random`` initialises one.
 
     Parameters
     ----------
     taps : tuple of str
-        Stages whose maps it reads, fine ones first.
+        Stages whose maps the head reads, from fine to coarse.
     shape : MaskShape
-        What it is built of.
+        The architecture.
     tensors : mapping of str to array
-        Its numbers, as ``module().state_dict()`` names them.
+        By the names of ``module().state_dict()``.
 
     References
     ----------
@@ -80,22 +87,22 @@ class MaskHead:
         seed: int,
         **options: Option,
     ) -> MaskHead:
-        """Draw a head.
+        """Initialise a head with random tensors.
 
         Parameters
         ----------
         stages : sequence of Stage
-            Of the backbone, all of them.
+            All stages of the backbone.
         n_classes : int
             2 to 255, a background included.
         kind : {"unet", "unetplusplus", "deeplabv3plus", "fpn", "deeplabv3"}
         canvas : (int, int)
-            Height and width of what the backbone reads, in pixels.
+            Height and width of the backbone's input, in pixels.
         seed : int
         **options
             ``widths`` (U-Net, U-Net++): channels of each step, from coarse to fine.
-            ``widest`` (the same): wider maps are projected to that many channels first.
-            ``pyramid``, ``width`` (FPN): channels of the pyramid, and of what reads it.
+            ``widest`` (U-Net, U-Net++): wider maps are first projected to this many channels.
+            ``pyramid``, ``width`` (FPN): channels of the pyramid and of the layers on it.
             ``width`` (DeepLabV3+): channels. ``rates`` (both DeepLabs): the three dilations, by
             default in proportion to the canvas.
             ``dropout`` (FPN, DeepLabV3+): from 0 to below 1.
@@ -105,56 +112,58 @@ class MaskHead:
         UnknownNameError
             If there is no such kind or option.
         UsageError
-            If the backbone has no maps of the strides needed, or a value cannot be meant.
+            If the backbone has no maps of the strides needed, or a value is invalid.
         """
-        read = taps_of(kind, stages)
-        strides = tuple(stage.stride for stage in read)
+        tapped = decoder_stages(kind, stages)
+        strides = tuple(stage.stride for stage in tapped)
         shape = MaskShape(
             kind=kind,
-            channels=tuple(stage.channels for stage in read),
+            channels=tuple(stage.channels for stage in tapped),
             strides=strides,
             n_classes=n_classes,
             canvas=canvas,
-            options=resolved(kind, strides, canvas, options),
+            options=resolve_options(kind, strides, canvas, options),
         )
-        return cls(
-            taps=tuple(stage.name for stage in read), shape=shape, tensors=_drawn(shape, seed)
-        )
+        taps = tuple(stage.name for stage in tapped)
+        return cls(taps=taps, shape=shape, tensors=_random_tensors(shape, seed))
 
     def module(self) -> MaskModule:
-        """Build it with tensors of its own, in float32 on the CPU."""
+        """Build the module with its own copy of the tensors, in float32 on the CPU."""
         import torch
 
-        module = _empty(self.shape)
+        module = _build_without_memory(self.shape)
         state = {name: torch.from_numpy(np.array(value)) for name, value in self.tensors.items()}
         module.load_state_dict(state, assign=True)
         return module
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return its numbers by name: float32, but for BatchNorm's counters of batches."""
+        """Return the tensors by name: float32, and int64 for BatchNorm's counters."""
         return dict(self.tensors)
 
     def with_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
-        """Return the same head with other numbers.
+        """Return the same head with other tensors.
 
         Raises
         ------
         ModelFileError
             If names, shapes or types are not those of this head.
         """
-        wanted = {name: _kind_of(value) for name, value in _empty(self.shape).state_dict().items()}
-        given = {name: _kind_of(value) for name, value in state.items()}
-        wrong = sorted(n for n in wanted.keys() | given if wanted.get(n) != given.get(n))
+        module = _build_without_memory(self.shape)
+        expected = {name: _type_and_shape(x) for name, x in module.state_dict().items()}
+        actual = {name: _type_and_shape(x) for name, x in state.items()}
+        wrong = sorted(
+            name for name in expected.keys() | actual if expected.get(name) != actual.get(name)
+        )
         if wrong:
             raise ModelFileError(
-                f"Expected the tensors of this {self.kind} head, got trouble with {len(wrong)}, "
-                f"such as {wrong[0]!r} ({given.get(wrong[0], 'none')} for "
-                f"{wanted.get(wrong[0], 'none')}); do fetch or train the model again."
+                f"Expected the tensors of a {self.kind} head, got {len(wrong)} that do not match, "
+                f"such as {wrong[0]!r}: {actual.get(wrong[0], 'missing')} instead of "
+                f"{expected.get(wrong[0], 'none')}. Copy the model again, or train it again."
             )
         return replace(self, tensors=dict(state))
 
     def as_dict(self) -> dict[str, Any]:
-        """What it is built of, as plain values for model.json."""
+        """The architecture as JSON values, for model.json."""
         shape = self.shape
         return {
             "kind": shape.kind,
@@ -163,15 +172,12 @@ class MaskHead:
             "strides": list(shape.strides),
             "n_classes": shape.n_classes,
             "canvas": list(shape.canvas),
-            "options": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in shape.options.items()
-            },
+            "options": {name: tuples_to_lists(value) for name, value in shape.options.items()},
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
-        """Read what ``as_dict`` and ``state`` gave; nothing large is built before they fit.
+        """Read what ``as_dict`` and ``state`` wrote, and check it before building anything large.
 
         Raises
         ------
@@ -186,50 +192,51 @@ class MaskHead:
                 strides=tuple(values["strides"]),
                 n_classes=values["n_classes"],
                 canvas=(height, width),
-                options={
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in values["options"].items()
-                },
+                options={name: lists_to_tuples(value) for name, value in values["options"].items()},
             )
             taps = tuple(str(name) for name in values["taps"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelFileError(
-                f"Expected the description of a head for masks, got a damaged one ({error})."
+                f"Expected a segmentation head, got a damaged description ({error}). Copy the "
+                "model again."
             ) from error
         if len(taps) != len(shape.strides):
-            raise ModelFileError(f"Expected a stage for every map of the head, got {taps}.")
+            raise ModelFileError(
+                f"Expected {len(shape.strides)} stages, one for each map of the head, got {taps}. "
+                "Copy the model again."
+            )
         return cls(taps=taps, shape=shape, tensors={}).with_state(tensors)
 
-    def adapted(self, before: Sequence[str], after: Sequence[str], seed: int) -> Self:
-        """Return the head for other classes: those of equal names keep what they learned.
+    def with_classes(self, before: Sequence[str], after: Sequence[str], seed: int) -> Self:
+        """Return the head for other classes; outputs of classes with equal names are copied.
 
         Parameters
         ----------
         before : sequence of str
             The classes of this head, in order.
         after : sequence of str
-            The classes of the new one.
+            The classes of the new head. Names are compared without case.
         seed : int
-            Of the outputs of new classes.
+            For the random outputs of new classes.
 
         Raises
         ------
         UsageError
-            If ``before`` does not name this head's classes.
+            If ``before`` has another number of classes than this head.
         """
         if len(before) != self.shape.n_classes:
             raise UsageError(f"Expected {self.shape.n_classes} names in `before`, got {before}.")
         shape = replace(self.shape, n_classes=len(after))
-        drawn = _drawn(shape, seed)
-        rows = {name: drawn[name] for name in ROWS}
-        for old, new in matched(before, after):
-            for name in ROWS:
-                rows[name][new] = self.tensors[name][old]
-        return replace(self, shape=shape, tensors={**self.tensors, **rows})
+        random_tensors = _random_tensors(shape, seed)
+        outputs = {name: random_tensors[name] for name in CLASS_OUTPUTS}
+        for old, new in match_classes(before, after):
+            for name in CLASS_OUTPUTS:
+                outputs[name][new] = self.tensors[name][old]
+        return replace(self, shape=shape, tensors={**self.tensors, **outputs})
 
 
-def _empty(shape: MaskShape) -> MaskModule:
-    """Build it without memory for its numbers."""
+def _build_without_memory(shape: MaskShape) -> MaskModule:
+    """Build the module on torch's meta device: its tensors have shapes but no values."""
     import torch
 
     from headstart.models.heads.segmentation_modules import build
@@ -238,7 +245,7 @@ def _empty(shape: MaskShape) -> MaskModule:
         return build(shape)
 
 
-def _drawn(shape: MaskShape, seed: int) -> dict[str, NDArray[Any]]:
+def _random_tensors(shape: MaskShape, seed: int) -> dict[str, NDArray[Any]]:
     import torch
 
     from headstart.models.heads.segmentation_modules import build
@@ -249,16 +256,16 @@ def _drawn(shape: MaskShape, seed: int) -> dict[str, NDArray[Any]]:
     return {name: value.numpy().copy() for name, value in state.items()}
 
 
-def _kind_of(value: Any) -> str:
-    """Type and shape of a tensor or an array, in words."""
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+def _type_and_shape(tensor: Any) -> str:
+    """Type and shape of a tensor or an array, as text that is equal for both."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-class Pretrained(NamedTuple):
-    """Torchvision's DeepLabV3 in our parts.
+class PublishedDecoder(NamedTuple):
+    """Torchvision's DeepLabV3, split into backbone and head.
 
-    ``backbone``: the name of the network that ``state``, tensors by the library's names, belongs
-    to; ``head``: the decoder, with an output for each of ``VOC_CLASSES``.
+    ``backbone``: the name of the backbone; ``state``: its tensors, by the library's names;
+    ``head``: the decoder, with an output for each of ``VOC_CLASSES``.
     """
 
     backbone: str
@@ -268,21 +275,21 @@ class Pretrained(NamedTuple):
 
 def decoder_from_torchvision(
     state: Mapping[str, NDArray[Any]], *, canvas: tuple[int, int]
-) -> Pretrained:
-    """Take torchvision's DeepLabV3 weights apart.
+) -> PublishedDecoder:
+    """Split torchvision's DeepLabV3 weights into backbone and head.
 
     Parameters
     ----------
     state : mapping of str to array
         A file's tensors: deeplabv3_resnet50, deeplabv3_resnet101 or deeplabv3_mobilenet_v3_large.
-        The classifier that helps in training (``aux_classifier``) is left out.
+        The auxiliary classifier of the training (``aux_classifier``) is left out.
     canvas : (int, int)
-        Height and width of what the backbone reads.
+        Height and width of the backbone's input.
 
     Returns
     -------
     Pretrained
-        ``head.adapted(VOC_CLASSES, classes, seed)`` turns it to other classes.
+        ``head.with_classes(VOC_CLASSES, classes, seed)`` adapts it to other classes.
 
     Raises
     ------
@@ -302,7 +309,8 @@ def decoder_from_torchvision(
     names = {name for name in state if name.startswith("classifier.")}
     if not backbone_state or not {"classifier.4.weight", "classifier.0.convs.0.0.weight"} <= names:
         raise WeightsMismatchError(
-            "Expected the weights of torchvision's DeepLabV3, got tensors of another network."
+            f"Expected the weights of torchvision's DeepLabV3, got {len(state)} tensors of another "
+            "network. Name the network that the file belongs to: file:PATH@torchvision/NAME."
         )
     shape = MaskShape(
         kind="deeplabv3",
@@ -312,14 +320,15 @@ def decoder_from_torchvision(
         canvas=canvas,
         options={"rates": (12, 24, 36)},
     )
-    tensors = {_renamed(name): state[name] for name in names}
+    tensors = {_convert_name(name): state[name] for name in names}
     try:
         head = MaskHead(taps=(tap,), shape=shape, tensors={}).with_state(tensors)
     except ModelFileError as error:
         raise WeightsMismatchError(str(error)) from error
-    return Pretrained(backbone, backbone_state, head)
+    return PublishedDecoder(backbone, backbone_state, head)
 
 
-def _renamed(name: str) -> str:
-    place, _, rest = name.removeprefix("classifier.").partition(".")
-    return f"classifier.{rest}" if place == "4" else f"decoder.{place}.{rest}"
+def _convert_name(name: str) -> str:
+    """Torchvision has decoder and classifier in one sequence; its last layer is the classifier."""
+    layer, _, rest = name.removeprefix("classifier.").partition(".")
+    return f"classifier.{rest}" if layer == "4" else f"decoder.{layer}.{rest}"

@@ -1,7 +1,7 @@
-"""Decoders from maps to a class for every pixel, as the libraries build them, on our maps.
+"""Modules of the segmentation heads: decoders from maps to logits for every pixel.
 
-The decoders are segmentation-models-pytorch's, and torchvision's DeepLabV3; what is ours is what
-lies between a backbone's maps and them: sizes, widths, and batches of one image.
+The decoders are those of segmentation-models-pytorch, and torchvision's DeepLabV3. This module
+adapts a backbone's maps to them: sizes, widths, and batches of one image.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["MaskModule", "build"]
 
 
 class MaskModule(nn.Module):
-    """Read maps, decode them, and give logits at the size of the canvas.
+    """Decode maps into logits of the size of the canvas.
 
     Parameters
     ----------
     decoder : torch.nn.Module
-        Reads a list of maps as segmentation-models-pytorch gives them to its decoders.
+        Takes a list of maps, as the decoders of segmentation-models-pytorch do.
     classifier : torch.nn.Conv2d
-        From what the decoder gives to one logit a class.
+        From the decoder's output to one logit for each class.
     readers : torch.nn.ModuleList
-        One for each map, before the decoder.
+        One for each map, applied before the decoder.
     shape : MaskShape
     """
 
@@ -41,25 +41,28 @@ class MaskModule(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Logits (n, n_classes, H, W) of maps (n, C, h, w), one for each stride."""
-        read = [self._fitted(x, stride) for x, stride in zip(maps, self.shape.strides, strict=True)]
-        read = [reader(x) for reader, x in zip(self.readers, read, strict=True)]
-        height, width = read[0].shape[2:]
-        # Only its size is looked at: a decoder's last step goes to it.
-        finer = read[0].new_empty((0, 0, 2 * height, 2 * width))
-        lead = 2 if self.shape.kind == "deeplabv3plus" else 1
-        logits = self.classifier(self.decoder([finer] * lead + read))
-        whole = interpolate(logits, size=self.shape.padded, mode="bilinear", align_corners=False)
-        return whole[..., : self.shape.canvas[0], : self.shape.canvas[1]]
+        strides = self.shape.strides
+        resized = [
+            self._resize_to_stride(x, stride) for x, stride in zip(maps, strides, strict=True)
+        ]
+        features = [reader(x) for reader, x in zip(self.readers, resized, strict=True)]
+        height, width = features[0].shape[2:]
+        # The decoders expect finer maps first. They read only the size of these, for the last step.
+        finer = features[0].new_empty((0, 0, 2 * height, 2 * width))
+        n_finer = 2 if self.shape.kind == "deeplabv3plus" else 1
+        logits = self.classifier(self.decoder([finer] * n_finer + features))
+        padded = interpolate(logits, size=self.shape.padded, mode="bilinear", align_corners=False)
+        return padded[..., : self.shape.canvas[0], : self.shape.canvas[1]]
 
-    def _fitted(self, x: Tensor, stride: int) -> Tensor:
-        """A map at exactly the size that its stride means on the padded canvas."""
+    def _resize_to_stride(self, x: Tensor, stride: int) -> Tensor:
+        """Resize and pad a map to the padded canvas divided by its stride."""
         if x.ndim != 4:
             raise UsageError(
-                f"Expected maps (n, C, h, w) of the backbone, got shape {tuple(x.shape)}; do "
-                "choose a convolutional backbone, such as torchvision/resnet18."
+                f"Expected maps (n, C, h, w) of the backbone, got shape {tuple(x.shape)}. Choose a "
+                "convolutional backbone, such as --backbone torchvision/resnet18."
             )
         rows, columns = (-(-side // stride) for side in self.shape.canvas)
-        if x.shape[2:] != (rows, columns):  # of convolutions that do not pad
+        if x.shape[2:] != (rows, columns):  # convolutions without padding lose a border
             x = interpolate(x, size=(rows, columns), mode="bilinear", align_corners=False)
         height, width = self.shape.padded
         below, right = height // stride - rows, width // stride - columns
@@ -67,7 +70,7 @@ class MaskModule(nn.Module):
 
 
 def build(shape: MaskShape) -> MaskModule:
-    """Build a decoder with its classifier; values as torch and the library draw them."""
+    """Build a decoder with its classifier, initialised as torch and the library do."""
     kind, options = shape.kind, shape.options
     widest: Any = options.get("widest", max(shape.channels))
     readers = nn.ModuleList(_reader(width, widest) for width in shape.channels)
@@ -78,16 +81,17 @@ def build(shape: MaskShape) -> MaskModule:
         decoder, width = _DECODERS[kind](widths, options)
         classifier = nn.Conv2d(width, shape.n_classes, kernel_size=1)
         _initialise(decoder, readers, classifier)
-    if kind == "deeplabv3plus":  # from any stride to the finer map's, not by a factor of 2 or 4
+    if kind == "deeplabv3plus":
+        # The library upsamples by a fixed factor; here it must reach the finer map from any stride.
         fine = (shape.padded[0] // shape.strides[0], shape.padded[1] // shape.strides[0])
         decoder.up = nn.Upsample(size=fine, mode="bilinear", align_corners=False)
-    _bear_few_values(decoder)
-    _bear_few_values(readers)
+    _replace_batch_norms(decoder)
+    _replace_batch_norms(readers)
     return MaskModule(decoder, classifier, readers, shape)
 
 
 def _reader(channels: int, widest: int) -> nn.Module:
-    """Nothing, or a projection where a map is so wide that it would cost more than the backbone."""
+    """Identity, or a projection of a map so wide that decoding costs more than the backbone."""
     if channels <= widest:
         return nn.Identity()
     projection = nn.Conv2d(channels, widest, kernel_size=1, bias=False)
@@ -147,8 +151,8 @@ def _deeplabv3plus(channels: Sequence[int], options: Mapping[str, Any]) -> tuple
         aspp_separable=True,
         aspp_dropout=options["dropout"],
     )
-    # Of the branch that averages the whole map one value an image and channel is left: over a
-    # few images BatchNorm would make noise of it, over one it fails.
+    # The pooling branch leaves one value for each image and channel. BatchNorm over a few such
+    # values is noise, and over one it fails.
     decoder.aspp[0].convs[-1][2] = nn.GroupNorm(1, width)
     return decoder, width
 
@@ -159,7 +163,7 @@ def _deeplabv3(
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
     *layers, classifier = DeepLabHead(channels, n_classes, options["rates"])
-    return _Last(*layers), classifier
+    return _LastMapDecoder(*layers), classifier
 
 
 _DECODERS: dict[str, Callable[..., tuple[nn.Module, int]]] = {
@@ -170,26 +174,28 @@ _DECODERS: dict[str, Callable[..., tuple[nn.Module, int]]] = {
 }
 
 
-class _Last(nn.Sequential):
-    """Layers that read the last of several maps."""
+class _LastMapDecoder(nn.Sequential):
+    """Layers applied to the last of several maps."""
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return super().forward(maps[-1])  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _bear_few_values(module: nn.Module) -> None:
-    """Let every BatchNorm stand one image with a map of one place; names and values stay."""
+def _replace_batch_norms(module: nn.Module) -> None:
+    """Replace every BatchNorm by one that accepts a single value; names and tensors stay."""
     for name, child in list(module.named_children()):
         if type(child) is nn.BatchNorm2d:
-            new = _FewValues(child.num_features, eps=child.eps, momentum=child.momentum)
-            new.load_state_dict(child.state_dict(), assign=True)
-            setattr(module, name, new)
+            layer = _SingleValueBatchNorm(
+                child.num_features, eps=child.eps, momentum=child.momentum
+            )
+            layer.load_state_dict(child.state_dict(), assign=True)
+            setattr(module, name, layer)
         else:
-            _bear_few_values(child)
+            _replace_batch_norms(child)
 
 
-class _FewValues(nn.BatchNorm2d):
-    """BatchNorm, as published weights need it, that over a single value uses its statistics."""
+class _SingleValueBatchNorm(nn.BatchNorm2d):
+    """BatchNorm that uses its running statistics for a single value for each channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:

@@ -1,9 +1,12 @@
-"""What training minimises: cross-entropy, and what bends it for rare classes and sure answers."""
+"""Losses of classification: cross-entropy, with options for rare classes and label noise.
+
+The options are label smoothing, focal loss, class weights and logit adjustment.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,41 +14,50 @@ from numpy.typing import NDArray
 from headstart.data.dataset import Kind
 from headstart.errors import UnknownNameError, UsageError
 from headstart.training.logistic_regression import IMBALANCED_FROM
+from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Imbalance", "Loss", "balanced_weights", "classification_loss", "log_priors"]
+__all__ = [
+    "Imbalance",
+    "Loss",
+    "balanced_class_weights",
+    "balanced_weights",
+    "classification_loss",
+    "log_priors",
+]
 
 Imbalance = Literal["auto", "none", "balanced", "sampling"]
 Targets = NDArray[np.integer[Any]]
 
-KINDS = ("multiclass", "multilabel")
-IMBALANCES = ("auto", "none", "balanced", "sampling")
+LABEL_KINDS = ("multiclass", "multilabel")
+IMBALANCES = get_args(Imbalance)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """How the cross-entropy is bent.
+    """Options of the cross-entropy loss.
 
     Parameters
     ----------
     label_smoothing : float
-        Share of every target that is spread over all classes, 0 to below 1.
+        Share of every target that is spread over all classes, from 0 to below 1.
     focal : float
-        Gamma of the focal loss: from 0 (off) on, answers that are right weigh less.
+        Gamma of the focal loss: the larger, the less correct predictions weigh; 0 is off.
     logit_adjustment : float
-        Tau: that many log priors are added to the logits in training, so that without them
-        the model treats classes alike; 0 is off, 1 is the paper's. Multiclass only.
+        Tau: factor of the log priors that are added to the logits in training. Without them, the
+        model then treats all classes alike. 0 is off, 1 is the value of the paper. Multiclass
+        only.
     imbalance : {"auto", "none", "balanced", "sampling"}
-        ``balanced`` weights classes alike; ``sampling`` draws them alike often (multiclass
-        only); ``auto`` weights them from a ratio of 3 on, and never for multilabel or where
-        logits are adjusted.
+        ``balanced`` gives all classes the same total weight; ``sampling`` draws them equally often
+        (multiclass only); ``auto`` weights them if the largest has 3 times as many images as the
+        smallest, but never for multilabel or with ``logit_adjustment``.
 
     Raises
     ------
     UsageError
-        If a value cannot be meant, or rare classes would be helped twice.
+        If a value is invalid, or two options correct the same imbalance.
 
     Examples
     --------
@@ -64,34 +76,34 @@ class Loss:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
-                f"Expected `label_smoothing` to be from 0 to below 1, got {self.label_smoothing}."
+                f"`label_smoothing` must be at least 0 and below 1, got {self.label_smoothing}."
             )
         for name, value in (("focal", self.focal), ("logit_adjustment", self.logit_adjustment)):
             if not 0 <= value < float("inf"):
-                raise UsageError(f"Expected `{name}` to be 0 or more, got {value}.")
+                raise UsageError(f"`{name}` must be 0 or more, got {value}.")
         if self.imbalance not in IMBALANCES:
             raise UnknownNameError("imbalance", self.imbalance, IMBALANCES)
         if self.logit_adjustment and self.imbalance in {"balanced", "sampling"}:
             raise UsageError(
-                "Expected one remedy for rare classes, got `logit_adjustment` and "
-                f"`imbalance` {self.imbalance!r}; do leave one of them out."
+                f"`logit_adjustment` {self.logit_adjustment:g} and `imbalance` {self.imbalance!r} "
+                "both correct for rare classes. Leave out one of them."
             )
 
     def resolved(
         self, targets: Targets, *, n_classes: int, kind: Kind
     ) -> Literal["none", "balanced", "sampling"]:
-        """Say what ``imbalance`` means for these targets: never ``auto``.
+        """Resolve ``auto`` for these targets.
 
         Raises
         ------
         UsageError
-            If it, or the adjustment of logits, has no meaning for multilabel.
+            If ``sampling`` or ``logit_adjustment`` is set for multilabel targets.
         """
         if kind == "multilabel" and (self.logit_adjustment or self.imbalance == "sampling"):
-            what = "logit_adjustment" if self.logit_adjustment else "sampling"
+            option = "logit_adjustment" if self.logit_adjustment else "sampling"
             raise UsageError(
-                f"Expected `{what}` for classes that exclude each other, got multilabel targets; "
-                "do use imbalance 'balanced' or 'none'."
+                f"`{option}` needs classes that exclude each other, got multilabel targets. Pass "
+                "--imbalance balanced or --imbalance none instead."
             )
         if self.imbalance != "auto":
             return self.imbalance
@@ -99,17 +111,17 @@ class Loss:
             return "none"
         counts = np.bincount(targets, minlength=n_classes)
         present = counts[counts > 0]
-        rare = len(present) > 0 and present.max() >= IMBALANCED_FROM * present.min()
-        return "balanced" if rare else "none"
+        is_imbalanced = len(present) > 0 and present.max() >= IMBALANCED_FROM * present.min()
+        return "balanced" if is_imbalanced else "none"
 
     def weights(self, targets: Targets, *, n_classes: int, kind: Kind) -> NDArray[Any] | None:
-        """Weights (n_classes,) for ``classification_loss``; None where none are called for."""
+        """Compute weights (n_classes,) for ``classification_loss``; None if it needs none."""
         if self.resolved(targets, n_classes=n_classes, kind=kind) != "balanced":
             return None
         return balanced_weights(targets, n_classes=n_classes, kind=kind)
 
     def adjustment(self, targets: Targets, *, n_classes: int, kind: Kind) -> NDArray[Any] | None:
-        """What to add to the logits in training, (n_classes,); None for nothing."""
+        """Compute what is added to the logits in training, (n_classes,); None if it is off."""
         self.resolved(targets, n_classes=n_classes, kind=kind)
         if not self.logit_adjustment:
             return None
@@ -117,7 +129,7 @@ class Loss:
 
 
 def balanced_weights(targets: Targets, *, n_classes: int, kind: Kind) -> NDArray[Any]:
-    """Weights that make all classes (or both sides of each label) count alike.
+    """Compute weights that give all classes (or both sides of each label) the same total.
 
     Parameters
     ----------
@@ -128,9 +140,10 @@ def balanced_weights(targets: Targets, *, n_classes: int, kind: Kind) -> NDArray
     Returns
     -------
     array of float, shape (n_classes,)
-        Multiclass: examples by classes that have any, by examples of the class, so that the
-        mean over examples is 1; 0 for a class without examples. Multilabel: negatives by
-        positives, the weight of the positive side; 1 for a label that is never or always there.
+        Multiclass: n / (n_present * n_class), with n_present the number of classes that have
+        examples, so that the mean over examples is 1; 0 for a class without examples. Multilabel:
+        weight of the positive side, n_negative / n_positive; 1 for a label that all or no examples
+        have.
 
     Examples
     --------
@@ -144,13 +157,21 @@ def balanced_weights(targets: Targets, *, n_classes: int, kind: Kind) -> NDArray
         negative = len(targets) - positive
         weight = negative / np.maximum(positive, 1)
         return np.where((positive == 0) | (negative == 0), 1.0, weight)
-    counts = np.bincount(targets, minlength=n_classes)
-    share = counts.sum() / max(1, np.count_nonzero(counts))
-    return np.where(counts > 0, share / np.maximum(counts, 1), 0.0)
+    return balanced_class_weights(np.bincount(targets, minlength=n_classes))
+
+
+def balanced_class_weights(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Compute n / (n_present * n_class) per class from its count; 0 for a class of count 0.
+
+    >>> balanced_class_weights(np.array([300, 100, 0]))
+    array([0.66666667, 2.        , 0.        ])
+    """
+    class_total = counts.sum() / max(1, np.count_nonzero(counts))
+    return np.where(counts > 0, class_total / np.maximum(counts, 1), 0.0)
 
 
 def log_priors(targets: Targets, *, n_classes: int) -> NDArray[Any]:
-    """Logarithm of every class's share, shape (n_classes,); an empty class counts as one example.
+    """Compute the log share of each class, (n_classes,). An empty class counts as one example.
 
     >>> np.exp(log_priors(np.array([0, 0, 0, 1]), n_classes=2))
     array([0.75, 0.25])
@@ -169,24 +190,26 @@ def classification_loss(
     focal_gamma: float = 0.0,
     logit_adjustment: Tensor | None = None,
 ) -> Tensor:
-    """Mean loss of a batch.
+    """Compute the mean loss of a batch.
 
     Parameters
     ----------
     logits : tensor, shape (n, k)
-        16-bit floats are taken to float32 first.
+        16-bit floats are converted to float32 first.
     targets : tensor
-        Multiclass: indices (n,), or soft rows (n, k) that sum to one, as mixing gives them.
+        Multiclass: indices (n,), or soft rows (n, k) that sum to one, for example after MixUp.
         Multilabel: (n, k) in 0..1.
     kind : {"multiclass", "multilabel"}
     label_smoothing : float
-        Multiclass: share spread evenly over the k classes; multilabel: over yes and no.
+        Share that is spread evenly: over the k classes (multiclass), or over yes and no
+        (multilabel).
     class_weights : tensor, shape (k,), optional
-        Multiclass: of the classes; multilabel: of the positive side. The mean is the plain one.
+        Weights of the classes (multiclass), or of the positive side (multilabel). The mean is
+        not divided by the sum of weights.
     focal_gamma : float
-        Each term is multiplied by (1 - p) to this power, p the probability of its target.
+        Each term is multiplied by (1 - p) to this power, where p is the probability of its target.
     logit_adjustment : tensor, shape (k,), optional
-        Added to the logits; ``Loss.adjustment`` computes it. Leave it out in prediction.
+        Added to the logits; ``Loss.adjustment`` computes it. Not used in prediction.
 
     Returns
     -------
@@ -196,7 +219,7 @@ def classification_loss(
     Raises
     ------
     UsageError
-        If shapes or types do not fit the kind.
+        If shapes or types do not match the kind.
 
     Reference
     ---------
@@ -212,8 +235,8 @@ def classification_loss(
     """
     import torch
 
-    _require(logits, targets, kind, class_weights, logit_adjustment)
-    scores = logits.float() if logits.dtype in {torch.float16, torch.bfloat16} else logits
+    _require_valid(logits, targets, kind, class_weights, logit_adjustment)
+    scores = at_least_float32(logits)
     if logit_adjustment is not None:
         scores = scores + logit_adjustment.to(scores)
     weights = None if class_weights is None else class_weights.to(scores)
@@ -224,15 +247,15 @@ def classification_loss(
     return _softmax_loss(scores, targets.to(scores), label_smoothing, weights, focal_gamma)
 
 
-def _require(
+def _require_valid(
     logits: Tensor,
     targets: Tensor,
     kind: str,
     class_weights: Tensor | None,
     logit_adjustment: Tensor | None,
 ) -> None:
-    if kind not in KINDS:
-        raise UnknownNameError("kind", kind, KINDS)
+    if kind not in LABEL_KINDS:
+        raise UnknownNameError("kind", kind, LABEL_KINDS)
     if logits.ndim != 2 or not logits.is_floating_point():
         raise UsageError(
             f"Expected `logits` to be floats of shape (n, k), got {logits.dtype} of shape "
@@ -243,9 +266,9 @@ def _require(
     if not as_indices and (
         targets.shape != (n, k) or (kind == "multiclass" and not targets.is_floating_point())
     ):
-        wanted = f"class indices ({n},) or soft rows" if kind == "multiclass" else "a table"
+        expected = f"class indices ({n},) or soft rows" if kind == "multiclass" else "a table"
         raise UsageError(
-            f"Expected {kind} `targets` to be {wanted} ({n}, {k}), got {targets.dtype} of shape "
+            f"Expected {kind} `targets` to be {expected} ({n}, {k}), got {targets.dtype} of shape "
             f"{tuple(targets.shape)}."
         )
     for name, values in (("class_weights", class_weights), ("logit_adjustment", logit_adjustment)):
@@ -253,8 +276,8 @@ def _require(
             raise UsageError(f"Expected `{name}` of shape ({k},), got shape {tuple(values.shape)}.")
     if kind == "multilabel" and logit_adjustment is not None:
         raise UsageError(
-            "Expected no `logit_adjustment` for multilabel targets, got one; "
-            "do weight the labels instead."
+            f"`logit_adjustment` of shape {tuple(logit_adjustment.shape)} cannot be used with "
+            "multilabel targets. Pass `class_weights` instead."
         )
 
 
@@ -266,10 +289,10 @@ def _softmax_loss(
     log_p = log_softmax(scores, dim=1)
     terms = -(rows * (1 - smoothing) + smoothing / scores.shape[1]) * log_p
     if gamma:
-        # Away from zero, where the slope of a root is infinite.
+        # Clamp above 0: with gamma below 1, the gradient at 0 is infinite.
         terms = terms * (-log_p.expm1()).clamp_min(1e-12) ** gamma
-    # The plain mean, also with weights, whose mean over the training images is 1: a batch that
-    # is computed in parts, or by several processes, then takes the same step as a whole one.
+    # The plain mean, also with weights (their mean over the training images is 1). So a batch that
+    # is computed in parts, or by several processes, gives the same step as one computed at once.
     return (terms * (1 if weights is None else weights)).sum(dim=1).mean()
 
 
@@ -278,9 +301,9 @@ def _sigmoid_loss(
 ) -> Tensor:
     from torch.nn.functional import logsigmoid
 
-    yes, no = logsigmoid(scores), logsigmoid(-scores)
+    log_yes, log_no = logsigmoid(scores), logsigmoid(-scores)
     rows = rows * (1 - smoothing) + smoothing / 2
-    # 1 - p is the other side's probability, exact from its logarithm.
-    positive = -rows * yes * (gamma * no).exp()
-    negative = -(1 - rows) * no * (gamma * yes).exp()
+    # 1 - p is the probability of the other side; its logarithm gives it exactly.
+    positive = -rows * log_yes * (gamma * log_no).exp()
+    negative = -(1 - rows) * log_no * (gamma * log_yes).exp()
     return (positive * (1 if weights is None else weights) + negative).mean()

@@ -1,15 +1,17 @@
-"""What training on masks minimises: over pixels, and over the overlap of regions."""
+"""Losses of semantic segmentation: over pixels, and over the overlap of regions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED
 from headstart.errors import UnknownNameError, UsageError
+from headstart.training.losses.classification import balanced_class_weights
+from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,32 +27,33 @@ __all__ = [
 ]
 
 MaskLossKind = Literal["ce", "dice", "focal", "lovasz", "jaccard", "ce+dice"]
-KINDS = ("ce", "dice", "focal", "lovasz", "jaccard", "ce+dice")
+LOSS_KINDS = get_args(MaskLossKind)
 WEIGHTS = ("none", "balanced")
 OVER_PIXELS = {"ce", "focal", "ce+dice"}
-"""Kinds with a term over pixels, which can weigh classes; the others treat classes alike."""
+"""Losses with a term over pixels, which can weight classes. The others treat all classes alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskLoss:
-    """Which loss of masks is meant.
+    """Loss of masks and its options.
 
     Parameters
     ----------
     kind : {"ce", "dice", "focal", "lovasz", "jaccard", "ce+dice"}
-        ``ce+dice`` is the sum of the two.
+        Loss of masks; ``ce+dice`` is the sum of the two.
     class_weights : {"none", "balanced"}
-        ``balanced``: in the term over pixels all classes weigh alike, however large they are.
+        ``balanced`` gives all classes the same total weight in the term over pixels, however many
+        pixels they have.
     label_smoothing : float
-        Share of every pixel's target that is spread over all classes, 0 to below 1; in the
+        Share of every pixel's target that is spread over all classes, from 0 to below 1; in the
         cross-entropy only.
     focal_gamma : float
-        Of the focal loss: 0 is cross-entropy, larger values let sure pixels weigh less.
+        Gamma of the focal loss: 0 is cross-entropy; the larger, the less confident pixels weigh.
 
     Raises
     ------
     UsageError
-        If a value cannot be meant, or the kind has no use for it.
+        If a value is invalid, or the kind of loss does not use it.
 
     Examples
     --------
@@ -64,61 +67,61 @@ class MaskLoss:
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UnknownNameError("kind of loss", self.kind, KINDS)
+        if self.kind not in LOSS_KINDS:
+            raise UnknownNameError("kind of loss", self.kind, LOSS_KINDS)
         if self.class_weights not in WEIGHTS:
             raise UnknownNameError("class_weights", self.class_weights, WEIGHTS)
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
-                f"Expected `label_smoothing` to be from 0 to below 1, got {self.label_smoothing}."
+                f"`label_smoothing` must be at least 0 and below 1, got {self.label_smoothing}."
             )
         if not 0 <= self.focal_gamma < float("inf"):
-            raise UsageError(f"Expected `focal_gamma` to be 0 or more, got {self.focal_gamma}.")
+            raise UsageError(f"`focal_gamma` must be 0 or more, got {self.focal_gamma}.")
         if self.class_weights != "none" and self.kind not in OVER_PIXELS:
             raise UsageError(
-                f"Expected no class weights for {self.kind}, which treats classes alike, got "
-                f"{self.class_weights!r}; do leave them out or use 'ce+dice'."
+                f"The loss {self.kind!r} does not use class weights, got {self.class_weights!r}. "
+                "Leave out --mask-class-weights, or pass --mask-loss ce+dice."
             )
         if self.label_smoothing and self.kind not in {"ce", "ce+dice"}:
             raise UsageError(
-                f"Expected no `label_smoothing` for {self.kind}, got {self.label_smoothing}; do "
-                "leave it out or use 'ce' or 'ce+dice'."
+                f"The loss {self.kind!r} does not use `label_smoothing`, got "
+                f"{self.label_smoothing}. Leave out --mask-label-smoothing, or pass --mask-loss ce "
+                "or --mask-loss ce+dice."
             )
 
     def weights(self, counts: NDArray[np.integer[Any]]) -> NDArray[np.float64] | None:
-        """Weights for ``mask_loss``, shape (n_classes,); None where none are called for.
+        """Compute weights for ``mask_loss``, shape (n_classes,); None if it needs none.
 
         Parameters
         ----------
         counts : array of int, shape (n_classes,)
-            Pixels of each class over the training masks.
+            Number of pixels of each class in the training masks.
 
         Returns
         -------
         array or None
-            All pixels by classes that have any, by pixels of the class: their mean over pixels
-            is 1; 0 for a class without pixels.
+            n / (n_present * n_class), with n_present the number of classes that have pixels, so
+            that the mean over pixels is 1; 0 for a class without pixels.
         """
         if self.class_weights == "none":
             return None
-        share = counts.sum() / max(1, np.count_nonzero(counts))
-        return np.where(counts > 0, share / np.maximum(counts, 1), 0.0)
+        return balanced_class_weights(counts)
 
 
 def mask_loss(
-    logits: Tensor, truth: Tensor, how: MaskLoss, *, class_weights: Tensor | None = None
+    logits: Tensor, truth: Tensor, settings: MaskLoss, *, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Loss of a batch of masks, as settings say.
+    """Compute the loss of a batch of masks.
 
     Parameters
     ----------
     logits : tensor, shape (n, n_classes, H, W)
-        16-bit floats are taken to float32 first.
+        16-bit floats are converted to float32 first.
     truth : tensor of int64, shape (n, H, W)
-        Indices of classes; 255 for pixels that are left out. Where all are, the loss is 0.
-    how : MaskLoss
+        Indices of classes; 255 for ignored pixels. If all pixels are ignored, the loss is 0.
+    settings : MaskLoss
     class_weights : tensor, shape (n_classes,), optional
-        ``MaskLoss.weights`` computes them; for the term over pixels.
+        Weights in the term over pixels; ``MaskLoss.weights`` computes them.
 
     Returns
     -------
@@ -128,7 +131,8 @@ def mask_loss(
     Raises
     ------
     UsageError
-        If shapes or types do not fit, or the truth has other numbers than classes and 255.
+        If shapes or types do not match, or the truth contains numbers that are no class and not
+        255.
 
     Examples
     --------
@@ -137,16 +141,15 @@ def mask_loss(
     >>> round(mask_loss(logits, truth, MaskLoss()).item(), 4)  # ln 2 + 1/2
     1.1931
     """
-    region = {"dice": dice_loss, "lovasz": lovasz_loss, "jaccard": jaccard_loss}
-    if how.kind in region:
-        return region[how.kind](logits, truth)
-    if how.kind == "focal":
-        return focal_loss(logits, truth, gamma=how.focal_gamma, class_weights=class_weights)
-    smoothing = how.label_smoothing
-    found = cross_entropy_loss(
-        logits, truth, class_weights=class_weights, label_smoothing=smoothing
+    region_losses = {"dice": dice_loss, "lovasz": lovasz_loss, "jaccard": jaccard_loss}
+    if settings.kind in region_losses:
+        return region_losses[settings.kind](logits, truth)
+    if settings.kind == "focal":
+        return focal_loss(logits, truth, gamma=settings.focal_gamma, class_weights=class_weights)
+    loss = cross_entropy_loss(
+        logits, truth, class_weights=class_weights, label_smoothing=settings.label_smoothing
     )
-    return found + dice_loss(logits, truth) if how.kind == "ce+dice" else found
+    return loss + dice_loss(logits, truth) if settings.kind == "ce+dice" else loss
 
 
 def cross_entropy_loss(
@@ -156,9 +159,9 @@ def cross_entropy_loss(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean cross-entropy over the pixels that count; see ``mask_loss`` for shapes.
+    """Compute the mean cross-entropy over valid pixels; see ``mask_loss`` for shapes.
 
-    With weights it is the plain mean still: a batch of rare classes counts for more.
+    The mean is not divided by the sum of weights: a batch with rare classes counts more.
 
     >>> import torch
     >>> logits, truth = torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]])
@@ -171,7 +174,7 @@ def cross_entropy_loss(
     summed = cross_entropy(
         scores,
         truth,
-        weight=None if class_weights is None else _fitting(class_weights, scores),
+        weight=None if class_weights is None else _check_weights(class_weights, scores),
         ignore_index=IGNORED,
         reduction="sum",
         label_smoothing=label_smoothing,
@@ -182,7 +185,7 @@ def cross_entropy_loss(
 def focal_loss(
     logits: Tensor, truth: Tensor, *, gamma: float = 2.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean of (1 - p)^gamma times the cross-entropy, p the probability of the pixel's class.
+    """Compute the mean of (1 - p)^gamma times the cross-entropy, p the probability of the class.
 
     See ``mask_loss`` for shapes.
 
@@ -199,20 +202,21 @@ def focal_loss(
     """
     scores = _scores(logits, truth)
     valid = truth != IGNORED
-    known = truth.masked_fill(~valid, 0)
-    log_p = scores.log_softmax(dim=1).gather(1, known[:, None])[:, 0]
-    # Away from zero, where the slope of a root is infinite.
+    classes = truth.masked_fill(~valid, 0)
+    log_p = scores.log_softmax(dim=1).gather(1, classes[:, None])[:, 0]
+    # Clamp above 0: with gamma below 1, the gradient at 0 is infinite.
     terms = -log_p * (-log_p.expm1()).clamp_min(1e-12) ** gamma
     if class_weights is not None:
-        terms = terms * _fitting(class_weights, scores)[known]
+        terms = terms * _check_weights(class_weights, scores)[classes]
     return terms.masked_fill(~valid, 0).sum() / valid.sum().clamp_min(1)
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """One less the soft Dice coefficient over the batch, mean over the classes that it shows.
+    """Compute 1 minus the soft Dice coefficient of the batch, averaged over its classes.
 
-    From 0 to 1. Classes without a pixel in the batch have no Dice coefficient; what is predicted
-    of them is missing from those that are there. See ``mask_loss`` for shapes.
+    From 0 to 1. Classes without a pixel in the batch are left out of the average, but pixels
+    predicted as such a class lower the coefficient of their true class. See ``mask_loss`` for
+    shapes.
 
     Reference
     ---------
@@ -224,26 +228,27 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
     >>> dice_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])).item()
     0.5
     """
-    both, either = _overlaps(logits, truth)
-    return _mean_over_present(1 - 2 * both[0] / either.clamp_min(1), both[1])
+    intersection, n_pixels, total = _overlaps(logits, truth)
+    return _mean_over_present(1 - 2 * intersection / total.clamp_min(1), n_pixels)
 
 
 def jaccard_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """One less the soft intersection over union; otherwise as ``dice_loss``.
+    """Compute 1 minus the soft intersection over union; otherwise like ``dice_loss``.
 
     >>> import torch
     >>> round(jaccard_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])).item(), 4)
     0.6667
     """
-    both, either = _overlaps(logits, truth)
-    return _mean_over_present(1 - both[0] / (either - both[0]).clamp_min(1), both[1])
+    intersection, n_pixels, total = _overlaps(logits, truth)
+    union = (total - intersection).clamp_min(1)
+    return _mean_over_present(1 - intersection / union, n_pixels)
 
 
 def lovasz_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Lovasz-softmax: a convex surface through the Jaccard losses of all ways to be wrong.
+    """Compute the Lovasz-softmax loss, a convex surrogate of the Jaccard loss.
 
-    Over the batch, mean over the classes that it shows. It sorts all pixels once for each of
-    these. See ``mask_loss`` for shapes.
+    Computed by segmentation-models-pytorch, in float32: over the batch, averaged over the classes
+    that occur in it. It sorts all pixels once per class. See ``mask_loss`` for shapes.
 
     Reference
     ---------
@@ -255,60 +260,40 @@ def lovasz_loss(logits: Tensor, truth: Tensor) -> Tensor:
     >>> lovasz_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])).item()
     0.5
     """
-    import torch
+    from segmentation_models_pytorch.losses import LovaszLoss
 
-    scores = _scores(logits, truth)
-    valid = truth != IGNORED
-    shown = truth[valid]
-    shares = scores.softmax(dim=1).movedim(1, -1)[valid]  # (pixels, n_classes)
-    present = torch.bincount(shown, minlength=scores.shape[1]) > 0
-    losses = [
-        _lovasz_of(shares[:, one], shown == one) for one in present.nonzero().flatten().tolist()
-    ]
-    return torch.stack(losses).mean() if losses else (scores * 0).sum()
+    scores = _scores(logits, truth).float()  # the library needs float32
+    if not (truth != IGNORED).any():  # the library would return an empty tensor
+        return (scores * 0).sum()
+    loss: Tensor = LovaszLoss("multiclass", ignore_index=IGNORED)(scores, truth)
+    return loss
 
 
-def _lovasz_of(shares: Tensor, is_class: Tensor) -> Tensor:
-    """Extension of one class's Jaccard loss to errors between 0 and 1.
-
-    Pixels become wrong one after the other, the worst first; each error is weighed by how much
-    the Jaccard loss grows when its pixel does.
-    """
-    errors = (is_class.to(shares) - shares).abs()
-    errors, order = errors.sort(descending=True, stable=True)
-    missed = is_class[order].cumsum(0)  # whole numbers: exact for any number of pixels
-    claimed = (~is_class[order]).cumsum(0)
-    size = missed[-1]
-    loss = 1 - (size - missed).to(shares) / (size + claimed).to(shares)
-    growth = loss.diff(prepend=loss.new_zeros(1))
-    return (errors * growth).sum()
-
-
-def _overlaps(logits: Tensor, truth: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Of every class: the share that is met and the pixels there are; predicted plus true."""
-    import torch
-
+def _overlaps(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum per class: probability on its own pixels, number of its pixels, predicted plus true."""
     scores = _scores(logits, truth)
     valid = truth != IGNORED
     classes = truth.masked_fill(~valid, 0)
-    shares, counted = scores.softmax(dim=1), valid.to(scores)
-    # One share a pixel is looked up: a table of all classes for every pixel takes as long as a
-    # decoder. Added up in 64 bits, for there are many.
-    met = (shares.gather(1, classes[:, None])[:, 0] * counted).flatten().double()
-    nothing = met.new_zeros(scores.shape[1])
-    both = nothing.index_add(0, classes.flatten(), met).to(scores)
-    pixels = nothing.index_add(0, classes.flatten(), counted.flatten().double()).to(scores)
-    said = torch.einsum("nchw,nhw->c", shares, counted)
-    return (both, pixels), said + pixels
+    probabilities, mask = scores.softmax(dim=1), valid.to(scores)
+    # Look up one probability per pixel: a one-hot table of all classes takes as long as a decoder.
+    # Sum in 64 bits, because there are many pixels.
+    on_truth = (probabilities.gather(1, classes[:, None])[:, 0] * mask).flatten().double()
+    zeros = on_truth.new_zeros(scores.shape[1])
+    intersection = zeros.index_add(0, classes.flatten(), on_truth).to(scores)
+    n_pixels = zeros.index_add(0, classes.flatten(), mask.flatten().double()).to(scores)
+    predicted = (probabilities * mask[:, None]).sum(dim=(0, 2, 3))  # pairwise: precise in 32 bits
+    return intersection, n_pixels, predicted + n_pixels
 
 
-def _mean_over_present(losses: Tensor, pixels: Tensor) -> Tensor:
-    present = (pixels > 0).to(losses)
-    # Sums of shares may exceed the pixels by a rounding.
+def _mean_over_present(losses: Tensor, n_pixels: Tensor) -> Tensor:
+    """Average the losses of the classes that have pixels."""
+    present = (n_pixels > 0).to(losses)
+    # Clamp: rounding may make a sum of probabilities larger than the number of pixels.
     return (losses.clamp_min(0) * present).sum() / present.sum().clamp_min(1)
 
 
-def _fitting(class_weights: Tensor, scores: Tensor) -> Tensor:
+def _check_weights(class_weights: Tensor, scores: Tensor) -> Tensor:
+    """Check the shape, and return the weights in the type of the scores."""
     if class_weights.shape != (scores.shape[1],):
         raise UsageError(
             f"Expected `class_weights` of shape ({scores.shape[1]},), got shape "
@@ -318,7 +303,7 @@ def _fitting(class_weights: Tensor, scores: Tensor) -> Tensor:
 
 
 def _scores(logits: Tensor, truth: Tensor) -> Tensor:
-    """Logits in 32 bits or more, once they are seen to fit the truth."""
+    """Check that logits and truth match, and return the logits in at least 32 bits."""
     import torch
 
     if logits.ndim != 4 or not logits.is_floating_point():
@@ -335,7 +320,7 @@ def _scores(logits: Tensor, truth: Tensor) -> Tensor:
     lowest, highest = truth.masked_fill(truth == IGNORED, 0).aminmax()
     if lowest < 0 or highest >= n_classes:
         raise UsageError(
-            f"Expected `truth` to hold 0 to {n_classes - 1} and {IGNORED} for pixels left out, "
-            f"got {np.unique(truth.cpu().numpy())[:12]}; do decode masks by their palette."
+            f"Expected `truth` to contain 0 to {n_classes - 1}, and {IGNORED} for ignored pixels, "
+            f"got {np.unique(truth.cpu().numpy())[:12]}. Decode the masks with their palette first."
         )
-    return logits.float() if logits.dtype in {torch.float16, torch.bfloat16} else logits
+    return at_least_float32(logits)

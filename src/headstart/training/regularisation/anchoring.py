@@ -1,6 +1,6 @@
-"""What holds weights near where they started: L2-SP and elastic weight consolidation.
+"""Penalties on weights: L2-SP and elastic weight consolidation (EWC).
 
-Pure functions on tensors by name; penalties on what a network gives out are in penalties.py.
+Pure functions on tensors by name. Penalties on outputs are in penalties.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from headstart.errors import UsageError
-from headstart.training.weight_averaging import wide
+from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,12 +18,12 @@ __all__ = ["anchors", "ewc", "fisher", "l2_sp"]
 
 
 def anchors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy the weights as they are now, apart from anything that moves later.
+    """Copy the current weights, so that later training does not change the copy.
 
     Parameters
     ----------
     tensors : mapping of str to torch.Tensor
-        As ``dict(module.named_parameters())`` gives them.
+        As in ``dict(module.named_parameters())``.
 
     Returns
     -------
@@ -55,17 +55,17 @@ def l2_sp(
     Parameters
     ----------
     parameters : mapping of str to torch.Tensor
-        The pretrained weights w that train; none gives 0.
+        The pretrained weights w that train; without any the penalty is 0.
     anchors : mapping of str to torch.Tensor
-        Where they started, by the same names (more are ignored).
+        Their values before training, by the same names (other names are ignored).
     alpha, beta : float
     head : iterable of torch.Tensor
-        New weights v without a start.
+        New weights v, which have no pretrained value.
 
     Raises
     ------
     UsageError
-        If an anchor is missing, of another shape, or the live weight itself.
+        If an anchor is missing, has another shape, or shares memory with the live weight.
 
     References
     ----------
@@ -77,27 +77,29 @@ def l2_sp(
     >>> l2_sp({"w": torch.ones(3)}, {"w": torch.zeros(3)}, alpha=0.5)
     tensor(0.7500)
     """
-    moved = _total(wide(w - w0).square().sum() for _, w, w0 in _paired(parameters, anchors))
-    new = _total(wide(v).square().sum() for v in head)
-    return alpha / 2 * moved + beta / 2 * new
+    pairs = _pair_with_fixed(parameters, anchors)
+    distance = _sum_terms(at_least_float32(w - w0).square().sum() for _, w, w0 in pairs)
+    norm = _sum_terms(at_least_float32(v).square().sum() for v in head)
+    return alpha / 2 * distance + beta / 2 * norm
 
 
 def ewc(
     parameters: Mapping[str, Tensor], anchors: Mapping[str, Tensor], fisher: Mapping[str, Tensor]
 ) -> Tensor:
-    """Penalise moves by what they matter to the source: 1/2 sum_i F_i (w_i - w0_i)².
+    """Penalise changes of weights that are important for the source: 1/2 sum_i F_i (w_i - w0_i)².
 
     Parameters
     ----------
     parameters, anchors : mapping of str to torch.Tensor
         As for ``l2_sp``.
     fisher : mapping of str to torch.Tensor
-        Diagonal of the Fisher information by name, as ``fisher`` gives it.
+        Diagonal of the Fisher information by name, from ``fisher``.
 
     Raises
     ------
     UsageError
-        If an anchor or a Fisher value is missing, of another shape, or the live weight itself.
+        If an anchor or a Fisher value is missing, has another shape, or shares memory with the
+        live weight.
 
     References
     ----------
@@ -110,29 +112,32 @@ def ewc(
     >>> ewc({"w": torch.ones(2)}, {"w": torch.zeros(2)}, {"w": torch.tensor([4.0, 0.0])})
     tensor(2.)
     """
-    worth = {name: value for name, _, value in _paired(parameters, fisher)}
-    moves = _paired(parameters, anchors)
-    return _total((worth[n] * wide(w - w0).square()).sum() for n, w, w0 in moves) / 2
+    importance = {name: value for name, _, value in _pair_with_fixed(parameters, fisher)}
+    terms = (
+        (importance[name] * at_least_float32(w - w0).square()).sum()
+        for name, w, w0 in _pair_with_fixed(parameters, anchors)
+    )
+    return _sum_terms(terms) / 2
 
 
 def fisher(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Measure the diagonal Fisher information: the mean over examples of (d log p(y|x) / d w)².
 
-    One backward pass an example. With observed classes it is the empirical Fisher; with classes
-    drawn from the network's own answers, the Fisher proper.
+    One backward pass per example. With observed classes it is the empirical Fisher information;
+    with classes drawn from the network's own predictions it is the true one.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Gives logits (n, n_classes); in inference mode, and left as it is. Weights that are
-        frozen are measured like the others.
+        Returns logits (n, n_classes). It must be in inference mode, and is not changed. Frozen
+        weights are measured like the others.
     batches : iterable of (torch.Tensor, torch.Tensor)
         Inputs (n, ...) and classes (n,).
 
     Returns
     -------
     dict of str to torch.Tensor
-        By parameter name; shapes of the parameters, at least 0.
+        Values of at least 0 by parameter name, in the shapes of the parameters.
 
     Raises
     ------
@@ -150,10 +155,11 @@ def fisher(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     import torch
     from torch.nn.functional import cross_entropy
 
-    if any(part.training for part in network.modules()):
+    if in_training := [name for name, part in network.named_modules() if part.training]:
         raise UsageError(
-            "Expected the whole network to be in inference mode, got training mode; "
-            "do freeze it first, or BatchNorm measures single images by themselves."
+            f"Expected the network in inference mode, got {len(in_training)} modules in training "
+            f"mode, such as {in_training[0]!r}: BatchNorm would normalise single images. Call "
+            "network.eval() first."
         )
     weights = {name: w.detach() for name, w in network.named_parameters()}
 
@@ -161,42 +167,46 @@ def fisher(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
         logits = torch.func.functional_call(network, weights, (x[None],))
         return cross_entropy(logits, y[None])
 
-    total = {name: torch.zeros_like(wide(w)) for name, w in weights.items()}
+    total = {name: torch.zeros_like(at_least_float32(w)) for name, w in weights.items()}
     count = 0
-    # torch.func differentiates whatever is handed in, so frozen weights need not be thawed.
-    slope = torch.func.grad(loss)
+    # torch.func differentiates its arguments, so frozen weights need no requires_grad.
+    gradient_of_loss = torch.func.grad(loss)
     for inputs, classes in batches:
         for x, y in zip(inputs, classes, strict=True):
-            for name, gradient in slope(weights, x, y).items():
-                total[name] += wide(gradient).square()
+            for name, gradient in gradient_of_loss(weights, x, y).items():
+                total[name] += at_least_float32(gradient).square()
             count += 1
     if count == 0:
-        raise UsageError("Expected examples to measure the Fisher information on, got none.")
+        raise UsageError(
+            f"Expected examples to measure the Fisher information on, got {count}. Pass at least "
+            "one batch."
+        )
     return {name: value / count for name, value in total.items()}
 
 
-def _paired(
+def _pair_with_fixed(
     tensors: Mapping[str, Tensor], fixed: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield name, live tensor and fixed value of each tensor."""
     for name, live in tensors.items():
-        held = fixed.get(name)
-        if held is None or held.shape != live.shape:
-            got = "none" if held is None else f"shape {tuple(held.shape)}"
+        value = fixed.get(name)
+        if value is None or value.shape != live.shape:
+            shape = "none" if value is None else f"shape {tuple(value.shape)}"
             raise UsageError(
-                f"Expected a fixed value of shape {tuple(live.shape)} for {name!r}, got {got}; "
-                "do take the copy from the same network, before it is trained."
+                f"Expected a fixed value of shape {tuple(live.shape)} for {name!r}, got {shape}. "
+                "Copy the weights of the same network before training, with anchors()."
             )
-        # A view of the live weight moves along with it, and the penalty would stay 0 for ever.
-        if live.numel() and held.data_ptr() == live.data_ptr():
+        # A view of the live weight changes with it, and the penalty would always be 0.
+        if live.numel() and value.data_ptr() == live.data_ptr():
             raise UsageError(
-                f"Expected the fixed value of {name!r} to be a copy, got the live weight's own "
-                "memory; do take it with anchors()."
+                f"The fixed value of {name!r} shares the memory of the live weight. Copy it with "
+                "anchors()."
             )
-        yield name, live, held
+        yield name, live, value
 
 
-def _total(terms: Iterable[Tensor]) -> Tensor:
+def _sum_terms(terms: Iterable[Tensor]) -> Tensor:
     import torch
 
-    # A number without dimensions may be added to tensors of any device.
+    # A tensor without dimensions can be added to tensors of any device.
     return sum(terms, start=torch.zeros(()))

@@ -1,18 +1,18 @@
-"""What holds a network's outputs near its source's: penalties as pure functions, with papers.
+"""Settings of regularisation, and penalties on outputs: DELTA, BSS, Co-Tuning, LwF.
 
-Every penalty is a scalar tensor that can be differentiated, in float32 or wider; those on the
-weights themselves are in anchoring.py. How much each counts is one value, ``Regularisation``.
+Penalties are pure functions. Each returns a differentiable scalar tensor in float32 or wider.
+Penalties on weights are in anchoring.py. ``Regularisation`` contains the weight of each penalty.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headstart.errors import UsageError
-from headstart.training.weight_averaging import wide
+from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Regularisation",
     "bss",
-    "channel_importance",
     "co_tuning",
     "delta",
-    "loss_increases",
     "lwf",
     "relation",
 ]
@@ -31,28 +29,28 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Regularisation:
-    """How strongly the source is held on to; 0 switches a penalty off.
+    """Weights of the penalties that keep a network close to its source; 0 switches a penalty off.
 
     Parameters
     ----------
     l2_sp : float
         Weight alpha of the distance to the pretrained weights.
     l2_sp_head : float
-        Weight beta of the squared norm of the new head, beside ``l2_sp``.
+        Weight beta of the squared norm of the new head, in addition to ``l2_sp``.
     delta : float
-        Weight of the distance to the source network's feature maps.
+        Weight of the distance to the feature maps of the source network.
     bss : float
         Weight of the ``bss_k`` smallest squared singular values of a batch's features.
     bss_k : int
-        How many singular values, at least 1.
+        Number of singular values, at least 1.
     co_tuning : float
         Weight of the source head's cross-entropy with related source classes.
     ewc : float
-        Weight of the distance to the pretrained weights, measured by their Fisher information.
+        Weight of the distance to the pretrained weights, scaled by their Fisher information.
     lwf : float
-        Weight of the distance to the source head's answers.
+        Weight of the distance to the predictions of the source head.
     temperature : float
-        Of ``lwf``, above 0.
+        Temperature of ``lwf``, above 0.
 
     Raises
     ------
@@ -78,23 +76,25 @@ class Regularisation:
     def __post_init__(self) -> None:
         for name in (*_WEIGHTS, "temperature"):
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value >= 0):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and math.isfinite(value) and value >= 0):
                 raise UsageError(
-                    f"Expected `{name}` to be a finite number of at least 0, got {value!r}; "
-                    "do give 0 to switch it off."
+                    f"`{name}` must be a finite number of at least 0, got {value!r}. Pass 0 to "
+                    "switch it off."
                 )
         if self.temperature == 0:
-            raise UsageError("Expected `temperature` to be above 0, got 0; do give 2, as usual.")
+            raise UsageError(
+                f"`temperature` must be above 0, got {self.temperature}. The usual value is 2."
+            )
         if isinstance(self.bss_k, bool) or not isinstance(self.bss_k, int) or self.bss_k < 1:
             raise UsageError(
-                f"Expected `bss_k` to be a whole number of at least 1, got {self.bss_k!r}; "
-                "do set bss=0 to switch the penalty off."
+                f"`bss_k` must be a whole number of at least 1, got {self.bss_k!r}. To switch the "
+                "penalty off, pass bss=0."
             )
 
     @property
     def is_off(self) -> bool:
-        """Whether no penalty has a weight."""
+        """Whether the weight of every penalty is 0."""
         return not any(getattr(self, name) for name in _WEIGHTS)
 
 
@@ -111,14 +111,14 @@ def delta(
     Parameters
     ----------
     maps, source_maps : sequence of torch.Tensor, shape (n, channels, ...)
-        Of chosen layers, for the same images; no gradient flows into the source's.
+        Feature maps of the same layers and images; no gradient flows into the source's.
     importance : sequence of torch.Tensor, shape (channels,), or None
-        Attention a_l on each channel, as ``channel_importance`` gives it; None is 1 / channels.
+        Attention a_l of each channel; None is 1 / channels.
 
     Raises
     ------
     UsageError
-        If the layers or shapes do not fit each other.
+        If the layers or shapes do not match.
 
     References
     ----------
@@ -136,79 +136,24 @@ def delta(
     shapes = [tuple(m.shape) for m in maps], [tuple(m.shape) for m in source_maps]
     if not maps or shapes[0] != shapes[1]:
         raise UsageError(
-            f"Expected feature maps shaped like the source's, {shapes[1]}, got {shapes[0]}."
+            f"Expected feature maps of the same shapes as the source's, {shapes[1]}, got "
+            f"{shapes[0]}."
         )
     if importance is None:
-        importance = [wide(m).new_full((m.shape[1],), 1 / m.shape[1]) for m in source_maps]
+        importance = [
+            at_least_float32(m).new_full((m.shape[1],), 1 / m.shape[1]) for m in source_maps
+        ]
     if [tuple(a.shape) for a in importance] != [shape[1:2] for shape in shapes[0]]:
         raise UsageError(
-            f"Expected one importance for each channel of maps {shapes[0]}, "
-            f"got shapes {[tuple(a.shape) for a in importance]}."
+            f"Expected one importance per channel of the feature maps {shapes[0]}, got shapes "
+            f"{[tuple(a.shape) for a in importance]}."
         )
     layers = zip(maps, source_maps, importance, strict=True)
-    return torch.stack([(a * _distances(new, old)).sum() for new, old, a in layers]).sum()
-
-
-def loss_increases(maps: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-    """Measure how much the loss grows when each channel is switched off in turn.
-
-    Parameters
-    ----------
-    maps : torch.Tensor, shape (n, channels, ...)
-    loss : callable
-        From feature maps to a mean loss; called once a channel and once more.
-
-    Returns
-    -------
-    torch.Tensor, shape (channels,)
-
-    Examples
-    --------
-    >>> import torch
-    >>> loss_increases(torch.ones(1, 2), lambda m: -(m * torch.tensor([0.0, 3.0])).sum())
-    tensor([0., 3.])
-    """
-    import torch
-
-    with torch.no_grad():
-        full = loss(maps)
-        kept = torch.ones_like(maps)
-        found = []
-        for channel in range(maps.shape[1]):
-            kept[:, channel] = 0
-            found.append(loss(maps * kept) - full)
-            kept[:, channel] = 1
-        return torch.stack(found)
-
-
-def channel_importance(increases: Tensor) -> Tensor:
-    """Turn growing losses into attention: the softmax over channels.
-
-    Parameters
-    ----------
-    increases : torch.Tensor, shape (channels,)
-        How much the loss grows without each channel, as ``loss_increases`` measures it.
-
-    Returns
-    -------
-    torch.Tensor, shape (channels,)
-        Positive, sum 1; 1 / channels where all matter alike.
-
-    References
-    ----------
-    Li et al., "DELTA", ICLR 2019 (the weights W_j, from the loss without filter j).
-
-    Examples
-    --------
-    >>> import torch
-    >>> channel_importance(torch.tensor([0.0, 0.0]))
-    tensor([0.5000, 0.5000])
-    """
-    return wide(increases).softmax(dim=0)
+    return torch.stack([(a * _channel_distances(new, old)).sum() for new, old, a in layers]).sum()
 
 
 def bss(features: Tensor, k: int = 1) -> Tensor:
-    """Penalise the batch's weakest directions: the sum of its k smallest squared singular values.
+    """Penalise weak directions of a batch: the sum of its k smallest squared singular values.
 
     Parameters
     ----------
@@ -220,7 +165,7 @@ def bss(features: Tensor, k: int = 1) -> Tensor:
     Raises
     ------
     UsageError
-        If the features are no matrix or have fewer than k singular values.
+        If the features are not a matrix or have fewer than k singular values.
 
     References
     ----------
@@ -238,21 +183,21 @@ def bss(features: Tensor, k: int = 1) -> Tensor:
     if features.ndim != 2 or not 1 <= k <= min(features.shape):
         raise UsageError(
             f"Expected features of shape (n, width) with at least k={k} singular values, "
-            f"got shape {tuple(features.shape)}; do lower bss_k or enlarge the batch."
+            f"got shape {tuple(features.shape)}. Lower --bss-k or raise --batch-size."
         )
     # Singular values come in descending order.
-    values: Tensor = torch.linalg.svdvals(wide(features))
+    values: Tensor = torch.linalg.svdvals(at_least_float32(features))
     return values[-k:].square().sum()
 
 
 def relation(source_probabilities: Tensor, targets: Tensor, n_classes: int) -> Tensor:
-    """Relate target classes to source classes: p(y_s | y_t), the mean answer for each class.
+    """Relate target classes to source classes: p(y_s | y_t), the mean prediction of each class.
 
     Parameters
     ----------
     source_probabilities : torch.Tensor, shape (n, n_source)
-        The source network's answers on the training images, calibrated where that is
-        possible; every row sums to 1.
+        Predictions of the source network on the training images, calibrated if possible; every
+        row sums to 1.
     targets : torch.Tensor, shape (n,)
         Class indices from 0 to n_classes - 1.
     n_classes : int
@@ -265,7 +210,7 @@ def relation(source_probabilities: Tensor, targets: Tensor, n_classes: int) -> T
     Raises
     ------
     UsageError
-        If the shapes do not fit, a row is no distribution, or a class has no image.
+        If the shapes do not match, a row is not a distribution, or a class has no image.
 
     References
     ----------
@@ -280,24 +225,32 @@ def relation(source_probabilities: Tensor, targets: Tensor, n_classes: int) -> T
     """
     import torch
 
-    answers = wide(source_probabilities)
-    if answers.ndim != 2 or tuple(targets.shape) != (len(answers),):
+    probabilities = at_least_float32(source_probabilities)
+    if probabilities.ndim != 2 or tuple(targets.shape) != (len(probabilities),):
         raise UsageError(
             "Expected probabilities of shape (n, n_source) and n targets, "
-            f"got {tuple(answers.shape)} and {tuple(targets.shape)}."
+            f"got {tuple(probabilities.shape)} and {tuple(targets.shape)}."
         )
-    if bool((answers < 0).any()) or not torch.allclose(
-        answers.sum(dim=1), answers.new_ones(()), atol=1e-3
+    row_sums = probabilities.sum(dim=1)
+    if bool((probabilities < 0).any()) or not torch.allclose(
+        row_sums, probabilities.new_ones(()), atol=1e-3
     ):
-        raise UsageError("Expected rows of probabilities that sum to 1, got others; do softmax.")
+        raise UsageError(
+            "Expected rows of probabilities with sum 1, got values from "
+            f"{float(probabilities.min()):g} and sums up to {float(row_sums.max()):g}. Apply the "
+            "softmax first."
+        )
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < n_classes:
-        raise UsageError(f"Expected targets from 0 to {n_classes - 1}, got others.")
+        raise UsageError(
+            f"Expected targets from 0 to {n_classes - 1}, got {int(targets.min())} to "
+            f"{int(targets.max())}."
+        )
     counts = torch.bincount(targets, minlength=n_classes)
     if bool((counts == 0).any()):
         empty = (counts == 0).nonzero().flatten().tolist()
         raise UsageError(f"Expected images of every class, got none of the classes {empty}.")
-    sums = answers.new_zeros((n_classes, answers.shape[1])).index_add_(0, targets, answers)
-    return sums / counts[:, None]
+    sums = probabilities.new_zeros((n_classes, probabilities.shape[1]))
+    return sums.index_add_(0, targets, probabilities) / counts[:, None]
 
 
 def co_tuning(source_logits: Tensor, relation_rows: Tensor) -> Tensor:
@@ -306,9 +259,9 @@ def co_tuning(source_logits: Tensor, relation_rows: Tensor) -> Tensor:
     Parameters
     ----------
     source_logits : torch.Tensor, shape (n, n_source)
-        What the source head gives on the features as they are now.
+        Logits of the source head on the current features.
     relation_rows : torch.Tensor, shape (n, n_source)
-        Of ``relation``, one row for each image's class.
+        Rows of ``relation``, one for the class of each image.
 
     Raises
     ------
@@ -326,21 +279,21 @@ def co_tuning(source_logits: Tensor, relation_rows: Tensor) -> Tensor:
     tensor(0.6931)
     """
     _require_same_shape(source_logits, relation_rows)
-    answers = wide(source_logits).log_softmax(dim=1)
-    return -(relation_rows * answers).sum(dim=1).mean()
+    log_probabilities = at_least_float32(source_logits).log_softmax(dim=1)
+    return -(relation_rows * log_probabilities).sum(dim=1).mean()
 
 
 def lwf(logits: Tensor, old_logits: Tensor, temperature: float = 2.0) -> Tensor:
-    """Keep the source head's answers: T² KL(softmax(old / T) || softmax(new / T)).
+    """Penalise changed predictions of the source head: T² KL(softmax(old / T) || softmax(new / T)).
 
-    The factor T² keeps the gradient's size when the temperature changes.
+    With the factor T² the size of the gradient does not depend on the temperature.
 
     Parameters
     ----------
     logits : torch.Tensor, shape (n, n_source)
-        What the source head gives now.
+        Logits of the source head on the current features.
     old_logits : torch.Tensor, shape (n, n_source)
-        What the untouched source network gives for the same images; no gradient flows there.
+        Logits of the unchanged source network for the same images; no gradient flows into it.
     temperature : float
         T, above 0.
 
@@ -364,16 +317,16 @@ def lwf(logits: Tensor, old_logits: Tensor, temperature: float = 2.0) -> Tensor:
 
     _require_same_shape(logits, old_logits)
     if not temperature > 0:
-        raise UsageError(f"Expected `temperature` to be above 0, got {temperature}; do give 2.")
-    new = (wide(logits) / temperature).log_softmax(dim=1)
-    old = (wide(old_logits.detach()) / temperature).log_softmax(dim=1)
+        raise UsageError(f"`temperature` must be above 0, got {temperature}. The usual value is 2.")
+    new = (at_least_float32(logits) / temperature).log_softmax(dim=1)
+    old = (at_least_float32(old_logits.detach()) / temperature).log_softmax(dim=1)
     return kl_div(new, old, log_target=True, reduction="batchmean") * temperature**2
 
 
-def _distances(new: Tensor, old: Tensor) -> Tensor:
-    """||FM_c - FM0_c||² by channel, mean over images."""
-    moved = wide(new) - wide(old.detach())
-    return moved.square().reshape(*moved.shape[:2], -1).sum(dim=2).mean(dim=0)
+def _channel_distances(new: Tensor, old: Tensor) -> Tensor:
+    """||FM_c - FM0_c||² of each channel, mean over images."""
+    change = at_least_float32(new) - at_least_float32(old.detach())
+    return change.square().reshape(*change.shape[:2], -1).sum(dim=2).mean(dim=0)
 
 
 def _require_same_shape(tensor: Tensor, other: Tensor) -> None:

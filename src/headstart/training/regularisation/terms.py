@@ -1,7 +1,7 @@
-"""What holds a network near its source while it trains: the terms that its loss gains.
+"""Penalty terms of the training loss, bound to a network, its source and its inputs.
 
-The formulas are in penalties.py and anchoring.py. Here they get what they read: the weights as
-they start, the source's answers to the same batch, the classifier it was published with.
+The formulas are in penalties.py and anchoring.py. Here they get their arguments: the weights
+before training, the outputs of the source for the same batch, and the original classifier.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headstart.backbones.freezing import constant, trained
+from headstart.backbones.freezing import freeze, trainable_parameters
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.errors import UsageError
@@ -29,107 +29,108 @@ from headstart.training.regularisation.penalties import (
     lwf,
     relation,
 )
-from headstart.training.weight_averaging import wide
+from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from headstart.backbones.frozen import Array
 
-__all__ = ["bind"]
+__all__ = ["penalty_factory"]
 
-FISHER_IMAGES = 64
-"""At most so many are looked at for elastic weight consolidation: one backward pass each."""
+N_FISHER_IMAGES = 64
+"""Largest number of images for the Fisher information (EWC): it takes one backward pass each."""
 
 Classifier = Callable[["Tensor"], "Tensor"]
 Term = Callable[[Outputs, Outputs, Rows], "Tensor"]
-"""From what the network gives, what the still source gives, and the images' rows. Where no
-term asks the source it does not run, and the network's own outputs stand in its place."""
+"""From the outputs of the network, the outputs of the source, and the rows of the images. If no
+term needs the source, it does not run; then the network's own outputs are passed twice."""
 
 
-def bind(
+def penalty_factory(
     network: Network, backbone: FrozenBackbone, train: Dataset, settings: Regularisation
 ) -> Callable[[Inputs], Penalty] | None:
-    """Make the terms of the loss that hold a network near its source.
+    """Make a function that creates the penalty of a training.
 
-    What is returned is called with what the network reads, right before it trains: the source is
-    the network as it is at that moment, adapted statistics included. It makes the penalty, which
-    is called for every batch with what the network read (mixed, where MixUp or CutMix mix), what
-    it gave, and the images' places in ``train``.
+    Call the returned function with the inputs, right before training: the source is the network
+    at that moment, including adapted statistics. It returns the penalty, which is called for
+    every batch with the input of the network (after MixUp or CutMix), its outputs, and the rows
+    of the images in ``train``.
 
-    - ``l2_sp`` anchors the backbone's weights that train; ``l2_sp_head`` shrinks the new head's
-      weight, not its bias.
-    - ``ewc`` measures the Fisher information of at most 64 training images (always the same
-      ones), with the original classifier and, as classes, its own most likely answers.
-    - ``delta`` compares what every stage that moves gives; all channels count alike.
-    - ``bss`` reads the features of the part of a batch that is computed at once, so ``bss_k`` may
-      not exceed its size.
-    - ``lwf`` and ``co_tuning`` ask the original classifier, which is constant. Co-tuning relates
-      classes by the source's answers to the training images as the first epoch sees them, and
-      takes a mixed image for one of its own class.
+    - ``l2_sp`` anchors the trainable weights of the backbone; ``l2_sp_head`` shrinks the weight of
+      the new head, not its bias.
+    - ``ewc`` measures the Fisher information on at most 64 training images (always the same), with
+      the original classifier; its most likely predictions are the classes.
+    - ``delta`` compares the outputs of every trainable stage; all channels have the same weight.
+    - ``bss`` reads the features of the part of a batch that is computed at once, so ``bss_k`` must
+      not be larger than this part.
+    - ``lwf`` and ``co_tuning`` use the original classifier, which does not train. Co-tuning relates
+      classes by the source's predictions for the training images in the first epoch. It treats
+      a mixed image as an image of its own class.
 
     Parameters
     ----------
     network : Network
     backbone : FrozenBackbone
-        What the backbone was made of: its weights hold the original classifier.
+        The pretrained backbone: its weights include the original classifier.
     train : Dataset
-        The images to learn from.
+        The training images.
     settings : Regularisation
 
     Returns
     -------
     callable or None
-        None if nothing is asked for. Penalties are scalars that can be differentiated; nothing
-        flows into the source.
+        None if every penalty is off. Penalties are differentiable scalars; no gradient flows into
+        the source.
 
     Raises
     ------
     UsageError
-        If a term cannot be had: no weight of the backbone trains, the original classifier is
-        missing or not linear, or co-tuning is asked for images with several labels.
+        If a term is impossible: no weight of the backbone trains, the original classifier is
+        missing or not linear, or co-tuning is set for images with several labels.
 
     Examples
     --------
     >>> from headstart.backbones.backbone import load
     >>> from headstart.backbones.catalog import resolve
-    >>> from headstart.backbones.freezing import plan
+    >>> from headstart.backbones.freezing import plan_freezing
     >>> from headstart.models.heads.linear import LinearHead
     >>> spec, module = resolve("timm/test_resnet"), load("timm/test_resnet", pretrained=False)
     >>> backbone = FrozenBackbone(spec=spec, state=module.trunk.state_dict(), origin={})
     >>> head = LinearHead.random(backbone.width, 2, seed=0)
-    >>> network = Network(module, head, plan(module, train_from="layer4"))
+    >>> network = Network(module, head, plan_freezing(module, train_from="layer4"))
     >>> data = Dataset(samples=(), classes=("a", "b"))
-    >>> bind(network, backbone, data, Regularisation()) is None
+    >>> penalty_factory(network, backbone, data, Regularisation()) is None
     True
-    >>> callable(bind(network, backbone, data, Regularisation(l2_sp=0.1)))
+    >>> callable(penalty_factory(network, backbone, data, Regularisation(l2_sp=0.1)))
     True
     """
     if settings.is_off:
         return None
     _require_possible(network, train, settings)
-    wanted = [name for name in ("ewc", "lwf", "co_tuning") if getattr(settings, name)]
-    original = _original(backbone, wanted[0]) if wanted else None
+    needing_classifier = [n for n in ("ewc", "lwf", "co_tuning") if getattr(settings, n)]
+    layer = _require_classifier(backbone, needing_classifier[0]) if needing_classifier else None
 
-    def bound(inputs: Inputs) -> Penalty:
-        classifier = None if original is None else _classifier(original, network.device)
-        bench = _Bench(
+    def make_penalty(inputs: Inputs) -> Penalty:
+        classifier = None if layer is None else _make_classifier(layer, network.device)
+        context = _TermContext(
             network=network,
             inputs=inputs,
             train=train,
             settings=settings,
             classifier=classifier,
-            weights=trained(network.backbone, network.plan),
+            weights=trainable_parameters(network.backbone, network.plan),
         )
-        network.rest()
-        return _penalty(bench, [make(bench) for names, make in _TERMS if bench.asks(*names)])
+        network.set_inference()
+        terms = [make_term(context) for names, make_term in _TERMS if context.uses(*names)]
+        return _add_terms(context, terms)
 
-    return bound
+    return make_penalty
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Bench:
-    """What terms are made from, at the moment when training starts."""
+class _TermContext:
+    """Arguments of the terms, at the moment when training starts."""
 
     network: Network
     inputs: Inputs
@@ -138,181 +139,189 @@ class _Bench:
     classifier: Classifier | None
     weights: Mapping[str, nn.Parameter]
 
-    def asks(self, *names: str) -> bool:
+    def uses(self, *names: str) -> bool:
         return any(getattr(self.settings, name) for name in names)
 
-    def old_logits(self, pooled: Tensor) -> Tensor:
-        if self.classifier is None:  # bind has made sure that it is there
-            raise UsageError("Expected an original classifier, got none.")
+    def source_logits(self, pooled: Tensor) -> Tensor:
+        if self.classifier is None:  # penalty_factory has checked that it exists
+            raise UsageError(f"Expected the original classifier for {self.settings}, got none.")
         return self.classifier(pooled)
 
 
-def _penalty(bench: _Bench, terms: list[Term]) -> Penalty:
+def _add_terms(context: _TermContext, terms: list[Term]) -> Penalty:
     import torch
 
-    # Co-tuning needs the source's answers too, but only once, when its term is made.
-    source = bench.network.source() if bench.asks("delta", "lwf") else None
+    # Co-tuning needs the source's predictions only once, when its term is made.
+    source = context.network.frozen_copy() if context.uses("delta", "lwf") else None
 
     def penalty(x: Tensor, outputs: Outputs, rows: Rows) -> Tensor:
-        still = outputs
+        source_outputs = outputs
         if source is not None:
             with torch.no_grad():
-                still = source(x)
-        first, *more = (term(outputs, still, rows) for term in terms)
-        return sum(more, start=first)
+                source_outputs = source(x)
+        first, *others = (term(outputs, source_outputs, rows) for term in terms)
+        return sum(others, start=first)
 
     return penalty
 
 
-# -------------------------------------------------------------------------------- the terms
+# ------------------------------------------------------------------------------------ terms
 
 
-def _near(bench: _Bench) -> Term:
-    how = bench.settings
-    live = bench.weights if how.l2_sp else {}
-    start = anchors(live)
-    head = [p for p in bench.network.layer.parameters() if p.ndim > 1]  # no bias, no norm
-    return lambda outputs, still, rows: l2_sp(
-        live, start, alpha=how.l2_sp, head=head, beta=how.l2_sp_head
+def _l2_sp_term(context: _TermContext) -> Term:
+    settings = context.settings
+    weights = context.weights if settings.l2_sp else {}
+    start = anchors(weights)
+    head = [p for p in context.network.layer.parameters() if p.ndim > 1]  # no bias, no norm
+    return lambda outputs, source_outputs, rows: l2_sp(
+        weights, start, alpha=settings.l2_sp, head=head, beta=settings.l2_sp_head
     )
 
 
-def _consolidated(bench: _Bench) -> Term:
-    start, worth = anchors(bench.weights), _fisher(bench)
-    return lambda outputs, still, rows: bench.settings.ewc * ewc(bench.weights, start, worth)
-
-
-def _same_maps(bench: _Bench) -> Term:
-    network = bench.network
-    moving = {row.stage for row in network.plan.rows if not row.is_constant}
-    channels = [stage.channels for stage in network.backbone.stages if stage.name in moving]
-
-    def ordered(given: Outputs) -> list[Tensor]:
-        return [_channels_second(x, n) for x, n in zip(given.maps, channels, strict=True)]
-
-    return lambda outputs, still, rows: (
-        bench.settings.delta * delta(ordered(outputs), ordered(still))
+def _ewc_term(context: _TermContext) -> Term:
+    start, information = anchors(context.weights), _measure_fisher(context)
+    return lambda outputs, source_outputs, rows: (
+        context.settings.ewc * ewc(context.weights, start, information)
     )
 
 
-def _spread(bench: _Bench) -> Term:
-    how = bench.settings
-    return lambda outputs, still, rows: how.bss * bss(outputs.pooled, how.bss_k)
+def _delta_term(context: _TermContext) -> Term:
+    network = context.network
+    trainable = {row.stage for row in network.plan.rows if not row.is_constant}
+    channels = [stage.channels for stage in network.backbone.stages if stage.name in trainable]
 
+    def feature_maps(outputs: Outputs) -> list[Tensor]:
+        return [_channels_second(x, n) for x, n in zip(outputs.maps, channels, strict=True)]
 
-def _remembering(bench: _Bench) -> Term:
-    how, old = bench.settings, bench.old_logits
-
-    return lambda outputs, still, rows: (
-        how.lwf * lwf(old(outputs.pooled), old(still.pooled), how.temperature)
+    return lambda outputs, source_outputs, rows: (
+        context.settings.delta * delta(feature_maps(outputs), feature_maps(source_outputs))
     )
 
 
-def _co_tuned(bench: _Bench) -> Term:
+def _bss_term(context: _TermContext) -> Term:
+    settings = context.settings
+    return lambda outputs, source_outputs, rows: settings.bss * bss(outputs.pooled, settings.bss_k)
+
+
+def _lwf_term(context: _TermContext) -> Term:
+    settings, logits = context.settings, context.source_logits
+
+    return lambda outputs, source_outputs, rows: (
+        settings.lwf
+        * lwf(logits(outputs.pooled), logits(source_outputs.pooled), settings.temperature)
+    )
+
+
+def _co_tuning_term(context: _TermContext) -> Term:
     import torch
 
-    fetch, weight = bench.inputs.fetch, bench.settings.co_tuning
-    _, pooled = bench.network.judge(lambda rows: fetch(1, rows), len(bench.train))
-    answers = bench.old_logits(torch.from_numpy(pooled).to(bench.network.device)).softmax(dim=1)
-    # A class of which there is no image is related to nothing, and is never asked for.
-    present, places = np.unique(bench.train.targets(), return_inverse=True)
-    classes = torch.from_numpy(places).to(bench.network.device)
-    related = relation(answers, classes, len(present))
+    fetch, weight = context.inputs.fetch, context.settings.co_tuning
+    _, pooled = context.network.predict(lambda rows: fetch(1, rows), len(context.train))
+    logits = context.source_logits(torch.from_numpy(pooled).to(context.network.device))
+    # Only classes with images: the others have no relation, and no batch contains them.
+    present, indices = np.unique(context.train.targets(), return_inverse=True)
+    classes = torch.from_numpy(indices).to(context.network.device)
+    relations = relation(logits.softmax(dim=1), classes, len(present))
 
-    def term(outputs: Outputs, still: Outputs, rows: Rows) -> Tensor:
-        wanted = related[classes[torch.from_numpy(rows).to(classes.device)]]
-        return weight * co_tuning(bench.old_logits(outputs.pooled), wanted)
+    def term(outputs: Outputs, source_outputs: Outputs, rows: Rows) -> Tensor:
+        relation_rows = relations[classes[torch.from_numpy(rows).to(classes.device)]]
+        return weight * co_tuning(context.source_logits(outputs.pooled), relation_rows)
 
     return term
 
 
-_TERMS: tuple[tuple[tuple[str, ...], Callable[[_Bench], Term]], ...] = (
-    (("l2_sp", "l2_sp_head"), _near),
-    (("ewc",), _consolidated),
-    (("delta",), _same_maps),
-    (("bss",), _spread),
-    (("lwf",), _remembering),
-    (("co_tuning",), _co_tuned),
+_TERMS: tuple[tuple[tuple[str, ...], Callable[[_TermContext], Term]], ...] = (
+    (("l2_sp", "l2_sp_head"), _l2_sp_term),
+    (("ewc",), _ewc_term),
+    (("delta",), _delta_term),
+    (("bss",), _bss_term),
+    (("lwf",), _lwf_term),
+    (("co_tuning",), _co_tuning_term),
 )
 
 
-# --------------------------------------------------------------------------- what they need
+# ------------------------------------------------------------------- requirements of the terms
 
 
 def _require_possible(network: Network, train: Dataset, settings: Regularisation) -> None:
     names = ("l2_sp", "delta", "bss", "co_tuning", "ewc", "lwf")
-    asked = [name for name in names if getattr(settings, name)]
-    if asked and not network.plan.trainable:
+    active = [name for name in names if getattr(settings, name)]
+    if active and not network.plan.trainable:
         raise UsageError(
-            f"Expected a stage that trains for `{asked[0]}` to hold, got the head alone; do train "
-            "from a stage, or leave the regularisation out."
+            f"`{active[0]}` needs a trainable stage, but only the head alone trains. Pass "
+            f"--train-from with a stage, or leave out {_flag(active[0])}."
         )
-    of_classes = [name for name in ("co_tuning", "ewc", "lwf") if name in asked]
+    of_classes = [name for name in ("co_tuning", "ewc", "lwf") if name in active]
     if of_classes and train.is_dense:
         raise UsageError(
-            f"Expected a regularisation that {train.kind} knows, got `{of_classes[0]}`, which asks "
-            "the original classifier of whole images; do use `l2_sp`, `delta` or `bss`."
+            f"`{of_classes[0]}` needs the original classifier of whole images, which {train.kind} "
+            "does not use. Pass --l2-sp, --delta or --bss instead."
         )
     if settings.co_tuning and train.kind == "multilabel":
         raise UsageError(
-            "Expected one class for each image with `co_tuning`, got several labels; do use "
-            "another regularisation."
+            f"`co_tuning` {settings.co_tuning:g} needs one class per image, but the images have "
+            "several labels. Leave out --co-tuning."
         )
 
 
-def _original(backbone: FrozenBackbone, name: str) -> tuple[Array, Array]:
-    found, reason = backbone.classifier()
-    if found is None:
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require_classifier(backbone: FrozenBackbone, name: str) -> tuple[Array, Array]:
+    """Return weight and bias of the original classifier, which the term ``name`` needs."""
+    layer, reason = backbone.classifier()
+    if layer is None:
         raise UsageError(
-            f"Expected the backbone's original classifier for `{name}`, got none. {reason}; do "
-            "use another regularisation."
+            f"`{name}` needs the original classifier of the backbone, but there is none that it "
+            f"can use. {reason}. Leave out {_flag(name)}."
         )
-    return found
+    return layer
 
 
-def _classifier(original: tuple[Array, Array], device: str) -> Classifier:
+def _make_classifier(layer: tuple[Array, Array], device: str) -> Classifier:
     import torch
     from torch.nn.functional import linear
 
-    weight, bias = (torch.from_numpy(array.copy()).to(device) for array in original)
+    weight, bias = (torch.from_numpy(array.copy()).to(device) for array in layer)
 
     def classify(pooled: Tensor) -> Tensor:
-        x = wide(pooled)
+        x = at_least_float32(pooled)
         return linear(x, weight.to(x), bias.to(x))
 
     return classify
 
 
 def _channels_second(x: Tensor, channels: int) -> Tensor:
-    """Tokens, and the maps of some transformers, have their channels last."""
-    last = x.ndim == 3 or (x.shape[1] != channels and x.shape[-1] == channels)
-    return x.movedim(-1, 1) if last else x
+    """Move channels to the second place: tokens and maps of some transformers have them last."""
+    is_last = x.ndim == 3 or (x.shape[1] != channels and x.shape[-1] == channels)
+    return x.movedim(-1, 1) if is_last else x
 
 
-def _fisher(bench: _Bench) -> dict[str, Tensor]:
-    """Of the weights that train, by their names in the backbone."""
+def _measure_fisher(context: _TermContext) -> dict[str, Tensor]:
+    """Measure the Fisher information of the trainable weights, by their names in the backbone."""
     import torch
 
-    network, n = bench.network, len(bench.train)
-    drawn = np.random.default_rng(n).permutation(n)[:FISHER_IMAGES]
-    x = network.tensor(bench.inputs.fetch(1, np.sort(drawn)))
+    network, n = context.network, len(context.train)
+    rows = np.random.default_rng(n).permutation(n)[:N_FISHER_IMAGES]
+    x = network.tensor(context.inputs.fetch(1, np.sort(rows)))
     with torch.no_grad():
-        answers = bench.old_logits(network.outputs(x).pooled).argmax(dim=1)
-    found = fisher(_answering(bench), [(x, answers)])
-    return {name: found[f"backbone.{name}"] for name in bench.weights}
+        predictions = context.source_logits(network.outputs(x).pooled).argmax(dim=1)
+    information = fisher(_source_network(context), [(x, predictions)])
+    return {name: information[f"backbone.{name}"] for name in context.weights}
 
 
-def _answering(bench: _Bench) -> nn.Module:
-    """The network with the original classifier for a head, sharing all its tensors."""
+def _source_network(context: _TermContext) -> nn.Module:
+    """Return the network with the original classifier as its head, sharing all its tensors."""
     from torch import nn
 
-    class Answering(nn.Module):
+    class SourceNetwork(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = bench.network.backbone
+            self.backbone = context.network.backbone
 
         def forward(self, x: Tensor) -> Tensor:
-            return bench.old_logits(bench.network.outputs(x).pooled)
+            return context.source_logits(context.network.outputs(x).pooled)
 
-    # A module is born in training mode; what it shares is in inference already.
-    return constant(Answering())
+    # A new module is in training mode; the modules that it shares are in inference mode already.
+    return freeze(SourceNetwork())

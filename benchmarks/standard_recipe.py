@@ -1,17 +1,17 @@
-"""The recipe of the field, written out plainly: what most tutorials on transfer learning do.
+"""The standard recipe of transfer learning, as in most tutorials.
 
-A pretrained ResNet-18, all of it frozen, a new layer for the classes, Adam, and every image
-decoded and sent through the whole network anew in every epoch. main_job.py runs it beside
-`headstart fit`, on the same images and the same split.
+A pretrained ResNet-18 with all parameters frozen, a new layer for the classes and Adam. Every
+epoch decodes every image and runs the complete network on it. fit_speed.py compares it with
+`headstart fit` on the same images and the same split.
 
-    python benchmarks/seed_recipe.py FOLDER --weights resnet18.pth --held-out predictions.csv
+    python benchmarks/standard_recipe.py FOLDER --weights resnet18.pth --held-out predictions.csv
 """
 
 import time
 
-BEGIN = time.perf_counter()
+STARTED_AT = time.perf_counter()
 
-import argparse  # noqa: E402 - the clock starts before the imports, as a user's does
+import argparse  # noqa: E402 - the time includes the imports, as it does for a user
 import csv  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
@@ -22,7 +22,7 @@ from PIL import Image  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from torchvision import models, transforms  # noqa: E402
 
-LOOK = transforms.Compose(
+TRANSFORM = transforms.Compose(
     [
         transforms.Resize(256),
         transforms.CenterCrop(224),
@@ -33,7 +33,7 @@ LOOK = transforms.Compose(
 
 
 class Images(Dataset):
-    """Images whose folder is their class."""
+    """Images in class folders."""
 
     def __init__(self, paths, classes):
         self.paths = paths
@@ -44,18 +44,22 @@ class Images(Dataset):
 
     def __getitem__(self, index):
         with Image.open(self.paths[index]) as image:
-            return LOOK(image.convert("RGB")), self.targets[index]
+            return TRANSFORM(image.convert("RGB")), self.targets[index]
 
 
-def split(folder, held_out):
-    """Paths of the training and of the held-out part: what the table names is held out."""
-    with Path(held_out).open(newline="", encoding="utf-8") as table:
-        named = {Path(row["image"]).resolve() for row in csv.DictReader(table)}
+def split(folder, predictions):
+    """Paths of the training and the test images; the table of predictions lists the test images."""
+    with Path(predictions).open(newline="", encoding="utf-8") as table:
+        test_paths = {Path(row["image"]).resolve() for row in csv.DictReader(table)}
     paths = sorted(path.resolve() for path in Path(folder).glob("*/*") if path.is_file())
-    parts = [p for p in paths if p not in named], [p for p in paths if p in named]
-    if len(parts[1]) != len(named) or not parts[0]:
-        raise SystemExit(f"Expected {len(named)} held-out images in {folder}, got {len(parts[1])}.")
-    return parts
+    train = [path for path in paths if path not in test_paths]
+    test = [path for path in paths if path in test_paths]
+    if len(test) != len(test_paths) or not train:
+        raise SystemExit(
+            f"Expected {len(test_paths)} test images and others to train on in {folder}, got "
+            f"{len(test)} and {len(train)}. Pass the predictions.csv of a run with this folder."
+        )
+    return train, test
 
 
 def build(weights, n_classes):
@@ -79,13 +83,13 @@ def train_epoch(model, loader, optimizer):
 @torch.no_grad()
 def accuracy(model, loader):
     model.eval()
-    right = sum((model(x).argmax(1) == y).sum().item() for x, y in loader)
-    return right / len(loader.dataset)
+    correct = sum((model(x).argmax(1) == y).sum().item() for x, y in loader)
+    return correct / len(loader.dataset)
 
 
 def main():
     if len(sys.argv) == 1:
-        print("Skipped: main_job.py runs this with a split.")
+        print("Skipped. fit_speed.py runs this with a split.")
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="class folders")
@@ -101,18 +105,18 @@ def main():
     test_loader = DataLoader(Images(test, classes), **options)
     model = build(arguments.weights, len(classes))
     optimizer = torch.optim.Adam(model.fc.parameters(), lr=1e-3)
-    reached = []
+    accuracies = []
     for _ in range(arguments.epochs):
         train_epoch(model, train_loader, optimizer)
-        reached.append(accuracy(model, test_loader))
-    found = {
-        "seconds": time.perf_counter() - BEGIN,
-        "accuracy": reached[-1],
-        "accuracies": reached,
+        accuracies.append(accuracy(model, test_loader))
+    result = {
+        "seconds": time.perf_counter() - STARTED_AT,
+        "accuracy": accuracies[-1],
+        "accuracies": accuracies,
         "train": len(train),
         "held_out": len(test),
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

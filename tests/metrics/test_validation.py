@@ -1,0 +1,51 @@
+"""Conversion of values to strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headstart.metrics import PRIMARY_METRICS, SELECTION_METRICS
+from headstart.metrics.validation import to_jsonable
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    tags: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (math.nan, None),
+        (-math.inf, None),
+        (np.float32(0.5), 0.5),
+        (np.float64(math.nan), None),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.array([[1.0, math.nan], [2.0, 3.0]]), [[1.0, None], [2.0, 3.0]]),
+        ({1: (2, None)}, {"1": [2, None]}),
+        (frozenset({4}), [4]),
+        (Point(math.nan, ("a", "b")), {"x": None, "tags": ["a", "b"]}),
+        ([Point(1.0)], [{"x": 1.0, "tags": []}]),
+        (PurePosixPath("photos/a.png"), "photos/a.png"),
+        (Point, str(Point)),
+        (True, True),
+        ("text", "text"),
+    ],
+)
+def test_values_become_strict_json(value: Any, expected: Any) -> None:
+    converted = to_jsonable(value)
+    assert converted == expected
+    assert json.loads(json.dumps(converted, allow_nan=False)) == expected
+
+
+def test_every_kind_of_data_has_its_metrics() -> None:
+    assert set(PRIMARY_METRICS) == set(SELECTION_METRICS)
