@@ -28,7 +28,7 @@ from headstart.data.demo import regimes  # noqa: E402
 from headstart.features.extractor import Extractor  # noqa: E402
 from headstart.methods.finetune import Finetune  # noqa: E402
 from headstart.methods.linear_probe import LinearProbe  # noqa: E402
-from headstart.methods.pretraining import SMALL, random_backbone, regime_backbone  # noqa: E402
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone, regime_backbone  # noqa: E402
 from headstart.methods.scratch import Scratch  # noqa: E402
 from headstart.models.build import create_model  # noqa: E402
 
@@ -39,7 +39,10 @@ def candidates(backbone, seed):
     """Return the method and the backbone of each column of the table."""
     return {
         "probe": (LinearProbe(seed=seed), backbone),
-        "probe, random weights": (LinearProbe(seed=seed), random_backbone(SMALL, seed=seed)),
+        "probe, random weights": (
+            LinearProbe(seed=seed),
+            random_backbone(SMALL_ARCHITECTURE, seed=seed),
+        ),
         "last stage": (Finetune(seed=seed), backbone),
         "all stages": (Finetune(train_from="all", seed=seed), backbone),
         "all stages, 1e-3": (Finetune(train_from="all", seed=seed, **FAST), backbone),

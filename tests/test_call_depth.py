@@ -8,7 +8,7 @@ import numpy as np
 import headstart
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
-from headstart.methods.pretraining import SMALL
+from headstart.methods.pretraining import SMALL_ARCHITECTURE
 
 PACKAGE = Path(headstart.__file__).parent
 MOST_FRAMES = 6
@@ -41,7 +41,7 @@ def test_fit_reaches_backward_in_six_frames(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Accelerator, "backward", watched)
     monkeypatch.setattr(resolve, "locate", lambda *_, **__: None)
     monkeypatch.setattr(
-        resolve.FrozenBackbone, "read", classmethod(lambda *_: random_backbone(SMALL))
+        resolve.FrozenBackbone, "read", classmethod(lambda *_: random_backbone(SMALL_ARCHITECTURE))
     )
     rng = np.random.default_rng(0)
     samples = tuple(
@@ -50,7 +50,9 @@ def test_fit_reaches_backward_in_six_frames(tmp_path, monkeypatch) -> None:
     )
     data = Dataset(samples=samples, classes=("a", "b"), name="noise")
     method = headstart.Finetune(training=headstart.Training(epochs=1))
-    recipe = headstart.Recipe(backbone=SMALL, method=method, engine="fp32", device="cpu")
+    recipe = headstart.Recipe(
+        backbone=SMALL_ARCHITECTURE, method=method, engine="fp32", device="cpu"
+    )
     headstart.fit(data, recipe, out=tmp_path / "run", cache=Cache(tmp_path / "cache"))
     print(*stacks[0], sep="\n")  # noqa: T201 - `pytest -s` shows the stack
     assert stacks[0][0] == "workflows/fit.py: fit"

@@ -178,8 +178,8 @@ def test_what_is_told_of_boxes(boxes_run):
     [plan], [data] = told_of(Planned, events), told_of(DataReady, events)
     assert data.prepared.data.kind == "detection"
     assert plan.head.kind == "ssdlite"
-    assert plan.reach == run.model.record["anchors_reach"]
-    assert 0 <= plan.reach <= 1
+    assert plan.anchor_recall == run.model.record["anchors_reach"]
+    assert 0 <= plan.anchor_recall <= 1
     assert {event.measure for event in told_of(EpochDone, events)} == {"mAP"}
     assert run.recipe.task == "detection"
     data_record = run.model.record["data"]

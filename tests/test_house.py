@@ -65,6 +65,7 @@ TESTS_OF_THE_WHOLE = {
     "test_house.py",
     "test_project.py",
     "test_public_names.py",
+    "test_public_reprs.py",
 }
 
 Found = Iterator[tuple[int, str]]

@@ -1,4 +1,4 @@
-"""Headstart: transfer learning for CNNs, from a folder of images to an honest model."""
+"""Headstart: transfer learning for CNNs, from a folder of images to an evaluated model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from headstart.data.transforms.augment import Augmentation
     from headstart.errors import DataError, HeadstartError, SetupError, TrainingError, UsageError
     from headstart.estimators import ImageClassifier, ImageSegmenter, ObjectDetector
-    from headstart.evaluation.classification import Evaluation, evaluate
+    from headstart.evaluation.classification import Evaluation
     from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headstart.training.losses.classification import Loss
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
+    from headstart.workflows.evaluate import evaluate
     from headstart.workflows.fit import Run, fit
     from headstart.workflows.recipe import Recipe
 
@@ -56,13 +57,13 @@ _HOMES = {
     "TrainingError": "headstart.errors",
     "TransferModel": "headstart.models.transfer_model",
     "UsageError": "headstart.errors",
-    "evaluate": "headstart.evaluation.classification",
+    "evaluate": "headstart.workflows.evaluate",
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
     "read_dataset": "headstart.data.readers",
     "save": "headstart.models.saving",
 }
-"""Where each public name lives; it is imported when first asked for, so this import is light."""
+"""Module of each public name. It is imported on first use, so that `import headstart` is fast."""
 
 __all__ = [
     "Augmentation",

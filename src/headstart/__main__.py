@@ -1,4 +1,4 @@
-"""``python -m headstart``: the command line, as launchers of several processes want it."""
+"""``python -m headstart``: the command line, in a form that ``torchrun -m`` can start."""
 
 from __future__ import annotations
 

@@ -211,8 +211,7 @@ def barrier() -> None:
 def main_first() -> Iterator[None]:
     """Run a block in the main process, then in the others, for example to fill a cache once.
 
-    After an error in the main process the others run the block too, and meet the error
-    themselves.
+    After an error in the main process the others run the block too, and raise their own error.
 
     Examples
     --------

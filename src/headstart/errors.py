@@ -14,7 +14,7 @@ HeadstartError                      exit code
     ├── WeightsMismatchError        3   weights with an unexpected hash or unexpected shapes
     └── MissingExtraError           3   an optional package that is not installed
 
-The class says where to look for the cause: a UsageError in the call or command, a DataError in
+The class shows where to look for the cause: a UsageError in the call or command, a DataError in
 the dataset or a model folder, a TrainingError in the hyper-parameters, a SetupError on the
 machine. To catch all of them, catch HeadstartError. On the command line the program ends with
 the exit code in the table.
@@ -68,7 +68,7 @@ class UnknownNameError(UsageError):
     choices : iterable of str
         The known names.
     listing : str, optional
-        Sentence that tells how to list the names. It replaces the first known names where
+        Sentence that explains how to list the names. It replaces the first known names where
         none is similar and there are too many to print.
 
     Examples

@@ -48,7 +48,7 @@ def _typed(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any,
         with pytest.raises(SystemExit) as stop:
             cli.main()
     told = capsys.readouterr()
-    return stop.value.code, told.out, told.err
+    return stop.value.code, told.out, " ".join(told.err.split())
 
 
 def _compare(photos: Path, backbone: str, out: Path, *more: object) -> list[str]:

@@ -23,6 +23,7 @@ def record(rows, **more):
         "budget": 120.0,
         "estimated": 9.0,
         "seconds": 7.0,
+        "probing": 3.0,
         "images": 40,
         "folds": 5,
     }
@@ -50,7 +51,7 @@ def test_a_race_fits_eighty_columns_with_its_numbers():
     assert "0.750 [0.700, 0.800]" in out
     assert "-0.050 [-0.100, +0.010]" in out
     assert "- training from scratch" in out
-    assert "in 7 s (budget 120 s)" in out
+    assert "probes in 3 s, trainings in 4 s (budget 120 s)" in " ".join(out.split())
     assert "It is so." in out
     assert "Chosen" not in out  # as the star says
 
@@ -80,3 +81,11 @@ def test_names_are_text():
 def test_bounds_that_nobody_knows_are_unknown():
     found = Interval(value=0.75, low=float("nan"), high=float("nan"), method="test")
     assert "0.750 [unknown]" in shown(record([row("a", score=found)]))
+
+
+def test_without_a_budget_only_the_time_of_the_probes_is_shown():
+    found = Interval(value=0.75, low=0.7, high=0.8, method="test")
+    out = shown(record([row("a", score=found)], budget=0.0, seconds=28.0, probing=28.0))
+    assert "probes in 28 s" in out
+    assert "0 s (" not in out
+    assert "budget" not in out

@@ -13,7 +13,7 @@ from headstart.backbones.catalog import resolve
 from headstart.backbones.freezing import FreezePlan, StageRow
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cli.tables import show_evaluation, show_findings, show_predictions
-from headstart.cli.terminal import Terminal
+from headstart.cli.terminal import Terminal, open_in_browser
 from headstart.data.checks.images import Finding
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.prepare import PreparedData
@@ -21,8 +21,10 @@ from headstart.evaluation.classification import evaluate_probabilities
 from headstart.evaluation.summary import summarise
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Outline
+from headstart.metrics.confidence_intervals import Interval
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import Prediction
+from headstart.selection.progress import FirstModel, NextStep, StopRequested
 from headstart.training.job import Epoch
 from headstart.workflows.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
 
@@ -86,6 +88,55 @@ def test_bars_are_for_terminals_only(console):
     assert "features" in text(watched)
 
 
+def test_the_end_of_a_long_step_is_printed_on_a_pipe(console, monkeypatch):
+    clock = iter([0.0, 0.0, 0.0, 3.0, 3.0, 3.5, 3.5])
+    monkeypatch.setattr("headstart.cli.terminal.time.perf_counter", lambda: next(clock))
+    terminal = Terminal(console)
+    for step, done, total in (("loading", 0, 0), ("features", 1, 2), ("features", 2, 2)):
+        terminal(Progressed(step=step, done=done, total=total))
+    assert text(console) == "  features: 2 in 3.0 s\n"
+    terminal(Progressed(step="short", done=1, total=1))
+    assert "short" not in text(console)
+
+
+def test_one_line_names_the_current_step_in_eighty_columns():
+    watched = Console(file=io.StringIO(), width=80, force_terminal=True)
+    step = "candidate 2 of 2: fine-tuning the last two stages, fold 1 of 5"
+    with Terminal(watched) as terminal:
+        terminal.progress("measuring the speed of this machine", 0, 0)
+        terminal.progress(step, 1, 2000)
+        watched.file.truncate(0)
+        terminal._bars.refresh()
+    assert step in text(watched)
+    assert "measuring" not in text(watched)
+
+
+def test_race_events_are_lines(console):
+    score = Interval(value=0.84, low=0.8, high=0.87, method="test")
+    terminal = Terminal(console)
+    terminal(FirstModel(measure="accuracy", score=score, images=9, seconds=1.0))
+    terminal(NextStep(names=("fine-tuning the last stage",), folds=5, seconds=40.0))
+    terminal(StopRequested())
+    shown = " ".join(text(console).split())
+    assert "features: 0.84 [0.80, 0.87] (cross-validated on the training images), ready." in shown
+    assert "Next: fine-tuning the last stage, 5 folds, about 40 s." in shown
+    assert "Stopping after this step; press Ctrl-C again to stop now." in shown
+
+
+def test_the_report_is_opened_on_terminals_only(console, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    watched = Console(file=io.StringIO(), force_terminal=True)
+    assert not open_in_browser(Path("run"), watched)  # not in tests
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    monkeypatch.delenv("CI", raising=False)
+    assert not open_in_browser(Path("run"), console)
+    assert open_in_browser(Path("run"), watched)
+    assert opened == [Path("run/report.html").resolve().as_uri()]
+    monkeypatch.setenv("CI", "1")
+    assert not open_in_browser(Path("run"), watched)
+
+
 def test_predictions_name_the_image_and_the_label(console):
     one = Prediction(name="[b].jpg", label=("red", "round"), probability=0.9, probabilities={})
     none = Prediction(name="c.jpg", label=(), probability=0.1, probabilities={})
@@ -125,8 +176,10 @@ def test_the_next_command_can_be_copied_into_a_shell(console):
         terminal(
             Finished(folder=Path("my runs/it's"), evaluation=evaluation, summary=(), seconds={})
         )
-    next_line = next(line for line in text(console).splitlines() if line.startswith("Next"))
-    assert shlex.split(next_line)[1:] == ["headstart", "predict", "my runs/it's", "IMAGE"]
+    shown = text(console).splitlines()
+    predict = next(line for line in shown if line.startswith("Predict"))
+    assert shlex.split(predict)[1:] == ["headstart", "predict", "my runs/it's", "IMAGE"]
+    assert shlex.split(shown[-1]) == ["Next:", "open", "my runs/it's/report.html"]
 
 
 def epochs(scores):

@@ -9,6 +9,8 @@ from headstart.features.engines import (
     available_engines,
     choose_engine,
     compile_engine,
+    engine_measuring_pays,
+    measuring_pays,
     recall_choice,
     runnable_engine,
 )
@@ -129,3 +131,14 @@ def test_a_model_from_another_machine_falls_back_to_float32(monkeypatch):
     assert runnable_engine("bf16", device="cpu") == "fp32"
     assert runnable_engine("fp32", device="cpu") == "fp32"
     assert runnable_engine("auto", device="cpu") == "auto"
+
+
+@pytest.mark.parametrize("n_engines", [2, 3, 4])
+def test_engines_are_measured_where_that_costs_a_tenth_of_what_it_can_save(n_engines):
+    """With ten images a second and core: cost and saving in seconds, written out."""
+    for images in (100, 1_000, 2_000, 5_000):
+        cost = n_engines * 3 * 8 / 10
+        saving = images / (10 * 2) * 2 / 3
+        assert engine_measuring_pays(images, n_engines, 2) == (cost <= saving / 10)
+    assert not engine_measuring_pays(10**6, 1, 2)
+    assert not measuring_pays(1.0, 0.0)

@@ -12,7 +12,12 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods import pretraining
 from headstart.methods.linear_probe import LinearProbe
-from headstart.methods.pretraining import SMALL, pretrain, random_backbone, regime_backbone
+from headstart.methods.pretraining import (
+    SMALL_ARCHITECTURE,
+    pretrain,
+    random_backbone,
+    regime_backbone,
+)
 from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
 from headstart.training.optim import Training
@@ -28,7 +33,10 @@ def few():
 
 def test_the_file_holds_what_was_trained_and_is_read_as_a_backbone(few, tmp_path) -> None:
     name = pretrain(few, tmp_path / "own" / "w.safetensors", method=BRIEF, device="cpu")
-    backbone, drawn = FrozenBackbone.open(name, offline=True), random_backbone(SMALL, seed=3)
+    backbone, drawn = (
+        FrozenBackbone.open(name, offline=True),
+        random_backbone(SMALL_ARCHITECTURE, seed=3),
+    )
     kept = load_file(tmp_path / "own" / "w.safetensors")
     assert {key: value.shape for key, value in backbone.state.items() if key in kept} == {
         key: value.shape for key, value in kept.items()
@@ -60,7 +68,7 @@ def test_a_file_is_never_written_over(few, tmp_path) -> None:
 
 
 def test_random_weights_follow_from_the_seed() -> None:
-    one, same, other = (random_backbone(SMALL, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (random_backbone(SMALL_ARCHITECTURE, seed=seed) for seed in (1, 1, 2))
     assert one.identity == same.identity != other.identity
 
 
@@ -70,7 +78,7 @@ def test_sets_of_one_source_share_its_weights(tmp_path, monkeypatch) -> None:
     def remember(data, path, **_):
         made.append(data.name)
         path.write_bytes(b"")
-        return f"file:{path}@{SMALL}"
+        return f"file:{path}@{SMALL_ARCHITECTURE}"
 
     monkeypatch.setattr(pretraining, "pretrain", remember)
     names = {

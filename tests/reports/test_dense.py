@@ -190,7 +190,7 @@ def test_the_page_is_whole_and_holds_everything_itself(facts: Facts) -> None:
     assert not {"script", "link", "iframe"} & page.tags
     assert all((image["src"] or "").startswith("data:image/jpeg") for image in page.images)
     assert all(image["alt"] for image in page.images)
-    assert page.links == {f"#{name}" for name in page.sections}
+    assert page.links == {"#content", *(f"#open-{name}" for name in page.sections)}
     assert render_html(facts) == html
     assert "nan" not in " ".join(page.sections.values())
 
@@ -314,7 +314,7 @@ def test_images_that_are_gone_leave_a_gap(detector: Facts, tmp_path: Path) -> No
     prepared = replace(detector.prepared, data=replace(detector.prepared.data, samples=gone))
     html = render_html(replace(detector, prepared=prepared))
     assert Page(html).images == []
-    assert html.count("image not available") == 6 + 8
+    assert html.count("image not available") == 6 + 8 + 2 * 3
 
 
 def test_an_evaluation_of_other_images_has_names_only(detector: Facts) -> None:

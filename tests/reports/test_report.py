@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -234,8 +235,11 @@ def test_page_is_balanced_self_contained_and_described(variant: Facts) -> None:
     assert all(attrs.get("scope") in {"row", "col"} for attrs in page.all("th"))
     assert all(attrs["role"] == "img" for attrs in page.all("svg"))
     assert len(page.all("title")) == 1 + len(page.all("svg"))
-    targets = {attrs["href"] for attrs in page.all("a")}
-    assert targets == {"#" + (attrs["id"] or "") for attrs in page.all("section")}
+    linked = {attrs["href"] for attrs in page.all("a")}
+    sections = {f"#open-{attrs['id']}" for attrs in page.all("section")}
+    assert linked == sections | {"#content"}
+    anchors = {f"#{attrs['id']}" for _, attrs in page.seen if attrs.get("id")}
+    assert linked <= anchors
 
 
 def test_same_facts_give_the_same_page(variant: Facts) -> None:
@@ -772,3 +776,46 @@ def test_where_no_map_can_be_made_there_is_no_section() -> None:
     page = Page(render_html(facts()))  # whose network does not exist
     assert "heatmaps" not in page.sections
     assert "Heat maps" not in page.text
+
+
+# ------------------------------------------------------------------------- first screen
+
+
+def test_the_first_screen_has_the_result_three_mistakes_and_what_to_do() -> None:
+    given = facts(wrong=5)
+    html = render_html(given)
+    first = html.split('<div class="first-screen">')[1].split('<section id="scores">')[0]
+    shown = re.sub(r"\s+", " ", Page(f"<div>{first}").text.replace("\xa0", " "))
+    assert "19 of 24 test images right (79 %, likely 60 to 91 %)" in shown
+    assert "5 of 12 images of “cat” are predicted as “dog”" in shown
+    assert first.count('<details class="zoom"') == 3
+    assert shown.count("predicted dog (90 % confident) labelled cat") == 3
+    advice = render_json(given)["next_steps"]
+    assert 1 <= len(advice) <= 4
+    for step in advice:
+        assert step["text"].replace("\xa0", " ") in shown
+        assert step["command"] in shown
+
+
+def test_a_skipped_training_is_offered_with_its_command_and_its_table_is_folded() -> None:
+    decision = {
+        "measure": "accuracy", "rule": "The simplest.", "budget": 0, "estimated": 0.0,
+        "why": ["Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."],
+        "seconds": 1.0, "images": 24, "folds": 5, "rows": [],
+    }  # fmt: skip
+    given = facts()
+    record = {**given.model.record, "decision": decision}
+    html = render_html(replace(given, model=replace(given.model, record=record)))
+    page = Page(html)
+    assert "headstart fit photos/ --budget 2m" in page.text
+    assert '<section id="decision"><details class="fold"><summary>' in html
+    assert '<section id="scores"><details class="fold" open>' in html
+    assert "#open-decision" in {attrs["href"] for attrs in page.all("a")}
+
+
+def test_headings_have_no_gap_and_a_multilabel_page_shows_wrong_labels() -> None:
+    html = render_html(facts(("disc", "square"), kind="multilabel"))
+    levels = [int(level) for level in re.findall(r"<h([1-6])", html)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert "did not predict" in html.split('<section id="scores">')[0]

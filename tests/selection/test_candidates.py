@@ -11,7 +11,7 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.errors import TrainingError
 from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
-from headstart.methods.pretraining import SMALL, random_backbone, random_like
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone, random_like
 from headstart.methods.scratch import Scratch
 from headstart.models.transfer_model import TransferModel
 from headstart.selection.candidates import (
@@ -38,7 +38,7 @@ def drawn(n=24, seed=0):
 
 @pytest.fixture(scope="module")
 def backbone():
-    return random_backbone(SMALL)
+    return random_backbone(SMALL_ARCHITECTURE)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
-from headstart.methods.pretraining import SMALL, random_backbone
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.selection import race
 from headstart.selection.probes import RaceContext
+from headstart.selection.progress import FirstModel, StopRequested
 from headstart.selection.race import decide, estimate_race
 
 
@@ -32,7 +35,7 @@ def drawn(n, *, noise, seed=0, groups=None):
 
 @pytest.fixture(scope="module")
 def backbone():
-    return random_backbone(SMALL)
+    return random_backbone(SMALL_ARCHITECTURE)
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def truths(monkeypatch):
     accuracy = {}
     rng = np.random.default_rng(1)
 
-    def predict(candidate, train, val, test, *, extractor):
+    def predict(candidate, train, val, test, *, extractor, watch):
         value = accuracy[candidate.name]
         if isinstance(value, Exception):
             raise value
@@ -129,16 +132,17 @@ def test_who_comes_second_does_not_begin_when_the_time_is_up(
     truths |= {LAST: 0.8, ALL: 0.99}
     real, slow = race.train_and_predict, []
 
-    def slow_training(candidate, *parts, extractor):
+    def slow_training(candidate, *parts, extractor, watch):
         slow.append(candidate.name)
-        return real(candidate, *parts, extractor=extractor)
+        return real(candidate, *parts, extractor=extractor, watch=watch)
 
     monkeypatch.setattr(race, "train_and_predict", slow_training)
     monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: 1000.0 if slow else 1.0))
     found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, budget=30)
     assert slow == [LAST]
     row = next(row for row in found.record["rows"] if row["name"] == ALL)
-    assert row["note"] == "the time was up before its first fold"
+    assert row["note"].startswith("the time was up before its first fold: needs about")
+    assert row["note"].endswith("0 s of the 30 s budget left")
     assert row["state"] == "left out"
     assert any(
         why.startswith(f"{row['name'].capitalize()} has no score: the time")
@@ -172,14 +176,15 @@ def test_what_the_first_probe_took_is_expected_of_the_others(backbone, extractor
     assert found["rows"][0]["seconds"] > first
     parts = sum(row["estimated"] for row in found["rows"])
     assert found["estimated"] == pytest.approx(parts + found["measured"])
-    assert 0 < found["measured"] < found["seconds"]
+    assert found["measured"] == 0  # without a budget nothing is measured
+    assert 0 < found["probing"] <= found["seconds"]
 
 
 def test_another_backbone_is_not_looked_at_when_that_takes_too_long(
     backbone, extractor, monkeypatch
 ):
     monkeypatch.setattr("headstart.selection.probes.estimate_feature_seconds", lambda *_, **__: 1e6)
-    other = random_backbone(SMALL, seed=1)
+    other = random_backbone(SMALL_ARCHITECTURE, seed=1)
     found = decide([backbone, other], drawn(60, noise=0), extractor=extractor)
     assert len(found.record["rows"]) == 3  # of the first
     assert any("its features need about" in why for why in found.record["why"])
@@ -195,6 +200,7 @@ def test_random_weights_are_not_tried_without_time(backbone, extractor, truths, 
 
 def test_the_time_that_is_up_ends_the_race_between_folds(backbone, extractor, truths, monkeypatch):
     truths |= {LAST: 0.8, ALL: 0.8}
+    monkeypatch.setattr(RaceContext, "measuring_pays", lambda *_: True)
     seconds = itertools.count(0, 1.0)  # every look at the clock takes one
     monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: next(seconds)))
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=25)
@@ -297,3 +303,119 @@ def test_labels_are_raced_too(backbone, extractor, truths):
     assert found.method.name == "linear-probe"
     for row in found.record["rows"]:
         assert 0.3 < row["score"]["low"] < row["score"]["value"] < row["score"]["high"] <= 1
+
+
+def test_the_first_answer_comes_before_any_measurement_and_names_the_next_step(
+    backbone, extractor, truths
+):
+    truths |= {LAST: 0.5, ALL: 0.5}
+    steps, events = [], []
+
+    def progress(step, done, total):
+        steps.append(step)
+
+    observed = replace(extractor, progress=progress)
+    found = decide(
+        [backbone],
+        drawn(60, noise=0.5),
+        extractor=observed,
+        notify=lambda event: (events.append(event), steps.append(type(event).__name__)),
+    )
+    answer, probes, trainings = events
+    assert answer.score.as_dict() == found.record["rows"][0]["score"]
+    assert len(probes.names) == 2
+    assert trainings.names == ("fine-tuning the last stage", ALL)
+    assert trainings.folds == 5
+    assert steps.index("fitting the linear probe") < steps.index("FirstModel")
+    assert "measuring the speed of this machine" not in steps[: steps.index("FirstModel")]
+
+
+def test_without_a_budget_nothing_is_measured_and_other_backbones_wait(
+    backbone, extractor, monkeypatch
+):
+    monkeypatch.setattr("headstart.training.time_estimate.measure_costs", None)  # would raise
+    monkeypatch.setattr("headstart.features.extractor.choose_engine", None)
+    other = random_backbone(SMALL_ARCHITECTURE, seed=1)
+    automatic = replace(extractor, engine="auto")
+    found = decide([backbone, other], drawn(60, noise=0.5), extractor=automatic, budget=0)
+    assert len(found.record["rows"]) == 3
+    assert found.record["measured"] == 0
+    assert any("another pass over the images" in why for why in found.record["why"])
+
+
+def test_trainings_are_left_out_where_measuring_the_machine_takes_too_long(
+    backbone, extractor, truths, monkeypatch
+):
+    monkeypatch.setattr(RaceContext, "expected_measuring", lambda *_: 5.0)
+    data = drawn(60, noise=0.5)
+    found = decide([backbone], data, extractor=extractor, budget=30)
+    assert found.method.name == "linear-probe"
+    assert any("more than a tenth" in why and "--budget" in why for why in found.record["why"])
+    truths |= {LAST: 0.5, ALL: 0.5}
+    longer = decide([backbone], data, extractor=extractor, budget=100)
+    assert LAST in states(longer)
+
+
+def test_ctrl_c_in_a_training_keeps_the_probe(backbone, extractor, truths, monkeypatch):
+    def stopped(candidate, *parts, extractor, watch):
+        signal.raise_signal(signal.SIGINT)
+        watch.session(0).progress("training", 1, 10)
+        pytest.fail("the training went on")
+
+    monkeypatch.setattr(race, "train_and_predict", stopped)
+    events = []
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, notify=events.append)
+    assert found.method.name == "linear-probe"
+    assert found.record["stopped"]
+    assert isinstance(events[-1], StopRequested)
+    notes = {row["name"]: row["note"] for row in found.record["rows"]}
+    assert notes[LAST] == "stopped by Ctrl-C in fold 1"
+    assert any("stopped by Ctrl-C. The best" in why for why in found.record["why"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_after_the_first_answer_keeps_it(backbone, extractor):
+    def press(event):
+        if isinstance(event, FirstModel):
+            signal.raise_signal(signal.SIGINT)
+
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, notify=press)
+    assert [row["name"] for row in found.record["rows"]] == ["linear probe"]
+    assert found.record["stopped"]
+
+
+def test_ctrl_c_before_the_first_answer_and_a_second_one_end_the_run(backbone, extractor):
+    def early(step, done, total):
+        signal.raise_signal(signal.SIGINT)
+
+    data = drawn(60, noise=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        decide([backbone], data, extractor=replace(extractor, progress=early))
+
+    def twice(event):
+        if isinstance(event, FirstModel):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        decide([backbone], data, extractor=extractor, notify=twice)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_training_that_runs_over_is_stopped_after_an_epoch(
+    backbone, extractor, truths, monkeypatch
+):
+    late = []
+
+    def slow(candidate, *parts, extractor, watch):
+        late.append(candidate.name)
+        for number in range(3):
+            watch.session(0).on_epoch(SimpleNamespace(number=number), 30)
+        pytest.fail("the training went on")
+
+    monkeypatch.setattr(race, "train_and_predict", slow)
+    monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: 1000.0 if late else 1.0))
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, budget=30)
+    assert late == [LAST]
+    row = next(row for row in found.record["rows"] if row["name"] == LAST)
+    assert row["note"].startswith("fold 1 took longer than expected and was stopped")

@@ -440,3 +440,17 @@ def test_an_average_is_scored_and_saved():
         decay = min(0.5, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * state
     torch.testing.assert_close(weights(module), average, rtol=0, atol=1e-6)
+
+
+def test_no_epoch_begins_after_the_deadline_but_one_is_trained():
+    x, y = problem()
+    settings = Training(**SGD, epochs=4, patience=9)
+    late = train(make_job(linear(), x, y), settings, session=Session(deadline=0.0))
+    assert [epoch.number for epoch in late.epochs] == [0, 1]
+    assert late.notes == [
+        "The time budget was used up after 1 of 4 epochs; the best epoch so far is kept."
+    ]
+    assert not late.interrupted
+    in_time = train(make_job(linear(), x, y), settings, session=Session(deadline=float("inf")))
+    assert len(in_time.epochs) == 5
+    assert in_time.notes == []

@@ -8,7 +8,7 @@ from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
-from headstart.methods.pretraining import SMALL, random_backbone
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.methods.scratch import Scratch
 from headstart.models.heads.linear import LinearHead
 from headstart.training import activation_cache, time_estimate
@@ -28,7 +28,7 @@ from headstart.training.time_estimate import (
 @pytest.fixture
 def fixed_costs(monkeypatch):
     """Costs that nobody measured: a second a stage, two a learned image, half one a step."""
-    backbone = random_backbone(SMALL)
+    backbone = random_backbone(SMALL_ARCHITECTURE)
     stages = tuple(StageCost(name=s.name, seconds=1.0, bytes=400) for s in backbone.module.stages)
     measured = MeasuredCosts(stages=stages, learn=2.0, update=0.5, width=backbone.width)
     for module in (time_estimate, activation_cache):

@@ -1,6 +1,7 @@
 """A recipe without a method is resolved by a race, and a run reports the choice."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
-from headstart.methods.pretraining import SMALL, random_backbone
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.models.saving import load
 from headstart.selection.candidates import ALL_EPOCHS
+from headstart.selection.progress import FirstModel, StopRequested
 from headstart.selection.race import Decision
 from headstart.workflows import resolve as resolve_module
 from headstart.workflows.events import Decided, EpochDone, JsonLog, Noted
@@ -45,9 +47,9 @@ def weights(tmp_path_factory):
     names = []
     for seed in (0, 1):
         path = tmp_path_factory.mktemp("weights") / f"{seed}.safetensors"
-        state = random_backbone(SMALL, seed=seed).state
+        state = random_backbone(SMALL_ARCHITECTURE, seed=seed).state
         save_file({key: value.contiguous() for key, value in state.items()}, path)
-        names.append(f"file:{path}@{SMALL}")
+        names.append(f"file:{path}@{SMALL_ARCHITECTURE}")
     return names
 
 
@@ -87,7 +89,7 @@ def test_a_method_that_is_named_is_not_raced(weights, cache, tmp_path):
 def test_several_processes_do_not_race_and_say_so(weights, monkeypatch):
     monkeypatch.setattr(resolve_module, "world_size", lambda: 2)
     events = []
-    backbone = random_backbone(SMALL)
+    backbone = random_backbone(SMALL_ARCHITECTURE)
     choice = resolve_module.choose(
         Recipe(task="classification", seed=4),
         [backbone],
@@ -160,7 +162,7 @@ def races(monkeypatch):
     def decide(backbones, train, *_, extractor, **__):
         training_sets.append(train)
         record = {"why": ["so"], "rows": [], "folds": 5, "images": 32, "measure": "accuracy"}
-        record |= {"budget": 1.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
+        record |= {"budget": 1000.0, "seconds": 1.0, "estimated": 1.0, "rule": "a rule"}
         return Decision(method=CHOSEN, backbone=backbones[0], engine="fp32", record=record)
 
     monkeypatch.setattr("headstart.selection.race.decide", decide)
@@ -189,6 +191,25 @@ def test_a_training_that_a_race_chose_goes_on_without_racing_again(weights, cach
     assert run.model.backbone.fingerprint == uninterrupted.model.backbone.fingerprint
     assert load(run.folder).record["decision"]["why"] == ["so"]
     assert not (tmp_path / "run.partial").exists()
+
+
+def test_a_choice_that_an_older_release_saved_still_resumes(weights, cache, tmp_path, races):
+    recipe = Recipe(backbone=weights[0], device="cpu", engine="fp32")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=killed(0))
+    race_file = tmp_path / "run.partial" / "race.json"
+    saved = json.loads(race_file.read_text())
+    decision = saved["record"]["decision"]
+    decision["pictures"] = decision.pop("images")
+    row = {"name": "linear probe", "backbone": weights[0], "stage": "", "method": "linear-probe"}
+    row |= {"pictures": 16, "distinguishable": False, "note": "", "state": "chosen"}
+    row |= {"score": None, "against": "", "gain": None, "seconds": 1.0, "estimated": 1.0}
+    decision["rows"] = [row | {"megabytes": 1.0}]
+    race_file.write_text(json.dumps(saved))
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
+    decision = load(run.folder).record["decision"]
+    assert decision["images"] == 32
+    assert (decision["rows"][0]["images"], decision["rows"][0]["significant"]) == (16, False)
 
 
 def test_a_race_that_was_stopped_itself_is_run_again(weights, cache, tmp_path, races):
@@ -239,3 +260,24 @@ def test_a_choice_is_not_taken_over_to_another_run(weights, cache, tmp_path, rac
     assert race_file.read_text() == before
     fit(drawn(), recipe, out=tmp_path / "run", cache=cache, resume=True)
     assert len(races) == 1
+
+
+def test_ctrl_c_in_a_race_keeps_the_first_answer_and_finishes_the_run(weights, cache, tmp_path):
+    recipe = Recipe(backbone=weights[0], engine="fp32", device="cpu")
+    events = []
+
+    def press(event):
+        events.append(event)
+        if isinstance(event, FirstModel):
+            signal.raise_signal(signal.SIGINT)
+
+    run = fit(drawn(), recipe, out=tmp_path / "run", cache=cache, observer=press)
+    assert run.interrupted
+    assert run.recipe.method == LinearProbe()
+    assert run.summary[0].startswith("STOPPED BY HAND during the race")
+    assert any(isinstance(event, StopRequested) for event in events)
+    assert load(run.folder).record["decision"]["stopped"] is True
+    lines = (run.folder / "log.jsonl").read_text().splitlines()
+    names = [json.loads(line)["event"] for line in lines]
+    assert {"first_model", "next", "stop", "decision", "finished"} <= set(names)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

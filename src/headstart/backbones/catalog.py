@@ -26,6 +26,10 @@ IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[RGB, RGB] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IN1K = "ImageNet-1k"
 
+PREPROCESS_FIELDS = tuple(field.name for field in fields(Preprocess))
+LISTING = "Run `headstart backbones` to list the names and the kinds of names."
+"""Last sentence of the error for an unknown name."""
+
 
 class Row(NamedTuple):
     """One set of weights: name, file and preprocessing."""
@@ -211,11 +215,6 @@ def _with_stages(spec: BackboneSpec) -> BackboneSpec:
         for name, size in zip(words[::2], words[1::2], strict=True)
     )
     return replace(spec, stages=stages, width=int(width))
-
-
-PREPROCESS_FIELDS = tuple(field.name for field in fields(Preprocess))
-LISTING = "Run `headstart backbones` to list the names and the kinds of names."
-"""Last sentence of the error for an unknown name."""
 
 
 def names() -> list[str]:

@@ -101,7 +101,7 @@ def require_unchanged(state: Mapping[str, Tensor], before: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """How one stage of a backbone is trained.
+    """Training plan of one stage of a backbone.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class StageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezePlan:
-    """How each stage is trained, in execution order.
+    """Training plan of all stages, in execution order.
 
     Parameters
     ----------

@@ -46,6 +46,12 @@ class FrozenBackbone:
     state: Mapping[str, Tensor]
     origin: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        return (
+            f"FrozenBackbone({self.spec.name!r}, {self.parameters} parameters, input "
+            f"{self.spec.preprocess.shape})"
+        )
+
     @classmethod
     def open(cls, name: str, *, offline: bool | None = None) -> FrozenBackbone:
         """Find and read the weights of a backbone by name. The network is not built.

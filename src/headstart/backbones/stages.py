@@ -52,7 +52,7 @@ class StageModules:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """How to run a network without its classifier.
+    """Plan for running a network without its classifier.
 
     Parameters
     ----------

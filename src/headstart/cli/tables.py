@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 
+from headstart.cli.output import print_line
 from headstart.data.dataset import labels_of
 
 if TYPE_CHECKING:
@@ -27,30 +27,54 @@ if TYPE_CHECKING:
     from headstart.selection.ranking import RankedBackbone, Ranking
 
 __all__ = [
+    "show_backbones",
     "show_comparison",
     "show_data",
     "show_decision",
     "show_evaluation",
     "show_findings",
+    "show_mistakes",
     "show_predictions",
     "show_ranking",
+    "show_summary",
     "stage_table",
 ]
 
 SENTENCES = 12
 """Sentences of a comparison that are printed; compare.json has all of them."""
 
+MARKS = {"chosen": "*", "left out": "-"}
+"""Mark in front of a candidate, by its state."""
+COLUMNS = 5
+"""Number of backbones in the table of the other scores."""
+NAME_WIDTH = 27
+"""Maximum width of a backbone's name, so that a ranking fits 80 columns."""
+CLASS_LINES = 10
+FINDING_LINES = 5
+WORST_CLASSES = 5
+MISTAKES = 5
+"""Maximum number of lines, so that the output of a run stays short."""
+BOX_COLUMNS = ("image", "label", "score", "left, top, right, bottom")
 
-def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the scores and the cost of every curve, and the significant differences."""
+
+def show_comparison(console: Console, comparison: Comparison, *, brief: bool = False) -> None:
+    """Print the scores and the cost of every curve, and the significant differences.
+
+    Parameters
+    ----------
+    console : Console
+    comparison : Comparison
+    brief : bool
+        Print only the sentences about the differences.
+    """
+    if brief:
+        show_summary(console, comparison.sentences[:SENTENCES])
+        return
     from headstart.reports.comparison import baseline_scores
 
-    console.print(
-        f"[bold]Comparison[/]  {escape(comparison.measure)} on {escape(comparison.name)}",
-        highlight=False,
-    )
+    print_line(console, "[bold]Comparison[/]  ", f"{comparison.measure} on {comparison.name}")
     for line in (comparison.split, f"budget: {comparison.budget}", comparison.test):
-        console.print(f"  {escape(line)}", style="dim", highlight=False)
+        print_line(console, "  ", line, style="dim")
     table = Table(box=None, padding=(0, 1))
     table.add_column("method", overflow="fold")
     for title in ("images", "mean", "steps", "seconds", "CPU s"):
@@ -70,21 +94,17 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table, highlight=False)
     for curve in comparison.curves:
         point = curve.points[-1]
-        line = f"  {curve.name} trains {point.trains}: {point.parameters:,} parameters"
-        console.print(escape(line), style="dim", highlight=False)
+        line = f"{curve.name} trains {point.trains}: {point.parameters:,} parameters"
+        print_line(console, "  ", line, style="dim")
     console.print("  CPU seconds are a proxy for energy", style="dim", highlight=False)
     for sentence in comparison.sentences[:SENTENCES]:
-        console.print(f"  {escape(sentence)}", highlight=False)
+        print_line(console, "  ", sentence)
     if len(comparison.sentences) > SENTENCES:
         n_hidden = len(comparison.sentences) - SENTENCES
         console.print(f"  … and {n_hidden} more in compare.json", style="dim")
 
 
-MARKS = {"chosen": "*", "left out": "-"}
-"""Mark in front of a candidate, by its state."""
-
-
-def show_decision(console: Console, record: Mapping[str, Any]) -> None:
+def show_decision(console: Console, record: Mapping[str, Any], *, brief: bool = False) -> None:
     """Print every candidate with its score, its gain and its seconds, and the reasons.
 
     Parameters
@@ -92,6 +112,8 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
     console : Console
     record : mapping
         Of a race, or of a planned one, whose rows have no scores.
+    brief : bool
+        Print only the first line.
     """
     planned = all(row["score"] is None for row in record["rows"])
     title = "Plan" if planned else "Race"
@@ -99,7 +121,9 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
     about = (
         f"{record['measure']} on {record['images']} {kind} images, {_format_time(record, planned)}"
     )
-    console.print(f"[bold]{title}[/]  {escape(about)}", highlight=False, soft_wrap=True)
+    print_line(console, f"[bold]{title}[/]  ", about)
+    if brief:
+        return
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("candidate", overflow="fold")
@@ -122,7 +146,7 @@ def show_decision(console: Console, record: Mapping[str, Any]) -> None:
     for line in record["why"]:
         if line.startswith("Chosen"):  # the star in the table shows it already
             continue
-        console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+        print_line(console, "  ", line)
 
 
 def _format_score(row: Mapping[str, Any], images: int) -> str:
@@ -154,17 +178,14 @@ def _format_time(record: Mapping[str, Any], planned: bool) -> str:
         return f"at most {record['estimated']:.0f} s{budget}"
     measured = record.get("measured", 0.0)
     measuring = f", {measured:.0f} s of it to measure this machine" if measured >= 1 else ""
-    return f"in {record['seconds']:.0f} s{budget}{measuring}"
+    if "probing" not in record:  # of an older run
+        return f"in {record['seconds']:.0f} s{measuring}"
+    training = record["seconds"] - record["probing"]
+    trainings = f", trainings in {training:.0f} s{budget}" if record["budget"] else ""
+    return f"probes in {record['probing']:.0f} s{trainings}{measuring}"
 
 
-COLUMNS = 5
-"""Number of backbones in the table of the other scores."""
-
-NAME_WIDTH = 27
-"""Maximum width of a backbone's name, so that a ranking fits 80 columns."""
-
-
-def show_ranking(console: Console, ranking: Ranking) -> None:
+def show_ranking(console: Console, ranking: Ranking, *, brief: bool = False) -> None:
     """Print the order with its intervals, the costs, the other scores, and the conclusions.
 
     Parameters
@@ -172,7 +193,12 @@ def show_ranking(console: Console, ranking: Ranking) -> None:
     console : Console
         At least 80 columns wide.
     ranking : Ranking
+    brief : bool
+        Print only the sentences about the order.
     """
+    if brief:
+        show_summary(console, ranking.sentences)
+        return
     available = f" of {ranking.available}" * (ranking.available > ranking.images)
     unit = {"detection": "objects", "segmentation": "regions"}.get(ranking.task)
     regions = f", {ranking.regions} {unit}" if unit else ""
@@ -181,7 +207,7 @@ def show_ranking(console: Console, ranking: Ranking) -> None:
         f"{ranking.name} by {ranking.measure}: {ranking.images}{available} training images"
         f"{regions}{groups}"
     )
-    console.print(f"[bold]Ranking[/]  {escape(about)}", highlight=False, soft_wrap=True)
+    print_line(console, "[bold]Ranking[/]  ", about)
     console.print(_order_table(ranking), highlight=False)
     console.print(_cost_table(ranking.rows), highlight=False)
     other_measures = [name for name in ranking.rows[0].scores if name != ranking.measure]
@@ -190,7 +216,7 @@ def show_ranking(console: Console, ranking: Ranking) -> None:
     if other_measures and len(ranking.rows) > COLUMNS:
         console.print("  … --json prints the scores of all backbones", style="dim")
     for sentence in ranking.sentences:
-        console.print(Padding(escape(sentence), (0, 0, 0, 2)), highlight=False)
+        print_line(console, "  ", sentence)
 
 
 def _order_table(ranking: Ranking) -> Table:
@@ -266,21 +292,11 @@ def _new_table(*titles: str) -> Table:
     return table
 
 
-CLASS_LINES = 10
-FINDING_LINES = 5
-WORST_CLASSES = 5
-"""Maximum number of lines, so that the output of a run stays short."""
-
-BOX_COLUMNS = ("image", "label", "score", "left, top, right, bottom")
-
-
 def show_data(console: Console, data: Dataset, parts: Mapping[str, Dataset]) -> None:
     """Print the kind of task, notes of the reader, and the number of images by class and part."""
-    console.print(
-        f"[bold]Data[/]  {escape(data.name)}: {len(data)} images, {data.kind}", highlight=False
-    )
+    print_line(console, "[bold]Data[/]  ", f"{data.name}: {len(data)} images, {data.kind}")
     for note in data.notes:
-        console.print(f"  {escape(note)}", style="dim", highlight=False)
+        print_line(console, "  ", note, style="dim")
     console.print(_class_table(parts, data.kind))
 
 
@@ -291,9 +307,8 @@ def show_findings(
     colours = {"error": "red", "warning": "yellow", "note": "dim"}
     order = list(colours)
     for finding in sorted(findings, key=lambda f: order.index(f.severity))[:limit]:
-        text = f"  {finding.severity}: {_short_message(finding)}"
-        colour = colours[finding.severity]
-        console.print(escape(text), style=colour, highlight=False, soft_wrap=True)
+        text = f"{finding.severity}: {_short_message(finding)}"
+        print_line(console, "  ", text, style=colours[finding.severity])
     if len(findings) > limit:
         console.print(f"  … and {len(findings) - limit} more findings", style="dim")
     if not findings:
@@ -309,9 +324,7 @@ def _short_message(finding: Finding) -> str:
 
 def show_evaluation(console: Console, evaluation: AnyEvaluation, summary: Sequence[str]) -> None:
     """Print the summary, the metrics with their intervals, and the worst classes."""
-    console.print("[bold]Summary[/]")
-    for sentence in summary:
-        console.print(f"  {escape(sentence)}", highlight=False)
+    show_summary(console, summary)
     titles = _metric_titles(evaluation.task.kind)
     table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=True)
     cells = [(titles[name], str(interval)) for name, interval in evaluation.metrics.items()]
@@ -321,7 +334,59 @@ def show_evaluation(console: Console, evaluation: AnyEvaluation, summary: Sequen
         table.add_row(*(escape(text) for cell in row for text in cell))
     console.print(table, highlight=False)
     for line in _worst_classes(evaluation):
-        console.print(escape(f"  {line}"), style="dim", highlight=False)
+        print_line(console, "  ", line, style="dim")
+
+
+def show_mistakes(console: Console, evaluation: AnyEvaluation) -> None:
+    """Print the most frequent confusions of a classifier, and the images with the worst results."""
+    from headstart.evaluation.classification import Evaluation
+
+    if not isinstance(evaluation, Evaluation):
+        names = _short_names(evaluation.names)
+        _show_images(console, [names[row] for row in evaluation.worst(MISTAKES)])
+        return
+    if evaluation.task.kind == "multilabel":
+        wrong = [
+            name for name, ok in zip(evaluation.names, evaluation.correct, strict=True) if not ok
+        ]
+        _show_images(console, wrong[:MISTAKES])
+        return
+    from headstart.reports.charts import confused_pairs
+
+    classes, counts = evaluation.task.classes, evaluation.confusion.sum(axis=1)
+    if confused := confused_pairs(evaluation.confusion, MISTAKES):
+        console.print("[bold]Confusions[/]")
+    for pair in confused:
+        text = f"{pair.count} of {counts[pair.truth]} images of {classes[pair.truth]}"
+        print_line(console, "  ", f"{text}: predicted as {classes[pair.prediction]}")
+    lines, names = [], _short_names(evaluation.names)
+    for row in evaluation.mistakes(MISTAKES):
+        label, predicted = evaluation.targets[row], evaluation.predicted[row]
+        share = evaluation.probabilities[row].max()
+        about = f"predicted {classes[predicted]} ({share:.0%}), labelled {classes[label]}"
+        lines.append(f"{names[row]}: {about}")
+    _show_images(console, lines)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Names of images without the folder that all of them share."""
+    folders = {str(Path(name).parent) for name in names}
+    shared = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else ""
+    return [os.path.relpath(name, shared) if shared else name for name in names]
+
+
+def _show_images(console: Console, lines: Sequence[str]) -> None:
+    if lines:
+        console.print("[bold]Worst images[/]")
+    for line in lines:
+        print_line(console, "  ", line)
+
+
+def show_summary(console: Console, summary: Sequence[str]) -> None:
+    """Print the sentences of a summary."""
+    console.print("[bold]Summary[/]")
+    for sentence in summary:
+        print_line(console, "  ", sentence)
 
 
 def _metric_titles(kind: str) -> Mapping[str, str]:
@@ -380,6 +445,37 @@ def show_predictions(
         table.add_column(title, justify="left" if is_text else "right", overflow=fold)
     for row in rows:
         table.add_row(*map(escape, row.values()))
+    console.print(table, highlight=False)
+
+
+def show_backbones(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print the catalogue of backbones: a line for each.
+
+    Parameters
+    ----------
+    console : Console
+    rows : iterable of mapping
+        As ``headstart backbones --json`` prints them.
+    """
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("backbone", "pixels", "MB", "here", "licence", "trained on"):
+        is_number = title in {"pixels", "MB"}
+        table.add_column(
+            title,
+            justify="right" if is_number else "left",
+            no_wrap=title != "trained on",
+            overflow="fold",
+        )
+    for row in rows:
+        sides = dict.fromkeys(row["input"])  # one number for a square
+        table.add_row(
+            escape(row["name"]),
+            " x ".join(map(str, sides)),
+            f"{row['megabytes']:.0f}" if row["megabytes"] else "–",
+            "yes" if row["on_disk"] else "no",
+            escape(row["licence"] or "not stated"),
+            escape(row["trained_on"] or "unknown"),
+        )
     console.print(table, highlight=False)
 
 

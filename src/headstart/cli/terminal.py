@@ -3,35 +3,66 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segment
 
+from headstart.cli.output import print_line, printable
 from headstart.cli.tables import (
     show_data,
     show_decision,
     show_evaluation,
     show_findings,
+    show_summary,
     stage_table,
 )
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderableType
     from rich.progress import Progress
+    from rich.text import Text
 
+    from headstart.cli.options import Detail
     from headstart.data.prepare import PreparedData
     from headstart.training.job import Epoch
     from headstart.workflows.events import Event, Finished, Planned
 
-__all__ = ["Terminal", "plain_console", "terminal"]
+__all__ = ["SafeConsole", "Terminal", "open_in_browser", "plain_console", "terminal"]
 
 EPOCH_LINES = 20
 NOTE_LINES = 5
 """Maximum number of lines, so that the output of a run stays short."""
+LONG_STEP_SECONDS = 2.0
+"""On a pipe the end of a step is printed if the step took longer than this."""
+WIDE = 100
+"""Columns from which a progress line has a bar and numbers of images, not only a percentage."""
+
+
+class SafeConsole(Console):
+    """Console that shows control characters in text as escapes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a string to text; its width is that of the escapes."""
+        return super().render_str(printable(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Escape the text of everything else, such as progress bars."""
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                yield Segment(printable(segment.text), segment.style)
+            else:
+                yield segment
 
 
 class Terminal:
@@ -40,10 +71,16 @@ class Terminal:
     Parameters
     ----------
     console : rich.console.Console
+    detail : {"quiet", "normal", "verbose"}
+        Quiet prints only the summary and the files; verbose every epoch, and every step with its
+        time.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, detail: Detail = "normal") -> None:
         self.console = console
+        self._detail = detail
+        self._last_event_at = time.perf_counter()
+        self._started_at: dict[str, float] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
 
@@ -60,46 +97,93 @@ class Terminal:
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
-        from headstart.workflows.events import (
-            DataReady,
-            Decided,
-            EpochDone,
-            Finished,
-            Noted,
-            Planned,
-            Progressed,
-        )
+        from headstart.selection.progress import FirstModel, NextStep, StopRequested
+        from headstart.workflows.events import EpochDone, Noted, Progressed
 
+        if self._detail == "quiet":
+            self._print_briefly(event)
+            return
         match event:
             case Progressed(step=step, done=done, total=total):
                 self.progress(step, done, total)
-            case DataReady(prepared=prepared):
-                self._stop_bars()
-                self._print_data(prepared)
-            case Decided(record=record):
-                self._stop_bars()
-                show_decision(self.console, record)
-            case Planned():
-                self._stop_bars()
-                self._print_plan(event)
             case EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure):
                 self._print_epoch(epoch, n_epochs, measure)
             case Noted(text=text):
                 self._print("[bold]Note[/]  ", text)
+            case FirstModel() | NextStep() | StopRequested():
+                self._print("", event.sentence())
+            case _:
+                self._print_section(event)
+        self._last_event_at = time.perf_counter()
+
+    def _print_section(self, event: Event) -> None:
+        """Print an event of several lines; it ends the progress line."""
+        from headstart.workflows.events import DataReady, Decided, Finished, Planned
+
+        self._stop_bars()
+        match event:
+            case DataReady(prepared=prepared):
+                self._print_data(prepared)
+            case Decided(record=record):
+                show_decision(self.console, record)
+            case Planned():
+                self._print_plan(event)
             case Finished():
-                self._stop_bars()
                 self._print_result(event)
 
+    def _print_briefly(self, event: Event) -> None:
+        """Print the summary and the files, or the outcome of a plan."""
+        from headstart.selection.progress import StopRequested
+        from headstart.workflows.events import Decided, Finished
+
+        match event:
+            case StopRequested():
+                self._print("", event.sentence())
+            case Decided(record=record, backbone=""):
+                show_decision(self.console, record, brief=True)
+            case Finished():
+                show_summary(self.console, event.summary)
+                self._print_files(event)
+
     def progress(self, step: str, done: int, total: int) -> None:
-        """Update the progress bar of a step; print nothing if the output is not a terminal."""
+        """Update the progress line of a step; a total of 0 is not known.
+
+        If the output is not a terminal, only the end of a long step is printed; with all details
+        the end of every step.
+        """
+        if self._detail == "quiet":
+            return
+        if self._detail == "verbose" or not self.console.is_terminal:
+            self._print_end(step, done, total)
         if not self.console.is_terminal:
             return
         if self._bars is None:
             self._bars = _create_bars(self.console)
             self._bars.start()
         if step not in self._tasks:
-            self._tasks[step] = self._bars.add_task(step, total=total)
+            self._remove_ended()
+            text = escape(printable(step))
+            self._tasks[step] = self._bars.add_task(text, total=total or None)
         self._bars.update(self._tasks[step], completed=done)
+
+    def _print_end(self, step: str, done: int, total: int) -> None:
+        if not total:
+            return
+        started_at = self._started_at.setdefault(step, self._last_event_at)
+        if done >= total:
+            seconds = time.perf_counter() - self._started_at.pop(step, started_at)
+            if self._detail == "verbose" or seconds > LONG_STEP_SECONDS:
+                self._print(f"  {escape(printable(step))}: ", f"{total} in {seconds:.1f} s")
+
+    def _remove_ended(self) -> None:
+        """Remove the lines of steps that have ended, so that one line shows the current step."""
+        if self._bars is None:
+            return
+        by_id = {task.id: task for task in self._bars.tasks}
+        for step, task_id in list(self._tasks.items()):
+            if by_id[task_id].total is None or by_id[task_id].finished:
+                self._bars.remove_task(task_id)
+                del self._tasks[step]
 
     def _stop_bars(self) -> None:
         if self._bars is not None:
@@ -133,17 +217,18 @@ class Terminal:
             self.console.print(stage_table(outline.plan), highlight=False)
 
     def _print(self, title: str, text: str) -> None:
-        """Print a title with markup and a text without, on one line."""
-        self.console.print(f"{title}{escape(text)}", highlight=False, soft_wrap=True)
+        """Print a title with markup and a text without, wrapped at words."""
+        print_line(self.console, title, text)
 
-    def _print_epoch(self, epoch: Epoch, most: int, measure: str) -> None:
+    def _print_epoch(self, epoch: Epoch, n_epochs: int, measure: str) -> None:
         """Print a line for every epoch; in a long training only for every n-th."""
-        if epoch.number % max(1, math.ceil(most / EPOCH_LINES)) and epoch.number < most:
+        every = 1 if self._detail == "verbose" else math.ceil(n_epochs / EPOCH_LINES)
+        if epoch.number % max(1, every) and epoch.number < n_epochs:
             return
         mark = "* best" if epoch.is_best else f"(best: {epoch.best})"
         loss = "" if epoch.loss is None else f"loss {epoch.loss:.3f}  "
         self._print(
-            f"  epoch {epoch.number:>{len(str(most))}}/{most}  ",
+            f"  epoch {epoch.number:>{len(str(n_epochs))}}/{n_epochs}  ",
             f"{loss}validation {measure} {epoch.score:.3f}, loss {epoch.held_out_loss:.3f}  "
             f"{epoch.seconds:.1f} s  {mark}",
         )
@@ -157,19 +242,19 @@ class Terminal:
                 self._print("  ", sentence)
         total = sum(event.seconds.values())
         steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in event.seconds.items())
-        print_line = self.console.print
-        print_line(f"[bold]Time[/]  {total:.1f} s ({steps})", highlight=False)
-        print_line(
-            f"[bold]Files[/] {escape(str(event.folder))}/: model.safetensors, model.json, "
-            "report.html, predictions.csv, card.md, …",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._print("[bold]Time[/]  ", f"{total:.1f} s ({steps})")
+        self._print_files(event)
         folder = shlex.quote(str(event.folder))  # can be copied into a shell
-        print_line(
-            f"[bold]Next[/]  headstart predict {escape(folder)} IMAGE",
-            highlight=False,
-            soft_wrap=True,
+        predict = f"headstart predict {folder} IMAGE"
+        print_line(self.console, "[bold]Predict[/]  ", predict, keep=True)
+        report = shlex.quote(str(event.folder / "report.html"))
+        print_line(self.console, "[bold]Next:[/] ", f"open {report}", keep=True)
+
+    def _print_files(self, event: Finished) -> None:
+        self._print(
+            "[bold]Files[/] ",
+            f"{event.folder}/: model.safetensors, model.json, report.html, predictions.csv, "
+            "card.md, …",
         )
 
 
@@ -208,9 +293,10 @@ def _input_lines(plan: Planned) -> dict[str, str]:
         "images": f"resized and padded to {width} x {height} pixels (--size)",
         "head": f"{plan.head.kind}, {size:,} parameters, on {', '.join(plan.head.taps)}",
     }
-    if plan.reach is not None:
+    if plan.anchor_recall is not None:
         lines["anchors"] = (
-            f"{plan.reach:.0%} of the training boxes overlap an anchor (IoU of at least 0.5)"
+            f"{plan.anchor_recall:.0%} of the training boxes overlap an anchor (IoU of at least "
+            "0.5)"
         )
     return lines
 
@@ -223,40 +309,55 @@ def _format_estimate(seconds: float | None, size: int) -> str:
 
 
 def _create_bars(console: Console) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.0f}/s" if task.speed else "")
+    is_wide = console.width >= WIDE
 
-    return Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            rate = f" {task.speed:.0f}/s" if task.speed else ""
+            wide = f"{task.completed:.0f}/{task.total:.0f}{rate}"
+            return Text(wide if is_wide else f"{task.percentage:.0f} %")
+
+    class Clock(ProgressColumn):
+        """Seconds left; seconds so far where the end is not known."""
+
+        def render(self, task: Task) -> Text:
+            if task.total is None or task.finished or task.time_remaining is None:
+                return Text(f"{task.elapsed or 0:.0f} s")
+            return Text(f"-{task.time_remaining:.0f} s")
+
+    bars = (BarColumn(),) if is_wide else ()
+    columns = SpinnerColumn(), TextColumn("{task.description}"), *bars, Amount(), Clock()
+    return Progress(*columns, console=console, transient=True)
+
+
+def open_in_browser(folder: Path, console: Console) -> bool:
+    """Open the report of a run in the browser; only on a terminal, and not in CI.
+
+    Returns
+    -------
+    bool
+        Whether a browser was asked.
+    """
+    if not console.is_terminal or os.environ.get("CI") or "PYTEST_CURRENT_TEST" in os.environ:
+        return False
+    import webbrowser
+
+    return webbrowser.open((folder / "report.html").resolve().as_uri())
 
 
 def plain_console() -> Console:
     """Console on standard output."""
-    return Console(emoji=False)  # ":symbols:" in a name is text
+    return SafeConsole(emoji=False)  # ":symbols:" in a name is text
 
 
 @contextmanager
-def terminal(quiet: bool) -> Iterator[Terminal]:
-    """Print events on standard output; with ``quiet``, as for ``--json``, print nothing."""
-    console = Console(stderr=True, quiet=True, emoji=False) if quiet else plain_console()
-    with Terminal(console) as display:
+def terminal(silent: bool, detail: Detail = "normal") -> Iterator[Terminal]:
+    """Print events on standard output; with ``silent``, as for ``--json``, print nothing."""
+    console = SafeConsole(stderr=True, quiet=True, emoji=False) if silent else plain_console()
+    with Terminal(console, detail) as display:
         yield display

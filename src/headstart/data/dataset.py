@@ -7,6 +7,7 @@ downwards; the top left corner of the first pixel is (0, 0).
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ __all__ = [
     "Sample",
     "SplitName",
     "Target",
+    "brief",
     "fingerprint_of",
     "labels_of",
 ]
@@ -43,6 +45,12 @@ IGNORED = 255
 
 Code = int | tuple[int, int, int]
 """Value of a class in a mask file: a grey value, a palette index or a colour."""
+
+Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
+DENSE: tuple[Kind, ...] = ("detection", "segmentation")
+"""Kinds with targets that have positions, so that the whole image must be used, not a crop."""
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +86,12 @@ class Boxes:
     labels: tuple[str, ...] = ()
     hard: tuple[bool, ...] = ()
     size: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Boxes({len(self.labels)} objects: labels={brief(self.labels)}, "
+            f"corners={brief(self.corners)}, size={self.size})"
+        )
 
     def __post_init__(self) -> None:
         if len(self.corners) != len(self.labels) or len(self.hard) not in {0, len(self.labels)}:
@@ -115,6 +129,9 @@ class Palette:
     codes: tuple[tuple[Code, str], ...]
     ignored: tuple[Code, ...] = (IGNORED,)
 
+    def __repr__(self) -> str:
+        return f"Palette(codes={brief(self.codes)}, ignored={brief(self.ignored)})"
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes, each once, in the order of the codes."""
@@ -138,13 +155,11 @@ class Mask:
     palette: Palette
     present: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        source = self.source
+        text = brief(str(source)) if isinstance(source, Path) else f"<array {source.shape}>"
+        return f"Mask({text}, {len(self.palette.names)} classes: {brief(self.palette.names)})"
 
-Kind = Literal["multiclass", "multilabel", "detection", "segmentation"]
-DENSE: tuple[Kind, ...] = ("detection", "segmentation")
-"""Kinds with targets that have positions, so that the whole image must be used, not a crop."""
-
-SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 Target = str | tuple[str, ...] | Boxes | Mask | None
 """A class name; for multilabel a tuple of names (may be empty); for detection `Boxes`; for
@@ -177,6 +192,11 @@ class Sample:
     split: SplitName | None = None
     digest: str | None = None
     title: str | None = None
+
+    def __repr__(self) -> str:
+        values = {"target": self.target, "group": self.group, "split": self.split}
+        texts = (f", {key}={brief(value)}" for key, value in values.items() if value is not None)
+        return f"Sample({brief(self.name)}{''.join(texts)})"
 
     @property
     def name(self) -> str:
@@ -222,6 +242,12 @@ class Dataset:
     kind: Kind = "multiclass"
     name: str = "data"
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({brief(self.name)}, {self.kind}: {len(self)} images, "
+            f"{len(self.classes)} classes: {brief(self.classes)})"
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -301,6 +327,17 @@ class Dataset:
         return {name: counts[name] for name in self.classes}
 
 
+def brief(value: object) -> str:
+    """Return a short text of a value: at most 6 items, and 80 characters of each text.
+
+    >>> brief(tuple("abcdefgh"))
+    "('a', 'b', 'c', 'd', 'e', 'f', ...)"
+    """
+    texts = reprlib.Repr()
+    texts.maxstring = texts.maxother = 80
+    return texts.repr(value)
+
+
 def labels_of(target: Target) -> tuple[str, ...]:
     """Return the class names of a target, each once; an empty tuple for no target.
 
@@ -320,6 +357,11 @@ def fingerprint_of(target: Target) -> str:
     >>> fingerprint_of("cat")
     "'cat'"
     """
+    if isinstance(target, Boxes):  # all values: the text for people is shortened
+        return (
+            f"Boxes(corners={target.corners!r}, labels={target.labels!r}, hard={target.hard!r}, "
+            f"size={target.size!r})"
+        )
     if not isinstance(target, Mask):
         return repr(target)
     source = target.source
@@ -327,7 +369,8 @@ def fingerprint_of(target: Target) -> str:
         shape, content = "", source.read_bytes()
     else:
         shape, content = repr((source.shape, source.dtype.str)), source.tobytes()
-    return hashlib.sha256(repr((target.palette, shape)).encode() + content).hexdigest()
+    palette = f"Palette(codes={target.palette.codes!r}, ignored={target.palette.ignored!r})"
+    return hashlib.sha256(f"({palette}, {shape!r})".encode() + content).hexdigest()
 
 
 def _require_labels(sample: Sample) -> tuple[str, ...]:

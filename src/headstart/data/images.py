@@ -53,7 +53,7 @@ MAX_PIXELS = 178_956_970  # the same limit as that of Pillow for decompression b
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "QOI")
 _ORIENTATION_TAG = 0x0112
 _HEADER_BYTES = 65_536  # contain nearly every header, so that the rest need not be read
-# How to turn the stored image upright, by EXIF orientation; 1 is upright.
+# Transformation from the stored to the upright image, by EXIF orientation; 1 is upright.
 EXIF_TRANSFORMS: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -62,6 +62,15 @@ EXIF_TRANSFORMS: dict[int, Callable[[Pixels], Pixels]] = {
     6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
     7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
     8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+}
+
+_KNOWN_SIGNATURES = {
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<svg": "an SVG drawing, which has no pixels",
+    b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript drawing",
+    b"pk\x03\x04": "a ZIP archive",
 }
 
 
@@ -303,7 +312,7 @@ def _parse_orientation(exif: bytes) -> int:
 
 
 def _to_header(image: ImageFile, orientation: int, frames: int = 1) -> ImageHeader:
-    is_sideways = orientation > 4 and image.format != "TIFF"  # Pillow turns the size of a TIFF
+    is_sideways = orientation > 4 and image.format != "TIFF"  # Pillow rotates the size of a TIFF
     width, height = image.size[::-1] if is_sideways else image.size
     return ImageHeader(
         format="JPEG" if image.format == "MPO" else str(image.format),
@@ -335,7 +344,7 @@ def _decode_pixels(
         raise _unreadable_error(source, str(error)) from None
     except Exception as error:  # decoders raise anything on damaged data
         raise _unreadable_error(source, f"damaged data{_error_text(error)}") from error
-    if image.format == "TIFF" or orientation not in EXIF_TRANSFORMS:  # Pillow turns TIFFs itself
+    if image.format == "TIFF" or orientation not in EXIF_TRANSFORMS:  # Pillow rotates TIFFs itself
         return pixels
     return np.ascontiguousarray(EXIF_TRANSFORMS[orientation](pixels))
 
@@ -399,16 +408,6 @@ def _blend_on_white(pixels: Pixels) -> Pixels:
 def _error_text(error: Exception) -> str:
     text = "not enough memory" if isinstance(error, MemoryError) else " ".join(str(error).split())
     return f" ({text})" if text else ""
-
-
-_KNOWN_SIGNATURES = {
-    b"<!doctype html": "an HTML page",
-    b"<html": "an HTML page",
-    b"<svg": "an SVG drawing, which has no pixels",
-    b"%pdf": "a PDF document",
-    b"%!ps": "a PostScript drawing",
-    b"pk\x03\x04": "a ZIP archive",
-}
 
 
 def _describe_content(data: bytes) -> str:
@@ -489,6 +488,6 @@ def _read_start(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             start = file.read(_HEADER_BYTES)
-    except (OSError, ValueError):  # `header` raises the error with the reason
+    except (OSError, ValueError):  # `read_header` raises the error with the reason
         return None
     return start if len(start) == _HEADER_BYTES else None

@@ -241,7 +241,7 @@ def distinct_values(raw: RawMask) -> RawMask:
 
 
 def palette_codes(raw: RawMask, *, by_colour: bool = False) -> tuple[Code, ...]:
-    """What `distinct_values` found, as palette codes: numbers, or colours if there are any.
+    """Convert the result of `distinct_values` to palette codes: numbers, or colours if it has them.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ def _decode_codes(data: bytes, file_header: ImageHeader) -> RawMask:
         values = _unscaled(np.asarray(image), data)
     else:
         values = np.asarray(image.convert("RGB"))
-    if file_header.exif_orientation != 1 and file_header.format != "TIFF":  # Pillow turns TIFFs
+    if file_header.exif_orientation != 1 and file_header.format != "TIFF":  # Pillow rotates TIFFs
         values = _orient(values, file_header.exif_orientation)
     return RawMask(_require_mask_array(values), colours, file_header.format == "JPEG")
 

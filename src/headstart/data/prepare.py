@@ -61,6 +61,10 @@ class PreparedData:
     records: tuple[ImageRecord, ...]
     findings: tuple[Finding, ...]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(self.data.split_indices(name))}" for name in SPLITS)
+        return f"PreparedData({self.data!r}, {sizes}, {len(self.findings)} findings)"
+
     @property
     def train(self) -> Dataset:
         """Part that parameters are fitted on."""

@@ -324,9 +324,9 @@ def assign_splits(
     """
     parts = {sample.split for sample in dataset.samples}
     if None in parts and len(parts) > 1:
-        without = len(dataset.split_indices(None))
+        n_without = len(dataset.split_indices(None))
         raise DataError(
-            f"Expected all images of {dataset.name!r} or none to have a split, got {without} of "
+            f"Expected all images of {dataset.name!r} or none to have a split, got {n_without} of "
             f"{len(dataset)} without. Fill in the missing splits, or remove all of them."
         )
     if "train" in parts and len(parts) > 1:

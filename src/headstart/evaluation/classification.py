@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import DENSE, Dataset
+from headstart.data.dataset import DENSE, Dataset, brief
 from headstart.errors import DataError
 from headstart.evaluation.baselines import (
     Baseline,
@@ -47,10 +48,12 @@ __all__ = [
     "evaluate_probabilities",
 ]
 
-
 Array = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]]
 Groups = NDArray[np.intp] | None
+
+CLASSES_SHOWN = 20
+"""Most classes in the table of a notebook."""
 
 CALIBRATION_BINS = 10
 """Bins of the calibration error and of the reliability diagram."""
@@ -143,13 +146,13 @@ def evaluate_abstention(
     """
     if selected is None or selected.threshold is None:
         return None if selected is None else Abstention(selected=selected)
-    is_answered = confidence >= selected.threshold
+    is_predicted = confidence >= selected.threshold
     names = None if groups is None else np.fromiter(groups, dtype=object)
     return Abstention(
         selected=selected,
-        coverage=proportion_interval(is_answered, names),
+        coverage=proportion_interval(is_predicted, names),
         risk=proportion_interval(
-            ~correct[is_answered], None if names is None else names[is_answered]
+            ~correct[is_predicted], None if names is None else names[is_predicted]
         ),
     )
 
@@ -196,6 +199,32 @@ class Evaluation:
     baselines: tuple[Baseline, ...] = ()
     n_groups: int | None = None
     abstention: Abstention | None = None
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{key} {interval}" for key, interval in self.metrics.items())
+        return (
+            f"Evaluation({len(self.names)} images, {len(self.task.classes)} classes: "
+            f"{brief(self.task.classes)}\n  {scores})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the scores and the classes as tables, for a notebook."""
+        scores = "".join(
+            f"<tr><td>{TITLES.get(name, name)}</td><td>{interval}</td></tr>"
+            for name, interval in self.metrics.items()
+        )
+        classes = "".join(
+            f"<tr><td>{escape(row.name)}</td><td>{row.count}</td><td>{row.recall}</td></tr>"
+            for row in self.per_class[:CLASSES_SHOWN]
+        )
+        n_more = len(self.per_class) - CLASSES_SHOWN
+        more = f"<p>and {n_more} more classes</p>" if n_more > 0 else ""
+        return (
+            f"<b>{len(self.names)} test images</b>"
+            f"<table><tr><th>score</th><th>value [95 % interval]</th></tr>{scores}</table>"
+            "<table><tr><th>class</th><th>images</th><th>recall [95 % interval]</th></tr>"
+            f"{classes}</table>{more}"
+        )
 
     @property
     def predicted(self) -> Targets:

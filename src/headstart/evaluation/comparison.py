@@ -27,6 +27,12 @@ __all__ = [
     "summarise_comparison",
 ]
 
+LEVEL = 0.95
+ONE_SPLIT = (
+    "Each method was trained once, so differences have no interval. Repeat the comparison with "
+    "more seeds, such as --seeds 3, or with --folds 5."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
@@ -229,14 +235,6 @@ class Comparison:
         """
         values: dict[str, Any] = to_jsonable(self)
         return values
-
-
-LEVEL = 0.95
-
-ONE_SPLIT = (
-    "Each method was trained once, so differences have no interval. Repeat the comparison with "
-    "more seeds, such as --seeds 3, or with --folds 5."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Boxes, Dataset
+from headstart.data.dataset import Boxes, Dataset, brief
 from headstart.errors import DataError, UnknownNameError
 from headstart.evaluation.baselines import Baseline
 from headstart.metrics import detection as metrics
@@ -114,6 +114,13 @@ class BoxEvaluation:
     objects: dict[str, int]
     n_groups: int | None = None
     baselines: tuple[Baseline, ...] = ()
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{key} {interval}" for key, interval in self.metrics.items())
+        return (
+            f"BoxEvaluation({len(self.names)} images, {len(self.task.classes)} classes: "
+            f"{brief(self.task.classes)}\n  {scores})"
+        )
 
     @property
     def confusion(self) -> NDArray[np.intp]:

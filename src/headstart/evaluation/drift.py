@@ -31,6 +31,8 @@ __all__ = ["linear_cka", "mean_cosine", "measure_drift"]
 
 Array = NDArray[np.floating[Any]]
 
+FeaturePair = tuple[NDArray[np.float32], NDArray[np.float32]]
+
 
 def linear_cka(a: Array, b: Array) -> float:
     """Compute the linear CKA of two feature sets; it is invariant to rotation and scale.
@@ -180,7 +182,7 @@ def measure_drift(
     pairs: list[FeaturePair] = []
     if not all(is_equal) or true_classes is not None:
         pairs = _stage_features(
-            before, after, selected, moved=_count_equal_stages(is_equal), batch=batch
+            before, after, selected, first_changed=_count_equal_stages(is_equal), batch=batch
         )
     stages = tuple(
         StageDrift(stage=stage.name, cka=1.0, cosine=1.0, relative_weight_change=0.0)
@@ -202,44 +204,49 @@ def measure_drift(
 
 # -- backbones ---------------------------------------------------------------------------------
 
-FeaturePair = tuple[NDArray[np.float32], NDArray[np.float32]]
-
 
 def _compare_weights(before: Backbone, after: Backbone) -> tuple[list[bool], list[float]]:
     """Return, per stage, whether its tensors are equal and the relative change of its weights."""
     import torch
 
     stage_names = [stage.name for stage in before.stages]
-    same = dict.fromkeys(stage_names, True)
-    moved, norms = dict.fromkeys(stage_names, 0.0), dict.fromkeys(stage_names, 0.0)
+    is_equal = dict.fromkeys(stage_names, True)
+    changes, norms = dict.fromkeys(stage_names, 0.0), dict.fromkeys(stage_names, 0.0)
     parameters = {name for name, _ in before.named_parameters()}
     new_state = after.state_dict()
     for name, old_tensor in before.state_dict().items():
         if name.endswith("num_batches_tracked"):  # a counter without influence on the output
             continue
         stage, new_tensor = before.stage_of(name), new_state[name].to(old_tensor.device)
-        same[stage] &= torch.equal(old_tensor, new_tensor)
+        is_equal[stage] &= torch.equal(old_tensor, new_tensor)
         if name in parameters:
-            moved[stage] += float((new_tensor.double() - old_tensor.double()).square().sum())
+            changes[stage] += float((new_tensor.double() - old_tensor.double()).square().sum())
             norms[stage] += float(old_tensor.double().square().sum())
     relative_changes = [
-        math.sqrt(moved[stage] / norms[stage]) if norms[stage] else _change_from_zero(moved[stage])
+        math.sqrt(changes[stage] / norms[stage])
+        if norms[stage]
+        else _change_from_zero(changes[stage])
         for stage in stage_names
     ]
-    return [same[name] for name in stage_names], relative_changes
+    return [is_equal[name] for name in stage_names], relative_changes
 
 
-def _change_from_zero(moved: float) -> float:
-    return 0.0 if moved == 0 else math.nan
+def _change_from_zero(change: float) -> float:
+    return 0.0 if change == 0 else math.nan
 
 
-def _count_equal_stages(same: list[bool]) -> int:
+def _count_equal_stages(is_equal: list[bool]) -> int:
     """Count the unchanged stages from the first one on."""
-    return same.index(False) if False in same else len(same)
+    return is_equal.index(False) if False in is_equal else len(is_equal)
 
 
 def _stage_features(
-    before: FrozenBackbone, after: FrozenBackbone, samples: list[Sample], *, moved: int, batch: int
+    before: FrozenBackbone,
+    after: FrozenBackbone,
+    samples: list[Sample],
+    *,
+    first_changed: int,
+    batch: int,
 ) -> list[FeaturePair]:
     """Return both features of every stage, (n, channels), and finally the pooled features.
 
@@ -253,7 +260,7 @@ def _stage_features(
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             x = before.spec.preprocess.normalise(inputs)
-            for index, pair in _run_both(before.module, after.module, x, moved):
+            for index, pair in _run_both(before.module, after.module, x, first_changed):
                 for features, parts in zip(pair, collected[index], strict=True):
                     parts.append(features.float().numpy())
     empty = np.zeros((0, 0), dtype=np.float32)
@@ -274,20 +281,20 @@ def _load_batches(
 
 
 def _run_both(
-    before: Backbone, after: Backbone, x: Tensor, moved: int
+    before: Backbone, after: Backbone, x: Tensor, first_changed: int
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Yield the index and both outputs of every stage from ``moved`` on, then pooled features."""
+    """Yield the index and both outputs from stage ``first_changed`` on, then the pooled ones."""
     stages = before.stages
-    if moved:
-        x = before.run(x, stop=stages[moved - 1].name)
+    if first_changed:
+        x = before.run(x, stop=stages[first_changed - 1].name)
     old = new = x
-    for index, stage in enumerate(stages[moved:], start=moved):
+    for index, stage in enumerate(stages[first_changed:], start=first_changed):
         old = before.run(old, start=stage.name, stop=stage.name)
         new = after.run(new, start=stage.name, stop=stage.name)
         yield index, (_spatial_mean(old, stage), _spatial_mean(new, stage))
     yield (
         len(stages),
-        (before.pool(old), after.pool(new) if moved < len(stages) else before.pool(x)),
+        (before.pool(old), after.pool(new) if first_changed < len(stages) else before.pool(x)),
     )
 
 

@@ -50,7 +50,7 @@ class Outlier:
     """A test image far from all training images.
 
     ``score`` is the distance of its features to the nearest training image, 0 to 2. ``beyond`` is
-    the share of training images with a smaller distance to each other. ``right`` tells whether
+    the share of training images with a smaller distance to each other. ``right`` shows whether
     the prediction is correct.
     """
 

@@ -51,6 +51,13 @@ RAMP = np.array(
     [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64
 )
 
+ExplainMethod = Literal["grad-cam", "occlusion"]
+METHODS = "grad-cam", "occlusion"
+BATCH_SIZE = 16
+"""Number of images, or of covered copies of one image, per batch."""
+PATCHES = 7
+"""Number of patches per side of the image; the stride is half a patch."""
+
 
 def visible_part(height: int, width: int, preprocess: Preprocess) -> RelativeBox:
     """Return the part of an image that the network reads, relative to the image's sides.
@@ -147,16 +154,6 @@ def _resize_heat(heat: Floats, height: int, width: int) -> Floats:
     image = Image.fromarray(heat.astype(np.float32))
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float64)
-
-
-ExplainMethod = Literal["grad-cam", "occlusion"]
-METHODS = "grad-cam", "occlusion"
-
-BATCH_SIZE = 16
-"""Number of images, or of covered copies of one image, per batch."""
-
-PATCHES = 7
-"""Number of patches per side of the image; the stride is half a patch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -125,6 +125,12 @@ class Diagnostics:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return (
+            f"Diagnostics({self.features!r}, labels_in_doubt={self.labels_in_doubt}, "
+            f"out_of_distribution={self.out_of_distribution:.3g}, {len(self.slices)} slices)"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return all values as plain types, for report.json."""
         values = asdict(self) | {"slices": [slice_result.as_dict() for slice_result in self.slices]}

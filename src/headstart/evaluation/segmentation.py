@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Dataset, Mask, Sample
+from headstart.data.dataset import Dataset, Mask, Sample, brief
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.errors import DataError
 from headstart.evaluation.baselines import Baseline
@@ -100,6 +100,13 @@ class MaskEvaluation:
     per_class: tuple[PixelRow, ...]
     baselines: tuple[Baseline, ...] = ()
     n_groups: int | None = None
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{key} {interval}" for key, interval in self.metrics.items())
+        return (
+            f"MaskEvaluation({len(self.names)} images, {len(self.task.classes)} classes: "
+            f"{brief(self.task.classes)}\n  {scores})"
+        )
 
     @property
     def confusion(self) -> Counts:

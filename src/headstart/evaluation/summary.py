@@ -24,6 +24,13 @@ __all__ = ["primary_metric", "resampled_scores", "rule_scores", "summarise"]
 N_RESAMPLES = 400
 """Resamples of a test set, shared by all methods of a comparison."""
 
+MIN_TEST_IMAGES = 30
+"""Minimum number of test images with boxes or masks; with fewer, intervals are rough."""
+_BASELINE_PHRASES = {
+    "majority class": "always predicting the most frequent class",
+    PROBE: f"a {PROBE}",
+}
+
 
 def primary_metric(evaluation: AnyEvaluation) -> str:
     """Return the name of the metric that models are compared by."""
@@ -98,15 +105,6 @@ def _primary_scores(evaluation: AnyEvaluation, weights: NDArray[np.float64]) -> 
         matches = box_metrics.match_boxes(detections, truths, len(classes))
         return box_metrics.box_scores(matches, weights)["map"]
     return mask_metrics.mean_iou_score(evaluation.counts.confusion, weights)
-
-
-MIN_TEST_IMAGES = 30
-"""Minimum number of test images with boxes or masks; with fewer, intervals are rough."""
-
-_BASELINE_PHRASES = {
-    "majority class": "always predicting the most frequent class",
-    PROBE: f"a {PROBE}",
-}
 
 
 def summarise(evaluation: AnyEvaluation) -> tuple[str, ...]:
@@ -234,10 +232,10 @@ def _comparison_sentence(baseline: Baseline, start: str, n_images: int) -> str:
     if not baseline.lead.significant:
         images = f"{n_images} test image{'' if n_images == 1 else 's'}"
         # The interval may exclude 0 although too few images decide it.
-        few = (
+        reason = (
             " (the predictions differ on too few of them)" if lead.low > 0 or lead.high < 0 else ""
         )
-        return f"Compared with {start}: no significant difference with {images}{few}."
+        return f"Compared with {start}: no significant difference with {images}{reason}."
     if lead.value > 0:
         return f"Better than {start}."
     if baseline.name == PROBE:

@@ -38,6 +38,8 @@ __all__ = [
     "candidate_engines",
     "choose_engine",
     "compile_engine",
+    "engine_measuring_pays",
+    "measuring_pays",
     "recall_choice",
     "runnable_engine",
 ]
@@ -45,6 +47,27 @@ __all__ = [
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels (n, H, W, 3) to pooled features (n, width), or to the output of an inner stage: maps
 (n, h, w, channels), tokens (n, tokens, channels)."""
+
+ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
+TOLERANCE = 0.03
+"""Largest accepted relative L2 distance from the float32 features, on the worst image.
+
+A choice is stored for a backbone, not for its data, so the tolerance leaves a margin: ResNet-18 in
+bf16 is off by 1 to 2 % on any images, networks with depthwise layers by 4 to 20 %, depending on the
+images."""
+PROBE_IMAGES = 8
+CPU_BATCH = 4
+"""Small enough for a core's cache: 8 to 35 % faster than 16 (docs/results.md)."""
+GPU_BATCH = 64
+N_TIMED_PASSES = 2
+"""Timed forward passes of each engine, after one that warms up."""
+MEASURING_SHARE = 0.1
+"""Largest cost of a measurement, as a share of what it can save."""
+ENGINE_SAVING = 2 / 3
+"""Largest share of the extraction that an engine is assumed to save: two thirds, as one that is
+three times as fast as float32."""
+OPENVINO_MIN_IMAGES = 500
+"""Fewest images for which OpenVINO is tried."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,26 +118,6 @@ class CompiledEngine:
             require_unchanged(self.module.state_dict(), before)
 
 
-ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
-
-TOLERANCE = 0.03
-"""Largest accepted relative L2 distance from the float32 features, on the worst image.
-
-A choice is stored for a backbone, not for its data, so the tolerance leaves a margin: ResNet-18 in
-bf16 is off by 1 to 2 % on any images, networks with depthwise layers by 4 to 20 %, depending on the
-images."""
-
-PROBE_IMAGES = 8
-
-CPU_BATCH = 4
-"""Small enough for a core's cache: 8 to 35 % faster than 16 (docs/results.md)."""
-
-GPU_BATCH = 64
-
-OPENVINO_MIN_IMAGES = 500
-"""Fewest images for which OpenVINO is tried."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
     """The chosen engine and the measurements.
@@ -144,8 +147,8 @@ class EngineChoice:
             + (f" but off by {self.distances[name]:.0%}" * (self.distances[name] > TOLERANCE))
             for name, rate in self.rates.items()
         )
-        when = "remembered" if self.remembered else "measured"
-        return f"{self.engine} ({when} on one core: {tried})"
+        source = "remembered" if self.remembered else "measured"
+        return f"{self.engine} ({source} on one core: {tried})"
 
 
 def available_engines(device: str) -> tuple[str, ...]:
@@ -228,6 +231,42 @@ def candidate_engines(device: str, images: int) -> tuple[str, ...]:
     return names
 
 
+def measuring_pays(cost: float, saving: float) -> bool:
+    """Whether to measure this machine: not where it costs more than a tenth of what it can save.
+
+    Parameters
+    ----------
+    cost : float
+        Expected seconds of the measurement.
+    saving : float
+        Most seconds that its result can save.
+
+    Examples
+    --------
+    >>> measuring_pays(1.0, 10.0), measuring_pays(1.0, 9.0)
+    (True, False)
+    """
+    return cost <= MEASURING_SHARE * saving
+
+
+def engine_measuring_pays(images: int, n_engines: int, n_cores: int) -> bool:
+    """Whether to measure the engines for this number of images to compute.
+
+    The cost is the forward passes of the measurement, on one core; the saving is the share of the
+    extraction that the fastest engine can save, on all cores. Both are in forward passes of one
+    image, so the speed of the machine cancels out.
+
+    Examples
+    --------
+    >>> engine_measuring_pays(1_000, 2, 2), engine_measuring_pays(2_000, 2, 2)
+    (False, True)
+    >>> engine_measuring_pays(10**6, 1, 2)  # there is nothing to choose from
+    False
+    """
+    cost = n_engines * (1 + N_TIMED_PASSES) * PROBE_IMAGES
+    return n_engines > 1 and measuring_pays(cost, ENGINE_SAVING * images / n_cores)
+
+
 def choose_engine(
     backbone: Backbone,
     pixels: NDArray[np.uint8],
@@ -288,7 +327,9 @@ def _measure_engines(
         features = forward(pixels)
         reference = features if reference is None else reference  # the first engine is float32
         distances[engine] = _largest_distance(features, reference)
-        rates[engine] = len(pixels) / min(_time_forward(forward, pixels) for _ in range(2))
+        rates[engine] = len(pixels) / min(
+            _time_forward(forward, pixels) for _ in range(N_TIMED_PASSES)
+        )
     accepted = [name for name in rates if distances[name] <= TOLERANCE]
     fastest = max(accepted, key=lambda name: rates[name])
     return EngineChoice(engine=fastest, rates=rates, distances=distances)

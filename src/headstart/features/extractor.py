@@ -26,6 +26,7 @@ from headstart.features.engines import (
     candidate_engines,
     choose_engine,
     compile_engine,
+    engine_measuring_pays,
     recall_choice,
 )
 from headstart.runtime import cores, device, use_one_thread
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     from headstart.data.transforms.augment import Augmentation
 
 __all__ = ["Activations", "Extractor", "Features", "SplitPoint", "View"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the step, the number of images done, and the total number."""
+COMMIT_EVERY = 1024
+COMMIT_BYTES = 128_000_000
+"""Images, or bytes, between two commits to the cache. A kill loses at most these. Before each
+commit the weights are hashed, so that no features of a changed backbone are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPoint:
-    """Where the frozen part ends, and which of its outputs are computed for an image.
+    """End of the frozen part, and the outputs that are computed for an image.
 
     Parameters
     ----------
@@ -116,15 +124,6 @@ class SplitPoint:
 
         view = self.view
         return load_views(samples, preprocess, view.augmentation, seed=view.seed, view=view.number)
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, the number of images done, and the total number."""
-
-COMMIT_EVERY = 1024
-COMMIT_BYTES = 128_000_000
-"""Images, or bytes, between two commits to the cache: the most that a kill loses. Before each
-commit the weights are hashed, so that no features of a changed backbone are stored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,7 +196,8 @@ class Extractor:
     ----------
     cache : Cache
     engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
-        ``auto`` measures once for each machine and backbone.
+        ``auto`` measures once for each machine and backbone, if there are enough images for the
+        measurement to pay (``engine_measuring_pays``); otherwise it is ``fp32``.
     device : {"auto", "cpu", "cuda", "mps"}
     workers : int, optional
         Number of threads; on a CPU each decodes and computes on its own core.
@@ -361,6 +361,9 @@ class Extractor:
         remembered = recall_choice(name, device=target, cache=cache, engines=engines)
         if remembered is not None:
             return remembered
+        n_cores = cores() if target == "cpu" else 1  # a GPU runs one batch at a time
+        if not engine_measuring_pays(len(unique), len(engines), n_cores):
+            return EngineChoice(engine="fp32")
         pixels = load_batch(unique[:PROBE_IMAGES], backbone.spec.preprocess)
         return choose_engine(backbone.module, pixels, device=target, cache=cache, engines=engines)
 

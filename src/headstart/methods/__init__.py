@@ -1,7 +1,8 @@
-"""Methods: how a model learns. One file per method, one contract.
+"""Training methods. One file per method, one contract.
 
 Read method.py (the contract), linear_probe.py, finetune.py and scratch.py (the methods),
-pretraining.py (weights of your own) and flags.py (the methods' fields as command-line flags).
+pretraining.py (train the weights of a backbone) and flags.py (the methods' fields as command-line
+flags).
 
 ``METHODS`` is the table of all methods by name. It is filled on first use, so that a run imports
 only its own method.

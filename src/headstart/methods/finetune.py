@@ -59,8 +59,8 @@ __all__ = ["Finetune"]
 Start = Literal["auto", "probe", "random"]
 FOLDS = 5
 DEFAULT_RATE = 3e-5
-"""On small sets of photographs and X-rays, 1e-4 destroys in the first epoch what the probe had
-learned; 1e-5 needs more epochs than a small data set gives."""
+"""On small sets of photographs and X-rays, 1e-4 undoes the fit of the probe in the first epoch.
+1e-5 needs more epochs than are chosen for a small data set."""
 
 DENSE_RATES = 1e-4, 1e-3
 """Of the backbone and of the head for boxes or masks, which is large and starts at random."""
@@ -335,7 +335,7 @@ class Finetune(SharedSettings):
         sizes: tuple[int, int],
         extractor: Extractor,
     ) -> ActivationCachePlan:
-        """Plan the activation cache for so many training and validation images."""
+        """Plan the activation cache for these numbers of training and validation images."""
         workload = TrainingWorkload.of(
             sizes,
             self.training.for_kind(train.kind),

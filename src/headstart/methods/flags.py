@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,7 +24,7 @@ from headstart.methods import METHODS
 if TYPE_CHECKING:
     from headstart.methods.method import Method
 
-__all__ = ["RENAMED", "Flag", "flags", "make_method"]
+__all__ = ["RENAMED", "Flag", "flags", "make_method", "record_values", "typed_values"]
 
 RENAMED: Mapping[tuple[str, ...], str] = {
     ("augmentation", "policy"): "augment_policy",
@@ -39,9 +41,11 @@ PRESET = "augment"
 """The only flag without a field: preset values for the other augmentation flags."""
 
 RUN_FLAGS = {"seed"}
-"""Fields that a flag of the run sets."""
+"""Fields that are set by a flag of the run, not of the method."""
 
-Kind = Literal["switch", "integer", "number", "numbers", "text", "number or text"]
+ValueKind = Literal["switch", "integer", "number", "numbers", "text", "number or text"]
+
+FieldPath = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class Flag:
         Kind of its value: switch, integer, number, numbers, text, or number or text.
     help : str
     default : str
-        Default value as a text for people.
+        Default value as text, for the help.
     choices : tuple of str
         Allowed values; empty without such a list.
     group : str
@@ -66,7 +70,7 @@ class Flag:
     """
 
     name: str
-    kind: Kind
+    kind: ValueKind
     help: str
     default: str
     choices: tuple[str, ...]
@@ -83,9 +87,6 @@ class Flag:
         return "--" + self.name.replace("_", "-")
 
 
-Path = tuple[str, ...]
-
-
 @cache
 def flags() -> tuple[Flag, ...]:
     """List the flags of all methods, each once, in the order of METHODS and of the fields.
@@ -97,7 +98,7 @@ def flags() -> tuple[Flag, ...]:
     """
     owners: dict[str, list[str]] = {}
     choices: dict[str, dict[str, None]] = {}  # in order, those of all methods
-    first: dict[str, tuple[Path, Field[Any], type]] = {}
+    first: dict[str, tuple[FieldPath, Field[Any], type]] = {}
     for method, kind in METHODS.items():
         for name, (path, field, owner) in _fields(kind).items():
             owners.setdefault(name, []).append(method)
@@ -106,27 +107,27 @@ def flags() -> tuple[Flag, ...]:
             first.setdefault(name, (path, field, owner))
             if path[0] == "augmentation" and method not in owners.setdefault(PRESET, []):
                 owners[PRESET].append(method)
-    every = [
+    all_flags = [
         replace(_flag(name, *source, tuple(owners[name])), choices=tuple(choices[name]))
         for name, source in first.items()
     ]
-    position = next(i for i, flag in enumerate(every) if flag.group.startswith("Augmentation"))
+    position = next(i for i, flag in enumerate(all_flags) if flag.group.startswith("Augmentation"))
     preset = Flag(
         name=PRESET,
         kind="text",
         help="Preset of all augmentation flags; the other flags change single values of it.",
         default="none",
         choices=tuple(PRESETS),
-        group=every[position].group,
+        group=all_flags[position].group,
         methods=tuple(owners[PRESET]),
     )
-    return (*every[:position], preset, *every[position:])
+    return (*all_flags[:position], preset, *all_flags[position:])
 
 
-def _fields(kind: Any, above: Path = ()) -> dict[str, tuple[Path, Field[Any], type]]:
+def _fields(kind: Any, above: FieldPath = ()) -> dict[str, tuple[FieldPath, Field[Any], type]]:
     """Flag names with the path and class of their field, nested settings included."""
     hints = get_type_hints(kind)
-    by_name: dict[str, tuple[Path, Field[Any], type]] = {}
+    by_name: dict[str, tuple[FieldPath, Field[Any], type]] = {}
     for field in _own_first(kind):
         inner, path = hints[field.name], (*above, field.name)
         if not above and field.name in RUN_FLAGS:
@@ -148,7 +149,9 @@ def _own_first(kind: Any) -> list[Field[Any]]:
     return sorted(fields(kind), key=lambda field: field.name not in own)
 
 
-def _flag(name: str, path: Path, field: Field[Any], owner: type, methods: tuple[str, ...]) -> Flag:
+def _flag(
+    name: str, path: FieldPath, field: Field[Any], owner: type, methods: tuple[str, ...]
+) -> Flag:
     kind, choices = _kind(get_type_hints(owner)[field.name])
     titles = ", ".join(methods)
     return Flag(
@@ -157,7 +160,9 @@ def _flag(name: str, path: Path, field: Field[Any], owner: type, methods: tuple[
         help=_help(owner, field.name),
         default=_default(field),
         choices=choices,
-        group=f"{path[0].capitalize()} ({titles})" if len(path) > 1 else f"Method {titles}",
+        group=f"{path[0].replace('_', ' ').capitalize()} ({titles})"
+        if len(path) > 1
+        else f"Method {titles}",
         methods=methods,
     )
 
@@ -173,7 +178,7 @@ def _default(field: Field[Any]) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _kind(hint: Any) -> tuple[Kind, tuple[str, ...]]:
+def _kind(hint: Any) -> tuple[ValueKind, tuple[str, ...]]:
     if get_origin(hint) is Literal:
         return "text", tuple(get_args(hint))
     if get_origin(hint) in {Union, UnionType}:
@@ -183,7 +188,7 @@ def _kind(hint: Any) -> tuple[Kind, tuple[str, ...]]:
         [hint] = parts
     if get_origin(hint) is tuple:
         return "numbers", ()
-    kinds: dict[Any, Kind] = {bool: "switch", int: "integer", float: "number", str: "text"}
+    kinds: dict[Any, ValueKind] = {bool: "switch", int: "integer", float: "number", str: "text"}
     return kinds[hint], ()
 
 
@@ -221,7 +226,8 @@ def make_method(name: str, values: Mapping[str, Any], *, seed: int = 0) -> Metho
     name : str
         Of the method.
     values : mapping
-        Flag values by their names in Python, as text (a switch as a bool); None is left out.
+        Flag values by their names in Python, as text or as values of the field's type (a switch
+        as a bool); None is left out.
     seed : int
 
     Returns
@@ -247,22 +253,79 @@ linear-probe. Pass --method finetune, or remove the flag.
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     by_name = {flag.name: flag for flag in flags()}
-    texts = {key: value for key, value in values.items() if value is not None}
-    _refuse_other_methods(name, [by_name[key] for key in texts])
-    preset = texts.pop(PRESET, None)
+    typed = {key: _value(by_name[key], value) for key, value in values.items() if value is not None}
+    _refuse_other_methods(name, [by_name[key] for key in typed])
+    preset = typed.pop(PRESET, None)
     own = _fields(METHODS[name])
-    by_path: dict[Path, Any] = {
-        own[key][0]: _value(by_name[key], text) for key, text in texts.items()
-    }
+    by_path: dict[FieldPath, Any] = {own[key][0]: value for key, value in typed.items()}
     if preset is not None:
         if preset not in PRESETS:
             raise UnknownNameError(PRESET, preset, PRESETS)
-        defaults: dict[Path, Any] = {
+        defaults: dict[FieldPath, Any] = {
             ("augmentation", key): value for key, value in PRESETS[preset].items()
         }
         by_path = {**defaults, **by_path}
     method: Method = _build(METHODS[name], {**by_path, ("seed",): seed})
     return method
+
+
+def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flag values in the record of a method, as ``described`` makes it.
+
+    Parameters
+    ----------
+    record : mapping
+        With ``name``. None is left out.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method or setting; the message suggests the nearest name.
+    UsageError
+        If a group of settings is no mapping.
+
+    Examples
+    --------
+    >>> record_values({"name": "finetune", "train_from": "all", "training": {"epochs": 5}})
+    {'train_from': 'all', 'epochs': 5}
+    """
+    name = record["name"]
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    names = {path: flag for flag, (path, _, _) in _fields(METHODS[name]).items()}
+    groups = {path[0] for path in names if len(path) > 1}
+    values: dict[str, Any] = {}
+    for key, value in record.items():
+        if key in groups and not isinstance(value, Mapping):
+            raise UsageError(
+                f"`{key}` of method {name} must have settings of its own, got {value!r}. Remove "
+                f"`{key}`, or write its settings below it."
+            )
+        leaves = {(key, k): v for k, v in value.items()} if key in groups else {(key,): value}
+        for path, leaf in leaves.items():
+            if path in names:
+                values[names[path]] = leaf
+            elif path not in {("name",), ("seed",)}:
+                known = [".".join(other) for other in names]
+                raise UnknownNameError(f"setting of method {name}", ".".join(map(str, path)), known)
+    return {flag: value for flag, value in values.items() if value is not None}
+
+
+def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert flag values to the types of their fields; None is left out.
+
+    Raises
+    ------
+    UsageError
+        If a value has another type.
+
+    Examples
+    --------
+    >>> typed_values({"epochs": "3", "flip": True, "mixup": None})
+    {'epochs': 3, 'flip': True}
+    """
+    by_name = {flag.name: flag for flag in flags()}
+    return {key: _value(by_name[key], value) for key, value in values.items() if value is not None}
 
 
 def _refuse_other_methods(method: str, used: list[Flag]) -> None:
@@ -274,7 +337,7 @@ def _refuse_other_methods(method: str, used: list[Flag]) -> None:
             )
 
 
-def _build(kind: Any, by_path: Mapping[Path, Any]) -> Any:
+def _build(kind: Any, by_path: Mapping[FieldPath, Any]) -> Any:
     """Make a dataclass from values by path, nested ones first."""
     hints = get_type_hints(kind)
     values = {path[0]: value for path, value in by_path.items() if len(path) == 1}
@@ -284,24 +347,64 @@ def _build(kind: Any, by_path: Mapping[Path, Any]) -> Any:
     return kind(**values)
 
 
-def _value(flag: Flag, text: Any) -> Any:
-    if isinstance(text, bool) or flag.kind == "text":
-        return text
+def _value(flag: Flag, value: Any) -> Any:
+    if not isinstance(value, str):
+        return _typed_value(flag, value)
+    if flag.kind == "text":
+        return value
+    if flag.kind == "switch":
+        raise _type_error(flag, value)
     try:
         match flag.kind:
             case "integer":
-                return int(text)
+                return int(value)
             case "number":
-                return float(text)
+                return float(value)
             case "numbers":
-                return tuple(float(part) for part in text.split(","))
+                return tuple(float(part) for part in value.split(","))
     except ValueError as error:
         expected = {"integer": "a whole number", "number": "a number"}
         raise UsageError(
             f"{flag.option} must be {expected.get(flag.kind, 'numbers separated by commas')}, got "
-            f"{text!r}. See `headstart fit --help`."
+            f"{value!r}. See `headstart fit --help`."
         ) from error
     try:
-        return float(text)
+        return float(value)
     except ValueError:  # stage=rate pairs, or a word such as auto
-        return text
+        return value
+
+
+def _typed_value(flag: Flag, value: Any) -> Any:
+    """Accept a value from Python, if it has the type of the field."""
+    is_switch = isinstance(value, bool)
+    match flag.kind:
+        case "switch" if is_switch:
+            return value
+        case "integer" if isinstance(value, Integral) and not is_switch:
+            return int(value)
+        case "number" | "number or text" if isinstance(value, Real) and not is_switch:
+            return float(value)
+        case "numbers" if isinstance(value, Iterable):
+            numbers = tuple(value)
+            if all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers):
+                return tuple(float(number) for number in numbers)
+    raise _type_error(flag, value)
+
+
+def _type_error(flag: Flag, value: Any) -> UsageError:
+    expected = {
+        "switch": "True or False",
+        "integer": "a whole number",
+        "number": "a number",
+        "numbers": "numbers, such as (0.1, 1.0)",
+        "number or text": "a number or a text",
+    }
+    words = expected.get(flag.kind, "a text")
+    if flag.choices:
+        words += f" ({', '.join(flag.choices)})"
+    elif flag.kind == "text" and flag.default:
+        words += f" such as {flag.default!r}"
+    return UsageError(
+        f"`{flag.name}` must be {words}, got {reprlib.repr(value)} ({type(value).__name__}). "
+        f"Pass {flag.name}=... with another value, or leave it out."
+    )

@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """Description of what a method is about to do, for people.
+    """Description of the training that a method is about to run, for the user.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Outline:
 
 
 class Method(Protocol):
-    """A way to learn, as a frozen keyword-only dataclass.
+    """A training method, as a frozen keyword-only dataclass.
 
     Its fields are the Python arguments, the flags of the command line, and the record that is
     saved with the model. A method never changes the model that it receives.
@@ -96,7 +96,7 @@ class Method(Protocol):
         train : Dataset
         val : Dataset, optional
         extractor : Extractor
-            What its cache holds costs nothing.
+            Values in its cache cost nothing.
         pace : float
             Actual over estimated seconds of a linear probe on these images, if one has run.
         """

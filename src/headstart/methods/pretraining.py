@@ -1,4 +1,4 @@
-"""Weights of your own: train a network from scratch on a source and write its weights."""
+"""Pretraining: train a network from scratch on a source dataset and write its weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
 from headstart.training.optim import Training
 
-__all__ = ["SMALL", "pretrain", "random_backbone", "random_like", "regime_backbone"]
+__all__ = ["SMALL_ARCHITECTURE", "pretrain", "random_backbone", "random_like", "regime_backbone"]
 
-SMALL = f"timm/test_resnet?crop={regimes.SIDE}&resize={regimes.SIDE}"
+SMALL_ARCHITECTURE = f"timm/test_resnet?crop={regimes.SIDE}&resize={regimes.SIDE}"
 """Network of the drawn sets: 0.4 million parameters, at most a second per epoch."""
 
 _SOURCES: Mapping[str, Mapping[str, Any]] = {
@@ -38,7 +38,7 @@ def random_backbone(architecture: str, *, seed: int = 0) -> FrozenBackbone:
 
     Examples
     --------
-    >>> random_backbone(SMALL).origin["from"]
+    >>> random_backbone(SMALL_ARCHITECTURE).origin["from"]
     'random weights'
     """
     return random_like(resolve(architecture), seed=seed)
@@ -47,7 +47,7 @@ def random_backbone(architecture: str, *, seed: int = 0) -> FrozenBackbone:
 def random_like(spec: BackboneSpec, *, seed: int = 0) -> FrozenBackbone:
     """Make a backbone with random weights, by its spec.
 
-    >>> random_like(resolve(SMALL)).width
+    >>> random_like(resolve(SMALL_ARCHITECTURE)).width
     96
     """
     network = load(spec, pretrained=False, seed=seed)
@@ -59,7 +59,7 @@ def pretrain(
     data: Dataset,
     path: str | Path,
     *,
-    architecture: str = SMALL,
+    architecture: str = SMALL_ARCHITECTURE,
     method: Scratch | None = None,
     device: str = "auto",
 ) -> str:
@@ -136,6 +136,6 @@ def regime_backbone(regime: str, folder: str | Path, *, seed: int = 0) -> str:
     source = regimes.SOURCES[regime]
     path = Path(folder) / f"{source}-{seed}.safetensors"
     if path.exists():
-        return f"file:{path}@{SMALL}"
+        return f"file:{path}@{SMALL_ARCHITECTURE}"
     method = Scratch(training=Training(**_SOURCES[source]), seed=seed)
     return pretrain(regimes.make(source, seed), path, method=method, device="cpu")

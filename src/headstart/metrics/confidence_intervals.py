@@ -504,8 +504,8 @@ def _difference(interval: Interval, n_differing: float) -> Difference:
     If all of them favour the same model, a sign test gives p = 2 / 2**n_differing.
     """
     excludes_zero = interval.low > 0 or interval.high < 0
-    enough = 2 * 0.5**n_differing < 1 - interval.level
-    return Difference(interval=interval, significant=bool(excludes_zero and enough))
+    sign_test_passes = 2 * 0.5**n_differing < 1 - interval.level
+    return Difference(interval=interval, significant=bool(excludes_zero and sign_test_passes))
 
 
 def _combine_errors(first: float, second: float, correlation: float) -> float:

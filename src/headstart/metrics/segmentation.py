@@ -121,14 +121,14 @@ def boundary_counts(
     predicted_mask, true_mask, valid = _check_masks(predicted, truth, n_classes, ignored)
     if not tolerance >= 0:
         raise UsageError(f"Expected `tolerance` of at least 0, got {tolerance}. Pass 0.0075.")
-    reach = tolerance * float(np.hypot(*true_mask.shape))
+    max_distance = tolerance * float(np.hypot(*true_mask.shape))
     predicted_edge, true_edge = _find_edges(predicted_mask, valid), _find_edges(true_mask, valid)
     counts = np.zeros((n_classes, 4), dtype=np.intp)
     for label in np.union1d(predicted_mask[predicted_edge], true_mask[true_edge]).tolist():
         predicted_pixels = predicted_edge & (predicted_mask == label)
         true_pixels = true_edge & (true_mask == label)
-        predicted_near = _count_near(predicted_pixels, true_pixels, reach)
-        true_near = _count_near(true_pixels, predicted_pixels, reach)
+        predicted_near = _count_near(predicted_pixels, true_pixels, max_distance)
+        true_near = _count_near(true_pixels, predicted_pixels, max_distance)
         counts[label] = predicted_pixels.sum(), predicted_near, true_pixels.sum(), true_near
     return counts
 
@@ -350,8 +350,8 @@ def _find_edges(mask: Ints, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return edge
 
 
-def _count_near(points: NDArray[np.bool_], others: NDArray[np.bool_], reach: float) -> int:
-    """Count the points that have one of the others within reach."""
+def _count_near(points: NDArray[np.bool_], others: NDArray[np.bool_], max_distance: float) -> int:
+    """Count the points that have one of the others within ``max_distance``."""
     from scipy import ndimage
 
     if not points.any() or not others.any():
@@ -360,10 +360,12 @@ def _count_near(points: NDArray[np.bool_], others: NDArray[np.bool_], reach: flo
     window = []
     for axis in (1, 0):
         indices = np.flatnonzero(others.any(axis=axis))
-        window.append(slice(max(0, indices[0] - int(reach)), indices[-1] + int(reach) + 1))
+        window.append(
+            slice(max(0, indices[0] - int(max_distance)), indices[-1] + int(max_distance) + 1)
+        )
     window_slices = tuple(window)
     distance: NDArray[Any] = ndimage.distance_transform_edt(~others[window_slices])
-    return int((distance[points[window_slices]] <= reach).sum())
+    return int((distance[points[window_slices]] <= max_distance).sum())
 
 
 def _count_pixels(counts: Array, weights: Weights) -> tuple[Floats, Floats, Floats]:

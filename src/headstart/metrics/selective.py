@@ -197,24 +197,24 @@ def risk_coverage(
     level_weights = np.bincount(level_of, weights=image_weights)
     wrong_weights = np.cumsum(np.bincount(level_of, weights=image_weights * ~is_correct))
     has_images = level_weights > 0  # images of weight 0 count as absent
-    answered_weights = np.cumsum(level_weights)
-    risk = wrong_weights[has_images] / answered_weights[has_images]
+    predicted_weights = np.cumsum(level_weights)
+    risk = wrong_weights[has_images] / predicted_weights[has_images]
     return RiskCoverage(
-        coverage=answered_weights[has_images] / answered_weights[-1],
+        coverage=predicted_weights[has_images] / predicted_weights[-1],
         risk=risk,
         thresholds=-negative_levels[has_images],
-        aurc=float(level_weights[has_images] @ risk / answered_weights[-1]),
+        aurc=float(level_weights[has_images] @ risk / predicted_weights[-1]),
     )
 
 
-def risk_upper_bound(errors: float, answered: float, level: float = 0.95) -> float:
-    """Upper confidence bound of the risk after ``errors`` in ``answered`` predictions.
+def risk_upper_bound(errors: float, n_predicted: float, level: float = 0.95) -> float:
+    """Upper confidence bound of the risk after ``errors`` in ``n_predicted`` predictions.
 
     Counts may be fractions (effective numbers of images). Without a prediction the bound is 1.
 
     References
     ----------
-    Clopper and Pearson (1934), one-sided; the b with P(Binomial(answered, b) <= errors) =
+    Clopper and Pearson (1934), one-sided; the b with P(Binomial(n_predicted, b) <= errors) =
     1 - level of Geifman and El-Yaniv (2017), "Selective classification for deep neural networks",
     lemma 3.1.
 
@@ -225,14 +225,14 @@ def risk_upper_bound(errors: float, answered: float, level: float = 0.95) -> flo
     """
     from scipy.special import betaincinv
 
-    if not 0 <= errors <= answered < math.inf:
+    if not 0 <= errors <= n_predicted < math.inf:
         raise UsageError(
-            f"Expected 0 <= `errors` <= `answered`, got {errors} of {answered}. Pass counts."
+            f"Expected 0 <= `errors` <= `n_predicted`, got {errors} of {n_predicted}. Pass counts."
         )
     _require_share("level", level)
-    if answered - errors <= 1e-9:  # no correct prediction, or no prediction
+    if n_predicted - errors <= 1e-9:  # no correct prediction, or no prediction
         return 1.0
-    return float(betaincinv(errors + 1, answered - errors, level))
+    return float(betaincinv(errors + 1, n_predicted - errors, level))
 
 
 def threshold_for_risk(
@@ -248,8 +248,8 @@ def threshold_for_risk(
     At most ``MAX_THRESHOLDS`` numbers of predictions are tested. They depend on the number of
     images, not on the confidences. Each test drops the least confident images. Given the highest
     confidence among the dropped ones, the other images are independent draws, so that the number
-    of errors is binomial and has an exact bound. Each bound gets the error (1 - level) / looks,
-    so that all bounds hold together and any of them may be chosen.
+    of errors is binomial and has an exact bound. Each bound gets the error
+    (1 - level) / number of tests, so that all bounds hold together and any of them may be chosen.
 
     With groups (patients, videos) the errors are not binomial. The bound is then computed for an
     effective number of images, estimated from the clustering of the errors. Without errors, it is
@@ -300,17 +300,19 @@ def threshold_for_risk(
     codes, _ = units(n, groups)
     group_codes = None if groups is None else codes
     independent = n**2 / float((np.bincount(codes).astype(np.float64) ** 2).sum())
-    counts = _answer_counts(n, independent, max_risk, 1 - level)
-    per_look = 1 - (1 - level) / len(counts)
+    counts = _prediction_counts(n, independent, max_risk, 1 - level)
+    level_per_test = 1 - (1 - level) / len(counts)
     order = np.sort(confidences)
     best: tuple[float, ...] | None = None
     for count in counts:  # falling: the first one within the risk has the largest coverage
         limit = -math.inf if count == n else float(order[n - count - 1])
-        is_answered = confidences > limit
-        answered_groups = None if group_codes is None else group_codes[is_answered]
-        risk_bound = _clustered_risk_bound(is_correct[is_answered], answered_groups, per_look)
-        risk = float((~is_correct[is_answered]).sum()) / max(int(is_answered.sum()), 1)
-        candidate = (risk_bound, limit, float(is_answered.mean()), risk)
+        is_predicted = confidences > limit
+        predicted_groups = None if group_codes is None else group_codes[is_predicted]
+        risk_bound = _clustered_risk_bound(
+            is_correct[is_predicted], predicted_groups, level_per_test
+        )
+        risk = float((~is_correct[is_predicted]).sum()) / max(int(is_predicted.sum()), 1)
+        candidate = (risk_bound, limit, float(is_predicted.mean()), risk)
         best = candidate if best is None or risk_bound < best[0] else best
         if risk_bound <= max_risk:
             best = candidate
@@ -334,28 +336,28 @@ def _next_above(number: float) -> float:
     return number if math.isinf(number) else math.nextafter(number, math.inf)
 
 
-def _answer_counts(n: int, independent: float, max_risk: float, error: float) -> list[int]:
+def _prediction_counts(n: int, independent: float, max_risk: float, error: float) -> list[int]:
     """Numbers of predictions to test, falling from n to the smallest that can prove the risk."""
-    for looks in range(MAX_THRESHOLDS, 1, -1):
+    for n_tests in range(MAX_THRESHOLDS, 1, -1):
         # Share of the images at which a bound without errors reaches the risk.
-        needed = math.log(error / looks) / math.log1p(-max_risk) / independent
-        if needed + (looks - 1) * MIN_COVERAGE_STEP <= 1:
-            smallest = math.ceil(needed * n - 1e-9)
-            return sorted({round(x) for x in np.linspace(smallest, n, looks)} | {n}, reverse=True)
+        min_share = math.log(error / n_tests) / math.log1p(-max_risk) / independent
+        if min_share + (n_tests - 1) * MIN_COVERAGE_STEP <= 1:
+            smallest = math.ceil(min_share * n - 1e-9)
+            return sorted({round(x) for x in np.linspace(smallest, n, n_tests)} | {n}, reverse=True)
     return [n]
 
 
 def _clustered_risk_bound(
     is_correct: NDArray[np.bool_], groups: NDArray[np.intp] | None, level: float
 ) -> float:
-    answered, errors = float(len(is_correct)), float((~is_correct).sum())
+    n_predicted, errors = float(len(is_correct)), float((~is_correct).sum())
     if groups is None or not len(is_correct):
-        return risk_upper_bound(errors, answered, level)
+        return risk_upper_bound(errors, n_predicted, level)
     # A two-sided interval at this level leaves out 1 - level on the upper side.
     two_sided = 2 * level - 1
     interval = proportion_interval(is_correct, groups, level=two_sided)
     size = _effective_size_of(interval.value, interval.low, interval.high, two_sided)
-    return risk_upper_bound(errors / answered * size, size, level)
+    return risk_upper_bound(errors / n_predicted * size, size, level)
 
 
 def _effective_size_of(value: float, low: float, high: float, level: float) -> float:

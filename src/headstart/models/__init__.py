@@ -1,6 +1,7 @@
 """A trained model: frozen backbone, head and task; built, run and saved.
 
 Read transfer_model.py (TransferModel and predict), tasks.py (from logits to predictions), heads/,
-build.py (an untrained model), inference.py (boxes and masks in image coordinates), saving.py
-(safetensors and JSON) and prediction_files.py (predictions as CSV, JSON, COCO, YOLO, PNG).
+build.py (an untrained model), torch_module.py (a classifier for torch code), inference.py (boxes
+and masks in image coordinates), saving.py (safetensors and JSON) and prediction_files.py
+(predictions as CSV, JSON, COCO, YOLO, PNG).
 """

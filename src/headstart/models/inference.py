@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.freezing import freeze
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.data.dataset import Sample
+from headstart.data.dataset import Sample, brief
 from headstart.data.images import Pixels, decode, upright_size
 from headstart.data.loader import load_batch, map_bounded
 from headstart.data.transforms.preprocess import Placement
@@ -33,9 +33,12 @@ __all__ = ["Detections", "Segmentation", "detect", "segment"]
 
 BATCH_SIZE = 8
 
-MOST_LOGITS = 50_000_000
-"""Most values of one image's enlarged logits. For a larger image the mask is enlarged instead of
-the logits, to save memory."""
+MAX_LOGITS = 50_000_000
+"""Maximum number of values of one image's enlarged logits. For a larger image the mask is enlarged
+instead of the logits, to save memory."""
+
+Decode = Callable[[Any, "list[Tensor]"], list[Any]]
+"""From a head's module and the backbone's maps to one prediction for each image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +64,13 @@ class Detections:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.intp]
+
+    def __repr__(self) -> str:
+        scores = brief([round(float(score), 3) for score in self.scores])
+        return (
+            f"Detections({brief(self.name)}, size={self.size}, {len(self.boxes)} objects: "
+            f"labels={brief(self.labels.tolist())}, scores={scores})"
+        )
 
     def above(self, score: float) -> Detections:
         """Return only the objects with at least this score."""
@@ -88,6 +98,10 @@ class Segmentation:
 
     name: str
     mask: NDArray[np.uint8]
+
+    def __repr__(self) -> str:
+        present = np.unique(self.mask).tolist()
+        return f"Segmentation({brief(self.name)}, mask {self.mask.shape}, classes {brief(present)})"
 
 
 def detect(
@@ -172,10 +186,6 @@ def segment(
     outputs = _run_on_canvases(backbone, head, samples, device, _compute_logits)
     for sample, placement, logits in outputs:
         yield Segmentation(name=sample.name, mask=_logits_to_mask(logits, placement))
-
-
-Decode = Callable[[Any, "list[Tensor]"], list[Any]]
-"""From a head's module and the backbone's maps to one prediction for each image."""
 
 
 def _run_on_canvases(
@@ -267,7 +277,7 @@ def _logits_to_mask(logits: Tensor, placement: Placement) -> NDArray[np.uint8]:
     import torch
 
     with torch.inference_mode():
-        if len(logits) * placement.height * placement.width > MOST_LOGITS:
+        if len(logits) * placement.height * placement.width > MAX_LOGITS:
             return placement.mask_to_image(logits.argmax(0).to(torch.uint8).cpu().numpy())
         return _resize_logits(logits, placement).argmax(0).to(torch.uint8).cpu().numpy()
 

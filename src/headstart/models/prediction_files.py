@@ -50,6 +50,16 @@ __all__ = [
     "yolo_text",
 ]
 
+FORMATS = {
+    "classification": ("table", "json", "csv"),
+    "detection": ("table", "json", "csv", "coco", "yolo", "overlay"),
+    "segmentation": ("table", "json", "csv", "masks", "overlay"),
+}
+"""Output formats by task. All but the first three are files in a folder."""
+Pairs = Iterable[tuple[Sample, Any]]
+"""Samples with their predictions, all of one task."""
+Writer = Callable[[Path, Pairs, Sequence[str]], None]
+
 
 def file_stems(names: Sequence[str]) -> tuple[str, ...]:
     """Name a file for each image: its path below their common folder, without a suffix.
@@ -282,14 +292,6 @@ def encode_png(image: Any) -> bytes:
     return file.getvalue()
 
 
-FORMATS = {
-    "classification": ("table", "json", "csv"),
-    "detection": ("table", "json", "csv", "coco", "yolo", "overlay"),
-    "segmentation": ("table", "json", "csv", "masks", "overlay"),
-}
-"""Output formats by task. All but the first three are files in a folder."""
-
-
 def require_format(output_format: str, task: str) -> None:
     """Refuse a format that a task does not have.
 
@@ -415,11 +417,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-
-
-Pairs = Iterable[tuple[Sample, Any]]
-"""Samples with their predictions, all of one task."""
-Writer = Callable[[Path, Pairs, Sequence[str]], None]
 
 
 def _write_json(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:

@@ -29,8 +29,8 @@ from headstart.backbones.spec import BackboneSpec
 from headstart.errors import ModelFileError, SetupError, UsageError
 from headstart.features.engines import ENGINES
 from headstart.models.build import HEADS
-from headstart.models.heads.detection import MOST_PIXELS, BoxHead
-from headstart.models.heads.detection_config import MOST_VALUE, BoxShape
+from headstart.models.heads.detection import MAX_SIDE, BoxHead
+from headstart.models.heads.detection_config import MAX_VALUE, BoxShape
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.heads.segmentation import MaskHead
@@ -51,11 +51,17 @@ TASKS: Mapping[str, type[ClassificationTask | DetectionTask | SegmentationTask]]
     "segmentation": SegmentationTask,
 }
 
-
 FILE_OPTIONS = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$|(?<!drop)_path$")
 """Names of options that make a library read or download files."""
 BATCH_COUNTER = "num_batches_tracked"
 """Ending of the names of BatchNorm's counters, the only integer tensors of a head."""
+
+FORMAT = "headstart-model"
+VERSION = 1
+DESCRIPTION = "model.json"
+TENSORS = "model.safetensors"
+DAMAGED = "The model folder is damaged: copy it again."
+MAX_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
 
 
 def assemble_model(description: Mapping[str, Any], content: bytes) -> TransferModel:
@@ -234,18 +240,18 @@ def _require_safe_spec(spec: BackboneSpec) -> None:
         )
     preprocess = spec.preprocess
     sizes = (preprocess.resize, preprocess.crop, *preprocess.shape)
-    if not all(type(size) is int and size <= MOST_PIXELS for size in sizes) or not all(
+    if not all(type(size) is int and size <= MAX_SIDE for size in sizes) or not all(
         math.isfinite(number) for number in (*preprocess.mean, *preprocess.std)
     ):
         raise ModelFileError(
-            f"Expected images of at most {MOST_PIXELS} pixels a side and finite colours, got "
+            f"Expected images of at most {MAX_SIDE} pixels a side and finite colours, got "
             f"{shorten(preprocess)}. {DAMAGED}"
         )
 
 
 def _is_safe_option(value: object) -> bool:
     if isinstance(value, int | float):
-        return abs(value) <= MOST_VALUE
+        return abs(value) <= MAX_VALUE
     return isinstance(value, str) and len(value) <= 64
 
 
@@ -257,14 +263,6 @@ def shorten(value: object) -> str:
     """
     text = repr(value) if not isinstance(value, Exception) else str(value)
     return " ".join(text.split())[:200]
-
-
-FORMAT = "headstart-model"
-VERSION = 1
-DESCRIPTION = "model.json"
-TENSORS = "model.safetensors"
-DAMAGED = "The model folder is damaged: copy it again."
-MOST_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
 
 
 def save(model: TransferModel, folder: str | Path) -> None:
@@ -368,7 +366,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "Pass the folder that `headstart fit` wrote."
         )
     try:
-        description = json.loads(_read_limited(path, MOST_BYTES[DESCRIPTION]))
+        description = json.loads(_read_limited(path, MAX_BYTES[DESCRIPTION]))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(
             f"Expected {path} to be JSON, got another file ({shorten(error)}). Pass the folder "
@@ -421,16 +419,16 @@ def _require_sections(description: Mapping[str, Any], path: Path) -> None:
 
 def _read_tensors(path: Path, expected_hash: str) -> bytes:
     """Bytes of the tensors' file. Size and header are checked before all of it is read."""
-    start = _read_limited(path, MOST_BYTES[TENSORS], n_bytes=8)
+    start = _read_limited(path, MAX_BYTES[TENSORS], n_bytes=8)
     header_size = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
     available = path.stat().st_size - 8
-    if not 0 < header_size <= min(available, MOST_BYTES["header"]):
+    if not 0 < header_size <= min(available, MAX_BYTES["header"]):
         raise ModelFileError(
             f"Expected {path} to be a safetensors file with a header of at most "
-            f"{MOST_BYTES['header']:,} bytes, got a header of {header_size:,} bytes in a file with "
+            f"{MAX_BYTES['header']:,} bytes, got a header of {header_size:,} bytes in a file with "
             f"{available:,}. {DAMAGED}"
         )
-    content = _read_limited(path, MOST_BYTES[TENSORS])
+    content = _read_limited(path, MAX_BYTES[TENSORS])
     actual_hash = hashlib.sha256(content).hexdigest()
     if actual_hash != expected_hash:
         raise ModelFileError(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Kind
+from headstart.data.dataset import Kind, brief
 from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.confidence_intervals import Groups
 from headstart.metrics.selective import SelectedThreshold, threshold_for_risk
@@ -91,6 +91,11 @@ class ClassificationTask:
     thresholds: tuple[float, ...] = ()
     max_risk: float | None = None
     selected: SelectedThreshold | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassificationTask({self.kind}, {len(self.classes)} classes: {brief(self.classes)})"
+        )
 
     def __post_init__(self) -> None:
         if self.max_risk is not None and self.kind == "multilabel":
@@ -293,6 +298,9 @@ class DetectionTask:
     name: ClassVar[str] = "detection"
     kind: ClassVar[Kind] = "detection"
 
+    def __repr__(self) -> str:
+        return f"DetectionTask({len(self.classes)} classes: {brief(self.classes)})"
+
     def as_dict(self) -> dict[str, Any]:
         """The task as plain values, for model.json."""
         return {"name": self.name, **asdict(self)}
@@ -334,6 +342,9 @@ class SegmentationTask:
 
     name: ClassVar[str] = "segmentation"
     kind: ClassVar[Kind] = "segmentation"
+
+    def __repr__(self) -> str:
+        return f"SegmentationTask({len(self.classes)} classes: {brief(self.classes)})"
 
     def as_dict(self) -> dict[str, Any]:
         """The task as plain values, for model.json."""

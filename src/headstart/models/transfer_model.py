@@ -6,14 +6,14 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
-from headstart.data.dataset import Dataset, Sample
+from headstart.data.dataset import Dataset, Sample, brief
 from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import DataError, UsageError
 from headstart.features.engines import runnable_engine
@@ -22,6 +22,9 @@ from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.inference import Detections, Segmentation, detect, segment
 from headstart.models.tasks import ClassificationTask, DetectionTask, Task
+
+if TYPE_CHECKING:
+    from headstart.models.torch_module import ClassifierModule
 
 __all__ = ["AnyPrediction", "Prediction", "TransferModel", "predictions_csv", "predictions_json"]
 
@@ -53,6 +56,16 @@ class Prediction:
     probabilities: dict[str, float]
     abstains: bool | None = None
 
+    def __repr__(self) -> str:
+        largest = sorted(self.probabilities.items(), key=lambda item: -item[1])[:3]
+        texts = ", ".join(f"{brief(name)}: {value:.4g}" for name, value in largest)
+        more = ", ..." if len(self.probabilities) > len(largest) else ""
+        abstains = "" if self.abstains is None else f", abstains={self.abstains}"
+        return (
+            f"Prediction(name={brief(self.name)}, label={brief(self.label)}, "
+            f"probability={self.probability:.4g}, probabilities={{{texts}{more}}}{abstains})"
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferModel:
@@ -77,6 +90,13 @@ class TransferModel:
     head: Head | None = None
     engine: str = "auto"
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        head = "no head (not fitted)" if self.head is None else f"head {self.head.kind}"
+        return (
+            f"TransferModel({self.task.kind}, {brief(self.backbone.spec.name)}, {head}, "
+            f"{len(self.task.classes)} classes: {brief(self.task.classes)})"
+        )
 
     def require_head(self) -> Head:
         """Return the head.
@@ -220,6 +240,60 @@ class TransferModel:
             )
         )
 
+    def embed(
+        self,
+        images: object,
+        *,
+        bad_files: BadFiles = "error",
+        engine: str | None = None,
+        device: str = "auto",
+        cache: Cache | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute the pooled features of images, in order.
+
+        Parameters
+        ----------
+        images, bad_files, engine, device, cache
+            As in ``predict``.
+
+        Returns
+        -------
+        array, float32, shape (n, width)
+
+        Raises
+        ------
+        DataError
+            If an image cannot be decoded and ``bad_files`` is "error". The message names it.
+        UsageError
+            If an argument is not for this task.
+        """
+        self._require_task_arguments(engine, None, 0)
+        cache = cache or Cache()
+        samples = readable_samples(to_samples(images), cache=cache, bad_files=bad_files)
+        if not samples:
+            return np.zeros((0, self.backbone.width), dtype=np.float32)
+        extractor = Extractor(cache=cache, engine=self._engine(engine, device), device=device)
+        return extractor.features(self.backbone, samples).values
+
+    def torch(self) -> ClassifierModule:
+        """Return a torch module from pixels to probabilities, for your own torch code.
+
+        Normalisation and calibration are inside; images must have the model's input size
+        (``model.backbone.spec.preprocess.resize_and_crop`` returns it).
+
+        Raises
+        ------
+        UsageError
+            If the model has not been fitted, or does not classify.
+        """
+        head, task = self.linear_head(), self.require_task(ClassificationTask)
+        from headstart.models.torch_module import ClassifierModule
+
+        return ClassifierModule(self.backbone, head, task)
+
+    def _engine(self, engine: str | None, device: str) -> str:
+        return engine or runnable_engine(self.engine, device=device)
+
     def predict_samples(
         self,
         samples: Sequence[Sample],
@@ -241,7 +315,7 @@ class TransferModel:
             detections = detect(self.backbone, self.require_head(), samples, device=device)
             yield from (detection.above(least) for detection in detections)
         else:
-            engine = engine or runnable_engine(self.engine, device=device)
+            engine = self._engine(engine, device)
             extractor = Extractor(cache=cache, engine=engine, device=device)
             yield from self._classify(samples, extractor)
 

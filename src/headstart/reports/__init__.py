@@ -1,7 +1,8 @@
 """From results to HTML, JSON, Markdown and images; the templates are in templates/.
 
 Read report.py (a run as a page, as JSON and as a model card), page.py (templates and thumbnails),
-charts.py (values to SVG coordinates), classification.py, dense.py and insight.py (sections),
+charts.py (values to SVG coordinates), first_screen.py and next_steps.py (the result and what to do
+next), classification.py, dense.py and insight.py (sections),
 predictions.py (predictions as CSV), explanations.py (heat maps) and comparison.py (compare.html
 and its figure).
 """

@@ -21,7 +21,8 @@ from headstart.metrics.selective import risk_coverage
 from headstart.models.heads.linear import LinearHead
 from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
-from headstart.reports.page import LIMITS, examples, jpeg_uri, thumbnails
+from headstart.reports.first_screen import N_WORST
+from headstart.reports.page import LARGE, LIMITS, examples, jpeg_uri, thumbnails
 
 __all__ = ["class_extras", "class_page", "class_values"]
 
@@ -90,6 +91,7 @@ def class_page(
         "maps": maps,
         "examples": example_images,
         "mistakes": mistakes,
+        "wrong_labels": _wrong_labels(evaluation, prepared) if is_multilabel else [],
         "n_wrong": int((~evaluation.correct).sum()),
         "counts": None if is_multilabel else evaluation.confusion,
         "per_class": _per_class(evaluation),
@@ -238,11 +240,11 @@ def _with_thumbnails(
     """Examples by class, as (name, thumbnail), and mistakes with their thumbnails."""
     chosen = examples(prepared.data)
     mistakes = _mistakes(evaluation, prepared, LIMITS["mistakes"])
-    samples = [sample for _, of_class in chosen for sample in of_class]
-    samples += [mistake["sample"] for mistake in mistakes if mistake["sample"]]
-    uris = iter(thumbnails(samples))  # one pass, so that they are decoded in parallel
+    # One pass for each size, so that the images are decoded in parallel.
+    uris = iter(thumbnails(sample for _, of_class in chosen for sample in of_class))
     pairs = [(name, [(s.name, next(uris)) for s in of_class]) for name, of_class in chosen]
-    return pairs, [m | {"thumbnail": next(uris) if m["sample"] else None} for m in mistakes]
+    large = iter(thumbnails((m["sample"] for m in mistakes if m["sample"]), height=LARGE))
+    return pairs, [m | {"thumbnail": next(large) if m["sample"] else None} for m in mistakes]
 
 
 def _per_class(evaluation: Evaluation) -> list[Any]:
@@ -259,9 +261,7 @@ def _mistakes(evaluation: Evaluation, prepared: PreparedData, limit: int) -> lis
     if task.kind == "multilabel":
         return []
     predicted = evaluation.predicted
-    samples: Sequence[Sample] = prepared.test.samples
-    if tuple(sample.name for sample in samples) != evaluation.names:
-        samples = ()
+    samples = _test_samples(evaluation, prepared)
     return [
         {
             "image": evaluation.names[row],
@@ -273,3 +273,30 @@ def _mistakes(evaluation: Evaluation, prepared: PreparedData, limit: int) -> lis
         }
         for row in evaluation.mistakes(limit)
     ]
+
+
+def _wrong_labels(evaluation: Evaluation, prepared: PreparedData) -> list[dict[str, Any]]:
+    """The most confident wrong labels of a multilabel classifier, one for each image."""
+    errors = np.abs(evaluation.probabilities - evaluation.targets)
+    errors[evaluation.predicted == evaluation.targets] = -1.0
+    wrong = np.flatnonzero(~evaluation.correct)
+    rows = wrong[np.argsort(-errors[wrong].max(axis=1), kind="stable")][:N_WORST]
+    samples = _test_samples(evaluation, prepared)
+    uris = thumbnails((samples[row] for row in rows), height=LARGE) if samples else [None] * N_WORST
+    labels = errors[rows].argmax(axis=1)
+    return [
+        {
+            "image": evaluation.names[row],
+            "thumbnail": uri,
+            "label": evaluation.task.classes[label],
+            "is_labelled": bool(evaluation.targets[row, label]),
+            "probability": float(evaluation.probabilities[row, label]),
+        }
+        for row, label, uri in zip(rows, labels, uris, strict=False)
+    ]
+
+
+def _test_samples(evaluation: Evaluation, prepared: PreparedData) -> Sequence[Sample]:
+    """Samples of the evaluated images, or none if others were evaluated."""
+    samples: Sequence[Sample] = prepared.test.samples
+    return samples if tuple(sample.name for sample in samples) == evaluation.names else ()

@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 COLOURS = (
-    *("#0d648c", "#c2500a", "#1b7f5c", "#8a4f9e"),
-    *("#a07000", "#b8487f", "#3b6fd0", "#5f6b76"),
+    *("#0d648c", "#b34a09", "#1b7f5c", "#8a4f9e"),
+    *("#8c6200", "#b8487f", "#3565c4", "#5f6b76"),
 )
 """Colours of the curves, in order: different under colour blindness, and dark in print."""
 
@@ -46,6 +46,16 @@ OFFSET = 0.012
 intervals do not overlap."""
 
 MAX_TICKS = 6
+TEXT_COLOUR, MUTED_COLOUR, GRID_COLOUR = "#1b2026", "#59636e", "#dde2e7"
+
+DPI = 300
+FIGURE_SIZE = 5.5, 3.6
+"""Width and height in inches: the text width of a one-column page."""
+LEGEND_WIDTH = 84
+"""Number of letters that fit into a line of the legend."""
+MARKERS = {"circle": "o", "square": "s", "diamond": "D"}
+SENTENCES = 5
+"""Sentences that the page shows at once; the others are folded away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,17 +254,6 @@ def baseline_scores(curves: Sequence[Curve]) -> dict[str, float]:
     return dict(curves[0].points[-1].rules) if curves and curves[0].points else {}
 
 
-DPI = 300
-FIGURE_SIZE = 5.5, 3.6
-"""Width and height in inches: the text width of a one-column page."""
-
-TEXT_COLOUR, MUTED_COLOUR, GRID_COLOUR = "#1b2026", "#59636e", "#dde2e7"
-LEGEND_WIDTH = 84
-"""Number of letters that fit into a line of the legend."""
-
-MARKERS = {"circle": "o", "square": "s", "diamond": "D"}
-
-
 def draw_comparison(comparison: Comparison, path: Path) -> None:
     """Draw the curves with their intervals into a PNG of 1650 x 1080 pixels, 300 dpi.
 
@@ -336,10 +335,6 @@ def _draw_axes(axes: Axes, plot: Plot, measure: str) -> None:
 def _escape_dollars(text: str) -> str:
     """Escape dollar signs, which matplotlib reads as the start of a formula."""
     return text.replace("$", r"\$")
-
-
-SENTENCES = 5
-"""Sentences that the page shows at once; the others are folded away."""
 
 
 def render_page(comparison: Comparison) -> str:

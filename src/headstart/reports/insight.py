@@ -12,12 +12,12 @@ import numpy as np
 from headstart.data.draw import hex_colours
 from headstart.data.prepare import PreparedData
 from headstart.evaluation.embeddings import MapPoint, NearestImages, Outlier
-from headstart.evaluation.insight import Diagnostics
+from headstart.evaluation.insight import Diagnostics, LabelError
 from headstart.evaluation.learning_curve import CurvePoint
 from headstart.evaluation.slices import Slice
 from headstart.metrics.confidence_intervals import Interval
 from headstart.reports.charts import CURVE_HEIGHT, CURVE_WIDTH, Tick
-from headstart.reports.page import LIMITS, thumbnails
+from headstart.reports.page import LARGE, LIMITS, thumbnails
 
 __all__ = ["Band", "band", "insight_extras", "insight_page"]
 
@@ -61,16 +61,21 @@ def insight_page(
     errors = insight.label_errors[: LIMITS["label_errors"]]
     outliers = _select_outliers(insight.outliers)
     neighbourhoods = insight.neighbourhoods[: LIMITS["neighbourhoods"]]
-    uris = _thumbnails([*errors, *outliers], neighbourhoods, prepared)
+    uris = _thumbnails(neighbourhoods, prepared)
+    large = _large_images([*errors, *outliers], prepared)
     values = {
         "diagnostics": insight,
         "curve": band(insight.curve) if len(insight.curve) > 1 else None,
         "slices": _order_slices(insight.slices),
         "n_significant": sum(slice_.significant for slice_ in insight.slices),
-        "label_errors": [(error, uris[error.row]) for error in errors],
-        "outliers": [(outlier, uris[outlier.row]) for outlier in outliers],
+        "label_errors": [(error, large[error.row]) for error in errors],
+        "outliers": [(outlier, large[outlier.row]) for outlier in outliers],
         "neighbours": [
-            (image, uris[image.row], [(*each, uris[each[0]]) for each in image.neighbours])
+            (
+                image,
+                uris[image.row],
+                [(*neighbour, uris[neighbour[0]]) for neighbour in image.neighbours],
+            )
             for image in neighbourhoods
         ],
         "map": _map_values(insight.places, prepared.data.classes),
@@ -100,14 +105,23 @@ def _section_titles(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _thumbnails(
-    single_images: Iterable[Any], neighbourhoods: Sequence[NearestImages], prepared: PreparedData
+    neighbourhoods: Sequence[NearestImages], prepared: PreparedData
 ) -> dict[int, str | None]:
-    """Thumbnails by row, each created once."""
-    rows = [image.row for image in single_images]
+    """Thumbnails of test images and their neighbours by row, each created once."""
+    rows: list[int] = []
     for image in neighbourhoods:
         rows += [image.row, *(row for row, *_ in image.neighbours)]
     distinct = list(dict.fromkeys(rows))
     uris = thumbnails(prepared.data.samples[row] for row in distinct)
+    return dict(zip(distinct, uris, strict=True))
+
+
+def _large_images(
+    images: Iterable[LabelError | Outlier], prepared: PreparedData
+) -> dict[int, str | None]:
+    """Large images by row, each created once."""
+    distinct = list(dict.fromkeys(image.row for image in images))
+    uris = thumbnails((prepared.data.samples[row] for row in distinct), height=LARGE)
     return dict(zip(distinct, uris, strict=True))
 
 

@@ -7,7 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ from headstart.runtime import cores
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["LIMITS", "THUMBNAIL", "examples", "jpeg_uri", "page_template", "thumbnails"]
+__all__ = ["LARGE", "LIMITS", "THUMBNAIL", "examples", "jpeg_uri", "page_template", "thumbnails"]
 
 LIMITS = {
     "classes_in_table": 20,  # of the confusion matrix; above, the pairs confused most
@@ -52,6 +52,9 @@ LIMITS = {
 THUMBNAIL = 112
 """Height of thumbnails in pixels; pages show them at 96 pixels or less."""
 
+LARGE = 288
+"""Height in pixels of images that are worth enlarging, such as mistakes."""
+
 
 def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
     """Choose images of each class, evenly spaced over the data and deterministic."""
@@ -65,26 +68,26 @@ def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
     return [(n, [by_class[n][i] for i in evenly_spaced(len(by_class[n]), n_each)]) for n in chosen]
 
 
-def thumbnails(samples: Iterable[Sample]) -> list[str | None]:
+def thumbnails(samples: Iterable[Sample], *, height: int = THUMBNAIL) -> list[str | None]:
     """Create small images as data URIs, in order; None for an image that cannot be decoded."""
     with ThreadPoolExecutor(cores()) as executor:
-        return list(executor.map(_thumbnail, samples))
+        return list(executor.map(partial(_thumbnail, height=height), samples))
 
 
-def _thumbnail(sample: Sample) -> str | None:
+def _thumbnail(sample: Sample, *, height: int) -> str | None:
     from PIL import Image
 
     try:
-        pixels = decode(sample.image, at_least=THUMBNAIL)
+        pixels = decode(sample.image, at_least=height)
     except UnreadableImageError:
         return None
     image = Image.fromarray(pixels)
-    max_width = 2 * THUMBNAIL  # wider images are cropped to their centre
-    width = min(max(round(image.width * THUMBNAIL / image.height), THUMBNAIL // 3), max_width)
-    crop = image.width if width < max_width else round(image.height * max_width / THUMBNAIL)
+    max_width = 2 * height  # wider images are cropped to their centre
+    width = min(max(round(image.width * height / image.height), height // 3), max_width)
+    crop = image.width if width < max_width else round(image.height * max_width / height)
     left = (image.width - crop) // 2
     small = image.resize(
-        (width, THUMBNAIL),
+        (width, height),
         Image.Resampling.BILINEAR,
         box=(left, 0, left + crop, image.height),
         reducing_gap=2.0,

@@ -27,7 +27,9 @@ from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
 from headstart.reports.classification import class_extras, class_page, class_values
 from headstart.reports.dense import dense_extras, dense_page, dense_values
+from headstart.reports.first_screen import LINKS, N_WORST, headline, worst_confusion
 from headstart.reports.insight import insight_extras, insight_page
+from headstart.reports.next_steps import Step, next_steps
 from headstart.reports.page import LIMITS, page_template
 
 __all__ = ["Facts", "render_card", "render_html", "render_json"]
@@ -79,6 +81,11 @@ def render_html(facts: Facts) -> str:
         **_common_values(facts),
         **_page_values(facts),
         **insight_page(facts.diagnostics, facts.prepared, facts.model.record),
+        headline=headline(facts.evaluation),
+        confusion=worst_confusion(facts.evaluation),
+        n_first=N_WORST,
+        links=LINKS,
+        steps=_next_steps(facts),
         findings=_group_findings(facts.prepared),
         epochs=_epoch_values(facts.model.record),
         root=_common_folder(facts.prepared),
@@ -102,6 +109,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
     document: dict[str, Any] = {
         "name": facts.name,
         "summary": facts.summary,
+        "next_steps": [asdict(step) for step in _next_steps(facts)],
         "command": facts.command,
         "seconds": facts.seconds,
         "data": {
@@ -152,6 +160,16 @@ def _common_values(facts: Facts) -> dict[str, Any]:
         "forgetting": _forgetting_values(model.record),
         **values,
     }
+
+
+def _next_steps(facts: Facts) -> tuple[Step, ...]:
+    return next_steps(
+        facts.evaluation,
+        record=facts.model.record,
+        findings=facts.prepared.findings,
+        diagnostics=facts.diagnostics,
+        command=facts.command,
+    )
 
 
 def _page_values(facts: Facts) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Choose a backbone and a method.
 
 Read rules.py (pure decision rules), candidates.py (methods that take part, and their cost),
-probes.py (linear probes at several depths), race.py (the whole choice within a time budget),
+progress.py (events of a race, and how it is stopped), probes.py (linear probes at several depths),
+race.py (the whole choice within a time budget),
 scores.py (transferability scores of backbones) and ranking.py (their order).
 """

@@ -19,10 +19,13 @@ from headstart.methods.method import Method
 from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
+from headstart.selection.progress import FoldWatch
 from headstart.training.optim import Training
+from headstart.training.profiler import FAST_BATCH_SECONDS
 from headstart.training.time_estimate import (
     ImageCosts,
     extraction_seconds,
+    has_usual_costs,
     measure_image_costs,
     usual_image_costs,
 )
@@ -31,7 +34,10 @@ __all__ = [
     "Candidate",
     "estimate_feature_seconds",
     "estimate_training_seconds",
+    "has_training_costs",
     "image_costs",
+    "known_feature_seconds",
+    "measuring_seconds",
     "method_from_record",
     "method_to_record",
     "probe_candidate",
@@ -75,6 +81,12 @@ class Candidate:
     full_backbone: FrozenBackbone
     method: Method
     alternatives: tuple[Method, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Name in a sentence; the name itself is short enough for a table."""
+        last = self.name.replace("fine-tuning last", "fine-tuning the last")
+        return last.replace("fine-tuning two", "fine-tuning the last two")
 
     @property
     def megabytes(self) -> float:
@@ -162,6 +174,45 @@ def estimate_feature_seconds(
     return extraction_seconds(create_model(backbone, data), samples, data, extractor=extractor)
 
 
+def known_feature_seconds(
+    backbone: FrozenBackbone, samples: Sequence[Sample], data: Dataset, *, extractor: Extractor
+) -> float | None:
+    """Estimate the seconds of the missing features without measuring; None if that needs it."""
+    _, n_missing = extractor.plan_extraction(backbone, samples)
+    if not n_missing:
+        return 0.0
+    if not has_training_costs(backbone, data, extractor):
+        return None
+    return estimate_feature_seconds(backbone, samples, data, extractor=extractor)
+
+
+def has_training_costs(backbone: FrozenBackbone, data: Dataset, extractor: Extractor) -> bool:
+    """Whether an earlier run has measured the training costs of this backbone."""
+    return has_usual_costs(create_model(backbone, data), data, extractor=extractor)
+
+
+def measuring_seconds(image_seconds: float, n_cores: int) -> float:
+    """Estimate how long it takes to measure the training costs of one candidate.
+
+    The measurement passes four batches of four images through the stages on one core, and four
+    batches of 8 images forward and backward on all cores; where these are fast, of 32, too.
+
+    Parameters
+    ----------
+    image_seconds : float
+        Seconds per image of the extraction on all cores.
+    n_cores : int
+
+    Examples
+    --------
+    >>> measuring_seconds(0.005, 2), measuring_seconds(0.02, 2)
+    (2.56, 2.56)
+    """
+    n_stage_passes, n_small, n_large = 4 * 4 * n_cores, 4 * 8 * 3, 4 * 32 * 3
+    is_fast = image_seconds * 8 * 3 < FAST_BATCH_SECONDS
+    return image_seconds * (n_stage_passes + n_small + n_large * is_fast)
+
+
 def estimate_training_seconds(
     candidate: Candidate,
     data: Dataset,
@@ -245,10 +296,12 @@ def train_and_predict(
     test: Dataset,
     *,
     extractor: Extractor,
+    watch: FoldWatch | None = None,
 ) -> tuple[NDArray[np.float64], Candidate]:
     """Train on some images and predict others.
 
-    The features are not cached, because the trained network is not saved.
+    The features are not cached, because the trained network is not saved. ``watch`` reports the
+    steps and stops them.
 
     Returns
     -------
@@ -261,16 +314,18 @@ def train_and_predict(
     ------
     KeyboardInterrupt
         If a training was interrupted.
+    RaceStoppedError, BudgetUsedUpError
+        If ``watch`` has stopped it.
     TrainingError
         If training fails for every learning rate.
     """
     trained: list[tuple[float, Method, TransferModel]] = []
     last_error: TrainingError | None = None
-    for method in (candidate.method, *candidate.alternatives):
+    for number, method in enumerate((candidate.method, *candidate.alternatives)):
+        start = create_model(candidate.backbone, train)
+        session = None if watch is None else watch.session(number)
         try:
-            model = method.fit(
-                create_model(candidate.backbone, train), train, val, extractor=extractor
-            )
+            model = method.fit(start, train, val, extractor=extractor, session=session)
         except TrainingError as error:
             last_error = error
             continue
@@ -280,16 +335,21 @@ def train_and_predict(
     if last_error is not None and not trained:  # training failed with every learning rate
         raise last_error
     _, method, model = max(trained, key=lambda result: result[0])  # ties: the lowest rate
-    runner: Any = replace(extractor, engine="fp32").runner(
-        model.backbone, SplitPoint(engine="fp32")
-    )
-    samples = test.samples
-    blocks = [
-        runner(samples[start : start + PREDICTION_BATCH], None)
-        for start in range(0, len(samples), PREDICTION_BATCH)
-    ]
-    logits = np.asarray(model.linear_head().logits(np.concatenate(blocks)), dtype=np.float64)
+    features = _pooled_features(model, test.samples, extractor, watch)
+    logits = np.asarray(model.linear_head().logits(features), dtype=np.float64)
     return logits, replace(candidate, method=method, alternatives=())
+
+
+def _pooled_features(
+    model: TransferModel, samples: Sequence[Sample], extractor: Extractor, watch: FoldWatch | None
+) -> NDArray[np.float32]:
+    runner = replace(extractor, engine="fp32").runner(model.backbone, SplitPoint(engine="fp32"))
+    blocks = []
+    for start in range(0, len(samples), PREDICTION_BATCH):
+        if watch is not None:
+            watch.report_scoring(len(samples))
+        blocks.append(runner(samples[start : start + PREDICTION_BATCH], None))
+    return np.concatenate(blocks)
 
 
 def _best_validation_score(model: TransferModel) -> float:

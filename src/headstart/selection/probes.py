@@ -15,14 +15,27 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.data.splits import kfold, nested_fractions
+from headstart.features.engines import measuring_pays
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import random_like
+from headstart.metrics import PRIMARY_METRICS
+from headstart.runtime import cores
 from headstart.selection.candidates import (
     Candidate,
     estimate_feature_seconds,
     image_costs,
+    known_feature_seconds,
+    measuring_seconds,
     probe_candidate,
     probe_depths,
+)
+from headstart.selection.progress import (
+    BudgetUsedUpError,
+    FirstModel,
+    NextStep,
+    RaceEvent,
+    RaceStoppedError,
+    StopRequest,
 )
 from headstart.selection.rules import (
     PROBES_ALPHA,
@@ -53,6 +66,7 @@ MIN_CONTROL_IMAGES = 200
 """Minimum number of training images for this control."""
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
@@ -70,6 +84,8 @@ class RaceEntry:
         Duration of one training on the last fold.
     expected_full_seconds : float
         Estimated duration of the training on all images.
+    title : str
+        Name for progress, such as ``candidate 1 of 2: fine-tuning the last stage``.
     """
 
     candidate: Candidate
@@ -77,6 +93,7 @@ class RaceEntry:
     row: CandidateResult
     last_fold_seconds: float = 0.0
     expected_full_seconds: float = 0.0
+    title: str = ""
 
     @classmethod
     def of(cls, candidate: Candidate, values: Floats, **fields: Any) -> RaceEntry:
@@ -111,6 +128,13 @@ class RaceContext:
     seed : int
     on_progress : callable
         Called with one line of text per step.
+    notify : callable
+        Called with the events of the race.
+    stop : StopRequest
+        Whether Ctrl-C was pressed after the first answer.
+    progress : callable
+        Called with the name of a step, the amount done, and the total (0 if it is not known).
+        It ends the step after Ctrl-C.
     started_at : float
     reasons : list of str
         Sentences that explain the decision.
@@ -120,6 +144,12 @@ class RaceContext:
         Actual over estimated duration of the first probe. It scales the later estimates.
     measured : float
         Seconds spent on measuring this machine for the estimates.
+    image_seconds : float or None
+        Seconds per image of the first extraction; None if all features were cached.
+    n_probes : int
+        Number of probes that were planned.
+    probing : float
+        Seconds that all probes took, measuring included.
     """
 
     train: Dataset
@@ -128,11 +158,17 @@ class RaceContext:
     budget: float
     seed: int
     on_progress: Callable[[str], None]
+    notify: Callable[[RaceEvent], None]
+    stop: StopRequest
+    progress: Callable[[str, int, int], None]
     started_at: float = field(default_factory=time.perf_counter)
     reasons: list[str] = field(default_factory=list)
     estimated: float = 0.0
     pace: float = 1.0
     measured: float = 0.0
+    image_seconds: float | None = None
+    n_probes: int = 0
+    probing: float = 0.0
 
     def __post_init__(self) -> None:
         self.scorer, self.folds = _create_scorer_and_folds(self.train, self.seed)
@@ -142,6 +178,11 @@ class RaceContext:
         """Seconds since the race began."""
         return time.perf_counter() - self.started_at
 
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return max(self.budget - self.elapsed, 0.0)
+
     def probe_seconds(self, n: int, width: int) -> float:
         """Estimate the seconds of a probe on n images."""
         return self.pace * probe_seconds(n, width, len(self.train.classes))
@@ -150,63 +191,177 @@ class RaceContext:
     def measuring(self) -> Iterator[None]:
         """Add the block's seconds to ``measured``, because no estimate contains them."""
         start = self.elapsed
+        self.progress("measuring the speed of this machine", 0, 0)
         yield
         self.measured += self.elapsed - start
 
+    def measuring_pays(self, n_candidates: int) -> bool:
+        """Whether to measure the costs of ``n_candidates`` for the rest of the budget."""
+        return measuring_pays(self.expected_measuring(n_candidates), self.left)
+
+    def expected_measuring(self, n_candidates: int) -> float:
+        """Expected seconds of that measurement; 0 if nothing is known, as with cached features."""
+        return n_candidates * measuring_seconds(self.image_seconds or 0.0, cores())
+
 
 def run_probes(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[RaceEntry]:
-    """Probe every backbone at several depths; the full first backbone comes first."""
+    """Probe every backbone at several depths; the full first backbone comes first.
+
+    Nothing is measured before the first answer. After Ctrl-C it returns the probes so far.
+    """
     entries: list[RaceEntry] = []
-    train = context.train
-    for backbone in backbones:
-        with context.measuring():
-            ends = probe_depths(backbone)
-            expected_features = estimate_feature_seconds(
-                backbone, train.samples, train, extractor=context.extractor
-            )
-        start = context.elapsed
-        if entries and 0 < context.budget < start + expected_features:
-            name = backbone.spec.name
-            context.reasons.append(
-                f"Skipped: {name} (its features need about {expected_features:.0f} s; "
-                f"{max(context.budget - start, 0.0):.0f} s of the {context.budget:.0f} s budget "
-                f"left). Try `--budget {math.ceil((start + expected_features) / 60)}m`."
-            )
-            continue
-        features, _ = context.extractor.stage_features(backbone, train.samples, ends)
-        feature_seconds = (context.elapsed - start) / len(ends)
-        for end in reversed(ends):
-            start = context.elapsed
-            candidate = probe_candidate(
-                backbone, end, context.seed, with_backbone=len(backbones) > 1
-            )
-            solver_seconds = context.probe_seconds(len(train), candidate.backbone.width)
-            if entries and 0 < context.budget < start + solver_seconds:  # with very many images
-                context.reasons.append(
-                    f"Skipped: {candidate.name} (needs about {solver_seconds:.0f} s; "
-                    f"{max(context.budget - start, 0.0):.0f} s of the {context.budget:.0f} s "
-                    f"budget left). Try `--budget {math.ceil((start + solver_seconds) / 60)}m`."
-                )
-                continue
-            values = _probe_out_of_fold(train, features[end], context.folds, context.scorer)
+    context.n_probes = sum(len(probe_depths(backbone)) for backbone in backbones)
+    try:
+        for backbone in backbones:
             if not entries:
-                context.pace = (context.elapsed - start) / solver_seconds
-            entry = RaceEntry.of(
-                candidate,
-                values,
-                images=len(values),
-                score=context.scorer.score(values),
-                seconds=feature_seconds + context.elapsed - start,
-                estimated=expected_features / len(ends) + solver_seconds,
-            )
-            entries.append(entry)
+                _probe_stages(context, backbone, entries, with_backbone=len(backbones) > 1)
+                continue
+            expected, skip_sentence = _assess_backbone(context, backbone)
+            if skip_sentence:
+                context.reasons.append(skip_sentence)
+                continue
+            name = f"linear probes on {backbone.spec.name}"
+            context.notify(NextStep(names=(name,), seconds=expected or 0.0))
+            _probe_stages(context, backbone, entries, with_backbone=True)
+    except RaceStoppedError:
+        pass
     return entries
+
+
+def _assess_backbone(context: RaceContext, backbone: FrozenBackbone) -> tuple[float | None, str]:
+    """Return the expected seconds of another backbone's features, and why it is skipped.
+
+    The sentence is empty if the backbone is probed.
+    """
+    name = backbone.spec.name
+    if context.budget <= 0:
+        return None, (
+            f"Skipped: {name} (its features need another pass over the images, and the time "
+            "budget is 0 s). Try `--budget 2m`."
+        )
+    train, extractor = context.train, context.extractor
+    expected = known_feature_seconds(backbone, train.samples, train, extractor=extractor)
+    if expected is None and context.measuring_pays(1):
+        with context.measuring():
+            expected = estimate_feature_seconds(backbone, train.samples, train, extractor=extractor)
+    start = context.elapsed
+    if start + (expected or 0.0) <= context.budget:
+        return expected, ""
+    needed = f"its features need about {expected:.0f} s; " if expected else ""
+    minutes = math.ceil((start + (expected or start)) / 60)
+    return expected, (
+        f"Skipped: {name} ({needed}{context.left:.0f} s of the {context.budget:.0f} s budget "
+        f"left). Try `--budget {minutes}m`."
+    )
+
+
+def _probe_stages(
+    context: RaceContext,
+    backbone: FrozenBackbone,
+    entries: list[RaceEntry],
+    *,
+    with_backbone: bool,
+) -> None:
+    """Append the probes of a backbone, which share one pass of the network; the full one first."""
+    train, ends = context.train, probe_depths(backbone)
+    expected = known_feature_seconds(backbone, train.samples, train, extractor=context.extractor)
+    start = context.elapsed
+    extractor = _limited(context) if entries else context.extractor
+    try:
+        features, n_computed = extractor.stage_features(backbone, train.samples, ends)
+    except BudgetUsedUpError:
+        context.reasons.append(
+            f"Stopped: {backbone.spec.name} (the {context.budget:.0f} s budget was used up before "
+            f"its features were complete). Try `--budget {math.ceil(context.budget / 30)}m`."
+        )
+        return
+    seconds = context.elapsed - start
+    if not entries and n_computed:
+        context.image_seconds = seconds / n_computed
+    # Without measured times the features count with the time that they took.
+    shares = seconds / len(ends), (seconds if expected is None else expected) / len(ends)
+    for end in reversed(ends):
+        candidate = probe_candidate(backbone, end, context.seed, with_backbone=with_backbone)
+        is_first = not entries
+        entry = _probe(context, candidate, features[end], shares, is_first=is_first)
+        if entry is None:
+            continue
+        entries.append(entry)
+        if is_first:
+            _report_first_answer(context, entry, ends[:-1])
+
+
+def _probe(
+    context: RaceContext,
+    candidate: Candidate,
+    features: Floats32,
+    shares: tuple[float, float],
+    *,
+    is_first: bool,
+) -> RaceEntry | None:
+    """Cross-validate a probe; None if the budget is too short for it.
+
+    ``shares`` are its shares of the actual and of the expected seconds of the features.
+    """
+    train, start = context.train, context.elapsed
+    expected = context.probe_seconds(len(train), candidate.backbone.width)
+    if not is_first and 0 < context.budget < start + expected:  # with very many images
+        context.reasons.append(
+            f"Skipped: {candidate.name} (needs about {expected:.0f} s; {context.left:.0f} s of "
+            f"the {context.budget:.0f} s budget left). Try "
+            f"`--budget {math.ceil((start + expected) / 60)}m`."
+        )
+        return None
+    context.progress(f"fitting the {candidate.name}", 0, 0)
+    values = _probe_out_of_fold(train, features, context.folds, context.scorer)
+    if is_first:
+        context.pace = (context.elapsed - start) / expected
+    return RaceEntry.of(
+        candidate,
+        values,
+        images=len(values),
+        score=context.scorer.score(values),
+        seconds=shares[0] + context.elapsed - start,
+        estimated=shares[1] + expected,
+    )
+
+
+def _report_first_answer(context: RaceContext, entry: RaceEntry, ends: Sequence[str]) -> None:
+    """Report the first score, and from now on let Ctrl-C end the race instead of the run."""
+    context.stop.listen()
+    if entry.row.score is not None:
+        context.notify(
+            FirstModel(
+                measure=PRIMARY_METRICS[context.train.kind],
+                score=entry.row.score,
+                images=len(context.train),
+                seconds=context.elapsed,
+            )
+        )
+    backbone = entry.candidate.full_backbone
+    widths = [backbone.until(end).width for end in ends]
+    seconds = sum(context.probe_seconds(len(context.train), width) for width in widths)
+    names = tuple(f"linear probe at {end}" for end in reversed(ends))
+    context.notify(NextStep(names=names, seconds=seconds))
+
+
+def _limited(context: RaceContext) -> Extractor:
+    """Extractor that stops when the budget is used up."""
+
+    def progress(step: str, done: int, total: int) -> None:
+        context.progress(step, done, total)
+        if done < total and context.left <= 0:
+            raise BudgetUsedUpError
+
+    return replace(context.extractor, progress=progress)
 
 
 def select_best_probe(context: RaceContext, entries: list[RaceEntry]) -> RaceEntry:
     """Return the first probe, unless another one is significantly better."""
     first, *alternatives = entries
-    level = adjusted_level(PROBES_ALPHA, len(alternatives))
+    # After Ctrl-C fewer probes have run, but the level stays that of all planned ones.
+    n_planned = context.n_probes - 1 if context.stop.is_requested else 0
+    level = adjusted_level(PROBES_ALPHA, max(len(alternatives), n_planned))
     gains = []
     for entry in alternatives:
         gain = context.scorer.gain(entry.values, first.values, level=level)
@@ -240,6 +395,7 @@ def pretraining_is_useless(context: RaceContext, backbone: FrozenBackbone) -> bo
     if start + expected_seconds > context.budget:  # no training would fit into the budget either
         return False
     context.estimated += expected_seconds
+    context.progress("comparing the pretrained weights with random weights", 0, 0)
     scorer, folds = _create_scorer_and_folds(train, context.seed)
     learned_correct, random_correct = (
         _probe_out_of_fold(

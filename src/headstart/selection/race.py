@@ -2,13 +2,12 @@
 
 Linear probes at several depths need one forward pass per image. At most two trainings race
 against the best probe, fold by fold. The race ends when one of them is significantly better, when
-none of them gains, or when the time budget is used up.
+none of them gains, when the time budget is used up, or after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from headstart.selection.candidates import (
     Candidate,
     estimate_feature_seconds,
     estimate_training_seconds,
+    has_training_costs,
     probe_candidate,
     probe_depths,
     rejection_reason,
@@ -34,6 +34,7 @@ from headstart.selection.candidates import (
     training_candidates,
 )
 from headstart.selection.probes import (
+    Fold,
     RaceContext,
     RaceEntry,
     estimate_control_seconds,
@@ -41,6 +42,16 @@ from headstart.selection.probes import (
     pretraining_is_useless,
     run_probes,
     select_best_probe,
+)
+from headstart.selection.progress import (
+    BudgetUsedUpError,
+    FoldWatch,
+    NextStep,
+    RaceEvent,
+    RaceStoppedError,
+    StopRequest,
+    first_sentence,
+    format_seconds,
 )
 from headstart.selection.rules import (
     BUDGET,
@@ -54,7 +65,9 @@ from headstart.selection.rules import (
 __all__ = ["Decision", "decide", "estimate_race"]
 
 OnProgress = Callable[[str], None]
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+OnEvent = Callable[[RaceEvent], None]
+
+STOPPED = "stopped by Ctrl-C"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +99,7 @@ def decide(
     budget: float = BUDGET,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    notify: OnEvent | None = None,
 ) -> Decision:
     """Choose a method by a race on the training images.
 
@@ -99,14 +113,20 @@ def decide(
         Validation images for early stopping. By default, a share of the training images.
     extractor : Extractor
     budget : float
-        Seconds for the race and the training of its winner. 0 runs the probes only.
+        Seconds for the race and the training of its winner, from the start of the race. 0 runs
+        only the probes on the first backbone, whose features come from one pass.
     seed : int
         Seed of folds and trainings.
     on_progress : callable, optional
         Called with one line of text per step.
+    notify : callable, optional
+        Called with the events of the race, such as the first answer. From the first answer on,
+        Ctrl-C ends the race at its next step and keeps the best candidate so far.
 
     Raises
     ------
+    KeyboardInterrupt
+        After Ctrl-C before the first answer, and after a second Ctrl-C.
     UsageError
         If there is no backbone, or the data have boxes or masks.
     DataError
@@ -120,12 +140,21 @@ def decide(
     >>> decide([backbone], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
     'linear-probe'
     """
-    context = _create_context(backbones, (train, val), extractor, budget, seed, on_progress)
-    probe_entries = run_probes(context, backbones)
-    best = select_best_probe(context, probe_entries)
-    race_entries, rejected = _select_candidates(context, best)
-    winner = _race_candidates(context, best, race_entries) if race_entries else best
+    context = _create_context(
+        backbones, (train, val), extractor, budget, seed, on_progress, notify or (lambda _: None)
+    )
+    with context.stop:
+        probe_entries = run_probes(context, backbones)
+        best = select_best_probe(context, probe_entries)
+        context.probing = context.elapsed
+        race_entries, rejected = _select_candidates(context, best)
+        winner = _race_candidates(context, best, race_entries) if race_entries else best
     winner.note(state="chosen")
+    if context.stop.is_requested:
+        context.reasons.append(
+            "The race was stopped by Ctrl-C. The best candidate so far is kept; candidates that "
+            "were not compared may be better."
+        )
     context.reasons.append(f"Chosen: {winner.row.name}.")
     entries = [*probe_entries, *race_entries, *rejected]
     estimates = [
@@ -163,7 +192,9 @@ def estimate_race(
     UsageError, DataError
         As in ``decide``.
     """
-    context = _create_context(backbones, (train, val), extractor, budget, seed, None)
+    context = _create_context(
+        backbones, (train, val), extractor, budget, seed, None, lambda _: None
+    )
     rows = _estimate_probes(context, backbones)
     elapsed = sum(row.estimated for row in rows)
     control_seconds = estimate_control_seconds(context, backbones[0])
@@ -183,14 +214,11 @@ def estimate_race(
                 )
             else:
                 note = (
-                    f"first fold {_format_seconds(fold_seconds)}, final training "
-                    f"{_format_seconds(full_seconds)}"
+                    f"first fold {format_seconds(fold_seconds)}, final training "
+                    f"{format_seconds(full_seconds)}"
                 )
                 context.reasons.append(f"{_capitalise(candidate.name)}: {note}.")
-                # Only the first fold trains with every learning rate.
-                n_rates = 1 + len(candidate.alternatives)
-                later_seconds = fold_seconds / n_rates * (len(context.folds) - 1)
-                all_folds_seconds = fold_seconds + later_seconds
+                all_folds_seconds = _all_folds_seconds(context, candidate, fold_seconds)
                 rows[-1] = replace(rows[-1], estimated=all_folds_seconds, note=note)
                 elapsed += fold_seconds
                 longest_training = max(longest_training, full_seconds)
@@ -235,6 +263,7 @@ def _create_context(
     budget: float,
     seed: int,
     on_progress: OnProgress | None,
+    notify: OnEvent,
 ) -> RaceContext:
     train, val = parts
     if not backbones:
@@ -245,13 +274,23 @@ def _create_context(
             f"labels are for {train.kind}. Pass --method finetune."
         )
     probe_candidate(backbones[0], "", seed).method.check(train)
+    stop, report = StopRequest(notify), extractor.progress
+
+    def progress(step: str, done: int, total: int) -> None:
+        stop.check()
+        if report is not None:
+            report(step, done, total)
+
     return RaceContext(
         train=train,
         val=val,
-        extractor=extractor,
+        extractor=replace(extractor, progress=progress),
         budget=budget,
         seed=seed,
         on_progress=on_progress or (lambda _: None),
+        notify=notify,
+        stop=stop,
+        progress=progress,
     )
 
 
@@ -259,15 +298,56 @@ def _select_candidates(
     context: RaceContext, best: RaceEntry
 ) -> tuple[list[RaceEntry], list[RaceEntry]]:
     """Return the trainings that race against the best probe, and the skipped ones."""
-    if rejection := context.scorer.undecidable_reason(best.values, _comparison_level(context)):
-        context.reasons.append(f"{rejection}. No training was run.")
-        return [], []
-    if context.budget <= 0:
-        context.reasons.append("Skipped all trainings: the time budget is 0 s. Try `--budget 2m`.")
+    if reason := _reason_for_no_training(context, best):
+        context.reasons.append(reason)
+    if reason or context.stop.is_requested:
         return [], []
     selected: list[RaceEntry] = []
     rejected: list[RaceEntry] = []
+    try:
+        _assess_candidates(context, best.candidate.full_backbone, selected, rejected)
+    except RaceStoppedError:
+        return [], rejected
+    if selected:
+        # An estimate, until the first fold of all of them has run.
+        seconds = sum(
+            _all_folds_seconds(context, entry.candidate, entry.row.estimated) for entry in selected
+        )
+        context.notify(
+            NextStep(
+                names=tuple(entry.candidate.title for entry in selected),
+                folds=len(context.folds),
+                seconds=min(seconds, context.left),
+            )
+        )
+    return selected, rejected
+
+
+def _reason_for_no_training(context: RaceContext, best: RaceEntry) -> str:
+    """Return why no training can run; empty if one can."""
+    if rejection := context.scorer.undecidable_reason(best.values, _comparison_level(context)):
+        return f"{rejection}. No training was run."
+    if context.budget <= 0:
+        return "Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."
     backbone = best.candidate.full_backbone
+    is_remembered = has_training_costs(backbone, context.train, context.extractor)
+    if is_remembered or context.measuring_pays(2):
+        return ""
+    return (
+        f"Skipped all trainings: {format_seconds(context.left)} of the "
+        f"{format_seconds(context.budget)} budget left, of which measuring the speed of this "
+        "machine would take more than a tenth. Try `--budget "
+        f"{math.ceil((context.elapsed + 10 * context.expected_measuring(2)) / 60)}m`."
+    )
+
+
+def _assess_candidates(
+    context: RaceContext,
+    backbone: FrozenBackbone,
+    selected: list[RaceEntry],
+    rejected: list[RaceEntry],
+) -> None:
+    """Append each training to the ones that race, or to the skipped ones."""
     for alternatives in training_candidates(
         backbone, context.seed, include_scratch=pretraining_is_useless(context, backbone)
     ):
@@ -284,7 +364,6 @@ def _select_candidates(
             total = elapsed + fold_seconds + full_seconds if full_seconds else 0.0
             context.reasons.append(_skip_sentence("Skipped", candidate.name, rejection, total))
             rejected.append(entry)
-    return selected, rejected
 
 
 def _assess_candidate(
@@ -299,7 +378,7 @@ def _assess_candidate(
     rejection = rejection_reason(
         candidate, [context.train.subset(rows) for rows, _ in context.folds]
     )
-    if rejection := _first_sentence(rejection):
+    if rejection := first_sentence(rejection):
         candidate_entry.note(state="left out", note=rejection)
         return candidate_entry, rejection, (0.0, 0.0)
     fold_seconds = _estimate_training(context, candidate, train, len(held_out)) * (
@@ -308,9 +387,9 @@ def _assess_candidate(
     full_seconds = _estimate_training(context, candidate, context.train, 0)
     if elapsed + fold_seconds + full_seconds > context.budget:
         rejection = (
-            f"needs about {_format_seconds(fold_seconds + full_seconds)}; "
-            f"{_format_seconds(max(context.budget - elapsed, 0.0))} of the "
-            f"{_format_seconds(context.budget)} budget left"
+            f"needs about {format_seconds(fold_seconds + full_seconds)}; "
+            f"{format_seconds(max(context.budget - elapsed, 0.0))} of the "
+            f"{format_seconds(context.budget)} budget left"
         )
         candidate_entry.note(state="left out", note=rejection)
     return candidate_entry, rejection, (fold_seconds, full_seconds)
@@ -321,6 +400,8 @@ def _race_candidates(
 ) -> RaceEntry:
     """Train fold by fold until one is better, none gains, or the time is up; return the winner."""
     active = list(candidates)
+    for number, entry in enumerate(candidates, start=1):
+        entry.title = f"candidate {number} of {len(candidates)}: {entry.candidate.title}"
     for fold_number, fold in enumerate(context.folds, start=1):
         active = [
             entry for entry in active if _train_fold(context, entry, active, fold_number, fold)
@@ -337,8 +418,16 @@ def _race_candidates(
             if gain.interval.high < 0 or (fold_number > 1 and gain.interval.value <= 0):
                 entry.note(note=f"no gain after {_format_folds(fold_number)}")
                 active.remove(entry)
-        if not active:
+        if not active or context.stop.is_requested:
             break
+    _explain_no_change(context, best, candidates)
+    return best
+
+
+def _explain_no_change(
+    context: RaceContext, best: RaceEntry, candidates: Sequence[RaceEntry]
+) -> None:
+    """Say of every training why the probe stays the choice."""
     for entry in candidates:
         if entry.row.gain is None:
             entry.note(state=entry.row.state if entry.row.seconds else "left out")
@@ -349,44 +438,47 @@ def _race_candidates(
                 f"{_capitalise(entry.row.name)} is not significantly better than the "
                 f"{best.row.name}: {format_gain(entry)}{note}."
             )
-    return best
 
 
 def _train_fold(
     context: RaceContext, entry: RaceEntry, active: list[RaceEntry], fold_number: int, fold: Fold
 ) -> bool:
-    """Train on one fold and predict its held-out images; False if the time is up or it fails."""
+    """Train on one fold and predict its held-out images; False if it did not end."""
     train, held_out = _split_fold(context, fold)
     n_rates = 1 + len(entry.candidate.alternatives)
-    if fold_number == 1:  # check again: another candidate may have used more time than estimated
-        expected_seconds = (
-            _estimate_training(context, entry.candidate, train, len(held_out)) * n_rates
-        )
-        entry.expected_full_seconds = _estimate_training(context, entry.candidate, context.train, 0)
-    else:
-        expected_seconds = entry.last_fold_seconds
-        entry.expected_full_seconds = expected_seconds * len(context.train) / len(train)
+    try:
+        expected_seconds = _expected_fold_seconds(context, entry, train, held_out, fold_number)
+    except RaceStoppedError:
+        entry.note(note=STOPPED)
+        return False
     # The winner is trained on all images afterwards, which must fit into the budget too.
-    if (
-        context.elapsed + expected_seconds + max(other.expected_full_seconds for other in active)
-        > context.budget
-    ):
-        when = (
-            f"after {_format_folds(fold_number - 1)}"
-            if fold_number > 1
-            else "before its first fold"
-        )
-        entry.note(note=f"the time was up {when}")
+    needed = expected_seconds + max(other.expected_full_seconds for other in active)
+    if context.elapsed + needed > context.budget:
+        entry.note(note=_time_up_note(context, needed, fold_number))
         return False
     start = context.elapsed
+    watch = FoldWatch(
+        step=f"{entry.title}, fold {fold_number} of {len(context.folds)}",
+        n_trainings=n_rates,
+        progress=context.progress,
+        stop=context.stop,
+        # Without time for the final training the result of this fold would be of no use.
+        seconds_left=lambda: context.budget - context.elapsed - entry.expected_full_seconds,
+    )
     try:
         logits, entry.candidate = train_and_predict(
-            entry.candidate, train, context.val, held_out, extractor=context.extractor
+            entry.candidate, train, context.val, held_out, extractor=context.extractor, watch=watch
         )
     # A DataError comes from groups that cannot be split for early stopping.
-    except (TrainingError, DataError) as error:
-        seconds = entry.row.seconds + context.elapsed - start
-        entry.note(note=_first_sentence(str(error)), seconds=seconds)
+    except (TrainingError, DataError, BudgetUsedUpError, RaceStoppedError) as error:
+        note = {
+            RaceStoppedError: f"{STOPPED} in fold {fold_number}",
+            BudgetUsedUpError: (
+                f"fold {fold_number} took longer than expected and was stopped, because the "
+                f"{format_seconds(context.budget)} budget was used up"
+            ),
+        }.get(type(error), first_sentence(str(error)))
+        entry.note(note=note, seconds=entry.row.seconds + context.elapsed - start)
         return False
     entry.values[fold[1]] = context.scorer.correct(logits, fold[1])
     entry.last_fold_seconds = (context.elapsed - start) / n_rates
@@ -396,6 +488,31 @@ def _train_fold(
         estimated=estimated_before + expected_seconds,
     )
     return True
+
+
+def _expected_fold_seconds(
+    context: RaceContext, entry: RaceEntry, train: Dataset, held_out: Dataset, fold_number: int
+) -> float:
+    """Estimate the seconds of a fold; sets those of the entry's final training."""
+    context.stop.check()
+    if fold_number > 1:
+        seconds = entry.last_fold_seconds
+        entry.expected_full_seconds = seconds * len(context.train) / len(train)
+        return seconds
+    # Estimate again: another candidate may have used more time than expected.
+    n_rates = 1 + len(entry.candidate.alternatives)
+    seconds = _estimate_training(context, entry.candidate, train, len(held_out)) * n_rates
+    entry.expected_full_seconds = _estimate_training(context, entry.candidate, context.train, 0)
+    return seconds
+
+
+def _time_up_note(context: RaceContext, needed: float, fold_number: int) -> str:
+    n_done = fold_number - 1
+    when = f"after {_format_folds(n_done)}" if n_done else "before its first fold"
+    return (
+        f"the time was up {when}: needs about {format_seconds(needed)}; "
+        f"{format_seconds(context.left)} of the {format_seconds(context.budget)} budget left"
+    )
 
 
 def _compare_with_probe(
@@ -453,6 +570,8 @@ def _race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[
         "estimated": context.estimated,
         "seconds": context.elapsed,
         "measured": context.measured,
+        "probing": context.probing,
+        "stopped": context.stop.is_requested,
         "images": len(context.train),
         "folds": len(context.folds),
         "rows": [row.as_dict() for row in rows],
@@ -465,15 +584,6 @@ def _skip_sentence(start: str, name: str, rejection: str, total_seconds: float) 
     return f"{start}: {name} ({rejection}).{advice}"
 
 
-def _first_sentence(message: str) -> str:
-    """Return an error message without its advice, and without the dots of a shortened list.
-
-    >>> _first_sentence("Found too few images of 'a', 'b', .... Add images.")
-    "Found too few images of 'a', 'b'"
-    """
-    return re.split(r"[.;] ", message)[0].rstrip(" .,")
-
-
 def _format_folds(number: int) -> str:
     return f"{number} fold{'s' * (number != 1)}"
 
@@ -482,5 +592,7 @@ def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _format_seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+def _all_folds_seconds(context: RaceContext, candidate: Candidate, first_fold: float) -> float:
+    """Estimate all folds from the first one, the only one that trains with every learning rate."""
+    n_rates = 1 + len(candidate.alternatives)
+    return first_fold + first_fold / n_rates * (len(context.folds) - 1)

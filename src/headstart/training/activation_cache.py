@@ -58,7 +58,7 @@ N_LOOKUP_IMAGES = 256
 
 DISK_WRITE_RATE, DISK_READ_RATE, MEMORY_READ_RATE = 300e6, 600e6, 5e9
 """Bytes per second into the cache, out of it, and out of memory. For SQLite with its checksums, a
-little below the rates of one machine (350 MB and 700 MB). If they decide, the gain is small."""
+little below the rates of one machine (350 MB and 700 MB). They decide only if the gain is small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class AvailableStorage:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationCachePlan:
-    """What is cached, and the expected training times.
+    """Decision about the activation cache, with the expected training times.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ def choose_cache_plan(
     Parameters
     ----------
     mode : {"auto", "on", "off"}
-        ``on`` takes the best option that fits, even if it does not pay.
+        ``on`` takes the best option that fits, even if it saves no time.
 
     Raises
     ------

@@ -42,7 +42,8 @@ __all__ = ["train"]
 State = dict[str, "Tensor"]
 
 CHECKPOINT_SECONDS = 30.0
-"""Between two checkpoints: a kill loses at most this. Ctrl-C and the last epoch save one, too."""
+"""Seconds between two checkpoints: a kill loses at most this much. Ctrl-C and the last epoch save
+one, too."""
 
 
 def train(
@@ -122,7 +123,7 @@ class _Run:
         self.epoch, self.skip, self.loss_sum = 1, 0, 0.0
         self.average: State = {}
         self.best: tuple[Score, State] | None = None
-        self.tops: list[tuple[Score, int, State]] = []
+        self.top_states: list[tuple[Score, int, State]] = []
         self.saved_at = time.monotonic()
         self.interruption = Interruption()
         self.is_stopped = False  # by the job's watcher
@@ -148,8 +149,23 @@ class _Run:
         """Whether to train another epoch: not all are done, and the patience has not run out."""
         if self.is_stopped or self.epoch > self.settings.epochs:
             return False
+        if self._is_time_up():
+            return False
         epochs_since_best = self.epoch - 1 - self.history.best
         return self.history.steps < MIN_STEPS_TO_STOP or epochs_since_best < self.settings.patience
+
+    def _is_time_up(self) -> bool:
+        """Whether the session's deadline has passed; at least one epoch is trained."""
+        deadline = self.session.deadline
+        if deadline is None or self.epoch == 1 or time.perf_counter() < deadline:
+            return False
+        note = (
+            f"The time budget was used up after {self.epoch - 1} of {self.settings.epochs} epochs; "
+            "the best epoch so far is kept."
+        )
+        if note not in self.history.notes:
+            self.history.notes.append(note)
+        return True
 
     def finish_epoch(self, seconds: float) -> None:
         """Score the epoch, and save a checkpoint when one is due."""
@@ -157,7 +173,7 @@ class _Run:
         self._save_in_time()
 
     def stop(self) -> None:
-        """After Ctrl-C: save a checkpoint, if the training stands between two steps."""
+        """After Ctrl-C: save a checkpoint, if no step is in progress."""
         failure = ""
         if self.interruption.is_consistent:
             try:
@@ -172,8 +188,8 @@ class _Run:
         """Load the best epoch's weights, or an average of epochs that scores no worse."""
         if self.best is not None:
             self._load(self.best[1])
-        if self.settings.soup > 1 and len(self.tops) > 1:
-            ranked = [(state, score.value) for score, _, state in self.tops]
+        if self.settings.soup > 1 and len(self.top_states) > 1:
+            ranked = [(state, score.value) for score, _, state in self.top_states]
             average, used = greedy_soup(ranked, self._score_of)
             self._load(average)
             self.history.soup = len(used)
@@ -284,9 +300,9 @@ class _Run:
             if self.best is None or score > self.best[0]:
                 self.best, self.history.best = (score, state), number
             if self.settings.soup > 1:
-                self.tops.append((score, number, state))
-                self.tops = sorted(self.tops, key=lambda top: top[:2], reverse=True)
-                del self.tops[self.settings.soup :]
+                self.top_states.append((score, number, state))
+                self.top_states = sorted(self.top_states, key=lambda entry: entry[:2], reverse=True)
+                del self.top_states[self.settings.soup :]
             epoch = Epoch(
                 number=number,
                 loss=loss,
@@ -315,7 +331,7 @@ class _Run:
     def _score_of(self, state: Mapping[str, Tensor]) -> float:
         self._load(state)
         score = self.job.score()
-        # After Ctrl-C the other processes may be anywhere: do not wait for them.
+        # After Ctrl-C the other processes may be at any line: do not wait for them.
         return score.value if self.history.interrupted else _same_in_all_processes(score).value
 
     def report_step(self) -> None:
@@ -329,8 +345,8 @@ class _Run:
 
     def _state(self, *, copies: bool = True) -> State:
         """Tensors that training can change, by name."""
-        every = self.job.module.state_dict().items()
-        state = {name: tensor.detach() for name, tensor in every if name in self.names}
+        tensors = self.job.module.state_dict().items()
+        state = {name: tensor.detach() for name, tensor in tensors if name in self.names}
         return {name: t.clone() for name, t in state.items()} if copies else state
 
     def _load(self, state: Mapping[str, Tensor]) -> None:
@@ -349,13 +365,13 @@ class _Run:
         moments, optimiser = flatten_optimiser(self.plain_optimiser.state_dict())
         states = {"live": self._state(copies=False), "average": self.average}
         states["best"] = self.best[1] if self.best else {}
-        states |= {f"top{number}": state for _, number, state in self.tops}
+        states |= {f"top{number}": state for _, number, state in self.top_states}
         tensors = {f"{k}/{name}": t for k, state in states.items() for name, t in state.items()}
         values = {
             "optimiser": optimiser,
             "history": asdict(self.history),
             "best": tuple(self.best[0]) if self.best else None,
-            "tops": [(tuple(score), number) for score, number, _ in self.tops],
+            "tops": [(tuple(score), number) for score, number, _ in self.top_states],
             "loss_sum": self.loss_sum,
             "parts": self.parts,
             "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
@@ -383,7 +399,7 @@ class _Run:
         self.average = states.get("average", {})
         if values["best"] is not None:
             self.best = Score(*values["best"]), states["best"]
-        self.tops = [(Score(*score), n, states[f"top{n}"]) for score, n in values["tops"]]
+        self.top_states = [(Score(*score), n, states[f"top{n}"]) for score, n in values["tops"]]
         history = values["history"]
         self.history = History(**{**history, "epochs": [Epoch(**e) for e in history["epochs"]]})
         self.history.interrupted = False

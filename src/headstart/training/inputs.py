@@ -150,7 +150,7 @@ class Inputs:
         extractor, backbone = self.input_source.extractor, self.input_source.backbone
         stage = self.input_source.cached_stage or split_point.stop
         cache_point = replace(split_point, stop=stage)
-        # Frozen stages behind the cached one run for every batch.
+        # Frozen stages after the cached one run for every batch.
         finish = None
         if stage is not None and split_point.stop is not None and stage != split_point.stop:
             target = device(extractor.device)

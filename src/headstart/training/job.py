@@ -71,7 +71,7 @@ class History:
         Number of epochs whose weights were averaged; 1 for the best alone.
     steps : int
     notes : list of str
-        Messages for a person, such as batches that were halved.
+        Messages for the user, such as batches that were halved.
     interrupted : bool
         Whether Ctrl-C ended the training.
     """
@@ -99,12 +99,15 @@ class Session:
         For checkpoints, and for a batch whose loss is not finite.
     resume : bool
         Continue from the checkpoint in the folder.
+    deadline : float, optional
+        Time, as of ``time.perf_counter``, after which no further epoch begins.
     """
 
     on_epoch: Callable[[Epoch, int], None] | None = None
     progress: Callable[[str, int, int], None] | None = None
     folder: Path | None = None
     resume: bool = False
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

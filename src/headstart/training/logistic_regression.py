@@ -394,7 +394,7 @@ def search_penalty(
 
     Returns
     -------
-    Search
+    PenaltySearch
     """
     from threadpoolctl import threadpool_limits
 

@@ -115,7 +115,7 @@ def cutmix(
     top, bottom, left, right = _draw_box(height, width, share, rng)
     mixed = x.clone()
     mixed[:, :, top:bottom, left:right] = x[partners, :, top:bottom, left:right]
-    # The share that really stays: the box may be clipped at the edges.
+    # The remaining share of the original image: the box may be clipped at the edges.
     share = 1 - (bottom - top) * (right - left) / (height * width)
     return mixed, share * targets + (1 - share) * targets[partners]
 

@@ -1,4 +1,4 @@
-"""A backbone and a head in training, with a proof that the constant part does not change."""
+"""A backbone and a head in training, with a check that the constant part does not change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ __all__ = ["Network", "Outputs", "find_split_point"]
 
 INFERENCE_BATCH, INFERENCE_BATCH_MAPS = 64, 8
 """Batch sizes in inference, for heads on pooled features and for heads on maps."""
-
 
 Fetch = Callable[[NDArray[np.intp]], NDArray[Any]]
 

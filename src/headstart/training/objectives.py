@@ -54,6 +54,17 @@ Penalty = Callable[["Tensor", Outputs, Rows], "Tensor"]
 LossStep = Callable[[Rows, NDArray[Any], int], "Tensor"]
 """From the rows of a batch, their fetched array and the global step to their mean loss."""
 
+DetectedBoxes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Boxes (n, 4), scores (n,) and labels (n,) of one image."""
+BoxPredictions = tuple[list[DetectedBoxes], float]
+"""Of all validation images, and their mean loss."""
+TEMPERATURE_SPREAD = 0.25
+"""Prior standard deviation of the log temperature, for validation parts of a few dozen images."""
+FitHead = Callable[[NDArray[np.float32]], LinearHead]
+"""From the pooled features of the plain training images to a head."""
+PixelPredictions = tuple[NDArray[np.intp], float]
+"""Pixels of all validation images by true and predicted class, and their mean loss."""
+
 
 class Objective(Protocol):
     """Loss and score of a training, from the labels of its training and validation images."""
@@ -107,13 +118,6 @@ def on_device(values: NDArray[Any], device: str) -> Tensor:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-
-DetectedBoxes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-"""Boxes (n, 4), scores (n,) and labels (n,) of one image."""
-
-BoxPredictions = tuple[list[DetectedBoxes], float]
-"""Of all validation images, and their mean loss."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -217,13 +221,6 @@ def _detector_loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth
     terms = network.layer.loss(outputs.logits, targets)  # type: ignore[operator]
     total: Tensor = sum(terms.values())
     return total
-
-
-TEMPERATURE_SPREAD = 0.25
-"""Prior standard deviation of the log temperature, for validation parts of a few dozen images."""
-
-FitHead = Callable[[NDArray[np.float32]], LinearHead]
-"""From the pooled features of the plain training images to a head."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -331,10 +328,6 @@ class ClassObjective:
     @cached_property
     def _targets(self) -> NDArray[np.intp]:
         return self.train.targets()
-
-
-PixelPredictions = tuple[NDArray[np.intp], float]
-"""Pixels of all validation images by true and predicted class, and their mean loss."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -33,7 +33,7 @@ MIN_STEPS = 150
 """Smallest number of steps if ``epochs`` is not set: very small datasets need many epochs."""
 
 MIN_STEPS_TO_STOP = 100
-"""Smallest number of steps before a training may stop early: a few steps prove nothing."""
+"""Smallest number of steps before a training may stop early: the first scores vary too much."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
     from headstart.backbones.frozen import FrozenBackbone
 
-__all__ = ["MeasuredCosts", "StageCost", "measure_costs", "measure_decoding"]
+__all__ = ["MeasuredCosts", "StageCost", "measure_costs", "measure_decoding", "recall_costs"]
 
 N_REPEATS = 3
 N_DECODED_IMAGES = 4
@@ -105,24 +105,40 @@ def measure_costs(
         Stores the times by backbone, crop, plan, device and versions.
     device : str
     """
-    rows = [[row.stage, row.trainable, row.batch_norm] for row in plan.rows]
-    size = backbone.spec.preprocess.shape
-    environment = json.dumps(
-        [machine(device).as_dict(), versions(), rows, plan.only, threads(), head.kind]
-    )
-    cache_key = key("boundary", backbone.spec.name, *map(str, size), "fp32", environment)
-    if cached := cache.get_many([cache_key]).get(cache_key):
-        values = json.loads(cached)
-        stages = tuple(StageCost(**stage) for stage in values.pop("stages"))
-        return MeasuredCosts(stages=stages, **values)
+    remembered = recall_costs(backbone, plan, head, cache=cache, device=device)
+    if remembered is not None:
+        return remembered
     measured = MeasuredCosts(
         stages=_stage_costs(backbone, device),
         learn=_learning_seconds(backbone, plan, head, device),
         update=_update_seconds(plan.trainable + sum(v.size for v in head.state().values()), device),
         width=backbone.width,
     )
+    cache_key = _costs_key(backbone, plan, head, device)
     cache.put_many({cache_key: json.dumps(asdict(measured)).encode()}, kind="choice")
     return measured
+
+
+def recall_costs(
+    backbone: Backbone, plan: FreezePlan, head: Head, *, cache: Cache, device: str = "cpu"
+) -> MeasuredCosts | None:
+    """Return the times that an earlier ``measure_costs`` stored for this machine, if any."""
+    cache_key = _costs_key(backbone, plan, head, device)
+    cached = cache.get_many([cache_key]).get(cache_key)
+    if not cached:
+        return None
+    values = json.loads(cached)
+    stages = tuple(StageCost(**stage) for stage in values.pop("stages"))
+    return MeasuredCosts(stages=stages, **values)
+
+
+def _costs_key(backbone: Backbone, plan: FreezePlan, head: Head, device: str) -> bytes:
+    rows = [[row.stage, row.trainable, row.batch_norm] for row in plan.rows]
+    size = backbone.spec.preprocess.shape
+    environment = json.dumps(
+        [machine(device).as_dict(), versions(), rows, plan.only, threads(), head.kind]
+    )
+    return key("boundary", backbone.spec.name, *map(str, size), "fp32", environment)
 
 
 def measure_decoding(

@@ -32,8 +32,8 @@ def epoch_order(
         Classes; needed to balance.
     balanced : bool
         Draw every class equally often (the counts differ by 1 at most). Examples of a small class
-        come several times, but each comes again only after all others of its class. Of a large
-        class every epoch draws different examples.
+        are drawn several times, each again only after all others of its class. Of a large class,
+        every epoch draws different examples.
 
     Returns
     -------

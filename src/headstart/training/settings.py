@@ -28,7 +28,7 @@ class SharedSettings:
     mask_loss : MaskLoss
         Loss of segmentation.
     mixup, cutmix : float
-        Parameter of the Beta distribution of MixUp or CutMix; 0 turns it off. Behind a split
+        Parameter of the Beta distribution of MixUp or CutMix; 0 turns it off. After a split
         point the activations are mixed instead of the pixels.
     seed : int
         Decides validation images, order, augmented views and dropout.

@@ -1,4 +1,4 @@
-"""Estimate of the duration of a training on this machine, from the costs that are measured."""
+"""Estimate of the duration of a training on this machine, from measured costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from headstart.models.heads.head import Head
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import cores, device
 from headstart.training.activation_cache import TrainingWorkload, plan_activation_cache
-from headstart.training.profiler import MeasuredCosts, measure_costs, measure_decoding
+from headstart.training.profiler import (
+    MeasuredCosts,
+    measure_costs,
+    measure_decoding,
+    recall_costs,
+)
 from headstart.training.settings import SharedSettings
 
 if TYPE_CHECKING:
@@ -24,12 +29,12 @@ __all__ = [
     "ImageCosts",
     "extraction_seconds",
     "feature_seconds",
+    "has_usual_costs",
     "measure_image_costs",
     "probe_seconds",
     "training_seconds",
     "usual_image_costs",
 ]
-
 
 STEP_OVERHEAD, EPOCH_OVERHEAD, TRAINING_OVERHEAD = 1.5e-3, 0.03, 0.3
 """Seconds for each step, each epoch and each training that do not depend on images: passing data
@@ -91,9 +96,20 @@ def feature_seconds(costs: ImageCosts, missing: int, rate: float | None, cores: 
 
 def usual_image_costs(model: TransferModel, data: Dataset, *, extractor: Extractor) -> ImageCosts:
     """Measure the seconds per image where the last stage trains, or read them from the cache."""
-    plan = plan_freezing(model.backbone.module, train_from="last:1", learning_rate=1e-4)
-    head = model.initial_head(data, seed=0)
+    plan, head = _usual_training(model, data)
     return measure_image_costs(model.backbone, plan, head, data, extractor=extractor)
+
+
+def has_usual_costs(model: TransferModel, data: Dataset, *, extractor: Extractor) -> bool:
+    """Whether an earlier run has measured what ``usual_image_costs`` measures."""
+    plan, head = _usual_training(model, data)
+    module, target = model.backbone.module, device(extractor.device)
+    return recall_costs(module, plan, head, cache=extractor.cache, device=target) is not None
+
+
+def _usual_training(model: TransferModel, data: Dataset) -> tuple[FreezePlan, Head]:
+    plan = plan_freezing(model.backbone.module, train_from="last:1", learning_rate=1e-4)
+    return plan, model.initial_head(data, seed=0)
 
 
 def extraction_seconds(
@@ -147,7 +163,7 @@ def training_seconds(
     fits_head : bool
         Whether the head is fitted on frozen features first.
     extractor : Extractor
-        What its cache holds need not be computed.
+        Values in its cache are not computed again.
     """
     training = method.training.for_kind(data.kind)
     workload = TrainingWorkload.of(sizes, training, method.augmentation, fits_head=fits_head)

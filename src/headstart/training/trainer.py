@@ -1,4 +1,4 @@
-"""Train a network on images: what all methods that train by gradient share."""
+"""Train a network on images: the code that all gradient methods share."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def train_network(
         Source of the network's inputs.
     session : Session, optional
     identity : mapping, optional
-        What decides the training besides settings, images and weights, by name.
+        Other values that decide the training, besides settings, images and weights, by name.
     penalty : callable, optional
         Makes a term of the loss from the network's training inputs.
     """

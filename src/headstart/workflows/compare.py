@@ -51,6 +51,7 @@ from headstart.workflows.events import (
     notify_both,
     progress_of,
 )
+from headstart.workflows.plan import PlannedTraining, describe_trainings
 from headstart.workflows.recipe import ComparisonRecipe, Recipe, parse_method, with_steps
 from headstart.workflows.resolve import check_data, read_source, resolve_recipe
 from headstart.workflows.run_folder import (
@@ -75,6 +76,14 @@ RESULTS_DELETED = (
 )
 
 RESULTS_REUSED = "Reused {reused} of {total} trainings from {path}."
+
+FEW_SEEDS = 3
+"""Number of seeds below which the differences between trainings are hardly known."""
+
+TOO_FEW_SEEDS = (
+    "Too few seeds: {seeds}. The intervals do not show how much a result changes from seed to "
+    "seed. Pass --seeds 3 or more."
+)
 
 REPORTED_LINES = 40
 """Largest number of trainings that are reported one by one; of more, every n-th."""
@@ -126,7 +135,7 @@ def compare(
     command: str = "",
     resume: bool = False,
 ) -> tuple[Comparison, Path]:
-    """Train every method on every backbone, seed and fraction, and report what differs.
+    """Train every method on every backbone, seed and fraction, and report the differences.
 
     In a seed, fold and fraction all methods have the same training and test images. The test
     part is the one of the data, if there is one; otherwise every seed has a split of its own.
@@ -473,6 +482,7 @@ class _Trainings:
         if resume:
             text = RESULTS_REUSED.format(reused=len(reused), total=len(jobs), path=path)
             self.notify(Noted(text=text))
+        self._announce([job for job in jobs if job.key not in saved])
         results = []
         for number, job in enumerate(jobs, start=1):
             result = saved.get(job.key)
@@ -485,6 +495,23 @@ class _Trainings:
             results.append(replace(result, method=job.method_name, backbone=job.backbone))
             self.notify(Progressed(step="trainings", done=number, total=len(jobs)))
         return tuple(results), sum(result.seconds for result in reused)
+
+    def _announce(self, jobs: list[_Job]) -> None:
+        """Report how many trainings will run, and how long if there are many."""
+        trainings = [
+            PlannedTraining(
+                backbone=self.backbones[job.backbone],
+                name=(job.backbone, job.method_name, job.split.fraction),
+                method=job.method,
+                parts=(job.split.train, job.split.val, job.split.test),
+            )
+            for job in jobs
+        ]
+        about = self._describe_split()
+        for text in describe_trainings(trainings, self.recipe, self.cache, about=about):
+            self.notify(Noted(text=text))
+        if self.trials.seeds < FEW_SEEDS:
+            self.notify(Noted(text=TOO_FEW_SEEDS.format(seeds=self.trials.seeds)))
 
     def _train(self, job: _Job) -> TrainingResult:
         result = train_on_split(

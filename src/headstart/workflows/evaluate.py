@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from headstart.cache import Cache
 from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
@@ -11,20 +14,114 @@ from headstart.data.checks.images import keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
 from headstart.data.loader import digest_of
-from headstart.data.prepare import BadFiles
+from headstart.data.prepare import BadFiles, PreparedData
 from headstart.data.readers import read_dataset
-from headstart.errors import LeakError
-from headstart.evaluation.classification import AnyEvaluation, evaluate
+from headstart.errors import LeakError, UnknownNameError, UsageError
+from headstart.evaluation.classification import AnyEvaluation
+from headstart.evaluation.classification import evaluate as evaluate_dataset
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
 from headstart.models.saving import load
 from headstart.models.transfer_model import TransferModel
 
-__all__ = ["evaluate_source", "labelled_part", "short_digest"]
+__all__ = [
+    "EvaluatedModel",
+    "evaluate",
+    "evaluate_model",
+    "evaluate_source",
+    "labelled_part",
+    "short_digest",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluatedModel:
+    """A saved model, the images that it was evaluated on, and the result.
+
+    Parameters
+    ----------
+    model : TransferModel
+    prepared : PreparedData
+        All images are its test part.
+    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
+    """
+
+    model: TransferModel
+    prepared: PreparedData
+    evaluation: AnyEvaluation
+
+
+OPTIONS = ("allow_overlap", "bad_files", "device", "group_by")
+"""Settings of an evaluation that decide what is read, and where it runs."""
+
+
+def evaluate(
+    model: TransferModel | str | Path,
+    data: str | Path | Dataset,
+    *,
+    extractor: Extractor | None = None,
+    train: Dataset | None = None,
+    seed: int = 0,
+    cache: Cache | None = None,
+    **options: Any,
+) -> AnyEvaluation:
+    """Evaluate a model on labelled images, as ``headstart evaluate`` on the command line.
+
+    Parameters
+    ----------
+    model : TransferModel, str or Path
+        A model, or the folder of a saved one.
+    data : str, Path or Dataset
+        Class folders, a manifest, images with boxes or masks, or a dataset that was read already.
+    extractor : Extractor, optional
+        Evaluate a dataset with this extractor as it is: nothing is scanned or checked.
+    train : Dataset, optional
+        Training images, for the baselines; with ``extractor`` only.
+    seed : int
+        Seed of the bootstrap.
+    cache : Cache, optional
+        By default the user's.
+    **options
+        ``group_by``, ``bad_files``, ``allow_overlap`` and ``device``, as on the command line.
+
+    Raises
+    ------
+    ModelFileError
+        If the model's folder is damaged.
+    DataError
+        If the images cannot be used, or have classes that the model does not know.
+    LeakError
+        If the model was trained on some of these images.
+    UsageError
+        If an argument is invalid.
+
+    Examples
+    --------
+    >>> evaluation = evaluate("runs/photos", "test/")  # doctest: +SKIP
+    >>> print(evaluation.metrics["accuracy"])  # doctest: +SKIP
+    0.833 [0.746, 0.895]
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise UnknownNameError("setting", name, OPTIONS)
+    if extractor is None:
+        if train is not None:
+            raise UsageError(
+                f"`train` ({len(train)} images) needs `extractor`. Pass extractor=..., or leave "
+                "`train` out."
+            )
+        return evaluate_source(model, data, cache=cache or Cache(), seed=seed, **options)
+    if not isinstance(data, Dataset) or options:
+        raise UsageError(
+            f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "
+            f"{list(options)}. Leave `extractor` out."
+        )
+    loaded = model if isinstance(model, TransferModel) else load(model)
+    return evaluate_dataset(loaded, data, extractor=extractor, train=train, seed=seed)
 
 
 def evaluate_source(
-    model_folder: str | Path,
+    model: TransferModel | str | Path,
     source: str | Path | Dataset,
     *,
     cache: Cache,
@@ -34,7 +131,7 @@ def evaluate_source(
     device: str = "auto",
     seed: int = 0,
 ) -> AnyEvaluation:
-    """Evaluate a saved model on labelled images; with a test part, on that part only.
+    """Evaluate a model, or a saved one, on labelled images; with a test part, on that part only.
 
     Raises
     ------
@@ -45,14 +142,48 @@ def evaluate_source(
     LeakError
         If the model was trained on some of these images.
     """
-    model = load(model_folder)
+    return evaluate_model(
+        model,
+        source,
+        cache=cache,
+        group_by=group_by,
+        bad_files=bad_files,
+        allow_overlap=allow_overlap,
+        device=device,
+        seed=seed,
+    ).evaluation
+
+
+def evaluate_model(
+    model: TransferModel | str | Path,
+    source: str | Path | Dataset,
+    *,
+    cache: Cache,
+    group_by: str | None = None,
+    bad_files: BadFiles = "error",
+    allow_overlap: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+) -> EvaluatedModel:
+    """Evaluate as `evaluate_source`, and return the model and the images, too.
+
+    Raises
+    ------
+    ModelFileError, DataError, LeakError
+        As `evaluate_source`.
+    """
+    if not isinstance(model, TransferModel):
+        model = load(model)
     kind = model.task.kind
     data = labelled_part(source, kind, "test", cache=cache, group_by=group_by, bad_files=bad_files)
     if not allow_overlap:
         _require_unseen(model, data.samples)
     engine = runnable_engine(model.engine, device=device)
     extractor = Extractor(cache=cache, engine=engine, device=device)
-    return evaluate(model, data, extractor=extractor, seed=seed)
+    evaluation = evaluate_dataset(model, data, extractor=extractor, seed=seed)
+    samples = tuple(replace(sample, split="test") for sample in data.samples)
+    prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=())
+    return EvaluatedModel(model=model, prepared=prepared, evaluation=evaluation)
 
 
 def labelled_part(

@@ -15,6 +15,7 @@ from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Method, Outline
 from headstart.models.heads.head import Head
+from headstart.selection.progress import FirstModel, NextStep, StopRequested
 from headstart.training.job import Epoch
 
 __all__ = [
@@ -35,7 +36,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """Progress of a step, in images."""
+    """Progress of a step, in images or steps of a training.
+
+    ``total`` is 0 where it is not known: the step has begun, and the next event ends it.
+    """
 
     step: str
     done: int
@@ -44,7 +48,7 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """A message for a person."""
+    """A message for the user."""
 
     text: str
 
@@ -95,7 +99,7 @@ class Decided:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What the run is about to do.
+    """Plan of a run: what it will compute and train.
 
     Parameters
     ----------
@@ -113,7 +117,7 @@ class Planned:
         Size of the new features.
     head : Head or None
         Head for boxes or masks, which need no pooled features; None for classes.
-    reach : float or None
+    anchor_recall : float or None
         Share of the training boxes that some anchor overlaps by half or more.
     """
 
@@ -126,7 +130,7 @@ class Planned:
     seconds: float | None
     cache_bytes: int
     head: Head | None = None
-    reach: float | None = None
+    anchor_recall: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,7 +147,7 @@ class Finished:
     notes : tuple of str
         Messages of the training, such as batches that were halved.
     forgetting : tuple of str
-        Sentences about what a fine-tuned backbone has gained and forgotten.
+        Sentences about the transfer gain and the forgetting of a fine-tuned backbone.
     """
 
     folder: Path
@@ -154,7 +158,18 @@ class Finished:
     forgetting: tuple[str, ...] = ()
 
 
-Event = Progressed | Noted | DataReady | Decided | Planned | EpochDone | Finished
+Event = (
+    Progressed
+    | Noted
+    | DataReady
+    | FirstModel
+    | NextStep
+    | StopRequested
+    | Decided
+    | Planned
+    | EpochDone
+    | Finished
+)
 Observer = Callable[[Event], None]
 
 
@@ -201,42 +216,55 @@ class JsonLog:
 
     def __call__(self, event: Event) -> None:
         """Write an event; of progress only the end of a step."""
-        match event:
-            case Progressed(done=done, total=total) if done < total:
-                return
-            case Progressed(step=step, total=total):
-                line: dict[str, Any] = {"event": "step", "step": step, "images": total}
-            case DataReady(prepared=prepared):
-                line = {
-                    "event": "data",
-                    "name": prepared.data.name,
-                    "train": prepared.train.counts(),
-                    "held_out": prepared.test.counts(),
-                    "findings": [finding.message for finding in prepared.findings],
-                }
-            case Decided(record=record):
-                line = {"event": "decision", **record}
-            case Planned():
-                line = {
-                    "event": "plan",
-                    "method": event.outline.title,
-                    "backbone": event.backbone.spec.name,
-                    "engine": event.engine.engine,
-                    "to_compute": event.to_compute,
-                    "images": event.images,
-                }
-                if event.head is not None:
-                    line |= {"head": event.head.kind, "anchors_reach": event.reach}
-            case EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure):
-                line = {"event": "epoch", "most": n_epochs, "measure": measure, **asdict(epoch)}
-            case Noted(text=text):
-                line = {"event": "note", "text": text}
-            case Finished():
-                line = {
-                    "event": "finished",
-                    "summary": event.summary,
-                    "seconds": dict(event.seconds),
-                }
-        line = {"seconds_since_start": round(time.perf_counter() - self._started_at, 3), **line}
-        self._file.write(json.dumps(line) + "\n")
+        if isinstance(event, Progressed) and (event.done < event.total or not event.total):
+            return
+        line = {"seconds_since_start": round(time.perf_counter() - self._started_at, 3)}
+        self._file.write(json.dumps(line | _log_line(event)) + "\n")
         self._file.flush()
+
+
+def _log_line(event: Event) -> dict[str, Any]:
+    """Convert an event to the plain values of its line in the log."""
+    match event:
+        case Progressed(step=step, total=total):
+            return {"event": "step", "step": step, "images": total}
+        case DataReady(prepared=prepared):
+            return {
+                "event": "data",
+                "name": prepared.data.name,
+                "train": prepared.train.counts(),
+                "held_out": prepared.test.counts(),
+                "findings": [finding.message for finding in prepared.findings],
+            }
+        case Planned():
+            head = {} if event.head is None else {"head": event.head.kind}
+            return {
+                "event": "plan",
+                "method": event.outline.title,
+                "backbone": event.backbone.spec.name,
+                "engine": event.engine.engine,
+                "to_compute": event.to_compute,
+                "images": event.images,
+                **(head and {**head, "anchors_reach": event.anchor_recall}),
+            }
+        case EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure):
+            return {"event": "epoch", "most": n_epochs, "measure": measure, **asdict(epoch)}
+        case Noted(text=text):
+            return {"event": "note", "text": text}
+        case Finished():
+            seconds = dict(event.seconds)
+            return {"event": "finished", "summary": event.summary, "seconds": seconds}
+        case _:
+            return _race_line(event)
+
+
+def _race_line(event: FirstModel | NextStep | StopRequested | Decided) -> dict[str, Any]:
+    match event:
+        case FirstModel():
+            return {"event": "first_model", **asdict(event), "score": event.score.as_dict()}
+        case NextStep():
+            return {"event": "next", **asdict(event)}
+        case StopRequested():
+            return {"event": "stop"}
+        case Decided(record=record):
+            return {"event": "decision", **record}

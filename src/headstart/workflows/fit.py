@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from html import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import Dataset, brief
 from headstart.data.prepare import PreparedData
 from headstart.distributed import is_main, main_first, processes
+from headstart.errors import UsageError
 from headstart.evaluation.baselines import PROBE
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
@@ -38,10 +43,11 @@ from headstart.workflows.events import (
     Noted,
     Observer,
     Planned,
+    Progressed,
     notify_both,
     progress_of,
 )
-from headstart.workflows.recipe import Recipe
+from headstart.workflows.recipe import Recipe, make_recipe
 from headstart.workflows.resolve import (
     Choice,
     LocatedBackbone,
@@ -52,6 +58,7 @@ from headstart.workflows.resolve import (
     require_consistent,
     resolve_recipe,
     save_choice,
+    task_of_source,
 )
 from headstart.workflows.run_folder import (
     checkpoint_folder,
@@ -67,6 +74,9 @@ from headstart.workflows.run_folder import (
 )
 
 __all__ = ["Run", "fit", "slug"]
+
+CLASSES_SHOWN = 20
+"""Most class names in a notebook."""
 
 CHECKPOINT_DELETED = (
     "Deleted the checkpoint in {folder}, and started again. Pass --resume to continue from it."
@@ -102,15 +112,38 @@ class Run:
     seconds: dict[str, float]
     diagnostics: Diagnostics | None = None
 
+    def __repr__(self) -> str:
+        sentences = "".join(f"\n  {shorten(sentence, 200)}" for sentence in self.summary[:3])
+        return f"Run({brief(str(self.folder))}, {self.model!r}){sentences}"
+
+    def _repr_html_(self) -> str:
+        """Return the summary, the classes and the way to the report, for a notebook."""
+        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.summary)
+        classes = escape(", ".join(self.model.task.classes[:CLASSES_SHOWN]))
+        n_more = len(self.model.task.classes) - CLASSES_SHOWN
+        more = f" and {n_more} more" if n_more > 0 else ""
+        report = escape(str(self.report))
+        return (
+            f"<b>{escape(self.prepared.data.name)}</b><ul>{sentences}</ul>"
+            f"<p>Classes: {classes}{more}</p>"
+            f'<p>Report: <a href="{report}">{report}</a></p>'
+        )
+
+    @property
+    def report(self) -> Path:
+        """Path of the report, report.html in the run's folder."""
+        return self.folder / "report.html"
+
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the training; the model is the best one until then."""
-        return bool(self.model.record.get("interrupted"))
+        """Whether Ctrl-C ended the race or the training; the model is the best one until then."""
+        record = self.model.record
+        return bool(record.get("interrupted") or record.get("decision", {}).get("stopped"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Context:
-    """What the steps of a run share."""
+    """State that the steps of a run share."""
 
     cache: Cache
     notify: Observer
@@ -137,8 +170,14 @@ def fit(
     observer: Observer | None = None,
     command: str = "",
     resume: bool = False,
+    **settings: Any,
 ) -> Run:
     """Learn from a folder of images, evaluate the result, and write the run's folder.
+
+    Every setting of ``headstart fit`` on the command line is a keyword of the same name, with
+    underscores for dashes: ``--train-from layer4`` is ``train_from="layer4"``. The most used are
+    ``backbone``, ``method``, ``epochs``, ``learning_rate``, ``train_from``, ``augment``,
+    ``budget``, ``task``, ``head``, ``size``, ``group_by``, ``max_risk``, ``device`` and ``seed``.
 
     Parameters
     ----------
@@ -146,6 +185,7 @@ def fit(
         Class folders, a manifest, images with boxes or masks, ``demo:<name>``, or a dataset that
         was read already.
     recipe : Recipe, optional
+        All settings as one value, instead of keywords.
     out : str or Path, optional
         The folder to write; by default ``runs/<name>``. An existing folder is never changed.
     cache : Cache, optional
@@ -157,6 +197,11 @@ def fit(
     resume : bool
         Continue the unfinished training of the same call. Its checkpoints are in
         ``<out>.partial/``; without any, the training starts from the beginning.
+    **settings
+        Fields of `Recipe`, and the fields of the methods by the names of their flags.
+        ``method`` is a name, a method such as ``Finetune(train_from="layer4")``, or None for a
+        race; ``backbones`` is a list of names, or one text with commas; ``budget`` is in seconds,
+        or a text such as ``"2m"``. ``headstart fit --help`` explains all settings.
 
     Returns
     -------
@@ -168,16 +213,18 @@ def fit(
         If the images or labels cannot be used.
     SetupError
         If weights are missing, or the folder cannot be written.
+    UnknownNameError
+        If there is no such setting; the message suggests the nearest name.
     UsageError
         If an argument is invalid, such as an ``out`` that does not name a folder.
 
     Examples
     --------
-    >>> run = fit("photos/")  # doctest: +SKIP
+    >>> run = fit("photos/", method="finetune", epochs=5)  # doctest: +SKIP
     >>> print(run.evaluation.metrics["accuracy"])  # doctest: +SKIP
     0.987 [0.971, 0.995]
     """
-    recipe, target = recipe or Recipe(), choose_folder(out, source)
+    recipe, target = _make_recipe(source, recipe, settings), choose_folder(out, source)
     with processes(recipe.device), ExitStack() as stack:
         output = stack.enter_context(_open_output(target, observer))
         context = _Context(
@@ -194,7 +241,8 @@ def fit(
         plan = _plan(choice, start, prepared, context)
         output.notify(plan)
         _extract_features(choice, start, prepared, context)
-        session = _session(start, context)
+        session = _session(choice, start, context)
+        _begin(context, f"fitting the model: {plan.outline.title}")
         with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
             model = choice.method.fit(
                 start, prepared.train, prepared.val, extractor=choice.extractor, session=session
@@ -206,6 +254,25 @@ def fit(
     if observer is not None and is_main():
         observer(_finished(run))
     return run
+
+
+def _make_recipe(
+    source: str | Path | Dataset, recipe: object, settings: Mapping[str, Any]
+) -> Recipe:
+    """Make the recipe from the settings, or take the recipe that was passed instead of them."""
+    if recipe is None:
+        return make_recipe(settings, find_task=partial(task_of_source, source))
+    if not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"`recipe` must be a Recipe, got {reprlib.repr(recipe)}. Pass settings by name, such "
+            "as backbone='resnet18'."
+        )
+    if settings:
+        raise UsageError(
+            f"`recipe` and {', '.join(f'`{name}`' for name in settings)} are both set. Put all "
+            "settings into the recipe, or pass all of them by name without a recipe."
+        )
+    return recipe
 
 
 @contextmanager
@@ -250,6 +317,7 @@ def _choose(
         progress=progress_of(context.notify),
     )
     resumes = context.resume and has_checkpoint(context.checkpoints)
+    _begin(context, "reading the weights of the backbone")
     with timed(context.seconds, "race" if recipe.method is None else "weights"):
         return choose(
             recipe,
@@ -348,7 +416,7 @@ def _plan(
         seconds=missing / (rate * cores()) if rate else None,
         cache_bytes=missing * backbone.width * 4 if missing else 0,
         head=start.head,
-        reach=start.record.get("anchors_reach"),
+        anchor_recall=start.record.get("anchors_reach"),
     )
 
 
@@ -361,8 +429,16 @@ def _extract_features(
             choice.extractor.features(start.backbone, prepared.data.samples)
 
 
-def _session(start: TransferModel, context: _Context) -> Session:
+def _begin(context: _Context, step: str) -> None:
+    """Say what is being done, for a step whose length is not known."""
+    context.notify(Progressed(step=step, done=0, total=0))
+
+
+def _session(choice: Choice, start: TransferModel, context: _Context) -> Session:
     measure = SELECTION_METRICS[start.task.kind]
+    decision = choice.record.get("decision")
+    # The budget of a race includes the training of its winner.
+    left = max(decision["budget"] - decision["seconds"], 0.0) if decision else None
     return Session(
         on_epoch=lambda epoch, n_epochs: context.notify(
             EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure)
@@ -370,6 +446,7 @@ def _session(start: TransferModel, context: _Context) -> Session:
         progress=progress_of(context.notify),
         folder=context.checkpoints,
         resume=context.resume,
+        deadline=None if left is None else time.perf_counter() + left,
     )
 
 
@@ -382,6 +459,7 @@ def _evaluate(
 ) -> Run:
     """Evaluate the model on the test part; compute the diagnostics on the training images."""
     extractor, seed, seconds = choice.extractor, choice.recipe.seed, context.seconds
+    _begin(context, "evaluating the model on the test images")
     with timed(seconds, "evaluation"), main_first():
         parts = prepared.train, prepared.test
         model, evaluation = evaluate_with_transfer_gain(
@@ -389,6 +467,7 @@ def _evaluate(
         )
     diagnostics = None
     if is_main():
+        _begin(context, "looking for label errors and weak subgroups")
         with timed(seconds, "insight"):
             diagnostics = diagnose(
                 start.backbone, model, prepared, evaluation, extractor=extractor, seed=seed
@@ -407,7 +486,13 @@ def _evaluate(
 
 def _interruption(model: TransferModel) -> tuple[str, ...]:
     if not model.record.get("interrupted"):
-        return ()
+        if not model.record.get("decision", {}).get("stopped"):
+            return ()
+        sentence = (
+            "STOPPED BY HAND during the race: this is the best candidate so far. Run the same "
+            "command again to compare all candidates; features in the cache are reused."
+        )
+        return (sentence,)
     n_epochs = len(model.record["epochs"]) - 1
     sentence = (
         f"STOPPED BY HAND after {n_epochs} complete epochs. This is the best model so far. Pass "
@@ -421,6 +506,7 @@ def _write(run: Run, output: _Output, target: Path, command: str) -> Run:
     if output.folder is None or output.log is None:
         return replace(run, folder=target)
     started_at = time.perf_counter()
+    output.notify(Progressed(step="writing the report", done=0, total=0))
     facts = Facts(
         name=run.prepared.data.name,
         prepared=run.prepared,

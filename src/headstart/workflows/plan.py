@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,31 @@ from headstart.workflows.resolve import (
     resolve_recipe,
 )
 
-__all__ = ["plan"]
+__all__ = ["PlannedTraining", "describe_trainings", "plan"]
+
+ESTIMATE_FROM = 5000
+"""Training images, in all trainings together, from which an estimate is worth its time."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedTraining:
+    """One training of a comparison that has not run yet.
+
+    Parameters
+    ----------
+    name : tuple
+        The same for trainings that take the same time.
+    method : Method or None
+        None for a race.
+    backbone : FrozenBackbone
+    parts : tuple of Dataset
+        Training, validation and test images; validation images may be None.
+    """
+
+    name: tuple[Any, ...]
+    method: Method | None
+    backbone: FrozenBackbone
+    parts: tuple[Dataset, Dataset | None, Dataset]
 
 
 def plan(
@@ -94,15 +121,73 @@ def plan(
     return record
 
 
-def _plan_method(
+def describe_trainings(
+    trainings: Sequence[PlannedTraining], recipe: Recipe, cache: Cache, *, about: str
+) -> tuple[str, ...]:
+    """Describe in sentences how many trainings will run, and how long if there are many.
+
+    Parameters
+    ----------
+    trainings : sequence of PlannedTraining
+    recipe : Recipe
+    cache : Cache
+        Of features, and of measured times.
+    about : str
+        How the images are split.
+
+    Examples
+    --------
+    >>> describe_trainings((), Recipe(), Cache(), about="3 seeds")
+    ('0 trainings will run: 3 seeds.',)
+    """
+    count, duration = len(trainings), ""
+    if sum(len(training.parts[0]) for training in trainings) >= ESTIMATE_FROM:
+        seconds = _estimate_trainings(trainings, recipe, cache)
+        duration = f" in at most about {_format_seconds(seconds)}"
+    return (f"{count} training{'s' * (count != 1)} will run{duration}: {about}.",)
+
+
+def _estimate_trainings(
+    trainings: Sequence[PlannedTraining], recipe: Recipe, cache: Cache
+) -> float:
+    """Estimate all trainings from one of each name."""
+    engine = "fp32" if recipe.engine == "auto" else recipe.engine
+    extractor = Extractor(cache=cache, engine=engine, device=recipe.device)
+    seconds: dict[tuple[Any, ...], float] = {}
+    for training in trainings:
+        if training.name in seconds:
+            continue
+        if training.method is None:  # a race ends within its budget
+            seconds[training.name] = recipe.budget
+            continue
+        planned = _plan_training(
+            recipe, training.method, training.backbone, training.parts, extractor=extractor
+        )
+        seconds[training.name] = planned.estimated
+    return sum(seconds[training.name] for training in trainings)
+
+
+def _format_seconds(seconds: float) -> str:
+    """Round a duration for people.
+
+    >>> _format_seconds(41.2), _format_seconds(500), _format_seconds(9000)
+    ('42 s', '9 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _plan_training(
     recipe: Recipe,
     method: Method,
     backbone: FrozenBackbone,
-    prepared: PreparedData,
+    parts: tuple[Dataset, Dataset | None, Dataset],
+    *,
     extractor: Extractor,
-) -> dict[str, Any]:
-    """Plan the training of a named method."""
-    train = prepared.train
+) -> CandidateResult:
+    """Estimate the seconds of one training and of its evaluation."""
+    train, val, test = parts
     start = create_model(
         backbone,
         train,
@@ -116,12 +201,12 @@ def _plan_method(
         name=outline.title, backbone=start.backbone, full_backbone=start.backbone, method=method
     )
     seconds = estimate_training_seconds(
-        candidate, train, prepared.val, len(prepared.test), extractor=extractor, start=start
+        candidate, train, val, len(test), extractor=extractor, start=start
     )
     if outline.plan is None:  # the features of validation and test images are computed, too
-        held_out = (*(prepared.val.samples if prepared.val else ()), *prepared.test.samples)
+        held_out = (*(val.samples if val else ()), *test.samples)
         seconds += estimate_feature_seconds(backbone, held_out, train, extractor=extractor)
-    row = CandidateResult(
+    return CandidateResult(
         name=outline.title,
         backbone=backbone.spec.name,
         stage=backbone.spec.until,
@@ -131,14 +216,26 @@ def _plan_method(
         state="chosen",
         note=outline.trains,
     )
+
+
+def _plan_method(
+    recipe: Recipe,
+    method: Method,
+    backbone: FrozenBackbone,
+    prepared: PreparedData,
+    extractor: Extractor,
+) -> dict[str, Any]:
+    """Plan the training of a named method."""
+    parts = prepared.train, prepared.val, prepared.test
+    row = _plan_training(recipe, method, backbone, parts, extractor=extractor)
     return {
         "measure": "one training",
         "rule": "",
-        "why": [f"Trains {outline.trains}."],
+        "why": [f"Trains {row.note}."],
         "budget": None,
-        "estimated": seconds,
+        "estimated": row.estimated,
         "seconds": 0.0,
-        "images": len(train),
+        "images": len(prepared.train),
         "folds": 0,
         "rows": [row.as_dict()],
     }

@@ -313,7 +313,7 @@ def _require_rankable(train: Dataset, recipe: Recipe) -> None:
 
 
 def _limit_images(train: Dataset, max_images: int, seed: int) -> Dataset:
-    """Select about so many images: whole groups, with the same shares of the classes."""
+    """Select about ``max_images`` images: whole groups, with the same shares of the classes."""
     if not 0 < max_images < len(train):
         return train
     share = max_images / len(train)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 from headstart.data.dataset import DENSE, Dataset, Kind
 from headstart.data.prepare import BadFiles
 from headstart.errors import UnknownNameError, UsageError
 from headstart.methods import METHODS
-from headstart.methods.flags import flags, make_method
+from headstart.methods.flags import flags, make_method, typed_values
 from headstart.methods.method import Method, described
 from headstart.selection.rules import BUDGET
 
@@ -21,13 +25,31 @@ __all__ = [
     "ComparisonRecipe",
     "Recipe",
     "default_method",
+    "make_recipe",
+    "parse_backbones",
+    "parse_duration",
     "parse_method",
+    "parse_names",
     "task_of",
     "with_steps",
 ]
 
 DEFAULT_BACKBONE = "embedded/efficientnet_lite0"
 TASKS = ("classification", "detection", "segmentation")
+
+ALIASES = {"probe": "linear-probe"}
+
+EXPECTED: Mapping[str, tuple[Any, str]] = {
+    "str": (str, "a text"),
+    "BadFiles": (str, "a text"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+}
+"""Type of a setting's values, and its name in messages, by the annotation of its field."""
+
+SAMPLES: Mapping[str, Any] = {"group_by": "patient", "max_risk": 0.02, "offline": True}
+"""Values for messages about settings whose default is None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +61,7 @@ class Recipe:
     backbone : str
         A name of the backbone grammar, such as ``torchvision/resnet18``.
     method : Method, optional
-        How the model learns. By default a race chooses it for classes
+        Training method. By default a race chooses it for classes
         (``headstart.selection.race``); for boxes and masks it is ``Finetune()``, which trains the
         head and the backbone's last stage.
     rivals : tuple of str
@@ -78,9 +100,10 @@ class Recipe:
     Raises
     ------
     UnknownNameError
-        If there is no such task.
+        If there is no such task, or no such value of ``bad_files``.
     UsageError
-        If a value is out of its range, or a method is named together with ``rivals``.
+        If a value has another type or is out of its range, or a method is named together with
+        ``rivals``.
     """
 
     backbone: str = DEFAULT_BACKBONE
@@ -101,8 +124,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require_types(self)
         if self.task not in {"auto", *TASKS}:
             raise UnknownNameError("task", self.task, ["auto", *TASKS])
+        if self.bad_files not in get_args(BadFiles):
+            raise UnknownNameError("bad_files", self.bad_files, get_args(BadFiles))
         object.__setattr__(self, "rivals", tuple(self.rivals))  # JSON gives a list
         if not self.budget >= 0:
             raise UsageError(f"`budget` must be 0 or more seconds, got {self.budget}.")
@@ -174,6 +200,229 @@ class Recipe:
         return values
 
 
+def _require_types(recipe: Recipe) -> None:
+    """Refuse values of another type; NumPy numbers become plain ones."""
+    for field in fields(recipe):
+        value: Any = getattr(recipe, field.name)
+        annotation = str(field.type)
+        kind = annotation.removesuffix(" | None")
+        if kind not in EXPECTED or (value is None and kind != annotation):
+            continue
+        expected, words = EXPECTED[kind]
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+            sample = SAMPLES.get(field.name, field.default)
+            raise UsageError(
+                f"`{field.name}` must be {words}, got {reprlib.repr(value)} "
+                f"({type(value).__name__}). Pass a value such as {field.name}={sample!r}."
+            )
+        if kind in {"int", "float"} and type(value) not in {int, float}:
+            object.__setattr__(recipe, field.name, int(value) if kind == "int" else float(value))
+    _require_method(recipe.method)
+    if not _is_names(recipe.rivals):
+        raise UsageError(
+            f"`rivals` must be a tuple of names, got {reprlib.repr(recipe.rivals)}. Pass a value "
+            "such as ('resnet18',)."
+        )
+
+
+def _is_names(value: object) -> bool:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(name, str) for name in value)
+
+
+def _require_method(method: object) -> None:
+    if isinstance(method, type):
+        name = method.__name__
+        raise UsageError(
+            f"`method` must be a method with its settings, got the class {name}. Pass {name}()."
+        )
+    if method is not None and not hasattr(method, "fit"):
+        raise UsageError(
+            f"`method` must be a method such as Finetune(), got {reprlib.repr(method)}. Pass a "
+            "method with its settings; its name is enough for `headstart.fit`."
+        )
+
+
+def make_recipe(
+    settings: Mapping[str, Any], *, find_task: Callable[[Recipe], str] | None = None
+) -> Recipe:
+    """Make a recipe from settings: those of the command line, by the same names.
+
+    Parameters
+    ----------
+    settings : mapping
+        Fields of `Recipe` and flags of the methods by their names in Python. ``backbones`` names
+        several backbones, as a sequence or separated by commas. ``method`` is a name or a method;
+        ``budget`` is in seconds, or a duration such as ``"2m"``. A flag of a method that is None
+        is left out.
+    find_task : callable, optional
+        Called with the recipe so far if only the data can decide the method; returns the task.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such setting, method or value; the message suggests the nearest name.
+    UsageError
+        If a value has another type or is out of its range, or settings exclude each other.
+
+    Examples
+    --------
+    >>> recipe = make_recipe({"method": "finetune", "epochs": 5, "budget": "2m"})
+    >>> recipe.method.training.epochs, recipe.budget
+    (5, 120.0)
+    >>> make_recipe({"epoch": 5})
+    Traceback (most recent call last):
+    headstart.errors.UnknownNameError: Unknown setting: 'epoch'. Did you mean 'epochs'?
+    """
+    own = {field.name for field in fields(Recipe)} - {"rivals"} | {"backbones"}
+    names = own | {flag.name for flag in flags()}
+    for name in settings:
+        if name not in names:
+            raise UnknownNameError("setting", name, names)
+    values = {name: value for name, value in settings.items() if name in own}
+    flag_values = {name: value for name, value in settings.items() if name not in own}
+    method = values.pop("method", None)
+    first, rivals = parse_backbones(
+        values.pop("backbone", DEFAULT_BACKBONE), values.pop("backbones", ())
+    )
+    if "budget" in values:
+        values["budget"] = parse_duration(values["budget"])
+    recipe = Recipe(**values, backbone=first, rivals=rivals)
+    return replace(recipe, method=_make_method(method, flag_values, recipe, find_task))
+
+
+def _make_method(
+    method: Any,
+    flag_values: Mapping[str, Any],
+    recipe: Recipe,
+    find_task: Callable[[Recipe], str] | None,
+) -> Method | None:
+    """Create the method; without a name, choose it by the flags that are set and by the data."""
+    flag_values = typed_values(flag_values)  # before the data are read
+    used = [flag for flag in flags() if flag.name in flag_values]
+    if method is not None and not isinstance(method, str):
+        _require_method(method)
+        if used:
+            raise UsageError(
+                f"`method` is {type(method).__name__}(...), which has its own settings, but "
+                f"{', '.join(f'`{flag.name}`' for flag in used)} is set as well. Put it into the "
+                f"method, or pass method={method.name!r}."
+            )
+        chosen: Method = method
+        return chosen
+    if method == "auto" and used:
+        raise UsageError(
+            f"--method auto takes no flags of a method, got "
+            f"{', '.join(flag.option for flag in used)}. Name the method, for example --method "
+            "finetune."
+        )
+    if method == "auto" or (method is None and not used):
+        return None
+    if method is None:
+        tunes = all("finetune" in flag.methods for flag in used)
+        probes = all("linear-probe" in flag.methods for flag in used)
+        task = find_task(recipe) if tunes and probes and find_task else "classification"
+        method = "finetune" if tunes and not probes else default_method(task).name
+    return make_method(method, flag_values, seed=recipe.seed)
+
+
+def parse_duration(duration: object) -> float:
+    """Convert a duration such as ``10m`` to seconds.
+
+    Raises
+    ------
+    UsageError
+        If it is not a duration.
+
+    Examples
+    --------
+    >>> [parse_duration(value) for value in ("90s", "10m", "1.5h", "0", 120)]
+    [90.0, 600.0, 5400.0, 0.0, 120.0]
+    """
+    seconds = float("nan")
+    if isinstance(duration, str):
+        unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(duration[-1:])
+        with suppress(ValueError):
+            seconds = float(duration if unit is None else duration[:-1]) * (unit or 1.0)
+    elif not isinstance(duration, bool) and isinstance(duration, Real):
+        seconds = float(duration)
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(
+            f"--budget must be a duration such as 90s, 10m or 1h, got {duration!r}. Write "
+            "--budget 10m."
+        )
+    return seconds
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Split names at commas; a number after a comma belongs to the options of the name before it.
+
+    Examples
+    --------
+    >>> parse_names("resnet18?mean=0.5,0.5,0.5&std=0.2, vgg16")
+    ('resnet18?mean=0.5,0.5,0.5&std=0.2', 'vgg16')
+    """
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if names and "?" in names[-1] and _is_number(part.partition("&")[0]):
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return tuple(names)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_backbones(backbone: str, backbones: str | Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the first backbone of a run and its rivals, from the two settings.
+
+    Raises
+    ------
+    UsageError
+        If both are set, or ``backbones`` has other values than names.
+
+    Examples
+    --------
+    >>> parse_backbones("resnet18", "")
+    ('resnet18', ())
+    >>> parse_backbones("embedded/efficientnet_lite0", "vgg16,resnet18")
+    ('vgg16', ('resnet18',))
+    >>> parse_backbones("embedded/efficientnet_lite0", ["vgg16", "resnet18"])
+    ('vgg16', ('resnet18',))
+    """
+    names = _backbone_names(backbones)
+    if not backbones:
+        return backbone, ()
+    if backbone != DEFAULT_BACKBONE:
+        given = backbones if isinstance(backbones, str) else ",".join(names)
+        raise UsageError(
+            f"--backbone and --backbones are both set, to {backbone} and {given}. Pass "
+            f"--backbones {backbone},{given}."
+        )
+    first, *rivals = names or (backbone,)
+    return first, tuple(rivals)
+
+
+def _backbone_names(backbones: object) -> tuple[str, ...]:
+    if isinstance(backbones, str):
+        return parse_names(backbones)
+    if isinstance(backbones, Iterable):
+        names = tuple(backbones)
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise UsageError(
+        f"`backbones` must be a list of names, got {reprlib.repr(backbones)}. Pass a list such as "
+        "backbones=['resnet18', 'vgg16']."
+    )
+
+
 def task_of(data: Dataset) -> str:
     """Return the task of a dataset.
 
@@ -192,9 +441,6 @@ def default_method(task: str, seed: int = 0) -> Method:
     from headstart.methods.linear_probe import LinearProbe
 
     return LinearProbe(seed=seed)
-
-
-ALIASES = {"probe": "linear-probe"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Resolve what a recipe leaves open: data, weights, backbone and method."""
+"""Resolve the settings that a recipe leaves open: data, weights, backbone and method."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ __all__ = [
     "require_engine",
     "resolve_recipe",
     "save_choice",
+    "task_of_source",
 ]
 
 SEVERAL_PROCESSES = (
@@ -136,6 +137,7 @@ def choose(
         budget=recipe.budget,
         seed=recipe.seed,
         on_progress=lambda line: notify(Noted(text=line)),
+        notify=notify,
     )
     method, backbone, record = decision.method, decision.backbone, decision.record
     notify(Decided(record=record, backbone=backbone.spec.name, method=method))
@@ -207,6 +209,7 @@ def _saved_choice(
         backbone = next(b for b in backbones if b.spec.name == saved["backbone"])
         method = method_from_record(saved["method"])
         engine, record, saved_identity = saved["engine"], dict(saved["record"]), saved["identity"]
+        _use_current_names(record["decision"])
         identity = _race_identity(recipe, backbone, prepared)
         different = [part for part in identity if saved_identity[part] != identity[part]]
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -220,6 +223,14 @@ def _saved_choice(
             f"{', '.join(different)}. Pass the same settings as then, or start without --resume."
         )
     return _choice(recipe, method, backbone, replace(extractor, engine=engine), record)
+
+
+def _use_current_names(decision: dict[str, Any]) -> None:
+    """Rename the keys of a race that an older release has saved."""
+    older = {"pictures": "images", "distinguishable": "significant"}
+    for values in (decision, *decision["rows"]):
+        for name in older.keys() & values.keys():
+            values[older[name]] = values.pop(name)
 
 
 def require_consistent(recipe: Recipe, train: Dataset, resume: bool) -> None:
@@ -276,6 +287,24 @@ def read_source(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
     is_demo = str(source).startswith("demo:")  # the name decides its task
     kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
     return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
+
+
+def task_of_source(source: str | Path | Dataset, recipe: Recipe) -> str:
+    """Read the user's data for its task.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    UsageError
+        If the data has another task than the recipe.
+
+    Examples
+    --------
+    >>> task_of_source("demo:boxes", Recipe())
+    'detection'
+    """
+    return recipe.resolved_for(read_source(source, recipe)).task
 
 
 def resolve_recipe(recipe: Recipe, data: Dataset) -> Recipe:

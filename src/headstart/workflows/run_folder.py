@@ -1,4 +1,4 @@
-"""The folder of a run: its name, how it is written as a whole, and its checkpoints."""
+"""The folder of a run: its name, its creation in one step, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ __all__ = [
     "publish_folder",
     "slug",
     "temporary_folder",
+    "write_evaluation",
     "write_files",
 ]
 
@@ -87,7 +88,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def explain_write_errors(target: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into an error with the path and a way out."""
+    """Turn a full disk or a missing permission into an error with the path and advice."""
     try:
         yield
     except OSError as error:
@@ -116,6 +117,31 @@ def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
         **render_predictions(facts.evaluation),
     }.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def write_evaluation(target: Path, facts: Facts) -> Path:
+    """Write the page, the numbers and the predictions of a saved model on other images.
+
+    Parameters
+    ----------
+    target : Path
+        The folder to write; an existing folder is never changed.
+    facts : Facts
+
+    Returns
+    -------
+    Path
+        The folder, with a number if there was one of that name.
+    """
+    with temporary_folder(target) as folder:
+        with explain_write_errors(target):
+            for name, text in {
+                "report.html": render_html(facts),
+                "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
+                **render_predictions(facts.evaluation),
+            }.items():
+                (folder / name).write_text(text, encoding="utf-8")
+        return publish_folder(folder, target)
 
 
 def checkpoint_folder(target: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Checks of boxes before training, and their clean-up.
+"""Checks and clean-up of boxes before training.
 
-Functions of a data set and of the sizes of its images. Image headers are read only where no scan
-has done so.
+The functions take a data set and the records of its scan. Without records, they read the image
+headers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.checks.images import Finding, Kind, join_messages, require_record_per_sample
+from headstart.data.checks.images import (
+    Finding,
+    FindingKind,
+    join_messages,
+    require_record_per_sample,
+)
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.data.formats.annotations import quick_header
@@ -136,7 +141,7 @@ def _read_info(sample: Sample) -> _ImageInfo | None:
 
 def _is_rotation_ambiguous(boxes: Boxes, info: _ImageInfo) -> bool:
     """Whether EXIF rotates the image and boxes may refer to the image before or after that."""
-    # Orientations above 4 swap width and height, so a stated size shows which one is meant.
+    # Orientations above 4 swap width and height, so a stated size shows which image it belongs to.
     is_clear = info.orientation > 4 and info.width != info.height and boxes.size is not None
     return bool(boxes.labels) and info.orientation > 1 and not is_clear
 
@@ -204,7 +209,7 @@ def _is_repeated(corners: NDArray[np.float64], labels: Sequence[str]) -> BoxSele
 
 
 def _box_findings(
-    kind: Kind, selection: BoxSelection, boxes: Boxes, name: str, action: str
+    kind: FindingKind, selection: BoxSelection, boxes: Boxes, name: str, action: str
 ) -> Iterable[Finding]:
     """Report the selected boxes of an image in one finding; the first three with corners."""
     rows = np.flatnonzero(selection)

@@ -32,7 +32,7 @@ __all__ = [
     "sort_by_severity",
 ]
 
-Kind = Literal[
+FindingKind = Literal[
     "unreadable", "leak", "label-conflict", "duplicate", "near-duplicate",
     "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
     "mask-unreadable", "mask-size", "mask-values", "mask-missing", "mask-spare", "mask-turned",
@@ -57,7 +57,7 @@ class Finding:
     ``rows`` are the indices of samples to leave out, since several samples may share a name.
     """
 
-    kind: Kind
+    kind: FindingKind
     severity: Literal["error", "warning", "note"]
     message: str
     paths: tuple[str, ...] = ()
@@ -240,7 +240,7 @@ def _find_same_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Itera
             yield Finding(kind="leak", severity="error", message=text, paths=_leak_paths(members))
         else:
             text = f"{relation} {len(paths)} times: {names}"
-            kind: Kind = "duplicate" if exact else "near-duplicate"
+            kind: FindingKind = "duplicate" if exact else "near-duplicate"
             yield Finding(kind=kind, severity="warning", message=text, paths=paths)
         labels = {_label_text(sample) for sample in members if sample.target is not None}
         # Dense tasks: of two similar frames of a street, only one may show a person.

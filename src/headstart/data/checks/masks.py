@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.checks.images import Finding, Kind, join_messages, sort_by_severity
+from headstart.data.checks.images import Finding, FindingKind, join_messages, sort_by_severity
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import IGNORED, Dataset, Mask, Sample
 from headstart.data.formats.layouts import is_image, natural_key
@@ -32,7 +32,7 @@ class _MaskStatistics:
 
     counts: NDArray[np.intp]
     size: tuple[int, int] = (0, 0)
-    kind: Kind | None = None
+    kind: FindingKind | None = None
     problem: str = ""
 
 

@@ -3,6 +3,9 @@
 ======== ========================================================== ===========================
 name     content                                                    expected result
 ======== ========================================================== ===========================
+scenes   lake, leaves, petals, roof, sky, trees, wall: crops of two chance 14.3 %; mean colours
+         photographs; 336 in 143 groups (one group is one place in  75 %; raw pixels 87 %;
+         a photograph, with a gap to its neighbours)                ImageNet features about 97 %
 symbols  8 symbols (disc, star, arrow, ...) at any place, size,     chance 12.5 %; raw pixels
          slant and colour on crops of two photographs; 480          are no better than chance;
                                                                     ImageNet features about 80 %
@@ -45,6 +48,7 @@ from headstart.data.demo.drawings import (
     photos,
     rotate_points,
 )
+from headstart.data.demo.scenes import scenes
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +74,7 @@ def names() -> tuple[str, ...]:
     Examples
     --------
     >>> names()
-    ('boxes', 'digits', 'masks', 'shapes', 'symbols', 'textures')
+    ('boxes', 'digits', 'masks', 'scenes', 'shapes', 'symbols', 'textures')
     """
     return tuple(sorted(_generators()))
 
@@ -171,6 +175,7 @@ def _generators() -> dict[str, Callable[[np.random.Generator], list[DemoImage]]]
         "boxes": dense_demo.boxes,
         "digits": _digits,
         "masks": dense_demo.masks,
+        "scenes": scenes,
         "shapes": _shapes,
         "symbols": _symbols,
         "textures": _textures,

@@ -27,6 +27,8 @@ _HUES = {"cross": 0.58, "disc": 0.95, "triangle": 0.3}
 _PALETTE = Palette(codes=tuple(enumerate(("background", *_KINDS))))
 _COUNT = 120
 
+_Symbol = tuple[str, NDArray[np.float64]]
+
 
 def boxes(rng: np.random.Generator) -> list[DemoImage]:
     """Generate images with zero to four symbols and their boxes.
@@ -137,9 +139,6 @@ def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
     aspect = math.exp(rng.uniform(-0.45, 0.45))
     side = rng.uniform(112, 144)
     return round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
-
-
-_Symbol = tuple[str, NDArray[np.float64]]
 
 
 def _draw_symbols(

@@ -14,8 +14,9 @@ hopeless blanks  the 8 symbols, more noise;  from scratch: 960 images are enough
 ``headstart.methods.pretraining`` trains the weights on the source. Blanks are images of one colour:
 a network that classifies them as light or dark has filters that cancel edges, and BatchNorm
 statistics of images without edges; a symbol drives the later activations far out of range.
-Fine-tuning keeps these statistics, and its small learning rate repairs nothing. The set is made to
-be hopeless, also by a strong weight decay: published weights are seldom worse than random ones.
+Fine-tuning keeps these statistics, and its learning rate is too small to correct the weights. A
+strong weight decay in the pretraining adds to this. The set is an artificial extreme: published
+weights are seldom worse than random ones.
 
 Each set has a test part of 320 images. Nothing is downloaded.
 """

@@ -50,6 +50,27 @@ _CVAT_LINE = re.compile(r"([^:]+):\s*(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})\s*(?::.
 _HEX_LINE = re.compile(r"#([0-9a-fA-F]{6})[\s,;:]+(\S.*)")
 _NUMBER_LINE = re.compile(r"(\d+)[\s,;:]+(\S.*)")
 
+_CodesAndNames = list[tuple[Code | None, str]]
+_MASK_FOLDER = re.compile(
+    r"(?P<base>.*?)[ _-]?(?:masks?|labels?|annots?|annotations?|gt|gtfine|ground_?truths?"
+    r"|segmentation(?:class|classraw|classaug)?|segmentations)(?:[ _-]?png)?",
+    re.IGNORECASE,
+)
+_IMAGE_FOLDER = re.compile(
+    r"(?P<base>.*?)[ _-]?(?:images?|imgs?|jpegimages|pictures?|photos?|frames|rgb|leftimg8bit)",
+    re.IGNORECASE,
+)
+_MASK_SUFFIX = re.compile(
+    r"[ _.-](?:masks?|labels?|l|gt|seg|segmentation|annot|annotation"
+    r"|(?:gtfine_)?(?:labelids|labeltrainids))$",
+    re.IGNORECASE,
+)
+_IMAGE_SUFFIX = re.compile(r"_(?:leftimg8bit|image|img|rgb)$", re.IGNORECASE)
+_OTHER_RENDERING = re.compile(r"_(?:color|instanceids|instances?|polygons)$", re.IGNORECASE)
+_VOC_SPLIT_LIST = re.compile(r"(?:^|/)ImageSets/Segmentation/(?:train|val|test)\.txt$")
+_VOC_MASK_FOLDER = "segmentationclass"
+_PairingKey = tuple[tuple[str, ...], str]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMap:
@@ -159,9 +180,6 @@ def _class_map_error(path: Path, problem: str) -> DataError:
     )
 
 
-_CodesAndNames = list[tuple[Code | None, str]]
-
-
 def _parse_lines(lines: Sequence[str]) -> _CodesAndNames:
     texts = [line.strip() for line in lines if line.strip()]
     # A line that starts with # is a comment, unless it is a hexadecimal colour.
@@ -253,27 +271,6 @@ def _parse_code(text: str) -> Code:
         return int(text)
     except ValueError:
         raise ValueError(f"{text!r} is neither a whole number nor a colour") from None
-
-
-_MASK_FOLDER = re.compile(
-    r"(?P<base>.*?)[ _-]?(?:masks?|labels?|annots?|annotations?|gt|gtfine|ground_?truths?"
-    r"|segmentation(?:class|classraw|classaug)?|segmentations)(?:[ _-]?png)?",
-    re.IGNORECASE,
-)
-_IMAGE_FOLDER = re.compile(
-    r"(?P<base>.*?)[ _-]?(?:images?|imgs?|jpegimages|pictures?|photos?|frames|rgb|leftimg8bit)",
-    re.IGNORECASE,
-)
-_MASK_SUFFIX = re.compile(
-    r"[ _.-](?:masks?|labels?|l|gt|seg|segmentation|annot|annotation"
-    r"|(?:gtfine_)?(?:labelids|labeltrainids))$",
-    re.IGNORECASE,
-)
-_IMAGE_SUFFIX = re.compile(r"_(?:leftimg8bit|image|img|rgb)$", re.IGNORECASE)
-_OTHER_RENDERING = re.compile(r"_(?:color|instanceids|instances?|polygons)$", re.IGNORECASE)
-_VOC_SPLIT_LIST = re.compile(r"(?:^|/)ImageSets/Segmentation/(?:train|val|test)\.txt$")
-_VOC_MASK_FOLDER = "segmentationclass"
-_PairingKey = tuple[tuple[str, ...], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,65 @@ from headstart.errors import DataError, LayoutError, LeakError, MissingExtraErro
 
 __all__ = ["Columns", "Table", "find_columns", "read_manifest", "read_table", "split_name"]
 
+_IMAGE_COLUMNS = (
+    "path",
+    "filepath",
+    "file_path",
+    "filename",
+    "file_name",
+    "file",
+    "image_path",
+    "imagepath",
+    "image",
+    "image_file",
+    "image_name",
+    "img",
+    "img_path",
+    "image_id",
+)
+_LABEL_COLUMNS = (
+    "label",
+    "class",
+    "target",
+    "category",
+    "labels",
+    "classes",
+    "tags",
+    "categories",
+    "targets",
+    "class_name",
+    "label_name",
+    "classname",
+    "y",
+)
+_SPLIT_COLUMNS = ("split", "subset", "partition", "set", "phase")
+_GROUP_COLUMNS = (
+    "group",
+    "group_id",
+    "groupid",
+    "patient",
+    "patient_id",
+    "patientid",
+    "subject",
+    "subject_id",
+    "subjectid",
+    "lesion_id",
+    "video",
+    "video_id",
+    "groups",
+)
+_SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+_LABEL_SEPARATORS = re.compile(r"[|;]")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -143,66 +202,6 @@ def _to_text(value: Any) -> Any:
         # pandas stores whole numbers as floats if one is missing: write 3.0 as 3.
         return None if value != value else str(int(value) if value.is_integer() else value)
     return str(value).strip() or None
-
-
-_IMAGE_COLUMNS = (
-    "path",
-    "filepath",
-    "file_path",
-    "filename",
-    "file_name",
-    "file",
-    "image_path",
-    "imagepath",
-    "image",
-    "image_file",
-    "image_name",
-    "img",
-    "img_path",
-    "image_id",
-)
-_LABEL_COLUMNS = (
-    "label",
-    "class",
-    "target",
-    "category",
-    "labels",
-    "classes",
-    "tags",
-    "categories",
-    "targets",
-    "class_name",
-    "label_name",
-    "classname",
-    "y",
-)
-_SPLIT_COLUMNS = ("split", "subset", "partition", "set", "phase")
-_GROUP_COLUMNS = (
-    "group",
-    "group_id",
-    "groupid",
-    "patient",
-    "patient_id",
-    "patientid",
-    "subject",
-    "subject_id",
-    "subjectid",
-    "lesion_id",
-    "video",
-    "video_id",
-    "groups",
-)
-_SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-_LABEL_SEPARATORS = re.compile(r"[|;]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

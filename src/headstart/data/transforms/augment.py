@@ -45,20 +45,35 @@ MAX_STRENGTH = 30
 
 RANDAUGMENT_OPERATIONS = 2
 RANDAUGMENT_STRENGTH = 9
-"""Of 30, as in torchvision. The paper's scale ends at 10 of ours, but its maximum amounts are
-meant for a million images."""
+"""Out of 30, as in torchvision. The paper's scale ends at 10 of ours, but its maximum amounts are
+tuned for a million images."""
+
+AUGMENT_VERSION = 1
+"""Increased when the same settings produce other pixels, so that cached views are not mixed."""
+ASPECTS = (3 / 4, 4 / 3)
+"""Range of width / height of a random crop, before it is resized to a square."""
+CROP_TRIES = 10
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "light": {"flip": True, "crop": 0.6},
+    "medium": {"flip": True, "crop": 0.35, "rotation": 10.0, "brightness": 0.2, "contrast": 0.2},
+    "strong": {"flip": True, "crop": 0.25, "policy": "trivialaugment"},
+}
+"""From no to strong augmentation. ``light`` helps with few images and few epochs; ``strong`` needs
+many epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Operation:
     """An operation of the policies.
 
-    ``reach`` is the amount at full strength for RandAugment and for TrivialAugment (its "wide"
-    table); with ``signed`` the amount may be negative. ``apply`` takes image, amount and fill.
+    ``full_amounts`` are the amounts at full strength for RandAugment and for TrivialAugment (its
+    "wide" table). With ``signed`` the amount may be negative. ``apply`` takes image, amount and
+    fill.
     """
 
     apply: Callable[[Tensor, float, list[float]], Tensor]
-    reach: tuple[float, float] = (0.0, 0.0)
+    full_amounts: tuple[float, float] = (0.0, 0.0)
     signed: bool = False
 
 
@@ -127,7 +142,7 @@ def draw_operations(policy: Policy, rng: np.random.Generator) -> list[tuple[str,
 def _draw_operation(table: int, strength: int, rng: np.random.Generator) -> tuple[str, float]:
     operations = _operations()
     name = tuple(operations)[int(rng.integers(len(operations)))]
-    amount = operations[name].reach[table] * strength / MAX_STRENGTH
+    amount = operations[name].full_amounts[table] * strength / MAX_STRENGTH
     is_negative = rng.random() < 0.5 and operations[name].signed
     return name, -amount if is_negative else amount
 
@@ -188,25 +203,31 @@ def _operations() -> Mapping[str, _Operation]:
     """Table of both policies: RandAugment's 14 operations (Cubuk et al., section 3)."""
     from torchvision.transforms.v2 import functional as f
 
-    light: dict[str, Any] = {"reach": (0.9, 0.99), "signed": True}
+    light: dict[str, Any] = {"full_amounts": (0.9, 0.99), "signed": True}
     return {
         "identity": _Operation(apply=lambda x, a, fill: x),
         "autocontrast": _Operation(apply=lambda x, a, fill: f.autocontrast(x)),
         "equalize": _Operation(apply=lambda x, a, fill: f.equalize(x)),
-        "rotate": _Operation(apply=rotate, reach=(30, 135), signed=True),
-        "shear_x": _Operation(apply=_shear_x, reach=(0.3, 0.99), signed=True),
-        "shear_y": _Operation(apply=_shear_y, reach=(0.3, 0.99), signed=True),
+        "rotate": _Operation(apply=rotate, full_amounts=(30, 135), signed=True),
+        "shear_x": _Operation(apply=_shear_x, full_amounts=(0.3, 0.99), signed=True),
+        "shear_y": _Operation(apply=_shear_y, full_amounts=(0.3, 0.99), signed=True),
         # In shares of the side; TrivialAugment's 32 pixels refer to a side of 224.
-        "translate_x": _Operation(apply=_translate_x, reach=(150 / 331, 32 / 224), signed=True),
-        "translate_y": _Operation(apply=_translate_y, reach=(150 / 331, 32 / 224), signed=True),
+        "translate_x": _Operation(
+            apply=_translate_x, full_amounts=(150 / 331, 32 / 224), signed=True
+        ),
+        "translate_y": _Operation(
+            apply=_translate_y, full_amounts=(150 / 331, 32 / 224), signed=True
+        ),
         "brightness": _Operation(apply=lambda x, a, fill: f.adjust_brightness(x, 1 + a), **light),
         "colour": _Operation(apply=lambda x, a, fill: f.adjust_saturation(x, 1 + a), **light),
         "contrast": _Operation(apply=lambda x, a, fill: adjust_contrast(x, 1 + a), **light),
         "sharpness": _Operation(apply=lambda x, a, fill: f.adjust_sharpness(x, 1 + a), **light),
         "posterize": _Operation(
-            apply=lambda x, a, fill: f.posterize(x, 8 - round(a)), reach=(4, 6)
+            apply=lambda x, a, fill: f.posterize(x, 8 - round(a)), full_amounts=(4, 6)
         ),
-        "solarize": _Operation(apply=lambda x, a, fill: f.solarize(x, 255 * (1 - a)), reach=(1, 1)),
+        "solarize": _Operation(
+            apply=lambda x, a, fill: f.solarize(x, 255 * (1 - a)), full_amounts=(1, 1)
+        ),
     }
 
 
@@ -240,15 +261,6 @@ def _translate_x(image: Tensor, amount: float, fill: list[float]) -> Tensor:
 
 def _translate_y(image: Tensor, amount: float, fill: list[float]) -> Tensor:
     return _affine(image, fill, translate=[0, int(amount * image.shape[1])])
-
-
-AUGMENT_VERSION = 1
-"""Increased when the same settings produce other pixels, so that cached views are not mixed."""
-
-ASPECTS = (3 / 4, 4 / 3)
-"""Range of width / height of a random crop, before it is resized to a square."""
-
-CROP_TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,16 +367,6 @@ class Augmentation:
         }
         text = json.dumps([AUGMENT_VERSION, settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "none": {},
-    "light": {"flip": True, "crop": 0.6},
-    "medium": {"flip": True, "crop": 0.35, "rotation": 10.0, "brightness": 0.2, "contrast": 0.2},
-    "strong": {"flip": True, "crop": 0.25, "policy": "trivialaugment"},
-}
-"""From no to strong augmentation. ``light`` helps with few images and few epochs; ``strong`` needs
-many epochs."""
 
 
 def augment(

@@ -31,6 +31,13 @@ __all__ = [
     "to_channels_first",
 ]
 
+Interpolation = Literal["bilinear", "bicubic"]
+Fit = Literal["crop", "squash"]
+RESIZE_VERSION = 1
+"""Increased when the same settings produce other pixels, so that cached features are not mixed."""
+LONGEST_SIDE = 8
+"""Largest ratio of the sides that is resized: a strip one pixel high must not take gigabytes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -220,16 +227,6 @@ def _resize_nearest(mask: NDArray[np.uint8], height: int, width: int) -> NDArray
     )
     resized: NDArray[np.uint8] = mask[rows[:, None], columns]
     return resized
-
-
-Interpolation = Literal["bilinear", "bicubic"]
-Fit = Literal["crop", "squash"]
-
-RESIZE_VERSION = 1
-"""Increased when the same settings produce other pixels, so that cached features are not mixed."""
-
-LONGEST_SIDE = 8
-"""Largest ratio of the sides that is resized: a strip one pixel high must not take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ __all__ = ["h_score", "knn_correctness", "log_me", "shrunk_h_score", "trans_rate
 RATIOS = tuple(range(-20, 41))
 """Grid of log(beta / alpha) on which the search for LogME's maximum starts."""
 
-LEAST_NOISE = 1e-12
+MIN_NOISE = 1e-12
 """Lower limit of 1 / beta, because the evidence of perfectly separated classes is unbounded."""
 
 
@@ -91,7 +91,7 @@ def _maximal_log_evidence(squares: Floats, z: Floats, outside: float, n: int) ->
     def negative_log_evidence(log_ratio: float) -> float:
         spread = 1 + np.exp(log_ratio) * squares
         distance = outside + float((z / spread).sum())
-        noise = max(distance / n, LEAST_NOISE)
+        noise = max(distance / n, MIN_NOISE)
         return 0.5 * float(n * np.log(2 * np.pi * noise) + np.log(spread).sum() + distance / noise)
 
     best = min(RATIOS, key=negative_log_evidence)

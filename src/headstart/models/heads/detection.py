@@ -15,7 +15,7 @@ from headstart.errors import ModelFileError, UsageError
 from headstart.models.heads.detection_config import (
     DETECTION_HEADS,
     LAST_STRIDE,
-    MOST_VALUE,
+    MAX_VALUE,
     BoxShape,
     anchor_recall,
     fit_anchors,
@@ -38,6 +38,9 @@ CLASS_OUTPUTS = {
 """Layers with outputs for each class, and the number of outputs of a class for one anchor."""
 WITH_BACKGROUND = {"faster-rcnn", "ssdlite"}
 """Kinds whose first class output is the background."""
+
+MAX_SIDE = 4096
+"""Longest side of a canvas or an image: a larger one in a description could exhaust the memory."""
 
 
 def match_classes(before: Sequence[str], after: Sequence[str]) -> tuple[tuple[int, int], ...]:
@@ -108,10 +111,6 @@ def _copy_class_outputs(
     return result.reshape(new.shape)
 
 
-MOST_PIXELS = 4096
-"""Longest side of a canvas or an image: a larger one in a description could exhaust the memory."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxHead:
     """A detector without its backbone; ``random`` initialises one.
@@ -147,6 +146,10 @@ class BoxHead:
     taps: tuple[str, ...]
     shape: BoxShape
     tensors: Mapping[str, NDArray[Any]]
+
+    def __repr__(self) -> str:
+        values = sum(tensor.size for tensor in self.tensors.values())
+        return f"BoxHead({self.kind}, taps={self.taps}, {values} parameters)"
 
     @property
     def kind(self) -> str:
@@ -373,9 +376,9 @@ def _plan_shape(
     without_sizes = {name: value for name, value in options.items() if name != "sizes"}
     first_stride = resolve_options(kind, strides, canvas, without_sizes)["first_stride"]
     taps = pyramid_stages(stages, first_stride)
-    if n_classes < 1 or not LAST_STRIDE <= min(canvas) <= max(canvas) <= MOST_PIXELS:
+    if n_classes < 1 or not LAST_STRIDE <= min(canvas) <= max(canvas) <= MAX_SIDE:
         raise UsageError(
-            f"Expected at least one class and a canvas of {LAST_STRIDE} to {MOST_PIXELS} pixels "
+            f"Expected at least one class and a canvas of {LAST_STRIDE} to {MAX_SIDE} pixels "
             f"a side, got {n_classes} and {canvas}. Pass another --size."
         )
     strides = tuple(stage.stride for stage in taps)
@@ -393,8 +396,8 @@ def _plan_shape(
 def _parse_shape(values: Mapping[str, Any]) -> tuple[BoxShape, tuple[str, ...]]:
     """Build the shape from the described stages, as ``random`` does, with the same checks."""
     numbers = [*values["widths"], *values["strides"], *values["canvas"], values["n_classes"]]
-    if wrong := [n for n in numbers if type(n) is not int or not 1 <= n <= MOST_VALUE]:
-        raise UsageError(f"Expected whole numbers from 1 to {MOST_VALUE}, got {wrong[0]!r}.")
+    if wrong := [n for n in numbers if type(n) is not int or not 1 <= n <= MAX_VALUE]:
+        raise UsageError(f"Expected whole numbers from 1 to {MAX_VALUE}, got {wrong[0]!r}.")
     if not all(isinstance(tap, str) for tap in values["taps"]):
         raise UsageError(f"Expected names of stages, got {values['taps']!r}.")
     height, width = values["canvas"]

@@ -24,137 +24,15 @@ __all__ = [
 ]
 
 SIDE_QUANTILES = (0.05, 0.95)
-MOST_RATIO = 3.0
-LEAST_CELLS, MOST_CELLS = 2.0, 16.0
+MAX_RATIO = 3.0
+MIN_CELLS, MAX_CELLS = 2.0, 16.0
 """Range of an anchor's side, in cells of its level. With fewer cells most objects fall between two
 anchors; with more, one cell's receptive field does not cover the object."""
 
-MOST_BOXES = 10_000
-"""Most boxes for the anchor recall: enough to estimate it to a percent within seconds."""
+MAX_RECALL_BOXES = 10_000
+"""Maximum number of boxes for the anchor recall: it is then estimated to a percent in seconds."""
 PAIRS_AT_ONCE = 65_536
-"""Pairs of a box and an anchor, few enough for a processor's cache."""
-
-
-def fit_anchors(
-    boxes: NDArray[np.floating[Any]], strides: Sequence[int], *, per_level: int = 1
-) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
-    """Choose sides and aspect ratios of anchors from the training boxes.
-
-    Sides are spaced evenly in their logarithm from the 5 % to the 95 % quantile of the square
-    root of the boxes' areas, small sides on fine levels. Each is clipped to 2 to 16 cells of its
-    level; the finest level has no lower limit. The three aspect ratios are the 10 %, 50 % and
-    90 % quantiles of height over width, clipped to 1/3 to 3.
-
-    Parameters
-    ----------
-    boxes : array, shape (n, 4)
-        Of the training images on the canvas: left, top, right, bottom.
-    strides : sequence of int
-        Pixels for one cell of every level, from fine to coarse.
-    per_level : int
-        Number of sides for each level.
-
-    Returns
-    -------
-    sizes : tuple of tuple of float
-        In pixels, ``per_level`` for each stride.
-    ratios : tuple of float
-        Height over width; fewer than three if they are within 10 % of each other.
-
-    Raises
-    ------
-    UsageError
-        If there are no boxes, or one without an area.
-
-    Examples
-    --------
-    >>> squares = np.array([[0, 0, side, side] for side in (16, 32, 64, 128)])
-    >>> sizes, ratios = fit_anchors(squares, (4, 8, 16))
-    >>> [round(level[0]) for level in sizes], ratios
-    ([18, 45, 115], (1.0,))
-    """
-    widths, heights = _widths_and_heights(boxes)
-    low, high = np.quantile(np.log(widths * heights) / 2, SIDE_QUANTILES)
-    levels = len(strides)
-    spaced = np.exp(np.linspace(low, high, levels * per_level)).reshape(levels, per_level)
-    cells = np.array(strides, dtype=np.float64)[:, None]
-    least = LEAST_CELLS * cells
-    least[0] = 0  # no finer level exists for objects that are too small for this one
-    sides = np.clip(spaced, least, MOST_CELLS * cells)
-    sizes = tuple(tuple(float(side) for side in level) for level in sides)
-    limit = np.log(MOST_RATIO)
-    log_ratios = np.quantile(np.log(heights / widths), (0.1, 0.5, 0.9))
-    ratios: list[float] = []
-    for ratio in np.exp(np.clip(log_ratios, -limit, limit)):
-        if not ratios or ratio > 1.1 * ratios[-1]:
-            ratios.append(round(float(ratio), 4))
-    return sizes, tuple(ratios)
-
-
-def anchor_recall(
-    boxes: NDArray[np.floating[Any]], anchors: NDArray[np.floating[Any]], *, iou: float = 0.5
-) -> float:
-    """Share of the boxes that some anchor overlaps enough to be trained on them.
-
-    Parameters
-    ----------
-    boxes : array, shape (n, 4)
-        On the canvas. Of more than 10 000 boxes, 10 000 evenly spaced ones are used.
-    anchors : array, shape (m, 4)
-        All anchors, such as ``BoxHead.anchors()``.
-    iou : float
-        Least intersection over union, from 0 to 1.
-
-    Returns
-    -------
-    float
-        From 0 to 1.
-
-    Raises
-    ------
-    UsageError
-        If there are no boxes, or one without an area.
-
-    Examples
-    --------
-    >>> anchor = np.array([[0.0, 0.0, 8.0, 8.0]])
-    >>> anchor_recall(np.array([[0, 0, 8, 4], [0, 0, 8, 3], [0, 4, 8, 12]]), anchor)
-    0.3333333333333333
-    """
-    _widths_and_heights(boxes)
-    sample = np.asarray(boxes, dtype=np.float64)
-    if len(sample) > MOST_BOXES:
-        sample = sample[np.linspace(0, len(sample) - 1, MOST_BOXES).astype(np.intp)]
-    left, top, right, bottom = np.ascontiguousarray(np.asarray(anchors, dtype=np.float64).T)
-    areas = (right - left) * (bottom - top)
-    n_matched, step = 0, max(1, PAIRS_AT_ONCE // max(1, len(areas)))
-    for start in range(0, len(sample), step):
-        x0, y0, x1, y1 = sample[start : start + step].T[:, :, None]
-        overlap_width = np.maximum(np.minimum(right, x1) - np.maximum(left, x0), 0)
-        overlap_height = np.maximum(np.minimum(bottom, y1) - np.maximum(top, y0), 0)
-        intersection = overlap_width * overlap_height
-        union = areas + (x1 - x0) * (y1 - y0) - intersection
-        n_matched += int((intersection >= iou * union).any(axis=1).sum())
-    return n_matched / len(sample)
-
-
-def _widths_and_heights(
-    boxes: NDArray[np.floating[Any]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    boxes = np.asarray(boxes, dtype=np.float64)
-    if boxes.ndim != 2 or boxes.shape[1:] != (4,) or not len(boxes):
-        raise UsageError(
-            f"Expected boxes of shape (n, 4), at least one, got shape {boxes.shape}. Pass the "
-            "boxes of the training images."
-        )
-    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    has_area = (widths > 0) & (heights > 0)
-    if not has_area.all():
-        raise UsageError(
-            f"Expected boxes with an area, got {boxes[~has_area][0].tolist()}. Remove this box."
-        )
-    return widths, heights
-
+"""Pairs of a box and an anchor that are compared at once; they fit into a processor's cache."""
 
 RATIOS = (0.5, 1.0, 2.0)
 DETECTION_HEADS: dict[str, dict[str, Any]] = {
@@ -207,10 +85,131 @@ CHOICES = {
 }
 NORMS = {"faster-rcnn": ("none", "batch"), "retinanet": ("none", "group")}
 MAY_BE_ZERO = {"box_convs", "extra_levels", "convs"}
-MOST_VALUE = 8192
+MAX_VALUE = 8192
 """Largest number in the description of a head or a network: a larger one, in a file from an
 untrusted source, could exhaust the memory."""
 LAST_STRIDE = 32
+
+
+def fit_anchors(
+    boxes: NDArray[np.floating[Any]], strides: Sequence[int], *, per_level: int = 1
+) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
+    """Choose sides and aspect ratios of anchors from the training boxes.
+
+    Sides are spaced evenly in their logarithm from the 5 % to the 95 % quantile of the square
+    root of the boxes' areas, small sides on fine levels. Each is clipped to 2 to 16 cells of its
+    level; the finest level has no lower limit. The three aspect ratios are the 10 %, 50 % and
+    90 % quantiles of height over width, clipped to 1/3 to 3.
+
+    Parameters
+    ----------
+    boxes : array, shape (n, 4)
+        Of the training images on the canvas: left, top, right, bottom.
+    strides : sequence of int
+        Pixels for one cell of every level, from fine to coarse.
+    per_level : int
+        Number of sides for each level.
+
+    Returns
+    -------
+    sizes : tuple of tuple of float
+        In pixels, ``per_level`` for each stride.
+    ratios : tuple of float
+        Height over width; fewer than three if they are within 10 % of each other.
+
+    Raises
+    ------
+    UsageError
+        If there are no boxes, or one without an area.
+
+    Examples
+    --------
+    >>> squares = np.array([[0, 0, side, side] for side in (16, 32, 64, 128)])
+    >>> sizes, ratios = fit_anchors(squares, (4, 8, 16))
+    >>> [round(level[0]) for level in sizes], ratios
+    ([18, 45, 115], (1.0,))
+    """
+    widths, heights = _widths_and_heights(boxes)
+    low, high = np.quantile(np.log(widths * heights) / 2, SIDE_QUANTILES)
+    levels = len(strides)
+    spaced = np.exp(np.linspace(low, high, levels * per_level)).reshape(levels, per_level)
+    cells = np.array(strides, dtype=np.float64)[:, None]
+    least = MIN_CELLS * cells
+    least[0] = 0  # no finer level exists for objects that are too small for this one
+    sides = np.clip(spaced, least, MAX_CELLS * cells)
+    sizes = tuple(tuple(float(side) for side in level) for level in sides)
+    limit = np.log(MAX_RATIO)
+    log_ratios = np.quantile(np.log(heights / widths), (0.1, 0.5, 0.9))
+    ratios: list[float] = []
+    for ratio in np.exp(np.clip(log_ratios, -limit, limit)):
+        if not ratios or ratio > 1.1 * ratios[-1]:
+            ratios.append(round(float(ratio), 4))
+    return sizes, tuple(ratios)
+
+
+def anchor_recall(
+    boxes: NDArray[np.floating[Any]], anchors: NDArray[np.floating[Any]], *, iou: float = 0.5
+) -> float:
+    """Share of the boxes that some anchor overlaps enough to be trained on them.
+
+    Parameters
+    ----------
+    boxes : array, shape (n, 4)
+        On the canvas. Of more than 10 000 boxes, 10 000 evenly spaced ones are used.
+    anchors : array, shape (m, 4)
+        All anchors, such as ``BoxHead.anchors()``.
+    iou : float
+        Least intersection over union, from 0 to 1.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Raises
+    ------
+    UsageError
+        If there are no boxes, or one without an area.
+
+    Examples
+    --------
+    >>> anchor = np.array([[0.0, 0.0, 8.0, 8.0]])
+    >>> anchor_recall(np.array([[0, 0, 8, 4], [0, 0, 8, 3], [0, 4, 8, 12]]), anchor)
+    0.3333333333333333
+    """
+    _widths_and_heights(boxes)
+    sample = np.asarray(boxes, dtype=np.float64)
+    if len(sample) > MAX_RECALL_BOXES:
+        sample = sample[np.linspace(0, len(sample) - 1, MAX_RECALL_BOXES).astype(np.intp)]
+    left, top, right, bottom = np.ascontiguousarray(np.asarray(anchors, dtype=np.float64).T)
+    areas = (right - left) * (bottom - top)
+    n_matched, step = 0, max(1, PAIRS_AT_ONCE // max(1, len(areas)))
+    for start in range(0, len(sample), step):
+        x0, y0, x1, y1 = sample[start : start + step].T[:, :, None]
+        overlap_width = np.maximum(np.minimum(right, x1) - np.maximum(left, x0), 0)
+        overlap_height = np.maximum(np.minimum(bottom, y1) - np.maximum(top, y0), 0)
+        intersection = overlap_width * overlap_height
+        union = areas + (x1 - x0) * (y1 - y0) - intersection
+        n_matched += int((intersection >= iou * union).any(axis=1).sum())
+    return n_matched / len(sample)
+
+
+def _widths_and_heights(
+    boxes: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    boxes = np.asarray(boxes, dtype=np.float64)
+    if boxes.ndim != 2 or boxes.shape[1:] != (4,) or not len(boxes):
+        raise UsageError(
+            f"Expected boxes of shape (n, 4), at least one, got shape {boxes.shape}. Pass the "
+            "boxes of the training images."
+        )
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    has_area = (widths > 0) & (heights > 0)
+    if not has_area.all():
+        raise UsageError(
+            f"Expected boxes with an area, got {boxes[~has_area][0].tolist()}. Remove this box."
+        )
+    return widths, heights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,10 +382,10 @@ def _require_option(kind: str, name: str, value: Any) -> None:
         is_valid = (
             isinstance(value, tuple) and len(value) == len(default) and all(map(_is_count, value))
         )
-        expected = f"{len(default)} whole numbers from 1 to {MOST_VALUE}"
+        expected = f"{len(default)} whole numbers from 1 to {MAX_VALUE}"
     else:
         is_valid = _is_count(value) or (name in MAY_BE_ZERO and value == 0 and type(value) is int)
-        expected = f"a whole number up to {MOST_VALUE}"
+        expected = f"a whole number up to {MAX_VALUE}"
     if is_valid and name == "channels":
         # Group normalisation makes 32 groups; each needs at least two channels.
         is_valid, expected = value % 64 == 0, "a multiple of 64"
@@ -397,7 +396,7 @@ def _require_option(kind: str, name: str, value: Any) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MOST_VALUE
+    return type(value) is int and 1 <= value <= MAX_VALUE
 
 
 def _are_sizes(value: Any) -> bool:
@@ -408,4 +407,4 @@ def _are_sizes(value: Any) -> bool:
 def _are_positive(value: Any) -> bool:
     if not isinstance(value, tuple) or not 1 <= len(value) <= 16:
         return False
-    return all(type(number) in {int, float} and 0 < number <= MOST_VALUE for number in value)
+    return all(type(number) in {int, float} and 0 < number <= MAX_VALUE for number in value)

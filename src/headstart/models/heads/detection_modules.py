@@ -51,9 +51,14 @@ __all__ = [
     "group_norm",
 ]
 
-LEAST_SCORE = 0.01
-MOST_DETECTIONS = 100
+MIN_SCORE = 0.01
+MAX_DETECTIONS = 100
 """Largest number of detections for an image."""
+
+Truth = tuple[Tensor, Tensor]
+"""Boxes (k, 4) on the canvas and their class indices (k,)."""
+DetectedObjects = tuple[Tensor, Tensor, Tensor]
+"""Boxes (k, 4) on the canvas, scores (k,) and class indices (k,)."""
 
 
 def anchors_on(shape: BoxShape) -> Tensor:
@@ -135,9 +140,9 @@ def build_region_head(shape: BoxShape) -> RoIHeads:
         batch_size_per_image=options["regions"],
         positive_fraction=0.25,
         bbox_reg_weights=None,
-        score_thresh=LEAST_SCORE,
+        score_thresh=MIN_SCORE,
         nms_thresh=0.5,
-        detections_per_img=MOST_DETECTIONS,
+        detections_per_img=MAX_DETECTIONS,
     )
 
 
@@ -158,8 +163,8 @@ def build_retinanet(shape: BoxShape, anchors: AnchorGenerator) -> RetinaNet:
         shape.n_classes,
         anchor_generator=anchors,
         head=head,
-        score_thresh=LEAST_SCORE,
-        detections_per_img=MOST_DETECTIONS,
+        score_thresh=MIN_SCORE,
+        detections_per_img=MAX_DETECTIONS,
         topk_candidates=options["candidates"],
     )
 
@@ -178,8 +183,8 @@ def build_fcos(shape: BoxShape, anchors: AnchorGenerator) -> FCOS:
         shape.n_classes,
         anchor_generator=anchors,
         head=FCOSHead(options["channels"], 1, shape.n_classes, num_convs=options["convs"]),
-        score_thresh=LEAST_SCORE,
-        detections_per_img=MOST_DETECTIONS,
+        score_thresh=MIN_SCORE,
+        detections_per_img=MAX_DETECTIONS,
         topk_candidates=options["candidates"],
     )
 
@@ -199,12 +204,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """Build a GroupNorm of at most 32 equal groups of at least 4 channels, else of one group."""
     n_groups = max(math.gcd(channels // 4, 32), 1) if channels % 4 == 0 else 1
     return nn.GroupNorm(n_groups, channels)
-
-
-Truth = tuple[Tensor, Tensor]
-"""Boxes (k, 4) on the canvas and their class indices (k,)."""
-DetectedObjects = tuple[Tensor, Tensor, Tensor]
-"""Boxes (k, 4) on the canvas, scores (k,) and class indices (k,)."""
 
 
 class BoxModule(nn.Module):
@@ -431,9 +430,9 @@ class SingleShot(BoxModule):
             shape.canvas,
             shape.n_classes + 1,
             head=head,
-            score_thresh=LEAST_SCORE,
+            score_thresh=MIN_SCORE,
             nms_thresh=0.55,
-            detections_per_img=MOST_DETECTIONS,
+            detections_per_img=MAX_DETECTIONS,
             topk_candidates=shape.options["candidates"],
         )
         for module in self.extra.modules():

@@ -39,6 +39,9 @@ class LinearHead:
     kind: ClassVar[str] = "linear"
     taps: ClassVar[tuple[str, ...]] = ()
 
+    def __repr__(self) -> str:
+        return f"LinearHead({self.width} features, {len(self.weight)} outputs)"
+
     @property
     def width(self) -> int:
         """Number of input features."""

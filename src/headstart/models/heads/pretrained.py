@@ -50,6 +50,12 @@ HEAD_PREFIXES = {
 }
 NOT_A_CLASS = {"__background__", "N/A"}
 
+REGION_LIMITS = ("regions", "training_proposals", "proposals")
+"""Options of Faster R-CNN that change no tensor; the other kinds have only ``candidates``."""
+ANCHOR_OPTIONS = ("sizes", "ratios")
+"""Options of the anchors; they can change only together with a new proposal network."""
+DenseKind = Literal["detection", "segmentation"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedDetector:
@@ -247,12 +253,6 @@ TRAINED_ON: Mapping[str, str] = {
     "detection": "ImageNet-1k, then COCO",
     "segmentation": "ImageNet-1k, then COCO with the classes of VOC",
 }
-REGION_LIMITS = ("regions", "training_proposals", "proposals")
-"""Options of Faster R-CNN that change no tensor; the other kinds have only ``candidates``."""
-ANCHOR_OPTIONS = ("sizes", "ratios")
-"""Options of the anchors; they can change only together with a new proposal network."""
-
-DenseKind = Literal["detection", "segmentation"]
 
 
 def published_heads(kind: str) -> list[str]:

@@ -71,6 +71,10 @@ class MaskHead:
     shape: MaskShape
     tensors: Mapping[str, NDArray[Any]] = field(repr=False)
 
+    def __repr__(self) -> str:
+        values = sum(tensor.size for tensor in self.tensors.values())
+        return f"MaskHead({self.kind}, taps={self.taps}, {values} parameters)"
+
     @property
     def kind(self) -> str:
         """Its name in files and on the command line."""
@@ -288,13 +292,13 @@ def decoder_from_torchvision(
 
     Returns
     -------
-    Pretrained
+    PublishedDecoder
         ``head.with_classes(VOC_CLASSES, classes, seed)`` adapts it to other classes.
 
     Raises
     ------
     WeightsMismatchError
-        If these are the weights of something else.
+        If these are not the weights of such a network.
     """
     backbone_state = {
         k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")

@@ -27,7 +27,14 @@ SEGMENTATION_HEADS: dict[str, dict[str, Option]] = {
 
 RATE = 6 / 33
 """The first dilation as a share of the map's side, as in DeepLab: 6, 12, 18 on 33 cells."""
-MOST = {"channels": 65_536, "width": 4096, "side": 4096, "rate": 256, "taps": 8, "stride": 256}
+MAX_VALUES = {
+    "channels": 65_536,
+    "width": 4096,
+    "side": 4096,
+    "rate": 256,
+    "taps": 8,
+    "stride": 256,
+}
 """Largest values in a description: larger ones could exhaust the memory."""
 
 
@@ -199,11 +206,11 @@ def _decoder_steps(kind: str, strides: Sequence[int]) -> int:
 
 def _require_map_sizes(shape: MaskShape) -> None:
     strides, n_maps = shape.strides, len(shape.strides)
-    are_counts = _are_counts(shape.channels, MOST["channels"]) and _are_counts(
-        strides, MOST["stride"]
+    are_counts = _are_counts(shape.channels, MAX_VALUES["channels"]) and _are_counts(
+        strides, MAX_VALUES["stride"]
     )
     if (
-        not 1 <= n_maps <= MOST["taps"]
+        not 1 <= n_maps <= MAX_VALUES["taps"]
         or len(shape.channels) != n_maps
         or not are_counts
         # Powers of 2 have one bit set.
@@ -226,10 +233,10 @@ def _require_canvas(shape: MaskShape) -> None:
     canvas = shape.canvas
     if not _are_counts((shape.n_classes,), IGNORED) or shape.n_classes < 2:
         raise UsageError(f"Expected 2 to {IGNORED} classes, got {shape.n_classes}.")
-    if not _are_counts(canvas, MOST["side"]) or len(canvas) != 2:
+    if not _are_counts(canvas, MAX_VALUES["side"]) or len(canvas) != 2:
         raise UsageError(
-            f"Expected a canvas of (height, width) from 1 to {MOST['side']} pixels a side, got "
-            f"{canvas}. Pass another --size."
+            f"Expected a canvas of (height, width) from 1 to {MAX_VALUES['side']} pixels a side, "
+            f"got {canvas}. Pass another --size."
         )
     if shape.kind.startswith("deeplab") and shape.padded == (shape.strides[-1],) * 2:
         raise UsageError(
@@ -255,15 +262,15 @@ def _check_option(shape: MaskShape, name: str, value: Any) -> tuple[bool, str]:
         return type(value) in {int, float} and 0 <= value < 1, "from 0 to below 1"
     if name in {"rates", "widths"}:
         n = 3 if name == "rates" else _decoder_steps(shape.kind, shape.strides)
-        most = MOST["rate"] if name == "rates" else MOST["width"]
-        expected = f"{n} whole numbers from 1 to {most}, for maps at strides {shape.strides}"
-        is_valid = isinstance(value, tuple) and len(value) == n and _are_counts(value, most)
+        maximum = MAX_VALUES["rate"] if name == "rates" else MAX_VALUES["width"]
+        expected = f"{n} whole numbers from 1 to {maximum}, for maps at strides {shape.strides}"
+        is_valid = isinstance(value, tuple) and len(value) == n and _are_counts(value, maximum)
         return is_valid, expected
-    is_valid = _are_counts((value,), MOST["width"])
+    is_valid = _are_counts((value,), MAX_VALUES["width"])
     if shape.kind == "fpn" and name == "width":  # its group normalisation has 32 groups
         return is_valid and value % 32 == 0, "a multiple of 32"
-    return is_valid, f"a whole number from 1 to {MOST['width']}"
+    return is_valid, f"a whole number from 1 to {MAX_VALUES['width']}"
 
 
-def _are_counts(values: Sequence[Any], most: int) -> bool:
-    return all(type(value) is int and 1 <= value <= most for value in values)
+def _are_counts(values: Sequence[Any], maximum: int) -> bool:
+    return all(type(value) is int and 1 <= value <= maximum for value in values)

@@ -83,8 +83,8 @@ def build(shape: MaskShape) -> MaskModule:
         _initialise(decoder, readers, classifier)
     if kind == "deeplabv3plus":
         # The library upsamples by a fixed factor; here it must reach the finer map from any stride.
-        fine = (shape.padded[0] // shape.strides[0], shape.padded[1] // shape.strides[0])
-        decoder.up = nn.Upsample(size=fine, mode="bilinear", align_corners=False)
+        finest_size = (shape.padded[0] // shape.strides[0], shape.padded[1] // shape.strides[0])
+        decoder.up = nn.Upsample(size=finest_size, mode="bilinear", align_corners=False)
     _replace_batch_norms(decoder)
     _replace_batch_norms(readers)
     return MaskModule(decoder, classifier, readers, shape)

@@ -44,7 +44,7 @@ class Loss:
     label_smoothing : float
         Share of every target that is spread over all classes, from 0 to below 1.
     focal : float
-        Gamma of the focal loss: the larger, the less correct predictions weigh; 0 is off.
+        Gamma of the focal loss: a larger value reduces the weight of correct predictions; 0 is off.
     logit_adjustment : float
         Tau: factor of the log priors that are added to the logits in training. Without them, the
         model then treats all classes alike. 0 is off, 1 is the value of the paper. Multiclass

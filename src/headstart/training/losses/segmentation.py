@@ -48,7 +48,8 @@ class MaskLoss:
         Share of every pixel's target that is spread over all classes, from 0 to below 1; in the
         cross-entropy only.
     focal_gamma : float
-        Gamma of the focal loss: 0 is cross-entropy; the larger, the less confident pixels weigh.
+        Gamma of the focal loss: 0 is cross-entropy; a larger value reduces the weight of
+        pixels that are predicted correctly.
 
     Raises
     ------

@@ -26,6 +26,8 @@ __all__ = [
     "relation",
 ]
 
+_WEIGHTS = ("l2_sp", "l2_sp_head", "delta", "bss", "co_tuning", "ewc", "lwf")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regularisation:
@@ -96,9 +98,6 @@ class Regularisation:
     def is_off(self) -> bool:
         """Whether the weight of every penalty is 0."""
         return not any(getattr(self, name) for name in _WEIGHTS)
-
-
-_WEIGHTS = ("l2_sp", "l2_sp_head", "delta", "bss", "co_tuning", "ewc", "lwf")
 
 
 def delta(

@@ -1,0 +1,265 @@
+"""Progress of a race: its events, and how Ctrl-C or the end of the budget stops it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+from headstart.training.job import Epoch, Session
+
+if TYPE_CHECKING:
+    from headstart.features.extractor import Progress
+    from headstart.metrics.confidence_intervals import Interval
+
+__all__ = [
+    "BudgetUsedUpError",
+    "FirstModel",
+    "FoldWatch",
+    "NextStep",
+    "RaceEvent",
+    "RaceStoppedError",
+    "StopRequest",
+    "StopRequested",
+    "first_sentence",
+    "format_seconds",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstModel:
+    """The linear probe on the full backbone has a cross-validated score: a first model.
+
+    Parameters
+    ----------
+    measure : str
+        Name of the score.
+    score : Interval
+    images : int
+        Number of training images.
+    seconds : float
+        Since the start of the race.
+
+    Examples
+    --------
+    >>> from headstart.metrics.confidence_intervals import Interval
+    >>> score = Interval(value=0.84, low=0.8, high=0.87, method="wilson")
+    >>> FirstModel(measure="accuracy", score=score, images=400, seconds=5.0).sentence()
+    'Linear classifier on frozen features: 0.84 [0.80, 0.87] (cross-validated on the training \
+images), ready.'
+    """
+
+    measure: str
+    score: Interval
+    images: int
+    seconds: float
+
+    def sentence(self) -> str:
+        """Describe the answer in one line; the measure is named unless it is the accuracy."""
+        measure = "" if self.measure == "accuracy" else f"{self.measure} "
+        score = f"{self.score.value:.2f} [{self.score.low:.2f}, {self.score.high:.2f}]"
+        return (
+            f"Linear classifier on frozen features: {measure}{score} (cross-validated on the "
+            "training images), ready."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """What the race tries next.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of the candidates.
+    folds : int
+        Number of folds that each of them trains on at most; 0 if nothing is trained.
+    seconds : float
+        Estimate for all of them; 0 if it is not known.
+
+    Examples
+    --------
+    >>> NextStep(names=("fine-tuning the last stage",), folds=5, seconds=40.2).sentence()
+    'Next: fine-tuning the last stage, 5 folds, about 40 s.'
+    """
+
+    names: tuple[str, ...]
+    folds: int = 0
+    seconds: float = 0.0
+
+    def sentence(self) -> str:
+        """Describe the step in one line."""
+        folds = f", {self.folds} folds" + " each" * (len(self.names) > 1) if self.folds else ""
+        about = f", about {format_seconds(max(self.seconds, 1.0))}" if self.seconds else ""
+        return f"Next: {' and '.join(self.names)}{folds}{about}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested:
+    """Ctrl-C was pressed during a race; the race stops after the current step.
+
+    Examples
+    --------
+    >>> StopRequested().sentence()
+    'Stopping after this step; press Ctrl-C again to stop now.'
+    """
+
+    def sentence(self) -> str:
+        """Acknowledge the key in one line."""
+        return "Stopping after this step; press Ctrl-C again to stop now."
+
+
+RaceEvent = FirstModel | NextStep | StopRequested
+
+
+class RaceStoppedError(Exception):
+    """Raised inside a step of the race after Ctrl-C; never leaves the race."""
+
+
+class BudgetUsedUpError(Exception):
+    """Raised inside a step of the race when the budget is used up; never leaves the race."""
+
+
+class StopRequest:
+    """First Ctrl-C: the race stops at its next safe point. Second Ctrl-C: ``KeyboardInterrupt``.
+
+    It handles Ctrl-C from ``listen`` to the end of the ``with`` block, in the main thread, if
+    nothing else does.
+
+    Parameters
+    ----------
+    notify : callable
+        Called once with ``StopRequested``, in another thread, because the signal may interrupt
+        a write to the same log.
+
+    Examples
+    --------
+    >>> events = []
+    >>> with StopRequest(events.append) as stop:
+    ...     stop.listen()
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     stop.is_requested
+    True
+    >>> events
+    [StopRequested()]
+    """
+
+    def __init__(self, notify: Callable[[StopRequested], None]) -> None:
+        self.is_requested = False
+        self._notify = notify
+        self._is_installed = False
+        self._messenger: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._is_installed = False
+        if self._messenger is not None:
+            self._messenger.join()
+
+    def listen(self) -> None:
+        """Handle Ctrl-C from now on."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._is_installed = True
+            signal.signal(signal.SIGINT, self._on_sigint)
+
+    def check(self) -> None:
+        """Stop the current step after Ctrl-C.
+
+        Raises
+        ------
+        RaceStoppedError
+            If Ctrl-C was pressed.
+        """
+        if self.is_requested:
+            raise RaceStoppedError
+
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        if self.is_requested:
+            raise KeyboardInterrupt
+        self.is_requested = True
+        self._messenger = threading.Thread(target=self._notify, args=(StopRequested(),))
+        self._messenger.start()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoldWatch:
+    """Watch over the trainings of one fold: reports progress, and stops them.
+
+    Parameters
+    ----------
+    step : str
+        Name of the step, such as ``candidate 1 of 2: fine-tuning the last stage, fold 1 of 5``.
+    n_trainings : int
+        Number of learning rates.
+    progress : callable
+    stop : StopRequest
+    seconds_left : callable
+        Seconds of the budget that are left for this fold.
+    """
+
+    step: str
+    n_trainings: int
+    progress: Progress
+    stop: StopRequest
+    seconds_left: Callable[[], float]
+
+    def session(self, number: int) -> Session:
+        """Make the callbacks of the training with this number, from 0.
+
+        The training ends after the step in which Ctrl-C was pressed (``RaceStoppedError``), or
+        after the epoch in which the budget was used up (``BudgetUsedUpError``).
+        """
+
+        def report_step(_: str, done: int, total: int) -> None:
+            self.stop.check()
+            self.progress(self.step, number * total + done, self.n_trainings * total)
+
+        return Session(progress=report_step, on_epoch=self._check_epoch)
+
+    def report_scoring(self, n_images: int) -> None:
+        """Report that the held-out images are predicted.
+
+        Raises
+        ------
+        RaceStoppedError
+            After Ctrl-C.
+        """
+        self.stop.check()
+        self.progress(f"{self.step}, scoring {n_images} images", 0, 0)
+
+    def _check_epoch(self, epoch: Epoch, n_epochs: int) -> None:
+        self.stop.check()
+        if epoch.number < n_epochs and self.seconds_left() <= 0:
+            raise BudgetUsedUpError
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration for a sentence.
+
+    >>> format_seconds(40.2), format_seconds(300)
+    ('40 s', '5 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def first_sentence(message: str) -> str:
+    """Return an error message without its advice, and without the dots of a shortened list.
+
+    >>> first_sentence("Found too few images of 'a', 'b', .... Add images.")
+    "Found too few images of 'a', 'b'"
+    """
+    return re.split(r"[.;] ", message)[0].rstrip(" .,")

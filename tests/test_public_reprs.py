@@ -1,0 +1,221 @@
+"""Every public value prints as a few lines, whatever it contains."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headstart
+from headstart.backbones.backbone import load
+from headstart.backbones.catalog import resolve
+from headstart.backbones.frozen import FrozenBackbone
+from headstart.cache import Cache
+from headstart.data.dataset import brief, fingerprint_of
+from headstart.data.prepare import PreparedData
+from headstart.evaluation.classification import evaluate_probabilities
+from headstart.evaluation.detection import BoxEvaluation
+from headstart.evaluation.segmentation import MaskEvaluation
+from headstart.models.heads.detection import BoxHead
+from headstart.models.heads.linear import LinearHead
+from headstart.models.heads.segmentation import MaskHead
+from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask
+from headstart.runtime import versions
+
+LONGEST = 2000
+CLASSES = tuple(f"class number {i} with a long name {'x' * 200}" for i in range(300))
+
+
+def images(n=400):
+    return tuple(
+        headstart.Sample(image=Path("folder" * 40) / f"{i}.jpg", target=CLASSES[i % 300])
+        for i in range(n)
+    )
+
+
+def backbone():
+    spec = resolve("timm/test_resnet")
+    state = load(spec, pretrained=False).trunk.state_dict()
+    return FrozenBackbone(spec=spec, state=state, origin={"from": "a test"})
+
+
+def model():
+    return headstart.TransferModel(
+        backbone=backbone(),
+        task=ClassificationTask(classes=CLASSES),
+        head=LinearHead(weight=np.zeros((300, 96)), bias=np.zeros(300)),
+        record={"learned_from": ["0" * 16] * 5000, "versions": versions()},
+    )
+
+
+def evaluation():
+    probabilities = np.full((400, 300), 1 / 300)
+    targets = np.arange(400) % 300
+    names = tuple(sample.name for sample in images())
+    return evaluate_probabilities(
+        ClassificationTask(classes=CLASSES), probabilities, targets, names=names
+    )
+
+
+def run():
+    prepared = PreparedData(data=dataset(), records=(), findings=())
+    return headstart.Run(
+        folder=Path("runs") / ("x" * 500),
+        model=model(),
+        evaluation=evaluation(),
+        prepared=prepared,
+        recipe=headstart.Recipe(method=headstart.Finetune()),
+        summary=("A <long> sentence. " * 100,) * 20,
+        seconds={},
+    )
+
+
+def dataset():
+    return headstart.Dataset(samples=images(), classes=CLASSES, name="n" * 1000)
+
+
+def head(kind, tensors=50):
+    arrays = {f"layer.{i}.weight": np.zeros((64, 64)) for i in range(tensors)}
+    return kind(taps=("layer2", "layer3"), shape=SimpleShape(), tensors=arrays)
+
+
+@dataclasses.dataclass
+class SimpleShape:
+    kind: str = "some"
+
+
+def palette():
+    return headstart.Palette(codes=tuple((i, name) for i, name in enumerate(CLASSES[:250])))
+
+
+BOX = (0.0, 1.0, 2.5, 3.5)
+VALUES = {
+    "Augmentation": headstart.Augmentation,
+    "Boxes": lambda: headstart.Boxes(corners=(BOX,) * 900, labels=(CLASSES * 3)[:900]),
+    "Dataset": dataset,
+    "Detections": lambda: headstart.Detections(
+        name="d" * 900,
+        size=(640, 480),
+        boxes=np.zeros((900, 4), np.float32),
+        scores=np.linspace(1, 0, 900, dtype=np.float32),
+        labels=np.zeros(900, np.intp),
+    ),
+    "Evaluation": evaluation,
+    "Finetune": headstart.Finetune,
+    "ImageClassifier": headstart.ImageClassifier,
+    "ImageSegmenter": headstart.ImageSegmenter,
+    "LinearProbe": headstart.LinearProbe,
+    "Loss": headstart.Loss,
+    "Mask": lambda: headstart.Mask(source=np.zeros((500, 500)), palette=palette()),
+    "ObjectDetector": headstart.ObjectDetector,
+    "Palette": palette,
+    "Prediction": lambda: headstart.Prediction(
+        name="p" * 900,
+        label=CLASSES,
+        probability=0.5,
+        probabilities=dict.fromkeys(CLASSES, 0.5),
+    ),
+    "Recipe": lambda: headstart.Recipe(method=headstart.Finetune(), group_by="g" * 100),
+    "Regularisation": headstart.Regularisation,
+    "Run": run,
+    "Sample": lambda: headstart.Sample(
+        image=np.zeros((900, 900, 3), np.uint8), target=CLASSES, group="g" * 900
+    ),
+    "Scratch": headstart.Scratch,
+    "Segmentation": lambda: headstart.Segmentation(name="s" * 900, mask=np.zeros((900, 900), "u1")),
+    "Training": headstart.Training,
+    "TransferModel": model,
+}
+INSIDE = {
+    "BoxHead": lambda: head(BoxHead),
+    "DetectionTask": lambda: DetectionTask(classes=CLASSES),
+    "FrozenBackbone": backbone,
+    "LinearHead": lambda: model().head,
+    "MaskHead": lambda: head(MaskHead),
+    "PreparedData": lambda: run().prepared,
+    "SegmentationTask": lambda: SegmentationTask(classes=CLASSES),
+}
+
+
+def test_no_public_class_is_forgotten(tmp_path):
+    names = {
+        name
+        for name in headstart.__all__
+        if isinstance(getattr(headstart, name), type) and not name.endswith("Error")
+    }
+    assert set(VALUES) | {"Cache"} == names
+    with Cache(tmp_path) as cache:
+        assert len(repr(cache)) < LONGEST
+
+
+@pytest.mark.parametrize("name", [*VALUES, *INSIDE])
+def test_a_value_prints_as_a_few_lines(name):
+    value = (VALUES | INSIDE)[name]()
+    text = repr(value)
+    assert type(value).__name__ == name
+    assert text.startswith(f"{name}(")
+    assert len(text) < LONGEST
+    assert text.count("\n") < 5
+
+
+def test_evaluations_of_boxes_and_masks_are_short():
+    for kind in (BoxEvaluation, MaskEvaluation):
+        values = {field.name: (0,) * 9000 for field in dataclasses.fields(kind)}
+        values |= {"task": DetectionTask(classes=CLASSES), "metrics": {"map": 0.5}}
+        text = repr(kind(**values))
+        assert "300 classes" in text
+        assert "map 0.5" in text
+        assert len(text) < LONGEST
+
+
+def test_the_short_texts_say_what_matters():
+    assert "multiclass: 400 images, 300 classes: ('class number 0 " in repr(dataset())
+    assert "head linear, 300 classes" in repr(model())
+    assert "no head (not fitted)" in repr(dataclasses.replace(model(), head=None))
+    prediction = headstart.Prediction(
+        name="a.jpg", label="cat", probability=0.75, probabilities={"dog": 0.25, "cat": 0.75}
+    )
+    assert repr(prediction) == (
+        "Prediction(name='a.jpg', label='cat', probability=0.75, "
+        "probabilities={'cat': 0.75, 'dog': 0.25})"
+    )
+
+
+def test_a_short_text_is_never_an_identity():
+    """Targets that print the same have different fingerprints."""
+    many = [headstart.Boxes(corners=(BOX,) * 8, labels=("a",) * 7 + (last,)) for last in "bc"]
+    assert repr(many[0]) == repr(many[1])
+    assert fingerprint_of(many[0]) != fingerprint_of(many[1])
+    masks = [
+        headstart.Mask(source=np.zeros((2, 2), "u1"), palette=headstart.Palette(codes=codes))
+        for codes in (tuple((i, "a") for i in range(n)) for n in (8, 9))
+    ]
+    assert brief(masks[0].palette.codes) == brief(masks[1].palette.codes)
+    assert fingerprint_of(masks[0]) != fingerprint_of(masks[1])
+
+
+def test_the_fingerprints_are_those_of_older_releases():
+    """Checkpoints of a training that was stopped store them."""
+    boxes = headstart.Boxes(corners=((0.0, 0.0, 1.0, 1.0),), labels=("a",))
+    assert fingerprint_of(boxes) == (
+        "Boxes(corners=((0.0, 0.0, 1.0, 1.0),), labels=('a',), hard=(), size=None)"
+    )
+
+
+def test_a_notebook_shows_escaped_text_and_the_way_to_the_report():
+    html = run()._repr_html_()
+    assert "A &lt;long&gt; sentence." in html
+    assert "<long>" not in html
+    assert "and 280 more" in html
+    assert f'href="{run().report}"' in html
+    assert run().report == run().folder / "report.html"
+
+
+def test_a_notebook_shows_scores_and_classes():
+    names = ("<b>cat</b>", "dog")
+    html = evaluate_probabilities(
+        ClassificationTask(classes=names), np.eye(2), np.array([0, 1]), names=("1", "2")
+    )._repr_html_()
+    assert "&lt;b&gt;cat&lt;/b&gt;" in html
+    assert "balanced accuracy" in html
+    assert "and 280 more classes" in evaluation()._repr_html_()

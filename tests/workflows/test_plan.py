@@ -1,0 +1,62 @@
+"""How many trainings a comparison will run, and how long."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from headstart.cache import Cache
+from headstart.data.dataset import Dataset, Sample
+from headstart.methods.finetune import Finetune
+from headstart.workflows import plan
+from headstart.workflows.plan import PlannedTraining, describe_trainings
+from headstart.workflows.recipe import Recipe
+
+
+def trainings(n_images, count, *, names=2, method=None):
+    samples = tuple(Sample(image=b"", target="a") for _ in range(n_images))
+    data = Dataset(samples=samples, classes=("a",))
+    return [
+        PlannedTraining(
+            name=("backbone", i % names), method=method, backbone=None, parts=(data, None, data)
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def estimated(monkeypatch):
+    """Trainings that were estimated, each at 40 s."""
+    found = []
+
+    def estimate(recipe, method, backbone, parts, *, extractor):
+        found.append(method)
+        return SimpleNamespace(estimated=40.0)
+
+    monkeypatch.setattr(plan, "_plan_training", estimate)
+    return found
+
+
+def describe(planned, recipe=None):
+    [text] = describe_trainings(planned, recipe or Recipe(), Cache(), about="5 seeds")
+    return text
+
+
+def test_many_images_are_estimated_once_for_each_kind(estimated):
+    text = describe(trainings(1000, 10, names=2, method=Finetune()))
+    assert text == "10 trainings will run in at most about 7 min: 5 seeds."  # 400 s
+    assert len(estimated) == 2
+
+
+def test_few_images_are_not_worth_an_estimate(estimated):
+    assert describe(trainings(100, 10, method=Finetune())) == "10 trainings will run: 5 seeds."
+    assert estimated == []
+
+
+def test_a_race_takes_its_budget(estimated):
+    text = describe(trainings(1000, 10), Recipe(budget=9.0))
+    assert text == "10 trainings will run in at most about 90 s: 5 seeds."
+    assert estimated == []
+
+
+def test_one_training_is_singular(estimated):
+    assert describe(trainings(10, 1)) == "1 training will run: 5 seeds."

@@ -1,0 +1,174 @@
+"""Settings by name: the same words, the same recipe, as a command or in Python."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from headstart.errors import HeadstartError, UnknownNameError, UsageError
+from headstart.methods import METHODS
+from headstart.methods.finetune import Finetune
+from headstart.methods.flags import flags
+from headstart.methods.linear_probe import LinearProbe
+from headstart.training.optim import Training
+from headstart.workflows.fit import fit
+from headstart.workflows.recipe import Recipe, make_recipe
+
+
+def test_no_setting_is_the_default_recipe():
+    assert make_recipe({}) == Recipe()
+
+
+def test_every_field_of_a_recipe_is_a_setting():
+    changed = {
+        "backbone": "resnet18",
+        "budget": 90.0,
+        "task": "detection",
+        "head": "fcos",
+        "size": 64,
+        "group_by": "patient",
+        "bad_files": "skip",
+        "allow_overlap": True,
+        "test_fraction": 0.5,
+        "max_risk": 0.1,
+        "engine": "fp32",
+        "device": "cpu",
+        "offline": True,
+        "seed": 7,
+    }
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    assert set(changed) == names - {"method", "rivals"}
+    assert make_recipe(changed) == Recipe(**changed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_flag_of_a_method_is_a_setting(method):
+    """Each is known by its name; a plain object is no value of any of them."""
+    for flag in flags():
+        if method in flag.methods:
+            with pytest.raises(UsageError, match=f"`{flag.name}` must be") as caught:
+                make_recipe({"method": method, flag.name: object()})
+            assert not isinstance(caught.value, UnknownNameError)
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ({"epochs": 5}, {"epochs": "5"}),
+        ({"epochs": np.int64(5)}, {"epochs": "5"}),
+        ({"learning_rate": 1e-4}, {"learning_rate": "1e-4"}),
+        ({"learning_rate": "layer3=1e-5"}, {"learning_rate": "layer3=1e-5"}),
+        ({"train_from": "layer4"}, {"train_from": "layer4"}),
+        ({"augment": "light", "rotation": 3}, {"augment": "light", "rotation": "3"}),
+        ({"flip": True}, {"flip": True}),
+    ],
+)
+def test_typed_values_and_texts_are_the_same(typed, text):
+    assert make_recipe({"method": "finetune", **typed}) == make_recipe(
+        {"method": "finetune", **text}
+    )
+
+
+def test_values_arrive_in_the_method():
+    settings = {"method": "finetune", "epochs": 5, "learning_rate": 1e-4, "seed": 3}
+    wanted = Finetune(training=Training(epochs=5), learning_rate=1e-4, seed=3)
+    assert make_recipe(settings).method == wanted
+    assert make_recipe({"penalties": [0.1, 1]}).method == LinearProbe(penalties=(0.1, 1.0))
+
+
+def test_a_method_may_be_a_value_a_name_or_none():
+    method = Finetune(train_from="layer4")
+    assert make_recipe({"method": method}).method is method
+    assert make_recipe({"method": "linear-probe"}).method == LinearProbe()
+    assert make_recipe({"method": None}).method is make_recipe({"method": "auto"}).method is None
+
+
+def test_a_flag_that_is_none_is_left_out():
+    settings = {"method": "finetune", "epochs": None, "train_from": None}
+    assert make_recipe(settings).method == Finetune()
+
+
+def test_without_a_name_the_settings_decide_the_method():
+    for task in ("classification", "detection", "segmentation"):
+        recipe = make_recipe({"wise_ft": 0.5}, find_task=lambda _, task=task: task)
+        assert recipe.method == Finetune(wise_ft=0.5)
+    assert make_recipe({"folds": 3}).method == LinearProbe(folds=3)
+
+
+@pytest.mark.parametrize(
+    "backbones", ["vgg16,resnet18", ["vgg16", "resnet18"], ("vgg16", "resnet18")]
+)
+def test_several_backbones(backbones):
+    recipe = make_recipe({"backbones": backbones})
+    assert (recipe.backbone, recipe.rivals) == ("vgg16", ("resnet18",))
+
+
+@pytest.mark.parametrize("budget", ["2m", "120s", 120, 120.0, "120", np.float32(120)])
+def test_a_budget_is_a_text_or_seconds(budget):
+    recipe = make_recipe({"budget": budget})
+    assert recipe.budget == 120
+    assert type(recipe.budget) is float
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": Finetune}, r"`method` .* got the class Finetune\. Pass Finetune\(\)"),
+        ({"method": 3}, "`method` must be a method such as Finetune"),
+        ({"train_from": 4}, r"`train_from` must be a text such as 'last:1', got 4 \(int\)"),
+        ({"backbone": None}, "`backbone` must be a text, got None"),
+        ({"backbones": 4}, "`backbones` must be a list of names, got 4"),
+        ({"backbones": [4]}, "`backbones` must be a list of names"),
+        ({"method": "finetune", "epochs": "five"}, "--epochs must be a whole number, got 'five'"),
+        ({"method": "finetune", "epochs": 2.5}, "`epochs` must be a whole number, got 2.5"),
+        ({"method": "finetune", "mixup": True}, "`mixup` must be a number, got True"),
+        ({"method": "finetune", "flip": "yes"}, "`flip` must be True or False, got 'yes'"),
+        ({"method": "finetune", "augment": 3}, r"`augment` must be a text \(none, light"),
+        ({"penalties": ["a"]}, "`penalties` must be numbers"),
+        ({"seed": 1.5}, "`seed` must be a whole number, got 1.5"),
+        ({"seed": True}, "`seed` must be a whole number, got True"),
+        ({"max_risk": "low"}, r"`max_risk` must be a number, got 'low' \(str\)\. Pass .*0\.02"),
+        ({"allow_overlap": "no"}, "`allow_overlap` must be True or False, got 'no'"),
+        ({"budget": "2x"}, "--budget must be a duration"),
+        ({"budget": True}, "--budget must be a duration"),
+        ({"budget": None}, "--budget must be a duration"),
+        ({"method": Finetune(), "epochs": 5}, r"Finetune\(\.\.\.\).*`epochs`.*method='finetune'"),
+        ({"method": "auto", "epochs": 5}, "--method auto takes no flags of a method, got --epochs"),
+        ({"backbone": "vgg16", "backbones": ["resnet18"]}, "--backbones vgg16,resnet18"),
+        ({"method": "finetun"}, "Did you mean 'finetune'"),
+        ({"bad_files": "skp"}, "Did you mean 'skip'"),
+        ({"learning_rat": 1}, "Unknown setting: 'learning_rat'. Did you mean 'learning_rate'"),
+        ({"bakbone": "vgg16"}, "Did you mean 'backbone'"),
+        ({"rivals": ("vgg16",)}, "Unknown setting: 'rivals'"),
+    ],
+)
+def test_wrong_settings_get_a_sentence_when_they_are_passed(settings, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
+        make_recipe(settings)
+    with pytest.raises(UsageError, match=words):  # before the missing folder is looked at
+        fit(tmp_path / "missing", out=tmp_path / "run", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_takes_values_of_its_types_only():
+    with pytest.raises(UsageError, match="`rivals` must be a tuple of names"):
+        Recipe(rivals="resnet18")
+    with pytest.raises(UsageError, match="the class LinearProbe"):
+        Recipe(method=LinearProbe)
+    assert type(Recipe(seed=np.int64(3)).seed) is int
+
+
+def test_a_recipe_and_settings_exclude_each_other():
+    with pytest.raises(UsageError, match="`recipe` and `epochs` are both set"):
+        fit("photos", Recipe(), epochs=5)
+    with pytest.raises(UsageError, match=r"got 'resnet18'\. Pass settings by name"):
+        fit("photos", "resnet18")
+
+
+def test_settings_of_fit_reach_the_run(tmp_path):
+    try:
+        fit(tmp_path / "missing", out=tmp_path / "run", backbone="no-such-backbone-at-all")
+    except HeadstartError as error:
+        assert "no-such-backbone-at-all" in str(error)  # noqa: PT017 - any of its classes
+    else:
+        pytest.fail("an unknown backbone was accepted")
