@@ -312,8 +312,8 @@ def run_recipe(context: typer.Context) -> tuple[Recipe, str]:
     settings |= flag_values
     find_task = partial(task_of_source, context.params["source"])
     if config is not None:
-        given = {name: value for name, value in settings.items() if _is_set(context, name)}
-        return read_recipe(config, given, find_task=find_task), ""
+        explicit = {name: value for name, value in settings.items() if _is_set(context, name)}
+        return read_recipe(config, explicit, find_task=find_task), ""
     recipe = make_recipe(settings, find_task=find_task)
     is_added = method is None and recipe.method is not None
     return recipe, _method_note(recipe, flag_values) if is_added else ""

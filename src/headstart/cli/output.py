@@ -78,10 +78,10 @@ def _escape_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
     first = error.object[error.start]
     if first in SPELLINGS:
         return SPELLINGS[first], error.start + 1
-    one = UnicodeEncodeError(
+    single_character = UnicodeEncodeError(
         error.encoding, error.object, error.start, error.start + 1, error.reason
     )
-    return codecs.backslashreplace_errors(one)
+    return codecs.backslashreplace_errors(single_character)
 
 
 def use_utf8_names() -> None:

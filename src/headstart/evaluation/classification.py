@@ -218,12 +218,12 @@ class Evaluation:
             for row in self.per_class[:CLASSES_SHOWN]
         )
         n_more = len(self.per_class) - CLASSES_SHOWN
-        more = f"<p>and {n_more} more classes</p>" if n_more > 0 else ""
+        rest = f"<p>and {n_more} more classes</p>" if n_more > 0 else ""
         return (
             f"<b>{len(self.names)} test images</b>"
             f"<table><tr><th>score</th><th>value [95 % interval]</th></tr>{scores}</table>"
             "<table><tr><th>class</th><th>images</th><th>recall [95 % interval]</th></tr>"
-            f"{classes}</table>{more}"
+            f"{classes}</table>{rest}"
         )
 
     @property

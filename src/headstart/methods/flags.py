@@ -306,8 +306,10 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
             if path in names:
                 values[names[path]] = leaf
             elif path not in {("name",), ("seed",)}:
-                known = [".".join(other) for other in names]
-                raise UnknownNameError(f"setting of method {name}", ".".join(map(str, path)), known)
+                choices = [".".join(other) for other in names]
+                raise UnknownNameError(
+                    f"setting of method {name}", ".".join(map(str, path)), choices
+                )
     return {flag: value for flag, value in values.items() if value is not None}
 
 

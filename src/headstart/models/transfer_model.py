@@ -59,11 +59,11 @@ class Prediction:
     def __repr__(self) -> str:
         largest = sorted(self.probabilities.items(), key=lambda item: -item[1])[:3]
         texts = ", ".join(f"{brief(name)}: {value:.4g}" for name, value in largest)
-        more = ", ..." if len(self.probabilities) > len(largest) else ""
+        rest = ", ..." if len(self.probabilities) > len(largest) else ""
         abstains = "" if self.abstains is None else f", abstains={self.abstains}"
         return (
             f"Prediction(name={brief(self.name)}, label={brief(self.label)}, "
-            f"probability={self.probability:.4g}, probabilities={{{texts}{more}}}{abstains})"
+            f"probability={self.probability:.4g}, probabilities={{{texts}{rest}}}{abstains})"
         )
 
 

@@ -66,7 +66,7 @@ def _class_headline(evaluation: Evaluation) -> str:
         right = f"{'has' if n_images == 1 else 'have'} all labels right"
     bounds = "no interval"
     if not math.isnan(accuracy.low):
-        low, high = (_whole_percent(bound) for bound in (accuracy.low, accuracy.high))
+        low, high = (_whole_percent(end) for end in (accuracy.low, accuracy.high))
         bounds = f"likely {low} to {high}\N{NO-BREAK SPACE}%"
     return f"{images} {right} ({charts.percent(accuracy.value)}, {bounds})"
 

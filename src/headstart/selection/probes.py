@@ -131,7 +131,7 @@ class RaceContext:
     notify : callable
         Called with the events of the race.
     stop : StopRequest
-        Whether Ctrl-C was pressed after the first answer.
+        Whether Ctrl-C was pressed after the first model.
     progress : callable
         Called with the name of a step, the amount done, and the total (0 if it is not known).
         It ends the step after Ctrl-C.
@@ -207,7 +207,7 @@ class RaceContext:
 def run_probes(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[RaceEntry]:
     """Probe every backbone at several depths; the full first backbone comes first.
 
-    Nothing is measured before the first answer. After Ctrl-C it returns the probes so far.
+    Nothing is measured before the first model. After Ctrl-C it returns the probes so far.
     """
     entries: list[RaceEntry] = []
     context.n_probes = sum(len(probe_depths(backbone)) for backbone in backbones)

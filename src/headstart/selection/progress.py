@@ -59,7 +59,7 @@ images), ready.'
     seconds: float
 
     def sentence(self) -> str:
-        """Describe the answer in one line; the measure is named unless it is the accuracy."""
+        """Describe the first model in one line; name the measure unless it is the accuracy."""
         measure = "" if self.measure == "accuracy" else f"{self.measure} "
         score = f"{self.score.value:.2f} [{self.score.low:.2f}, {self.score.high:.2f}]"
         return (

@@ -120,13 +120,13 @@ def decide(
     on_progress : callable, optional
         Called with one line of text per step.
     notify : callable, optional
-        Called with the events of the race, such as the first answer. From the first answer on,
+        Called with the events of the race, such as the first model. From the first model on,
         Ctrl-C ends the race at its next step and keeps the best candidate so far.
 
     Raises
     ------
     KeyboardInterrupt
-        After Ctrl-C before the first answer, and after a second Ctrl-C.
+        After Ctrl-C before the first model, and after a second Ctrl-C.
     UsageError
         If there is no backbone, or the data have boxes or masks.
     DataError

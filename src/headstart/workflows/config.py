@@ -50,22 +50,22 @@ def read_recipe(
     >>> recipe.seed, recipe.method.training.epochs
     (3, 7)
     """
-    given = {name: value for name, value in (settings or {}).items() if value is not None}
+    overrides = {name: value for name, value in (settings or {}).items() if value is not None}
     values = _read_yaml(Path(path))
     _require_known(values, Path(path))
     record = values.pop("method", None)
-    saved = {**values, **_method_values(record, given, Path(path))}
-    if "backbone" in given or "backbones" in given:
+    saved = {**values, **_method_values(record, overrides, Path(path))}
+    if "backbone" in overrides or "backbones" in overrides:
         saved = {name: v for name, v in saved.items() if name not in {"backbone", "rivals"}}
     if rivals := saved.pop("rivals", None):
         saved["backbones"] = (saved.pop("backbone", Recipe.backbone), *_names(rivals))
-    is_unlimited = "budget" not in given and saved.get("budget") == math.inf
+    is_unlimited = "budget" not in overrides and saved.get("budget") == math.inf
     if is_unlimited:
         del saved["budget"]
-    recipe = make_recipe({**saved, **given}, find_task=find_task)
+    recipe = make_recipe({**saved, **overrides}, find_task=find_task)
     if is_unlimited:
         recipe = replace(recipe, budget=math.inf)
-    return recipe if "seed" in given else _with_method_seed(recipe, record)
+    return recipe if "seed" in overrides else _with_method_seed(recipe, record)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _require_known(values: Mapping[Any, Any], path: Path) -> None:
             raise UnknownNameError(f"setting in {path}", str(name), names)
 
 
-def _method_values(record: Any, given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _method_values(record: Any, overrides: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return the settings of the file's method, unless another method is given."""
     if record is None:
         return {}
@@ -114,10 +114,10 @@ def _method_values(record: Any, given: Mapping[str, Any], path: Path) -> dict[st
             f"`method` in {path} must have a name, such as `method: {{name: finetune}}`, got "
             f"{record!r}. Add the name, or remove `method`."
         )
-    if given.get("method", record["name"]) != record["name"]:
+    if overrides.get("method", record["name"]) != record["name"]:
         return {}
     values = record_values(record)
-    if PRESET in given:  # a preset sets all of them
+    if PRESET in overrides:  # a preset sets all of them
         augmentation = {flag.name for flag in flags() if flag.group.startswith("Augmentation")}
         values = {name: value for name, value in values.items() if name not in augmentation}
     return {"method": record["name"], **values}

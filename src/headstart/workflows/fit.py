@@ -121,11 +121,11 @@ class Run:
         sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.summary)
         classes = escape(", ".join(self.model.task.classes[:CLASSES_SHOWN]))
         n_more = len(self.model.task.classes) - CLASSES_SHOWN
-        more = f" and {n_more} more" if n_more > 0 else ""
+        rest = f" and {n_more} more" if n_more > 0 else ""
         report = escape(str(self.report))
         return (
             f"<b>{escape(self.prepared.data.name)}</b><ul>{sentences}</ul>"
-            f"<p>Classes: {classes}{more}</p>"
+            f"<p>Classes: {classes}{rest}</p>"
             f'<p>Report: <a href="{report}">{report}</a></p>'
         )
 

@@ -401,10 +401,10 @@ def parse_backbones(backbone: str, backbones: str | Iterable[str]) -> tuple[str,
     if not backbones:
         return backbone, ()
     if backbone != DEFAULT_BACKBONE:
-        given = backbones if isinstance(backbones, str) else ",".join(names)
+        names_text = backbones if isinstance(backbones, str) else ",".join(names)
         raise UsageError(
-            f"--backbone and --backbones are both set, to {backbone} and {given}. Pass "
-            f"--backbones {backbone},{given}."
+            f"--backbone and --backbones are both set, to {backbone} and {names_text}. Pass "
+            f"--backbones {backbone},{names_text}."
         )
     first, *rivals = names or (backbone,)
     return first, tuple(rivals)

@@ -93,11 +93,11 @@ def _draw_square(tile: Tile, rng: np.random.Generator) -> Tile:
     return photo, left, top, size
 
 
-def _distance(one: Tile, other: Tile) -> float:
+def _distance(first: Tile, second: Tile) -> float:
     """Sum of the differences in position and size; infinite between photographs."""
-    if one[0] != other[0]:
+    if first[0] != second[0]:
         return math.inf
-    return sum(abs(a - b) for a, b in zip(one[1:], other[1:], strict=True))
+    return sum(abs(a - b) for a, b in zip(first[1:], second[1:], strict=True))
 
 
 def _cut_crop(square: Tile, rng: np.random.Generator) -> Image:
