@@ -25,7 +25,8 @@ ROOMS = {".ci", "src", "tests", "docs", "benchmarks", "examples"}
 
 def texts() -> Iterator[tuple[str, str]]:
     """The project's own text files: those at the top and those in its rooms."""
-    files = [path for path in ROOT.iterdir() if path.is_file()]
+    # In a linked work tree .git is a file with an absolute path; it is not part of the project.
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     for room in ROOMS:
         files += [
             p for p in (ROOT / room).rglob("*") if p.is_file() and "__pycache__" not in p.parts
