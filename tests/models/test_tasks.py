@@ -1,13 +1,16 @@
 import json
+import math
 
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
 from sklearn.metrics import f1_score
 
+from headstart.data.splits import kfold
 from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.classification import log_loss
 from headstart.models.tasks import ClassificationTask
+from headstart.training.logistic_regression import Problem, search_penalty
 
 ANIMALS = ClassificationTask(classes=("ant", "bee", "cat"))
 LABELS = ClassificationTask(classes=("red", "round"), kind="multilabel")
@@ -42,7 +45,7 @@ def test_temperature_finds_the_factor(temperature):
 
 def test_temperature_is_the_minimum_of_the_log_loss():
     logits, targets = drawn(2.0, n=300)
-    calibrated = ANIMALS.calibrated(logits, targets)
+    calibrated = ANIMALS.calibrated(logits, targets, spread=math.inf)
     best = log_loss(targets, calibrated.probabilities(logits))
     for other in calibrated.temperature * np.array([0.5, 0.9, 0.99, 1.01, 1.1, 2.0]):
         task = ClassificationTask(classes=ANIMALS.classes, temperature=float(other))
@@ -105,16 +108,39 @@ def test_few_images_answered_right_do_not_ask_for_any_confidence():
     task = ClassificationTask(classes=("a", "b"))
     targets = np.arange(30) % 2
     logits = np.where(np.eye(2)[targets] == 1, 1.5, -1.5)
-    sure = task.calibrated(logits, targets).temperature
-    careful = task.calibrated(logits, targets, spread=0.25).temperature
+    sure = task.calibrated(logits, targets, spread=math.inf).temperature
+    careful = task.calibrated(logits, targets).temperature
     assert sure < 0.1
     assert 0.6 < careful < 1
     # The value minimises n * loss(T) + log(T)^2 / (2 * spread^2).
     grid = np.exp(np.linspace(-2, 2, 20_001))
     cost = 30 * np.log1p(np.exp(-3 / grid)) + np.log(grid) ** 2 / (2 * 0.25**2)
     assert careful == pytest.approx(grid[cost.argmin()], rel=1e-3)
-    many = task.calibrated(np.tile(logits, (400, 1)), np.tile(targets, 400), spread=0.25)
+    many = task.calibrated(np.tile(logits, (400, 1)), np.tile(targets, 400))
     assert many.temperature < 0.45
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("distance", [1.0, 3.0, 30.0])
+def test_separable_folds_do_not_make_a_probe_certain_of_its_mistakes(kind, distance):
+    """45 images that every fold classifies correctly; of the test images 1 of 9 is wrong."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 200)) * distance
+    train, test = np.arange(45) % 3, np.arange(900) % 3
+    wrong = (test + (np.arange(900) % 9 == 0)) % 3
+    features = centres[train] + rng.normal(size=(45, 200))
+    unseen = centres[wrong] + rng.normal(size=(900, 200))
+    table = np.eye(3, dtype=np.intp)[train] if kind == "multilabel" else train
+    problem = Problem.of(table, n_classes=3, kind=kind)
+    search = search_penalty(features, problem, kfold(train, 5))
+    task = ClassificationTask(classes=ANIMALS.classes, kind=kind)
+    calibrated = task.calibrated(search.held_out, table)
+    assert search.held_out.argmax(axis=1).tolist() == train.tolist()
+    assert calibrated.temperature > 0.5
+    logits = unseen @ search.head.weight.T + search.head.bias
+    expected = np.eye(3, dtype=np.intp)[test] if kind == "multilabel" else test
+    uncertain = log_loss(expected, calibrated.probabilities(logits))
+    assert uncertain < 1.2 * log_loss(expected, task.probabilities(logits))
 
 
 # ------------------------------------------------------------------------- abstaining

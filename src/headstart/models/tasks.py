@@ -6,7 +6,6 @@ contract ``Task``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -19,9 +18,18 @@ from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.confidence_intervals import Groups
 from headstart.metrics.selective import SelectedThreshold, threshold_for_risk
 
-__all__ = ["ClassificationTask", "DetectionTask", "SegmentationTask", "Task"]
+__all__ = [
+    "TEMPERATURE_SPREAD",
+    "ClassificationTask",
+    "DetectionTask",
+    "SegmentationTask",
+    "Task",
+]
 
 Array = NDArray[np.floating[Any]]
+
+TEMPERATURE_SPREAD = 0.25
+"""Prior standard deviation of the log temperature, for a few dozen held-out images."""
 
 MIN_POSITIVES_FOR_THRESHOLD = 10
 """With fewer positive images the best F1 threshold is mostly luck; 0.5 is used instead."""
@@ -151,7 +159,7 @@ class ClassificationTask:
         logits: Array,
         targets: NDArray[np.integer[Any]],
         *,
-        spread: float = math.inf,
+        spread: float = TEMPERATURE_SPREAD,
         groups: Groups = None,
     ) -> ClassificationTask:
         """Return the same task with temperature (and thresholds) fitted on held-out logits.
@@ -167,7 +175,7 @@ class ClassificationTask:
         spread : float
             Standard deviation of a normal prior on the logarithm of the temperature, around 0.
             Without it, a few dozen images that are all classified correctly would give an
-            unbounded confidence. With many images the prior has no effect.
+            unbounded confidence. With many images the prior has no effect. `math.inf` is no prior.
         groups : n hashables, optional
             Images of one group are not independent; used for ``max_risk``.
 

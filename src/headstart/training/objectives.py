@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "TEMPERATURE_SPREAD",
     "BoxObjective",
     "ClassObjective",
     "FitHead",
@@ -58,8 +57,6 @@ DetectedBoxes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 """Boxes (n, 4), scores (n,) and labels (n,) of one image."""
 BoxPredictions = tuple[list[DetectedBoxes], float]
 """Of all validation images, and their mean loss."""
-TEMPERATURE_SPREAD = 0.25
-"""Prior standard deviation of the log temperature, for validation parts of a few dozen images."""
 FitHead = Callable[[NDArray[np.float32]], LinearHead]
 """From the pooled features of the plain training images to a head."""
 PixelPredictions = tuple[NDArray[np.intp], float]
@@ -321,9 +318,7 @@ class ClassObjective:
         """Fit the temperature (and thresholds) to the validation logits."""
         task = model.require_task(ClassificationTask)
         uncalibrated = replace(task, temperature=1.0, thresholds=())
-        return uncalibrated.calibrated(
-            logits, self.val.targets(), spread=TEMPERATURE_SPREAD, groups=self.val.groups()
-        )
+        return uncalibrated.calibrated(logits, self.val.targets(), groups=self.val.groups())
 
     @cached_property
     def _targets(self) -> NDArray[np.intp]:
