@@ -157,7 +157,7 @@ def test_planted_wrong_labels_come_first() -> None:
     assert first.part == ("train" if first.row < 90 else "test")
     scores = [one.score for one in found.label_errors]
     assert scores == sorted(scores, reverse=True)
-    assert min(scores) > 0.5
+    assert all(one.label != one.likely for one in found.label_errors)
 
 
 def test_wrong_labels_planted_in_images_are_found(tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from headstart.errors import HeadstartError, UnknownNameError, UsageError
-from headstart.metrics.label_errors import confident_label_errors, label_error_scores
+from headstart.metrics.label_errors import (
+    another_is_likelier,
+    confident_label_errors,
+    label_error_scores,
+)
 
 
 def drawn(seed: int, n: int = 40, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +32,7 @@ def test_confident_errors_are_those_of_the_paper(seed: int) -> None:
     for row, label in zip(chances, labels, strict=True):
         reached = [j for j in range(k) if row[j] >= thresholds[j] - 1e-12]
         best = max(reached, key=lambda j: row[j]) if reached else None
-        off.append(best is not None and best != label)
+        off.append(best is not None and best != label and row.argmax() != label)
     assert confident_label_errors(chances, labels).tolist() == off
 
 
@@ -44,6 +48,44 @@ def test_scores_are_their_formulas(seed: int) -> None:
     ):
         assert confidence == pytest.approx(1 - row[label])
         assert margin == pytest.approx((1 - row[label] + np.delete(row, label).max()) / 2)
+
+
+@pytest.mark.parametrize("k", [2, 3, 10, 50])
+@pytest.mark.parametrize("concentration", [0.1, 1.0, 20.0])
+def test_counts_agree_with_cleanlab(k: int, concentration: float) -> None:
+    cleanlab = pytest.importorskip("cleanlab")
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        labels = np.r_[np.arange(k), rng.integers(0, k, 200)]
+        chances = rng.dirichlet(np.full(k, concentration), len(labels))
+        chances = (chances + np.eye(k)[labels] * rng.random((len(labels), 1))) / 2
+        chances /= chances.sum(axis=1, keepdims=True)
+        expected = cleanlab.count.num_label_issues(
+            labels, chances, estimation_method="off_diagonal"
+        )
+        assert confident_label_errors(chances, labels).sum() == expected
+
+
+@pytest.mark.parametrize("k", [2, 3, 7, 100])
+def test_equal_chances_flag_nothing(k: int) -> None:
+    labels = np.arange(3 * k) % k
+    chances = np.full((len(labels), k), 1 / k)
+    assert not another_is_likelier(chances, labels).any()
+    assert not confident_label_errors(chances, labels).any()
+    table = np.eye(k, dtype=np.intp)[labels]
+    assert not another_is_likelier(np.full(table.shape, 0.5), table).any()
+
+
+@given(seed=st.integers(0, 10_000), k=st.integers(2, 12))
+def test_the_most_probable_label_is_never_doubted(seed: int, k: int) -> None:
+    chances, labels = drawn(seed, k=k)
+    np.testing.assert_array_equal(
+        another_is_likelier(chances, labels), chances.argmax(axis=1) != labels
+    )
+    table = np.eye(k, dtype=np.intp)[labels]
+    np.testing.assert_array_equal(
+        another_is_likelier(chances, table), label_error_scores(chances, table) > 0.5
+    )
 
 
 @given(share=st.floats(0.01, 0.99), n=st.integers(1, 50))

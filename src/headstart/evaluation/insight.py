@@ -33,7 +33,11 @@ from headstart.evaluation.embeddings import (
 from headstart.evaluation.learning_curve import CurvePoint, probe_curve
 from headstart.evaluation.slices import MIN_SLICE_IMAGES, Slice, compare_slices, size_thirds
 from headstart.features.extractor import Extractor
-from headstart.metrics.label_errors import confident_label_errors, label_error_scores
+from headstart.metrics.label_errors import (
+    another_is_likelier,
+    confident_label_errors,
+    label_error_scores,
+)
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import timed
@@ -352,12 +356,10 @@ def _label_errors(embedded: EmbeddedDataset, seed: int) -> dict[str, Any]:
     n_confident = (
         None if is_multilabel else int(confident_label_errors(probabilities, targets).sum())
     )
-    order = np.argsort(-scores, axis=None, kind="stable")[:MAX_REPORTED]
-    positions = [np.unravel_index(position, scores.shape) for position in order]
+    doubted = np.flatnonzero(another_is_likelier(probabilities, targets))
+    order = doubted[np.argsort(-scores.ravel()[doubted], kind="stable")][:MAX_REPORTED]
     errors = []
-    for position in positions:
-        if scores[position] <= 0.5:  # the given label is the most likely one
-            break
+    for position in (np.unravel_index(index, scores.shape) for index in order):
         row, sample = int(rows[position[0]]), data.samples[int(rows[position[0]])]
         label, likely = _label_names(data.classes, position, targets, probabilities)
         errors.append(

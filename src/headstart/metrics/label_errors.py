@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from headstart.errors import UnknownNameError, UsageError
 from headstart.metrics.validation import check_probabilities
 
-__all__ = ["Measure", "confident_label_errors", "label_error_scores"]
+__all__ = ["Measure", "another_is_likelier", "confident_label_errors", "label_error_scores"]
 
 Measure = Literal["normalized_margin", "self_confidence"]
+TIE = 1e-9
+"""Probabilities that differ by less are equal: the difference is rounding."""
 MEASURES = "normalized_margin", "self_confidence"
 
 Floats = NDArray[np.float64]
@@ -75,6 +77,42 @@ def label_error_scores(
     return np.asarray((1 - given_chances + others.max(axis=1, initial=0.0)) / 2)
 
 
+def another_is_likelier(
+    probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
+) -> NDArray[np.bool_]:
+    """Find labels that are less probable than another class.
+
+    Equal probabilities are no reason to doubt a label. With two classes this is a p of the label
+    below 0.5, with many classes it is not: the most probable class often has less than 0.5.
+
+    Parameters
+    ----------
+    probabilities : array, shape (n, n_classes)
+    targets : array of int, shape (n,) or (n, n_classes)
+        Class indices; for multilabel 0 and 1, where the other class of a label is its opposite.
+
+    Returns
+    -------
+    array of bool, shape of ``targets``
+
+    Raises
+    ------
+    UsageError
+        If the shapes do not fit together.
+
+    Examples
+    --------
+    >>> chances = np.array([[0.4, 0.3, 0.3], [0.3, 0.4, 0.3], [1 / 3, 1 / 3, 1 / 3]])
+    >>> another_is_likelier(chances, np.array([0, 0, 2])).tolist()
+    [False, True, False]
+    """
+    truth, chances = check_probabilities(targets, probabilities)
+    if truth.ndim == 2:
+        return np.asarray(np.where(truth == 1, 1 - chances, chances) > 0.5 + TIE)
+    given_chances = chances[np.arange(len(truth)), truth]
+    return np.asarray(chances.max(axis=1) > given_chances + TIE)
+
+
 def confident_label_errors(
     probabilities: NDArray[np.floating[Any]], targets: NDArray[np.integer[Any]]
 ) -> NDArray[np.bool_]:
@@ -82,7 +120,8 @@ def confident_label_errors(
 
     An image has class j confidently if its p of j reaches the mean p of j over the images with
     label j. Of several such classes it has the most probable one. These images are off the
-    diagonal of the paper's confident joint.
+    diagonal of the paper's confident joint. As in cleanlab, images whose label is their most
+    probable class are not among them.
 
     Parameters
     ----------
@@ -124,4 +163,5 @@ def confident_label_errors(
     # The mean of equal numbers may exceed them by rounding.
     reached = chances >= thresholds - 1e-12
     confident_class = np.where(reached, chances, -1.0).argmax(axis=1)
-    return np.asarray(reached.any(axis=1) & (confident_class != truth))
+    off_diagonal = reached.any(axis=1) & (confident_class != truth)
+    return np.asarray(off_diagonal & another_is_likelier(chances, truth))
