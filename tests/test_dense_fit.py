@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import platform
 import shutil
 import sys
 from dataclasses import replace
@@ -11,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from headstart.cache import Cache
@@ -418,10 +417,11 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out(masks_run, tmp_path, 
 def test_a_second_training_with_the_same_out_is_refused(cells, tiny, store, tmp_path):
     recipe, out = recipe_for(tiny, "ssdlite"), tmp_path / "run"
     (tmp_path / "run.partial").mkdir()
-    (tmp_path / "run.partial" / LOCK).write_text(f"{os.getppid()} {platform.node()}")
-    with pytest.raises(UsageError, match=str(os.getppid())):
-        fit(cells, recipe, out=out, cache=store)
-    (tmp_path / "run.partial" / LOCK).unlink()
+    lock = tmp_path / "run.partial" / LOCK
+    with FileLock(lock):
+        lock.write_text("4321 node")
+        with pytest.raises(UsageError, match="Process 4321 on node is training in"):
+            fit(cells, recipe, out=out, cache=store)
     run = fit(cells, recipe, out=out, cache=store)
     assert [path.name for path in tmp_path.iterdir()] == [run.folder.name]
 

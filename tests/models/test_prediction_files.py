@@ -12,6 +12,7 @@ from headstart.data.images import decode
 from headstart.data.masks import decode_mask
 from headstart.data.readers import read_dataset
 from headstart.errors import SetupError, UnknownNameError, UsageError
+from headstart.files import file_stems
 from headstart.models.inference import Detections, Segmentation
 from headstart.models.prediction_files import (
     FORMATS,
@@ -19,7 +20,6 @@ from headstart.models.prediction_files import (
     as_json,
     coco_images,
     coco_results,
-    file_stems,
     mask_png,
     require_format,
     write_predictions,

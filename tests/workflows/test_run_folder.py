@@ -4,26 +4,59 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 from headstart.errors import UsageError
 from headstart.workflows.run_folder import LOCK, locked
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from headstart.workflows.run_folder import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+COMPETE = """
+import os, sys, time
+from pathlib import Path
+from headstart.errors import UsageError
+from headstart.workflows.run_folder import locked
+folder, start, rounds = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+for number in range(rounds):
+    time.sleep(max(0.0, start + number * 0.05 - time.time()))
+    try:
+        with locked(folder / str(number)):
+            mark = os.open(folder / f"inside-{number}", os.O_CREAT | os.O_EXCL)  # alone inside
+            time.sleep(0.01)
+            os.close(mark)
+            os.unlink(folder / f"inside-{number}")
+    except FileExistsError:
+        print("two inside", number)
+    except UsageError:
+        pass
+"""
+
+
+def start(script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
 
 @pytest.fixture
-def other():
-    """Another process, alive."""
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def other(tmp_path):
+    """Another process, which trains in run.partial."""
+    process = start(HOLD, tmp_path / "run.partial")
+    assert process.stdout.readline() == "locked\n"
     yield process
     process.kill()
     process.wait()
-
-
-def make_lock(folder, pid, host=None):
-    folder.mkdir()
-    (folder / LOCK).write_text(f"{pid} {host or platform.node()}")
-    return folder
+    process.stdout.close()
 
 
 def test_the_folder_is_ours_within_the_block_and_gone_behind_it(tmp_path):
@@ -40,32 +73,43 @@ def test_what_else_is_in_the_folder_stays(tmp_path):
 
 
 def test_a_training_that_lives_is_named(tmp_path, other):
-    folder = make_lock(tmp_path / "run.partial", other.pid)
+    folder = tmp_path / "run.partial"
     with (
         pytest.raises(UsageError, match=rf"Process {other.pid} on .*another folder with --out"),
         locked(folder),
     ):
         pass
-    assert (folder / LOCK).exists()
+    assert (folder / LOCK).read_text().startswith(f"{other.pid} ")
 
 
-def test_a_dead_one_is_taken_over(tmp_path, other):
+def test_the_lock_of_a_killed_process_is_free(tmp_path, other):
     other.kill()
     other.wait()
-    folder = make_lock(tmp_path / "run.partial", other.pid)
+    folder = tmp_path / "run.partial"
+    assert (folder / LOCK).is_file()  # it could not clean up
     with locked(folder):
         assert (folder / LOCK).read_text().startswith(f"{os.getpid()} ")
+    assert not folder.exists()
 
 
-def test_of_another_machine_nothing_is_known(tmp_path, other):
-    other.kill()
-    other.wait()
-    folder = make_lock(tmp_path / "run.partial", other.pid, "elsewhere")
-    with pytest.raises(UsageError, match=r"on elsewhere.*delete"), locked(folder):
-        pass
-
-
-def test_a_lock_that_was_cut_short_is_taken_over(tmp_path):
-    (tmp_path / LOCK).write_text("")
+@pytest.mark.parametrize("text", ["", "1 here", f"{os.getppid()} {platform.node()}", "9 elsewhere"])
+def test_the_text_of_a_file_that_nobody_locks_locks_nobody_out(tmp_path, text):
+    """A process number is used again after a restart; only the system's lock counts."""
+    (tmp_path / LOCK).write_text(text)
     with locked(tmp_path):
-        assert (tmp_path / LOCK).read_text()
+        assert (tmp_path / LOCK).read_text().startswith(f"{os.getpid()} ")
+
+
+def test_of_several_starters_one_is_inside(tmp_path):
+    import time
+
+    rounds = 40
+    for number in range(rounds):  # each round begins with what a dead process left
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / LOCK).write_text("4194305 here")
+    begin = time.time() + 1.5
+    processes = [start(COMPETE, tmp_path, begin, rounds) for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert "".join(outputs) == ""
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind

@@ -5,14 +5,10 @@ First functions from predictions to values and texts, then functions that write 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import os
-import re
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +22,7 @@ from numpy.typing import NDArray
 from headstart.data.dataset import Sample
 from headstart.data.images import decode
 from headstart.errors import SetupError, UnknownNameError, UsageError
+from headstart.files import csv_text, file_stems, output_path, write_whole
 from headstart.models.inference import Detections, Segmentation
 from headstart.models.transfer_model import AnyPrediction, predictions_csv, predictions_json
 
@@ -37,7 +34,6 @@ __all__ = [
     "coco_images",
     "coco_results",
     "encode_png",
-    "file_stems",
     "mask_png",
     "masks_csv",
     "masks_json",
@@ -59,32 +55,6 @@ FORMATS = {
 Pairs = Iterable[tuple[Sample, Any]]
 """Samples with their predictions, all of one task."""
 Writer = Callable[[Path, Pairs, Sequence[str]], None]
-
-
-def file_stems(names: Sequence[str]) -> tuple[str, ...]:
-    """Name a file for each image: its path below their common folder, without a suffix.
-
-    >>> file_stems(["a/x/1.jpg", "a/y/1.jpg", "a/y/1.png", "<ndarray>"][:3])
-    ('x/1', 'y/1', 'y/1-2')
-    >>> file_stems(["<ndarray>", "<ndarray>"])
-    ('ndarray', 'ndarray-2')
-    """
-    paths = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100 - links stay links
-    root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
-    stems = [
-        re.sub(r'[<>:"|?*\0]', "", p.relative_to(root).with_suffix("").as_posix()) for p in paths
-    ]
-    used: set[str] = set()
-    copies: Counter[str] = Counter()
-    unique = []
-    for stem in stems:
-        name = stem
-        while name in used:
-            copies[stem] += 1
-            name = f"{stem}-{copies[stem] + 1}"
-        used.add(name)
-        unique.append(name)
-    return tuple(unique)
 
 
 def objects_json(predictions: Iterable[Detections], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -123,7 +93,7 @@ def objects_csv(predictions: Iterable[Detections], classes: Sequence[str]) -> st
         for detections in predictions
         for label, score, box in _rounded_objects(detections, classes)
     )
-    return _csv_text(["image", "label", "score", "left", "top", "right", "bottom"], rows)
+    return csv_text(["image", "label", "score", "left", "top", "right", "bottom"], rows)
 
 
 def coco_results(predictions: Iterable[Detections]) -> list[dict[str, Any]]:
@@ -232,7 +202,7 @@ def masks_csv(predictions: Iterable[Segmentation], classes: Sequence[str]) -> st
         for segmentation in predictions
         for i, share in _class_shares(segmentation.mask)
     )
-    return _csv_text(["image", "class", "share"], rows)
+    return csv_text(["image", "class", "share"], rows)
 
 
 def mask_png(mask: NDArray[np.uint8], n_classes: int) -> bytes:
@@ -275,14 +245,6 @@ def _rounded_objects(
 def _class_shares(mask: NDArray[np.uint8]) -> list[tuple[int, float]]:
     indices, counts = np.unique(mask, return_counts=True)
     return [(int(i), round(int(n) / mask.size, 6)) for i, n in zip(indices, counts, strict=True)]
-
-
-def _csv_text(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(titles)
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def encode_png(image: Any) -> bytes:
@@ -421,31 +383,35 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _write_json(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     values = as_json((prediction for _, prediction in pairs), classes)
-    _write_text(folder / "predictions.json", json.dumps(values, indent=1))
+    write_whole(output_path(folder, "predictions.json"), json.dumps(values, indent=1))
 
 
 def _write_csv(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     text = as_csv((prediction for _, prediction in pairs), classes)
-    _write_text(folder / "predictions.csv", text)
+    write_whole(output_path(folder, "predictions.csv"), text)
 
 
 def _write_coco(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     predictions = [prediction for _, prediction in pairs]
-    _write_text(folder / "results.json", json.dumps(coco_results(predictions), indent=1))
-    _write_text(folder / "images.json", json.dumps(coco_images(predictions, classes), indent=1))
+    write_whole(
+        output_path(folder, "results.json"), json.dumps(coco_results(predictions), indent=1)
+    )
+    write_whole(
+        output_path(folder, "images.json"), json.dumps(coco_images(predictions, classes), indent=1)
+    )
 
 
 def _write_yolo(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     predictions = [prediction for _, prediction in pairs]
     stems = file_stems([prediction.name for prediction in predictions])
     for stem, prediction in zip(stems, predictions, strict=True):
-        _write_text(folder / "labels" / f"{stem}.txt", yolo_text(prediction))
-    _write_text(folder / "data.yaml", yolo_names(classes))
+        write_whole(output_path(folder, f"labels/{stem}.txt"), yolo_text(prediction))
+    write_whole(output_path(folder, "data.yaml"), yolo_names(classes))
 
 
 def _write_masks(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     write_images(folder / "masks", pairs, lambda _, mask: mask_png(mask.mask, len(classes)))
-    _write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+    write_whole(output_path(folder, "classes.txt"), "".join(f"{name}\n" for name in classes))
 
 
 def _write_overlays(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
@@ -463,9 +429,7 @@ def write_images(folder: Path, pairs: Pairs, draw: Callable[[Sample, Any], bytes
         (folder / f".{number}").write_bytes(draw(sample, prediction))
         names.append(prediction.name)
     for number, stem in enumerate(file_stems(names)):
-        path = folder / f"{stem}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (folder / f".{number}").rename(path)
+        (folder / f".{number}").rename(output_path(folder, f"{stem}.png"))
 
 
 _WRITERS: dict[str, Writer] = {
@@ -492,8 +456,3 @@ def _draw_overlay(
         image, prediction.boxes, prediction.labels, prediction.scores, classes=classes
     )
     return encode_png(Image.fromarray(overlay))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +16,7 @@ from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import DataError, UsageError
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
+from headstart.files import csv_text
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.inference import Detections, Segmentation, detect, segment
@@ -378,16 +377,14 @@ def predictions_csv(predictions: Sequence[Prediction]) -> str:
     >>> predictions_csv([cat]).splitlines()
     ['image,label,probability,cat', 'a.jpg,cat,0.900000,0.900000']
     """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
     classes = list(predictions[0].probabilities) if predictions else []
     can_abstain = any(prediction.abstains is not None for prediction in predictions)
-    writer.writerow(["image", "label", "probability", *["abstains"] * can_abstain, *classes])
+    rows = []
     for prediction in predictions:
         label = prediction.label
         text = label if isinstance(label, str) else "|".join(label)
         numbers = (prediction.probability, *prediction.probabilities.values())
         first, *others = (f"{number:.6f}" for number in numbers)
         abstains = [int(bool(prediction.abstains))] * can_abstain
-        writer.writerow([prediction.name, text, first, *abstains, *others])
-    return table.getvalue()
+        rows.append([prediction.name, text, first, *abstains, *others])
+    return csv_text(["image", "label", "probability", *["abstains"] * can_abstain, *classes], rows)

@@ -19,7 +19,8 @@ from headstart.evaluation.explain import (
     draw_heat_map,
     explain,
 )
-from headstart.models.prediction_files import atomic_folder, encode_png, file_stems, write_images
+from headstart.files import file_stems, write_whole
+from headstart.models.prediction_files import atomic_folder, encode_png, write_images
 from headstart.models.saving import load
 from headstart.reports.page import page_template
 
@@ -124,11 +125,11 @@ def write_explanations(
         write_images(partial_folder, collect_pairs(), _encode_heat_map)
         rows = explanation_rows(explanations)
         text = json.dumps(rows, indent=1, allow_nan=False)
-        (partial_folder / "explanations.json").write_text(text, encoding="utf-8")
+        write_whole(partial_folder / "explanations.json", text)
         page = page_template("explain.html.j2").render(
             title=title, rows=rows, unreadable=unreadable
         )
-        (partial_folder / "index.html").write_text(page, encoding="utf-8")
+        write_whole(partial_folder / "index.html", page)
     return rows
 
 

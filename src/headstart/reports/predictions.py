@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from headstart.evaluation.classification import AnyEvaluation, Evaluation, Targets
 from headstart.evaluation.detection import BoxEvaluation
 from headstart.evaluation.segmentation import MaskEvaluation
+from headstart.files import csv_text
 from headstart.models.prediction_files import coco_results, objects_csv
 from headstart.models.tasks import ClassificationTask
 
@@ -64,7 +62,7 @@ def class_csv(evaluation: Evaluation) -> str:
     flags = [[]] * len(truths) if abstains is None else [[int(flag)] for flag in abstains]
     rows = zip(evaluation.names, truths, predictions, evaluation.correct, flags, strict=True)
     flag_column = [] if abstains is None else ["abstains"]
-    return _to_csv(
+    return csv_text(
         ["image", "truth", "prediction", "correct", *flag_column, *task.classes],
         (
             [name, truth, prediction, int(correct), *flag, *(f"{p:.6f}" for p in probabilities)]
@@ -102,21 +100,13 @@ def mask_csv(evaluation: MaskEvaluation) -> str:
     numbers = np.column_stack(
         [evaluation.image_iou, evaluation.image_accuracy, evaluation.image_class_iou]
     )
-    return _to_csv(
+    return csv_text(
         ["image", "mean_iou", "pixel_accuracy", *(f"iou {name}" for name in classes)],
         (
             [name, *("" if np.isnan(x) else f"{x:.6f}" for x in row)]
             for name, row in zip(evaluation.names, numbers, strict=True)
         ),
     )
-
-
-def _to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def _label_names(task: ClassificationTask, targets: Targets) -> list[str]:

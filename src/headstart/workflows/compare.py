@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import time
@@ -32,6 +31,7 @@ from headstart.evaluation.comparison import (
 )
 from headstart.evaluation.summary import primary_metric, resampled_scores, rule_scores
 from headstart.features.extractor import Extractor
+from headstart.files import csv_text, write_whole
 from headstart.methods.method import Method, described
 from headstart.metrics import PRIMARY_METRICS
 from headstart.metrics.confidence_intervals import Interval, units
@@ -196,7 +196,7 @@ def compare(
         with explain_write_errors(target):
             _write_tables(comparison, folder)
             draw_comparison(comparison, folder / "compare.png")
-            (folder / "compare.html").write_text(render_page(comparison), encoding="utf-8")
+            write_whole(folder / "compare.html", render_page(comparison))
             final = publish_folder(folder, target)
             results_path.unlink(missing_ok=True)
     return comparison, final
@@ -342,30 +342,27 @@ def _read_results(path: Path) -> Iterator[tuple[str, TrainingResult]]:
 def _write_tables(comparison: Comparison, folder: Path) -> None:
     """Write compare.json and table.csv."""
     text = json.dumps(comparison.as_dict(), indent=1, allow_nan=False)
-    (folder / "compare.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "compare.json", text)
     curves = comparison.curves
     rules = list(dict.fromkeys(name for c in curves for point in c.points for name in point.rules))
     score_columns = (comparison.measure, "low", "high")
     costs = ("trains", "parameters", "steps", "seconds", "cpu_seconds", "gpu_seconds")
-    with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("backbone", "method", "fraction", "images", *score_columns, *rules, *costs))
-        for curve in curves:
-            for point in curve.points:
-                score = point.score
-                times = (point.seconds, point.cpu_seconds, point.gpu_seconds)
-                rows.writerow(
-                    (
-                        curve.backbone,
-                        curve.method,
-                        point.fraction,
-                        point.images,
-                        *(score.value, score.low, score.high),
-                        *(point.rules.get(name, "") for name in rules),
-                        *(point.trains, point.parameters, point.steps),
-                        *(round(seconds, 3) for seconds in times),
-                    )
-                )
+    rows = [
+        (
+            curve.backbone,
+            curve.method,
+            point.fraction,
+            point.images,
+            *(point.score.value, point.score.low, point.score.high),
+            *(point.rules.get(name, "") for name in rules),
+            *(point.trains, point.parameters, point.steps),
+            *(round(s, 3) for s in (point.seconds, point.cpu_seconds, point.gpu_seconds)),
+        )
+        for curve in curves
+        for point in curve.points
+    ]
+    titles = ("backbone", "method", "fraction", "images", *score_columns, *rules, *costs)
+    write_whole(folder / "table.csv", csv_text(titles, rows))
 
 
 class _Trainings:

@@ -12,16 +12,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from headstart.data.dataset import Dataset
 from headstart.errors import SetupError, UsageError
+from headstart.files import output_path, safe_part, write_whole
 from headstart.models.saving import save
 from headstart.reports.predictions import render_predictions
 from headstart.reports.report import Facts, render_card, render_html, render_json
 from headstart.training import checkpoint
 from headstart.workflows.recipe import Recipe
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = [
     "checkpoint_folder",
@@ -38,7 +43,12 @@ __all__ = [
 ]
 
 LOCK = "in-use"
-"""File with the number of the process that trains, and its machine."""
+"""File that the training process has locked, with its number and its machine."""
+
+LOCK_SECONDS = 0.2
+"""Wait for a process that is just ending."""
+
+MAX_ATTEMPTS = 20
 
 RACE = "race.json"
 """Result of a race, beside the checkpoints of the training that it chose."""
@@ -51,7 +61,7 @@ def slug(source: str | Path | Dataset) -> str:
     ('my-photos', 'demo-textures')
     """
     name = source.name if isinstance(source, Dataset) else Path(source).resolve().stem
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+    return safe_part(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
 
 
 def choose_folder(out: str | Path | None, source: str | Path | Dataset) -> Path:
@@ -116,7 +126,7 @@ def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
         "resolved.yaml": yaml.safe_dump(recipe.as_dict(), sort_keys=False),
         **render_predictions(facts.evaluation),
     }.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(output_path(folder, name), text)
 
 
 def write_evaluation(target: Path, facts: Facts) -> Path:
@@ -140,7 +150,7 @@ def write_evaluation(target: Path, facts: Facts) -> Path:
                 "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
                 **render_predictions(facts.evaluation),
             }.items():
-                (folder / name).write_text(text, encoding="utf-8")
+                write_whole(output_path(folder, name), text)
         return publish_folder(folder, target)
 
 
@@ -162,11 +172,13 @@ def has_checkpoint(folder: Path) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder of checkpoints against other processes while the block runs.
 
+    The operating system holds the lock on an open file and frees it when the process ends, however
+    it ends. The number in the file is only for the message.
+
     Parameters
     ----------
     folder : Path
-        Created if missing, and removed if it is empty at the end. The lock of a process that has
-        died is replaced.
+        Created if missing, and removed if it is empty at the end.
 
     Raises
     ------
@@ -181,47 +193,51 @@ def locked(folder: Path) -> Iterator[None]:
     ...     (Path(parent, "run.partial") / LOCK).is_file()
     True
     """
-    lock = folder / LOCK
-    owner = f"{os.getpid()} {platform.node()}"
+    from filelock import Timeout
+
+    path = folder / LOCK
     with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                with lock.open("x", encoding="utf-8") as file:
-                    file.write(owner)
-                break
-            except FileExistsError:
-                _remove_stale_lock(lock)
+        try:
+            lock = _acquire(path)
+        except Timeout as error:
+            raise UsageError(
+                f"{_name_owner(path)} is training in {folder}. Wait until it ends, or choose "
+                "another folder with --out."
+            ) from error
     try:
         yield
     finally:
-        with suppress(OSError):  # the run is complete; a stale lock does no harm
-            lock.unlink(missing_ok=True)
+        with suppress(OSError):  # the run is complete; a file that stays does no harm
+            # Deleted while it is locked: who waits for it sees that the file is gone, and retries.
+            path.unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()
+        lock.release()
 
 
-def _remove_stale_lock(lock: Path) -> None:
-    """Remove the lock of a process that has ended; refuse if it may still run."""
+def _acquire(path: Path) -> BaseFileLock:
+    from filelock import FileLock
+
+    for attempt in itertools.count():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=LOCK_SECONDS)
+        try:
+            lock.acquire(poll_interval=0.02)
+            path.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
+        except FileNotFoundError:  # the process that ended has just removed the folder
+            if attempt == MAX_ATTEMPTS:
+                raise
+            continue
+        return lock
+    raise AssertionError  # pragma: no cover - count() does not end
+
+
+def _name_owner(path: Path) -> str:
     try:
-        pid, _, host = lock.read_text(encoding="utf-8").partition(" ")
-    except FileNotFoundError:  # the process has just ended
-        return
-    is_here = host == platform.node()
-    if pid.isdecimal() and (not is_here or _is_alive(int(pid))):
-        raise UsageError(
-            f"Process {pid} on {host} is training in {lock.parent}. Wait until it ends, or choose "
-            "another folder with --out"
-            + ("." if is_here else f", or delete {lock} if the process has ended.")
-        )
-    lock.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    import psutil
-
-    # In containers process numbers repeat: a lock with our own number is an earlier process's.
-    return pid != os.getpid() and psutil.pid_exists(pid)
+        pid, _, host = path.read_text(encoding="utf-8", errors="replace")[:200].partition(" ")
+    except OSError:
+        return "Another process"
+    return f"Process {pid} on {host}" if pid.isdecimal() and host else "Another process"
 
 
 def delete_checkpoint(folder: Path) -> bool:

@@ -1,0 +1,190 @@
+"""Output files: safe paths, whole writes and CSV text.
+
+Names of images and classes come from users' folders, archives and tables. None of them may lead a
+file outside the output folder, and no write may leave half a file under the final name.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from uuid import uuid4
+
+from headstart.errors import UsageError
+
+__all__ = [
+    "csv_text",
+    "file_stems",
+    "output_path",
+    "safe_part",
+    "write_whole",
+]
+
+LONGEST_PART = 160
+"""Bytes of one cleaned part of a path; most file systems allow 255, and a suffix is added."""
+LONGEST_STEM = 1_000
+"""Bytes of a cleaned path; Linux allows 4,096 with the output folder, macOS 1,024."""
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
+"""Names of devices on Windows, with any suffix."""
+WRITTEN_SUFFIX = re.compile(r"\.(?:png|txt|json|csv|html|jpg)$", re.IGNORECASE)
+FORMULA = ("=", "+", "-", "@", "\t")
+"""First characters that make a spreadsheet read a cell as a formula."""
+
+
+def safe_part(part: str) -> str:
+    r"""Clean one part of a path: the result is one file name on every system, never "." or "..".
+
+    Characters that a file system or a terminal could obey are removed or replaced by ``_``. A long
+    name is cut and gets a hash of the whole name.
+
+    >>> safe_part("leaf 1"), safe_part("<.."), safe_part("a\x1b[2Jb"), safe_part("NUL")
+    ('leaf 1', '_', 'a_[2Jb', 'NUL_')
+    >>> len(safe_part("7" * 5000))
+    160
+    """
+    text = re.sub(r'[<>:"|?*]', "", part)
+    text = "".join("_" if unicodedata.category(c) in {"Cc", "Cs"} else c for c in text)
+    text = re.sub(r"[/\\]", "_", text).strip()
+    text = re.sub(r"^\.+|[. ]+$", "", text) or "_"
+    text = RESERVED.sub(r"\1_", text, count=1) if RESERVED.match(text) else text
+    encoded = text.encode()
+    if len(encoded) <= LONGEST_PART:
+        return text
+    digest = hashlib.sha256(part.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{encoded[: LONGEST_PART - 13].decode(errors='ignore').rstrip('. ')}-{digest}"
+
+
+def file_stems(names: Sequence[str]) -> tuple[str, ...]:
+    """Name a file for each image: its path below their common folder, cleaned, without a suffix.
+
+    Two stems never differ only in upper and lower case, and no folder has the name of a file that
+    is written beside it.
+
+    >>> file_stems(["a/x/1.jpg", "a/y/1.jpg", "a/y/1.png"])
+    ('x/1', 'y/1', 'y/1-2')
+    >>> file_stems(["<ndarray>", "<ndarray>"])
+    ('ndarray', 'ndarray-2')
+    """
+    # abspath and not resolve: a link keeps its own name.
+    paths = [Path(os.path.abspath(name.replace("\0", "_"))) for name in names]  # noqa: PTH100
+    try:
+        root = Path(os.path.commonpath([path.parent for path in paths])) if paths else Path()
+        relative = [path.relative_to(root) for path in paths]
+    except ValueError:  # on several drives of Windows
+        relative = [path.relative_to(path.anchor) for path in paths]
+    used: set[str] = set()
+    copies: Counter[str] = Counter()
+    unique = []
+    for path in relative:
+        stem = name = _clean_stem(path)
+        while name.casefold() in used:
+            copies[stem.casefold()] += 1
+            name = f"{stem}-{copies[stem.casefold()] + 1}"
+        used.add(name.casefold())
+        unique.append(name)
+    return tuple(unique)
+
+
+def _clean_stem(path: Path) -> str:
+    parts = [safe_part(part) for part in path.with_suffix("").parts]
+    # A folder "1.png" would be in the way of the file "1.png" of an image "1".
+    folders = [WRITTEN_SUFFIX.sub(lambda m: m.group().replace(".", "_"), p) for p in parts[:-1]]
+    stem = "/".join([*folders, *parts[-1:]])
+    if len(stem.encode()) <= LONGEST_STEM:
+        return stem
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    return f"{digest}-{parts[-1]}"
+
+
+def output_path(folder: Path, relative: str) -> Path:
+    """Return the path of a file to write in a folder, with its parent folder made.
+
+    Parameters
+    ----------
+    folder : Path
+        The output folder.
+    relative : str
+        Path below it, made of cleaned parts (``file_stems``, ``safe_part``) and a suffix.
+
+    Raises
+    ------
+    UsageError
+        If the path leads out of the folder, also through a link.
+
+    Examples
+    --------
+    >>> output_path(Path("out"), "../model.json")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    headstart.errors.UsageError: The output path '../model.json' leads out of out. Rename ...
+    """
+    parts = PurePosixPath(relative).parts
+    path = folder.joinpath(*parts)
+    inside = bool(parts) and ".." not in parts and not PurePosixPath(relative).is_absolute()
+    if not inside or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"The output path {relative[:200]!r} leads out of {folder}. Rename the image or class "
+            "that it was made from."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    r"""Write a file in one step: at every moment the path holds the old content or the new one.
+
+    Text is UTF-8. A character that is not valid in UTF-8, as from a file name of another encoding,
+    is written as an escape such as ``\udcff``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(Path(folder, "a.txt"), "caf\xe9 \udcff")
+    ...     Path(folder, "a.txt").read_text(encoding="utf-8"), len(list(Path(folder).iterdir()))
+    ('café \\udcff', 1)
+    """
+    encoded = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    part = path.with_name(f".{path.name[:100]}.{uuid4().hex[:12]}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def csv_text(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV. Text that a spreadsheet would run as a formula gets an apostrophe.
+
+    Numbers are written as they are.
+
+    >>> csv_text(["image", "score"], [("=1+1.png", -0.5)]).splitlines()
+    ['image,score', "'=1+1.png,-0.5"]
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    for row in chain([titles], rows):
+        writer.writerow([_as_text_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    return table.getvalue()
+
+
+def _as_text_cell(text: str) -> str:
+    text = text.replace("\r", "\\r")  # the csv module writes it without quotes
+    if not text.startswith(FORMULA):
+        return text
+    with suppress(ValueError):
+        float(text)  # a formatted number
+        return text
+    return f"'{text}"
