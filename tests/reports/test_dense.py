@@ -188,7 +188,7 @@ def test_the_page_is_whole_and_holds_everything_itself(facts: Facts) -> None:
     assert "http://" not in html
     assert "https://" not in html
     assert not {"script", "link", "iframe"} & page.tags
-    assert all((image["src"] or "").startswith("data:image/jpeg") for image in page.images)
+    assert all((image["src"] or "").startswith("data:image/webp") for image in page.images)
     assert all(image["alt"] for image in page.images)
     assert page.links == {"#content", *(f"#open-{name}" for name in page.sections)}
     assert render_html(facts) == html

@@ -143,11 +143,15 @@ def test_images_to_enlarge_are_larger_and_open_without_a_script() -> None:
 
     from PIL import Image
 
-    samples = [Sample(image=np.zeros((50, 60, 3), np.uint8), target="cat")]
-    (uri,) = thumbnails(samples, height=288)
-    with Image.open(io.BytesIO(base64.b64decode((uri or "").partition(",")[2]))) as image:
-        assert image.height == 288
-    macro = page_template("parts.html.j2").module.image(uri, "a cat")  # type: ignore[attr-defined]
+    def height(uri: str | None) -> int:
+        with Image.open(io.BytesIO(base64.b64decode((uri or "").partition(",")[2]))) as image:
+            return image.height
+
+    samples = [Sample(image=np.zeros((n, 60, 3), np.uint8), target="cat") for n in (8, 200, 999)]
+    uris = thumbnails(samples, height=288)
+    assert [height(uri) for uri in uris] == [112, 200, 288]  # never larger than the image itself
+    assert [height(uri) for uri in thumbnails(samples)] == [112, 112, 112]
+    macro = page_template("parts.html.j2").module.image(uris[-1], "a cat")  # type: ignore[attr-defined]
     assert re.fullmatch(
         r'<details class="zoom" name="enlarged"><summary><img src="data:[^"]*" alt="a cat"[^>]*>'
         r"</summary></details>",
@@ -168,4 +172,4 @@ def test_wrong_labels_are_shown_with_what_is_missing() -> None:
     (wrong,) = _wrong_labels(given, prepared)
     assert (wrong["image"], wrong["label"], wrong["is_labelled"]) == ("a", "rod", True)
     assert wrong["probability"] == pytest.approx(0.05)
-    assert wrong["thumbnail"].startswith("data:image/jpeg")
+    assert wrong["thumbnail"].startswith("data:image/webp")

@@ -35,7 +35,7 @@ def interval(value: float, half: float = 0.1) -> Interval:
 def prepared(n: int = 40) -> PreparedData:
     samples = tuple(
         Sample(
-            image=np.full((8, 8, 3), i, np.uint8),
+            image=np.full((8, 8, 3), 6 * i, np.uint8),
             target=("cat", "dog")[i % 2],
             split="train" if i < n // 2 else "test",
             title=f"{i}.png",
@@ -91,7 +91,7 @@ def test_what_is_shown_is_bounded_and_has_its_own_image() -> None:
     many = Diagnostics(labels_looked_at=40, label_errors=tuple(doubt(i) for i in range(40)))
     errors = shown(many)["insight"]["label_errors"]
     assert len(errors) == LIMITS["label_errors"]
-    assert all(uri.startswith("data:image/jpeg;base64,") for _, uri in errors)
+    assert all(uri.startswith("data:image/webp;base64,") for _, uri in errors)
     assert len({uri for _, uri in errors}) == len(errors)
     assert len(insight_extras(many)["insight"]["label_errors"]) == 40
 

@@ -22,7 +22,7 @@ from headstart.models.heads.linear import LinearHead
 from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
 from headstart.reports.first_screen import N_WORST
-from headstart.reports.page import LARGE, LIMITS, examples, jpeg_uri, thumbnails
+from headstart.reports.page import LARGE, LIMITS, examples, image_uri, thumbnails
 
 __all__ = ["class_extras", "class_page", "class_values"]
 
@@ -122,7 +122,7 @@ def _heat_maps(
                     "prediction": explanation.label,
                     "probability": explanation.probability,
                     "truth": classes[evaluation.targets[row]],
-                    "drawing": jpeg_uri(pixels, quality=80),
+                    "drawing": image_uri(pixels, quality=80),
                 }
             )
     except (HeadstartError, RuntimeError):  # no feature maps, a deleted image, no memory

@@ -23,7 +23,7 @@ from headstart.evaluation.segmentation import MaskEvaluation, true_mask
 from headstart.models.inference import Detections, segment
 from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
-from headstart.reports.page import LIMITS, jpeg_uri
+from headstart.reports.page import LIMITS, image_uri
 
 __all__ = ["RecallPlot", "dense_extras", "dense_page", "dense_values", "recall_plot"]
 
@@ -268,7 +268,7 @@ def _describe_scores(evaluation: DenseEvaluation, row: int) -> str:
 
 
 def _to_uri(pixels: NDArray[np.uint8] | None) -> str | None:
-    return None if pixels is None else jpeg_uri(pixels, quality=82)
+    return None if pixels is None else image_uri(pixels, quality=82)
 
 
 def _decode_image(sample: Sample) -> NDArray[np.uint8] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,9 @@ from headstart.runtime import cores
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
-__all__ = ["LARGE", "LIMITS", "THUMBNAIL", "examples", "jpeg_uri", "page_template", "thumbnails"]
+__all__ = ["LARGE", "LIMITS", "THUMBNAIL", "examples", "image_uri", "page_template", "thumbnails"]
 
 LIMITS = {
     "classes_in_table": 20,  # of the confusion matrix; above, the pairs confused most
@@ -53,7 +55,7 @@ THUMBNAIL = 112
 """Height of thumbnails in pixels; pages show them at 96 pixels or less."""
 
 LARGE = 288
-"""Height in pixels of images that are worth enlarging, such as mistakes."""
+"""Height in pixels of images that are worth enlarging, such as mistakes; never above their own."""
 
 
 def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
@@ -82,6 +84,7 @@ def _thumbnail(sample: Sample, *, height: int) -> str | None:
     except UnreadableImageError:
         return None
     image = Image.fromarray(pixels)
+    height = min(height, max(image.height, THUMBNAIL))  # more pixels would show nothing more
     max_width = 2 * height  # wider images are cropped to their centre
     width = min(max(round(image.width * height / image.height), height // 3), max_width)
     crop = image.width if width < max_width else round(image.height * max_width / height)
@@ -92,20 +95,29 @@ def _thumbnail(sample: Sample, *, height: int) -> str | None:
         box=(left, 0, left + crop, image.height),
         reducing_gap=2.0,
     )
-    return jpeg_uri(np.asarray(small), quality=75)
+    return image_uri(np.asarray(small), quality=75)
 
 
-def jpeg_uri(pixels: NDArray[np.uint8], *, quality: int) -> str:
-    """Encode pixels of shape (height, width, 3) as a JPEG data URI, to embed in a page.
+def image_uri(pixels: NDArray[np.uint8], *, quality: int) -> str:
+    """Encode pixels as a data URI, to embed in a page: WebP, or JPEG if Pillow lacks WebP.
 
-    >>> jpeg_uri(np.zeros((8, 8, 3), np.uint8), quality=75)[:23]
-    'data:image/jpeg;base64,'
+    Parameters
+    ----------
+    pixels : array, shape (height, width, 3), uint8
+    quality : int
+        From 1 to 95, as of JPEG.
+
+    Examples
+    --------
+    >>> image_uri(np.zeros((8, 8, 3), np.uint8), quality=75).partition(";")[0]
+    'data:image/webp'
     """
-    from PIL import Image
+    from PIL import Image, features
 
+    kind = "webp" if features.check("webp") else "jpeg"
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    Image.fromarray(pixels).save(file, kind, quality=quality, optimize=True)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 @cache
@@ -140,7 +152,7 @@ def page_template(name: str) -> Template:
         count=lambda number: f"{number:,}",
         markdown=charts.markdown,
         percent=charts.percent,
-        unbroken=charts.unbroken,
+        sentence=_format_sentence,
     )
     return environment.get_template(name)
 
@@ -152,3 +164,15 @@ def _format_count(number: int) -> str:
     ('0', '12,810', '3.40\xa0M')
     """
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.2f}\N{NO-BREAK SPACE}M"
+
+
+def _format_sentence(text: str) -> Markup:
+    r"""Escape a sentence, keep its intervals on one line, and show commands as code.
+
+    >>> _format_sentence("Class <b> [0.8, 0.9]: try `--budget 2m`.")
+    Markup('Class &lt;b&gt; [0.8,\xa00.9]: try <code>--budget 2m</code>.')
+    """
+    from markupsafe import Markup, escape
+
+    escaped = str(escape(charts.unbroken(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))  # noqa: S704 - escaped above
