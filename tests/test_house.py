@@ -61,6 +61,8 @@ DRAWERS = {"utils", "util", "helpers", "common", "core", "base", "misc", "manage
 TESTS_OF_THE_WHOLE = {
     "test_call_depth.py",
     "test_dense_fit.py",
+    "test_docs.py",
+    "test_docs_blocks.py",
     "test_golden.py",
     "test_house.py",
     "test_project.py",

@@ -51,7 +51,7 @@ ResultT = TypeVar("ResultT")
 class BoxTruth(NamedTuple):
     """Objects of an image, in coordinates of the network's input canvas.
 
-    Parameters
+    Attributes
     ----------
     boxes : array, float32, shape (n, 4)
         Left, top, right, bottom in pixels of the canvas; no box has zero area.

@@ -52,7 +52,7 @@ UNKNOWN = 254
 class RawMask(NamedTuple):
     """Codes of a mask before the palette is applied, rotated by its own EXIF orientation.
 
-    Parameters
+    Attributes
     ----------
     values : array of int
         Shape (H, W): grey values or indices; or (H, W, 3): colours, uint8.

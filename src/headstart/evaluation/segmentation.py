@@ -51,7 +51,7 @@ TITLES = {
 class PixelCounts(NamedTuple):
     """Pixel counts of each image.
 
-    Parameters
+    Attributes
     ----------
     confusion : array of int, shape (n, n_classes, n_classes)
         Pixels by true class (rows) and predicted class (columns), without ignored pixels.
