@@ -1,7 +1,7 @@
 """The choice of the race compared with the best of all combinations, on folders of images.
 
 For every set, each backbone is combined with a linear probe at three depths and with fine-tuning
-of the last stage and of all stages (the learning rate is selected on images held out of the
+of the last resolution and of all stages (the learning rate is selected on images held out of the
 training part). Each combination is trained on the complete training part and scored on the test
 part. The race uses only the training part; its choice is scored on the same test images. Every
 training starts with an empty cache. Subsets are stratified, with a fixed seed.
@@ -92,10 +92,12 @@ def run_set(folder, names, sizes):
             (f"probe {end or 'full'}", probe_candidate(backbone, end, 0))
             for end in probe_depths(backbone)
         ]
-        (last_stage,), (all_stages, *_) = training_candidates(backbone, 0, include_scratch=False)
+        (last_resolution,), (all_stages, *_) = training_candidates(
+            backbone, 0, include_scratch=False
+        )
         if not name.startswith("random:"):
-            candidates += [("fine-tuning last stage", last_stage)]
-        candidates += [("fine-tuning all stages", all_stages)]
+            candidates += [(last_resolution.name, last_resolution)]
+        candidates += [(all_stages.name, all_stages)]
         for way, candidate in candidates:
             correct[label, way], seconds = train_and_test(candidate, train, test)
             yield {

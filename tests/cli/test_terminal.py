@@ -101,7 +101,7 @@ def test_the_end_of_a_long_step_is_printed_on_a_pipe(console, monkeypatch):
 
 def test_one_line_names_the_current_step_in_eighty_columns():
     watched = Console(file=io.StringIO(), width=80, force_terminal=True)
-    step = "candidate 2 of 2: fine-tuning the last two stages, fold 1 of 5"
+    step = "candidate 2 of 2: fine-tuning the last two resolutions (last:2), fold 1 of 5"
     with Terminal(watched) as terminal:
         terminal.progress("measuring the speed of this machine", 0, 0)
         terminal.progress(step, 1, 2000)
@@ -115,11 +115,11 @@ def test_race_events_are_lines(console):
     score = Interval(value=0.84, low=0.8, high=0.87, method="test")
     terminal = Terminal(console)
     terminal(FirstModel(measure="accuracy", score=score, images=9, seconds=1.0))
-    terminal(NextStep(names=("fine-tuning the last stage",), folds=5, seconds=40.0))
+    terminal(NextStep(names=("fine-tuning the last resolution (last:1)",), folds=5, seconds=40.0))
     terminal(StopRequested())
     shown = " ".join(text(console).split())
     assert "features: 0.84 [0.80, 0.87] (cross-validated on the training images), ready." in shown
-    assert "Next: fine-tuning the last stage, 5 folds, about 40 s." in shown
+    assert "Next: fine-tuning the last resolution (last:1), 5 folds, about 40 s." in shown
     assert "Stopping after this step; press Ctrl-C again to stop now." in shown
 
 

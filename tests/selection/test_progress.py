@@ -35,10 +35,11 @@ def test_another_measure_than_accuracy_is_named():
 
 
 def test_what_is_next_says_how_long_it_takes_if_that_is_known():
-    names = ("fine-tuning the last stage", "fine-tuning all stages")
+    names = ("fine-tuning the last resolution (last:1)", "fine-tuning all stages")
     both = NextStep(names=names, folds=5, seconds=300.0)
     assert both.sentence() == (
-        "Next: fine-tuning the last stage and fine-tuning all stages, 5 folds each, about 5 min."
+        "Next: fine-tuning the last resolution (last:1) and fine-tuning all stages, 5 folds "
+        "each, about 5 min."
     )
     assert NextStep(names=("a",)).sentence() == "Next: a."
     assert NextStep(names=("a",), seconds=0.2).sentence() == "Next: a, about 1 s."

@@ -63,7 +63,7 @@ def truths(monkeypatch):
     return accuracy
 
 
-LAST, ALL = "fine-tuning last stage", "fine-tuning all stages"
+LAST, ALL = "fine-tuning last:1", "fine-tuning all"
 
 
 def states(found):
@@ -324,7 +324,10 @@ def test_the_first_answer_comes_before_any_measurement_and_names_the_next_step(
     answer, probes, trainings = events
     assert answer.score.as_dict() == found.record["rows"][0]["score"]
     assert len(probes.names) == 2
-    assert trainings.names == ("fine-tuning the last stage", ALL)
+    assert trainings.names == (
+        "fine-tuning the last resolution (last:1)",
+        "fine-tuning all stages",
+    )
     assert trainings.folds == 5
     assert steps.index("fitting the linear probe") < steps.index("FirstModel")
     assert "measuring the speed of this machine" not in steps[: steps.index("FirstModel")]

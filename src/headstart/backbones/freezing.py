@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from headstart.backbones.rungs import first_trained_index
 from headstart.errors import HeadstartError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def plan_freezing(
     ----------
     train_from : str
         The first stage to train, by name; ``head`` for none, ``all`` for every stage,
-        ``last:N`` for the last N.
+        ``last:N`` for the last N resolutions (see ``headstart.backbones.rungs``).
     only : str
         Which parameters of these stages: ``all``; ``norm`` (scales and shifts of the
         normalisation); ``bias``; ``lora`` (see ``headstart.training.adapters``); or a regular
@@ -239,7 +240,7 @@ def plan_freezing(
             f"{unfreeze_every}. Pass --layer-decay 1.0 and --unfreeze-every 0 for the defaults."
         )
     names = [stage.name for stage in backbone.stages]
-    trained_stages = names[_first_trained_index(train_from, names) :]
+    trained_stages = names[first_trained_index(train_from, backbone.stages) :]
     policies = _parse_by_stage("batch_norm", batch_norm, names, trained_stages)
     for policy in policies.values():
         if policy not in BATCH_NORM_POLICIES:
@@ -379,23 +380,6 @@ def _select_parameters(backbone: Backbone, only: str) -> set[str]:
             f"({error}). Correct the expression, or pass --only all."
         ) from error
     return {name for name in names if pattern.search(name.removeprefix("trunk."))}
-
-
-def _first_trained_index(train_from: str, names: list[str]) -> int:
-    if train_from in {"head", "all"}:
-        return len(names) if train_from == "head" else 0
-    if train_from.startswith("last:"):
-        count = train_from.removeprefix("last:")
-        if not count.isdigit() or not 1 <= int(count) <= len(names):
-            raise UsageError(
-                f"Expected `train_from` as last:N with N from 1 to {len(names)}, got "
-                f"{train_from!r}. Pass --train-from last:1, or one of the stages "
-                f"{', '.join(names)}."
-            )
-        return len(names) - int(count)
-    if train_from not in names:
-        raise UnknownNameError("train_from", train_from, [*names, "head", "all", "last:1"])
-    return names.index(train_from)
 
 
 def _parse_by_stage(

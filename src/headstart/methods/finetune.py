@@ -1,4 +1,4 @@
-"""Fine-tuning: train the head and the last stages; run the constant stages once per image."""
+"""Fine-tuning: train the head and later stages; run the constant stages once per image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.freezing import FreezePlan, plan_freezing
+from headstart.backbones.rungs import format_shares
 from headstart.data.dataset import DENSE, Dataset, Kind
 from headstart.data.splits import kfold
 from headstart.distributed import main_first
@@ -78,7 +79,8 @@ class Finetune(SharedSettings):
     Parameters
     ----------
     train_from : str
-        First stage that trains, by name; ``all``, ``head``, or ``last:N``.
+        What trains with the head: ``last:1``, the last resolution; ``last:N``, the last N; ``all``;
+        ``head``, nothing else; or the first stage that trains, by name.
     only : str
         Which parameters of these stages train: all, norm, bias, lora, or a regular expression.
     lora_rank : int
@@ -193,9 +195,10 @@ class Finetune(SharedSettings):
         sizes = len(train) - n_val, n_val
         cache_plan = self._cache_plan(model, (module, plan, head), train, sizes, extractor)
         names = "the head" if first is None else f"{first} and the stages after it, with the head"
+        shares = f", {format_shares(model.backbone.module, plan)}" if plan.trainable else ""
         return Outline(
             title=f"fine-tuning, from {self.train_from}",
-            trains=f"{names}: {plan.trainable:,} parameters of the backbone",
+            trains=f"{names}: {plan.trainable:,} parameters{shares}",
             plan=plan,
             precision=self.training.precision,
             cached=cache_plan.sentence(),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
+from headstart.backbones.rungs import Rung, find_rungs
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor, SplitPoint
@@ -55,6 +56,13 @@ LEARNING_RATES = 3e-5, 3e-4
 """Learning rates of fine-tuning: the low one for few natural photographs, the high one for small
 networks and images far from the pretraining data."""
 
+RUNG_TITLES = {
+    "last:1": "the last resolution (last:1)",
+    "last:2": "the last two resolutions (last:2)",
+    "all": "all stages",
+}
+"""Rungs in a sentence; tables have the words of ``--train-from``."""
+
 PREDICTION_BATCH = 64
 """Images in memory at a time when a fold is predicted."""
 
@@ -74,6 +82,8 @@ class Candidate:
     alternatives : tuple of Method
         The same method with other learning rates. The first fold selects one of them on the
         validation images.
+    trains : str
+        Shares of the backbone that train, in words; empty for a probe.
     """
 
     name: str
@@ -81,12 +91,13 @@ class Candidate:
     full_backbone: FrozenBackbone
     method: Method
     alternatives: tuple[Method, ...] = ()
+    trains: str = ""
 
     @property
     def title(self) -> str:
         """Name in a sentence; the name itself is short enough for a table."""
-        last = self.name.replace("fine-tuning last", "fine-tuning the last")
-        return last.replace("fine-tuning two", "fine-tuning the last two")
+        train_from = getattr(self.method, "train_from", "")
+        return f"fine-tuning {RUNG_TITLES.get(train_from, '')}" if train_from else self.name
 
     @property
     def megabytes(self) -> float:
@@ -127,34 +138,34 @@ def training_candidates(
 ) -> tuple[tuple[Candidate, ...], ...]:
     """List the trainings that may race: one from each tuple, the most expensive first.
 
-    The first tuple fine-tunes the last stage. The second fine-tunes all stages, or the last two
-    if that takes too long. With ``include_scratch`` the second is training from scratch.
+    The first tuple fine-tunes the last resolution. The second fine-tunes all stages, or the last
+    two resolutions if that takes too long. With ``include_scratch`` the second is training from
+    scratch.
     """
 
-    def finetune_candidate(name: str, train_from: str) -> Candidate:
+    def finetune_candidate(rung: Rung) -> Candidate:
         method, *alternatives = (
-            Finetune(train_from=train_from, learning_rate=rate, training=ALL_EPOCHS, seed=seed)
+            Finetune(train_from=rung.name, learning_rate=rate, training=ALL_EPOCHS, seed=seed)
             for rate in LEARNING_RATES
         )
         return Candidate(
-            name=f"fine-tuning {name}",
+            name=f"fine-tuning {rung.name}",
             backbone=backbone,
             full_backbone=backbone,
             method=method,
             alternatives=tuple(alternatives),
+            trains=rung.shares,
         )
 
-    last = finetune_candidate("last stage", "last:1")
+    _, *inner, whole = find_rungs(backbone.module)
+    rungs = [finetune_candidate(rung) for rung in (*inner[:1], whole, *inner[1:])]
     if include_scratch:
         scratch = Scratch(training=ALL_EPOCHS, seed=seed)
         name = "training from scratch"
-        return (last,), (
+        return (rungs[0],), (
             Candidate(name=name, backbone=backbone, full_backbone=backbone, method=scratch),
         )
-    stages = len(backbone.spec.stages or backbone.module.stages)
-    deeper = [finetune_candidate("all stages", "all")] if stages > 1 else []
-    deeper += [finetune_candidate("two stages", "last:2")] if stages > 2 else []
-    return (last,), tuple(deeper)
+    return (rungs[0],), tuple(rungs[1:])
 
 
 def rejection_reason(candidate: Candidate, parts: Sequence[Dataset]) -> str:

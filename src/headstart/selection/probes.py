@@ -85,7 +85,7 @@ class RaceEntry:
     expected_full_seconds : float
         Estimated duration of the training on all images.
     title : str
-        Name for progress, such as ``candidate 1 of 2: fine-tuning the last stage``.
+        Name for progress, such as ``candidate 1 of 2: fine-tuning all stages``.
     """
 
     candidate: Candidate
@@ -104,6 +104,7 @@ class RaceEntry:
             stage=candidate.backbone.spec.until,
             method=candidate.method.name,
             megabytes=candidate.megabytes,
+            trains=candidate.trains,
             **fields,
         )
         return cls(candidate=candidate, values=values, row=row)

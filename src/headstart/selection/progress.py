@@ -83,8 +83,8 @@ class NextStep:
 
     Examples
     --------
-    >>> NextStep(names=("fine-tuning the last stage",), folds=5, seconds=40.2).sentence()
-    'Next: fine-tuning the last stage, 5 folds, about 40 s.'
+    >>> NextStep(names=("fine-tuning all stages",), folds=5, seconds=40.2).sentence()
+    'Next: fine-tuning all stages, 5 folds, about 40 s.'
     """
 
     names: tuple[str, ...]
@@ -202,7 +202,7 @@ class FoldWatch:
     Parameters
     ----------
     step : str
-        Name of the step, such as ``candidate 1 of 2: fine-tuning the last stage, fold 1 of 5``.
+        Name of the step, such as ``candidate 1 of 2: fine-tuning all stages, fold 1 of 5``.
     n_trainings : int
         Number of learning rates.
     progress : callable

@@ -217,7 +217,8 @@ def estimate_race(
                     f"first fold {format_seconds(fold_seconds)}, final training "
                     f"{format_seconds(full_seconds)}"
                 )
-                context.reasons.append(f"{_capitalise(candidate.name)}: {note}.")
+                shares = f" (trains {candidate.trains})" if candidate.trains else ""
+                context.reasons.append(f"{_capitalise(candidate.name)}{shares}: {note}.")
                 all_folds_seconds = _all_folds_seconds(context, candidate, fold_seconds)
                 rows[-1] = replace(rows[-1], estimated=all_folds_seconds, note=note)
                 elapsed += fold_seconds

@@ -91,6 +91,8 @@ class CandidateResult:
         Size of the weights in float32.
     state : {"chosen", "promoted", "probed", "left out"}
     note : str
+    trains : str
+        Shares of the backbone that train, in words; empty for a probe.
     """
 
     name: str
@@ -107,6 +109,7 @@ class CandidateResult:
     megabytes: float = 0.0
     state: str = "probed"
     note: str = ""
+    trains: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""

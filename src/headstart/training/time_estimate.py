@@ -95,7 +95,7 @@ def feature_seconds(costs: ImageCosts, missing: int, rate: float | None, cores: 
 
 
 def usual_image_costs(model: TransferModel, data: Dataset, *, extractor: Extractor) -> ImageCosts:
-    """Measure the seconds per image where the last stage trains, or read them from the cache."""
+    """Seconds per image where the last resolution trains, measured or read from the cache."""
     plan, head = _usual_training(model, data)
     return measure_image_costs(model.backbone, plan, head, data, extractor=extractor)
 

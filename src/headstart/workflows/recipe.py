@@ -63,7 +63,7 @@ class Recipe:
     method : Method, optional
         Training method. By default a race chooses it for classes
         (``headstart.selection.race``); for boxes and masks it is ``Finetune()``, which trains the
-        head and the backbone's last stage.
+        head and the backbone's last resolution.
     rivals : tuple of str
         Other backbones that the race may choose.
     budget : float
