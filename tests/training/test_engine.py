@@ -176,8 +176,9 @@ class Killed(BaseException):
     [
         Training(**SGD, epochs=5),
         Training(epochs=5, batch_size=16, ema=0.9, soup=3),
+        Training(epochs=5, batch_size=16, ema=0.9, patience=0),
     ],
-    ids=["sgd", "adamw-ema-soup"],
+    ids=["sgd", "adamw-ema-soup", "adamw-ema-last"],
 )
 @pytest.mark.parametrize("at", [1, 4, 5, 11, 17])
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, settings, at, monkeypatch):
@@ -440,6 +441,33 @@ def test_an_average_is_scored_and_saved():
         decay = min(0.5, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * state
     torch.testing.assert_close(weights(module), average, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_without_patience_all_epochs_train_and_the_last_is_kept(ema):
+    """A falling score neither stops the training nor chooses an earlier epoch."""
+    x, y = problem()
+    scores, states = iter(range(60, 0, -1)), []
+    module = linear()
+
+    def score():
+        states.append(weights(module))  # of the average, if there is one
+        return Score(float(next(scores)), 0.0)
+
+    settings = Training(**SGD, epochs=40, patience=0, ema=ema)
+    history = train(make_job(module, x, y, score=score), settings)
+    assert (len(history.epochs), history.best) == (41, 40)
+    assert torch.equal(weights(module), states[-1])
+    assert not torch.equal(states[-1], states[-2])
+
+
+def test_without_patience_a_training_that_ends_early_keeps_its_best_epoch():
+    """In the middle of the schedule the rate is high: the last epoch need not be a good one."""
+    x, y = problem()
+    values = iter([0.5, 0.1])
+    settings = Training(**SGD, epochs=4, patience=0)
+    job = make_job(linear(), x, y, score=lambda: Score(next(values), 0.0))
+    assert train(job, settings, session=Session(deadline=0.0)).best == 0
 
 
 def test_no_epoch_begins_after_the_deadline_but_one_is_trained():

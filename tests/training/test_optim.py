@@ -87,7 +87,7 @@ def test_groups_keep_their_rates_and_vectors_do_not_decay():
         {"epochs": -1},
         {"batch_size": -1},
         {"warm_up": 1.0},
-        {"patience": 0},
+        {"patience": -1},
         {"weight_decay": -1.0},
         {"clip": -1.0},
         {"ema": 1.0},

@@ -152,7 +152,11 @@ class _Run:
         if self._is_time_up():
             return False
         epochs_since_best = self.epoch - 1 - self.history.best
-        return self.history.steps < MIN_STEPS_TO_STOP or epochs_since_best < self.settings.patience
+        return (
+            not self.settings.patience
+            or self.history.steps < MIN_STEPS_TO_STOP
+            or epochs_since_best < self.settings.patience
+        )
 
     def _is_time_up(self) -> bool:
         """Whether the session's deadline has passed; at least one epoch is trained."""
@@ -185,8 +189,12 @@ class _Run:
         self.history.notes += [note, failure] if failure else [note]
 
     def end(self) -> History:
-        """Load the best epoch's weights, or an average of epochs that scores no worse."""
-        if self.best is not None:
+        """Load the weights to keep: the last epoch's, the best one's, or an average of epochs."""
+        if self._keeps_last():
+            if self.settings.ema:
+                self._load(self.average)
+            self.history.best = self.epoch - 1
+        elif self.best is not None:
             self._load(self.best[1])
         if self.settings.soup > 1 and len(self.top_states) > 1:
             ranked = [(state, score.value) for score, _, state in self.top_states]
@@ -194,6 +202,11 @@ class _Run:
             self._load(average)
             self.history.soup = len(used)
         return self.history
+
+    def _keeps_last(self) -> bool:
+        """Whether the last epoch is kept: only at the end of the schedule is it a good one."""
+        has_ended = self.epoch > self.settings.epochs and not self.history.interrupted
+        return has_ended and not (self.settings.patience or self.settings.soup or self.is_stopped)
 
     # ------------------------------------------------------------------------------- a step
 

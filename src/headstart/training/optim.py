@@ -62,7 +62,8 @@ class Training:
     clip : float
         Largest norm of the gradient; 0 for no clipping.
     patience : int
-        Number of epochs without a better validation score before the training stops.
+        Number of epochs without a better validation score before the training stops, and the best
+        epoch is kept. 0 trains all epochs and keeps the last one, at the end of the schedule.
     precision : {"fp32", "bf16", "fp16"}
         Precision of the forward pass; parameters stay in float32. fp16 needs a GPU.
     ema : float
@@ -103,7 +104,7 @@ class Training:
             raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, PRECISIONS)
-        least = {"epochs": 0, "batch_size": 0, "accumulate": 1, "patience": 1, "soup": 0}
+        least = {"epochs": 0, "batch_size": 0, "accumulate": 1, "patience": 0, "soup": 0}
         least |= {"weight_decay": 0, "clip": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
