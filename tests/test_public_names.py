@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A name is added or removed here, in __init__.py and in CHANGELOG.md, on purpose.
 PUBLIC = [
     "Augmentation",
+    "Backbone",
     "Boxes",
     "Cache",
     "DataError",

@@ -90,6 +90,7 @@ def palette():
 
 BOX = (0.0, 1.0, 2.5, 3.5)
 VALUES = {
+    "Backbone": lambda: backbone().module,
     "Augmentation": headstart.Augmentation,
     "Boxes": lambda: headstart.Boxes(corners=(BOX,) * 900, labels=(CLASSES * 3)[:900]),
     "Dataset": dataset,

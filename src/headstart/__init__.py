@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headstart.backbones.backbone import Backbone
     from headstart.cache import Cache
     from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
     from headstart.data.readers import read_dataset
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Augmentation": "headstart.data.transforms.augment",
+    "Backbone": "headstart.backbones.backbone",
     "Boxes": "headstart.data.dataset",
     "Cache": "headstart.cache",
     "DataError": "headstart.errors",
@@ -67,6 +69,7 @@ _HOMES = {
 
 __all__ = [
     "Augmentation",
+    "Backbone",
     "Boxes",
     "Cache",
     "DataError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from headstart.backbones.stages import (
     truncate_after,
 )
 from headstart.backbones.weights import WeightsFile, locate, read_state
+from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
 __all__ = [
@@ -54,6 +56,8 @@ class Backbone(nn.Module):
     head_keys : tuple of str
         Names of the original classifier's tensors in the weights file; ``original_head`` reads
         them.
+    origin : dict of str to str
+        Of the weights of a network of the user's own; else empty.
 
     Examples
     --------
@@ -72,11 +76,62 @@ class Backbone(nn.Module):
         self.spec = spec
         self.trunk = trunk
         self.head_keys: tuple[str, ...] = ()
+        self.origin: dict[str, str] = {}
         self._plan = plan
         if spec.stages and spec.width:
             self.stages, self.width = spec.stages, spec.width
         else:
             self.stages, self.width = _measure_stages(self)
+
+    def __repr__(self) -> str:
+        stages = ", ".join(stage.name for stage in self.stages)
+        return f"Backbone({self.spec.name!r}, stages {stages}, {self.width} features)"[:1000]
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        stages: Sequence[str] | Mapping[str, str] | None = None,
+        preprocess: Preprocess | Mapping[str, Any] | None = None,
+    ) -> Backbone:
+        """Use a network of your own as backbone.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            With its trained weights. It gets RGB images and returns maps (n, channels, h, w), or
+            an object with ``last_hidden_state`` or ``feature_maps``. It is copied.
+        stages : sequence of str, or mapping of str to str, optional
+            Paths of the submodules that end the stages, in execution order, or names of stages
+            with these paths. What comes after the last one, such as a classifier, is left out. By
+            default the stages are found by the sizes of the maps.
+        preprocess : Preprocess or mapping, optional
+            Some of ``size`` (default 224 pixels), ``crop`` (share of the resized image, 0.875),
+            ``mean`` and ``std`` (those of ImageNet, for values in 0..1) and ``interpolation``
+            ("bilinear" or "bicubic").
+
+        Raises
+        ------
+        UnknownNameError
+            If a stage or a key of ``preprocess`` does not exist.
+        UsageError
+            If the module cannot be used; the message names the reason.
+
+        Examples
+        --------
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2))
+        >>> backbone = Backbone.from_module(network, preprocess={"size": 64, "mean": 0.5})
+        >>> [(stage.name, stage.channels, stage.stride) for stage in backbone.stages]
+        [('0', 8, 2), ('2', 16, 4)]
+        """
+        from headstart.backbones.own_module import describe_module
+
+        spec, state, origin = describe_module(module, stages=stages, preprocess=preprocess)
+        backbone = build_from_state(spec, state)
+        backbone.spec = replace(spec, stages=backbone.stages, width=backbone.width)
+        backbone.origin = origin
+        return backbone
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features, shape (n, width), of normalised images (n, 3, H, W)."""
@@ -234,6 +289,10 @@ def load(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             trunk, plan = _build_network(spec)
+            if spec.source == "module":
+                from headstart.backbones.own_module import randomise
+
+                randomise(trunk)
         return Backbone(spec, trunk, plan)
     if not isinstance(weights, WeightsFile):
         weights = locate(spec, offline=offline, weights=weights)
@@ -292,6 +351,10 @@ def _build_network(spec: BackboneSpec) -> tuple[nn.Module, StagePlan]:
 
 def _build_all_stages(spec: BackboneSpec) -> tuple[nn.Module, StagePlan]:
     library, _, name = spec.architecture.partition("/")
+    if library == "module":
+        from headstart.backbones.own_module import build_network
+
+        return build_network(spec)
     if library == "timm":
         import timm
 
@@ -342,10 +405,15 @@ def _require_match(
     ]
     if faults:
         rest = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        action = (
+            "Name the architecture that the file was made for, as in "
+            "file:PATH@torchvision/resnet18."
+        )
+        if spec.source == "module":
+            action = "Pass the code that built the network of the training as `module`."
         raise WeightsMismatchError(
             f"Expected weights of {spec.architecture}, got {len(faults)} differences: "
-            f"{'; '.join(faults[:8])}{rest}. Name the architecture that the file was made for, "
-            "as in file:PATH@torchvision/resnet18."
+            f"{'; '.join(faults[:8])}{rest}. {action}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,11 @@ from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.cache import key
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["FrozenBackbone"]
+__all__ = ["FrozenBackbone", "name_of", "to_backbone"]
 
 Array = NDArray[np.float32]
 
@@ -53,8 +53,17 @@ class FrozenBackbone:
         )
 
     @classmethod
-    def open(cls, name: str, *, offline: bool | None = None) -> FrozenBackbone:
+    def open(
+        cls, name: str | nn.Module | FrozenBackbone, *, offline: bool | None = None
+    ) -> FrozenBackbone:
         """Find and read the weights of a backbone by name. The network is not built.
+
+        Parameters
+        ----------
+        name : str, torch.nn.Module or FrozenBackbone
+            A name, or a network of the user's own, as in ``Backbone.from_module``.
+        offline : bool, optional
+            Do not use the network.
 
         Raises
         ------
@@ -65,6 +74,10 @@ class FrozenBackbone:
         WeightsMismatchError
             If they are damaged or belong to another network.
         """
+        if isinstance(name, FrozenBackbone):
+            return name
+        if not isinstance(name, str):
+            return cls.of(name)
         spec = resolve(name, offline=offline)
         return cls.read(spec, locate(spec, offline=offline))
 
@@ -73,6 +86,35 @@ class FrozenBackbone:
         """Read weights that ``locate`` has found."""
         origin = {"sha256": weights.sha256, "from": weights.origin, "file": weights.path.name}
         return cls(spec=spec, state=_used_tensors(spec, read_state(weights, spec)), origin=origin)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> FrozenBackbone:
+        """Take a network of the user's own, or a ``Backbone``, with its present weights.
+
+        Raises
+        ------
+        UnknownNameError, UsageError
+            As ``Backbone.from_module``.
+        """
+        from headstart.backbones.backbone import Backbone
+
+        backbone = module if isinstance(module, Backbone) else Backbone.from_module(module)
+        tensors = backbone.trunk.state_dict().items()
+        state = {name: tensor.detach().cpu().clone() for name, tensor in tensors}
+        sha256 = fingerprint(state)
+        origin = backbone.origin or {"from": "module", "file": backbone.spec.name}
+        return cls(spec=backbone.spec, state=state, origin={**origin, "sha256": sha256})
+
+    @property
+    def note(self) -> str:
+        """Stages and preprocessing of a network of the user's own in a sentence; else empty."""
+        spec = self.spec
+        if spec.source != "module":
+            return ""
+        stages = ", ".join(f"{s.name} (1/{s.stride})" for s in self.module.stages)
+        assumed = self.origin.get("assumed", "")
+        action = f" Assumed: {assumed}; pass preprocess=... to change it." if assumed else ""
+        return f"Backbone {spec.name}: stages {stages}, {self.width} features.{action}"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,6 +131,7 @@ class FrozenBackbone:
             self.fingerprint,
             self.spec.preprocess.fingerprint(),
             *([f"until {self.spec.until}"] if self.spec.until else []),
+            *([f"code {self.spec.sha256}"] if self.spec.source == "module" else []),
         )
 
     @cached_property
@@ -230,6 +273,31 @@ class FrozenBackbone:
     def width(self) -> int:
         """Number of pooled features."""
         return self.spec.width or self.module.width
+
+
+def name_of(backbone: str | FrozenBackbone) -> str:
+    """Return the name of a backbone.
+
+    >>> name_of("resnet18")
+    'resnet18'
+    """
+    return backbone if isinstance(backbone, str) else backbone.spec.name
+
+
+def to_backbone(value: Any) -> Any:
+    """Take a network of the user's own as a ``FrozenBackbone``; return other values as they are.
+
+    Raises
+    ------
+    UnknownNameError, UsageError
+        As ``Backbone.from_module``.
+
+    Examples
+    --------
+    >>> to_backbone("resnet18")
+    'resnet18'
+    """
+    return FrozenBackbone.open(value) if hasattr(value, "named_parameters") else value
 
 
 def _used_tensors(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

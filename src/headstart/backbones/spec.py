@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]
 
-Source = Literal["embedded", "torchvision", "timm", "hf", "file"]
+Source = Literal["embedded", "torchvision", "timm", "hf", "file", "module"]
 Origin = Literal["path", "cache", "mirror", "hub", "package"]
 Option = str | int | float | bool
 
@@ -43,8 +46,8 @@ class BackboneSpec:
     ----------
     name : str
         A name that ``resolve`` accepts, such as ``"torchvision/resnet18"``.
-    source : {"embedded", "torchvision", "timm", "hf", "file"}
-        Origin of the weights.
+    source : {"embedded", "torchvision", "timm", "hf", "file", "module"}
+        Origin of the weights; ``module`` is a network of the user's own.
     architecture : str
         Library and name of the network, such as ``"timm/tf_efficientnet_lite0"``.
     preprocess : Preprocess
@@ -75,6 +78,9 @@ class BackboneSpec:
     until : str
         Last stage of the backbone, whose output is pooled by the spatial mean; empty for the
         complete network with its own pooling.
+    build : callable, optional
+        Builds the plain network if it is the user's own; it is never saved. Its
+        ``model_options`` are the names of the stages with the submodules that end them.
 
     Examples
     --------
@@ -108,6 +114,7 @@ class BackboneSpec:
     width: int = 0
     model_options: tuple[tuple[str, Option], ...] = ()
     until: str = ""
+    build: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
 
     def ending_at(self, stage: str) -> Self:
         """Return the specification of the backbone that ends with ``stage``.
@@ -142,7 +149,8 @@ class BackboneSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary that JSON can store."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        del values["build"]
         if not self.until:  # earlier releases, which do not know `until`, can read such models
             del values["until"]
         return values | {
@@ -170,7 +178,7 @@ class BackboneSpec:
                 "stages": stages,
                 "model_options": tuple(dict(values["model_options"]).items()),
             }
-            return cls(**{**values, **changed})
+            return cls(**{**values, **changed, "build": None})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise

@@ -252,9 +252,11 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 def parse_backbones(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
     """Return the first backbone of a run and its rivals, as `headstart.workflows.recipe` does."""
+    from headstart.backbones.frozen import name_of
     from headstart.workflows import recipe
 
-    return recipe.parse_backbones(backbone, backbones)
+    first, rivals = recipe.parse_backbones(backbone, backbones)
+    return name_of(first), tuple(map(name_of, rivals))
 
 
 def parse_detail(quiet: bool, verbose: bool) -> Detail:

@@ -26,7 +26,7 @@ import numpy as np
 from headstart.backbones.catalog import names
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.errors import ModelFileError, SetupError, UsageError
+from headstart.errors import ModelFileError, SetupError, UsageError, WeightsMismatchError
 from headstart.features.engines import ENGINES
 from headstart.models.build import HEADS
 from headstart.models.heads.detection import MAX_SIDE, BoxHead
@@ -64,7 +64,9 @@ DAMAGED = "The model folder is damaged: copy it again."
 MAX_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
 
 
-def assemble_model(description: Mapping[str, Any], content: bytes) -> TransferModel:
+def assemble_model(
+    description: Mapping[str, Any], content: bytes, *, module: object = None
+) -> TransferModel:
     """Build a model from the contents of its two files.
 
     Parameters
@@ -73,6 +75,8 @@ def assemble_model(description: Mapping[str, Any], content: bytes) -> TransferMo
         Contents of model.json.
     content : bytes
         Contents of model.safetensors.
+    module : torch.nn.Module or callable, optional
+        As for ``load``.
 
     Raises
     ------
@@ -85,6 +89,8 @@ def assemble_model(description: Mapping[str, Any], content: bytes) -> TransferMo
     task = _read_task(description["task"])
     spec = BackboneSpec.from_dict(description["backbone"])
     _require_safe_spec(spec)
+    if spec.source == "module" or module is not None:
+        spec = _bind_module(spec, module)
     state, head_state = _split_tensors(from_bytes(content))
     backbone = FrozenBackbone(spec=spec, state=state, origin=description["weights"])
     head = _read_head(description["head"], task, head_state)
@@ -96,6 +102,24 @@ def assemble_model(description: Mapping[str, Any], content: bytes) -> TransferMo
         engine=description["engine"],
         record=description["record"],
     )
+
+
+def _bind_module(spec: BackboneSpec, module: object) -> BackboneSpec:
+    """Give a network of the user's own its code, which is not in the folder."""
+    if module is None:
+        raise UsageError(
+            f"The model was trained on {spec.name}, a network of your own, whose code is not in "
+            "the model folder. Pass it: headstart.load(folder, module=build), where `build` is "
+            "the network, or a function without arguments that makes it."
+        )
+    if spec.source != "module":
+        raise UsageError(
+            f"`module` is {shorten(module)}, but the model was trained on {spec.name}, which "
+            "Headstart builds by itself. Leave out `module`."
+        )
+    from headstart.backbones.own_module import bind
+
+    return bind(spec, module)
 
 
 def _read_task(values: Mapping[str, Any]) -> Task:
@@ -224,13 +248,14 @@ def _require_matching_maps(
 def _require_safe_spec(spec: BackboneSpec) -> None:
     """Refuse a network that makes a library read files, download, or exhaust the memory."""
     library, _, name = spec.architecture.partition("/")
+    is_own = library == "module" and spec.source == "module"  # the user passes its code
     # Other torchvision networks may download weights by default, so only the catalog's are allowed.
-    is_listed = library == "timm" or f"{library}/{name}" in names()
+    is_listed = is_own or library == "timm" or f"{library}/{name}" in names()
     options = dict(spec.model_options)
     if (
         not is_listed
-        or not re.fullmatch(r"(timm|torchvision)/\w+", spec.architecture)
-        or any(FILE_OPTIONS.search(option) for option in options)
+        or not re.fullmatch(r"(timm|torchvision)/\w+|module/\w+-[0-9a-f]+", spec.architecture)
+        or (not is_own and any(FILE_OPTIONS.search(option) for option in options))
         or not all(_is_safe_option(value) for value in (*options.values(), spec.until))
     ):
         raise ModelFileError(
@@ -328,16 +353,21 @@ def _description_text(model: TransferModel, head: Head, files: Mapping[str, str]
         ) from error
 
 
-def load(folder: str | Path) -> TransferModel:
+def load(folder: str | Path, *, module: object = None) -> TransferModel:
     """Read a model. The hash and the shapes of everything in the folder are checked.
 
     Parameters
     ----------
     folder : str or Path
         A run's folder.
+    module : torch.nn.Module, or callable without arguments, optional
+        For a model on a network of your own: that network with any values, or a function or class
+        that makes it. Its code is not in the folder.
 
     Raises
     ------
+    UsageError
+        If ``module`` is missing, not needed, or another network than that of the training.
     ModelFileError
         If the folder has no model, or one that is damaged, unknown or unsafe.
     """
@@ -345,15 +375,23 @@ def load(folder: str | Path) -> TransferModel:
     description = _read_description(folder)
     content = _read_tensors(folder / TENSORS, str(description["files"][TENSORS]))
     try:
-        return assemble_model(description, content)
+        return assemble_model(description, content, module=module)
     except ModelFileError:
         raise
+    except (UsageError, WeightsMismatchError) as error:
+        if module is not None or description["backbone"].get("source") == "module":
+            raise
+        raise _unfitting_parts(folder, error) from error
     # With invalid values the libraries can raise any exception.
     except Exception as error:
-        raise ModelFileError(
-            f"Expected {folder} to be a model, got parts that do not fit together "
-            f"({shorten(error)}). Copy the model again, or train it again."
-        ) from error
+        raise _unfitting_parts(folder, error) from error
+
+
+def _unfitting_parts(folder: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(
+        f"Expected {folder} to be a model, got parts that do not fit together "
+        f"({shorten(error)}). Copy the model again, or train it again."
+    )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

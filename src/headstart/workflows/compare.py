@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.backbones.catalog import resolve
-from headstart.backbones.frozen import FrozenBackbone
-from headstart.backbones.weights import locate
+from headstart.backbones.frozen import FrozenBackbone, name_of
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
 from headstart.data.splits import nested_fractions, repeated_splits
@@ -381,7 +379,11 @@ class _Trainings:
         self.trials, self.cache, self.notify = trials, cache, notify
         for name in trials.methods:  # fail early on a wrong name
             self._parse_method(name, 0)
-        self.backbones = {name: self._open_backbone(name) for name in trials.backbones}
+        offline = recipe.offline
+        opened = [FrozenBackbone.open(b, offline=offline) for b in trials.backbones]
+        self.backbones = dict(zip(map(name_of, trials.backbones), opened, strict=True))
+        for note in filter(None, (backbone.note for backbone in opened)):
+            notify(Noted(text=note))
         started_at = time.perf_counter()
         self.prepared = check_data(data, self.recipe, cache, progress_of(notify))
         notify(DataReady(prepared=self.prepared, seconds=time.perf_counter() - started_at))
@@ -390,10 +392,6 @@ class _Trainings:
         is_small = len(data) < SMALL_DATASET and not data.is_dense
         folds = 5 * is_small if trials.folds is None else trials.folds
         self.folds = 0 if self.has_fixed_test else folds
-
-    def _open_backbone(self, name: str) -> FrozenBackbone:
-        spec = resolve(name, offline=self.recipe.offline)
-        return FrozenBackbone.read(spec, locate(spec, offline=self.recipe.offline))
 
     def _parse_method(self, name: str, seed: int) -> Method:
         return parse_method(name, self.recipe.task, seed=seed, epochs=self.trials.epochs)
@@ -448,7 +446,7 @@ class _Trainings:
         """List all trainings in order; fail if a method cannot learn from its images."""
         jobs = []
         for split in self.splits():
-            for backbone in self.trials.backbones:
+            for backbone in self.backbones:
                 for name in self.trials.methods:
                     self._require_enough_images(name, split)
                     method = self._method(name, split)

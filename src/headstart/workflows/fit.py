@@ -13,7 +13,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, brief
 from headstart.data.prepare import PreparedData
@@ -318,10 +317,13 @@ def _choose(
     )
     resumes = context.resume and has_checkpoint(context.checkpoints)
     _begin(context, "reading the weights of the backbone")
+    backbones = [backbone.read() for backbone in located]
+    for note in filter(None, (backbone.note for backbone in backbones)):
+        context.notify(Noted(text=note))
     with timed(context.seconds, "race" if recipe.method is None else "weights"):
         return choose(
             recipe,
-            [FrozenBackbone.read(*backbone) for backbone in located],
+            backbones,
             prepared,
             extractor=extractor,
             notify=context.notify,

@@ -105,7 +105,7 @@ def plan(
     require_consistent(recipe, prepared.train, resume=False)
     engine = "fp32" if prepared.data.is_dense else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    backbones = [FrozenBackbone.read(*backbone) for backbone in located]
+    backbones = [backbone.read() for backbone in located]
     if recipe.method is None:
         record = estimate_race(
             backbones,

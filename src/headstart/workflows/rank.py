@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.frozen import FrozenBackbone
-from headstart.backbones.weights import locate
+from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.images import upright_size
@@ -32,7 +31,16 @@ from headstart.selection.scores import DEFAULTS, PROBE, SCORES, Features, score_
 from headstart.training.logistic_regression import Problem, search_penalty
 from headstart.workflows.events import DataReady, Noted, Observer, progress_of
 from headstart.workflows.recipe import Recipe
-from headstart.workflows.resolve import check_data, read_source, require_engine, resolve_recipe
+from headstart.workflows.resolve import (
+    check_data,
+    locate_backbones,
+    read_source,
+    require_engine,
+    resolve_recipe,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["MAX_IMAGES", "rank"]
 
@@ -60,7 +68,7 @@ Floats = NDArray[np.float64]
 
 def rank(
     source: str | Path | Dataset,
-    backbones: Sequence[str],
+    backbones: Sequence[str | nn.Module | FrozenBackbone],
     *,
     recipe: Recipe | None = None,
     measures: Sequence[str] = DEFAULTS,
@@ -78,8 +86,8 @@ def rank(
     ----------
     source : str, Path or Dataset
         As for `headstart.fit`.
-    backbones : sequence of str
-        Names of the backbone grammar.
+    backbones : sequence of str or torch.nn.Module
+        Names of the backbone grammar, or networks of your own.
     recipe : Recipe, optional
         Split, engine, device and seed; its backbone and method are ignored.
     measures : sequence of str
@@ -114,10 +122,15 @@ def rank(
     """
     started_at, cache, recipe = time.perf_counter(), cache or Cache(), recipe or Recipe()
     notify: Observer = observer or (lambda _: None)
-    _require_names(backbones, measures, max_images)
-    specs = [resolve(name, offline=recipe.offline) for name in backbones]
-    data = read_source(source, recipe)  # fail early on a wrong path, before weights are downloaded
-    weights = [locate(spec, offline=recipe.offline) for spec in specs]
+    known: list[str | FrozenBackbone] = [to_backbone(backbone) for backbone in backbones]
+    _require_names([name_of(backbone) for backbone in known], measures, max_images)
+    for name in known:  # fail early on a wrong name or path, before weights are downloaded
+        if isinstance(name, str):
+            resolve(name, offline=recipe.offline)
+    data = read_source(source, recipe)
+    located = [
+        locate_backbones(replace(recipe, backbone=backbone, rivals=()))[0] for backbone in known
+    ]
     recipe = resolve_recipe(recipe, data)
     prepared = check_data(data, recipe, cache, progress_of(notify))
     _require_rankable(prepared.train, recipe)
@@ -125,8 +138,10 @@ def rank(
     images = _limit_images(prepared.train, max_images, recipe.seed)
     scorer = _Scorer(images, recipe, cache, notify, tuple(measures))
     scored = []
-    for spec, weights_file in zip(specs, weights, strict=True):
-        scored.append(scorer.score(FrozenBackbone.read(spec, weights_file)))
+    for backbone in (place.read() for place in located):
+        if backbone.note:
+            notify(Noted(text=backbone.note))
+        scored.append(scorer.score(backbone))
         notify(Noted(text=_format_scored(scored[-1], measures[0], len(images))))
     rows = rank_backbones(scored, measures[0], scorer.shared)
     groups = scorer.shared.groups

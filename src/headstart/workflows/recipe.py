@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
+from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
 from headstart.data.dataset import DENSE, Dataset, Kind
 from headstart.data.prepare import BadFiles
 from headstart.errors import UnknownNameError, UsageError
@@ -18,6 +19,12 @@ from headstart.methods import METHODS
 from headstart.methods.flags import flags, make_method, typed_values
 from headstart.methods.method import Method, described
 from headstart.selection.rules import BUDGET
+from headstart.workflows.backbone_names import (
+    DEFAULT_BACKBONE,
+    are_backbones,
+    parse_backbones,
+    parse_names,
+)
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -34,7 +41,6 @@ __all__ = [
     "with_steps",
 ]
 
-DEFAULT_BACKBONE = "embedded/efficientnet_lite0"
 TASKS = ("classification", "detection", "segmentation")
 
 ALIASES = {"probe": "linear-probe"}
@@ -58,8 +64,9 @@ class Recipe:
 
     Parameters
     ----------
-    backbone : str
-        A name of the backbone grammar, such as ``torchvision/resnet18``.
+    backbone : str, or torch.nn.Module
+        A name of the backbone grammar, such as ``torchvision/resnet18``, or a network of your own
+        (`headstart.Backbone.from_module`).
     method : Method, optional
         Training method. By default a race chooses it for classes
         (``headstart.selection.race``); for boxes and masks it is ``Finetune()``, which trains the
@@ -106,9 +113,9 @@ class Recipe:
         ``rivals``.
     """
 
-    backbone: str = DEFAULT_BACKBONE
+    backbone: str | FrozenBackbone = DEFAULT_BACKBONE
     method: Method | None = None
-    rivals: tuple[str, ...] = ()
+    rivals: tuple[str | FrozenBackbone, ...] = ()
     budget: float = BUDGET
     task: str = "auto"
     head: str = "auto"
@@ -129,7 +136,6 @@ class Recipe:
             raise UnknownNameError("task", self.task, ["auto", *TASKS])
         if self.bad_files not in get_args(BadFiles):
             raise UnknownNameError("bad_files", self.bad_files, get_args(BadFiles))
-        object.__setattr__(self, "rivals", tuple(self.rivals))  # JSON gives a list
         if not self.budget >= 0:
             raise UsageError(f"`budget` must be 0 or more seconds, got {self.budget}.")
         if self.rivals and self.method is not None:
@@ -195,8 +201,10 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
         method = None if self.method is None else described(self.method)
+        names = tuple(name_of(backbone) for backbone in self.rivals)
+        plain = replace(self, backbone=name_of(self.backbone), rivals=names)
         # Not `to_jsonable`, which turns an infinite budget into None.
-        values: dict[str, Any] = json.loads(json.dumps({**asdict(self), "method": method}))
+        values: dict[str, Any] = json.loads(json.dumps({**asdict(plain), "method": method}))
         return values
 
 
@@ -204,7 +212,12 @@ def _require_types(recipe: Recipe) -> None:
     """Refuse values of another type; NumPy numbers become plain ones."""
     for field in fields(recipe):
         value: Any = getattr(recipe, field.name)
-        annotation = str(field.type)
+        if field.name == "backbone":
+            value = to_backbone(value)
+            object.__setattr__(recipe, field.name, value)
+            if isinstance(value, FrozenBackbone):
+                continue
+        annotation = str(field.type).replace(" | FrozenBackbone", "")
         kind = annotation.removesuffix(" | None")
         if kind not in EXPECTED or (value is None and kind != annotation):
             continue
@@ -218,17 +231,14 @@ def _require_types(recipe: Recipe) -> None:
         if kind in {"int", "float"} and type(value) not in {int, float}:
             object.__setattr__(recipe, field.name, int(value) if kind == "int" else float(value))
     _require_method(recipe.method)
-    if not _is_names(recipe.rivals):
+    rivals: Any = recipe.rivals
+    if isinstance(rivals, list | tuple):  # JSON gives a list
+        object.__setattr__(recipe, "rivals", tuple(map(to_backbone, rivals)))
+    if not are_backbones(recipe.rivals):
         raise UsageError(
             f"`rivals` must be a tuple of names, got {reprlib.repr(recipe.rivals)}. Pass a value "
             "such as ('resnet18',)."
         )
-
-
-def _is_names(value: object) -> bool:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return False
-    return all(isinstance(name, str) for name in value)
 
 
 def _require_method(method: object) -> None:
@@ -355,74 +365,6 @@ def parse_duration(duration: object) -> float:
     return seconds
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """Split names at commas; a number after a comma belongs to the options of the name before it.
-
-    Examples
-    --------
-    >>> parse_names("resnet18?mean=0.5,0.5,0.5&std=0.2, vgg16")
-    ('resnet18?mean=0.5,0.5,0.5&std=0.2', 'vgg16')
-    """
-    names: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if names and "?" in names[-1] and _is_number(part.partition("&")[0]):
-            names[-1] += f",{part}"
-        else:
-            names.append(part)
-    return tuple(names)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def parse_backbones(backbone: str, backbones: str | Iterable[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the first backbone of a run and its rivals, from the two settings.
-
-    Raises
-    ------
-    UsageError
-        If both are set, or ``backbones`` has other values than names.
-
-    Examples
-    --------
-    >>> parse_backbones("resnet18", "")
-    ('resnet18', ())
-    >>> parse_backbones("embedded/efficientnet_lite0", "vgg16,resnet18")
-    ('vgg16', ('resnet18',))
-    >>> parse_backbones("embedded/efficientnet_lite0", ["vgg16", "resnet18"])
-    ('vgg16', ('resnet18',))
-    """
-    names = _backbone_names(backbones)
-    if not backbones:
-        return backbone, ()
-    if backbone != DEFAULT_BACKBONE:
-        names_text = backbones if isinstance(backbones, str) else ",".join(names)
-        raise UsageError(
-            f"--backbone and --backbones are both set, to {backbone} and {names_text}. Pass "
-            f"--backbones {backbone},{names_text}."
-        )
-    first, *rivals = names or (backbone,)
-    return first, tuple(rivals)
-
-
-def _backbone_names(backbones: object) -> tuple[str, ...]:
-    if isinstance(backbones, str):
-        return parse_names(backbones)
-    if isinstance(backbones, Iterable):
-        names = tuple(backbones)
-        if all(isinstance(name, str) for name in names):
-            return names
-    raise UsageError(
-        f"`backbones` must be a list of names, got {reprlib.repr(backbones)}. Pass a list such as "
-        "backbones=['resnet18', 'vgg16']."
-    )
-
-
 def task_of(data: Dataset) -> str:
     """Return the task of a dataset.
 
@@ -453,7 +395,7 @@ class ComparisonRecipe:
         ``scratch``, ``probe`` (for boxes and masks: the head alone) or ``finetune``, with options
         if needed, as in ``finetune?train-from=all&epochs=5``; or ``auto``, the winner of a race on
         the training images. The first is the reference.
-    backbones : tuple of str
+    backbones : tuple of str or torch.nn.Module
     seeds : int
         Number of repetitions, with seeds from the recipe's seed on.
     fractions : tuple of float
@@ -474,7 +416,7 @@ class ComparisonRecipe:
     """
 
     methods: tuple[str, ...] = ("scratch", "probe", "finetune")
-    backbones: tuple[str, ...] = (DEFAULT_BACKBONE,)
+    backbones: tuple[str | FrozenBackbone, ...] = (DEFAULT_BACKBONE,)
     seeds: int = 5
     fractions: tuple[float, ...] = (1.0,)
     folds: int | None = None
@@ -482,7 +424,9 @@ class ComparisonRecipe:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, names in (("methods", self.methods), ("backbones", self.backbones)):
+        object.__setattr__(self, "backbones", tuple(map(to_backbone, self.backbones)))
+        backbones = tuple(map(name_of, self.backbones))
+        for name, names in (("methods", self.methods), ("backbones", backbones)):
             if not names or len(set(names)) < len(names):
                 raise UsageError(
                     f"`{name}` must be one or more different names, got "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headstart.backbones.catalog import resolve
-from headstart.backbones.frozen import FrozenBackbone
+from headstart.backbones.frozen import FrozenBackbone, name_of
 from headstart.backbones.spec import BackboneSpec
 from headstart.backbones.weights import WeightsFile, locate
 from headstart.cache import Cache
@@ -48,10 +48,16 @@ SEVERAL_PROCESSES = (
 
 
 class LocatedBackbone(NamedTuple):
-    """A backbone whose weights file has been found."""
+    """A backbone whose weights file has been found, or a network of the user's own."""
 
     spec: BackboneSpec
-    weights: WeightsFile
+    weights: WeightsFile | FrozenBackbone
+
+    def read(self) -> FrozenBackbone:
+        """Read the weights."""
+        if isinstance(self.weights, FrozenBackbone):
+            return self.weights
+        return FrozenBackbone.read(self.spec, self.weights)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,9 +93,14 @@ def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
     WeightsNotFoundError
         If its weights cannot be found.
     """
-    names = (recipe.backbone, *recipe.rivals)
-    specs = [resolve(name, offline=recipe.offline) for name in names]
-    return [LocatedBackbone(spec, locate(spec, offline=recipe.offline)) for spec in specs]
+    backbones = (recipe.backbone, *recipe.rivals)
+    known = [resolve(b, offline=recipe.offline) if isinstance(b, str) else b for b in backbones]
+    return [
+        LocatedBackbone(b.spec, b)
+        if isinstance(b, FrozenBackbone)
+        else LocatedBackbone(b, locate(b, offline=recipe.offline))
+        for b in known
+    ]
 
 
 def choose(
@@ -152,9 +163,10 @@ def _choice(
     extractor: Extractor,
     record: Mapping[str, Any] | None = None,
 ) -> Choice:
-    name = backbone.spec.name if record else recipe.backbone
+    is_own = backbone.spec.source == "module"
+    chosen = backbone if is_own else backbone.spec.name if record else recipe.backbone
     return Choice(
-        recipe=replace(recipe, method=method, backbone=name, rivals=()),
+        recipe=replace(recipe, method=method, backbone=chosen, rivals=()),
         method=method,
         backbone=backbone,
         extractor=extractor,
@@ -171,7 +183,7 @@ def save_choice(choice: Choice, prepared: PreparedData, folder: Path) -> None:
     text = json.dumps(
         {
             "method": method_to_record(choice.method),
-            "backbone": choice.recipe.backbone,
+            "backbone": name_of(choice.recipe.backbone),
             "engine": choice.extractor.engine,
             "identity": _race_identity(choice.recipe, choice.backbone, prepared),
             "record": choice.record,
