@@ -45,8 +45,9 @@ bench: install ## Measure speed; needs images of your own, see benchmarks/.
 	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 	$(BIN)/python -m pytest -m bench || test $$? -eq 5  # 5: no test carries the mark
 
-docs: install ## Build the API reference into site/.
-	$(BIN)/python docs/build_reference.py site
+docs: install ## Build the pages and the API reference into site/; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html. With the search: $(BIN)/python -m http.server --directory site"
 
 clean: ## Remove what the commands made; runs/ and the environment stay.
 	rm -rf site build dist .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
