@@ -439,14 +439,14 @@ RULES = [
     Rule(
         name="network",
         find=uses(*NETWORK),
-        only_in=("backbones/weights.py",),
+        only_in=("backbones/downloads.py",),
         breaks=(
             ("data/readers.py", "from urllib.request import urlopen"),
             ("reports/report.py", "import requests"),
             ("backbones/backbone.py", "import torch\ntorch.hub.load_state_dict_from_url(u)"),
         ),
         keeps=(
-            ("backbones/weights.py", "import huggingface_hub"),
+            ("backbones/downloads.py", "import huggingface_hub"),
             ("backbones/catalog.py", "from urllib.parse import parse_qsl"),
             (
                 "features/engines.py",

