@@ -16,7 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
-from headstart.data.dataset import IGNORED, Boxes, Dataset, Kind, Mask, Palette, Target
+from headstart.data.dataset import Dataset, Kind, Target
+from headstart.data.formats.objects import is_collection
+from headstart.data.formats.targets import mask_targets, to_boxes
 from headstart.data.prepare import readable_samples, to_samples
 from headstart.data.readers import read_dataset
 from headstart.errors import DataError, UnknownNameError, UsageError
@@ -109,8 +111,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequence of paths, bytes, PIL images or arrays; array (n, H, W, C); or a folder
-            A folder with one subfolder per class (or a table) contains the labels. If it has
-            splits, only the train split is used.
+            A folder with one subfolder per class (or another source of `headstart.fit`)
+            contains the labels. If it has splits, only the train split is used.
         y : sequence of length n, optional
             Class of each image; omit it if ``X`` contains the labels.
         groups : sequence of length n, optional
@@ -178,8 +180,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : as for ``fit``
-            A folder with one subfolder per class (or a table) contains the labels. If it has a
-            test split, only that is used.
+            A folder with one subfolder per class (or another source of `headstart.fit`)
+            contains the labels. If it has a test split, only that is used.
         y : sequence of length n, optional
         sample_weight : array, shape (n,), optional
 
@@ -232,10 +234,7 @@ def _read_labelled(
 
 def _read_folder(X: Any, *, min_classes: int) -> Dataset:
     """Read a folder or table with one class per image."""
-    if not isinstance(X, str | Path):
-        raise UsageError(
-            f"`X` is a {type(X).__name__} of images, but `y` is None. Pass the labels as `y`."
-        )
+    _require_labels_inside(X, "Pass the labels as `y`")
     data = read_dataset(X, min_classes=min_classes)
     if data.kind != "multiclass":
         raise UsageError(
@@ -243,6 +242,14 @@ def _read_folder(X: Any, *, min_classes: int) -> Dataset:
             f"image ({data.kind}). Use `headstart.fit`."
         )
     return data
+
+
+def _require_labels_inside(X: Any, advice: str) -> None:
+    """Refuse images without labels: only paths, tables, datasets and pairs contain them."""
+    is_pairs = isinstance(X, list | tuple) and len(X) and isinstance(X[0], tuple)
+    is_columns = isinstance(X, tuple) and len(X) == 2
+    if not (isinstance(X, str | Path) or is_collection(X) or is_pairs or is_columns):
+        raise UsageError(f"`X` is a {type(X).__name__} of images, but `y` is None. {advice}.")
 
 
 def _train_split(data: Dataset) -> Dataset:
@@ -326,8 +333,8 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : sequence of paths, bytes, PIL images or arrays; array (n, H, W, C); or a folder
-            A folder with annotations contains the ground truth. If it has splits, only the train
-            split is used.
+            A folder with annotations (or another source of `headstart.fit`) contains the ground
+            truth. If it has splits, only the train split is used.
         y : sequence of length n, optional
             Ground truth in the format of the class; omit it if ``X`` contains it.
         groups : sequence of length n, optional
@@ -368,11 +375,7 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         if y is None:
             if groups is not None:
                 raise UsageError("`groups` needs `y`, but `y` is None. Pass both, or neither.")
-            if not isinstance(X, str | Path):
-                raise UsageError(
-                    f"`X` is a {type(X).__name__} of images, but `y` is None. Pass `y`, or a "
-                    "folder with annotations as `X`."
-                )
+            _require_labels_inside(X, "Pass `y`, or a folder with annotations as `X`")
             return labelled_part(X, self.kind, part, cache=cache)
         samples, truths = to_samples(X), list(y)
         if len(samples) != len(truths):
@@ -464,7 +467,7 @@ class ObjectDetector(_DenseEstimator):
         ]
 
     def _targets(self, y: Sequence[Any]) -> tuple[list[Target], tuple[str, ...]]:
-        targets = [_to_boxes(entry) for entry in y]
+        targets = [to_boxes(entry, f"entry {i} of `y`") for i, entry in enumerate(y)]
         names = {name for boxes in targets for name in boxes.labels}
         return list(targets), tuple(sorted(names))
 
@@ -518,45 +521,5 @@ class ImageSegmenter(_DenseEstimator):
         return [self.values_[segmentation.mask] for segmentation in self._predictions(X)]
 
     def _targets(self, y: Sequence[Any]) -> tuple[list[Target], tuple[str, ...]]:
-        masks = [_to_mask(entry) for entry in y]
-        values = sorted({int(value) for mask in masks for value in np.unique(mask)} - {IGNORED})
-        palette = Palette(codes=tuple((value, str(value)) for value in values))
-        targets: list[Target] = [
-            Mask(source=mask, palette=palette, present=_present_classes(mask)) for mask in masks
-        ]
-        return targets, palette.names
-
-
-def _to_boxes(entry: Any) -> Boxes:
-    if isinstance(entry, Boxes):
-        return entry
-    try:
-        corners, labels = np.asarray(entry["boxes"], dtype=np.float64), list(entry["labels"])
-        corners = corners.reshape(-1, 4)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            'Each entry of `y` must be Boxes or {"boxes": (n, 4), "labels": n names}, got '
-            f"{type(entry).__name__} ({error!r}). Convert the entry."
-        ) from error
-    if not np.isfinite(corners).all() or len(corners) != len(labels):
-        raise UsageError(
-            f"Each entry of `y` must have finite boxes and one label per box, got {len(corners)} "
-            f"boxes and {len(labels)} labels. Correct the entry."
-        )
-    rows = tuple((left, top, right, bottom) for left, top, right, bottom in corners.tolist())
-    return Boxes(corners=rows, labels=tuple(map(str, labels)))
-
-
-def _to_mask(entry: Any) -> NDArray[np.uint8]:
-    mask = np.asarray(entry)
-    is_integer_map = mask.ndim == 2 and mask.dtype.kind in "biu" and mask.size
-    if not is_integer_map or mask.min() < 0 or mask.max() > IGNORED:
-        raise UsageError(
-            "Each entry of `y` must be an array of whole numbers from 0 to 255 of shape (height, "
-            f"width), got {mask.dtype} of shape {mask.shape}. Convert the entry."
-        )
-    return mask.astype(np.uint8)
-
-
-def _present_classes(mask: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(str(value) for value in np.unique(mask) if value != IGNORED)
+        masks, classes = mask_targets(y, "`y`")
+        return list(masks), classes

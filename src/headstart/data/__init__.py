@@ -1,6 +1,6 @@
 """From files to batches.
 
-Read dataset.py (samples, targets, Dataset), readers.py (from a path to a Dataset, by the formats
+Read dataset.py (samples, targets, Dataset), readers.py (from a source to a Dataset, by the formats
 in formats/), images.py and masks.py (the only decoders), checks/ (unreadable files, duplicates,
 leaks), splits.py and stratify.py (train, validation and test parts), transforms/ (preprocessing
 and augmentation), loader.py (batches), prepare.py (all of this in the order of a run), draw.py

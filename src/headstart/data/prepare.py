@@ -25,6 +25,7 @@ from headstart.data.checks.images import (
 )
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import SPLITS, Dataset, Sample
+from headstart.data.formats.objects import is_collection
 from headstart.data.readers import list_images, read_dataset
 from headstart.data.splits import assign_splits, find_blocks
 from headstart.errors import DataError, UnknownNameError, UsageError
@@ -84,7 +85,7 @@ class PreparedData:
 
 
 def prepare(
-    source: str | Path | Dataset,
+    source: object,
     *,
     cache: Cache,
     group_by: str | None = None,
@@ -98,8 +99,9 @@ def prepare(
 
     Parameters
     ----------
-    source : str, Path or Dataset
-        A folder, a manifest, ``demo:<name>``, or a data set that was read already.
+    source : str, Path, Dataset or object
+        A folder, a manifest, ``demo:<name>``, an object with images and labels, or a data set
+        that was read already.
     cache : Cache
         Stores the records of the scan.
     group_by : str, optional
@@ -140,7 +142,7 @@ def prepare(
 
 
 def inspect_dataset(
-    source: str | Path | Dataset,
+    source: object,
     *,
     cache: Cache,
     group_by: str | None = None,
@@ -152,7 +154,7 @@ def inspect_dataset(
 
 
 def _read_and_check(
-    source: str | Path | Dataset, cache: Cache, group_by: str | None, progress: Progress | None
+    source: object, cache: Cache, group_by: str | None, progress: Progress | None
 ) -> tuple[Dataset, tuple[ImageRecord, ...], tuple[Finding, ...]]:
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
     on_scan = None if progress is None else (lambda done, total: progress("scan", done, total))
@@ -204,7 +206,8 @@ def to_samples(images: object) -> tuple[Sample, ...]:
     Parameters
     ----------
     images : path, bytes, PIL image, array, or a sequence of these
-        A folder stands for all images below it; an array of shape (n, H, W, C) for n images.
+        A folder stands for all images below it; an array of shape (n, H, W, C) for n images. A
+        DataFrame or a dataset with a column of images is read without its labels.
 
     Raises
     ------
@@ -232,6 +235,9 @@ def to_samples(images: object) -> tuple[Sample, ...]:
         return tuple(Sample(image=image) for image in stack)
     if _is_pil(images):
         return (Sample(image=images),)  # type: ignore[arg-type]  # checked above
+    if is_collection(images) and not isinstance(images, Mapping):
+        data = read_dataset(images, labels_required=False, min_classes=0)
+        return tuple(replace(sample, target=None, split=None) for sample in data.samples)
     if isinstance(images, Iterable) and not _is_unordered(images):
         return tuple(sample for item in images for sample in to_samples(item))
     raise UsageError(

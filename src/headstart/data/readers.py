@@ -6,6 +6,7 @@ Images are not decoded; for boxes the image header is read, which has size and E
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Literal
 
 from headstart.data.dataset import Boxes, Dataset, Kind, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.formats import class_folders, layouts, masks, tables
+from headstart.data.formats import class_folders, layouts, masks, objects, tables
 from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
 from headstart.data.formats.coco import read_coco
 from headstart.data.formats.layouts import Listing, format_list
@@ -205,7 +206,7 @@ def _tables_in(listing: Listing) -> list[str]:
 
 
 def read_dataset(
-    source: str | Path,
+    source: object,
     *,
     task_kind: Kind | None = None,
     group_by: str | None = None,
@@ -214,22 +215,23 @@ def read_dataset(
     labels_required: bool = True,
     min_classes: int = 2,
 ) -> Dataset:
-    """Read class folders, a manifest, images with boxes or masks, or ``demo:<name>``.
+    """Read class folders, a manifest, images with boxes or masks, ``demo:<name>``, or an object.
 
     Parameters
     ----------
-    source : str or Path
+    source : str, Path or object
         A folder ``<class>/...`` or ``<train|val|test>/<class>/...``; a CSV, TSV or Parquet file,
         or the folder with exactly one of them; a folder with ``images/`` and ``masks/``, see
         `masks.find_mask_pairs`; a folder with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
-        ``demo:<name>``.
+        ``demo:<name>``. An object: a pandas DataFrame, a list of (image, label) pairs, arrays, a
+        dataset of torch or Hugging Face; see `headstart.data.formats.objects.read_object`.
     task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None
         None: inferred from the data.
     group_by : str or None
         Name of a column of the manifest, or a regular expression that is searched in each relative
         path with forward slashes. Its first group, or else the whole match, is the group.
     image_column, label_column : str or None
-        Columns of a manifest, if their names are not among the usual ones.
+        Columns of a manifest or object, if their names are not among the usual ones.
     labels_required : bool
         False: images without labels are read, too (target None).
     min_classes : int
@@ -273,48 +275,85 @@ def read_dataset(
             image_column=image_column,
             label_column=label_column,
         )
-    path = Path(source)
-    if not path.exists():
-        raise layouts.path_not_found_error(path)
-    listing = (
-        layouts.list_folder(path)
-        if path.is_dir()
-        else Listing(root=path.parent, other_files=(path.name,))
-    )
-    box_files = _box_files_for(path, listing, task_kind, image_column or label_column)
+    if isinstance(source, Dataset):
+        raise UsageError(
+            f"{source!r} was read already. Use it as it is; pass its `group_by` when it is read."
+        )
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.exists():
+            raise layouts.path_not_found_error(path)
+        listing = (
+            layouts.list_folder(path)
+            if path.is_dir()
+            else Listing(root=path.parent, other_files=(path.name,))
+        )
+        data, keys, has_groups = _read_path(
+            path,
+            listing,
+            task_kind,
+            roles=(image_column, label_column, group_by),
+            labels_required=labels_required,
+        )
+        name, where = path.absolute().name or data.name, repr(str(path))
+    else:
+        data, keys, has_groups = objects.read_object(
+            source,
+            task_kind=task_kind,
+            image=image_column,
+            label=label_column,
+            group=group_by,
+            labels_required=labels_required,
+        )
+        name, listing = objects.object_name(source), Listing(root=Path())
+        where = f"the {type(source).__name__}"
+    if group_by is not None and not has_groups:
+        data = _add_groups_from_paths(data, keys, group_by)
+    data = replace(data, name=name, notes=(*data.notes, *_class_notes(data)))
+    _require_classes(data, where, min_classes, labels_required, listing)
+    return data
+
+
+def _read_path(
+    path: Path,
+    listing: Listing,
+    task_kind: Kind | None,
+    *,
+    roles: tuple[str | None, str | None, str | None],
+    labels_required: bool,
+) -> tuple[Dataset, tuple[str, ...], bool]:
+    """Read a folder or a file; `roles` names the columns of images, labels and groups.
+
+    Returns the data, the relative path of each example, and whether a column names the groups.
+    """
+    image, label, group = roles
+    box_files = _box_files_for(path, listing, task_kind, image or label)
     table: tables.Table | None = None
     unread_notes: tuple[str, ...] = ()
     if box_files is None and task_kind != "segmentation":
         if path.is_dir():
-            table, unread_notes = _find_manifest(
-                listing, image_column, label_column, labels_required
-            )
+            table, unread_notes = _find_manifest(listing, image, label, labels_required)
         else:
             table = _read_manifest_file(path)
+    has_groups = False
     if table is not None:
-        columns = tables.find_columns(table, image=image_column, label=label_column, group=group_by)
+        columns = tables.find_columns(table, image=image, label=label, group=group)
         data, keys = tables.read_manifest(
             table, columns, task_kind=task_kind, labels_required=labels_required
         )
         has_groups = columns.group is not None
     elif box_files is not None:
-        (data, keys), has_groups = read_boxes(box_files), False
+        data, keys = read_boxes(box_files)
         unread_notes = _mask_note(listing)
     else:
-        if image_column or label_column:
-            arguments = _format_arguments(image_column=image_column, label_column=label_column)
+        if image or label:
+            arguments = _format_arguments(image_column=image, label_column=label)
             raise UsageError(
                 f"Expected a manifest for {arguments}, got {str(path)!r} without one. Remove "
                 "the argument, or pass the path of the manifest."
             )
         data, keys = _read_folders(listing, task_kind, labels_required)
-        has_groups = False
-    if group_by is not None and not has_groups:
-        data = _add_groups_from_paths(data, keys, group_by)
-    notes = (*data.notes, *unread_notes, *_class_notes(data))
-    data = replace(data, name=path.absolute().name or data.name, notes=notes)
-    _require_classes(data, path, min_classes, labels_required, listing)
-    return data
+    return replace(data, notes=(*data.notes, *unread_notes)), keys, has_groups
 
 
 def _load_demo(source: str, **arguments: str | None) -> Dataset:
@@ -517,7 +556,7 @@ def _class_notes(data: Dataset) -> tuple[str, ...]:
 
 
 def _require_classes(
-    data: Dataset, path: Path, min_classes: int, labels_required: bool, listing: Listing
+    data: Dataset, where: str, min_classes: int, labels_required: bool, listing: Listing
 ) -> None:
     names = [name for name, count in data.counts().items() if count]
     n_required = min_classes if data.kind == "multiclass" else min(min_classes, 1)
@@ -536,5 +575,5 @@ def _require_classes(
         hint = "Add images with labels."
     raise DataError(
         f"Expected at least {n_required} {'class' if n_required == 1 else 'classes'} with images "
-        f"in {str(path)!r}, got {len(names)} ({format_list(names) or 'none'}). {hint}"
+        f"in {where}, got {len(names)} ({format_list(names) or 'none'}). {hint}"
     )

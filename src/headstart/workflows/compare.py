@@ -123,7 +123,7 @@ class _Job:
 
 
 def compare(
-    source: str | Path | Dataset,
+    source: object,
     trials: ComparisonRecipe | None = None,
     *,
     recipe: Recipe | None = None,
@@ -140,7 +140,7 @@ def compare(
 
     Parameters
     ----------
-    source : str, Path or Dataset
+    source : str, Path, Dataset or object
         As for `headstart.fit`.
     trials : ComparisonRecipe, optional
     recipe : Recipe, optional
@@ -368,7 +368,7 @@ class _Trainings:
 
     def __init__(
         self,
-        source: str | Path | Dataset,
+        source: object,
         trials: ComparisonRecipe,
         recipe: Recipe,
         cache: Cache,

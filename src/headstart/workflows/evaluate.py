@@ -57,7 +57,7 @@ OPTIONS = ("allow_overlap", "bad_files", "device", "group_by")
 
 def evaluate(
     model: TransferModel | str | Path,
-    data: str | Path | Dataset,
+    data: object,
     *,
     extractor: Extractor | None = None,
     train: Dataset | None = None,
@@ -71,8 +71,8 @@ def evaluate(
     ----------
     model : TransferModel, str or Path
         A model, or the folder of a saved one.
-    data : str, Path or Dataset
-        Class folders, a manifest, images with boxes or masks, or a dataset that was read already.
+    data : str, Path, Dataset or object
+        As for `headstart.fit`.
     extractor : Extractor, optional
         Evaluate a dataset with this extractor as it is: nothing is scanned or checked.
     train : Dataset, optional
@@ -122,7 +122,7 @@ def evaluate(
 
 def evaluate_source(
     model: TransferModel | str | Path,
-    source: str | Path | Dataset,
+    source: object,
     *,
     cache: Cache,
     group_by: str | None = None,
@@ -156,7 +156,7 @@ def evaluate_source(
 
 def evaluate_model(
     model: TransferModel | str | Path,
-    source: str | Path | Dataset,
+    source: object,
     *,
     cache: Cache,
     group_by: str | None = None,
@@ -187,7 +187,7 @@ def evaluate_model(
 
 
 def labelled_part(
-    source: str | Path | Dataset,
+    source: object,
     kind: Kind,
     part: str,
     *,
@@ -206,7 +206,7 @@ def labelled_part(
     """
     data = source
     if not isinstance(data, Dataset):
-        is_demo = str(data).startswith("demo:")  # the name decides its task
+        is_demo = isinstance(data, str) and data.startswith("demo:")  # the name decides its task
         task_kind = kind if kind in DENSE and not is_demo else None
         data = read_dataset(data, group_by=group_by, min_classes=1, task_kind=task_kind)
     rows = [i for i, sample in enumerate(data.samples) if sample.split == part]

@@ -14,7 +14,7 @@ from textwrap import shorten
 from typing import Any
 
 from headstart.cache import Cache
-from headstart.data.dataset import Dataset, brief
+from headstart.data.dataset import brief
 from headstart.data.prepare import PreparedData
 from headstart.distributed import is_main, main_first, processes
 from headstart.errors import UsageError
@@ -161,7 +161,7 @@ class _Output:
 
 
 def fit(
-    source: str | Path | Dataset,
+    source: object,
     recipe: Recipe | None = None,
     *,
     out: str | Path | None = None,
@@ -180,9 +180,10 @@ def fit(
 
     Parameters
     ----------
-    source : str, Path or Dataset
-        Class folders, a manifest, images with boxes or masks, ``demo:<name>``, or a dataset that
-        was read already.
+    source : str, Path, Dataset or object
+        Class folders, a manifest, images with boxes or masks, ``demo:<name>``; a pandas
+        DataFrame, a list of (image, label) pairs, arrays, a dataset of torch or Hugging Face; or
+        a dataset that was read already.
     recipe : Recipe, optional
         All settings as one value, instead of keywords.
     out : str or Path, optional
@@ -255,9 +256,7 @@ def fit(
     return run
 
 
-def _make_recipe(
-    source: str | Path | Dataset, recipe: object, settings: Mapping[str, Any]
-) -> Recipe:
+def _make_recipe(source: object, recipe: object, settings: Mapping[str, Any]) -> Recipe:
     """Make the recipe from the settings, or take the recipe that was passed instead of them."""
     if recipe is None:
         return make_recipe(settings, find_task=partial(task_of_source, source))
@@ -291,9 +290,7 @@ def _locate(recipe: Recipe) -> list[LocatedBackbone]:
     return locate_backbones(recipe)
 
 
-def _prepare_data(
-    source: str | Path | Dataset, recipe: Recipe, context: _Context
-) -> tuple[Recipe, PreparedData]:
+def _prepare_data(source: object, recipe: Recipe, context: _Context) -> tuple[Recipe, PreparedData]:
     """Read, scan, check and split the data; resolve the settings that depend on it."""
     with timed(context.seconds, "scan and checks"), main_first():
         data = read_source(source, recipe)

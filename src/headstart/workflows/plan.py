@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from headstart.backbones.frozen import FrozenBackbone
@@ -60,7 +59,7 @@ class PlannedTraining:
 
 
 def plan(
-    source: str | Path | Dataset,
+    source: object,
     recipe: Recipe | None = None,
     *,
     cache: Cache | None = None,
@@ -70,7 +69,7 @@ def plan(
 
     Parameters
     ----------
-    source : str, Path or Dataset
+    source : str, Path, Dataset or object
         As for `headstart.fit`.
     recipe : Recipe, optional
         Without a method, the plan is for the race that would choose one.

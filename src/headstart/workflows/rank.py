@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +66,7 @@ Floats = NDArray[np.float64]
 
 
 def rank(
-    source: str | Path | Dataset,
+    source: object,
     backbones: Sequence[str | nn.Module | FrozenBackbone],
     *,
     recipe: Recipe | None = None,
@@ -84,7 +83,7 @@ def rank(
 
     Parameters
     ----------
-    source : str, Path or Dataset
+    source : str, Path, Dataset or object
         As for `headstart.fit`.
     backbones : sequence of str or torch.nn.Module
         Names of the backbone grammar, or networks of your own.

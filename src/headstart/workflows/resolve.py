@@ -281,7 +281,7 @@ def require_engine(recipe: Recipe, train: Dataset) -> None:
         )
 
 
-def read_source(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
+def read_source(source: object, recipe: Recipe) -> Dataset:
     """Read the user's data for the recipe's task.
 
     Raises
@@ -296,12 +296,12 @@ def read_source(source: str | Path | Dataset, recipe: Recipe) -> Dataset:
     """
     if isinstance(source, Dataset):
         return source
-    is_demo = str(source).startswith("demo:")  # the name decides its task
+    is_demo = isinstance(source, str) and source.startswith("demo:")  # the name decides its task
     kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
     return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
 
 
-def task_of_source(source: str | Path | Dataset, recipe: Recipe) -> str:
+def task_of_source(source: object, recipe: Recipe) -> str:
     """Read the user's data for its task.
 
     Raises

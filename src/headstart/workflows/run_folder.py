@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from headstart.data.dataset import Dataset
+from headstart.data.formats.objects import object_name
 from headstart.errors import SetupError, UsageError
 from headstart.files import output_path, safe_part, write_whole
 from headstart.models.saving import save
@@ -54,17 +55,20 @@ RACE = "race.json"
 """Result of a race, beside the checkpoints of the training that it chose."""
 
 
-def slug(source: str | Path | Dataset) -> str:
+def slug(source: object) -> str:
     """Name a run's folder after its data.
 
-    >>> slug("my photos/"), slug("demo:textures")
-    ('my-photos', 'demo-textures')
+    >>> slug("my photos/"), slug("demo:textures"), slug([("1.jpg", "cat")])
+    ('my-photos', 'demo-textures', 'images')
     """
-    name = source.name if isinstance(source, Dataset) else Path(source).resolve().stem
+    if isinstance(source, str | os.PathLike):
+        name = Path(source).resolve().stem
+    else:
+        name = source.name if isinstance(source, Dataset) else object_name(source)
     return safe_part(re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
 
 
-def choose_folder(out: str | Path | None, source: str | Path | Dataset) -> Path:
+def choose_folder(out: str | Path | None, source: object) -> Path:
     """Return the path of the run's folder; by default ``runs/<name of the data>``.
 
     Raises

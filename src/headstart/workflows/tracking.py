@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from headstart.backbones.weights import is_offline
-from headstart.data.dataset import Dataset
 from headstart.distributed import is_main
 from headstart.errors import MissingExtraError, UnknownNameError, UsageError
 from headstart.workflows.events import (
@@ -71,7 +70,7 @@ def tracker_names(names: str) -> tuple[str, ...]:
 @contextmanager
 def tracked(
     names: str,
-    source: str | Path | Dataset,
+    source: object,
     recipe: Recipe | None = None,
     *,
     out: str | Path | None = None,

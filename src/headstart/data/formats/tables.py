@@ -1,7 +1,7 @@
 """Reader of manifests: CSV, TSV and Parquet tables that list images and labels.
 
 `read_table` reads any table as columns of text; `find_columns` assigns their meaning;
-`read_manifest` turns both into a `Dataset`.
+`read_manifest` turns both into a `Dataset`. Python objects become such tables in objects.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,15 @@ from headstart.data.dataset import Dataset, Kind, Sample, SplitName, Target, lab
 from headstart.data.formats.layouts import format_list, natural_key
 from headstart.errors import DataError, LayoutError, LeakError, MissingExtraError, UnknownNameError
 
-__all__ = ["Columns", "Table", "find_columns", "read_manifest", "read_table", "split_name"]
+__all__ = [
+    "Columns",
+    "Table",
+    "find_columns",
+    "read_manifest",
+    "read_samples",
+    "read_table",
+    "split_name",
+]
 
 _IMAGE_COLUMNS = (
     "path",
@@ -38,6 +46,7 @@ _IMAGE_COLUMNS = (
     "img",
     "img_path",
     "image_id",
+    "images",
 )
 _LABEL_COLUMNS = (
     "label",
@@ -90,14 +99,27 @@ class Table:
     Parameters
     ----------
     path : Path
+        Relative paths in the table start from the folder of this file.
     columns : dict of str to list
-        All of one length; an empty cell is None.
+        All of one length; an empty cell is None. Images are paths, or images in memory.
     lines : list of int
+        For a Python object: positions, from 0.
+    title : str
+        Words for a table that is no file, such as ``the DataFrame``.
+    names : list of str
+        Names of the rows, for images that have no path.
     """
 
     path: Path
     columns: dict[str, list[Any]]
     lines: list[int]
+    title: str = ""
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """Words for the table in messages: its title, or its path in quotes."""
+        return self.title or repr(str(self.path))
 
 
 def read_table(path: Path) -> Table:
@@ -182,9 +204,9 @@ def _read_parquet(path: Path) -> Table:
         schema = pq.read_schema(path)
         # Columns of bytes contain whole images: not paths, and too large for memory.
         names = [
-            field.name
-            for field in schema
-            if not (pa.types.is_binary(field.type) or pa.types.is_struct(field.type))
+            column.name
+            for column in schema
+            if not (pa.types.is_binary(column.type) or pa.types.is_struct(column.type))
         ]
         table = pq.read_table(path, columns=names)
     except (pa.ArrowException, OSError) as error:
@@ -302,9 +324,8 @@ def read_manifest(
     LeakError
         If the same image is in two splits.
     """
-    keys = _read_keys(table, _require_columns(table, columns, labels_required))
-    paths = _resolve_paths(table, keys)
-    cells = table.columns[columns.label] if columns.label else [None] * len(keys)
+    _require_columns(table, columns, labels_required)
+    cells = table.columns[columns.label] if columns.label else [None] * len(table.lines)
     kind, kind_note = _infer_kind(cells, task_kind)
     if columns.label and kind == "multilabel" and not any(isinstance(c, list) for c in cells):
         # An empty text cell of a multilabel table means "none of the classes", not "unlabelled".
@@ -312,17 +333,12 @@ def read_manifest(
     targets = [_parse_target(cell, kind) for cell in cells]
     if columns.label and labels_required:
         _require_labels(table, targets)
-    splits = _read_splits(table, columns.split)
-    groups = table.columns[columns.group] if columns.group else [None] * len(keys)
-    samples = [
-        Sample(image=path, target=target, split=split, group=None if group is None else str(group))
-        for path, target, split, group in zip(paths, targets, splits, groups, strict=True)
-    ]
+    samples, keys = read_samples(table, columns, targets)
     samples, keys, n_repeated = _merge_repeated(samples, keys, kind)
     names = {name for s in samples for name in labels_of(s.target)}
     roles = [(role, getattr(columns, role)) for role in ("image", "label", "split", "group")]
     notes = [
-        f"manifest {table.path.name}: "
+        f"{table.title or f'manifest {table.path.name}'}: "
         + ", ".join(f"{role} = column {name!r}" for role, name in roles if name is not None),
         *([kind_note] if names else []),
         *([f"{n_repeated} repeated rows of the same image merged"] if n_repeated else []),
@@ -340,8 +356,44 @@ def read_manifest(
     return data, tuple(keys)
 
 
-def _require_columns(table: Table, columns: Columns, labels_required: bool) -> str:
-    """Check that the columns of paths and labels exist; return the column of paths."""
+def read_samples(
+    table: Table, columns: Columns, targets: Sequence[Target]
+) -> tuple[list[Sample], list[str]]:
+    """Return one example for each row of a table, and the path or the name of each image.
+
+    Raises
+    ------
+    DataError
+        If images are missing, or a split is unknown.
+
+    Examples
+    --------
+    >>> cells = {"image": [b"GIF89a"], "patient": ["p7"]}
+    >>> table = Table(path=Path("a"), columns=cells, lines=[0], title="the list", names=["image 0"])
+    >>> read_samples(table, find_columns(table), [None])[0]
+    [Sample('image 0', group='p7')]
+    """
+    keys = _read_keys(table, str(columns.image))
+    images = _resolve_images(table, table.columns[str(columns.image)], keys)
+    splits = _read_splits(table, columns.split)
+    groups = table.columns[columns.group] if columns.group else [None] * len(keys)
+    samples = [
+        Sample(
+            image=image,
+            target=target,
+            split=split,
+            group=None if group is None else str(group),
+            title=None if isinstance(image, Path) else key,
+        )
+        for image, key, target, split, group in zip(
+            images, keys, targets, splits, groups, strict=True
+        )
+    ]
+    return samples, keys
+
+
+def _require_columns(table: Table, columns: Columns, labels_required: bool) -> None:
+    """Check that the columns of paths and labels exist, and that there are rows."""
     roles = (
         ("paths", columns.image, _IMAGE_COLUMNS, "image_column"),
         ("labels", columns.label, _LABEL_COLUMNS, "label_column"),
@@ -350,23 +402,27 @@ def _require_columns(table: Table, columns: Columns, labels_required: bool) -> s
         if name is None and (contents == "paths" or labels_required):
             raise LayoutError(
                 f"Expected a column of {contents} ({', '.join(common_names[:4])}, ...) in "
-                f"{str(table.path)!r}, got the columns {format_list(table.columns, 12)}. Rename "
+                f"{table.where}, got the columns {format_list(table.columns, 12)}. Rename "
                 f"the column of {contents} to {common_names[0]!r}, or pass {parameter}='NAME' to "
                 "read_dataset."
             )
     if not table.lines:
         raise DataError(
-            f"Expected rows in {str(table.path)!r}, got only a header. Write one row per image."
+            f"Expected rows in {table.where}, got only a header. Write one row per image."
         )
-    return str(columns.image)
 
 
 def _read_keys(table: Table, column: str) -> list[str]:
+    """Return the path of each image as written, or the name of its row."""
     cells = table.columns[column]
-    invalid_rows = [i for i, cell in enumerate(cells) if not isinstance(cell, str)]
+    invalid_rows = [i for i, cell in enumerate(cells) if cell is None]
     if invalid_rows:
-        raise _invalid_rows_error(table, invalid_rows, f"a path in column {column!r}", "none")
-    return [_to_forward_slashes(cell, table.path.parent) for cell in cells]
+        expected = "an image" if table.names else "a path"
+        raise _invalid_rows_error(table, invalid_rows, f"{expected} in column {column!r}", "none")
+    return [
+        _to_forward_slashes(cell, table.path.parent) if isinstance(cell, str) else table.names[i]
+        for i, cell in enumerate(cells)
+    ]
 
 
 def _to_forward_slashes(cell: str, folder: Path) -> str:
@@ -378,25 +434,33 @@ def _to_forward_slashes(cell: str, folder: Path) -> str:
 def _invalid_rows_error(table: Table, rows: Sequence[int], expected: str, got: str) -> DataError:
     lines = ", ".join(str(table.lines[row]) for row in rows[:5])
     return DataError(
-        f"Expected {expected} in every row of {str(table.path)!r}, got {got} in {len(rows)} of "
-        f"{len(table.lines)} rows (lines {lines}{', ...' if len(rows) > 5 else ''}). Correct or "
-        "remove these rows."
+        f"Expected {expected} in every row of {table.where}, got {got} in {len(rows)} of "
+        f"{len(table.lines)} rows ({'positions' if table.title else 'lines'} {lines}"
+        f"{', ...' if len(rows) > 5 else ''}). Correct or remove these rows."
     )
 
 
-def _resolve_paths(table: Table, keys: Sequence[str]) -> list[Path]:
+def _resolve_images(table: Table, cells: Sequence[Any], keys: Sequence[str]) -> list[Any]:
+    """Return the path of each image that is a path, and the other images as they are."""
     folder = table.path.parent
-    paths = [folder / os.path.normpath(key) for key in keys]
-    missing = [key for key, path in zip(keys, paths, strict=True) if not path.is_file()]
+    images = [
+        folder / os.path.normpath(key) if isinstance(cell, str) else cell
+        for cell, key in zip(cells, keys, strict=True)
+    ]
+    missing = [
+        key
+        for key, image in zip(keys, images, strict=True)
+        if isinstance(image, Path) and not image.is_file()
+    ]
     if not missing:
-        return paths
+        return images
     name = missing[0].rsplit("/", 1)[-1]
     subfolder = next((p for p in sorted(folder.glob("*/")) if (p / name).is_file()), None)
     hint = f" ({name!r} exists in {subfolder.name + '/'!r})" if subfolder else ""
+    start = f"the current folder {str(Path.cwd())!r}" if table.title else repr(str(folder))
     raise DataError(
-        f"{len(missing)} of the {len(keys)} images in {str(table.path)!r} do not exist: "
-        f"{format_list(missing)}. Write absolute paths, or paths relative to "
-        f"{str(folder)!r}{hint}."
+        f"{len(missing)} of the {len(keys)} images in {table.where} do not exist: "
+        f"{format_list(missing)}. Write absolute paths, or paths relative to {start}{hint}."
     )
 
 
@@ -446,7 +510,7 @@ def _read_splits(table: Table, column: str | None) -> list[SplitName | None]:
             else "Correct the values, or rename the column if it does not name splits."
         )
         raise DataError(
-            f"Expected train, val or test in column {column!r} of {str(table.path)!r}, "
+            f"Expected train, val or test in column {column!r} of {table.where}, "
             f"got {format_list(unknown)} in {unknown.total()} rows. {hint}"
         )
     return splits
@@ -461,7 +525,8 @@ def _merge_repeated(
     merged_keys: list[str] = []
     conflicts: list[str] = []
     for sample, key in zip(samples, keys, strict=True):
-        position = positions.setdefault(sample.image, len(merged))
+        image = sample.image if isinstance(sample.image, Path) else sample.name
+        position = positions.setdefault(image, len(merged))
         if position == len(merged):
             merged.append(sample)
             merged_keys.append(key)
