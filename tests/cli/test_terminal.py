@@ -24,7 +24,8 @@ from headstart.methods.method import Outline
 from headstart.metrics.confidence_intervals import Interval
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import Prediction
-from headstart.selection.progress import FirstModel, NextStep, StopRequested
+from headstart.selection.progress import FirstModel, NextStep
+from headstart.training.interruption import StopRequested
 from headstart.training.job import Epoch
 from headstart.workflows.events import DataReady, EpochDone, Finished, Noted, Planned, Progressed
 

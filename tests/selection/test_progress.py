@@ -1,5 +1,7 @@
 """Sentences of a race, and the watch over its trainings."""
 
+import signal
+
 import pytest
 
 from headstart.metrics.confidence_intervals import Interval
@@ -9,8 +11,8 @@ from headstart.selection.progress import (
     FoldWatch,
     NextStep,
     RaceStoppedError,
-    StopRequest,
 )
+from headstart.training.interruption import StopRequest, StopRequested
 from headstart.training.job import Epoch
 
 
@@ -65,12 +67,14 @@ def test_a_training_ends_after_the_epoch_in_which_the_budget_was_used_up():
 def test_after_ctrl_c_a_step_ends_at_once():
     reports = []
     fold = watch(reports)
-    fold.stop.is_requested = True
-    for end in (
-        lambda: fold.session(0).progress("training", 1, 2),
-        lambda: fold.session(0).on_epoch(epoch(1), 3),
-        lambda: fold.report_scoring(3),
-    ):
-        with pytest.raises(RaceStoppedError):
-            end()
-    assert reports == []
+    with fold.stop as stop:
+        stop.keep_model()
+        signal.raise_signal(signal.SIGINT)
+        for end in (
+            lambda: fold.session(0).progress("training", 1, 2),
+            lambda: fold.session(0).on_epoch(epoch(1), 3),
+            lambda: fold.report_scoring(3),
+        ):
+            with pytest.raises(RaceStoppedError):
+                end()
+    assert reports == [StopRequested()]

@@ -16,8 +16,9 @@ from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.selection import race
 from headstart.selection.probes import RaceContext
-from headstart.selection.progress import FirstModel, StopRequested
+from headstart.selection.progress import FirstModel
 from headstart.selection.race import decide, estimate_race
+from headstart.training.interruption import StopRequested
 
 
 def drawn(n, *, noise, seed=0, groups=None):
@@ -375,6 +376,25 @@ def test_ctrl_c_in_a_training_keeps_the_probe(backbone, extractor, truths, monke
     assert notes[LAST] == "stopped by Ctrl-C in fold 1"
     assert any("stopped by Ctrl-C. The best" in why for why in found.record["why"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_after_ctrl_c_the_probe_is_kept_where_a_winner_is_not_yet_trained(
+    backbone, extractor, truths, monkeypatch
+):
+    truths |= {LAST: 0.75, ALL: 1.0}
+    compared = race._compare_with_probe
+
+    def press(context, *arguments):
+        gain = compared(context, *arguments)
+        if gain.significant and not context.stop.is_requested:
+            signal.raise_signal(signal.SIGINT)
+        return gain
+
+    monkeypatch.setattr(race, "_compare_with_probe", press)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, notify=lambda _: None)
+    assert found.method.name == "linear-probe"
+    assert states(found)["linear probe"] == "chosen"
+    assert any("was not trained on all images after Ctrl-C" in why for why in found.record["why"])
 
 
 def test_ctrl_c_after_the_first_answer_keeps_it(backbone, extractor):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from headstart.training.interruption import Interruption
+from headstart.training.interruption import Interruption, StopRequest, StopRequested
 
 
 def ctrl_c():
@@ -71,3 +71,60 @@ def test_another_thread_may_train():
     thread.start()
     thread.join()
     assert done == [True]
+
+
+def test_before_a_model_exists_ctrl_c_ends_the_run_and_says_so():
+    events = []
+    with pytest.raises(KeyboardInterrupt), StopRequest(events.append):
+        ctrl_c()
+    assert [event.text for event in events] == [
+        "Stopping: there is no model yet. Results in the cache are kept."
+    ]
+
+
+def test_with_a_model_the_first_ctrl_c_is_acknowledged_and_the_second_is_obeyed():
+    events = []
+    with pytest.raises(KeyboardInterrupt), StopRequest(events.append) as stop:  # noqa: PT012
+        stop.keep_model()
+        ctrl_c()
+        assert stop.is_requested
+        assert not stop.is_forced
+        ctrl_c()
+    assert stop.is_forced
+    assert events == [StopRequested()]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_request_within_another_one_shares_its_state():
+    outer_events, inner_events = [], []
+    with StopRequest(outer_events.append) as outer:
+        with StopRequest(inner_events.append) as inner:
+            inner.keep_model()
+            ctrl_c()
+            assert inner.is_requested
+        assert outer.is_requested
+    assert outer_events == [StopRequested()]
+    assert inner_events == []
+
+
+def test_work_without_a_partial_result_always_ends():
+    events = []
+    ends = StopRequest(events.append, always_ends="Bye.")
+    with pytest.raises(KeyboardInterrupt), ends as stop:  # noqa: PT012
+        with StopRequest(events.append) as inner:
+            inner.keep_model()
+        stop.keep_model()
+        ctrl_c()
+    assert [event.text for event in events] == ["Bye."]
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest(lambda _: None) as stop, Interruption():
+            stop.keep_model()
+            ctrl_c()
+        assert not stop.is_requested
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

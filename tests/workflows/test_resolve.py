@@ -19,8 +19,9 @@ from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.models.saving import load
 from headstart.selection.candidates import ALL_EPOCHS
-from headstart.selection.progress import FirstModel, StopRequested
+from headstart.selection.progress import FirstModel
 from headstart.selection.race import Decision
+from headstart.training.interruption import StopRequested
 from headstart.workflows import resolve as resolve_module
 from headstart.workflows.events import Decided, EpochDone, JsonLog, Noted
 from headstart.workflows.fit import fit

@@ -449,9 +449,7 @@ def main() -> None:
     use_utf8_names()
     use_safe_streams()
     prepare()
-    for name in ("SIGTERM", "SIGHUP"):  # clean up as after Ctrl-C
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    _handle_signals()
     try:
         code = app(prog_name="headstart", standalone_mode=False)
     except HeadstartError as error:
@@ -475,12 +473,21 @@ def main() -> None:
         )
         code = _print_error(str(setup_error), setup_error.exit_code)
     if code == 130:  # the parser turns Ctrl-C into this code as well
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
         _print_error(
             "Stopped. Results in the cache are kept. To continue, run the same command again; add "
             "--resume to continue a training or a comparison.",
             130,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _handle_signals() -> None:
+    """Clean up after SIGTERM and SIGHUP as after Ctrl-C, except where they are ignored (nohup)."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _unwritable_name(error: UnicodeEncodeError) -> DataError:

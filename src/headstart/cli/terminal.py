@@ -97,7 +97,8 @@ class Terminal:
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
-        from headstart.selection.progress import FirstModel, NextStep, StopRequested
+        from headstart.selection.progress import FirstModel, NextStep
+        from headstart.training.interruption import StopRequested
         from headstart.workflows.events import EpochDone, Noted, Progressed
 
         if self._detail == "quiet":
@@ -133,7 +134,7 @@ class Terminal:
 
     def _print_briefly(self, event: Event) -> None:
         """Print the summary and the files, or the outcome of a plan."""
-        from headstart.selection.progress import StopRequested
+        from headstart.training.interruption import StopRequested
         from headstart.workflows.events import Decided, Finished
 
         match event:

@@ -35,7 +35,6 @@ from headstart.selection.progress import (
     NextStep,
     RaceEvent,
     RaceStoppedError,
-    StopRequest,
 )
 from headstart.selection.rules import (
     PROBES_ALPHA,
@@ -44,6 +43,7 @@ from headstart.selection.rules import (
     adjusted_level,
     index_of_best_gain,
 )
+from headstart.training.interruption import StopRequest
 from headstart.training.logistic_regression import Problem, search_penalty
 from headstart.training.time_estimate import probe_seconds
 
@@ -329,7 +329,7 @@ def _probe(
 
 def _report_first_answer(context: RaceContext, entry: RaceEntry, ends: Sequence[str]) -> None:
     """Report the first score, and from now on let Ctrl-C end the race instead of the run."""
-    context.stop.listen()
+    context.stop.keep_model()
     if entry.row.score is not None:
         context.notify(
             FirstModel(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from headstart.training.interruption import StopRequest, StopRequested
 from headstart.training.job import Epoch, Session
 
 if TYPE_CHECKING:
@@ -23,8 +21,7 @@ __all__ = [
     "NextStep",
     "RaceEvent",
     "RaceStoppedError",
-    "StopRequest",
-    "StopRequested",
+    "check_stop",
     "first_sentence",
     "format_seconds",
 ]
@@ -98,21 +95,6 @@ class NextStep:
         return f"Next: {' and '.join(self.names)}{folds}{about}."
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopRequested:
-    """Ctrl-C was pressed during a race; the race stops after the current step.
-
-    Examples
-    --------
-    >>> StopRequested().sentence()
-    'Stopping after this step; press Ctrl-C again to stop now.'
-    """
-
-    def sentence(self) -> str:
-        """Acknowledge the key in one line."""
-        return "Stopping after this step; press Ctrl-C again to stop now."
-
-
 RaceEvent = FirstModel | NextStep | StopRequested
 
 
@@ -120,79 +102,20 @@ class RaceStoppedError(Exception):
     """Raised inside a step of the race after Ctrl-C; never leaves the race."""
 
 
+def check_stop(stop: StopRequest) -> None:
+    """Stop the current step of a race after Ctrl-C.
+
+    Raises
+    ------
+    RaceStoppedError
+        If Ctrl-C was pressed.
+    """
+    if stop.is_requested:
+        raise RaceStoppedError
+
+
 class BudgetUsedUpError(Exception):
     """Raised inside a step of the race when the budget is used up; never leaves the race."""
-
-
-class StopRequest:
-    """First Ctrl-C: the race stops at its next safe point. Second Ctrl-C: ``KeyboardInterrupt``.
-
-    It handles Ctrl-C from ``listen`` to the end of the ``with`` block, in the main thread, if
-    nothing else does.
-
-    Parameters
-    ----------
-    notify : callable
-        Called once with ``StopRequested``, in another thread, because the signal may interrupt
-        a write to the same log.
-
-    Examples
-    --------
-    >>> events = []
-    >>> with StopRequest(events.append) as stop:
-    ...     stop.listen()
-    ...     signal.raise_signal(signal.SIGINT)
-    ...     stop.is_requested
-    True
-    >>> events
-    [StopRequested()]
-    """
-
-    def __init__(self, notify: Callable[[StopRequested], None]) -> None:
-        self.is_requested = False
-        self._notify = notify
-        self._is_installed = False
-        self._messenger: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._is_installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._is_installed = False
-        if self._messenger is not None:
-            self._messenger.join()
-
-    def listen(self) -> None:
-        """Handle Ctrl-C from now on."""
-        is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._is_installed = True
-            signal.signal(signal.SIGINT, self._on_sigint)
-
-    def check(self) -> None:
-        """Stop the current step after Ctrl-C.
-
-        Raises
-        ------
-        RaceStoppedError
-            If Ctrl-C was pressed.
-        """
-        if self.is_requested:
-            raise RaceStoppedError
-
-    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
-        if self.is_requested:
-            raise KeyboardInterrupt
-        self.is_requested = True
-        self._messenger = threading.Thread(target=self._notify, args=(StopRequested(),))
-        self._messenger.start()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,7 +148,7 @@ class FoldWatch:
         """
 
         def report_step(_: str, done: int, total: int) -> None:
-            self.stop.check()
+            check_stop(self.stop)
             self.progress(self.step, number * total + done, self.n_trainings * total)
 
         return Session(progress=report_step, on_epoch=self._check_epoch)
@@ -238,11 +161,11 @@ class FoldWatch:
         RaceStoppedError
             After Ctrl-C.
         """
-        self.stop.check()
+        check_stop(self.stop)
         self.progress(f"{self.step}, scoring {n_images} images", 0, 0)
 
     def _check_epoch(self, epoch: Epoch, n_epochs: int) -> None:
-        self.stop.check()
+        check_stop(self.stop)
         if epoch.number < n_epochs and self.seconds_left() <= 0:
             raise BudgetUsedUpError
 

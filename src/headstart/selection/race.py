@@ -49,7 +49,7 @@ from headstart.selection.progress import (
     NextStep,
     RaceEvent,
     RaceStoppedError,
-    StopRequest,
+    check_stop,
     first_sentence,
     format_seconds,
 )
@@ -61,6 +61,7 @@ from headstart.selection.rules import (
     adjusted_level,
     index_of_best_gain,
 )
+from headstart.training.interruption import StopRequest
 
 __all__ = ["Decision", "decide", "estimate_race"]
 
@@ -149,12 +150,13 @@ def decide(
         context.probing = context.elapsed
         race_entries, rejected = _select_candidates(context, best)
         winner = _race_candidates(context, best, race_entries) if race_entries else best
-    winner.note(state="chosen")
     if context.stop.is_requested:
+        winner = _fitted_candidate(context, winner, best)
         context.reasons.append(
             "The race was stopped by Ctrl-C. The best candidate so far is kept; candidates that "
             "were not compared may be better."
         )
+    winner.note(state="chosen")
     context.reasons.append(f"Chosen: {winner.row.name}.")
     entries = [*probe_entries, *race_entries, *rejected]
     estimates = [
@@ -278,7 +280,7 @@ def _create_context(
     stop, report = StopRequest(notify), extractor.progress
 
     def progress(step: str, done: int, total: int) -> None:
-        stop.check()
+        check_stop(stop)
         if report is not None:
             report(step, done, total)
 
@@ -425,6 +427,15 @@ def _race_candidates(
     return best
 
 
+def _fitted_candidate(context: RaceContext, winner: RaceEntry, best: RaceEntry) -> RaceEntry:
+    """After Ctrl-C: return the best probe, because another winner must still be trained."""
+    if winner is not best:
+        context.reasons.append(
+            f"{_capitalise(winner.row.name)} was not trained on all images after Ctrl-C."
+        )
+    return best
+
+
 def _explain_no_change(
     context: RaceContext, best: RaceEntry, candidates: Sequence[RaceEntry]
 ) -> None:
@@ -495,7 +506,7 @@ def _expected_fold_seconds(
     context: RaceContext, entry: RaceEntry, train: Dataset, held_out: Dataset, fold_number: int
 ) -> float:
     """Estimate the seconds of a fold; sets those of the entry's final training."""
-    context.stop.check()
+    check_stop(context.stop)
     if fold_number > 1:
         seconds = entry.last_fold_seconds
         entry.expected_full_seconds = seconds * len(context.train) / len(train)

@@ -71,6 +71,8 @@ def train(
         If the loss is not a finite number; the batch is written to a file, the checkpoint stays.
     SetupError
         If a checkpoint cannot be written, or a single image does not fit into memory.
+    KeyboardInterrupt
+        If the session's ``stop`` is forced.
     """
     import torch
 
@@ -81,11 +83,13 @@ def train(
         try:
             with run.interruption:
                 while run.has_epochs_left():
+                    run.check_stop()
                     started_at = time.perf_counter()
                     job.start_epoch(run.epoch)
                     for rows, batch in run.batches():
                         with run.interruption.delayed():
                             run.step(rows, batch)
+                        run.check_stop()
                         if run.is_stopped:
                             break
                         run.report_step()
@@ -95,6 +99,8 @@ def train(
                     run.save()
         except KeyboardInterrupt:
             run.stop()
+            if run.session.stop is not None and run.session.stop.is_forced:
+                raise
         return run.end()
 
 
@@ -170,6 +176,11 @@ class _Run:
         if note not in self.history.notes:
             self.history.notes.append(note)
         return True
+
+    def check_stop(self) -> None:
+        """After Ctrl-C in the whole run: stop here, where no step is in progress."""
+        if self.session.stop is not None and self.session.stop.is_requested:
+            raise KeyboardInterrupt
 
     def finish_epoch(self, seconds: float) -> None:
         """Score the epoch, and save a checkpoint when one is due."""

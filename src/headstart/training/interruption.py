@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +20,10 @@ from headstart.distributed import world_size
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Interruption", "capture", "is_out_of_memory"]
+__all__ = ["Interruption", "StopRequest", "StopRequested", "capture", "is_out_of_memory"]
+
+NO_MODEL = "Stopping: there is no model yet. Results in the cache are kept."
+"""Sentence for a Ctrl-C before the first model of a run."""
 
 
 def capture(
@@ -102,8 +106,8 @@ class Interruption:
         self._is_requested = self._is_installed = False
 
     def __enter__(self) -> Self:
-        can_handle = world_size() == 1 and threading.current_thread() is threading.main_thread()
-        if can_handle and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if is_default and _can_handle_signals():
             self._is_installed = True
             signal.signal(signal.SIGINT, self._on_sigint)
         return self
@@ -131,3 +135,122 @@ class Interruption:
         self.is_consistent = True
         if self._is_requested:
             raise KeyboardInterrupt
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested:
+    """Ctrl-C was pressed.
+
+    Parameters
+    ----------
+    text : str
+        What follows, in one sentence.
+
+    Examples
+    --------
+    >>> StopRequested().sentence()
+    'Stopping after this step; press Ctrl-C again to stop now.'
+    """
+
+    text: str = "Stopping after this step; press Ctrl-C again to stop now."
+
+    def sentence(self) -> str:
+        """Acknowledge the key in one line."""
+        return self.text
+
+
+class StopRequest:
+    """Handling of Ctrl-C: acknowledged at once; with a model, the run stops at its next safe point.
+
+    Before ``keep_model`` a first Ctrl-C raises ``KeyboardInterrupt``; afterwards it sets
+    ``is_requested``, and only a second one raises. It handles Ctrl-C within ``with``, in the main
+    thread of a single process, if nothing else does. Within another `StopRequest` it shares the
+    state of that one.
+
+    Parameters
+    ----------
+    notify : callable
+        Called once with ``StopRequested``, in another thread, because the signal may interrupt
+        a write to the same log.
+    always_ends : str
+        For work that has no partial result: the sentence for a Ctrl-C. ``keep_model`` then does
+        nothing.
+
+    Attributes
+    ----------
+    is_requested, is_forced : bool
+        Whether Ctrl-C was pressed once, or twice.
+
+    Examples
+    --------
+    >>> events = []
+    >>> with StopRequest(events.append) as stop:
+    ...     stop.keep_model()
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     stop.is_requested
+    True
+    >>> events
+    [StopRequested(text='Stopping after this step; press Ctrl-C again to stop now.')]
+    """
+
+    def __init__(self, notify: Callable[[StopRequested], None], *, always_ends: str = "") -> None:
+        self._is_requested = self._is_forced = self._has_model = False
+        self._notify = notify
+        self._always_ends = always_ends
+        self._outer: StopRequest | None = None
+        self._is_installed = False
+        self._messenger: threading.Thread | None = None
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._is_requested or (self._outer is not None and self._outer.is_requested)
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether Ctrl-C was pressed again, or before there was a model."""
+        return self._is_forced or (self._outer is not None and self._outer.is_forced)
+
+    def __enter__(self) -> Self:
+        handler = signal.getsignal(signal.SIGINT)
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, StopRequest):
+            self._outer = owner
+        elif handler is signal.default_int_handler and _can_handle_signals():
+            self._is_installed = True
+            signal.signal(signal.SIGINT, self._on_sigint)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._is_installed = False
+        if self._messenger is not None:
+            self._messenger.join()
+
+    def keep_model(self) -> None:
+        """From now on, a first Ctrl-C ends the current step, not the run."""
+        self._has_model = not self._always_ends
+        if self._outer is not None:
+            self._outer.keep_model()
+
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        self._is_forced = self._is_requested or not self._has_model
+        if not self._is_requested:
+            self._is_requested = True
+            text = self._always_ends or NO_MODEL
+            event = StopRequested() if self._has_model else StopRequested(text=text)
+            self._messenger = threading.Thread(target=self._notify, args=(event,))
+            self._messenger.start()
+        if self._is_forced:
+            raise KeyboardInterrupt
+
+
+def _can_handle_signals() -> bool:
+    """Of several processes, one that continues would wait for one that has stopped."""
+    return world_size() == 1 and threading.current_thread() is threading.main_thread()

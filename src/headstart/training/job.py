@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from headstart.training.interruption import StopRequest
+
 __all__ = ["Epoch", "History", "Job", "Rows", "Score", "Session"]
 
 Rows = NDArray[np.intp]
@@ -101,6 +103,8 @@ class Session:
         Continue from the checkpoint in the folder.
     deadline : float, optional
         Time, as of ``time.perf_counter``, after which no further epoch begins.
+    stop : StopRequest, optional
+        After Ctrl-C the training ends after the current step.
     """
 
     on_epoch: Callable[[Epoch, int], None] | None = None
@@ -108,6 +112,7 @@ class Session:
     folder: Path | None = None
     resume: bool = False
     deadline: float | None = None
+    stop: StopRequest | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

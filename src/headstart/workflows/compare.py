@@ -38,6 +38,7 @@ from headstart.models.transfer_model import TransferModel
 from headstart.reports.comparison import draw_comparison, render_page
 from headstart.runtime import device
 from headstart.selection.race import decide
+from headstart.training.interruption import StopRequest
 from headstart.training.job import Session
 from headstart.training.trainer import held_out
 from headstart.workflows.events import (
@@ -68,6 +69,8 @@ SMALL_DATASET = 200
 
 RESULTS_FILE = "trainings.jsonl"
 """Finished trainings of a comparison that is not complete, one JSON line each."""
+
+STOPPING = "Stopping. Finished trainings are kept; pass --resume to continue."
 
 RESULTS_DELETED = (
     "Deleted {count} finished trainings in {folder}, and started again. Pass --resume to keep them."
@@ -183,6 +186,7 @@ def compare(
         folder = stack.enter_context(temporary_folder(target))
         log = stack.enter_context(JsonLog(folder / "log.jsonl"))
         notify = notify_both(log, observer)
+        stack.enter_context(StopRequest(notify, always_ends=STOPPING))
         trainings = _Trainings(source, trials, recipe, cache, notify)
         if not resume and (count := len(dict(_read_results(results_path)))):
             notify(Noted(text=RESULTS_DELETED.format(count=count, folder=checkpoints)))

@@ -15,7 +15,8 @@ from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Method, Outline
 from headstart.models.heads.head import Head
-from headstart.selection.progress import FirstModel, NextStep, StopRequested
+from headstart.selection.progress import FirstModel, NextStep
+from headstart.training.interruption import StopRequested
 from headstart.training.job import Epoch
 
 __all__ = [
@@ -264,7 +265,7 @@ def _race_line(event: FirstModel | NextStep | StopRequested | Decided) -> dict[s
             return {"event": "first_model", **asdict(event), "score": event.score.as_dict()}
         case NextStep():
             return {"event": "next", **asdict(event)}
-        case StopRequested():
-            return {"event": "stop"}
+        case StopRequested(text=text):
+            return {"event": "stop", "text": text}
         case Decided(record=record):
             return {"event": "decision", **record}

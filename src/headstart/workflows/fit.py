@@ -32,7 +32,8 @@ from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
-from headstart.training.job import Session
+from headstart.training.interruption import StopRequest
+from headstart.training.job import Epoch, Session
 from headstart.workflows.evaluate import short_digest
 from headstart.workflows.events import (
     DataReady,
@@ -99,7 +100,11 @@ class Run:
     seconds : dict of str to float
         By step.
     diagnostics : Diagnostics, optional
-        Likely label errors, unusual images and weak subgroups; only the main process has them.
+        Likely label errors, unusual images and weak subgroups; only the main process has them, and
+        not after Ctrl-C.
+    interrupted : bool
+        Whether Ctrl-C ended the race, the training or the evaluation; the model is the best one
+        until then.
     """
 
     folder: Path
@@ -110,6 +115,7 @@ class Run:
     summary: tuple[str, ...]
     seconds: dict[str, float]
     diagnostics: Diagnostics | None = None
+    interrupted: bool = False
 
     def __repr__(self) -> str:
         sentences = "".join(f"\n  {shorten(sentence, 200)}" for sentence in self.summary[:3])
@@ -133,12 +139,6 @@ class Run:
         """Path of the report, report.html in the run's folder."""
         return self.folder / "report.html"
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the race or the training; the model is the best one until then."""
-        record = self.model.record
-        return bool(record.get("interrupted") or record.get("decision", {}).get("stopped"))
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Context:
@@ -148,6 +148,7 @@ class _Context:
     notify: Observer
     checkpoints: Path
     resume: bool
+    stop: StopRequest
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -232,6 +233,7 @@ def fit(
             notify=output.notify,
             checkpoints=checkpoint_folder(target),
             resume=resume,
+            stop=stack.enter_context(StopRequest(output.notify)),
         )
         located = _locate(recipe)
         recipe, prepared = _prepare_data(source, recipe, context)
@@ -247,9 +249,10 @@ def fit(
             model = choice.method.fit(
                 start, prepared.train, prepared.val, extractor=choice.extractor, session=session
             )
+        context.stop.keep_model()
         run = _evaluate(choice, start, model, prepared, context)
         run = _write(run, output, target, command)
-        if choice.method.resumes and not run.interrupted and is_main():
+        if choice.method.resumes and not run.model.record.get("interrupted") and is_main():
             delete_checkpoint(context.checkpoints)
     if observer is not None and is_main():
         observer(_finished(run))
@@ -438,14 +441,18 @@ def _session(choice: Choice, start: TransferModel, context: _Context) -> Session
     decision = choice.record.get("decision")
     # The budget of a race includes the training of its winner.
     left = max(decision["budget"] - decision["seconds"], 0.0) if decision else None
+
+    def on_epoch(epoch: Epoch, n_epochs: int) -> None:
+        context.stop.keep_model()  # its weights are the best so far, or an older epoch's are
+        context.notify(EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure))
+
     return Session(
-        on_epoch=lambda epoch, n_epochs: context.notify(
-            EpochDone(epoch=epoch, n_epochs=n_epochs, measure=measure)
-        ),
+        on_epoch=on_epoch,
         progress=progress_of(context.notify),
         folder=context.checkpoints,
         resume=context.resume,
         deadline=None if left is None else time.perf_counter() + left,
+        stop=context.stop,
     )
 
 
@@ -465,7 +472,7 @@ def _evaluate(
             start, model, parts, extractor=extractor, seed=seed
         )
     diagnostics = None
-    if is_main():
+    if is_main() and not context.stop.is_requested:
         _begin(context, "looking for label errors and weak subgroups")
         with timed(seconds, "insight"):
             diagnostics = diagnose(
@@ -477,26 +484,33 @@ def _evaluate(
         evaluation=evaluation,
         prepared=prepared,
         recipe=choice.recipe,
-        summary=(*_interruption(model), *summarise(evaluation)),
+        summary=(*_interruption(model, context.stop), *summarise(evaluation)),
         seconds=seconds,
         diagnostics=diagnostics,
+        interrupted=bool(_interruption(model, context.stop)),
     )
 
 
-def _interruption(model: TransferModel) -> tuple[str, ...]:
-    if not model.record.get("interrupted"):
-        if not model.record.get("decision", {}).get("stopped"):
-            return ()
+def _interruption(model: TransferModel, stop: StopRequest) -> tuple[str, ...]:
+    """Return the sentence about Ctrl-C, if it ended a part of the run."""
+    if model.record.get("interrupted"):
+        n_epochs = len(model.record["epochs"]) - 1
+        sentence = (
+            f"STOPPED BY HAND after {n_epochs} complete epochs. This is the best model so far. "
+            "Pass --resume to continue."
+        )
+    elif model.record.get("decision", {}).get("stopped"):
         sentence = (
             "STOPPED BY HAND during the race: this is the best candidate so far. Run the same "
             "command again to compare all candidates; features in the cache are reused."
         )
-        return (sentence,)
-    n_epochs = len(model.record["epochs"]) - 1
-    sentence = (
-        f"STOPPED BY HAND after {n_epochs} complete epochs. This is the best model so far. Pass "
-        "--resume to continue."
-    )
+    elif stop.is_requested:
+        sentence = (
+            "STOPPED BY HAND after the training: the model is complete. Label errors and weak "
+            "subgroups were not looked for."
+        )
+    else:
+        return ()
     return (sentence,)
 
 

@@ -27,6 +27,7 @@ from headstart.models.build import LONG_SIDE
 from headstart.runtime import device
 from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones, summarise_ranking
 from headstart.selection.scores import DEFAULTS, PROBE, SCORES, Features, score_features
+from headstart.training.interruption import StopRequest
 from headstart.training.logistic_regression import Problem, search_penalty
 from headstart.workflows.events import DataReady, Noted, Observer, progress_of
 from headstart.workflows.recipe import Recipe
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["MAX_IMAGES", "rank"]
+
+STOPPING = "Stopping. Features in the cache are kept."
 
 MAX_IMAGES = 500
 """Default number of training images."""
@@ -137,11 +140,12 @@ def rank(
     images = _limit_images(prepared.train, max_images, recipe.seed)
     scorer = _Scorer(images, recipe, cache, notify, tuple(measures))
     scored = []
-    for backbone in (place.read() for place in located):
-        if backbone.note:
-            notify(Noted(text=backbone.note))
-        scored.append(scorer.score(backbone))
-        notify(Noted(text=_format_scored(scored[-1], measures[0], len(images))))
+    with StopRequest(notify, always_ends=STOPPING):
+        for backbone in (place.read() for place in located):
+            if backbone.note:
+                notify(Noted(text=backbone.note))
+            scored.append(scorer.score(backbone))
+            notify(Noted(text=_format_scored(scored[-1], measures[0], len(images))))
     rows = rank_backbones(scored, measures[0], scorer.shared)
     groups = scorer.shared.groups
     return Ranking(
