@@ -1,5 +1,6 @@
 """The cache: complete values or none, whatever happens to the process, the file or the disk."""
 
+import errno
 import os
 import pickle
 import random
@@ -187,6 +188,37 @@ def test_damaged_file_is_moved_aside(tmp_path, damage):
         assert not (tmp_path / f"{FILE_NAME}.damaged-1").exists()
 
 
+PAGE = 16_384
+OFFSETS = {
+    "header": range(100),
+    "pages": range(100, 124),
+    "schema 1": range(PAGE - 380, PAGE - 250),
+    "schema 2": range(PAGE - 250, PAGE - 120),
+    "schema 3": range(PAGE - 120, PAGE),
+    "values": range(PAGE, 7 * PAGE, 997),
+}
+
+
+@pytest.mark.parametrize("where", OFFSETS)
+def test_whatever_byte_is_damaged_the_cache_goes_on(tmp_path, where):
+    items = numbered(60, size=300)
+    with Cache(tmp_path / "whole") as cache:
+        cache.put_many(items, kind="features")
+    data = (tmp_path / "whole" / FILE_NAME).read_bytes()
+    assert data[PAGE - 380 : PAGE].count(b"CREATE") == 2
+    for number, at in enumerate(at for at in OFFSETS[where] if at < len(data)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        damaged = bytearray(data)
+        damaged[at] = damaged[at] ^ (1, 0xFF, 0x80)[number % 3]
+        (folder / FILE_NAME).write_bytes(damaged)
+        with Cache(folder) as cache:
+            assert cache.get_many(list(items)).items() <= items.items(), at
+            assert all(isinstance(size, int) for _, size in cache.stats().kinds.values()), at
+            cache.put_many(items, kind="features")
+            assert cache.get_many(list(items)) == items, at
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_damage_never_gives_a_wrong_value(tmp_path, seed):
     items = numbered(100)
@@ -318,11 +350,70 @@ def test_folder_that_cannot_be_made_says_so(tmp_path):
         Cache(tmp_path / "file" / "cache").stats()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
-def test_read_only_folder_says_so(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(SetupError, match="writable"):
-        Cache(tmp_path).put_many(numbered(1), kind="features")
+READ_ONLY = [errno.EACCES, errno.EPERM, errno.EROFS]
+
+
+@pytest.fixture(params=["access", *READ_ONLY])
+def read_only(request, tmp_path, monkeypatch):
+    """Make the folder look read-only, as root may write everywhere."""
+
+    def make():
+        if request.param == "access":
+            allowed = os.access
+            monkeypatch.setattr(
+                os,
+                "access",
+                lambda path, mode: (
+                    allowed(path, mode)
+                    and not (mode == os.W_OK and Path(path).is_relative_to(tmp_path))
+                ),
+            )
+            return
+        made = Path.mkdir
+
+        def mkdir(path, *arguments, **options):
+            if path == tmp_path:
+                raise OSError(request.param, os.strerror(request.param), str(path))
+            return made(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+
+    return make
+
+
+def test_a_cache_that_cannot_be_written_is_read(tmp_path, read_only):
+    with Cache(tmp_path) as cache:
+        cache.put_many(numbered(5), kind="features")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    read_only()
+    with Cache(tmp_path) as cache:
+        assert cache.get_many(list(numbered(9))) == numbered(5)
+        cache.put_many(numbered(3, start=5), kind="features")
+        assert cache.get_many(list(numbered(9))) == numbered(8)
+        assert cache.missing(list(numbered(9))) == list(numbered(9))[8:]
+        assert cache.stats().kinds == {"features": (5, 10_000)}
+        assert "cannot be written" in cache.notes[0]
+        with pytest.raises(SetupError, match=r"writable.*HEADSTART_CACHE"):
+            cache.clear()
+        scratch = Path(cache._scratch[0].name)
+        assert scratch.is_dir()
+    assert not scratch.exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"<html>" * 9000])
+def test_no_file_or_a_damaged_one_where_nothing_can_be_written_is_an_empty_cache(
+    tmp_path, read_only, content
+):
+    if content is not None:
+        (tmp_path / FILE_NAME).write_bytes(content)
+    read_only()
+    with Cache(tmp_path) as cache:
+        assert cache.get_many(list(numbered(2))) == {}
+        cache.put_many(numbered(2), kind="features")
+        assert cache.get_many(list(numbered(2))) == numbered(2)
+    names = [] if content is None else [FILE_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == names
 
 
 def test_lock_that_is_never_released_says_so(cache, monkeypatch):

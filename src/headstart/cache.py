@@ -6,12 +6,14 @@ leaves complete values or none. Several processes may read and write at the same
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import sqlite3
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -33,6 +35,18 @@ USED_STEP_SECONDS = 3600  # the time of last use is updated at most once in this
 EVICT_TO = 0.9  # share of the budget that stays, so that not every later write evicts again
 # Connections of a parent process after a fork: never used, never closed.
 _INHERITED: list[sqlite3.Connection | None] = []
+OUTSIDE_CODES = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+}
+"""Codes of errors that do not come from the content of the file."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -100,6 +114,7 @@ class Cache:
 
     Threads may share one cache. After a fork, or after pickling, it opens the file again.
     A damaged value counts as missing. A damaged file is moved aside and reported in ``notes``.
+    A cache that cannot be written is read; new values then go to a temporary folder.
 
     Parameters
     ----------
@@ -112,7 +127,7 @@ class Cache:
     Raises
     ------
     SetupError
-        On use, if the folder is not writable or the disk is full.
+        On use, if the folder cannot be used or the disk is full.
     UsageError
         If the budget is not a positive size.
 
@@ -134,6 +149,7 @@ class Cache:
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._inode = -1
+        self._scratch: tuple[tempfile.TemporaryDirectory[str], Cache] | None = None
         self.notes: tuple[str, ...] = ()
         self.folder = _default_folder() if folder is None else Path(folder).expanduser()
         self.path = self.folder / FILE_NAME
@@ -166,6 +182,8 @@ class Cache:
             db.execute(update, (now, json.dumps(stale)))
 
         self._run(read)
+        if self._scratch is not None:
+            return values | self._scratch[1].get_many([name for name in keys if name not in values])
         if damaged or stale:
             self._run(repair, write=True)
         return values
@@ -173,7 +191,8 @@ class Cache:
     def contains(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return the keys that are stored. The values are not read."""
         query = "SELECT key FROM entries"
-        return self._run(lambda db: {name for (name,) in _select(db, query, keys)})
+        stored = self._run(lambda db: {name for (name,) in _select(db, query, keys)})
+        return stored if self._scratch is None else stored | self._scratch[1].contains(keys)
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Return the keys that are not stored, each once, in the order of ``keys``."""
@@ -186,9 +205,14 @@ class Cache:
         ``kind`` describes the values for the reader of the statistics: "features", "scan",
         "choice".
         """
-        if items:
-            self._run(lambda db: _insert(db, items, kind, self.budget), write=True)
-            self._run(lambda db: _shrink(db, self.budget))
+        if not items:
+            return
+        self._run(lambda db: None)  # opens the file, which shows whether it can be written
+        if self._scratch is not None:
+            self._scratch[1].put_many(items, kind=kind)
+            return
+        self._run(lambda db: _insert(db, items, kind, self.budget), write=True)
+        self._run(lambda db: _shrink(db, self.budget))
 
     def stats(self) -> CacheStats:
         """Measure the cache: size on disk, budget, and entries and bytes of each kind."""
@@ -204,7 +228,15 @@ class Cache:
         -------
         int
             Number of removed values.
+
+        Raises
+        ------
+        SetupError
+            If the cache cannot be written.
         """
+        self._run(lambda db: None)
+        if self._scratch is not None:
+            raise _setup_error(OSError(errno.EROFS, os.strerror(errno.EROFS)), self.folder)
 
         def delete_kind(db: sqlite3.Connection) -> int:
             query = "SELECT id FROM entries WHERE ?1 IS NULL OR kind = ?1"
@@ -224,6 +256,10 @@ class Cache:
             with self._lock:
                 self._connection.close()
                 self._connection = None
+                if self._scratch is not None:
+                    self._scratch[1].close()
+                    self._scratch[0].cleanup()
+                    self._scratch = None
 
     def __enter__(self) -> Self:
         return self
@@ -243,8 +279,8 @@ class Cache:
             try:
                 try:
                     return _perform(work, self._open(), write)
-                except sqlite3.DatabaseError as error:
-                    if not _is_damage(error):
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                    if not _is_damage(error, self.path):
                         raise
                     self._move_aside()
                     return _perform(work, self._open(), write)
@@ -261,28 +297,63 @@ class Cache:
             self._pid = os.getpid()
 
     def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                is_writable = _is_writable(self.path)
+            except OSError as error:
+                if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                    raise
+                is_writable = False
+            self._connection = self._open_to_write() if is_writable else self._open_to_read()
+        return self._connection
+
+    def _open_to_write(self) -> sqlite3.Connection:
         deadline = time.monotonic() + BUSY_SECONDS
-        self.folder.mkdir(parents=True, exist_ok=True)
-        while self._connection is None:
+        while True:
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._inode = _inode(self.path)
             try:
                 _prepare(connection)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 connection.close()
                 # Two processes create the file at once: SQLite does not wait by itself here.
                 if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
             else:
-                self._connection = connection
-        return self._connection
+                return connection
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        """Open a file that cannot be written; its damage counts as an empty cache."""
+        folder = tempfile.TemporaryDirectory(prefix="headstart-cache-")
+        self._scratch = folder, Cache(Path(folder.name), self.budget)
+        note = f"The cache {self.folder} cannot be written. New results are kept for this run only."
+        if note not in self.notes:
+            self.notes += (note,)
+        if self.path.exists():
+            # SQLite would write index files beside it; "immutable" tells it that it need not.
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=ro&immutable=1",
+                uri=True,
+                check_same_thread=False,
+            )
+            try:
+                connection.execute("SELECT SUM(size) FROM entries JOIN bodies USING (id)")
+            except (sqlite3.Error, UnicodeDecodeError):
+                connection.close()
+            else:
+                return connection
+        empty = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        _prepare(empty)
+        return empty
 
     def _move_aside(self) -> None:
+        is_read_only = self._scratch is not None
         self.close()
-        if _inode(self.path) != self._inode:
+        if is_read_only or _inode(self.path) != self._inode:
             return  # another process has already replaced the file
         count = 1
         while (aside := Path(f"{self.path}.damaged-{count}")).exists():
@@ -378,9 +449,23 @@ def _code(error: BaseException) -> int | None:
     return None if extended is None else int(extended) & 0xFF
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_writable(path: Path) -> bool:
+    """Whether the file and its folder can be written; the file may be missing."""
+    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+
+
+def _is_damage(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> bool:
+    """Whether the error comes from the content of the file.
+
+    A changed byte in the schema looks like a missing column or a constraint that fails; one in the
+    header like a file that is read-only.
+    """
+    if _code(error) == sqlite3.SQLITE_READONLY:
+        with path.open("rb") as file:
+            versions = file.read(20)[18:]
+        return versions not in {b"\1\1", b"\2\2"}
     # Python raises an error without a code when a text in the file is not UTF-8.
-    return _code(error) in {None, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    return _code(error) not in OUTSIDE_CODES
 
 
 def _setup_error(error: BaseException, folder: Path) -> SetupError:

@@ -230,7 +230,6 @@ def predict(  # noqa: PLR0913 - one argument a flag
     as_json: AsJson = False,
 ) -> None:
     """Predict classes, boxes or masks of images with a saved model."""
-    from headstart.cache import Cache
     from headstart.cli.tables import show_predictions
     from headstart.cli.terminal import plain_console
     from headstart.data.prepare import readable_samples, to_samples
@@ -241,13 +240,13 @@ def predict(  # noqa: PLR0913 - one argument a flag
     fitted = load(model)
     output_format, classes = "json" if as_json else output, fitted.task.classes
     require_format(output_format, fitted.task.name)
-    store = Cache()
-    samples = readable_samples(
-        to_samples(images), cache=store, bad_files=parse_bad_files(bad_files)
-    )
-    predictions = fitted.predict_samples(
-        samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
-    )
+    with open_cache(temporary=False) as store:
+        samples = readable_samples(
+            to_samples(images), cache=store, bad_files=parse_bad_files(bad_files)
+        )
+        predictions = fitted.predict_samples(
+            samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
+        )
     if output_format != "table" and (out is not None or output_format not in {"json", "csv"}):
         pairs = zip(samples, predictions, strict=True)
         folder = write_predictions(out or Path("predictions"), output_format, pairs, classes)
@@ -420,8 +419,8 @@ def doctor(as_json: AsJson = False) -> None:
     from headstart.features.engines import available_engines
     from headstart.runtime import device, machine, versions
 
-    target = device()
-    stats = Cache().stats()
+    target, store = device(), Cache()
+    stats = store.stats()
     facts: dict[str, Any] = {
         **versions(),
         **machine(target).as_dict(),
@@ -429,6 +428,8 @@ def doctor(as_json: AsJson = False) -> None:
         "cache": f"{stats.folder} ({stats.bytes / 1e6:.0f} of {stats.budget / 1e6:.0f} MB)",
         "offline": os.environ.get("HEADSTART_OFFLINE") == "1",
     }
+    if store.notes:
+        facts["cache notes"] = " ".join(store.notes)
     if as_json:
         emit(facts)
         return

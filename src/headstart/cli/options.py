@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from headstart.cli.output import say
+
 if TYPE_CHECKING:
     from headstart.cache import Cache
     from headstart.workflows.recipe import Recipe
@@ -214,7 +216,13 @@ def open_cache(temporary: bool) -> Iterator[Cache]:
     from headstart.cache import Cache
 
     if not temporary:
-        yield Cache()
+        cache = Cache()
+        try:
+            yield cache
+        finally:
+            for note in cache.notes:
+                say(note, err=True)
+            cache.close()
         return
     with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as cache:
         yield cache

@@ -151,10 +151,10 @@ def decide(
         race_entries, rejected = _select_candidates(context, best)
         winner = _race_candidates(context, best, race_entries) if race_entries else best
     if context.stop.is_requested:
-        winner = _fitted_candidate(context, winner, best)
+        winner = best  # a training that has won must still be trained on all images
         context.reasons.append(
-            "The race was stopped by Ctrl-C. The best candidate so far is kept; candidates that "
-            "were not compared may be better."
+            "The race was stopped by Ctrl-C. The best linear probe is kept; candidates that were "
+            "not compared, or not trained on all images, may be better."
         )
     winner.note(state="chosen")
     context.reasons.append(f"Chosen: {winner.row.name}.")
@@ -424,15 +424,6 @@ def _race_candidates(
         if not active or context.stop.is_requested:
             break
     _explain_no_change(context, best, candidates)
-    return best
-
-
-def _fitted_candidate(context: RaceContext, winner: RaceEntry, best: RaceEntry) -> RaceEntry:
-    """After Ctrl-C: return the best probe, because another winner must still be trained."""
-    if winner is not best:
-        context.reasons.append(
-            f"{_capitalise(winner.row.name)} was not trained on all images after Ctrl-C."
-        )
     return best
 
 
