@@ -21,8 +21,10 @@ __all__ = [
     "NextStep",
     "RaceEvent",
     "RaceStoppedError",
+    "capitalise",
     "check_stop",
     "first_sentence",
+    "format_folds",
     "format_seconds",
 ]
 
@@ -186,3 +188,21 @@ def first_sentence(message: str) -> str:
     "Found too few images of 'a', 'b'"
     """
     return re.split(r"[.;] ", message)[0].rstrip(" .,")
+
+
+def format_folds(number: int) -> str:
+    """Format a number of folds.
+
+    >>> format_folds(1), format_folds(3)
+    ('1 fold', '3 folds')
+    """
+    return f"{number} fold{'s' * (number != 1)}"
+
+
+def capitalise(text: str) -> str:
+    """Begin a sentence with a capital; the other letters stay.
+
+    >>> capitalise("linear probe at layer3")
+    'Linear probe at layer3'
+    """
+    return text[:1].upper() + text[1:]

@@ -49,8 +49,10 @@ from headstart.selection.progress import (
     NextStep,
     RaceEvent,
     RaceStoppedError,
+    capitalise,
     check_stop,
     first_sentence,
+    format_folds,
     format_seconds,
 )
 from headstart.selection.rules import (
@@ -220,7 +222,7 @@ def estimate_race(
                     f"{format_seconds(full_seconds)}"
                 )
                 shares = f" (trains {candidate.trains})" if candidate.trains else ""
-                context.reasons.append(f"{_capitalise(candidate.name)}{shares}: {note}.")
+                context.reasons.append(f"{capitalise(candidate.name)}{shares}: {note}.")
                 all_folds_seconds = _all_folds_seconds(context, candidate, fold_seconds)
                 rows[-1] = replace(rows[-1], estimated=all_folds_seconds, note=note)
                 elapsed += fold_seconds
@@ -413,13 +415,13 @@ def _race_candidates(
         if (winner_index := index_of_best_gain(gains)) is not None:
             winner = active[winner_index]
             context.reasons.append(
-                f"{_capitalise(winner.row.name)} is significantly better than the {best.row.name}: "
+                f"{capitalise(winner.row.name)} is significantly better than the {best.row.name}: "
                 f"{format_gain(winner)} on {winner.row.images} held-out images."
             )
             return winner
         for entry, gain in zip(list(active), gains, strict=True):
             if gain.interval.high < 0 or (fold_number > 1 and gain.interval.value <= 0):
-                entry.note(note=f"no gain after {_format_folds(fold_number)}")
+                entry.note(note=f"no gain after {format_folds(fold_number)}")
                 active.remove(entry)
         if not active or context.stop.is_requested:
             break
@@ -434,11 +436,11 @@ def _explain_no_change(
     for entry in candidates:
         if entry.row.gain is None:
             entry.note(state=entry.row.state if entry.row.seconds else "left out")
-            context.reasons.append(f"{_capitalise(entry.row.name)} has no score: {entry.row.note}.")
+            context.reasons.append(f"{capitalise(entry.row.name)} has no score: {entry.row.note}.")
         else:
             note = f" ({entry.row.note})" if entry.row.note else ""
             context.reasons.append(
-                f"{_capitalise(entry.row.name)} is not significantly better than the "
+                f"{capitalise(entry.row.name)} is not significantly better than the "
                 f"{best.row.name}: {format_gain(entry)}{note}."
             )
 
@@ -511,7 +513,7 @@ def _expected_fold_seconds(
 
 def _time_up_note(context: RaceContext, needed: float, fold_number: int) -> str:
     n_done = fold_number - 1
-    when = f"after {_format_folds(n_done)}" if n_done else "before its first fold"
+    when = f"after {format_folds(n_done)}" if n_done else "before its first fold"
     return (
         f"the time was up {when}: needs about {format_seconds(needed)}; "
         f"{format_seconds(context.left)} of the {format_seconds(context.budget)} budget left"
@@ -531,7 +533,7 @@ def _compare_with_probe(
         significant=gain.significant,
     )
     context.on_progress(
-        f"{entry.candidate.name}, {_format_folds(n_folds)} of {len(context.folds)}: "
+        f"{entry.candidate.name}, {format_folds(n_folds)} of {len(context.folds)}: "
         f"{format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
     )
     return gain
@@ -585,14 +587,6 @@ def _skip_sentence(start: str, name: str, rejection: str, total_seconds: float) 
     """Report a skipped training; ``total_seconds`` is the budget that it needs, 0 for no advice."""
     advice = f" Try `--budget {math.ceil(total_seconds / 60)}m`." if total_seconds else ""
     return f"{start}: {name} ({rejection}).{advice}"
-
-
-def _format_folds(number: int) -> str:
-    return f"{number} fold{'s' * (number != 1)}"
-
-
-def _capitalise(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _all_folds_seconds(context: RaceContext, candidate: Candidate, first_fold: float) -> float:
