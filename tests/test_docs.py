@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -137,3 +139,63 @@ def test_examples_behind_a_sentence_get_their_heading() -> None:
     whole = "Add.\n\nExamples\n--------\n>>> 1\n1"
     assert script.with_heading(whole) == whole
     assert script.with_heading("Add.") == "Add."
+
+
+# ---------------------------------------------------------------------------- messages and terms
+
+
+def texts_of(source: str) -> str:
+    """The fixed parts of all text literals of a file; a gap stands for a value."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else "\0" for p in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return "\n".join(found)
+
+
+def unknown_messages(page: str, texts: str) -> list[str]:
+    """Messages in the first cells of a page's tables that the texts do not contain."""
+    rows = re.findall(r"^\| (`+)(.+?)\1 \|", page, re.MULTILINE)
+    found = []
+    for _, message in rows:
+        pattern = r"[^\n]*?".join(map(re.escape, message.split("...")))
+        if not re.search(pattern, texts):
+            found.append(message)
+    return found
+
+
+def test_the_program_has_every_message_of_the_page() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    sources = sorted((ROOT / "src").rglob("*.py"))
+    texts = "\n".join(texts_of(path.read_text(encoding="utf-8")) for path in sources)
+    assert page.count("\n| `") > 25
+    assert unknown_messages(page, texts) == []
+
+
+def test_a_message_that_is_gone_is_found() -> None:
+    texts = texts_of('raise E(f"Expected {n} images, got " "none.")')
+    assert unknown_messages("| `Expected ... images` | x |\n", texts) == []
+    assert unknown_messages("| `Expected ... masks` | x |\n", texts) == ["Expected ... masks"]
+
+
+def anchors(page: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    words = [re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings]
+    return {re.sub(r"[-\s]+", "-", word).strip("-") for word in words}
+
+
+def test_every_score_of_the_reports_is_in_the_glossary() -> None:
+    from headstart.metrics import PRIMARY_METRICS, SELECTION_METRICS
+
+    glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    text = glossary.casefold()
+    names = {*PRIMARY_METRICS.values(), *SELECTION_METRICS.values()}
+    names |= {"AUROC", "Brier", "ECE", "Dice", "log loss", "AURC", "boundary F", "EMA", "logits"}
+    assert [name for name in names if name.casefold() not in text] == []
+    links = re.findall(r"\]\((?:glossary\.md)?#([\w-]+)\)", glossary)
+    assert links
+    assert set(links) <= anchors(glossary)
