@@ -30,12 +30,8 @@ from headstart.evaluation.insight import N_DIRECTIONS, PROBE_PENALTIES, diagnose
 from headstart.features.extractor import Extractor
 from headstart.metrics.label_errors import MEASURES, label_error_scores
 from headstart.models.tasks import ClassificationTask
-from headstart.training.logistic_regression import (
-    PENALTIES,
-    Problem,
-    principal_basis,
-    search_penalty,
-)
+from headstart.training.logistic_regression import principal_basis
+from headstart.training.penalty_search import PENALTIES, Problem, search_penalty
 
 BACKBONE = "embedded/efficientnet_lite0"
 WAYS = {

@@ -31,8 +31,8 @@ from headstart.methods.method import Method
 from headstart.models.build import create_model
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.training.logistic_regression import Imbalance
 from headstart.training.losses.classification import Loss
+from headstart.training.penalty_search import Imbalance
 from headstart.workflows.evaluate import labelled_part
 from headstart.workflows.recipe import DEFAULT_BACKBONE, default_method
 

@@ -10,7 +10,7 @@ from headstart.data.splits import kfold
 from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.classification import log_loss
 from headstart.models.tasks import ClassificationTask
-from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training.penalty_search import Problem, search_penalty
 
 ANIMALS = ClassificationTask(classes=("ant", "bee", "cat"))
 LABELS = ClassificationTask(classes=("red", "round"), kind="multilabel")

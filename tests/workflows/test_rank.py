@@ -30,7 +30,7 @@ from headstart.metrics.confidence_intervals import (
 )
 from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones, summarise_ranking
 from headstart.selection.scores import DEFAULTS, Features, Score
-from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training.penalty_search import Problem, search_penalty
 from headstart.workflows.rank import rank
 from headstart.workflows.recipe import Recipe
 

@@ -41,7 +41,8 @@ from headstart.metrics.label_errors import (
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import timed
-from headstart.training.logistic_regression import Problem, principal_basis, search_penalty
+from headstart.training.logistic_regression import principal_basis
+from headstart.training.penalty_search import Problem, search_penalty
 
 __all__ = ["ASPECTS", "Diagnostics", "LabelError", "diagnose"]
 

@@ -14,7 +14,8 @@ from headstart.data.dataset import Kind
 from headstart.data.splits import kfold
 from headstart.metrics.confidence_intervals import Interval, proportion_interval
 from headstart.runtime import cores
-from headstart.training.logistic_regression import Problem, principal_basis, solve_path
+from headstart.training.logistic_regression import principal_basis, solve_path
+from headstart.training.penalty_search import Problem
 
 __all__ = ["SHARES", "CurvePoint", "probe_curve"]
 

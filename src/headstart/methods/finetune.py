@@ -36,9 +36,9 @@ from headstart.training.activation_cache import (
 )
 from headstart.training.inputs import InputSource
 from headstart.training.job import Session
-from headstart.training.logistic_regression import Problem, search_penalty
 from headstart.training.network import Network, find_split_point
 from headstart.training.objectives import FitHead
+from headstart.training.penalty_search import Problem, search_penalty
 from headstart.training.regularisation.penalties import Regularisation
 from headstart.training.regularisation.terms import penalty_factory
 from headstart.training.settings import Settings, SharedSettings

@@ -13,7 +13,7 @@ from headstart.methods.method import Outline, described, require_two_of_each
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
-from headstart.training.logistic_regression import PENALTIES, Imbalance, Problem, search_penalty
+from headstart.training.penalty_search import PENALTIES, Imbalance, Problem, search_penalty
 from headstart.training.time_estimate import extraction_seconds, probe_seconds
 
 __all__ = ["LinearProbe"]

@@ -44,7 +44,7 @@ from headstart.selection.rules import (
     index_of_best_gain,
 )
 from headstart.training.interruption import StopRequest
-from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training.penalty_search import Problem, search_penalty
 from headstart.training.time_estimate import probe_seconds
 
 __all__ = [

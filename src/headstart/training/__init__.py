@@ -5,6 +5,6 @@ engine.py (the only loop), trainer.py (train a network on images), network.py (b
 training), objectives.py (loss and score of each task), losses/, optim.py, lr_finder.py,
 samplers.py, inputs.py and activation_cache.py (outputs of frozen stages), profiler.py and
 time_estimate.py (cost of a training), checkpoint.py and interruption.py, mixup.py,
-regularisation/, weight_averaging.py, adapters.py and logistic_regression.py (the solver of the
-linear probe).
+regularisation/, weight_averaging.py, adapters.py, logistic_regression.py (the solver of the
+linear probe) and penalty_search.py (its cross-validation).
 """

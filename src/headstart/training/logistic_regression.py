@@ -1,4 +1,4 @@
-"""Solver of the linear probe: regularised logistic regression, and the search for its penalty.
+"""Solver of the linear probe: regularised logistic regression.
 
 The solver converges for each penalty on a path from strong to weak. It minimises, over weights W
 and an unpenalised bias b,
@@ -7,8 +7,7 @@ and an unpenalised bias b,
 
 with the softmax cross-entropy (multiclass) or the sum over labels of the sigmoid
 cross-entropy (binary and multilabel). With scikit-learn's ``C`` the same problem has
-``penalty = 1 / (C * sum_i v_i)``; the tests compare the two. The search chooses the penalty by
-cross-validation.
+``penalty = 1 / (C * sum_i v_i)``; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -21,39 +20,31 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Kind
 from headstart.errors import HeadstartError
-from headstart.models.heads.linear import LinearHead
-from headstart.runtime import cores
 
 __all__ = [
-    "PENALTIES",
     "Basis",
-    "Imbalance",
+    "Design",
     "Loss",
-    "PenaltySearch",
-    "Problem",
     "Solution",
     "mean_loss",
     "principal_basis",
-    "search_penalty",
     "solve_path",
 ]
 
 Array = NDArray[np.floating[Any]]
 Targets = NDArray[np.integer[Any]]
 Loss = Literal["softmax", "sigmoid"]
-Imbalance = Literal["auto", "none", "balanced"]
 
-GRADIENT_TOLERANCE = 1e-6
+GRADIENT_TOLERANCE = 1e-7
 MAX_ITERATIONS = 5000
 
-PENALTIES = tuple(float(10.0**exponent) for exponent in np.arange(-1.0, -6.5, -0.5))
-"""Penalties from strong to weak, for features of mean squared norm one."""
+MANY_PARAMETERS = 200_000
+"""Weights from which L-BFGS remembers fewer steps; each takes as much memory as the weights."""
 
-IMBALANCED_FROM = 3.0
-"""With ``auto``, classes are weighted if the largest has this many times as many images as the
-smallest."""
+LEAST_CURVATURE = 1e-10
+BLOCK = 2048
+"""Rows that are multiplied at a time. The results depend on it in the last bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +58,7 @@ class Basis:
     mean: Array
     scale: float
     rotation: Array
+    variances: Array
 
     def apply(self, features: Array) -> Array:
         """Compute coordinates (n, r) of features (n, d)."""
@@ -143,23 +135,118 @@ def principal_basis(features: Array) -> Basis:
         scatter += projected.T @ projected
     scale = float(np.sqrt(np.trace(scatter) / len(x))) or 1.0
     # Eigenvectors are orthonormal to machine precision, whatever the conditioning.
-    rotation = span @ np.linalg.eigh(scatter)[1]
-    return Basis(mean=mean, scale=scale, rotation=rotation)
+    eigenvalues, vectors = np.linalg.eigh(scatter)
+    variances = np.maximum(eigenvalues, 0.0) / len(x) / scale**2
+    return Basis(mean=mean, scale=scale, rotation=span @ vectors, variances=variances)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Design:
+    """Features as the solver reads them: in blocks of rows, and rotated only where that is small.
+
+    Coordinates of many images would take as much memory as their features. Instead the weights
+    are converted: ``coordinates @ weight`` equals ``features @ basis.undo(weight)``.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+        Coordinates if there is no ``basis``, and raw features otherwise.
+    basis : Basis, optional
+    dtype : float type
+        Of the products. float32 needs half the time of float64.
+    executor : ThreadPoolExecutor, optional
+        Runs blocks at the same time. They are added in their order, so that the result has the
+        same bits on any number of cores.
+    """
+
+    features: Array
+    basis: Basis | None = None
+    dtype: Any = np.float64
+    executor: ThreadPoolExecutor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of coordinates."""
+        array = self.features if self.basis is None else self.basis.rotation
+        return int(array.shape[1])
+
+    def scores(self, weight: Array, bias: Array) -> Array:
+        """Compute linear scores, shape (n, k)."""
+        scores = np.empty((len(self.features), weight.shape[1]), dtype=self.dtype)
+
+        def keep(rows: slice, block: Array) -> None:
+            scores[rows] = block
+
+        self._over_blocks(weight, bias, keep)
+        return scores
+
+    def gradient(
+        self, weight: Array, bias: Array, residuals: Callable[[slice, Array], tuple[float, Array]]
+    ) -> tuple[float, Array]:
+        """Sum a loss over the blocks, with its gradient (r + 1, k) in weight and bias.
+
+        ``residuals`` converts rows and their scores to a loss and its derivative in the scores.
+        """
+
+        def step(rows: slice, scores: Array) -> tuple[float, Array, Array]:
+            value, residual = residuals(rows, scores)
+            slope = self._read(rows).T @ residual.astype(self.dtype, copy=False)
+            return value, slope, residual.sum(axis=0, dtype=np.float64)
+
+        value, slope, total = 0.0, np.zeros((self.features.shape[1], weight.shape[1])), 0.0
+        for block_value, block_slope, block_total in self._over_blocks(weight, bias, step):
+            value, total = value + block_value, total + block_total
+            slope += block_slope
+        if self.basis is not None:
+            slope -= np.outer(self.basis.mean, total)
+            slope = self.basis.rotation.T @ slope / self.basis.scale
+        return value, np.vstack([slope, total])
+
+    def variances(self) -> Array:
+        """Mean squares of the coordinates, shape (r, 1)."""
+        if self.basis is not None:
+            return np.asarray(self.basis.variances[:, None])
+        squares = np.zeros(self.rank)
+        for rows in _row_blocks(len(self.features)):
+            squares += np.square(self.features[rows], dtype=np.float64).sum(axis=0)
+        return squares[:, None] / len(self.features)
+
+    def _read(self, rows: slice) -> Array:
+        return self.features[rows].astype(self.dtype, copy=False)
+
+    def _over_blocks(
+        self, weight: Array, bias: Array, step: Callable[[slice, Array], Any]
+    ) -> Iterator[Any]:
+        """Call ``step`` with the rows and scores of each block."""
+        if self.basis is not None:
+            weight, bias = self.basis.undo(weight, bias)
+        weight, bias = weight.astype(self.dtype, copy=False), bias.astype(self.dtype, copy=False)
+
+        def run(rows: slice) -> Any:
+            return step(rows, self._read(rows) @ weight + bias)
+
+        blocks = list(_row_blocks(len(self.features)))
+        # A list, because each caller reads all blocks.
+        return iter(
+            list(map(run, blocks) if self.executor is None else self.executor.map(run, blocks))
+        )
 
 
 def solve_path(
-    coordinates: Array,
+    coordinates: Array | Design,
     targets: Targets,
     penalties: Sequence[float],
     *,
     loss: Loss,
     weights: Array | None = None,
+    start: Solution | None = None,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> Iterator[Solution]:
     """Yield the minimiser for each penalty; each starts from the previous one.
 
     Parameters
     ----------
-    coordinates : array, shape (n, r)
+    coordinates : array, shape (n, r), or Design
     targets : array, shape (n, k)
         One-hot rows for softmax, 0 and 1 for sigmoid.
     penalties : sequence of float
@@ -168,6 +255,10 @@ def solve_path(
     weights : array, shape (n,) or (n, k), optional
         Weight of each example, or with the sigmoid loss of each label of each example. An example
         of weight 0 is ignored.
+    start : Solution, optional
+        Start of the first penalty; zero by default.
+    tolerance : float
+        Largest gradient of a minimiser, in coordinates of about equal curvature.
 
     Yields
     ------
@@ -176,7 +267,7 @@ def solve_path(
     Raises
     ------
     HeadstartError
-        If the solver does not reach a gradient of ``GRADIENT_TOLERANCE``.
+        If the solver does not reach a gradient of about ``tolerance``.
 
     Examples
     --------
@@ -186,23 +277,23 @@ def solve_path(
     >>> bool(abs(w - 1 / (1 + np.exp(w))) < 1e-6)
     True
     """
-    n, k = targets.shape
-    normalised = _normalised_weights(n, weights)
-    y = targets.astype(np.float64)
-    variances = np.zeros((coordinates.shape[1], normalised.shape[1]))
-    for rows in _row_blocks(n):
-        variances += np.square(coordinates[rows]).T @ normalised[rows]
-    start = np.zeros((coordinates.shape[1] + 1, k))
+    design = coordinates if isinstance(coordinates, Design) else Design(features=coordinates)
+    normalised = _normalised_weights(len(targets), weights)
+    variances = design.variances()
+    values = np.zeros((design.rank + 1, targets.shape[1]))
+    if start is not None:
+        values = np.vstack([start.weight, start.bias])
     for penalty in penalties:
-        # At zero weights the Hessian is diag(variances) * p(1-p) + penalty. Scaling by its square
-        # root gives all directions the same curvature.
-        bias_row = np.full((1, variances.shape[1]), 0.25)
-        scale = np.sqrt(np.vstack([variances / 4 + penalty, bias_row]))
-        objective = _objective(coordinates, y, normalised, penalty, scale, _LOSSES[loss])
-        minimiser, iterations = _minimise(objective, start * scale)
-        start = minimiser / scale
+        # Scaling by the square root of the curvature gives all directions about the same
+        # curvature. That of a coordinate and a class is nearly the product of the coordinate's
+        # variance and the class's mean p(1-p) at the start.
+        curvature = _mean_curvature(design, targets, normalised, values, _LOSSES[loss])
+        scale = np.sqrt(np.vstack([variances * curvature + penalty, curvature]))
+        objective = _objective(design, targets, normalised, penalty, scale, _LOSSES[loss])
+        minimiser, iterations = _minimise(objective, values * scale, tolerance)
+        values = minimiser / scale
         yield Solution(
-            penalty=penalty, weight=start[:-1], bias=start[-1].copy(), iterations=iterations
+            penalty=penalty, weight=values[:-1], bias=values[-1].copy(), iterations=iterations
         )
 
 
@@ -220,7 +311,7 @@ def mean_loss(
 
 def _row_blocks(n: int) -> Iterator[slice]:
     """Split rows into blocks, so that a pass over them does not copy all features at once."""
-    return (slice(start, start + 4096) for start in range(0, n, 4096))
+    return (slice(start, start + BLOCK) for start in range(0, n, BLOCK))
 
 
 def _normalised_weights(n: int, weights: Array | None) -> Array:
@@ -229,24 +320,61 @@ def _normalised_weights(n: int, weights: Array | None) -> Array:
     return np.asarray(columns / columns.sum(axis=0))
 
 
+def _residuals(
+    targets: Targets, weights: Array, loss: Callable[..., Any]
+) -> Callable[[slice, Array], tuple[float, Array]]:
+    """Weighted loss of a block of rows and its derivative in the scores."""
+
+    def of_block(rows: slice, scores: Array) -> tuple[float, Array]:
+        losses, residual = loss(scores, targets[rows].astype(scores.dtype))
+        residual *= weights[rows].astype(scores.dtype)
+        return float((weights[rows] * losses).sum(dtype=np.float64)), residual
+
+    return of_block
+
+
+def _mean_curvature(
+    design: Design, targets: Targets, weights: Array, values: Array, loss: Callable[..., Any]
+) -> Array:
+    """Weighted mean of p(1-p) of each column, shape (1, k), at weights and bias ``values``."""
+    total = np.zeros((1, targets.shape[1]))
+    if not values.any():
+        blank = np.zeros((1, targets.shape[1]))
+        probability = loss(blank, blank)[1]
+        return np.asarray(probability * (1 - probability))
+    scores = design.scores(values[:-1], values[-1])
+    for rows in _row_blocks(len(targets)):
+        y = targets[rows].astype(scores.dtype)
+        probability = loss(scores[rows], y)[1] + y
+        total += (weights[rows] * (probability * (1 - probability))).sum(axis=0)
+    return np.maximum(total, LEAST_CURVATURE)
+
+
 def _objective(
-    x: Array, y: Array, weights: Array, penalty: float, scale: Array, loss: Callable[..., Any]
+    design: Design,
+    targets: Targets,
+    weights: Array,
+    penalty: float,
+    scale: Array,
+    loss: Callable[..., Any],
 ) -> Callable[[Array], tuple[float, Array]]:
     """Objective and gradient as a function of the scaled weights and bias, flattened."""
+    residuals = _residuals(targets, weights, loss)
 
     def value_and_gradient(flat: Array) -> tuple[float, Array]:
         params = flat.reshape(scale.shape[0], -1) / scale
         weight, bias = params[:-1], params[-1]
-        losses, residual = loss(x @ weight + bias, y)
-        residual *= weights
-        gradient = np.vstack([x.T @ residual + penalty * weight, residual.sum(axis=0)])
-        value = (weights * losses).sum() + penalty / 2 * np.square(weight).sum()
-        return float(value), (gradient / scale).ravel()
+        value, gradient = design.gradient(weight, bias, residuals)
+        gradient[:-1] += penalty * weight
+        value += penalty / 2 * float(np.square(weight).sum())
+        return value, (gradient / scale).ravel()
 
     return value_and_gradient
 
 
-def _minimise(objective: Callable[[Array], tuple[float, Array]], start: Array) -> tuple[Array, int]:
+def _minimise(
+    objective: Callable[[Array], tuple[float, Array]], start: Array, tolerance: float
+) -> tuple[Array, int]:
     from scipy.optimize import minimize
 
     result = minimize(
@@ -255,19 +383,19 @@ def _minimise(objective: Callable[[Array], tuple[float, Array]], start: Array) -
         jac=True,
         method="L-BFGS-B",
         options={
-            "gtol": GRADIENT_TOLERANCE,
+            "gtol": tolerance,
             "ftol": 1e-15,
             "maxiter": MAX_ITERATIONS,
             "maxfun": 2 * MAX_ITERATIONS,
-            "maxcor": 20,
+            "maxcor": 20 if start.size < MANY_PARAMETERS else 8,
         },
     )
     largest_gradient = float(np.abs(result.jac).max())
     # The line search also stops where two values are equal in float64. That is good enough.
-    if not largest_gradient <= 100 * GRADIENT_TOLERANCE:  # also true for NaN
+    if not largest_gradient <= 100 * tolerance:  # also true for NaN
         raise HeadstartError(
             f"The solver of the linear probe did not converge: its gradient is "
-            f"{largest_gradient:g} after {result.nit} steps, not {GRADIENT_TOLERANCE:g} "
+            f"{largest_gradient:g} after {result.nit} steps, not {tolerance:g} "
             f"({result.message}). Check the features for extremely large values."
         )
     return result.x.reshape(start.shape), int(result.nit)
@@ -295,155 +423,3 @@ _LOSSES: dict[Loss, Callable[[Array, Array], tuple[Array, Array]]] = {
     "softmax": _softmax_loss,
     "sigmoid": _sigmoid_loss,
 }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Problem:
-    """Targets in the form that the solver reads.
-
-    Parameters
-    ----------
-    columns : array of 0 and 1, shape (n, k)
-        One-hot rows; one column for two classes; one column per label for multilabel.
-    loss : {"softmax", "sigmoid"}
-    is_binary : bool
-        Whether two classes share one column. Its score is the difference of their logits.
-    """
-
-    columns: Targets
-    loss: Loss
-    is_binary: bool = False
-
-    @classmethod
-    def of(cls, targets: Targets, *, n_classes: int, kind: Kind) -> Problem:
-        """Convert class indices (n,) or a 0/1 table (n, n_classes)."""
-        if kind == "multilabel":
-            return cls(columns=targets, loss="sigmoid")
-        if n_classes == 2:
-            return cls(columns=targets[:, None], loss="sigmoid", is_binary=True)
-        return cls(columns=np.eye(n_classes, dtype=np.intp)[targets], loss="softmax")
-
-    def is_weighted(self, imbalance: Imbalance) -> bool:
-        """Whether all classes get the same total weight."""
-        if imbalance != "auto":
-            return imbalance == "balanced"
-        if self.loss == "sigmoid" and not self.is_binary:
-            return False  # each label gets a threshold instead, which keeps probabilities unbiased
-        counts = np.append(self.columns.sum(axis=0), [(1 - self.columns).sum()] * self.is_binary)
-        return bool(counts.max() >= IMBALANCED_FROM * counts[counts > 0].min())
-
-    def weights(self, rows: Any) -> Array:
-        """Compute weights that give all classes (or both sides of each label) the same total."""
-        columns = self.columns[rows]
-        positive = np.maximum(columns.sum(axis=0), 1)
-        if self.loss == "softmax":
-            return np.asarray((columns / positive).sum(axis=1))
-        negative = np.maximum(len(columns) - columns.sum(axis=0), 1)
-        return np.asarray(np.where(columns == 1, 1 / positive, 1 / negative))
-
-    def logits(self, scores: Array) -> Array:
-        """Convert the solver's scores (n, k) to logits (n, n_classes)."""
-        return np.hstack([-scores / 2, scores / 2]) if self.is_binary else scores
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PenaltySearch:
-    """A fitted head, and the search for its penalty.
-
-    Parameters
-    ----------
-    head : LinearHead
-        For raw features, fitted on all rows with the chosen penalty.
-    penalty : float
-    held_out : array, shape (n, n_classes)
-        Logits of every row, from the model of the fold that was not trained on it.
-    candidates : tuple of (penalty, log_loss)
-        The penalties that were tried.
-    folds, iterations : int
-    """
-
-    head: LinearHead
-    penalty: float
-    held_out: Array
-    candidates: tuple[tuple[float, float], ...]
-    folds: int
-    iterations: int
-
-
-def search_penalty(
-    features: Array,
-    problem: Problem,
-    folds: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
-    *,
-    penalties: Sequence[float] = PENALTIES,
-    weighted: bool = False,
-) -> PenaltySearch:
-    """Choose the penalty with the smallest cross-validated log-loss, then fit on all rows.
-
-    Parameters
-    ----------
-    features : array, shape (n, d)
-    problem : Problem
-        With n rows.
-    folds : sequence of (train, test) index arrays
-        Every row is tested once.
-    penalties : sequence of float
-        Tried from strong to weak. The search stops after two in a row without improvement.
-    weighted : bool
-        Give all classes the same total weight, in the fit and in the choice of the penalty.
-
-    Returns
-    -------
-    PenaltySearch
-    """
-    from threadpoolctl import threadpool_limits
-
-    ordered = sorted(penalties, reverse=True)
-    best_loss, best_scores = np.inf, np.zeros(problem.columns.shape)
-    candidates: list[tuple[float, float]] = []
-
-    def solve(rows: Any, penalties: Sequence[float]) -> Iterator[Solution]:
-        # Held-out rows get weight 0: a copy of the other rows would take as much memory again.
-        row_weights = problem.weights(rows) if weighted else np.ones(len(problem.columns))[rows]
-        weights = np.zeros((len(problem.columns), *row_weights.shape[1:]))
-        weights[rows] = row_weights
-        return solve_path(
-            coordinates, problem.columns, penalties, loss=problem.loss, weights=weights
-        )
-
-    # One thread per fold: faster than many threads on one small product, and the same bits on
-    # any number of cores.
-    n_workers = min(len(folds), cores())
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_workers) as executor:
-        basis = principal_basis(features)
-        coordinates = basis.apply(features)
-        paths = [solve(rows, ordered) for rows, _ in folds]
-        for penalty in ordered:
-            scores = np.zeros(problem.columns.shape)
-            for (_, rows), solution in zip(folds, executor.map(next, paths), strict=True):
-                scores[rows] = solution.scores(coordinates[rows])
-            weights = problem.weights(slice(None)) if weighted else None
-            loss = mean_loss(scores, problem.columns, loss=problem.loss, weights=weights)
-            candidates.append((penalty, loss))
-            if loss < best_loss:
-                best_loss, best_scores = loss, scores
-            elif min(loss for _, loss in candidates[-2:]) > best_loss:
-                break
-        best_penalty = min(candidates, key=lambda candidate: candidate[1])[0]
-        *_, solution = solve(slice(None), [p for p in ordered if p >= best_penalty])
-    return PenaltySearch(
-        head=_linear_head(problem, *basis.undo(solution.weight, solution.bias)),
-        penalty=best_penalty,
-        held_out=problem.logits(best_scores),
-        candidates=tuple(candidates),
-        folds=len(folds),
-        iterations=solution.iterations,
-    )
-
-
-def _linear_head(problem: Problem, weight: Array, bias: Array) -> LinearHead:
-    """Convert the solution for raw features to a layer with one output per class."""
-    return LinearHead(
-        weight=problem.logits(weight).T.astype(np.float32),
-        bias=problem.logits(bias[None])[0].astype(np.float32),
-    )

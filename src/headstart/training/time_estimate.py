@@ -14,6 +14,7 @@ from headstart.models.heads.head import Head
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import cores, device
 from headstart.training.activation_cache import TrainingWorkload, plan_activation_cache
+from headstart.training.penalty_search import LARGE_PROBLEM
 from headstart.training.profiler import (
     MeasuredCosts,
     measure_costs,
@@ -127,12 +128,15 @@ def extraction_seconds(
 def probe_seconds(n: int, width: int, n_classes: int) -> float:
     """Estimate the seconds of a linear probe's penalty search on features.
 
-    The constants were fitted on two cores and eight sets of images. Half of 48 searches took 0.4
-    to 1.0 times the estimate, a tenth of them over 1.1 times: the number of solver steps depends
-    on how hard the classes are to separate.
+    The constants are half of the CPU seconds of five searches with one thread for each of two
+    cores: the number of solver steps depends on how hard the classes are to separate.
     """
     rank, columns = min(n, width), n_classes if n_classes > 2 else 1
-    return 0.1 + 0.05 * columns + 1.2e-6 * n * rank * columns + 2.5e-10 * n * width * rank
+    size = n * rank * columns
+    basis = 0.1 + 2.5e-10 * n * width * rank
+    if size >= LARGE_PROBLEM:
+        return basis + 0.015 * columns + 2.2e-8 * size
+    return basis + 0.015 * columns + 2.2e-7 * size
 
 
 def training_seconds(

@@ -28,7 +28,7 @@ from headstart.runtime import device
 from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones, summarise_ranking
 from headstart.selection.scores import DEFAULTS, PROBE, SCORES, Features, score_features
 from headstart.training.interruption import StopRequest
-from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training.penalty_search import Problem, search_penalty
 from headstart.workflows.events import DataReady, Noted, Observer, progress_of
 from headstart.workflows.recipe import Recipe
 from headstart.workflows.resolve import (

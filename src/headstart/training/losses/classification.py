@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import Kind
 from headstart.errors import UnknownNameError, UsageError
-from headstart.training.logistic_regression import IMBALANCED_FROM
+from headstart.training.penalty_search import IMBALANCED_FROM
 from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:

@@ -1,12 +1,15 @@
-"""The search against scikit-learn."""
+"""The search for the penalty against scikit-learn."""
 
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
 
-from headstart.training.logistic_regression import Problem, search_penalty
+from headstart.training import logistic_regression, penalty_search
+from headstart.training.logistic_regression import principal_basis, solve_path
+from headstart.training.penalty_search import Problem, search_penalty
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -107,3 +110,85 @@ def test_multilabel_solves_each_label():
     problem = Problem.of(table, n_classes=2, kind="multilabel")
     search = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
     assert ((search.head.logits(features) > 0) == table).mean() > 0.95
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every problem takes the way of large ones."""
+    monkeypatch.setattr(penalty_search, "LARGE_PROBLEM", 1)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+@pytest.mark.parametrize("shape", [(300, 12), (150, 200)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_large_problems_have_scikit_learns_optimum(large, k, shape, weighted):
+    features, targets = clouds(*shape, k=k)
+    features, folds = (5 * features + 30).astype(np.float32), folds_of(targets)
+    problem = Problem.of(targets, n_classes=k, kind="multiclass")
+    search = search_penalty(features, problem, folds, penalties=PENALTIES, weighted=weighted)
+    weights = (len(targets) / k / np.bincount(targets))[targets] if weighted else None
+    features = features.astype(np.float64)
+    model, x = scikit(features, targets, search.penalty, np.arange(len(targets)), weights)
+    ours = softmax(search.head.logits(features.astype(np.float32)), axis=1)
+    np.testing.assert_allclose(ours, model.predict_proba(x), atol=2e-4)
+    if weighted:
+        return  # each fold has its own weights
+    train, test = folds[-1]
+    model, x = scikit(features, targets, search.penalty, train)
+    held_out = softmax(search.held_out[test], axis=1)
+    np.testing.assert_allclose(held_out, model.predict_proba(x[test]), atol=2e-3)
+
+
+def test_large_multilabel_problems_are_one_problem_for_each_label(large):
+    features, targets = clouds(n=300, k=4)
+    table = np.stack([targets % 2, targets // 2], axis=1)
+    problem = Problem.of(table, n_classes=2, kind="multilabel")
+    search = search_penalty(features, problem, folds_of(targets), penalties=PENALTIES)
+    for column, logits in zip(table.T, search.head.logits(features).T, strict=True):
+        model, x = scikit(features, column, search.penalty, np.arange(300))
+        np.testing.assert_allclose(expit(logits), model.predict_proba(x)[:, 1], atol=2e-4)
+
+
+def test_large_problems_choose_the_penalty_of_their_first_fold(large):
+    features, targets = clouds(n=600, d=40, k=4, noise=3.0)
+    problem, folds = Problem.of(targets, n_classes=4, kind="multiclass"), folds_of(targets)
+    search = search_penalty(features, problem, folds)
+    train, test = folds[0]
+    losses = []
+    for penalty in [penalty for penalty, _ in search.candidates]:
+        model, x = scikit(features, targets, penalty, train)
+        losses.append(log_loss(targets[test], model.predict_proba(x[test])))
+    assert [loss for _, loss in search.candidates] == pytest.approx(losses, abs=1e-3)
+    assert 3 <= len(losses) < 11
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_passes_over_the_features_do_not_grow_with_the_classes(monkeypatch, loss):
+    """The time was the cube of the classes, because each needed more steps of the solver."""
+    passes = {}
+    for k in (10, 40, 160):
+        calls, original = [], logistic_regression._LOSSES[loss]
+        monkeypatch.setitem(
+            logistic_regression._LOSSES,
+            loss,
+            lambda *a, o=original, c=calls: (c.append(1), o(*a))[1],
+        )
+        features, targets = clouds(n=4 * k, d=60, k=k)
+        coordinates = principal_basis(features).apply(features)
+        list(solve_path(coordinates, np.eye(k)[targets], PENALTIES, loss=loss))
+        passes[k] = len(calls)
+        monkeypatch.setitem(logistic_regression._LOSSES, loss, original)
+    assert max(passes.values()) < 40 * len(PENALTIES)
+    assert passes[160] < 1.3 * passes[10]
+
+
+@pytest.mark.parametrize("rows", [90, 6000])
+def test_large_problems_have_the_same_bits_on_any_number_of_cores(large, monkeypatch, rows):
+    features, targets = clouds(n=rows, d=20, k=3)
+    problem, heads = Problem.of(targets, n_classes=3, kind="multiclass"), []
+    for n_cores in (1, 2, 5):
+        monkeypatch.setattr(penalty_search, "cores", lambda n=n_cores: n)
+        folds = folds_of(targets)
+        heads.append(search_penalty(features, problem, folds, penalties=(1e-2, 1e-3)).head)
+    for head in heads[1:]:
+        np.testing.assert_array_equal(head.weight, heads[0].weight)
