@@ -394,3 +394,13 @@ def test_padding_is_part_of_the_name(tmp_path):
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     assert torch.equal(load(f"{name}?pad_type=same").eval().pooled(x), expected)
     assert not torch.allclose(load(name).eval().pooled(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_on_loading(value):
+    backbone = load("embedded/efficientnet_lite0")
+    state = {name: tensor.clone() for name, tensor in backbone.trunk.state_dict().items()}
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    state[name][0] = value
+    with pytest.raises(WeightsMismatchError, match="NaN or infinity in"):
+        build_from_state(backbone.spec, state)

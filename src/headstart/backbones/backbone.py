@@ -313,6 +313,7 @@ def build_from_state(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbon
     ------
     WeightsMismatchError
         If other tensors are missing, unexpected or have another shape; the first 8 are listed.
+        If a value is NaN or infinite, as after a training that diverged.
     """
     trunk, plan = _build_without_values(spec)
     head_keys = tuple(sorted(name for name in state if belongs_to(name, plan.heads)))
@@ -321,6 +322,7 @@ def build_from_state(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Backbon
         if name.endswith("num_batches_tracked"):
             tensors.setdefault(name, torch.zeros(buffer.shape, dtype=buffer.dtype))
     _require_match(spec, trunk.state_dict(), tensors)
+    _require_finite(spec, tensors)
     # Tables that are computed when the network is built are not in the state: build it for real.
     if not _is_complete_in_state(trunk):
         trunk, plan = _build_network(spec)
@@ -390,6 +392,15 @@ def _is_complete_in_state(trunk: nn.Module) -> bool:
     """Whether every parameter and buffer of a network is in its state dict."""
     stored = set(trunk.state_dict())
     return all(name in stored for name, _ in chain(trunk.named_parameters(), trunk.named_buffers()))
+
+
+def _require_finite(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsMismatchError(
+                f"The weights of {spec.name} have NaN or infinity in {name[:100]!r}. Pass "
+                "weights of a training that did not diverge, or copy the file again."
+            )
 
 
 def _require_match(

@@ -69,6 +69,8 @@ class TrainingResult:
     draws : tuple of float
         Scores on resampled test images, with the same resamples for all trainings of a
         comparison. Empty if every seed has its own test set.
+    notes : tuple of str
+        Messages of the training, such as a divergence.
     """
 
     backbone: str
@@ -88,6 +90,7 @@ class TrainingResult:
     steps: int = 0
     rules: Mapping[str, float] = field(default_factory=dict)
     draws: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for JSON."""

@@ -7,7 +7,7 @@ killed and resumed therefore ends with the same bits as one that ran without a b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -37,13 +37,16 @@ from headstart.training.weight_averaging import ema, ema_decay, greedy_soup
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["train"]
+__all__ = ["describe_divergence", "train"]
 
 State = dict[str, "Tensor"]
 
 CHECKPOINT_SECONDS = 30.0
 """Seconds between two checkpoints: a kill loses at most this much. Ctrl-C and the last epoch save
 one, too."""
+
+DIVERGED, DIVERGED_MARGIN = 2.0, 0.1
+"""A training has diverged if its validation loss exceeds this multiple of the start's and this."""
 
 
 def train(
@@ -201,7 +204,10 @@ class _Run:
 
     def end(self) -> History:
         """Load the weights to keep: the last epoch's, the best one's, or an average of epochs."""
-        if self._keeps_last():
+        diverged = describe_divergence(self.history.epochs, self.history.best)
+        if diverged and self.job.watch is None:
+            self.history.notes.append(diverged)
+        if self._keeps_last() and not diverged:
             if self.settings.ema:
                 self._load(self.average)
             self.history.best = self.epoch - 1
@@ -431,6 +437,40 @@ class _Run:
         self.loss_sum, self.parts = values["loss_sum"], values["parts"]
         if self.accelerator.scaler:  # of fp16
             self.accelerator.scaler.load_state_dict(values["scaler"])
+
+
+def describe_divergence(epochs: Sequence[Epoch], best: int) -> str:
+    """Describe a training that has diverged, or return "" for any other.
+
+    A training diverged if its last epoch is no better than the start and its loss on the
+    validation images is more than twice that of the start. A training that only overfits or
+    forgets improves one of the two.
+
+    Parameters
+    ----------
+    epochs : sequence of Epoch
+        The start first.
+    best : int
+        Number of the epoch whose weights are kept.
+
+    Examples
+    --------
+    >>> start = Epoch(number=0, loss=None, score=0.9, held_out_loss=0.4, seconds=0, best=0)
+    >>> last = Epoch(number=1, loss=70.0, score=0.5, held_out_loss=80.0, seconds=1, best=0)
+    >>> describe_divergence([start, last], 0)[:56]
+    'The training diverged: the start was kept, because the l'
+    """
+    if len(epochs) < 2:
+        return ""
+    start, last = epochs[0], epochs[-1]
+    is_bounded = last.held_out_loss <= DIVERGED * start.held_out_loss + DIVERGED_MARGIN
+    if last.score > start.score or is_bounded:  # a loss of NaN is not bounded
+        return ""
+    kept = "the start was kept" if best == 0 else f"epoch {best} was kept"
+    return (
+        f"The training diverged: {kept}, because the loss on the validation images rose from "
+        f"{start.held_out_loss:.3g} to {last.held_out_loss:.3g}. Lower --learning-rate."
+    )
 
 
 def _generator_seed(*parts: int) -> int:

@@ -284,6 +284,7 @@ def train_on_split(
         gpu_seconds=seconds if device(recipe.device) == "cuda" else 0.0,
         rules=rule_scores(evaluation, split.train),
         draws=resampled_scores(evaluation, split.test) if split.fixed else (),
+        notes=tuple(model.record.get("notes", ())),
         **_trained_part(model),
     )
 
@@ -338,7 +339,11 @@ def _read_results(path: Path) -> Iterator[tuple[str, TrainingResult]]:
             for name, value in values.pop("score").items()
         }
         draws = tuple(float("nan") if v is None else v for v in values.pop("draws"))
-        yield entry["key"], TrainingResult(**values, score=Interval(**score), draws=draws)
+        notes = tuple(values.pop("notes", ()))
+        yield (
+            entry["key"],
+            TrainingResult(**values, score=Interval(**score), draws=draws, notes=notes),
+        )
 
 
 def _write_tables(comparison: Comparison, folder: Path) -> None:
@@ -488,6 +493,8 @@ class _Trainings:
             if result is None:
                 result = self._train(job)
                 _append_result(path, job.key, result)
+                for note in result.notes:
+                    self.notify(Noted(text=f"{job.method_name}, seed {job.split.seed}: {note}"))
                 if number % max(1, len(jobs) // REPORTED_LINES) == 0 or number == len(jobs):
                     line = _format_result(result, number, len(jobs), self.folds)
                     self.notify(Noted(text=line))
