@@ -198,15 +198,15 @@ def test_a_short_training_is_one_line_an_epoch(console):
     for event in epochs([0.5, 0.75, 0.625]):
         terminal(event)
     assert text(console).splitlines() == [
-        "  epoch 1/3  loss 0.500  validation macro F1 0.500, loss 0.250  2.0 s  * best",
-        "  epoch 2/3  loss 0.500  validation macro F1 0.750, loss 0.250  2.0 s  * best",
-        "  epoch 3/3  loss 0.500  validation macro F1 0.625, loss 0.250  2.0 s  (best: 2)",
+        "  epoch 1/3  loss 0.500, validation 0.250  macro F1 0.500  2.0 s  * best",
+        "  epoch 2/3  loss 0.500, validation 0.250  macro F1 0.750  2.0 s  * best",
+        "  epoch 3/3  loss 0.500, validation 0.250  macro F1 0.625  2.0 s  best: 2",
     ]
 
 
 def test_after_a_resume_the_first_epoch_is_not_the_best_for_being_the_first(console):
     Terminal(console)(EpochDone(epoch=epoch(2, 0.625, best=1), n_epochs=3))
-    assert text(console).endswith("2.0 s  (best: 1)\n")
+    assert text(console).endswith("2.0 s  best: 1\n")
 
 
 def test_a_long_training_stays_short_and_names_the_best(console):
@@ -215,7 +215,7 @@ def test_a_long_training_stays_short_and_names_the_best(console):
         terminal(event)
     shown = text(console).splitlines()
     assert len(shown) <= 21
-    assert shown[-1].endswith("(best: 333)")
+    assert shown[-1].endswith("best: 333")
     assert "epoch 500/500" in shown[-1]
 
 

@@ -58,6 +58,7 @@ _WHOLE = re.compile(
     r"`[^`\n]+`"
     r"|'[^'\n]*/[^'\n]*'"
     r"|\[[^\[\]\n]{1,40}\]"
+    r"|\* best|\bbest: \d"
     r"|(?<!\S)--[a-z][\w-]*(?: (?!-|or |and |to |is |are |with |the |a |takes )[^\s,;]+)?"
     rf"|\d (?=(?:{_UNITS})(?![\w-]))"
 )

@@ -124,29 +124,44 @@ def show_decision(console: Console, record: Mapping[str, Any], *, brief: bool = 
     print_line(console, f"[bold]{title}[/]  ", about)
     if brief:
         return
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("")
-    table.add_column("candidate", overflow="fold")
-    for name in () if planned else ("score", "gain"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("expected" if planned else "seconds", justify="right", no_wrap=True)
-    for row in record["rows"]:
-        numbers = (
-            () if planned else (_format_score(row, record["images"]), _format_gain(row["gain"]))
-        )
-        seconds = row["estimated"] if planned else row["seconds"]
-        table.add_row(
-            MARKS.get(row["state"], " "),
-            escape(row["name"]),
-            *map(escape, numbers),
-            f"{seconds:.1f} s" if seconds else "",
-            style="bold" if row["state"] == "chosen" else "",
-        )
-    console.print(table, highlight=False)
+    _print_candidates(console, record, planned)
     for line in record["why"]:
         if line.startswith("Chosen"):  # the star in the table shows it already
             continue
         print_line(console, "  ", line)
+
+
+def _print_candidates(console: Console, record: Mapping[str, Any], planned: bool) -> None:
+    """Print a table of the candidates; where a name does not fit, its numbers go below it."""
+    titles = ("expected",) if planned else ("score", "gain", "seconds")
+    rows = []
+    for row in record["rows"]:
+        scores = (
+            () if planned else (_format_score(row, record["images"]), _format_gain(row["gain"]))
+        )
+        seconds = row["estimated"] if planned else row["seconds"]
+        rows.append((row, (*scores, f"{seconds:.1f} s" if seconds else "")))
+    numbers_width = sum(
+        1 + max(map(len, column))
+        for column in zip(titles, *(cells for _, cells in rows), strict=True)
+    )
+    longest_word = max((len(word) for row, _ in rows for word in row["name"].split()), default=0)
+    if 2 + longest_word + 1 + numbers_width > console.width:
+        for row, cells in rows:
+            print_line(console, f"{MARKS.get(row['state'], ' ')} ", row["name"])
+            print_line(console, "    ", "  ".join(filter(None, cells)))
+        return
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("candidate", overflow="fold")
+    for title in titles:
+        justify: Literal["left", "right"] = "left" if title in {"score", "gain"} else "right"
+        table.add_column(title, justify=justify, no_wrap=True)
+    for row, cells in rows:
+        style = "bold" if row["state"] == "chosen" else ""
+        mark = MARKS.get(row["state"], " ")
+        table.add_row(mark, escape(row["name"]), *map(escape, cells), style=style)
+    console.print(table, highlight=False)
 
 
 def _format_score(row: Mapping[str, Any], images: int) -> str:

@@ -174,7 +174,7 @@ class Terminal:
         if done >= total:
             seconds = time.perf_counter() - self._started_at.pop(step, started_at)
             if self._detail == "verbose" or seconds > LONG_STEP_SECONDS:
-                self._print(f"  {escape(printable(step))}: ", f"{total} in {seconds:.1f} s")
+                self._print("  ", f"{step}: {total} in {seconds:.1f} s")
 
     def _remove_ended(self) -> None:
         """Remove the lines of steps that have ended, so that one line shows the current step."""
@@ -226,11 +226,11 @@ class Terminal:
         every = 1 if self._detail == "verbose" else math.ceil(n_epochs / EPOCH_LINES)
         if epoch.number % max(1, every) and epoch.number < n_epochs:
             return
-        mark = "* best" if epoch.is_best else f"(best: {epoch.best})"
-        loss = "" if epoch.loss is None else f"loss {epoch.loss:.3f}  "
+        mark = "* best" if epoch.is_best else f"best: {epoch.best}"
+        loss = "loss " if epoch.loss is None else f"loss {epoch.loss:.3f}, "
         self._print(
             f"  epoch {epoch.number:>{len(str(n_epochs))}}/{n_epochs}  ",
-            f"{loss}validation {measure} {epoch.score:.3f}, loss {epoch.held_out_loss:.3f}  "
+            f"{loss}validation {epoch.held_out_loss:.3f}  {measure} {epoch.score:.3f}  "
             f"{epoch.seconds:.1f} s  {mark}",
         )
 
