@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
     from headstart.models.inference import Detections, Segmentation
-    from headstart.models.saving import load, save
+    from headstart.models.saving import load
     from headstart.models.transfer_model import Prediction, TransferModel
+    from headstart.models.writing import save
     from headstart.training.losses.classification import Loss
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
@@ -63,7 +64,7 @@ _HOMES = {
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
     "read_dataset": "headstart.data.readers",
-    "save": "headstart.models.saving",
+    "save": "headstart.models.writing",
 }
 """Module of each public name. It is imported on first use, so that `import headstart` is fast."""
 

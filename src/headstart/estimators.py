@@ -22,7 +22,7 @@ from headstart.data.formats.targets import mask_targets, to_boxes
 from headstart.data.prepare import readable_samples, to_samples
 from headstart.data.readers import read_dataset
 from headstart.errors import DataError, UnknownNameError, UsageError
-from headstart.evaluation.classification import evaluate
+from headstart.evaluation.classification import AnyEvaluation, evaluate
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
 from headstart.methods import METHODS
@@ -33,6 +33,7 @@ from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.losses.classification import Loss
 from headstart.training.penalty_search import Imbalance
+from headstart.workflows.evaluate import evaluate as evaluate_labelled
 from headstart.workflows.evaluate import labelled_part
 from headstart.workflows.recipe import DEFAULT_BACKBONE, default_method
 
@@ -196,6 +197,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             data = data.split("test") if len(data.split_indices("test")) else data
             X, y = data.samples, self.classes_[self.model_.align_classes(data).targets()]
         return float(super().score(X, y, sample_weight))
+
+    def evaluate(self, source: Any, **settings: Any) -> AnyEvaluation:
+        """Evaluate the fitted model on labelled images, as `headstart.evaluate`."""
+        check_is_fitted(self, "model_")
+        settings.setdefault("cache", self._open_cache())
+        settings.setdefault("device", self.device)
+        return evaluate_labelled(self.model_, source, **settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted model into a folder, for `headstart.load`."""
+        check_is_fitted(self, "model_")
+        self.model_.save(folder)
 
     def _create_method(self) -> Method:
         if not isinstance(self.method, str):
@@ -365,6 +378,18 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         evaluation = evaluate(self.model_, self._data(X, y, "test"), extractor=self._extractor())
         return float(evaluation.metrics[self.score_name].value)
+
+    def evaluate(self, source: Any, **settings: Any) -> AnyEvaluation:
+        """Evaluate the fitted model on labelled images, as `headstart.evaluate`."""
+        check_is_fitted(self, "model_")
+        settings.setdefault("cache", self._extractor().cache)
+        settings.setdefault("device", self.device)
+        return evaluate_labelled(self.model_, source, **settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted model into a folder, for `headstart.load`."""
+        check_is_fitted(self, "model_")
+        self.model_.save(folder)
 
     @abstractmethod
     def _targets(self, y: Sequence[Any]) -> tuple[list[Target], tuple[str, ...]]:

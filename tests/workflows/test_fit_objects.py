@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from headstart import ImageClassifier, ImageSegmenter, ObjectDetector
 from headstart.cache import Cache
 from headstart.data.images import decode
 from headstart.data.readers import read_dataset
-from headstart.errors import LeakError, UsageError
+from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.methods.linear_probe import LinearProbe
+from headstart.models.saving import load
 from headstart.workflows.compare import compare
 from headstart.workflows.evaluate import evaluate
 from headstart.workflows.fit import fit
@@ -69,6 +71,41 @@ def test_the_same_images_give_the_same_model(photos: Path, store: Cache, tmp_pat
     assert len(again.names) == 20
 
 
+def test_a_model_takes_paths_arrays_and_images(
+    photos: Path, store: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    run = fit(photos, FP32, out=tmp_path / "run", cache=store)
+    assert run.report == run.folder / "report.html"
+    assert run.report.exists()
+    path = sorted(photos.rglob("*.png"))[0]
+    pixels, model = decode(path), run.model
+    features = model.embed(path)
+    expected = model.predict(path)[0].probabilities
+    for image in (str(path), pixels, Image.fromarray(pixels), path.read_bytes(), [pixels]):
+        np.testing.assert_allclose(model.embed(image), features, atol=1e-6)
+        assert model.predict(image)[0].probabilities == pytest.approx(expected, abs=1e-6)
+    ready = model.backbone.spec.preprocess.resize_and_crop(pixels)
+    probabilities = model.torch()(torch.from_numpy(ready)[None])[0].tolist()
+    assert probabilities == pytest.approx(list(expected.values()), abs=1e-4)
+
+
+def test_a_model_evaluates_and_saves_itself(photos: Path, store: Cache, tmp_path: Path) -> None:
+    run = fit(photos, FP32, out=tmp_path / "run", cache=store)
+    with pytest.raises(LeakError):
+        run.model.evaluate(photos, cache=store)
+    with pytest.raises(UnknownNameError, match="Did you mean 'allow_overlap'"):
+        run.model.evaluate(photos, alow_overlap=True)
+    result = run.model.evaluate(photos, cache=store, allow_overlap=True)
+    run.model.save(tmp_path / "model")
+    again = load(tmp_path / "model").evaluate(photos, cache=store, allow_overlap=True)
+    np.testing.assert_array_equal(result.probabilities, again.probabilities)
+    np.testing.assert_array_equal(
+        result.probabilities,
+        evaluate(run.model, photos, cache=store, allow_overlap=True).probabilities,
+    )
+
+
 def test_every_verb_takes_objects(photos: Path, store: Cache, tmp_path: Path) -> None:
     samples = read_dataset(photos).samples
     frame = pd.DataFrame(
@@ -106,6 +143,9 @@ def test_the_estimators_take_objects(photos: Path, tmp_path: Path) -> None:
         memory.predict_proba(images), folder.predict_proba(photos), atol=1e-6
     )
     assert memory.score(pairs) == folder.score(photos)
+    assert len(memory.evaluate(photos, group_by=r"(\d)").names) == 20
+    memory.save(tmp_path / "model")
+    assert load(tmp_path / "model").task.classes == ("blue", "red")
     for estimator in (ImageClassifier(), ObjectDetector(), ImageSegmenter()):
         with pytest.raises(UsageError, match="`X` is a list of images"):
             estimator.fit(images)

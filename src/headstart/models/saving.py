@@ -1,4 +1,4 @@
-"""Save and load a model: model.json and model.safetensors.
+"""Load a model: model.json and model.safetensors, as models/writing.py writes them.
 
 A model folder can come from an untrusted source. Loading checks each part on its own, then checks
 that the parts fit together. It runs no code from the folder, reads no other file, downloads
@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import struct
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,12 +19,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from headstart.backbones.catalog import names
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
-from headstart.errors import ModelFileError, SetupError, UsageError, WeightsMismatchError
+from headstart.errors import ModelFileError, UsageError, WeightsMismatchError
 from headstart.features.engines import ENGINES
 from headstart.models.build import HEADS
 from headstart.models.heads.detection import MAX_SIDE, BoxHead
@@ -36,7 +32,7 @@ from headstart.models.heads.linear import LinearHead
 from headstart.models.heads.segmentation import MaskHead
 from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask, Task
 from headstart.models.transfer_model import TransferModel
-from headstart.runtime import versions
+from headstart.models.writing import DESCRIPTION, FORMAT, TENSORS, VERSION, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,10 +52,6 @@ FILE_OPTIONS = re.compile("pretrained|weights|checkpoint|cache|file|url|hub|dir$
 BATCH_COUNTER = "num_batches_tracked"
 """Ending of the names of BatchNorm's counters, the only integer tensors of a head."""
 
-FORMAT = "headstart-model"
-VERSION = 1
-DESCRIPTION = "model.json"
-TENSORS = "model.safetensors"
 DAMAGED = "The model folder is damaged: copy it again."
 MAX_BYTES = {DESCRIPTION: 16_000_000, "header": 16_000_000, TENSORS: 16_000_000_000}
 
@@ -290,69 +282,6 @@ def shorten(value: object) -> str:
     return " ".join(text.split())[:200]
 
 
-def save(model: TransferModel, folder: str | Path) -> None:
-    """Write a fitted model's two files into a folder, either both or none.
-
-    Parameters
-    ----------
-    model : TransferModel
-    folder : str or Path
-        Created if necessary. A model in the folder is replaced, or stays if this one cannot be
-        written.
-
-    Raises
-    ------
-    UsageError
-        If the model has no head, or its record has values that are not JSON.
-    SetupError
-        If the folder cannot be written.
-    """
-    import torch
-    from safetensors.torch import save as to_bytes
-
-    head = model.require_head()
-    tensors = {f"backbone.{name}": value for name, value in model.backbone.state.items()}
-    tensors |= {f"head.{k}": torch.from_numpy(np.array(v)) for k, v in head.state().items()}
-    # Safetensors refuses tensors that share memory, as in some checkpoints: clone them.
-    content = to_bytes(
-        {
-            name: value.detach().clone(memory_format=torch.contiguous_format)
-            for name, value in tensors.items()
-        }
-    )
-    text = _description_text(model, head, {TENSORS: hashlib.sha256(content).hexdigest()})
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        _replace_files(Path(folder), {TENSORS: content, DESCRIPTION: text.encode()})
-    except OSError as error:
-        raise SetupError(
-            f"Cannot write the model to {folder}: {error}. Free disk space or choose another "
-            "folder."
-        ) from error
-
-
-def _description_text(model: TransferModel, head: Head, files: Mapping[str, str]) -> str:
-    description = {
-        "format": FORMAT,
-        "version": VERSION,
-        "task": model.task.as_dict(),
-        "backbone": model.backbone.spec.as_dict(),
-        "weights": dict(model.backbone.origin),
-        "head": head.as_dict(),
-        "engine": model.engine,
-        "files": files,
-        "saved_with": versions(),
-        "record": dict(model.record),
-    }
-    try:
-        return json.dumps(description, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"Expected the model's record to have finite JSON values, got {error}. Store numbers, "
-            "texts, lists and dicts only."
-        ) from error
-
-
 def load(folder: str | Path, *, module: object = None) -> TransferModel:
     """Read a model. The hash and the shapes of everything in the folder are checked.
 
@@ -491,28 +420,3 @@ def _read_limited(path: Path, most_bytes: int, *, n_bytes: int = -1) -> bytes:
             return file.read(n_bytes)
     except OSError as error:
         raise ModelFileError(f"Cannot read {path}: {error}. Check its permissions.") from error
-
-
-def _replace_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a folder, all of them or none: on any error the old ones are restored."""
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        old.mkdir()
-        for name, content in contents.items():
-            with (new / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        try:
-            for name in contents:
-                if (folder / name).is_file() or (folder / name).is_symlink():
-                    (folder / name).rename(old / name)
-                (new / name).rename(folder / name)
-        except BaseException:
-            for name in contents:
-                if not (new / name).exists():
-                    (folder / name).unlink(missing_ok=True)
-                if (old / name).exists() or (old / name).is_symlink():
-                    (old / name).rename(folder / name)
-            raise

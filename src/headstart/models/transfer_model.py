@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.inference import Detections, Segmentation, detect, segment
 from headstart.models.tasks import ClassificationTask, DetectionTask, Task
+from headstart.models.writing import save
 
 if TYPE_CHECKING:
     from headstart.models.torch_module import ClassifierModule
@@ -273,6 +275,46 @@ class TransferModel:
             return np.zeros((0, self.backbone.width), dtype=np.float32)
         extractor = Extractor(cache=cache, engine=self._engine(engine, device), device=device)
         return extractor.features(self.backbone, samples).values
+
+    def evaluate(self, data: object, **settings: Any) -> Any:
+        """Evaluate the model on labelled images, as `headstart.evaluate`.
+
+        Parameters
+        ----------
+        data : str, Path, Dataset or object
+            Class folders, a table, or another source of `headstart.fit`.
+        **settings
+            ``group_by``, ``bad_files``, ``allow_overlap``, ``device``, ``seed`` and ``cache``.
+
+        Returns
+        -------
+        Evaluation, BoxEvaluation or MaskEvaluation
+
+        Raises
+        ------
+        DataError, LeakError, UsageError
+            As `headstart.evaluate`.
+        """
+        import headstart  # the public function, as a user would call it: ARCHITECTURE.md, section 2
+
+        return headstart.evaluate(self, data, **settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model into a folder: model.json and model.safetensors.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Created if necessary. A model in the folder is replaced.
+
+        Raises
+        ------
+        UsageError
+            If the model has not been fitted.
+        SetupError
+            If the folder cannot be written.
+        """
+        save(self, folder)
 
     def torch(self) -> ClassifierModule:
         """Return a torch module from pixels to probabilities, for your own torch code.

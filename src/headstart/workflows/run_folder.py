@@ -20,7 +20,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.formats.objects import object_name
 from headstart.errors import SetupError, UsageError
 from headstart.files import output_path, safe_part, write_whole
-from headstart.models.saving import save
+from headstart.models.writing import save
 from headstart.reports.predictions import render_predictions
 from headstart.reports.report import Facts, render_card, render_html, render_json
 from headstart.training import checkpoint
