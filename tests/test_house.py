@@ -63,6 +63,7 @@ TESTS_OF_THE_WHOLE = {
     "test_dense_fit.py",
     "test_docs.py",
     "test_docs_blocks.py",
+    "test_docs_figures.py",
     "test_golden.py",
     "test_house.py",
     "test_project.py",
