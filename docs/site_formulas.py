@@ -75,6 +75,8 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
     def convert(match: re.Match[str]) -> str:
         formula = " ".join(html.unescape(match["formula"]).split())
+        if match["tag"] == "div":  # a line of its own has room
+            formula = formula.replace(r"\frac", r"\dfrac")
         try:
             picture = drawing(formula)
         except ValueError as error:
