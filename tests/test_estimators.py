@@ -21,11 +21,12 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.utils import estimator_checks
 
-from headstart import ImageClassifier
+from headstart import ImageClassifier, ImageSegmenter, ObjectDetector
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
 from headstart.data.dataset import Dataset
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
+from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
@@ -320,23 +321,175 @@ def test_wrong_parameters_are_refused_when_fitted(classifier, wrong, error):
 # ---------------------------------------------------------------- scikit-learn's tools
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
+TABLES = "check passes a table of numbers as `X`, but `X` is images"
+LABELS = "check passes no labels, but a folder as `X` contains them"
+EXCEPTIONS = {
+    "check_requires_y_none": LABELS,
+    **dict.fromkeys(
+        [
+            "check_classifier_data_not_an_array",
+            "check_classifiers_classes",
+            "check_classifiers_one_label",
+            "check_classifiers_one_label_sample_weights",
+            "check_classifiers_regression_target",
+            "check_classifiers_train",
+            "check_complex_data",
+            "check_dict_unchanged",
+            "check_dont_overwrite_parameters",
+            "check_dtype_object",
+            "check_estimator_sparse_array",
+            "check_estimator_sparse_matrix",
+            "check_estimators_dtypes",
+            "check_estimators_empty_data_messages",
+            "check_estimators_fit_returns_self",
+            "check_estimators_nan_inf",
+            "check_estimators_overwrite_params",
+            "check_estimators_pickle",
+            "check_f_contiguous_array_estimator",
+            "check_fit2d_1feature",
+            "check_fit2d_1sample",
+            "check_fit2d_predict1d",
+            "check_fit_check_is_fitted",
+            "check_fit_idempotent",
+            "check_fit_score_takes_y",
+            "check_methods_sample_order_invariance",
+            "check_methods_subset_invariance",
+            "check_n_features_in",
+            "check_n_features_in_after_fitting",
+            "check_pipeline_consistency",
+            "check_positive_only_tag_during_fit",
+            "check_readonly_memmap_input",
+            "check_sample_weight_equivalence_on_dense_data",
+            "check_sample_weight_equivalence_on_sparse_data",
+            "check_sample_weights_list",
+            "check_sample_weights_not_an_array",
+            "check_sample_weights_not_overwritten",
+            "check_sample_weights_pandas_series",
+            "check_sample_weights_shape",
+            "check_all_zero_sample_weights_error",
+            "check_supervised_y_2d",
+        ],
+        TABLES,
+    ),
+}
+"""Checks of scikit-learn that cannot apply to a classifier of images, and why."""
+
+
+def test_scikit_learns_checks_pass_or_are_listed_with_a_reason(classifier):
+    results = estimator_checks.check_estimator(classifier, on_fail=None, on_skip=None)
+    status = {(each["check_name"], each["status"]): each["exception"] for each in results}
+    failed = {name: error for (name, kind), error in status.items() if kind == "failed"}
+    passed = {name for name, kind in status if kind == "passed"}
+    assert len(passed) > 15
+    assert {name: error for name, error in failed.items() if name not in EXCEPTIONS} == {}
+    assert passed & set(EXCEPTIONS) == set(), "the list of exceptions is too long"
+
+
+@pytest.mark.parametrize("estimator", [ObjectDetector(), ImageSegmenter()])
+def test_estimators_of_boxes_and_masks_have_scikit_learns_parameters(estimator):
+    for check in (
         estimator_checks.check_estimator_cloneable,
-        estimator_checks.check_estimator_repr,
-        estimator_checks.check_estimator_tags_renamed,
-        estimator_checks.check_valid_tag_types,
-        estimator_checks.check_no_attributes_set_in_init,
-        estimator_checks.check_parameters_default_constructible,
         estimator_checks.check_get_params_invariance,
+        estimator_checks.check_no_attributes_set_in_init,
         estimator_checks.check_set_params,
-        estimator_checks.check_mixin_order,
         estimator_checks.check_estimators_unfitted,
+    ):
+        check(type(estimator).__name__, estimator)
+
+
+def heads(*classifiers):
+    return [classifier.model_.linear_head().weight for classifier in classifiers]
+
+
+def test_weights_of_images_are_those_of_scikit_learn(classifier, backbone):
+    """The head is the solution of scikit-learn's logistic regression with the same weights."""
+    from sklearn.linear_model import LogisticRegression
+
+    from headstart.backbones.frozen import FrozenBackbone
+    from headstart.data.prepare import to_samples
+    from headstart.features.extractor import Extractor
+
+    pixels, names = coloured(n=6, noise=90)
+    weights = np.random.default_rng(0).uniform(0.2, 3, len(names))
+    classifier.fit(pixels, names, sample_weight=weights)
+    extractor = Extractor(cache=classifier._open_cache(), engine="fp32", device="cpu")
+    extracted = extractor.features(FrozenBackbone.open(backbone), to_samples(pixels)).values
+    x = np.asarray(extracted, np.float64)
+    scale = np.sqrt(np.square(x - x.mean(axis=0)).sum(axis=1).mean())
+    penalty = classifier.model_.record["penalty"]
+    reference = LogisticRegression(C=1 / (penalty * weights.sum()), tol=1e-9, max_iter=9999)
+    reference.fit((x - x.mean(axis=0)) / scale, names, sample_weight=weights)
+    (weight,) = heads(classifier)
+    np.testing.assert_allclose(weight * scale, reference.coef_, atol=1e-2)
+    unweighted = clone(reference).fit((x - x.mean(axis=0)) / scale, names)
+    assert np.abs(weight * scale - unweighted.coef_).max() > 0.1
+
+
+def test_weights_count_and_an_image_of_weight_zero_is_left_out(classifier, backbone):
+    pixels, names = coloured(n=6, noise=90)
+    unweighted = clone(classifier).fit(pixels, names)
+    equal = clone(classifier).fit(pixels, names, sample_weight=np.full(len(names), 2.5))
+    assert (heads(unweighted)[0] == heads(equal)[0]).all()
+    uneven = clone(classifier).fit(pixels, names, sample_weight=np.arange(1, len(names) + 1))
+    assert not np.allclose(*heads(unweighted, uneven))
+    assert uneven.model_.record["weighted_images"]
+    kept = np.arange(len(names)) % 4 > 0
+    without = clone(classifier).fit(pixels[kept], names[kept])
+    zeros = clone(classifier).fit(pixels, names, sample_weight=kept.astype(float))
+    assert (heads(without)[0] == heads(zeros)[0]).all()
+
+
+def test_weights_reach_the_classifier_from_a_search(classifier):
+    pixels, names = coloured(n=6)
+    search = GridSearchCV(classifier, {"imbalance": ["none", "balanced"]}, cv=2)
+    search.fit(pixels, names, sample_weight=np.arange(1.0, len(names) + 1))
+    assert search.best_estimator_.model_.record["weighted_images"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1.0, 2.0], "one number for each of the 6 images"),
+        ([1, 1, 1, 1, 1, -1], "minimum of -1"),
+        ([1, 1, 1, 1, 1, np.nan], "finite"),
+        (np.zeros(6), "not all 0"),
     ],
 )
-def test_scikit_learns_own_checks(check):
-    check("ImageClassifier", ImageClassifier())
+def test_wrong_weights_are_refused(classifier, weights, words):
+    with pytest.raises(UsageError, match=words):
+        classifier.fit(*coloured(n=2), sample_weight=weights)
+
+
+@pytest.mark.parametrize("method", ["finetune", "auto", Finetune(train_from="head")])
+def test_a_method_that_cannot_weight_images_refuses_to(classifier, method):
+    classifier.set_params(method=method, budget=0)
+    with pytest.raises(UsageError, match=r"`sample_weight` .* cannot weight images"):
+        classifier.fit(*coloured(n=4), sample_weight=np.arange(1, 13))
+
+
+def test_a_random_state_is_a_seed_a_generator_or_none(classifier):
+    images = coloured(n=4)
+    seeds = set()
+    for state in (None, np.random.RandomState(3), np.int64(5)):
+        fitted = clone(classifier).set_params(random_state=state).fit(*images)
+        seeds.add(fitted.model_.record["method"]["seed"])
+    assert len(seeds) == 3
+    assert 5 in seeds
+    assert np.random.RandomState(3).randint(2**31 - 1) in seeds
+    for wrong in (-1, 1.5, "0", np.random.default_rng(0)):
+        with pytest.raises(UsageError, match="`random_state` must be None"):
+            clone(classifier).set_params(random_state=wrong).fit(*images)
+
+
+def test_auto_runs_the_race(classifier):
+    pixels, names = coloured(n=8)
+    classifier.set_params(method="auto", budget=0).fit(pixels, names)
+    decision = classifier.model_.record["decision"]
+    assert [row["state"] for row in decision["rows"]].count("chosen") == 1
+    fresh, truth = coloured(seed=1)
+    assert classifier.score(fresh, truth) > 0.9
+    with pytest.raises(UsageError, match="budget"):
+        classifier.set_params(budget="soon").fit(pixels, names)
 
 
 def test_clone_copies_parameters_and_nothing_learned(classifier):
@@ -454,7 +607,7 @@ def test_methods_that_train_are_named_or_given(method, backbone, tmp_path):
     assert given.model_.record["method"]["seed"] == 3
     assert given.predict_proba(images).shape == (16, 2)
     assert clone(given).method == settings
-    by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._create_method()
+    by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._create_method(5)
     assert by_name == METHODS[method](seed=5, loss=replace(settings.loss, imbalance="none"))
     with pytest.raises(UnknownNameError, match=method):
         ImageClassifier(method=method[:-1], **options).fit(images, labels)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.random import RandomState
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from headstart.backbones.frozen import FrozenBackbone
@@ -19,6 +19,7 @@ from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Kind, Target
 from headstart.data.formats.objects import is_collection
 from headstart.data.formats.targets import mask_targets, to_boxes
+from headstart.data.labels import check_weights, encode_labels, group_names, seed_of
 from headstart.data.prepare import readable_samples, to_samples
 from headstart.data.readers import read_dataset
 from headstart.errors import DataError, UnknownNameError, UsageError
@@ -31,13 +32,15 @@ from headstart.methods.method import Method
 from headstart.models.build import create_model
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
+from headstart.selection.race import decide
+from headstart.selection.rules import BUDGET
 from headstart.training.losses.classification import Loss
 from headstart.training.penalty_search import Imbalance
 from headstart.workflows.evaluate import evaluate as evaluate_labelled
 from headstart.workflows.evaluate import labelled_part
-from headstart.workflows.recipe import DEFAULT_BACKBONE, default_method
+from headstart.workflows.recipe import DEFAULT_BACKBONE, default_method, parse_duration
 
-__all__ = ["ImageClassifier", "ImageSegmenter", "ObjectDetector", "group_names"]
+__all__ = ["ImageClassifier", "ImageSegmenter", "ObjectDetector"]
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -53,7 +56,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     method : str or Method
         ``linear-probe``, ``finetune``, ``scratch``, or a method object such as
         ``Finetune(train_from="layer4")``. A method given by name uses ``folds``, ``imbalance``
-        and ``random_state`` of the estimator.
+        and ``random_state`` of the estimator. ``auto`` compares linear probes and fine-tuning on
+        held-out training images, as ``headstart fit`` does.
     folds : int
         Folds of the cross-validation that chooses the penalty.
     imbalance : {"auto", "none", "balanced"}
@@ -63,8 +67,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     engine, device : str
     cache_dir : str or None
         Folder of the feature cache; None for the user's cache.
-    random_state : int
-        Seed of the folds.
+    random_state : int, RandomState or None
+        Seed of the folds and of the training. None draws another seed for each fit.
+    budget : float or str
+        With ``method="auto"``: seconds, or a duration such as ``"2m"``, for comparing candidates
+        and training the chosen one. 0 compares linear probes only.
 
     Attributes
     ----------
@@ -94,7 +101,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         engine: str = "auto",
         device: str = "auto",
         cache_dir: str | None = None,
-        random_state: int = 0,
+        random_state: RandomState | int | None = 0,
+        budget: float | str = BUDGET,
     ) -> None:
         self.backbone = backbone
         self.method = method
@@ -105,8 +113,15 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.cache_dir = cache_dir
         self.random_state = random_state
+        self.budget = budget
 
-    def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Train on images and their labels.
 
         Parameters
@@ -118,23 +133,42 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Class of each image; omit it if ``X`` contains the labels.
         groups : sequence of length n, optional
             Images of one group stay in one fold of the inner cross-validation.
+        sample_weight : array of length n, optional
+            Weights of the images, for a linear probe; its temperature is fitted without them. An
+            image of weight 0 is left out. Equal weights work with every method.
 
         Raises
         ------
         UsageError
-            If the lengths differ, or labels are missing or not classes.
+            If the lengths differ, labels are missing or not classes, or the method cannot weight
+            images.
         DataError
             If an image cannot be decoded, or a class has too few images.
         """
         data, names = _read_labelled(X, y, groups)
-        cache = self._open_cache()
-        samples = readable_samples(data.samples, cache=cache, bad_files="error")
-        method = self._create_method()
-        backbone = FrozenBackbone.open(self.backbone)
-        task = ClassificationTask(classes=data.classes, max_risk=self.max_risk)
-        untrained = TransferModel(backbone=backbone, task=task)
+        rows, weights = check_weights(sample_weight, len(data), has_labels=y is not None)
+        cache, seed = self._open_cache(), seed_of(self.random_state)
+        samples = readable_samples([data.samples[i] for i in rows], cache=cache, bad_files="error")
+        train = replace(data, samples=samples)
         extractor = Extractor(cache=cache, engine=self.engine, device=self.device)
-        self.model_ = method.fit(untrained, replace(data, samples=samples), extractor=extractor)
+        backbone = FrozenBackbone.open(self.backbone)
+        record: dict[str, Any] = {}
+        if self.method == "auto":
+            backbone, method, extractor, record = self._race(backbone, train, extractor, seed)
+        else:
+            method = self._create_method(seed)
+        task = ClassificationTask(classes=data.classes, max_risk=self.max_risk)
+        untrained = TransferModel(backbone=backbone, task=task, record=record)
+        if weights is None:
+            self.model_ = method.fit(untrained, train, extractor=extractor)
+        elif isinstance(method, LinearProbe) and self.method != "auto":
+            self.model_ = method.fit(untrained, train, extractor=extractor, row_weights=weights)
+        else:
+            name = self.method if isinstance(self.method, str) else method.name
+            raise UsageError(
+                f"`sample_weight` has different weights, but the method {name!r} cannot weight "
+                "images. Use method='linear-probe', or leave `sample_weight` out."
+            )
         self.classes_ = names
         return self
 
@@ -210,12 +244,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         self.model_.save(folder)
 
-    def _create_method(self) -> Method:
+    def _race(
+        self, backbone: FrozenBackbone, train: Dataset, extractor: Extractor, seed: int
+    ) -> tuple[FrozenBackbone, Method, Extractor, dict[str, Any]]:
+        """Choose the method, and how much of the backbone is used, on the training images."""
+        budget = parse_duration(self.budget)
+        decision = decide([backbone], train, extractor=extractor, budget=budget, seed=seed)
+        extractor = replace(extractor, engine=decision.engine)
+        return decision.backbone, decision.method, extractor, {"decision": decision.record}
+
+    def _create_method(self, seed: int) -> Method:
         if not isinstance(self.method, str):
             return self.method
         if self.method not in METHODS:
-            raise UnknownNameError("method", self.method, METHODS)
-        seed = int(self.random_state)
+            raise UnknownNameError("method", self.method, ["auto", *METHODS])
         if self.method == LinearProbe.name:
             return LinearProbe(folds=self.folds, imbalance=self.imbalance, seed=seed)
         kind: Any = METHODS[self.method]
@@ -235,7 +277,7 @@ def _read_labelled(
         data = _train_split(_read_folder(X, min_classes=2))
         return data, np.asarray(data.classes)
     samples = to_samples(X)
-    names, codes = _encode_labels(y, len(samples))
+    names, codes = encode_labels(y, len(samples))
     classes = tuple(str(name) for name in names)
     names_of_groups = group_names(groups, len(samples))
     labelled = tuple(
@@ -278,43 +320,6 @@ def _train_split(data: Dataset) -> Dataset:
     return data
 
 
-def _encode_labels(y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Return the distinct labels in the order of ``np.unique``, and the index of each image's."""
-    labels = np.asarray(y)
-    if labels.shape != (n,):
-        raise UsageError(
-            f"`y` must have one label for each of the {n} images, got shape {labels.shape}. "
-            "Pass a `y` of the same length as `X`."
-        )
-    if labels.dtype.kind in "fc" and not np.isfinite(labels).all():
-        raise UsageError(
-            f"`y` must contain classes, got {labels[~np.isfinite(labels)][0]} for an image. Pass "
-            "whole numbers or names."
-        )
-    try:
-        check_classification_targets(labels)
-        names, codes = np.unique(labels, return_inverse=True)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"`y` must contain classes: {error} Pass whole numbers or names."
-        ) from error
-    return names, codes
-
-
-def group_names(groups: ArrayLike | None, n: int) -> list[str | None]:
-    """Return the name of the group of each of n images, or None.
-
-    >>> group_names([7, 7], 2), group_names(None, 1)
-    (['7', '7'], [None])
-    """
-    if groups is None:
-        return [None] * n
-    names: list[str | None] = [str(group) for group in np.asarray(groups)]
-    if len(names) != n:
-        raise UsageError(f"Expected one group for each of {n} images, got {len(names)}.")
-    return names
-
-
 class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
     """Base of the estimators for boxes and masks; they differ in the format of ``y``."""
 
@@ -330,7 +335,7 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
         method: str | Method = "auto",
         device: str = "auto",
         cache_dir: str | None = None,
-        random_state: int = 0,
+        random_state: RandomState | int | None = 0,
     ) -> None:
         self.backbone = backbone
         self.head = head
@@ -361,7 +366,7 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
             If an image cannot be decoded, or boxes or masks do not fit it.
         """
         data = self._data(X, y, "train", groups)
-        backbone, seed = FrozenBackbone.open(self.backbone), int(self.random_state)
+        backbone, seed = FrozenBackbone.open(self.backbone), seed_of(self.random_state)
         start = create_model(backbone, data, head=self.head, size=self.size, seed=seed)
         self.model_ = self._create_method(seed).fit(start, data, extractor=self._extractor())
         self.classes_ = np.asarray(data.classes)
@@ -458,8 +463,9 @@ class ObjectDetector(_DenseEstimator):
     device : str
     cache_dir : str or None
         Folder of the activation cache; None for the user's cache.
-    random_state : int
-        Seed of the head's initial weights and of the order of the images.
+    random_state : int, RandomState or None
+        Seed of the head's initial weights and of the order of the images. None draws another seed
+        for each fit.
 
     Attributes
     ----------

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headstart.data.dataset import Dataset
 from headstart.data.splits import kfold
 from headstart.errors import UnknownNameError, UsageError
@@ -110,8 +113,17 @@ class LinearProbe:
         *,
         extractor: Extractor,
         session: Session | None = None,
+        row_weights: NDArray[np.float64] | None = None,
     ) -> TransferModel:
         """Solve the head on ``train`` and return a new model with it.
+
+        Parameters
+        ----------
+        model, train, val, extractor, session
+            As in the contract of a method.
+        row_weights : array, shape (n,), optional
+            Positive weights of the training images, in the fit and in the choice of the penalty.
+            The temperature is fitted without them.
 
         Raises
         ------
@@ -124,6 +136,7 @@ class LinearProbe:
         problem = Problem.of(targets, n_classes=len(train.classes), kind=train.kind)
         weighted = problem.is_weighted(self.imbalance)
         folds = kfold(targets, self.folds, blocks=train.groups(), seed=self.seed)
+        problem = replace(problem, row_weights=row_weights)
         search = search_penalty(
             extracted.values, problem, folds, penalties=self.penalties, weighted=weighted
         )
@@ -139,6 +152,7 @@ class LinearProbe:
                 "method": described(self),
                 "engine": extracted.engine.describe(),
                 "weighted_classes": weighted,
+                **({} if row_weights is None else {"weighted_images": True}),
                 "penalty": search.penalty,
                 "candidates": [
                     {"penalty": penalty, "log_loss": loss} for penalty, loss in search.candidates

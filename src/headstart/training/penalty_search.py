@@ -57,11 +57,15 @@ class Problem:
     loss : {"softmax", "sigmoid"}
     is_binary : bool
         Whether two classes share one column. Its score is the difference of their logits.
+    row_weights : array, shape (n,), optional
+        Positive weights of the rows, in the fit and in the choice of the penalty. Where classes are
+        weighted, they are factors of the weights of the classes.
     """
 
     columns: Targets
     loss: Loss
     is_binary: bool = False
+    row_weights: Array | None = None
 
     @classmethod
     def of(cls, targets: Targets, *, n_classes: int, kind: Kind) -> Problem:
@@ -89,6 +93,11 @@ class Problem:
             return np.asarray((columns / positive).sum(axis=1))
         negative = np.maximum(len(columns) - columns.sum(axis=0), 1)
         return np.asarray(np.where(columns == 1, 1 / positive, 1 / negative))
+
+    def weights_of(self, rows: Any, *, weighted: bool) -> Array:
+        """Weights of rows: those of their classes, if ``weighted``, times their own."""
+        given = np.ones(len(self.columns)) if self.row_weights is None else self.row_weights
+        return np.asarray((self.weights(rows).T * given[rows]).T if weighted else given[rows])
 
     def logits(self, scores: Array) -> Array:
         """Convert the solver's scores (n, k) to logits (n, n_classes)."""
@@ -190,9 +199,9 @@ def _has_stopped_improving(losses: Sequence[float]) -> bool:
 
 def _fold_weights(problem: Problem, rows: Any, *, weighted: bool) -> Array:
     """Weights of all rows, 0 outside ``rows``: a copy of these rows would take more memory."""
-    row_weights = problem.weights(rows) if weighted else np.ones(len(problem.columns))[rows]
-    weights = np.zeros((len(problem.columns), *row_weights.shape[1:]))
-    weights[rows] = row_weights
+    inside = problem.weights_of(rows, weighted=weighted)
+    weights = np.zeros((len(problem.columns), *inside.shape[1:]))
+    weights[rows] = inside
     return weights
 
 
@@ -215,7 +224,7 @@ def _search_small(
             coordinates, problem.columns, penalties, loss=problem.loss, weights=weights
         )
 
-    all_weights = problem.weights(slice(None)) if weighted else None
+    all_weights = problem.weights_of(slice(None), weighted=weighted)
     paths = [solve(rows, ordered) for rows, _ in folds]
     for penalty in ordered:
         scores = np.zeros(problem.columns.shape)
@@ -257,7 +266,7 @@ def _search_large(
         return solve_path(design, columns, penalties, loss=loss, weights=weights, **options)
 
     (first_train, first_test), *others = folds
-    test_weights = problem.weights(first_test) if weighted else None
+    test_weights = problem.weights_of(first_test, weighted=weighted)
     candidates, held_out = list[tuple[float, float]](), np.zeros(columns.shape)
     best: Solution
     for solution in solve(first_train, ordered):
