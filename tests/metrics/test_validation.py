@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from headstart.metrics import PRIMARY_METRICS, SELECTION_METRICS
-from headstart.metrics.validation import to_jsonable
+from headstart.metrics.validation import json_text, to_jsonable
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,12 @@ def test_values_become_strict_json(value: Any, expected: Any) -> None:
 
 def test_every_kind_of_data_has_its_metrics() -> None:
     assert set(PRIMARY_METRICS) == set(SELECTION_METRICS)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), np.float32("nan")])
+def test_numbers_that_json_does_not_know_become_null(number):
+    text = json_text({"deep": [{"value": number}], "array": np.array([number, 1.0])}, indent=1)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "deep": [{"value": None}],
+        "array": [None, 1.0],
+    }

@@ -16,7 +16,8 @@ from headstart.evaluation.classification import evaluate_probabilities
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Outline
 from headstart.models.tasks import ClassificationTask
-from headstart.workflows.events import DataReady, Finished, JsonLog, Planned, Progressed
+from headstart.training.job import Epoch
+from headstart.workflows.events import DataReady, EpochDone, Finished, JsonLog, Planned, Progressed
 
 
 def data_ready():
@@ -134,3 +135,13 @@ def test_closing_twice_does_no_harm_and_a_closed_log_says_so(tmp_path):
     log.close()
     with pytest.raises(ValueError, match="closed"):
         log(planned())
+
+
+def test_a_score_that_is_no_number_is_null_in_the_log(tmp_path):
+    epoch = Epoch(
+        number=1, loss=float("nan"), score=0.5, held_out_loss=float("inf"), seconds=1.0, best=0
+    )
+    with JsonLog(tmp_path / "log.jsonl") as log:
+        log(EpochDone(epoch=epoch, n_epochs=2))
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (line["loss"], line["score"], line["held_out_loss"]) == (None, 0.5, None)

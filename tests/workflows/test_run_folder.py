@@ -2,13 +2,15 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from headstart.errors import UsageError
+from headstart.errors import DataError, SetupError, UsageError
+from headstart.workflows.fit import fit
 from headstart.workflows.run_folder import LOCK, locked
 
 HOLD = """
@@ -113,3 +115,35 @@ def test_of_several_starters_one_is_inside(tmp_path):
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert "".join(outputs) == ""
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+def test_a_full_disk_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    events = []
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
+    with pytest.raises(SetupError, match=r"Only 3 MB are free.*--out"):
+        fit("demo:symbols", out=tmp_path / "run", observer=events.append)
+    assert events == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "x" * 256])
+def test_an_output_that_cannot_be_named_is_refused_before_anything_is_computed(tmp_path, name):
+    events = []
+    with pytest.raises(SetupError, match=r"too long.*--out"):
+        fit("demo:symbols", out=tmp_path / name, observer=events.append)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SetupError, match="--out"):
+        fit("demo:symbols", out=tmp_path / "file" / "run", observer=events.append)
+    assert events == []
+
+
+def test_a_taken_name_is_reported_before_the_images_are_read(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run-2").symlink_to(tmp_path / "nowhere")
+    events = []
+    with pytest.raises(DataError):
+        fit(tmp_path / "run", out=tmp_path / "run", observer=events.append)
+    taken, free = tmp_path / "run", tmp_path / "run-3"
+    told = f"{taken} exists and is not changed. This run is written to {free}."
+    assert [event.text for event in events] == [told]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from headstart.cli.options import (
 )
 from headstart.cli.options import Backbones as Rivals
 from headstart.cli.output import echo, say
+from headstart.metrics.validation import json_text
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
@@ -88,11 +88,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue a comparison th
 
 def emit(document: Any) -> None:
     """Print one JSON document."""
-    echo(_to_json(document))
-
-
-def _to_json(document: Any) -> str:
-    return json.dumps(document, indent=1, allow_nan=False, default=str)
+    echo(json_text(document, indent=1))
 
 
 @cache_app.command("show")

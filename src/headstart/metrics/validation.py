@@ -6,6 +6,7 @@ UsageError.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -30,6 +31,7 @@ __all__ = [
     "check_weights",
     "count_classes",
     "divide",
+    "json_text",
     "mean_defined",
     "to_jsonable",
 ]
@@ -236,3 +238,12 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as strict JSON, converted by `to_jsonable`: every file of a run uses it.
+
+    >>> json_text({"score": float("nan"), "bounds": (0.5, float("inf"))})
+    '{"score": null, "bounds": [0.5, null]}'
+    """
+    return json.dumps(to_jsonable(value), indent=indent, allow_nan=False)

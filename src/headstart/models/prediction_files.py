@@ -6,7 +6,6 @@ First functions from predictions to values and texts, then functions that write 
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from headstart.data.dataset import Sample
 from headstart.data.images import decode
 from headstart.errors import SetupError, UnknownNameError, UsageError
 from headstart.files import csv_text, file_stems, output_path, write_whole
+from headstart.metrics.validation import json_text
 from headstart.models.inference import Detections, Segmentation
 from headstart.models.transfer_model import AnyPrediction, predictions_csv, predictions_json
 
@@ -383,7 +383,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def _write_json(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     values = as_json((prediction for _, prediction in pairs), classes)
-    write_whole(output_path(folder, "predictions.json"), json.dumps(values, indent=1))
+    write_whole(output_path(folder, "predictions.json"), json_text(values, indent=1))
 
 
 def _write_csv(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
@@ -393,11 +393,9 @@ def _write_csv(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
 
 def _write_coco(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     predictions = [prediction for _, prediction in pairs]
+    write_whole(output_path(folder, "results.json"), json_text(coco_results(predictions), indent=1))
     write_whole(
-        output_path(folder, "results.json"), json.dumps(coco_results(predictions), indent=1)
-    )
-    write_whole(
-        output_path(folder, "images.json"), json.dumps(coco_images(predictions, classes), indent=1)
+        output_path(folder, "images.json"), json_text(coco_images(predictions, classes), indent=1)
     )
 
 

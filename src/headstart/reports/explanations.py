@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from headstart.evaluation.explain import (
     explain,
 )
 from headstart.files import file_stems, write_whole
+from headstart.metrics.validation import json_text
 from headstart.models.prediction_files import atomic_folder, encode_png, write_images
 from headstart.models.saving import load
 from headstart.reports.page import page_template
@@ -124,7 +124,7 @@ def write_explanations(
     with atomic_folder(folder) as partial_folder:
         write_images(partial_folder, collect_pairs(), _encode_heat_map)
         rows = explanation_rows(explanations)
-        text = json.dumps(rows, indent=1, allow_nan=False)
+        text = json_text(rows, indent=1)
         write_whole(partial_folder / "explanations.json", text)
         page = page_template("explain.html.j2").render(
             title=title, rows=rows, unreadable=unreadable

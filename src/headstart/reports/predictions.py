@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from headstart.evaluation.classification import AnyEvaluation, Evaluation, Targets
 from headstart.evaluation.detection import BoxEvaluation
 from headstart.evaluation.segmentation import MaskEvaluation
 from headstart.files import csv_text
+from headstart.metrics.validation import json_text
 from headstart.models.prediction_files import coco_results, objects_csv
 from headstart.models.tasks import ClassificationTask
 
@@ -91,7 +90,7 @@ def box_json(evaluation: BoxEvaluation) -> str:
         }
         for result in coco_results(detections)
     ]
-    return json.dumps(results, allow_nan=False)
+    return json_text(results)
 
 
 def mask_csv(evaluation: MaskEvaluation) -> str:

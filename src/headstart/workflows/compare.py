@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from headstart.files import csv_text, write_whole
 from headstart.methods.method import Method, described
 from headstart.metrics import PRIMARY_METRICS
 from headstart.metrics.confidence_intervals import Interval, units
+from headstart.metrics.validation import json_text
 from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.comparison import draw_comparison, render_page
@@ -318,9 +320,10 @@ def _describe_stages(stages: list[Mapping[str, Any]]) -> str:
 
 
 def _append_result(path: Path, key: str, result: TrainingResult) -> None:
-    """Append a finished training to the file, at once."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": key, "result": result.as_dict()}) + "\n")
+    """Append a finished training to the file, and wait until it is on the disk."""
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{json_text({'key': key, 'result': result.as_dict()})}\n".encode())
+        os.fsync(file.fileno())
 
 
 def _read_results(path: Path) -> Iterator[tuple[str, TrainingResult]]:
@@ -330,7 +333,7 @@ def _read_results(path: Path) -> Iterator[tuple[str, TrainingResult]]:
     text = path.read_bytes().decode("utf-8", "replace")
     complete = text[: text.rfind("\n") + 1]
     if complete != text:  # the next line must begin at the start of a line
-        path.write_text(complete, encoding="utf-8")
+        write_whole(path, complete)
     for line in complete.splitlines():
         entry = json.loads(line)
         values = dict(entry["result"])
@@ -348,8 +351,7 @@ def _read_results(path: Path) -> Iterator[tuple[str, TrainingResult]]:
 
 def _write_tables(comparison: Comparison, folder: Path) -> None:
     """Write compare.json and table.csv."""
-    text = json.dumps(comparison.as_dict(), indent=1, allow_nan=False)
-    write_whole(folder / "compare.json", text)
+    write_whole(folder / "compare.json", json_text(comparison.as_dict(), indent=1))
     curves = comparison.curves
     rules = list(dict.fromkeys(name for c in curves for point in c.points for name in point.rules))
     score_columns = (comparison.measure, "low", "high")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from headstart.data.prepare import PreparedData
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Method, Outline
+from headstart.metrics.validation import json_text
 from headstart.models.heads.head import Head
 from headstart.selection.progress import FirstModel, NextStep
 from headstart.training.interruption import StopRequested
@@ -220,7 +220,7 @@ class JsonLog:
         if isinstance(event, Progressed) and (event.done < event.total or not event.total):
             return
         line = {"seconds_since_start": round(time.perf_counter() - self._started_at, 3)}
-        self._file.write(json.dumps(line | _log_line(event)) + "\n")
+        self._file.write(json_text(line | _log_line(event)) + "\n")
         self._file.flush()
 
 

@@ -65,6 +65,7 @@ from headstart.workflows.run_folder import (
     choose_folder,
     delete_checkpoint,
     explain_write_errors,
+    free_folder,
     has_checkpoint,
     locked,
     publish_folder,
@@ -283,7 +284,11 @@ def _open_output(target: Path, observer: Observer | None) -> Iterator[_Output]:
         yield _Output(notify=lambda _: None)
         return
     with temporary_folder(target) as folder, JsonLog(folder / "log.jsonl") as log:
-        yield _Output(notify=notify_both(log, observer), folder=folder, log=log)
+        output = _Output(notify=notify_both(log, observer), folder=folder, log=log)
+        if (free := free_folder(target)) != target:
+            text = f"{target} exists and is not changed. This run is written to {free}."
+            output.notify(Noted(text=text))
+        yield output
 
 
 def _locate(recipe: Recipe) -> list[LocatedBackbone]:

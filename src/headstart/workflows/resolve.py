@@ -21,7 +21,9 @@ from headstart.data.readers import read_dataset
 from headstart.distributed import world_size
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor, Progress
+from headstart.files import write_whole
 from headstart.methods.method import Method
+from headstart.metrics.validation import json_text
 from headstart.models.heads.pretrained import is_published, locate_head, split_options
 from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method
@@ -180,7 +182,7 @@ def save_choice(choice: Choice, prepared: PreparedData, folder: Path) -> None:
         return
     from headstart.selection.candidates import method_to_record
 
-    text = json.dumps(
+    text = json_text(
         {
             "method": method_to_record(choice.method),
             "backbone": name_of(choice.recipe.backbone),
@@ -190,7 +192,7 @@ def save_choice(choice: Choice, prepared: PreparedData, folder: Path) -> None:
         }
     )
     with explain_write_errors(folder):
-        (folder / RACE).write_text(text, encoding="utf-8")
+        write_whole(folder / RACE, text)
 
 
 def _race_identity(

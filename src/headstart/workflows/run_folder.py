@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.formats.objects import object_name
 from headstart.errors import SetupError, UsageError
 from headstart.files import output_path, safe_part, write_whole
+from headstart.metrics.validation import json_text
 from headstart.models.writing import save
 from headstart.reports.predictions import render_predictions
 from headstart.reports.report import Facts, render_card, render_html, render_json
@@ -34,6 +34,7 @@ __all__ = [
     "choose_folder",
     "delete_checkpoint",
     "explain_write_errors",
+    "free_folder",
     "has_checkpoint",
     "locked",
     "publish_folder",
@@ -50,6 +51,9 @@ LOCK_SECONDS = 0.2
 """Wait for a process that is just ending."""
 
 MAX_ATTEMPTS = 20
+
+LEAST_SPACE = 50_000_000
+"""Bytes that must be free before a run begins; a model of the embedded backbone has 20 MB."""
 
 RACE = "race.json"
 """Result of a race, beside the checkpoints of the training that it chose."""
@@ -92,6 +96,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """Make a hidden folder beside the target; a run that fails leaves nothing behind."""
     with explain_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(target.parent)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield folder
@@ -112,12 +117,34 @@ def explain_write_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
+def _require_space(folder: Path) -> None:
+    """Fail early: a full disk would fail the run at its end, when the model is written."""
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_SPACE:
+        raise SetupError(
+            f"Only {free / 1e6:.0f} MB are free in {folder}; a run needs at least "
+            f"{LEAST_SPACE / 1e6:.0f} MB. Free disk space there, or choose another folder "
+            "with --out."
+        )
+
+
+def free_folder(target: Path) -> Path:
+    """Return the target, or the next free name if it exists: an older run is never touched.
+
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     Path(parent, "run").mkdir()
+    ...     free_folder(Path(parent, "run")).name
+    'run-2'
+    """
+    names = itertools.chain([target.name], (f"{target.name}-{n}" for n in itertools.count(2)))
+    # A link that leads nowhere is a name that is taken, too.
+    return next(p for p in map(target.with_name, names) if not (p.exists() or p.is_symlink()))
+
+
 def publish_folder(folder: Path, target: Path) -> Path:
     """Rename a finished folder to the target or the next free name; never touch an older run."""
-    names = itertools.chain([target.name], (f"{target.name}-{n}" for n in itertools.count(2)))
-    final = next(path for path in map(target.with_name, names) if not path.exists())
     folder.chmod(0o755)  # mkdtemp's folders are private
-    return folder.rename(final)
+    return folder.rename(free_folder(target))
 
 
 def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
@@ -125,7 +152,7 @@ def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
     save(facts.model, folder)
     for name, text in {
         "report.html": render_html(facts),
-        "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
+        "report.json": json_text(render_json(facts), indent=1),
         "card.md": render_card(facts),
         "resolved.yaml": yaml.safe_dump(recipe.as_dict(), sort_keys=False),
         **render_predictions(facts.evaluation),
@@ -151,7 +178,7 @@ def write_evaluation(target: Path, facts: Facts) -> Path:
         with explain_write_errors(target):
             for name, text in {
                 "report.html": render_html(facts),
-                "report.json": json.dumps(render_json(facts), indent=1, allow_nan=False),
+                "report.json": json_text(render_json(facts), indent=1),
                 **render_predictions(facts.evaluation),
             }.items():
                 write_whole(output_path(folder, name), text)
