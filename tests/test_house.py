@@ -64,6 +64,7 @@ TESTS_OF_THE_WHOLE = {
     "test_docs.py",
     "test_docs_blocks.py",
     "test_docs_figures.py",
+    "test_docs_notebooks.py",
     "test_golden.py",
     "test_house.py",
     "test_project.py",
