@@ -24,12 +24,12 @@ SIDES = (12.0, 50.0, 150.0)  # one of each size
 
 
 def random_case(
-    rng: np.random.Generator, *, ties: str = "inside", images: int = 6, most: int = 9
+    rng: np.random.Generator, *, ties: str = "none", images: int = 6, most: int = 9
 ) -> Case:
     """Images with objects of every size, some hard, and boxes near them and elsewhere.
 
-    Coordinates are whole, so that overlaps fall on thresholds and areas on limits. Scores are
-    tied within images ("inside"), or within and between them ("all").
+    Coordinates are whole, so that overlaps fall on thresholds and areas on limits. No score is tied
+    ("none"), or scores are tied within and between images ("all").
     """
     n_classes = int(rng.integers(1, 4))
     predictions, truths = [], []
@@ -43,8 +43,8 @@ def random_case(
         result = near + rng.integers(-5, 6, (d, 4)) * (rng.random((d, 1)) < 0.7)
         result[:, 2:] = np.maximum(result[:, 2:], result[:, :2])
         score = rng.integers(1, 4, d) / 4
-        if ties == "inside":
-            score = score + at / 1000
+        if ties == "none":
+            score = score + np.arange(d) / 1000 + at / 100_000
         truths.append((boxes, rng.integers(0, n_classes, k), rng.random(k) < 0.2))
         predictions.append((result, score, rng.integers(0, n_classes, d)))
     return predictions, truths, n_classes
@@ -250,6 +250,56 @@ def test_the_order_of_images_does_not_matter(seed: int) -> None:
     for each in (every_number, one_number):
         for name, value in each(original).items():
             np.testing.assert_array_equal(value, each(other)[name], err_msg=name)
+
+
+@quick
+@given(seeds)
+def test_boxes_of_equal_scores_share_a_threshold(seed: int) -> None:
+    """A plain reading of the definition, threshold by threshold, on scores with many ties."""
+    rng = np.random.default_rng(seed)
+    matches = metrics.match_boxes(*random_case(rng, ties="all"))
+    weights = rng.integers(0, 3, matches.n_images) + (np.arange(matches.n_images) == 0)
+    table = metrics.average_precisions(matches, weights)
+    for size, iou, label in np.ndindex(*table.shape):
+        objects = float(matches.objects[size, label] @ weights)
+        own = (matches.label == label) & (weights[matches.image] > 0)
+        points = []
+        for threshold in np.unique(matches.score[own]):
+            found = own & (matches.score >= threshold)
+            outcome, count = matches.outcome[size, iou, found], weights[matches.image[found]]
+            right, false = count[outcome == 1].sum(), count[outcome == 0].sum()
+            if objects and right:
+                points.append((right / objects, right / (right + false)))
+        best = [
+            max((p for r, p in points if r >= at), default=0.0) for at in np.linspace(0, 1, 101)
+        ]
+        expected = np.mean(best) if objects else np.nan
+        np.testing.assert_allclose(table[size, iou, label], expected, atol=1e-9)
+        if size == 0 and iou == 0:
+            curve = metrics.pr_curve(matches, label, weights=weights)
+            np.testing.assert_allclose(curve.precision.mean(), expected, atol=1e-9)
+
+
+@quick
+@given(seeds)
+def test_mirrored_images_have_the_same_numbers(seed: int) -> None:
+    predictions, truths, n_classes = random_case(np.random.default_rng(seed), ties="all")
+
+    def mirrored(parts: list[Any]) -> list[Any]:
+        flip = np.array([[-1, 1, -1, 1]])
+        return [((boxes * flip + [[500, 0, 500, 0]])[:, [2, 1, 0, 3]], *r) for boxes, *r in parts]
+
+    original = metrics.match_boxes(predictions, truths, n_classes)
+    other = metrics.match_boxes(mirrored(predictions), mirrored(truths), n_classes)
+    close(every_number(original), every_number(other))
+
+
+@pytest.mark.parametrize("left", [0, 300])
+def test_a_tie_does_not_depend_on_where_the_object_lies(left: int) -> None:
+    """A right and a wrong box of one score: precision 0.5 at every recall."""
+    found = [answers((left, 0, 0.7)), answers((100, 0, 0.7))]
+    matches = metrics.match_boxes(found, [image((left, 0)), image()], 1)
+    assert metrics.average_precisions(matches)[0, 0, 0] == pytest.approx(0.5)
 
 
 def test_order_matters_to_a_stable_sort_on_these_cases() -> None:

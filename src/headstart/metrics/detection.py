@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headstart.errors import UsageError
 from headstart.metrics.matching import IOUS, MAX_BOXES, SIZES, Matches, box_confusion, match_boxes
@@ -58,7 +59,8 @@ def average_precisions(
 
     AP = mean over r in {0, .01, ..., 1} of max{precision(s) : recall(s) >= r}, where s is the
     lowest score of the boxes that count, precision = correct / (correct + false), recall =
-    correct / objects.
+    correct / objects. Boxes of equal scores share a threshold, as in classification; COCO's
+    server counts them one by one, in the order of the file.
 
     Parameters
     ----------
@@ -234,8 +236,9 @@ def pr_curve(
     total = float(matches.objects[0, label] @ image_weights)
     precision, score = np.full(len(_RECALLS), 0.0 if total else np.nan), np.full(101, np.nan)
     if total and len(rows):
-        hit = np.cumsum(box_weights * (outcome == 1))
-        counted = np.cumsum(box_weights * (outcome != -1))
+        ends = _last_of_equal(matches.score[rows])
+        hit = np.cumsum(box_weights * (outcome == 1))[ends]
+        counted = np.cumsum(box_weights * (outcome != -1))[ends]
         envelope = np.maximum.accumulate((hit / (counted + np.spacing(1)))[::-1])[::-1]
         positions = np.searchsorted(hit / total, _RECALLS)
         reached = positions < len(rows)
@@ -290,6 +293,7 @@ def _class_precisions(
     """Average precision of a class by size and overlap for weights (B, n), (B, sizes, 10)."""
     precisions = np.full((len(weights), len(sizes), len(IOUS)), np.nan)
     image, by_image = matches.image[part], np.ascontiguousarray(weights.T)
+    scores = matches.score[part]
     for column, size in enumerate(sizes):
         total = weights @ matches.objects[size, label]
         has_objects, previous = total > 0, np.zeros(0, dtype=np.intp)
@@ -300,11 +304,25 @@ def _class_precisions(
             counts = np.flatnonzero(outcome != -1)
             if not np.array_equal(counts, previous):  # often the same for every overlap
                 previous, predicted = counts, np.cumsum(by_image[image[counts]], axis=0)
+                predicted = predicted[_last_of_equal(scores[counts])]
             hit = np.flatnonzero(outcome[counts] == 1)
             correct = np.cumsum(by_image[image[counts[hit]]], axis=0)
+            correct = correct[_last_of_equal(scores[counts[hit]])]
             areas = _area_under_envelope(correct, predicted[hit], total)
             precisions[has_objects, column, threshold] = areas[has_objects]
     return precisions
+
+
+def _last_of_equal(scores: Floats) -> NDArray[np.intp]:
+    """Position of the last equal score of each, for scores from high to low.
+
+    Boxes of equal scores share a threshold: no detector has one without the other, and their order
+    would depend on where the objects lie.
+
+    >>> _last_of_equal(np.array([0.9, 0.5, 0.5, 0.1]))
+    array([0, 2, 2, 3])
+    """
+    return np.asarray(np.searchsorted(-scores, -scores, side="right") - 1)
 
 
 def _area_under_envelope(correct: Floats, predicted: Floats, total: Floats) -> Floats:
