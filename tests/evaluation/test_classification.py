@@ -436,3 +436,49 @@ def test_without_a_wanted_risk_nothing_is_said_of_abstaining():
     assert found.as_dict()["abstention"] is None
     assert not any("bstain" in sentence for sentence in summarise(found))
     assert judged(LABELS, [[0.9, 0.1]], [[1, 0]]).as_dict()["aurc"] is None
+
+
+def population(rng, n, confidence):
+    """Calibrated probabilities of three classes, and labels drawn from them."""
+    sure = rng.beta(20 * confidence, 20 * (1 - confidence), n)
+    first = rng.integers(0, 3, n)
+    chances = np.repeat(((1 - sure) / 2)[:, None], 3, axis=1)
+    chances[np.arange(n), first] = sure
+    return chances, np.array([rng.choice(3, p=p) for p in chances])
+
+
+def test_losses_cover_the_truth_where_every_image_is_right():
+    """The bounds of log-loss and Brier score covered the truth in none of 150 such sets."""
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(40):
+        evaluation = judged(ANIMALS, *population(rng, 25, 0.97))
+        if not evaluation.correct.all():
+            continue
+        found += 1
+        for name in ("log_loss", "brier"):
+            assert math.isnan(evaluation.metrics[name].low)
+            assert math.isnan(evaluation.metrics[name].high)
+        assert evaluation.metrics["accuracy"].high == 1
+    assert found > 10
+
+
+def test_one_mistake_is_enough_for_bounds_of_the_losses():
+    chances = np.tile([0.8, 0.1, 0.1], (20, 1))
+    evaluation = judged(ANIMALS, chances, [0] * 19 + [1])
+    assert all(math.isfinite(evaluation.metrics[name].high) for name in ("log_loss", "brier"))
+
+
+def test_the_calibration_error_of_a_calibrated_model_covers_zero():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        error = judged(ANIMALS, *population(rng, 100, 0.7)).metrics["ece"]
+        assert error.low == 0 < error.value <= error.high
+
+
+@pytest.mark.parametrize(("positives", "has_bounds"), [(9, False), (10, True), (0, True)])
+def test_labels_with_few_positive_images_have_no_bounds(positives, has_bounds):
+    rng = np.random.default_rng(0)
+    targets = np.stack([np.arange(60) < 30, np.arange(60) % 60 < positives], axis=1).astype(int)
+    evaluation = judged(LABELS, rng.uniform(size=(60, 2)), targets)
+    for name in ("mean_average_precision", "macro_f1"):
+        assert math.isfinite(evaluation.metrics[name].low) is has_bounds

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from typing import Any, TypeAlias
@@ -54,6 +55,9 @@ Groups = NDArray[np.intp] | None
 
 CLASSES_SHOWN = 20
 """Most classes in the table of a notebook."""
+
+MIN_POSITIVES = 10
+"""Positive test images of every label from which multilabel scores have bounds."""
 
 CALIBRATION_BINS = 10
 """Bins of the calibration error and of the reliability diagram."""
@@ -442,6 +446,9 @@ def evaluate_probabilities(
         vectorized=True,
     )
     correct = correctness(targets, predicted)
+    named = _without_false_certainty(
+        dict(zip(statistics, intervals, strict=True)), task, targets, is_perfect=bool(correct.all())
+    )
     return Evaluation(
         task=task,
         names=names,
@@ -449,13 +456,34 @@ def evaluate_probabilities(
         probabilities=probabilities,
         metrics={
             "accuracy": proportion_interval(correct, groups),
-            **dict(zip(statistics, intervals, strict=True)),
+            **named,
         },
         per_class=_class_rows(task, targets, predicted, groups),
         reliability=metrics.reliability_curve(targets, probabilities, CALIBRATION_BINS),
         baselines=baselines,
         n_groups=None if groups is None else len(np.unique(groups)),
         abstention=evaluate_abstention(task.selected, probabilities.max(axis=1), correct, groups),
+    )
+
+
+def _without_false_certainty(
+    intervals: dict[str, Interval], task: ClassificationTask, targets: Targets, *, is_perfect: bool
+) -> dict[str, Interval]:
+    """Remove bounds that resampling cannot know (docs/intervals.md has their coverage).
+
+    If every prediction is correct, no resample has a mistake, and the losses of mistakes are
+    unknown. The calibration error is biased upwards: its lower bound is 0, and it is read as "at
+    most". A label with a few positive images has hardly any other values to resample.
+    """
+    unknown = ["log_loss", "brier"] if is_perfect else []
+    if task.kind == "multilabel":
+        positives = targets.sum(axis=0)
+        if (positives[positives > 0] < MIN_POSITIVES).any():
+            unknown += ["mean_average_precision", "macro_f1"]
+    changed = {name: replace(intervals[name], low=math.nan, high=math.nan) for name in unknown}
+    error = intervals["ece"]
+    return (
+        intervals | changed | {"ece": error if math.isnan(error.low) else replace(error, low=0.0)}
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -417,7 +417,9 @@ def paired_differences(
 ) -> tuple[Difference, ...]:
     """Numbers of A minus those of B, both from the same resamples of the same images.
 
-    Arguments and errors are those of `bootstrap_intervals`.
+    Arguments and errors are those of `bootstrap_intervals`. With up to a hundred images BCa calls
+    too many equal models different. The interval therefore also contains that of the jackknife
+    with Student's quantile (Efron and Tibshirani 1993, section 11.5).
 
     Examples
     --------
@@ -426,8 +428,12 @@ def paired_differences(
     >>> paired_differences(mean(a), mean(b), 10)[0].significant
     True
     """
+
+    def difference(weights: Floats) -> Floats:
+        return np.asarray(np.asarray(statistic_a(weights)) - np.asarray(statistic_b(weights)))
+
     intervals = bootstrap_intervals(
-        lambda weights: np.asarray(statistic_a(weights)) - np.asarray(statistic_b(weights)),
+        difference,
         n,
         groups=groups,
         level=level,
@@ -435,8 +441,27 @@ def paired_differences(
         seed=seed,
         vectorized=vectorized,
     )
-    _, count = units(n, groups)
-    return tuple(_difference(interval, count) for interval in intervals)
+    codes, count = units(n, groups)
+    if count < 2:
+        return tuple(_difference(interval, count) for interval in intervals)
+    blocks = leave_outs(codes, count, np.random.default_rng(seed))
+    left_out = apply_statistic(difference, blocks, vectorized)
+    return tuple(
+        _difference(_with_jackknife(interval, values), count)
+        for interval, values in zip(intervals, left_out.T, strict=True)
+    )
+
+
+def _with_jackknife(interval: Interval, left_out: Floats) -> Interval:
+    """Widen an interval until it contains the jackknife's, from values without one block each."""
+    defined = left_out[~np.isnan(left_out)]
+    if len(defined) < 2 or math.isnan(interval.low):
+        return interval
+    blocks = len(defined)
+    error = math.sqrt((blocks - 1) ** 2 / blocks * float(defined.var(ddof=1)))
+    half = student_quantile(interval.level, blocks - 1) * error
+    low, high = min(interval.low, interval.value - half), max(interval.high, interval.value + half)
+    return replace(interval, low=low, high=high)
 
 
 def paired_proportion_difference(

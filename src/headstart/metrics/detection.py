@@ -316,8 +316,8 @@ def _class_precisions(
 def _last_of_equal(scores: Floats) -> NDArray[np.intp]:
     """Position of the last equal score of each, for scores from high to low.
 
-    Boxes of equal scores share a threshold: no detector has one without the other, and their order
-    would depend on where the objects lie.
+    Boxes of equal scores share a threshold: no detector has one without the other, and their
+    order would depend on where the objects lie.
 
     >>> _last_of_equal(np.array([0.9, 0.5, 0.5, 0.1]))
     array([0, 2, 2, 3])

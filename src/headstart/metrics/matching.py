@@ -53,9 +53,9 @@ class Matches:
 
     Notes
     -----
-    Equal scores within an image keep their order in the matching. Between images they are sorted by
-    rank, corners and outcomes, so that the order of the images does not change a bit; the metrics
-    give boxes of equal scores one threshold.
+    Equal scores within an image keep their order in the matching. Between images they are sorted
+    by rank, corners and outcomes, so that the order of the images does not change a bit; the
+    metrics give boxes of equal scores one threshold.
     """
 
     n_images: int
