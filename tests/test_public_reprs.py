@@ -23,6 +23,7 @@ from headstart.models.tasks import ClassificationTask, DetectionTask, Segmentati
 from headstart.runtime import versions
 
 LONGEST = 2000
+LONGEST_HTML = 150_000
 CLASSES = tuple(f"class number {i} with a long name {'x' * 200}" for i in range(300))
 
 
@@ -210,6 +211,36 @@ def test_a_notebook_shows_escaped_text_and_the_way_to_the_report():
     assert "and 280 more" in html
     assert f'href="{run().report}"' in html
     assert run().report == run().folder / "report.html"
+
+
+def test_a_notebook_shows_a_strip_of_test_images():
+    name = '"><script>alert(1)</script>'
+    rng = np.random.default_rng(0)
+    samples = tuple(
+        headstart.Sample(
+            image=rng.integers(0, 255, (300, 900, 3), dtype=np.uint8),
+            target=name,
+            split="test",
+            title=f"{name}{i}",
+        )
+        for i in range(30)
+    )
+    data = headstart.Dataset(samples=samples, classes=(name,), name=name)
+    prepared = PreparedData(data=data, records=(), findings=())
+    html = dataclasses.replace(run(), prepared=prepared, summary=(name,))._repr_html_()
+    assert html.count("<img src=") == 6
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 2 + 2 * 6  # name, sentence; alt and title of an image
+    assert len(html) < LONGEST_HTML
+    gone = dataclasses.replace(
+        run(), prepared=PreparedData(data=dataset(), records=(), findings=())
+    )
+    assert "<img" not in gone._repr_html_()
+
+
+def test_html_for_a_notebook_is_short_whatever_a_value_contains():
+    for value in (run(), evaluation()):
+        assert len(value._repr_html_()) < LONGEST_HTML
 
 
 def test_a_notebook_shows_scores_and_classes():

@@ -16,6 +16,7 @@ from typing import Any
 from headstart.cache import Cache
 from headstart.data.dataset import brief
 from headstart.data.prepare import PreparedData
+from headstart.data.splits import evenly_spaced
 from headstart.distributed import is_main, main_first, processes
 from headstart.errors import UsageError
 from headstart.evaluation.baselines import PROBE
@@ -30,6 +31,7 @@ from headstart.metrics import SELECTION_METRICS
 from headstart.models.build import create_model
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
+from headstart.reports.page import thumbnails
 from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
 from headstart.training.interruption import StopRequest
@@ -79,6 +81,9 @@ __all__ = ["Run", "fit", "slug"]
 CLASSES_SHOWN = 20
 """Most class names in a notebook."""
 
+IMAGES_SHOWN = 6
+"""Most test images in a notebook."""
+
 CHECKPOINT_DELETED = (
     "Deleted the checkpoint in {folder}, and started again. Pass --resume to continue from it."
 )
@@ -123,7 +128,7 @@ class Run:
         return f"Run({brief(str(self.folder))}, {self.model!r}){sentences}"
 
     def _repr_html_(self) -> str:
-        """Return the summary, the classes and the way to the report, for a notebook."""
+        """Return the summary, the classes, test images and the report's link, for a notebook."""
         sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.summary)
         classes = escape(", ".join(self.model.task.classes[:CLASSES_SHOWN]))
         n_more = len(self.model.task.classes) - CLASSES_SHOWN
@@ -131,7 +136,7 @@ class Run:
         report = escape(str(self.report))
         return (
             f"<b>{escape(self.prepared.data.name)}</b><ul>{sentences}</ul>"
-            f"<p>Classes: {classes}{rest}</p>"
+            f"<p>Classes: {classes}{rest}</p>{_image_strip(self.prepared)}"
             f'<p>Report: <a href="{report}">{report}</a></p>'
         )
 
@@ -139,6 +144,18 @@ class Run:
     def report(self) -> Path:
         """Path of the report, report.html in the run's folder."""
         return self.folder / "report.html"
+
+
+def _image_strip(prepared: PreparedData) -> str:
+    """Return some test images as HTML, each with its name; without those that are gone."""
+    samples = prepared.test.samples
+    chosen = [samples[i] for i in evenly_spaced(len(samples), IMAGES_SHOWN)]
+    images = "".join(
+        f'<img src="{uri}" alt="{escape(sample.name)}" title="{escape(sample.name)}" height="96"> '
+        for sample, uri in zip(chosen, thumbnails(chosen), strict=True)
+        if uri
+    )
+    return f"<p>{images}</p>" if images else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
