@@ -18,13 +18,14 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from headstart.errors import SetupError, UsageError
 
-__all__ = ["Cache", "CacheStats", "key"]
+__all__ = ["Cache", "CacheStats", "key", "open_cache"]
 
 T = TypeVar("T")
 FILE_NAME = "cache-v1.sqlite"
@@ -495,3 +496,40 @@ def _default_budget() -> int:
             f"HEADSTART_CACHE_BUDGET must be a size, got {text!r}. Set it to, for example, 20GB."
         )
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
+
+
+@contextmanager
+def open_cache(cache: Cache | bool | None = None, *, no_cache: bool = False) -> Iterator[Cache]:
+    """Open the user's cache, or an empty one that is deleted afterwards.
+
+    Parameters
+    ----------
+    cache : Cache or bool, optional
+        A cache that is open already; False for an empty one; None or True for the user's.
+    no_cache : bool
+        The same as ``cache=False``.
+
+    Raises
+    ------
+    UsageError
+        If the cache is another value, or a cache is passed together with ``no_cache``.
+
+    Examples
+    --------
+    >>> with open_cache(no_cache=True) as cache:
+    ...     len(cache.stats().kinds)
+    0
+    """
+    if not isinstance(cache, Cache | bool | None):
+        raise UsageError(
+            f"`cache` must be a Cache, True or False, got {cache!r}. Pass Cache(folder)."
+        )
+    if isinstance(cache, Cache):
+        if no_cache:
+            raise UsageError(f"`no_cache` is True, but `cache` is {cache!r}. Remove one of them.")
+        yield cache
+    elif no_cache or cache is False:
+        with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as new:
+            yield new
+    else:
+        yield Cache()

@@ -8,6 +8,7 @@ HeadstartError                      exit code
 │   ├── UnreadableImageError        2   an image that cannot be decoded
 │   ├── LeakError                   2   the same image on both sides of a split
 │   └── ModelFileError              2   a model folder that is damaged or unsafe to load
+├── LeadError                       4   a model that is not better than the baselines, as required
 ├── TrainingError                   1   a failed training, such as a loss of NaN
 └── SetupError                      3   a problem with the machine: weights, packages, disk
     ├── WeightsNotFoundError        3   weights that are neither on disk nor downloadable
@@ -31,6 +32,7 @@ __all__ = [
     "DataError",
     "HeadstartError",
     "LayoutError",
+    "LeadError",
     "LeakError",
     "MissingExtraError",
     "ModelFileError",
@@ -114,6 +116,12 @@ class ModelFileError(DataError):
 
 class TrainingError(HeadstartError):
     """A failed training, such as a loss that is no longer a finite number."""
+
+
+class LeadError(HeadstartError):
+    """A model that is not significantly better than every baseline, although this was required."""
+
+    exit_code = 4
 
 
 class SetupError(HeadstartError):

@@ -193,20 +193,14 @@ def _check_lead(run: Run, is_required: bool) -> None:
     """Exit with 4 if a lead is required and the model is not better than every baseline."""
     if not is_required:
         return
-    leads = {baseline.name: baseline.lead for baseline in run.evaluation.baselines}
-    not_beaten = [
-        name for name, lead in leads.items() if not lead.significant or lead.interval.value < 0
-    ]
-    if not leads:
-        kind = run.evaluation.task.kind
-        say(f"--require-lead: there is no baseline for {kind}. Leave the flag out.", err=True)
-        raise typer.Exit(4)
-    if not_beaten:
-        say(
-            f"--require-lead: the model is not significantly better than: {', '.join(not_beaten)}.",
-            err=True,
-        )
-        raise typer.Exit(4)
+    from headstart.errors import LeadError
+    from headstart.workflows.lead import check_lead
+
+    try:
+        check_lead(run.evaluation)
+    except LeadError as error:
+        say(str(error), err=True)
+        raise typer.Exit(error.exit_code) from None
 
 
 @app.command()

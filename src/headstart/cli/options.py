@@ -5,9 +5,8 @@ The flags of ``fit`` for methods are derived from the fields of the method class
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cache, partial
 from inspect import Parameter, Signature
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
-
-from headstart.cli.output import say
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
@@ -210,22 +207,11 @@ Verbose = Annotated[
 ]
 
 
-@contextmanager
-def open_cache(temporary: bool) -> Iterator[Cache]:
+def open_cache(temporary: bool) -> AbstractContextManager[Cache]:
     """Open the user's cache, or an empty one that is deleted afterwards."""
-    from headstart.cache import Cache
+    from headstart import cache
 
-    if not temporary:
-        cache = Cache()
-        try:
-            yield cache
-        finally:
-            for note in cache.notes:
-                say(note, err=True)
-            cache.close()
-        return
-    with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as cache:
-        yield cache
+    return cache.open_cache(no_cache=temporary)
 
 
 def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:

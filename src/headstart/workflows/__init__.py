@@ -4,4 +4,5 @@ Read backbone_names.py (names of backbones), recipe.py (all settings of a run), 
 from a file), fit.py, evaluate.py, plan.py, compare.py and rank.py (the verbs), resolve.py (settings
 that the data decide), events.py (progress events and the log), run_folder.py (the files of a run)
 and tracking.py (TensorBoard and MLflow).
+lead.py holds the requirement that a model beats the baselines.
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headstart.cache import Cache
+from headstart.cache import Cache, open_cache
 from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
 from headstart.data.checks.images import keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
@@ -62,7 +62,8 @@ def evaluate(
     extractor: Extractor | None = None,
     train: Dataset | None = None,
     seed: int = 0,
-    cache: Cache | None = None,
+    cache: Cache | bool | None = None,
+    no_cache: bool = False,
     **options: Any,
 ) -> AnyEvaluation:
     """Evaluate a model on labelled images, as ``headstart evaluate`` on the command line.
@@ -79,8 +80,10 @@ def evaluate(
         Training images, for the baselines; with ``extractor`` only.
     seed : int
         Seed of the bootstrap.
-    cache : Cache, optional
-        By default the user's.
+    cache : Cache or bool, optional
+        By default the user's; False for an empty one.
+    no_cache : bool
+        The same as ``cache=False``.
     **options
         ``group_by``, ``bad_files``, ``allow_overlap`` and ``device``, as on the command line.
 
@@ -103,14 +106,15 @@ def evaluate(
     """
     for name in options:
         if name not in OPTIONS:
-            raise UnknownNameError("setting", name, OPTIONS)
+            raise UnknownNameError("setting", name, (*OPTIONS, "cache", "no_cache", "seed"))
     if extractor is None:
         if train is not None:
             raise UsageError(
                 f"`train` ({len(train)} images) needs `extractor`. Pass extractor=..., or leave "
                 "`train` out."
             )
-        return evaluate_source(model, data, cache=cache or Cache(), seed=seed, **options)
+        with open_cache(cache, no_cache=no_cache) as store:
+            return evaluate_source(model, data, cache=store, seed=seed, **options)
     if not isinstance(data, Dataset) or options:
         raise UsageError(
             f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "

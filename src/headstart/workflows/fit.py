@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import reprlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from headstart.cache import Cache
+from headstart.cache import Cache, open_cache
 from headstart.data.dataset import brief
 from headstart.data.prepare import PreparedData
 from headstart.data.splits import evenly_spaced
 from headstart.distributed import is_main, main_first, processes
-from headstart.errors import UsageError
 from headstart.evaluation.baselines import PROBE
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
@@ -49,7 +46,8 @@ from headstart.workflows.events import (
     notify_both,
     progress_of,
 )
-from headstart.workflows.recipe import Recipe, make_recipe
+from headstart.workflows.lead import check_lead
+from headstart.workflows.recipe import Recipe
 from headstart.workflows.resolve import (
     Choice,
     LocatedBackbone,
@@ -57,10 +55,10 @@ from headstart.workflows.resolve import (
     choose,
     locate_backbones,
     read_source,
+    recipe_for,
     require_consistent,
     resolve_recipe,
     save_choice,
-    task_of_source,
 )
 from headstart.workflows.run_folder import (
     checkpoint_folder,
@@ -75,6 +73,7 @@ from headstart.workflows.run_folder import (
     temporary_folder,
     write_files,
 )
+from headstart.workflows.tracking import tracked
 
 __all__ = ["Run", "fit", "slug"]
 
@@ -179,15 +178,18 @@ class _Output:
     log: JsonLog | None = None
 
 
-def fit(
+def fit(  # noqa: PLR0913 - one argument a flag
     source: object,
     recipe: Recipe | None = None,
     *,
     out: str | Path | None = None,
-    cache: Cache | None = None,
+    cache: Cache | bool | None = None,
     observer: Observer | None = None,
     command: str = "",
     resume: bool = False,
+    track: str = "",
+    no_cache: bool = False,
+    require_lead: bool = False,
     **settings: Any,
 ) -> Run:
     """Learn from a folder of images, evaluate the result, and write the run's folder.
@@ -207,8 +209,8 @@ def fit(
         All settings as one value, instead of keywords.
     out : str or Path, optional
         The folder to write; by default ``runs/<name>``. An existing folder is never changed.
-    cache : Cache, optional
-        Cache of features; by default the user's cache.
+    cache : Cache or bool, optional
+        Cache of features; by default the user's cache. False is the same as ``no_cache``.
     observer : callable, optional
         Called with every event.
     command : str
@@ -216,6 +218,13 @@ def fit(
     resume : bool
         Continue the unfinished training of the same call. Its checkpoints are in
         ``<out>.partial/``; without any, the training starts from the beginning.
+    track : str
+        Log to ``tensorboard``, ``mlflow``, or both with a comma.
+    no_cache : bool
+        Use an empty cache, which is deleted at the end.
+    require_lead : bool
+        Raise an error, after the folder was written, unless the model is significantly better
+        than every baseline.
     **settings
         Fields of `Recipe`, and the fields of the methods by the names of their flags.
         ``method`` is a name, a method such as ``Finetune(train_from="layer4")``, or None for a
@@ -230,6 +239,8 @@ def fit(
     ------
     DataError
         If the images or labels cannot be used.
+    LeadError
+        If ``require_lead`` is True, and the model is not better than the baselines.
     SetupError
         If weights are missing, or the folder cannot be written.
     UnknownNameError
@@ -243,11 +254,35 @@ def fit(
     >>> print(run.evaluation.metrics["accuracy"])  # doctest: +SKIP
     0.987 [0.971, 0.995]
     """
-    recipe, target = _make_recipe(source, recipe, settings), choose_folder(out, source)
-    with processes(recipe.device), ExitStack() as stack:
+    recipe, target = recipe_for(source, recipe, settings), choose_folder(out, source)
+    with (
+        processes(recipe.device),
+        open_cache(cache, no_cache=no_cache) as store,
+        tracked(track, source, recipe, out=out, beside=observer) as notify,
+    ):
+        run = _run(source, recipe, target, store, notify, command=command, resume=resume)
+        if is_main():
+            notify(_finished(run))
+    if require_lead:
+        check_lead(run.evaluation)
+    return run
+
+
+def _run(
+    source: object,
+    recipe: Recipe,
+    target: Path,
+    cache: Cache,
+    observer: Observer,
+    *,
+    command: str,
+    resume: bool,
+) -> Run:
+    """Run all steps, and give the folder its name."""
+    with ExitStack() as stack:
         output = stack.enter_context(_open_output(target, observer))
         context = _Context(
-            cache=cache or Cache(),
+            cache=cache,
             notify=output.notify,
             checkpoints=checkpoint_folder(target),
             resume=resume,
@@ -272,26 +307,7 @@ def fit(
         run = _write(run, output, target, command)
         if choice.method.resumes and not run.model.record.get("interrupted") and is_main():
             delete_checkpoint(context.checkpoints)
-    if observer is not None and is_main():
-        observer(_finished(run))
     return run
-
-
-def _make_recipe(source: object, recipe: object, settings: Mapping[str, Any]) -> Recipe:
-    """Make the recipe from the settings, or take the recipe that was passed instead of them."""
-    if recipe is None:
-        return make_recipe(settings, find_task=partial(task_of_source, source))
-    if not isinstance(recipe, Recipe):
-        raise UsageError(
-            f"`recipe` must be a Recipe, got {reprlib.repr(recipe)}. Pass settings by name, such "
-            "as backbone='resnet18'."
-        )
-    if settings:
-        raise UsageError(
-            f"`recipe` and {', '.join(f'`{name}`' for name in settings)} are both set. Put all "
-            "settings into the recipe, or pass all of them by name without a recipe."
-        )
-    return recipe
 
 
 @contextmanager

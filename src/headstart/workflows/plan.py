@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.cache import Cache
+from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset
 from headstart.data.prepare import PreparedData
 from headstart.features.extractor import Extractor
@@ -27,6 +27,7 @@ from headstart.workflows.resolve import (
     check_data,
     locate_backbones,
     read_source,
+    recipe_for,
     require_consistent,
     resolve_recipe,
 )
@@ -62,8 +63,10 @@ def plan(
     source: object,
     recipe: Recipe | None = None,
     *,
-    cache: Cache | None = None,
+    cache: Cache | bool | None = None,
     observer: Observer | None = None,
+    no_cache: bool = False,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Read and check the images, measure this machine, and estimate the duration of a run.
 
@@ -73,9 +76,13 @@ def plan(
         As for `headstart.fit`.
     recipe : Recipe, optional
         Without a method, the plan is for the race that would choose one.
-    cache : Cache, optional
-        Cached features cost nothing; measured times are saved in it.
+    cache : Cache or bool, optional
+        Cached features cost nothing; measured times are saved in it. False for an empty one.
     observer : callable, optional
+    no_cache : bool
+        The same as ``cache=False``.
+    **settings
+        Instead of a recipe: the settings of `headstart.fit`.
 
     Returns
     -------
@@ -93,8 +100,13 @@ def plan(
     >>> plan("demo:symbols")["rows"][0]["name"]  # doctest: +SKIP
     'linear probe on the whole backbone'
     """
-    recipe, cache = recipe or Recipe(), cache or Cache()
-    notify: Observer = observer or (lambda _: None)
+    recipe = recipe_for(source, recipe, settings)
+    with open_cache(cache, no_cache=no_cache) as store:
+        return _plan_run(source, recipe, store, observer or (lambda _: None))
+
+
+def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) -> dict[str, Any]:
+    """Read and check the images, and estimate the duration of the run."""
     progress = progress_of(notify)
     located = locate_backbones(recipe)
     data = read_source(source, recipe)

@@ -35,6 +35,7 @@ from headstart.workflows.resolve import (
     check_data,
     locate_backbones,
     read_source,
+    recipe_for,
     require_engine,
     resolve_recipe,
 )
@@ -77,6 +78,7 @@ def rank(
     max_images: int = MAX_IMAGES,
     cache: Cache | None = None,
     observer: Observer | None = None,
+    **settings: Any,
 ) -> Ranking:
     """Score backbones on training images, and order them by score.
 
@@ -99,6 +101,8 @@ def rank(
         classes; 0 for all.
     cache : Cache, optional
     observer : callable, optional
+    **settings
+        Instead of a recipe: ``group_by``, ``engine``, ``seed`` and the others of `headstart.fit`.
 
     Returns
     -------
@@ -122,7 +126,11 @@ def rank(
     >>> ranking.rows[0].backbone  # doctest: +SKIP
     'torchvision/resnet50'
     """
-    started_at, cache, recipe = time.perf_counter(), cache or Cache(), recipe or Recipe()
+    started_at, cache, recipe = (
+        time.perf_counter(),
+        cache or Cache(),
+        recipe_for(source, recipe, settings),
+    )
     notify: Observer = observer or (lambda _: None)
     known: list[str | FrozenBackbone] = [to_backbone(backbone) for backbone in backbones]
     _require_names([name_of(backbone) for backbone in known], measures, max_images)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from headstart.methods.method import Method
 from headstart.metrics.validation import json_text
 from headstart.models.heads.pretrained import is_published, locate_head, split_options
 from headstart.workflows.events import Decided, Noted, Observer
-from headstart.workflows.recipe import Recipe, default_method
+from headstart.workflows.recipe import Recipe, default_method, make_recipe
 from headstart.workflows.run_folder import RACE, explain_write_errors
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "choose",
     "locate_backbones",
     "read_source",
+    "recipe_for",
     "require_consistent",
     "require_engine",
     "resolve_recipe",
@@ -319,6 +322,34 @@ def task_of_source(source: object, recipe: Recipe) -> str:
     'detection'
     """
     return recipe.resolved_for(read_source(source, recipe)).task
+
+
+def recipe_for(source: object, recipe: object, settings: Mapping[str, Any]) -> Recipe:
+    """Make the recipe from the settings, or take the recipe that was passed instead of them.
+
+    Raises
+    ------
+    UsageError
+        If both are passed, or a setting is unknown or invalid.
+
+    Examples
+    --------
+    >>> recipe_for("photos/", None, {"budget": "2m"}).budget
+    120.0
+    """
+    if recipe is None:
+        return make_recipe(settings, find_task=partial(task_of_source, source))
+    if not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"`recipe` must be a Recipe, got {reprlib.repr(recipe)}. Pass settings by name, such "
+            "as backbone='resnet18'."
+        )
+    if settings:
+        raise UsageError(
+            f"`recipe` and {', '.join(f'`{name}`' for name in settings)} are both set. Put all "
+            "settings into the recipe, or pass all of them by name without a recipe."
+        )
+    return recipe
 
 
 def resolve_recipe(recipe: Recipe, data: Dataset) -> Recipe:
