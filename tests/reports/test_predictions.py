@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from headstart.data.dataset import Boxes
 from headstart.evaluation.classification import evaluate_probabilities
@@ -58,7 +59,7 @@ def test_who_abstains_has_a_column_where_somebody_may():
     rows = list(csv.DictReader(io.StringIO(class_csv(found))))
     assert [row["abstains"] for row in rows] == ["0", "1"]
     assert [row["prediction"] for row in rows] == ["ant", "ant"]
-    assert [row["bee"] for row in rows] == ["0.400000"] * 2
+    assert [row["bee"] for row in rows] == ["0.4"] * 2
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def boxes():
 def test_the_table_of_boxes_has_what_is_named(boxes):
     assert list(csv.reader(io.StringIO(render_predictions(boxes)["predictions.csv"]))) == [
         ["image", "label", "score", "left", "top", "right", "bottom"],
-        ["a,b.png", "rod", "0.750000", "1.00", "2.00", "11.00", "22.00"],
+        ["a,b.png", "rod", "0.75", "1.00", "2.00", "11.00", "22.00"],
     ]
 
 
@@ -111,3 +112,19 @@ def test_coco_reads_what_was_found(boxes, tmp_path, capsys):
         ("a,b.png", "rod"),
         ("a,b.png", "disc"),
     ]
+
+
+def test_the_numbers_of_the_report_follow_from_the_file() -> None:
+    """Six decimals made a certain mistake a probability of 0, and the log-loss infinite."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=12, size=(60, 3))
+    chances, targets = softmax(logits, axis=1), rng.integers(0, 3, 60)
+    task = ClassificationTask(classes=("ant", "bee", "cat"))
+    names = tuple(f"{i}.png" for i in range(60))
+    evaluation = evaluate_probabilities(task, chances, targets, names=names)
+    rows = list(csv.DictReader(class_csv(evaluation).splitlines()))
+    read = np.array([[float(row[name]) for name in task.classes] for row in rows])
+    np.testing.assert_allclose(read, chances, rtol=1e-8)
+    truth = np.array([task.classes.index(row["truth"]) for row in rows])
+    mean_loss = -np.log(read[np.arange(60), truth]).mean()
+    assert mean_loss == pytest.approx(evaluation.metrics["log_loss"].value, rel=1e-6)

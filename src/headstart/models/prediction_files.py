@@ -89,7 +89,7 @@ def objects_json(predictions: Iterable[Detections], classes: Sequence[str]) -> l
 def objects_csv(predictions: Iterable[Detections], classes: Sequence[str]) -> str:
     """Objects as the text of a CSV file, one line each; an image without objects has none."""
     rows = (
-        [detections.name, label, f"{score:.6f}", *(f"{side:.2f}" for side in box)]
+        [detections.name, label, f"{score:.9g}", *(f"{side:.2f}" for side in box)]
         for detections in predictions
         for label, score, box in _rounded_objects(detections, classes)
     )

@@ -44,7 +44,8 @@ def render_predictions(evaluation: AnyEvaluation) -> dict[str, str]:
 def class_csv(evaluation: Evaluation) -> str:
     """CSV text with the label, the prediction and the probabilities of every image.
 
-    If the model can abstain, a column ``abstains`` of 0 and 1 follows ``correct``.
+    Probabilities have 9 significant digits, however small they are: the report's log-loss follows
+    from them. If the model can abstain, a column ``abstains`` of 0 and 1 follows ``correct``.
 
     >>> from headstart.evaluation.classification import evaluate_probabilities
     >>> task = ClassificationTask(classes=("cat", "dog"))
@@ -52,7 +53,7 @@ def class_csv(evaluation: Evaluation) -> str:
     ...     task, np.array([[0.9, 0.1]]), np.array([1]), names=("a.png",)
     ... )
     >>> class_csv(evaluation).splitlines()
-    ['image,truth,prediction,correct,cat,dog', 'a.png,dog,cat,0,0.900000,0.100000']
+    ['image,truth,prediction,correct,cat,dog', 'a.png,dog,cat,0,0.9,0.1']
     """
     task = evaluation.task
     truths = _label_names(task, evaluation.targets)
@@ -64,7 +65,7 @@ def class_csv(evaluation: Evaluation) -> str:
     return csv_text(
         ["image", "truth", "prediction", "correct", *flag_column, *task.classes],
         (
-            [name, truth, prediction, int(correct), *flag, *(f"{p:.6f}" for p in probabilities)]
+            [name, truth, prediction, int(correct), *flag, *(f"{p:.9g}" for p in probabilities)]
             for (name, truth, prediction, correct, flag), probabilities in zip(
                 rows, evaluation.probabilities, strict=True
             )
@@ -102,7 +103,7 @@ def mask_csv(evaluation: MaskEvaluation) -> str:
     return csv_text(
         ["image", "mean_iou", "pixel_accuracy", *(f"iou {name}" for name in classes)],
         (
-            [name, *("" if np.isnan(x) else f"{x:.6f}" for x in row)]
+            [name, *("" if np.isnan(x) else f"{x:.9g}" for x in row)]
             for name, row in zip(evaluation.names, numbers, strict=True)
         ),
     )
