@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headstart.errors import UsageError
 from headstart.metrics import PRIMARY_METRICS, SELECTION_METRICS
+from headstart.metrics.transferability.features import h_score, log_me, trans_rate
+from headstart.metrics.transferability.separation import gbc, parc, sfda
 from headstart.metrics.validation import json_text, to_jsonable
 
 
@@ -58,3 +61,14 @@ def test_numbers_that_json_does_not_know_become_null(number):
         "deep": [{"value": None}],
         "array": [None, 1.0],
     }
+
+
+@pytest.mark.parametrize("score", [log_me, trans_rate, h_score, parc, gbc, sfda])
+def test_real_valued_targets_are_no_classes(score):
+    """Every number became a class of its own, and the score was meaningless."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(20, 4))
+    with pytest.raises(UsageError, match="real number"):
+        score(features, rng.normal(size=20))
+    labels = np.arange(20) % 2
+    assert score(features, labels.astype(float)) == score(features, labels)

@@ -155,6 +155,12 @@ def check_features(features: Array, targets: Array) -> tuple[Floats, Ints]:
     if not np.isfinite(f).all():
         raise UsageError("Expected finite features, got NaN or infinity. Remove those rows.")
     names, codes = np.unique(labels, return_inverse=True)
+    if labels.dtype.kind in "fc" and (names != np.rint(names.real)).any():
+        real = names[names != np.rint(names.real)][0]
+        raise UsageError(
+            f"Expected targets to be classes, got the real number {real}. These scores are not "
+            "for regression: pass class names or indices."
+        )
     if len(names) < 2:
         raise UsageError(f"Expected at least two classes, got {len(names)}. Add another class.")
     return f, codes
