@@ -1,4 +1,4 @@
-"""Output files: safe paths, whole writes and CSV text.
+"""Output files: safe paths, whole writes, CSV text and locks.
 
 Names of images and classes come from users' folders, archives and tables. None of them may lead a
 file outside the output folder, and no write may leave half a file under the final name.
@@ -10,20 +10,26 @@ import csv
 import hashlib
 import io
 import os
+import platform
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from headstart.errors import UsageError
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 __all__ = [
     "csv_text",
     "file_stems",
+    "hold_lock",
     "output_path",
     "safe_part",
     "write_whole",
@@ -36,6 +42,9 @@ LONGEST_STEM = 1_000
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 """Names of devices on Windows, with any suffix."""
 WRITTEN_SUFFIX = re.compile(r"\.(?:png|txt|json|csv|html|jpg)$", re.IGNORECASE)
+LOCK_SECONDS = 0.2
+"""Wait for a process that is just ending."""
+MAX_ATTEMPTS = 20
 FORMULA = ("=", "+", "-", "@", "\t")
 """First characters that make a spreadsheet read a cell as a formula."""
 
@@ -188,3 +197,67 @@ def _as_text_cell(text: str) -> str:
         float(text)  # a formatted number
         return text
     return f"'{text}"
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Keep other processes out while the block runs.
+
+    The operating system holds the lock on an open file and frees it when the process ends, however
+    it ends. The number of the process in the file is only for messages.
+
+    Parameters
+    ----------
+    path : Path
+        The file to lock. It is made, with its folder, and removed at the end.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock. Its message names that process.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, hold_lock(Path(folder, "in-use")):
+    ...     Path(folder, "in-use").is_file()
+    True
+    """
+    from filelock import Timeout
+
+    try:
+        lock = _acquire(path)
+    except Timeout as error:
+        raise BlockingIOError(_name_owner(path)) from error
+    try:
+        yield
+    finally:
+        # Removed while it is locked: who waits for it sees that the file is gone, and retries.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(path: Path) -> BaseFileLock:
+    from filelock import FileLock
+
+    for attempt in count():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=LOCK_SECONDS)
+        try:
+            lock.acquire(poll_interval=0.02)
+            path.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
+        except FileNotFoundError:  # the process that ended has just removed the folder
+            if attempt == MAX_ATTEMPTS:
+                raise
+            continue
+        return lock
+    raise AssertionError  # pragma: no cover - count() does not end
+
+
+def _name_owner(path: Path) -> str:
+    try:
+        pid, _, host = path.read_text(encoding="utf-8", errors="replace")[:200].partition(" ")
+    except OSError:
+        return "Another process"
+    return f"Process {pid} on {host}" if pid.isdecimal() and host else "Another process"

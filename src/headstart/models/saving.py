@@ -32,7 +32,14 @@ from headstart.models.heads.linear import LinearHead
 from headstart.models.heads.segmentation import MaskHead
 from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask, Task
 from headstart.models.transfer_model import TransferModel
-from headstart.models.writing import DESCRIPTION, FORMAT, TENSORS, VERSION, save
+from headstart.models.writing import (
+    DESCRIPTION,
+    FORMAT,
+    TENSORS,
+    VERSION,
+    fitting_tensors,
+    save,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -302,7 +309,7 @@ def load(folder: str | Path, *, module: object = None) -> TransferModel:
     """
     folder = Path(folder)
     description = _read_description(folder)
-    content = _read_tensors(folder / TENSORS, str(description["files"][TENSORS]))
+    content = _read_tensors(fitting_tensors(folder), str(description["files"][TENSORS]))
     try:
         return assemble_model(description, content, module=module)
     except ModelFileError:

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from headstart.data.dataset import Dataset
 from headstart.data.formats.objects import object_name
 from headstart.errors import SetupError, UsageError
-from headstart.files import output_path, safe_part, write_whole
+from headstart.files import hold_lock, output_path, safe_part, write_whole
 from headstart.metrics.validation import json_text
 from headstart.models.writing import save
 from headstart.reports.predictions import render_predictions
 from headstart.reports.report import Facts, render_card, render_html, render_json
 from headstart.training import checkpoint
 from headstart.workflows.recipe import Recipe
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 __all__ = [
     "checkpoint_folder",
@@ -46,11 +41,6 @@ __all__ = [
 
 LOCK = "in-use"
 """File that the training process has locked, with its number and its machine."""
-
-LOCK_SECONDS = 0.2
-"""Wait for a process that is just ending."""
-
-MAX_ATTEMPTS = 20
 
 LEAST_SPACE = 50_000_000
 """Bytes that must be free before a run begins; a model of the embedded backbone has 20 MB."""
@@ -203,9 +193,6 @@ def has_checkpoint(folder: Path) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder of checkpoints against other processes while the block runs.
 
-    The operating system holds the lock on an open file and frees it when the process ends, however
-    it ends. The number in the file is only for the message.
-
     Parameters
     ----------
     folder : Path
@@ -224,51 +211,21 @@ def locked(folder: Path) -> Iterator[None]:
     ...     (Path(parent, "run.partial") / LOCK).is_file()
     True
     """
-    from filelock import Timeout
-
-    path = folder / LOCK
-    with explain_write_errors(folder):
+    with ExitStack() as held:
+        with explain_write_errors(folder):
+            try:
+                held.enter_context(hold_lock(folder / LOCK))
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{error} is training in {folder}. Wait until it ends, or choose another "
+                    "folder with --out."
+                ) from error
         try:
-            lock = _acquire(path)
-        except Timeout as error:
-            raise UsageError(
-                f"{_name_owner(path)} is training in {folder}. Wait until it ends, or choose "
-                "another folder with --out."
-            ) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # the run is complete; a file that stays does no harm
-            # Deleted while it is locked: who waits for it sees that the file is gone, and retries.
-            path.unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        lock.release()
-
-
-def _acquire(path: Path) -> BaseFileLock:
-    from filelock import FileLock
-
-    for attempt in itertools.count():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=LOCK_SECONDS)
-        try:
-            lock.acquire(poll_interval=0.02)
-            path.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
-        except FileNotFoundError:  # the process that ended has just removed the folder
-            if attempt == MAX_ATTEMPTS:
-                raise
-            continue
-        return lock
-    raise AssertionError  # pragma: no cover - count() does not end
-
-
-def _name_owner(path: Path) -> str:
-    try:
-        pid, _, host = path.read_text(encoding="utf-8", errors="replace")[:200].partition(" ")
-    except OSError:
-        return "Another process"
-    return f"Process {pid} on {host}" if pid.isdecimal() and host else "Another process"
+            yield
+        finally:
+            held.close()
+            with suppress(OSError):  # the run is complete; a folder that stays does no harm
+                folder.rmdir()  # only if it is empty
 
 
 def delete_checkpoint(folder: Path) -> bool:
