@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.backbones.catalog import names, resolve
+from headstart.backbones.catalog import names, published_accuracy, resolve
 from headstart.backbones.spec import BackboneSpec
 from headstart.errors import UnknownNameError, UsageError
 
@@ -228,3 +228,18 @@ def test_a_name_can_end_the_network_early():
 def test_an_end_without_a_stage_is_refused():
     with pytest.raises(UsageError, match="until"):
         resolve("resnet18?until=")
+
+
+@pytest.mark.parametrize("name", tracker_names("torchvision"))
+def test_the_accuracy_is_the_one_that_torchvision_publishes(name):
+    from torchvision.models import get_model_weights
+
+    spec = resolve(name)
+    published = get_model_weights(spec.architecture.removeprefix("torchvision/"))
+    weights = next(entry for entry in published if entry.url.endswith(spec.file))
+    assert published_accuracy(name) == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+
+
+def test_no_accuracy_is_made_up():
+    stated = [name for name in names() if published_accuracy(name) is not None]
+    assert stated == [name for name in names() if name.startswith("torchvision/")]

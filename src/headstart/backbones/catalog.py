@@ -20,7 +20,7 @@ from headstart.backbones.spec import BackboneSpec, Option, Stage
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError
 
-__all__ = ["BackboneSpec", "Stage", "names", "resolve", "table"]
+__all__ = ["BackboneSpec", "Stage", "names", "published_accuracy", "resolve", "table"]
 
 RGB = tuple[float, float, float]
 IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -166,6 +166,38 @@ STAGES: Mapping[str, str] = {
 # fmt: on
 
 
+PUBLISHED_ACCURACY = {
+    "torchvision/resnet18": 69.758,
+    "torchvision/resnet50": 80.858,
+    "torchvision/resnet50.v1": 76.13,
+    "torchvision/resnet101": 81.886,
+    "torchvision/resnet101.v1": 77.374,
+    "torchvision/resnet152": 82.284,
+    "torchvision/resnet152.v1": 78.312,
+    "torchvision/vgg16": 71.592,
+    "torchvision/vgg19": 72.376,
+    "torchvision/efficientnet_b0": 77.692,
+    "torchvision/efficientnet_b1": 79.838,
+    "torchvision/efficientnet_b1.v1": 78.642,
+    "torchvision/efficientnet_b2": 80.608,
+    "torchvision/efficientnet_b3": 82.008,
+    "torchvision/efficientnet_b4": 83.384,
+    "torchvision/inception_v3": 77.294,
+    "torchvision/mobilenet_v2": 72.154,
+    "torchvision/mobilenet_v2.v1": 71.878,
+    "torchvision/mobilenet_v3_large": 75.274,
+    "torchvision/mobilenet_v3_large.v1": 74.042,
+    "torchvision/mobilenet_v3_small": 67.668,
+    "torchvision/densenet121": 74.434,
+    "torchvision/convnext_tiny": 82.52,
+    "torchvision/regnet_y_1_6gf": 80.876,
+    "torchvision/regnet_y_1_6gf.v1": 77.95,
+    "torchvision/vit_b_16": 81.072,
+}
+"""ImageNet-1k top-1 accuracy in percent, as torchvision publishes it with the weights. For the
+other rows neither the package nor timm states one."""
+
+
 @cache
 def table() -> dict[str, BackboneSpec]:
     """Return the specifications of all rows by name. Do not modify the dictionary.
@@ -227,6 +259,17 @@ def names() -> list[str]:
     True
     """
     return list(table())
+
+
+def published_accuracy(name: str) -> float | None:
+    """Return the ImageNet-1k top-1 accuracy in percent that the publisher states, or None.
+
+    Examples
+    --------
+    >>> published_accuracy("torchvision/resnet18"), published_accuracy("timm/resnet50")
+    (69.758, None)
+    """
+    return PUBLISHED_ACCURACY.get(name)
 
 
 def resolve(name: str, *, offline: bool | None = None) -> BackboneSpec:

@@ -361,13 +361,14 @@ def data_check(
 
 @app.command()
 def backbones(as_json: AsJson = False) -> None:
-    """List the pretrained backbones with their data and licence.
+    """List the pretrained backbones with size, accuracy, licence and data.
 
-    The column "here" shows whether the weights are on this machine; the others are downloaded on
-    first use. Any other network of timm or of the Hugging Face Hub works too: timm/<name>,
-    hf/<org>/<model>.
+    The column "top-1" is the accuracy on ImageNet-1k in percent, where the publisher of the
+    weights states it. The column "here" shows whether the weights are on this machine; the
+    others are downloaded on first use. Any other network of timm or of the Hugging Face Hub
+    works too: timm/<name>, hf/<org>/<model>.
     """
-    from headstart.backbones.catalog import names, resolve
+    from headstart.backbones.catalog import names, published_accuracy, resolve
     from headstart.backbones.weights import is_on_disk
     from headstart.cli.tables import show_backbones
     from headstart.cli.terminal import plain_console
@@ -380,6 +381,7 @@ def backbones(as_json: AsJson = False) -> None:
             "source": spec.source,
             "input": list(spec.preprocess.shape),
             "megabytes": spec.megabytes,
+            "imagenet_top1": published_accuracy(spec.name),
             "on_disk": is_on_disk(spec),
         }
         for spec in map(resolve, names())
