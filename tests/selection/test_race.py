@@ -1,4 +1,4 @@
-"""The race: selected candidates, winner, end of the race, and its record."""
+"""The race with proof: selected candidates, winner, end of the race, and its record."""
 
 import itertools
 import json
@@ -14,10 +14,11 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
-from headstart.selection import race
+from headstart.selection import race, race_estimate, trainings
 from headstart.selection.probes import RaceContext
 from headstart.selection.progress import FirstModel
-from headstart.selection.race import decide, estimate_race
+from headstart.selection.race import decide_with_proof as decide
+from headstart.selection.race_estimate import estimate_race
 from headstart.training.interruption import StopRequested
 
 
@@ -60,7 +61,8 @@ def truths(monkeypatch):
         return np.eye(2)[np.where(right, targets, 1 - targets)], candidate
 
     monkeypatch.setattr(race, "train_and_predict", predict)
-    monkeypatch.setattr(race, "_estimate_training", lambda *_: 0.001)
+    for module in (race, trainings):
+        monkeypatch.setattr(module, "estimate_training", lambda *_: 0.001)
     return accuracy
 
 
@@ -232,26 +234,36 @@ def test_groups_stay_together(backbone, extractor, truths):
 def test_the_plan_says_what_the_race_would_do_and_learns_nothing(backbone, extractor, monkeypatch):
     monkeypatch.setattr(race, "train_and_predict", None)
     monkeypatch.setattr("headstart.selection.probes.search_penalty", None)
-    found = estimate_race([backbone], drawn(60, noise=0.5), extractor=extractor, budget=1e6)
+    found = estimate_race(
+        [backbone], drawn(60, noise=0.5), prove=True, extractor=extractor, budget=1e6
+    )
     assert [row["state"] for row in found["rows"]] == ["probed"] * 3 + ["promoted"] * 2
     parts = sum(row["estimated"] for row in found["rows"])
     assert parts < found["estimated"] < 2 * parts  # one of the two is trained afterwards
     assert json.loads(json.dumps(found))["rows"][0]["score"] is None
-    short = estimate_race([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.01)
+    short = estimate_race(
+        [backbone], drawn(60, noise=0.5), prove=True, extractor=extractor, budget=0.01
+    )
     assert {row["state"] for row in short["rows"]} == {"probed", "left out"}
     assert short["estimated"] == pytest.approx(sum(r["estimated"] for r in short["rows"][:3]))
     assert short["why"][0].startswith(f"Would be skipped: {LAST} (needs about")
     less = estimate_race(
-        [backbone], drawn(60, noise=0.5), extractor=extractor, budget=0.9 * found["estimated"]
+        [backbone],
+        drawn(60, noise=0.5),
+        prove=True,
+        extractor=extractor,
+        budget=0.9 * found["estimated"],
     )
     assert less["estimated"] <= 0.9 * found["estimated"]  # it stops when the time is up
 
 
 def test_the_plan_counts_the_control_with_random_weights(backbone, extractor, monkeypatch):
-    monkeypatch.setattr(race, "training_candidates", lambda *_, **__: ())
+    monkeypatch.setattr(race_estimate, "training_candidates", lambda *_, **__: ())
 
     def more(n, budget):
-        found = estimate_race([backbone], drawn(n, noise=0.5), extractor=extractor, budget=budget)
+        found = estimate_race(
+            [backbone], drawn(n, noise=0.5), prove=True, extractor=extractor, budget=budget
+        )
         return found["estimated"] / sum(row["estimated"] for row in found["rows"])
 
     assert more(199, 120) == pytest.approx(1)
@@ -263,7 +275,7 @@ def test_a_refusal_that_names_some_of_many_classes_ends_in_words(backbone, extra
     few = drawn(14, noise=0).samples
     samples = tuple(replace(one, target=f"class{i % 7}") for i, one in enumerate(few))
     data = Dataset(samples=samples, classes=tuple(f"class{i}" for i in range(7)))
-    found = estimate_race([backbone], data, extractor=extractor, budget=60)
+    found = estimate_race([backbone], data, prove=True, extractor=extractor, budget=60)
     assert [row["note"][-8:] for row in found["rows"][3:]] == ["'class4'"] * 3
 
 

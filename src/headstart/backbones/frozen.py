@@ -152,6 +152,10 @@ class FrozenBackbone:
         preprocess = replace(self.spec.preprocess, canvas=canvas)
         return replace(self, spec=replace(self.spec, preprocess=preprocess))
 
+    def resized(self, side: int) -> FrozenBackbone:
+        """Return this backbone with square images of ``side`` pixels as its input."""
+        return replace(self, spec=self.spec.resized(side))
+
     def until(self, stage: str) -> FrozenBackbone:
         """Return the backbone that ends with ``stage``, pooled by the spatial mean.
 

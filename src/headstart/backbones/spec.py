@@ -134,18 +134,41 @@ class BackboneSpec:
         if names and stage not in names:
             raise UnknownNameError("stage", stage, names)
         stages = self.stages[: names.index(stage) + 1] if names else ()
-        file, at, rest = self.name.rpartition("@")  # a path may contain question marks
-        model, _, query = rest.partition("?")
-        options = [
-            option for option in query.split("&") if option and not option.startswith("until=")
-        ]
         return replace(
             self,
-            name=f"{file}{at}{model}?{'&'.join([*options, f'until={stage}'])}",
+            name=self._name_with({"until": stage}),
             stages=stages,
             width=stages[-1].channels if stages else 0,
             until=stage,
         )
+
+    def resized(self, side: int) -> Self:
+        """Return the specification for square images of ``side`` pixels; the crop keeps its share.
+
+        Examples
+        --------
+        >>> from headstart.backbones.catalog import resolve
+        >>> spec = resolve("resnet18").resized(160)
+        >>> spec == resolve(spec.name), spec.preprocess.crop, spec.preprocess.resize
+        (True, 160, 183)
+        """
+        resize = round(side * self.preprocess.resize / self.preprocess.crop)
+        return replace(
+            self,
+            name=self._name_with({"crop": side, "resize": resize}),
+            preprocess=replace(self.preprocess, crop=side, resize=resize),
+        )
+
+    def _name_with(self, options: Mapping[str, Any]) -> str:
+        """Return the name with options after the question mark, ``until`` at the end."""
+        file, at, rest = self.name.rpartition("@")  # a path may contain question marks
+        model, _, query = rest.partition("?")
+        pairs = [option for option in query.split("&") if option.partition("=")[0] not in options]
+        pairs = sorted(filter(None, pairs), key=lambda pair: pair.startswith("until="))
+        new = [f"{key}={value}" for key, value in options.items()]
+        is_last = "until" in options or not any(pair.startswith("until=") for pair in pairs)
+        pairs = [*pairs, *new] if is_last else [*pairs[:-1], *new, pairs[-1]]
+        return f"{file}{at}{model}?{'&'.join(pairs)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary that JSON can store."""

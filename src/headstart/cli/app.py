@@ -40,6 +40,7 @@ from headstart.cli.options import (
     Offline,
     OpenReport,
     OutputFormat,
+    Prove,
     Quiet,
     RequireLead,
     Resume,
@@ -114,6 +115,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     backbone: Backbone = "embedded/efficientnet_lite0",
     backbones: Backbones = "",
     budget: Budget = "2m",
+    prove: Prove = False,
     group_by: GroupBy = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
@@ -136,8 +138,9 @@ def fit(  # noqa: PLR0913 - one argument a flag
     """Train a model on your images, evaluate it, and write a report.
 
     Without --method, fit compares linear probes and fine-tuning on held-out training images, within
-    the time of --budget. It keeps the linear probe unless another candidate is significantly
-    better. The output folder holds the model, report.html and the predictions for the test images.
+    the time of --budget, and keeps the candidate that is expected to be best. With --prove it keeps
+    the linear probe unless another candidate is significantly better. The output
+    folder holds the model, report.html and the predictions for the test images.
     """
     detail = parse_detail(quiet, verbose)
     run = _run_fit(

@@ -41,6 +41,7 @@ __all__ = [
     "Offline",
     "OpenReport",
     "OutputFormat",
+    "Prove",
     "Quiet",
     "RequireLead",
     "Resume",
@@ -100,6 +101,14 @@ Budget = Annotated[
     typer.Option(
         help="Time for comparing candidates and training the chosen one: 90s, 10m, 1h. 0: linear "
         "probes only."
+    ),
+]
+Prove = Annotated[
+    bool,
+    typer.Option(
+        "--prove",
+        help="Keep the linear probe unless another candidate is significantly better in "
+        "cross-validation. Default: the candidate that is expected to be best.",
     ),
 ]
 Backbones = Annotated[

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.rungs import Rung, find_rungs
 from headstart.data.dataset import Dataset, Sample
+from headstart.data.transforms.augment import Augmentation
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor, SplitPoint
 from headstart.methods.finetune import Finetune
@@ -21,6 +22,7 @@ from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.selection.progress import FoldWatch
+from headstart.training.job import Session
 from headstart.training.optim import Training
 from headstart.training.profiler import FAST_BATCH_SECONDS
 from headstart.training.time_estimate import (
@@ -37,20 +39,31 @@ __all__ = [
     "estimate_training_seconds",
     "has_training_costs",
     "image_costs",
+    "is_resizable",
     "known_feature_seconds",
     "measuring_seconds",
     "method_from_record",
     "method_to_record",
     "probe_candidate",
     "probe_depths",
+    "recipe_candidates",
     "rejection_reason",
     "train_and_predict",
+    "train_on_holdout",
     "training_candidates",
+    "with_epochs",
 ]
 
 ALL_EPOCHS = Training(patience=1000)
 """Trainings of a race run all epochs, so that their duration can be estimated. The best epoch is
 kept anyway. The winner is trained with the same settings."""
+
+EPOCHS, LEAST_EPOCHS = 8, 3
+"""Epochs of the recipe, and the smallest number to which a short budget reduces them."""
+
+RECIPE_RATE = 3e-4
+TRAINING_SIDE, LEAST_RESIZED_SIDE = 160, 192
+"""Side of the images of a training, in pixels, and the smallest side that is reduced to it."""
 
 LEARNING_RATES = 3e-5, 3e-4
 """Learning rates of fine-tuning: the low one for few natural photographs, the high one for small
@@ -166,6 +179,69 @@ def training_candidates(
             Candidate(name=name, backbone=backbone, full_backbone=backbone, method=scratch),
         )
     return (rungs[0],), tuple(rungs[1:])
+
+
+def recipe_candidates(
+    backbone: FrozenBackbone, seed: int, *, include_scratch: bool
+) -> tuple[Candidate, ...]:
+    """List the trainings of a choice by expected gain, the one with the largest gain first.
+
+    Every rung has the measured recipe (docs/results.md): images of ``TRAINING_SIDE`` pixels, light
+    augmentation, ``EPOCHS`` epochs at ``RECIPE_RATE`` along a cosine, the last of which is kept.
+    """
+    start = backbone.resized(TRAINING_SIDE) if is_resizable(backbone) else backbone
+    candidates = [
+        Candidate(
+            name=f"fine-tuning {rung.name}",
+            backbone=start,
+            full_backbone=backbone,
+            method=Finetune(
+                train_from=rung.name,
+                learning_rate=RECIPE_RATE,
+                augmentation=Augmentation.named("light"),
+                training=Training(epochs=EPOCHS, patience=0),
+                seed=seed,
+            ),
+            trains=rung.shares,
+        )
+        for rung in reversed(find_rungs(start.module))
+        if rung.name != "head"
+    ]
+    if not include_scratch:
+        return tuple(candidates)
+    method = Scratch(training=ALL_EPOCHS, seed=seed)
+    scratch = Candidate(
+        name="training from scratch", backbone=backbone, full_backbone=backbone, method=method
+    )
+    return (scratch, *candidates)
+
+
+def is_resizable(backbone: FrozenBackbone) -> bool:
+    """Whether smaller images make a training quicker: of a convolutional network, from 192 pixels.
+
+    A transformer has positions for one size of images; all its stages have one stride.
+
+    Examples
+    --------
+    >>> is_resizable(FrozenBackbone.open("embedded/efficientnet_lite0"))
+    True
+    >>> is_resizable(FrozenBackbone.open("embedded/efficientnet_lite0?crop=96"))
+    False
+    """
+    preprocess = backbone.spec.preprocess
+    stages = backbone.spec.stages or backbone.module.stages
+    is_square = preprocess.canvas is None and preprocess.fit == "crop"
+    return (
+        is_square and preprocess.crop >= LEAST_RESIZED_SIDE and len({s.stride for s in stages}) > 1
+    )
+
+
+def with_epochs(candidate: Candidate, epochs: int) -> Candidate:
+    """Return the candidate with another number of epochs; its schedule ends with the last one."""
+    method: Any = candidate.method
+    return replace(
+        candidate, method=replace(method, training=replace(method.training, epochs=epochs))
+    )
 
 
 def rejection_reason(candidate: Candidate, parts: Sequence[Dataset]) -> str:
@@ -349,6 +425,36 @@ def train_and_predict(
     features = _pooled_features(model, test.samples, extractor, watch)
     logits = np.asarray(model.linear_head().logits(features), dtype=np.float64)
     return logits, replace(candidate, method=method, alternatives=())
+
+
+def train_on_holdout(
+    candidate: Candidate,
+    train: Dataset,
+    held_out: Dataset,
+    *,
+    extractor: Extractor,
+    session: Session,
+    watch: FoldWatch,
+) -> tuple[NDArray[np.float64], TransferModel]:
+    """Train on some images and predict the held-out ones; the model may be kept.
+
+    The held-out images also calibrate the model's temperature.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the training was interrupted.
+    RaceStoppedError
+        If ``watch`` has stopped it.
+    TrainingError
+        If the training fails.
+    """
+    start = create_model(candidate.backbone, train)
+    model = candidate.method.fit(start, train, held_out, extractor=extractor, session=session)
+    if model.record.get("interrupted"):
+        raise KeyboardInterrupt
+    features = _pooled_features(model, held_out.samples, extractor, watch)
+    return np.asarray(model.linear_head().logits(features), dtype=np.float64), model
 
 
 def _pooled_features(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.data.splits import kfold, nested_fractions
+from headstart.errors import UsageError
 from headstart.features.engines import measuring_pays
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import random_like
@@ -35,9 +36,12 @@ from headstart.selection.progress import (
     NextStep,
     RaceEvent,
     RaceStoppedError,
+    check_stop,
 )
 from headstart.selection.rules import (
     PROBES_ALPHA,
+    PROVED_RULE,
+    RULE,
     CandidateResult,
     Scorer,
     adjusted_level,
@@ -48,11 +52,15 @@ from headstart.training.penalty_search import Problem, search_penalty
 from headstart.training.time_estimate import probe_seconds
 
 __all__ = [
+    "OnEvent",
+    "OnProgress",
     "RaceContext",
     "RaceEntry",
+    "create_context",
     "estimate_control_seconds",
     "format_gain",
     "pretraining_is_useless",
+    "race_record",
     "run_probes",
     "select_best_probe",
 ]
@@ -68,6 +76,8 @@ MIN_CONTROL_IMAGES = 200
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+OnProgress = Callable[[str], None]
+OnEvent = Callable[[RaceEvent], None]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -151,6 +161,8 @@ class RaceContext:
         Number of probes that were planned.
     probing : float
         Seconds that all probes took, measuring included.
+    prove : bool
+        Leave the probe only if another candidate is significantly better.
     """
 
     train: Dataset
@@ -170,6 +182,7 @@ class RaceContext:
     image_seconds: float | None = None
     n_probes: int = 0
     probing: float = 0.0
+    prove: bool = False
 
     def __post_init__(self) -> None:
         self.scorer, self.folds = _create_scorer_and_folds(self.train, self.seed)
@@ -203,6 +216,74 @@ class RaceContext:
     def expected_measuring(self, n_candidates: int) -> float:
         """Expected seconds of that measurement; 0 if nothing is known, as with cached features."""
         return n_candidates * measuring_seconds(self.image_seconds or 0.0, cores())
+
+
+def create_context(
+    backbones: Sequence[FrozenBackbone],
+    parts: tuple[Dataset, Dataset | None],
+    extractor: Extractor,
+    budget: float,
+    seed: int,
+    on_progress: OnProgress | None,
+    notify: OnEvent,
+    *,
+    prove: bool = False,
+) -> RaceContext:
+    """Create the context of a race; refuse data that it cannot be run on.
+
+    Raises
+    ------
+    UsageError
+        If there is no backbone, or the data have boxes or masks.
+    DataError
+        If a class has too few images or groups for two folds.
+    """
+    train, val = parts
+    if not backbones:
+        raise UsageError("Expected at least one backbone, got none. Pass --backbone NAME.")
+    if train.is_dense:
+        raise UsageError(
+            "The method can be chosen automatically only for image classification, but these "
+            f"labels are for {train.kind}. Pass --method finetune."
+        )
+    probe_candidate(backbones[0], "", seed).method.check(train)
+    stop, report = StopRequest(notify), extractor.progress
+
+    def progress(step: str, done: int, total: int) -> None:
+        check_stop(stop)
+        if report is not None:
+            report(step, done, total)
+
+    return RaceContext(
+        train=train,
+        val=val,
+        extractor=replace(extractor, progress=progress),
+        budget=budget,
+        seed=seed,
+        on_progress=on_progress or (lambda _: None),
+        notify=notify,
+        stop=stop,
+        progress=progress,
+        prove=prove,
+    )
+
+
+def race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[str, Any]:
+    """Return the result of a race as plain values."""
+    return {
+        "measure": PRIMARY_METRICS[context.train.kind],
+        "rule": PROVED_RULE if context.prove else RULE,
+        "why": list(context.reasons),
+        "budget": context.budget,
+        "estimated": context.estimated,
+        "seconds": context.elapsed,
+        "measured": context.measured,
+        "probing": context.probing,
+        "stopped": context.stop.is_requested,
+        "images": len(context.train),
+        "folds": len(context.folds),
+        "rows": [row.as_dict() for row in rows],
+    }
 
 
 def run_probes(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[RaceEntry]:

@@ -1,45 +1,40 @@
 """Race: choose backbone, depth and method on held-out training images.
 
-Linear probes at several depths need one forward pass per image. At most two trainings race
-against the best probe, fold by fold. The race ends when one of them is significantly better, when
-none of them gains, when the time budget is used up, or after Ctrl-C.
+Linear probes at several depths need one forward pass per image. Then trainings run on one hold-out
+and the candidate that is expected to be best is chosen (expected_gain.py). With ``prove`` at most
+two trainings race against the best probe, fold by fold. That race ends when one of them is
+significantly better, when none of them gains, when the budget is used up, or after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
-from headstart.errors import DataError, TrainingError, UsageError
+from headstart.errors import DataError, TrainingError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
-from headstart.metrics import PRIMARY_METRICS
 from headstart.metrics.confidence_intervals import Difference
 from headstart.selection.candidates import (
-    Candidate,
-    estimate_feature_seconds,
-    estimate_training_seconds,
     has_training_costs,
-    probe_candidate,
-    probe_depths,
-    rejection_reason,
     train_and_predict,
     training_candidates,
 )
+from headstart.selection.expected_gain import TrainedCandidate, race_on_holdout
 from headstart.selection.probes import (
     Fold,
+    OnEvent,
+    OnProgress,
     RaceContext,
     RaceEntry,
-    estimate_control_seconds,
+    create_context,
     format_gain,
     pretraining_is_useless,
+    race_record,
     run_probes,
     select_best_probe,
 )
@@ -47,7 +42,6 @@ from headstart.selection.progress import (
     BudgetUsedUpError,
     FoldWatch,
     NextStep,
-    RaceEvent,
     RaceStoppedError,
     capitalise,
     check_stop,
@@ -57,18 +51,19 @@ from headstart.selection.progress import (
 )
 from headstart.selection.rules import (
     BUDGET,
-    RULE,
     TRAININGS_ALPHA,
-    CandidateResult,
     adjusted_level,
     index_of_best_gain,
 )
-from headstart.training.interruption import StopRequest
+from headstart.selection.trainings import (
+    all_folds_seconds,
+    assess_candidate,
+    estimate_training,
+    skip_sentence,
+    split_fold,
+)
 
-__all__ = ["Decision", "decide", "estimate_race"]
-
-OnProgress = Callable[[str], None]
-OnEvent = Callable[[RaceEvent], None]
+__all__ = ["Decision", "decide", "decide_with_proof"]
 
 STOPPED = "stopped by Ctrl-C"
 
@@ -85,12 +80,18 @@ class Decision:
         Engine that computed the features.
     record : dict
         Plain values for the model's record and the report.
+    full_backbone : FrozenBackbone
+        The backbone with all stages and images of its own size.
+    trained : TrainedCandidate, optional
+        The trained model, if the winner was trained on the images that were not held out.
     """
 
     method: Method
     backbone: FrozenBackbone
     engine: str
     record: dict[str, Any]
+    full_backbone: FrozenBackbone
+    trained: TrainedCandidate | None = None
 
 
 def decide(
@@ -143,20 +144,60 @@ def decide(
     >>> decide([backbone], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
     'linear-probe'
     """
-    context = _create_context(
+    context = create_context(
         backbones, (train, val), extractor, budget, seed, on_progress, notify or (lambda _: None)
     )
+    return _decide(context, backbones)
+
+
+def decide_with_proof(
+    backbones: Sequence[FrozenBackbone],
+    train: Dataset,
+    val: Dataset | None = None,
+    *,
+    extractor: Extractor,
+    budget: float = BUDGET,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    notify: OnEvent | None = None,
+) -> Decision:
+    """Choose as ``decide``, but leave the probe only for a significantly better candidate.
+
+    Trainings race fold by fold, and the winner is trained on all images afterwards. The parameters
+    and exceptions are those of ``decide``.
+    """
+    context = create_context(
+        backbones,
+        (train, val),
+        extractor,
+        budget,
+        seed,
+        on_progress,
+        notify or (lambda _: None),
+        prove=True,
+    )
+    return _decide(context, backbones)
+
+
+def _decide(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> Decision:
+    """Run probes and trainings, and choose by the rule of the context."""
     with context.stop:
         probe_entries = run_probes(context, backbones)
         best = select_best_probe(context, probe_entries)
         context.probing = context.elapsed
-        race_entries, rejected = _select_candidates(context, best)
-        winner = _race_candidates(context, best, race_entries) if race_entries else best
+        trained = None
+        if context.prove:
+            race_entries, rejected = _select_candidates(context, best)
+            winner = _race_candidates(context, best, race_entries) if race_entries else best
+        else:
+            result = race_on_holdout(context, best)
+            race_entries, rejected = result.raced, result.skipped
+            winner, trained = result.winner, result.trained
     if context.stop.is_requested:
-        winner = best  # a training that has won must still be trained on all images
+        winner = winner if trained is not None else best  # else it must train on all images yet
         context.reasons.append(
-            "The race was stopped by Ctrl-C. The best linear probe is kept; candidates that were "
-            "not compared, or not trained on all images, may be better."
+            "The race was stopped by Ctrl-C. The best candidate that is ready is kept; candidates "
+            "that were not compared, or not trained on all images, may be better."
         )
     winner.note(state="chosen")
     context.reasons.append(f"Chosen: {winner.row.name}.")
@@ -168,135 +209,16 @@ def decide(
     return Decision(
         method=winner.candidate.method,
         backbone=winner.candidate.backbone,
-        engine=extractor.plan_extraction(winner.candidate.full_backbone, train.samples)[0].engine,
-        record=_race_record(context, [entry.row for entry in entries]),
+        engine=_engine_of(context, winner),
+        record=race_record(context, [entry.row for entry in entries]),
+        full_backbone=winner.candidate.full_backbone,
+        trained=trained,
     )
 
 
-def estimate_race(
-    backbones: Sequence[FrozenBackbone],
-    train: Dataset,
-    val: Dataset | None = None,
-    *,
-    extractor: Extractor,
-    budget: float = BUDGET,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Estimate what a race would run and how long it would take, without training.
-
-    Returns
-    -------
-    dict
-        Same form as ``Decision.record``. The estimate of a training covers all folds.
-        ``estimated`` assumes that all candidates run and that the longest training follows,
-        within the budget.
-
-    Raises
-    ------
-    UsageError, DataError
-        As in ``decide``.
-    """
-    context = _create_context(
-        backbones, (train, val), extractor, budget, seed, None, lambda _: None
-    )
-    rows = _estimate_probes(context, backbones)
-    elapsed = sum(row.estimated for row in rows)
-    control_seconds = estimate_control_seconds(context, backbones[0])
-    if elapsed + control_seconds <= context.budget:  # as for ``pretraining_is_useless``
-        elapsed += control_seconds
-    context.estimated, longest_training = elapsed, 0.0
-    for alternatives in training_candidates(backbones[0], seed, include_scratch=False):
-        for candidate in alternatives:
-            entry, rejection, (fold_seconds, full_seconds) = _assess_candidate(
-                context, candidate, elapsed
-            )
-            rows.append(entry.row)
-            if rejection:
-                total = elapsed + fold_seconds + full_seconds if full_seconds else 0.0
-                context.reasons.append(
-                    _skip_sentence("Would be skipped", candidate.name, rejection, total)
-                )
-            else:
-                note = (
-                    f"first fold {format_seconds(fold_seconds)}, final training "
-                    f"{format_seconds(full_seconds)}"
-                )
-                shares = f" (trains {candidate.trains})" if candidate.trains else ""
-                context.reasons.append(f"{capitalise(candidate.name)}{shares}: {note}.")
-                all_folds_seconds = _all_folds_seconds(context, candidate, fold_seconds)
-                rows[-1] = replace(rows[-1], estimated=all_folds_seconds, note=note)
-                elapsed += fold_seconds
-                longest_training = max(longest_training, full_seconds)
-                context.estimated += all_folds_seconds
-                break
-    if longest_training:
-        context.estimated = min(context.estimated + longest_training, context.budget)
-    context.reasons.append(
-        "Trainings run only if the best probe misclassifies enough held-out images, and only while "
-        "they gain and the budget lasts. Training another backbone, or training from scratch, "
-        "takes a different time."
-    )
-    return _race_record(context, rows)
-
-
-def _estimate_probes(
-    context: RaceContext, backbones: Sequence[FrozenBackbone]
-) -> list[CandidateResult]:
-    """Estimate the duration of all probes, in the order of ``run_probes``."""
-    rows = []
-    train = context.train
-    for backbone in backbones:
-        ends = probe_depths(backbone)
-        feature_seconds = estimate_feature_seconds(
-            backbone, train.samples, train, extractor=context.extractor
-        )
-        for end in reversed(ends):
-            candidate = probe_candidate(
-                backbone, end, context.seed, with_backbone=len(backbones) > 1
-            )
-            probe_seconds = context.probe_seconds(len(train), candidate.backbone.width)
-            estimated = feature_seconds / len(ends) + probe_seconds
-            entry = RaceEntry.of(candidate, _empty_scores(context), estimated=estimated)
-            rows.append(entry.row)
-    return rows
-
-
-def _create_context(
-    backbones: Sequence[FrozenBackbone],
-    parts: tuple[Dataset, Dataset | None],
-    extractor: Extractor,
-    budget: float,
-    seed: int,
-    on_progress: OnProgress | None,
-    notify: OnEvent,
-) -> RaceContext:
-    train, val = parts
-    if not backbones:
-        raise UsageError("Expected at least one backbone, got none. Pass --backbone NAME.")
-    if train.is_dense:
-        raise UsageError(
-            "The method can be chosen automatically only for image classification, but these "
-            f"labels are for {train.kind}. Pass --method finetune."
-        )
-    probe_candidate(backbones[0], "", seed).method.check(train)
-    stop, report = StopRequest(notify), extractor.progress
-
-    def progress(step: str, done: int, total: int) -> None:
-        check_stop(stop)
-        if report is not None:
-            report(step, done, total)
-
-    return RaceContext(
-        train=train,
-        val=val,
-        extractor=replace(extractor, progress=progress),
-        budget=budget,
-        seed=seed,
-        on_progress=on_progress or (lambda _: None),
-        notify=notify,
-        stop=stop,
-        progress=progress,
-    )
+def _engine_of(context: RaceContext, winner: RaceEntry) -> str:
+    backbone, samples = winner.candidate.full_backbone, context.train.samples
+    return context.extractor.plan_extraction(backbone, samples)[0].engine
 
 
 def _select_candidates(
@@ -316,7 +238,7 @@ def _select_candidates(
     if selected:
         # An estimate, until the first fold of all of them has run.
         seconds = sum(
-            _all_folds_seconds(context, entry.candidate, entry.row.estimated) for entry in selected
+            all_folds_seconds(context, entry.candidate, entry.row.estimated) for entry in selected
         )
         context.notify(
             NextStep(
@@ -359,7 +281,7 @@ def _assess_candidates(
         for candidate in alternatives:
             # Every selected candidate runs one fold before the first comparison.
             elapsed = context.elapsed + sum(running.row.estimated for running in selected)
-            entry, rejection, (fold_seconds, full_seconds) = _assess_candidate(
+            entry, rejection, (fold_seconds, full_seconds) = assess_candidate(
                 context, candidate, elapsed
             )
             if not rejection:
@@ -367,37 +289,8 @@ def _assess_candidates(
                 selected.append(entry)
                 break
             total = elapsed + fold_seconds + full_seconds if full_seconds else 0.0
-            context.reasons.append(_skip_sentence("Skipped", candidate.name, rejection, total))
+            context.reasons.append(skip_sentence("Skipped", candidate.name, rejection, total))
             rejected.append(entry)
-
-
-def _assess_candidate(
-    context: RaceContext, candidate: Candidate, elapsed: float
-) -> tuple[RaceEntry, str, tuple[float, float]]:
-    """Return a candidate's entry, why it is skipped, and the seconds of a fold and a training.
-
-    The reason is empty if the candidate may race.
-    """
-    candidate_entry = RaceEntry.of(candidate, _empty_scores(context), state="promoted")
-    train, held_out = _split_fold(context, context.folds[0])
-    rejection = rejection_reason(
-        candidate, [context.train.subset(rows) for rows, _ in context.folds]
-    )
-    if rejection := first_sentence(rejection):
-        candidate_entry.note(state="left out", note=rejection)
-        return candidate_entry, rejection, (0.0, 0.0)
-    fold_seconds = _estimate_training(context, candidate, train, len(held_out)) * (
-        1 + len(candidate.alternatives)
-    )
-    full_seconds = _estimate_training(context, candidate, context.train, 0)
-    if elapsed + fold_seconds + full_seconds > context.budget:
-        rejection = (
-            f"needs about {format_seconds(fold_seconds + full_seconds)}; "
-            f"{format_seconds(max(context.budget - elapsed, 0.0))} of the "
-            f"{format_seconds(context.budget)} budget left"
-        )
-        candidate_entry.note(state="left out", note=rejection)
-    return candidate_entry, rejection, (fold_seconds, full_seconds)
 
 
 def _race_candidates(
@@ -449,7 +342,7 @@ def _train_fold(
     context: RaceContext, entry: RaceEntry, active: list[RaceEntry], fold_number: int, fold: Fold
 ) -> bool:
     """Train on one fold and predict its held-out images; False if it did not end."""
-    train, held_out = _split_fold(context, fold)
+    train, held_out = split_fold(context, fold)
     n_rates = 1 + len(entry.candidate.alternatives)
     try:
         expected_seconds = _expected_fold_seconds(context, entry, train, held_out, fold_number)
@@ -506,8 +399,8 @@ def _expected_fold_seconds(
         return seconds
     # Estimate again: another candidate may have used more time than expected.
     n_rates = 1 + len(entry.candidate.alternatives)
-    seconds = _estimate_training(context, entry.candidate, train, len(held_out)) * n_rates
-    entry.expected_full_seconds = _estimate_training(context, entry.candidate, context.train, 0)
+    seconds = estimate_training(context, entry.candidate, train, len(held_out)) * n_rates
+    entry.expected_full_seconds = estimate_training(context, entry.candidate, context.train, 0)
     return seconds
 
 
@@ -542,54 +435,3 @@ def _compare_with_probe(
 def _comparison_level(context: RaceContext) -> float:
     """Confidence level of each comparison: two trainings, each compared after every fold."""
     return adjusted_level(TRAININGS_ALPHA, 2 * len(context.folds))
-
-
-def _estimate_training(
-    context: RaceContext, candidate: Candidate, data: Dataset, n_predictions: int
-) -> float:
-    with context.measuring():
-        return estimate_training_seconds(
-            candidate,
-            data,
-            context.val,
-            n_predictions,
-            extractor=context.extractor,
-            pace=context.pace,
-        )
-
-
-def _split_fold(context: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
-    return context.train.subset(fold[0]), context.train.subset(fold[1])
-
-
-def _empty_scores(context: RaceContext) -> NDArray[np.float64]:
-    return np.full(context.scorer.targets.shape, np.nan)
-
-
-def _race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[str, Any]:
-    return {
-        "measure": PRIMARY_METRICS[context.train.kind],
-        "rule": RULE,
-        "why": list(context.reasons),
-        "budget": context.budget,
-        "estimated": context.estimated,
-        "seconds": context.elapsed,
-        "measured": context.measured,
-        "probing": context.probing,
-        "stopped": context.stop.is_requested,
-        "images": len(context.train),
-        "folds": len(context.folds),
-        "rows": [row.as_dict() for row in rows],
-    }
-
-
-def _skip_sentence(start: str, name: str, rejection: str, total_seconds: float) -> str:
-    """Report a skipped training; ``total_seconds`` is the budget that it needs, 0 for no advice."""
-    advice = f" Try `--budget {math.ceil(total_seconds / 60)}m`." if total_seconds else ""
-    return f"{start}: {name} ({rejection}).{advice}"
-
-
-def _all_folds_seconds(context: RaceContext, candidate: Candidate, first_fold: float) -> float:
-    """Estimate all folds from the first one, the only one that trains with every learning rate."""
-    n_rates = 1 + len(candidate.alternatives)
-    return first_fold + first_fold / n_rates * (len(context.folds) - 1)

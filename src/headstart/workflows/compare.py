@@ -245,7 +245,7 @@ def train_on_split(
     if not split.train.is_dense and (method is None or method.uses_weights):
         is_cached = extractor.plan_extraction(backbone, split.train.samples)[1] == 0
     started_at, cpu_started_at = time.perf_counter(), time.process_time()
-    name = "auto" if method is None else method.name
+    name, trained = "auto" if method is None else method.name, None
     if method is None:
         decision = decide(
             [backbone],
@@ -255,7 +255,7 @@ def train_on_split(
             budget=recipe.budget,
             seed=split.seed,
         )
-        method, backbone = decision.method, decision.backbone
+        method, backbone, trained = decision.method, decision.backbone, decision.trained
     method.check(split.train)
     start = create_model(
         backbone,
@@ -265,7 +265,10 @@ def train_on_split(
         seed=split.seed,
         offline=recipe.offline,
     )
-    model = method.fit(start, split.train, split.val, extractor=extractor, session=Session())
+    if trained is not None:
+        model = trained.model
+    else:
+        model = method.fit(start, split.train, split.val, extractor=extractor, session=Session())
     seconds = time.perf_counter() - started_at
     cpu_seconds = time.process_time() - cpu_started_at
     if model.record.get("interrupted"):

@@ -19,7 +19,7 @@ from headstart.selection.candidates import (
     estimate_feature_seconds,
     estimate_training_seconds,
 )
-from headstart.selection.race import estimate_race
+from headstart.selection.race_estimate import estimate_race
 from headstart.selection.rules import CandidateResult
 from headstart.workflows.events import DataReady, Decided, Observer, progress_of
 from headstart.workflows.recipe import Recipe
@@ -125,6 +125,7 @@ def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) ->
             extractor=extractor,
             budget=recipe.budget,
             seed=recipe.seed,
+            prove=recipe.prove,
         )
     else:
         record = _plan_method(recipe, recipe.method, backbones[0], prepared, extractor)

@@ -75,6 +75,9 @@ class Recipe:
         Other backbones that the race may choose.
     budget : float
         Seconds for the race and the training of its winner; 0 for linear probes only.
+    prove : bool
+        Keep the linear probe unless another candidate is significantly better. By default the
+        candidate that is expected to be best is chosen.
     task : {"auto", "classification", "detection", "segmentation"}
         ``auto`` takes the task from the labels; another value must agree with them.
     head : str
@@ -117,6 +120,7 @@ class Recipe:
     method: Method | None = None
     rivals: tuple[str | FrozenBackbone, ...] = ()
     budget: float = BUDGET
+    prove: bool = False
     task: str = "auto"
     head: str = "auto"
     size: int = 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone, name_of
@@ -27,9 +27,14 @@ from headstart.files import write_whole
 from headstart.methods.method import Method
 from headstart.metrics.validation import json_text
 from headstart.models.heads.pretrained import is_published, locate_head, split_options
+from headstart.models.tasks import ClassificationTask
+from headstart.models.transfer_model import TransferModel
 from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method, make_recipe
 from headstart.workflows.run_folder import RACE, explain_write_errors
+
+if TYPE_CHECKING:
+    from headstart.selection.expected_gain import TrainedCandidate
 
 __all__ = [
     "Choice",
@@ -79,6 +84,8 @@ class Choice:
         With the engine that computed the features.
     record : mapping
         Result of the race, for the model's record; empty without a race.
+    model : TransferModel, optional
+        The race's trained model, which needs no further training.
     """
 
     recipe: Recipe
@@ -86,6 +93,7 @@ class Choice:
     backbone: FrozenBackbone
     extractor: Extractor
     record: Mapping[str, Any] = field(default_factory=dict)
+    model: TransferModel | None = None
 
 
 def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
@@ -143,9 +151,9 @@ def choose(
         notify(Noted(text=SEVERAL_PROCESSES))
         method = default_method(recipe.task, recipe.seed)
         return _choice(recipe, method, backbones[0], extractor)
-    from headstart.selection.race import decide
+    from headstart.selection.race import decide, decide_with_proof
 
-    decision = decide(
+    decision = (decide_with_proof if recipe.prove else decide)(
         backbones,
         prepared.train,
         prepared.val,
@@ -158,7 +166,24 @@ def choose(
     method, backbone, record = decision.method, decision.backbone, decision.record
     notify(Decided(record=record, backbone=backbone.spec.name, method=method))
     extractor = replace(extractor, engine=decision.engine)
-    return _choice(recipe, method, backbone, extractor, {"decision": record})
+    chosen = _choice(recipe, method, backbone, extractor, {"decision": record})
+    if decision.trained is None:
+        return chosen
+    model = _calibrate_risk(decision.trained, recipe, prepared.train)
+    # The comparison with a probe has the images at the size of the probes, whose features exist.
+    return replace(chosen, backbone=decision.full_backbone, model=model)
+
+
+def _calibrate_risk(trained: TrainedCandidate, recipe: Recipe, train: Dataset) -> TransferModel:
+    """Choose the confidence threshold for the largest risk, if there is one, on held-out images."""
+    model = trained.model
+    if recipe.max_risk is None:
+        return model
+    held_out = train.subset(trained.rows)
+    task = replace(model.require_task(ClassificationTask), temperature=1.0)
+    task = replace(task, max_risk=recipe.max_risk)
+    calibrated = task.calibrated(trained.logits, held_out.targets(), groups=held_out.groups())
+    return replace(model, task=calibrated)
 
 
 def _choice(

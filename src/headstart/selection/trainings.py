@@ -1,0 +1,92 @@
+"""Trainings of a race: their estimated seconds, and the sentences about them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.data.dataset import Dataset
+from headstart.selection.candidates import (
+    Candidate,
+    estimate_training_seconds,
+    rejection_reason,
+)
+from headstart.selection.probes import Fold, RaceContext, RaceEntry
+from headstart.selection.progress import first_sentence, format_seconds
+
+__all__ = [
+    "all_folds_seconds",
+    "assess_candidate",
+    "empty_scores",
+    "estimate_training",
+    "skip_sentence",
+    "split_fold",
+]
+
+
+def assess_candidate(
+    context: RaceContext, candidate: Candidate, elapsed: float
+) -> tuple[RaceEntry, str, tuple[float, float]]:
+    """Return a candidate's entry, why it is skipped, and the seconds of a fold and a training.
+
+    The reason is empty if the candidate may race.
+    """
+    candidate_entry = RaceEntry.of(candidate, empty_scores(context), state="promoted")
+    train, held_out = split_fold(context, context.folds[0])
+    rejection = rejection_reason(
+        candidate, [context.train.subset(rows) for rows, _ in context.folds]
+    )
+    if rejection := first_sentence(rejection):
+        candidate_entry.note(state="left out", note=rejection)
+        return candidate_entry, rejection, (0.0, 0.0)
+    fold_seconds = estimate_training(context, candidate, train, len(held_out)) * (
+        1 + len(candidate.alternatives)
+    )
+    full_seconds = estimate_training(context, candidate, context.train, 0)
+    if elapsed + fold_seconds + full_seconds > context.budget:
+        rejection = (
+            f"needs about {format_seconds(fold_seconds + full_seconds)}; "
+            f"{format_seconds(max(context.budget - elapsed, 0.0))} of the "
+            f"{format_seconds(context.budget)} budget left"
+        )
+        candidate_entry.note(state="left out", note=rejection)
+    return candidate_entry, rejection, (fold_seconds, full_seconds)
+
+
+def estimate_training(
+    context: RaceContext, candidate: Candidate, data: Dataset, n_predictions: int
+) -> float:
+    """Estimate the seconds of a training and of predictions; measuring has its own account."""
+    with context.measuring():
+        return estimate_training_seconds(
+            candidate,
+            data,
+            context.val,
+            n_predictions,
+            extractor=context.extractor,
+            pace=context.pace,
+        )
+
+
+def split_fold(context: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
+    """Return the training and the held-out images of a fold."""
+    return context.train.subset(fold[0]), context.train.subset(fold[1])
+
+
+def empty_scores(context: RaceContext) -> NDArray[np.float64]:
+    """Return an array for the results of every training image, without any."""
+    return np.full(context.scorer.targets.shape, np.nan)
+
+
+def skip_sentence(start: str, name: str, rejection: str, total_seconds: float) -> str:
+    """Report a skipped training; ``total_seconds`` is the budget that it needs, 0 for no advice."""
+    advice = f" Try `--budget {math.ceil(total_seconds / 60)}m`." if total_seconds else ""
+    return f"{start}: {name} ({rejection}).{advice}"
+
+
+def all_folds_seconds(context: RaceContext, candidate: Candidate, first_fold: float) -> float:
+    """Estimate all folds from the first one, the only one that trains with every learning rate."""
+    n_rates = 1 + len(candidate.alternatives)
+    return first_fold + first_fold / n_rates * (len(context.folds) - 1)
