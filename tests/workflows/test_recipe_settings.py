@@ -29,6 +29,7 @@ def test_every_field_of_a_recipe_is_a_setting():
     changed = {
         "backbone": "resnet18",
         "budget": 90.0,
+        "prove": True,
         "task": "detection",
         "head": "fcos",
         "size": 64,

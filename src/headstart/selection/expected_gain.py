@@ -99,11 +99,14 @@ class TrainedCandidate:
     rows : array, shape (n,)
         The held-out training images.
     logits : array, shape (n, n_classes)
+    source : FrozenBackbone
+        The pretrained backbone, for images of its own size.
     """
 
     model: TransferModel
     rows: NDArray[np.intp]
     logits: NDArray[np.float64]
+    source: FrozenBackbone
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -276,7 +279,8 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
     entry.note(seconds=context.elapsed - start)
     entry.values[fold[1]] = context.scorer.correct(logits, fold[1])
     _compare(context, entry, best, model)
-    return TrainedCandidate(model=model, rows=fold[1], logits=logits)
+    source = entry.candidate.full_backbone
+    return TrainedCandidate(model=model, rows=fold[1], logits=logits, source=source)
 
 
 def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: TransferModel) -> None:
@@ -303,17 +307,17 @@ def _choose(
     models: Sequence[TrainedCandidate | None],
 ) -> HoldoutResult:
     """Choose the largest expected gain; of gains within half a point, the quickest candidate."""
-    gains = [
-        expected_gain(entry.row.gain) if entry.row.gain is not None else 0.0
-        for entry in result.raced
-    ]
-    largest = max(gains, default=0.0)
-    for entry, gain in zip(result.raced, gains, strict=False):
+    ready: dict[int, float] = {}
+    for i, entry in enumerate(result.raced):
+        gain = 0.0 if entry.row.gain is None else expected_gain(entry.row.gain)
         context.reasons.append(_explain(entry, best, gain))
-    if largest <= LEAST_GAIN:
+        if i < len(models) and models[i] is not None and gain > LEAST_GAIN:
+            ready[i] = gain
+    if not ready:
         return result
-    near = [i for i, gain in enumerate(gains) if gain >= largest - LEAST_GAIN and models[i]]
-    index = min(near, key=lambda i: (result.raced[i].row.seconds, -gains[i]))
+    largest = max(ready.values())
+    near = [i for i, gain in ready.items() if gain >= largest - LEAST_GAIN]
+    index = min(near, key=lambda i: (result.raced[i].row.seconds, -ready[i]))
     return replace(result, winner=result.raced[index], trained=models[index])
 
 

@@ -80,8 +80,6 @@ class Decision:
         Engine that computed the features.
     record : dict
         Plain values for the model's record and the report.
-    full_backbone : FrozenBackbone
-        The backbone with all stages and images of its own size.
     trained : TrainedCandidate, optional
         The trained model, if the winner was trained on the images that were not held out.
     """
@@ -90,7 +88,6 @@ class Decision:
     backbone: FrozenBackbone
     engine: str
     record: dict[str, Any]
-    full_backbone: FrozenBackbone
     trained: TrainedCandidate | None = None
 
 
@@ -211,7 +208,6 @@ def _decide(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> Decisi
         backbone=winner.candidate.backbone,
         engine=_engine_of(context, winner),
         record=race_record(context, [entry.row for entry in entries]),
-        full_backbone=winner.candidate.full_backbone,
         trained=trained,
     )
 

@@ -170,7 +170,10 @@ class _Run:
     def _is_time_up(self) -> bool:
         """Whether the session's deadline has passed; at least one epoch is trained."""
         deadline = self.session.deadline
-        if deadline is None or self.epoch == 1 or time.perf_counter() < deadline:
+        if deadline is None or self.epoch == 1:
+            return False
+        # An epoch that would end after the deadline is not begun.
+        if time.perf_counter() + self.history.epochs[-1].seconds <= deadline:
             return False
         note = (
             f"The time budget was used up after {self.epoch - 1} of {self.settings.epochs} epochs; "

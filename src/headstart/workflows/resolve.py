@@ -171,7 +171,7 @@ def choose(
         return chosen
     model = _calibrate_risk(decision.trained, recipe, prepared.train)
     # The comparison with a probe has the images at the size of the probes, whose features exist.
-    return replace(chosen, backbone=decision.full_backbone, model=model)
+    return replace(chosen, backbone=decision.trained.source, model=model)
 
 
 def _calibrate_risk(trained: TrainedCandidate, recipe: Recipe, train: Dataset) -> TransferModel:
