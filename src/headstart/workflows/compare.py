@@ -246,14 +246,10 @@ def train_on_split(
         is_cached = extractor.plan_extraction(backbone, split.train.samples)[1] == 0
     started_at, cpu_started_at = time.perf_counter(), time.process_time()
     name, trained = "auto" if method is None else method.name, None
+    parts = split.train, split.val
     if method is None:
         decision = decide(
-            [backbone],
-            split.train,
-            split.val,
-            extractor=extractor,
-            budget=recipe.budget,
-            seed=split.seed,
+            [backbone], *parts, extractor=extractor, budget=recipe.budget, seed=split.seed
         )
         method, backbone, trained = decision.method, decision.backbone, decision.trained
     method.check(split.train)
@@ -265,10 +261,11 @@ def train_on_split(
         seed=split.seed,
         offline=recipe.offline,
     )
-    if trained is not None:
-        model = trained.model
-    else:
-        model = method.fit(start, split.train, split.val, extractor=extractor, session=Session())
+    model = (
+        trained.model
+        if trained
+        else method.fit(start, *parts, extractor=extractor, session=Session())
+    )
     seconds = time.perf_counter() - started_at
     cpu_seconds = time.process_time() - cpu_started_at
     if model.record.get("interrupted"):

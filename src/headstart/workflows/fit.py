@@ -296,8 +296,10 @@ def _run(
         plan = _plan(choice, start, prepared, context)
         output.notify(plan)
         _extract_features(choice, start, prepared, context)
+        session = _session(choice, start, context)
+        _begin(context, f"fitting the model: {plan.outline.title}")
         with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
-            model = _train(choice, start, plan, prepared, context)
+            model = choice.train(start, prepared, session)
         context.stop.keep_model()
         run = _evaluate(choice, start, model, prepared, context)
         run = _write(run, output, target, command)
@@ -487,26 +489,6 @@ def _session(choice: Choice, start: TransferModel, context: _Context) -> Session
         resume=context.resume,
         deadline=None if left is None else time.perf_counter() + left,
         stop=context.stop,
-    )
-
-
-def _train(
-    choice: Choice,
-    start: TransferModel,
-    plan: Planned,
-    prepared: PreparedData,
-    context: _Context,
-) -> TransferModel:
-    """Train the model, or take the one that the race has trained."""
-    if choice.model is not None:
-        return replace(choice.model, record={**start.record, **choice.model.record})
-    _begin(context, f"fitting the model: {plan.outline.title}")
-    return choice.method.fit(
-        start,
-        prepared.train,
-        prepared.val,
-        extractor=choice.extractor,
-        session=_session(choice, start, context),
     )
 
 

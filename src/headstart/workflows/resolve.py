@@ -29,6 +29,7 @@ from headstart.metrics.validation import json_text
 from headstart.models.heads.pretrained import is_published, locate_head, split_options
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
+from headstart.training.job import Session
 from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method, make_recipe
 from headstart.workflows.run_folder import RACE, explain_write_errors
@@ -94,6 +95,16 @@ class Choice:
     extractor: Extractor
     record: Mapping[str, Any] = field(default_factory=dict)
     model: TransferModel | None = None
+
+    def train(
+        self, start: TransferModel, prepared: PreparedData, session: Session
+    ) -> TransferModel:
+        """Train the model, or take the one that the race has trained."""
+        if self.model is not None:
+            return replace(self.model, record={**start.record, **self.model.record})
+        return self.method.fit(
+            start, prepared.train, prepared.val, extractor=self.extractor, session=session
+        )
 
 
 def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
