@@ -299,7 +299,7 @@ def _run(
         session = _session(choice, start, context)
         _begin(context, f"fitting the model: {plan.outline.title}")
         with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
-            model = choice.train(start, prepared, session)
+            model = choice.fit_model(start, prepared, session)
         context.stop.keep_model()
         run = _evaluate(choice, start, model, prepared, context)
         run = _write(run, output, target, command)

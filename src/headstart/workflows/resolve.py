@@ -96,7 +96,7 @@ class Choice:
     record: Mapping[str, Any] = field(default_factory=dict)
     model: TransferModel | None = None
 
-    def train(
+    def fit_model(
         self, start: TransferModel, prepared: PreparedData, session: Session
     ) -> TransferModel:
         """Train the model, or take the one that the race has trained."""
