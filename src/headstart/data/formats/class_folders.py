@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from unicodedata import normalize
 
 from headstart.data.dataset import SPLITS, Dataset, Kind, Sample, SplitName, labels_of
 from headstart.data.formats import layouts
 from headstart.data.formats.layouts import Listing, format_list, natural_key
-from headstart.data.formats.tables import split_name
+from headstart.data.formats.split_folders import find_split_folders, innermost_folder
+from headstart.errors import LayoutError
 
 __all__ = ["ClassFolders", "group_by_class", "read_class_folders"]
 
@@ -23,29 +25,26 @@ class ClassFolders:
     classes : dict of str to tuple of str
         Images by class; empty if the layout is not class folders.
     splits : dict of str to {"train", "val", "test"}
-        Split folders; empty if there are none.
+        Split by image; empty if there are no split folders.
     outside : tuple of str
         Images outside class folders.
+    subfolders : dict of str to frozenset of str
+        Names of the folders with images in each class folder.
     """
 
     classes: dict[str, tuple[str, ...]]
     splits: dict[str, SplitName]
     outside: tuple[str, ...]
-
-
-def _split_folders(listing: Listing) -> dict[str, SplitName]:
-    """Find the folders that are splits rather than classes."""
-    candidates = {top: split for top in listing.top_folders if (split := split_name(top))}
-    with_images = {name.split("/", 1)[0] for name in listing.images if "/" in name}
-    with_subfolders = {name.split("/", 1)[0] for name in listing.images if name.count("/") > 1}
-    if with_images <= candidates.keys() and (with_subfolders or len(with_images) > 1):
-        return candidates
-    # A single folder called "train" beside "car" and "bus" may well be a class.
-    return candidates if len(set(candidates.values())) > 1 else {}
+    subfolders: dict[str, frozenset[str]]
 
 
 def group_by_class(listing: Listing) -> ClassFolders:
     """Group the images of a listing by class folder.
+
+    Raises
+    ------
+    LayoutError
+        If a folder repeats the class folders beside it.
 
     Examples
     --------
@@ -57,30 +56,63 @@ def group_by_class(listing: Listing) -> ClassFolders:
     >>> folders.outside
     ('x.jpg',)
     """
-    splits = _split_folders(listing)
-    depth = 1 if splits else 0  # of the class in a path
+    tops = find_split_folders(listing)
+    # The folders that contain the class folders, each with its split.
+    roots: dict[str, SplitName | None] = (
+        {innermost_folder(listing, top): split for top, split in tops.items()}
+        if tops
+        else {innermost_folder(listing, ""): None}
+    )
     with_other_files = {
         name[:i] for name in listing.other_files for i, char in enumerate(name) if char == "/"
     }
     classes: dict[str, list[str]] = {}
-    outside = []
     for folder in listing.folders:
-        parts = folder.split("/")
-        in_split = not splits or parts[0] in splits
+        parent, _, name = folder.rpartition("/")
         # An empty folder is a class without images yet; a folder of other files is no class.
-        if in_split and len(parts) == depth + 1 and folder not in with_other_files:
-            classes.setdefault(normalize("NFC", parts[depth]), [])
+        if parent in roots and folder not in with_other_files:
+            classes.setdefault(normalize("NFC", name), [])
+    outside = []
+    splits: dict[str, SplitName] = {}
+    subfolders: dict[str, set[str]] = {}
     for name in listing.images:
-        parts = name.split("/")
-        if len(parts) < depth + 2 or (splits and parts[0] not in splits):
+        root = _root_of(name, roots)
+        parts = name[len(root) + 1 if root else 0 :].split("/") if root is not None else []
+        if root is None or len(parts) < 2:
             outside.append(name)
-        else:
-            # macOS stores decomposed letters, other systems composed ones: same name, same class.
-            classes.setdefault(normalize("NFC", parts[depth]), []).append(name)
+            if split := tops.get(name.split("/", 1)[0]):
+                splits[name] = split
+            continue
+        # macOS stores decomposed letters, other systems composed ones: same name, same class.
+        label = normalize("NFC", parts[0])
+        classes.setdefault(label, []).append(name)
+        subfolders.setdefault(label, set()).update(parts[1:2] if len(parts) > 2 else ())
+        if split := roots[root]:
+            splits[name] = split
+    _refuse_copies(listing, subfolders)
     images = {name: tuple(names) for name, names in classes.items()}
     return ClassFolders(
-        classes=images if any(images.values()) else {}, splits=splits, outside=tuple(outside)
+        classes=images if any(images.values()) else {},
+        splits=splits,
+        outside=tuple(outside),
+        subfolders={name: frozenset(names) for name, names in subfolders.items()},
     )
+
+
+def _root_of(name: str, roots: Iterable[str]) -> str | None:
+    return next((root for root in roots if not root or name.startswith(f"{root}/")), None)
+
+
+def _refuse_copies(listing: Listing, subfolders: dict[str, set[str]]) -> None:
+    """Refuse a folder that contains the class folders beside it once more."""
+    for name, names in subfolders.items():
+        repeated = sorted((names & subfolders.keys()) - {name}, key=natural_key)
+        if len(repeated) > 1 and 2 * len(repeated) > len(subfolders) - 1:
+            raise LayoutError(
+                f"The folder {name!r} in {str(listing.root)!r} contains the folders beside it once "
+                f"more: {format_list(repeated)}. Remove one of the copies, or pass the path of "
+                f"{name!r}."
+            )
 
 
 def read_class_folders(
@@ -129,7 +161,7 @@ def read_class_folders(
         Sample(
             image=listing.root / key,
             target=(labels[key],) if kind == "multilabel" and key in labels else labels.get(key),
-            split=folders.splits.get(key.split("/", 1)[0]),
+            split=folders.splits.get(key),
         )
         for key in keys
     )
@@ -167,13 +199,10 @@ def _layout_notes(data: Dataset, folders: ClassFolders) -> tuple[str, ...]:
 
 def _subfolder_notes(folders: ClassFolders) -> tuple[str, ...]:
     """Note that all classes have the same subfolders: these may be the intended classes."""
-    depth = 2 if folders.splits else 1
-    subfolders = [
-        {name.split("/")[depth] for name in names if name.count("/") > depth}
-        for names in folders.classes.values()
-        if names
-    ]
-    common = sorted(set.intersection(*subfolders), key=natural_key) if len(subfolders) > 1 else []
+    subfolders = list(folders.subfolders.values())
+    common = (
+        sorted(frozenset.intersection(*subfolders), key=natural_key) if len(subfolders) > 1 else []
+    )
     if len(common) < 2:
         return ()
     return (

@@ -43,7 +43,15 @@ IMAGE_SUFFIXES = frozenset(
 # fmt: on
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".parquet", ".pq"))
 
-_SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
+# Files and folders of operating systems, network disks and tools, in lower case.
+_SYSTEM_FILES = frozenset(
+    (
+        "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx",
+        "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "@__thumb",
+        "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found",
+        "network trash folder", "temporary items", "_vti_cnf", "__pycache__",
+    )
+)  # fmt: skip
 # Nested links to folders are followed to this depth: enough for class folders that are links,
 # and small enough that folders linking to each other do not multiply the listing.
 _MAX_LINK_DEPTH = 2

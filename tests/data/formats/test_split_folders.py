@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+
+from headstart.data.formats.split_folders import split_and_rest
+from headstart.data.readers import read_dataset
+from headstart.errors import LayoutError
+
+
+def make(root: Path, *folders: str) -> Path:
+    """Write two images (empty files) to each folder; a folder that ends in / stays empty."""
+    for folder in folders:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for name in () if folder.endswith("/") else ("1.jpg", "2.jpg"):
+            (root / folder / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train", ("train", "")),
+        ("Validation", ("val", "")),
+        ("train2017", ("train", "")),
+        ("val_2012", ("val", "")),
+        ("training_set", ("train", "")),
+        ("test-images", ("test", "")),
+        ("TestSet", ("test", "")),
+        ("testset", ("test", "")),
+        ("TRAIN", ("train", "")),
+        ("seg_train", ("train", "seg")),
+        ("Chest Xray Test", ("test", "chest xray")),
+        ("test_tube", ("test", "tube")),
+        ("train_val", (None, "")),
+        ("trains", (None, "trains")),
+        ("protest", (None, "protest")),
+        ("valve", (None, "valve")),
+        ("device", (None, "device")),
+    ],
+)
+def test_names(name: str, expected: tuple[str | None, str]) -> None:
+    assert split_and_rest(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("training_set", "test_set"),
+        ("train_images", "test_images"),
+        ("train2017", "test2017"),
+        ("seg_train", "seg_test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("train/train", "test"),
+        ("train/training", "test/test"),
+        ("trainset", "testset"),
+        ("TrainData", "TestData"),
+        ("flowers-train", "flowers-test"),
+        ("Training 2019", "Testing 2020"),
+        ("my data train", "my data test"),
+        ("imgs.train", "imgs.test"),
+    ],
+)
+def test_splits_are_never_classes(tmp_path: Path, train: str, test: str) -> None:
+    make(tmp_path, *(f"{split}/{label}" for split in (train, test) for label in ("sea", "wood")))
+    data = read_dataset(tmp_path)
+    assert data.counts() == {"sea": 4, "wood": 4}
+    assert len(data.split("train")) == len(data.split("test")) == 4
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("bus", "car", "train"),
+        ("beaker", "test_tube"),
+        ("test_tube", "train"),
+        ("mask", "no mask", "person"),
+        ("test tube", "train ticket", "valid id"),
+        ("dev", "prod"),
+        ("trains", "tests"),
+        ("valve", "vale"),
+        ("device", "testament"),
+        ("car", "training shoe"),
+        ("crash_test", "crash"),
+        ("set", "data"),
+        ("1", "2"),
+    ],
+)
+def test_classes_that_sound_like_splits(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    data = read_dataset(make(tmp_path, *classes, *(f"{name}/more" for name in classes)))
+    assert data.counts() == dict.fromkeys(data.classes, 4)
+    assert set(data.classes) == set(classes)
+    assert {sample.split for sample in data.samples} == {None}
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train_images", "test_images"),
+        ("train", "test"),
+        ("train2017", "val2017"),
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("TrainSet", "TestSet"),
+        ("train/images", "test/images", "train/"),
+        ("training", "validation", "testing"),
+        ("flowers_train", "flowers_valid", "flowers_test"),
+    ],
+)
+def test_splits_without_class_folders(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    with pytest.raises(Exception, match=r"Expected labelled images|at least 2 classes"):
+        read_dataset(make(tmp_path, *folders))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "lost+found",
+        ".ipynb_checkpoints",
+        "__MACOSX",
+        "System Volume Information",
+        "#recycle",
+        "@Recently-Snapshot",
+        "__pycache__",
+        ".Trash-1000",
+        "cat/@eaDir",
+        "dog/.ipynb_checkpoints",
+    ],
+)
+def test_system_folders_are_ignored(tmp_path: Path, folder: str) -> None:
+    assert read_dataset(make(tmp_path, "cat", "dog", folder)).counts() == {"cat": 2, "dog": 2}
+
+
+def test_a_doubled_root_counts_once(tmp_path: Path) -> None:
+    make(tmp_path, "photos/photos/cat", "photos/photos/dog")
+    assert read_dataset(tmp_path / "photos").counts() == {"cat": 2, "dog": 2}
+    make(tmp_path, "photos/cat", "photos/dog")
+    with pytest.raises(LayoutError, match=r"'photos' in .* once more: 'cat', 'dog'"):
+        read_dataset(tmp_path / "photos")
+
+
+def test_a_third_folder_without_classes_is_left_out(tmp_path: Path) -> None:
+    inner = (f"seg_{split}/seg_{split}/{label}" for split in ("train", "test") for label in "ab")
+    data = read_dataset(make(tmp_path, *inner, "seg_pred/seg_pred"))
+    assert data.counts() == {"a": 4, "b": 4}
+    assert any("2 images outside class folders left out" in note for note in data.notes)
