@@ -32,6 +32,8 @@ from headstart.cli.options import (
     Engine,
     GroupBy,
     HeadName,
+    ImagesFolder,
+    MasksFolder,
     MaxRisk,
     MethodCommand,
     MethodName,
@@ -117,6 +119,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
     budget: Budget = "2m",
     prove: Prove = False,
     group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -261,6 +265,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     model: ModelFolder,
     source: Source,
     group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     out: Annotated[
@@ -290,6 +296,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             model,
             source,
             group_by=group_by,
+            masks=masks,
+            images=images,
             bad_files=parse_bad_files(bad_files),
             allow_overlap=allow_overlap,
             device=device,
@@ -333,7 +341,12 @@ def _write_evaluation(
 
 @data_app.command("check")
 def data_check(
-    source: Source, group_by: GroupBy = None, no_cache: NoCache = False, as_json: AsJson = False
+    source: Source,
+    group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
 ) -> None:
     """Report unreadable images, duplicates, and leaks between splits.
 
@@ -345,7 +358,12 @@ def data_check(
 
     with open_cache(no_cache) as cache, terminal(as_json) as display:
         data, findings = inspect_dataset(
-            source, cache=cache, group_by=group_by, progress=display.progress
+            source,
+            cache=cache,
+            group_by=group_by,
+            progress=display.progress,
+            masks=masks,
+            images=images,
         )
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:

@@ -33,6 +33,8 @@ __all__ = [
     "Engine",
     "GroupBy",
     "HeadName",
+    "ImagesFolder",
+    "MasksFolder",
     "MaxRisk",
     "MethodCommand",
     "MethodName",
@@ -158,6 +160,17 @@ GroupBy = Annotated[
         help="Column or regular expression that gives the group of each image, such as a patient. "
         "Images of one group stay in one split."
     ),
+]
+MasksFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--masks",
+        help="Folder of the masks, if names do not tell: a path in the data, or elsewhere.",
+    ),
+]
+ImagesFolder = Annotated[
+    str | None,
+    typer.Option("--images", help="Folder of the images that have masks, if names do not tell."),
 ]
 BadFiles = Annotated[str, typer.Option(help="Files that cannot be decoded: error (stop) or skip.")]
 AllowOverlap = Annotated[

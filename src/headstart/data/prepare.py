@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from headstart.data.checks.images import (
 )
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import SPLITS, Dataset, Sample
+from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.objects import is_collection
 from headstart.data.readers import list_images, read_dataset
 from headstart.data.splits import assign_splits, find_blocks
@@ -147,8 +148,11 @@ def inspect_dataset(
     cache: Cache,
     group_by: str | None = None,
     progress: Progress | None = None,
+    **folder_options: Unpack[FolderOptions],
 ) -> tuple[Dataset, tuple[Finding, ...]]:
     """Read, scan and check a data set; return the findings and raise none of them."""
+    if not isinstance(source, Dataset):
+        source = read_dataset(source, group_by=group_by, **folder_options)
     data, _, findings = _read_and_check(source, cache, group_by, progress)
     return data, findings
 

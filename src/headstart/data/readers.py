@@ -12,13 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from headstart.data.dataset import Boxes, Dataset, Kind, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.formats import class_folders, layouts, masks, objects, tables
+from headstart.data.formats import class_folders, folders, layouts, objects, tables
 from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
 from headstart.data.formats.coco import read_coco
+from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.voc import read_voc
 from headstart.data.formats.yolo import read_yolo
@@ -214,6 +215,7 @@ def read_dataset(
     label_column: str | None = None,
     labels_required: bool = True,
     min_classes: int = 2,
+    **folder_options: Unpack[FolderOptions],
 ) -> Dataset:
     """Read class folders, a manifest, images with boxes or masks, ``demo:<name>``, or an object.
 
@@ -222,7 +224,7 @@ def read_dataset(
     source : str, Path or object
         A folder ``<class>/...`` or ``<train|val|test>/<class>/...``; a CSV, TSV or Parquet file,
         or the folder with exactly one of them; a folder with ``images/`` and ``masks/``, see
-        `masks.find_mask_pairs`; a folder with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
+        `mask_pairs.find_mask_pairs`; a folder with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
         ``demo:<name>``. An object: a pandas DataFrame, a list of (image, label) pairs, arrays, a
         dataset of torch or Hugging Face; see `headstart.data.formats.objects.read_object`.
     task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None
@@ -236,6 +238,8 @@ def read_dataset(
         False: images without labels are read, too (target None).
     min_classes : int
         Fewer classes are an error; multilabel and detection data need only one.
+    **folder_options
+        ``masks`` and ``images`` of `FolderOptions`.
 
     Returns
     -------
@@ -267,6 +271,7 @@ def read_dataset(
     >>> data.notes[0]
     'class folders, no splits'
     """
+    options = folders.given_options(folder_options, source)
     if isinstance(source, str) and source.startswith("demo:"):
         return _load_demo(
             source,
@@ -294,6 +299,7 @@ def read_dataset(
             task_kind,
             roles=(image_column, label_column, group_by),
             labels_required=labels_required,
+            options=options,
         )
         name, where = path.absolute().name or data.name, repr(str(path))
     else:
@@ -321,12 +327,15 @@ def _read_path(
     *,
     roles: tuple[str | None, str | None, str | None],
     labels_required: bool,
+    options: FolderOptions,
 ) -> tuple[Dataset, tuple[str, ...], bool]:
     """Read a folder or a file; `roles` names the columns of images, labels and groups.
 
     Returns the data, the relative path of each example, and whether a column names the groups.
     """
     image, label, group = roles
+    if options:
+        return *folders.read_named_masks(listing, task_kind, labels_required, options), False
     box_files = _box_files_for(path, listing, task_kind, image or label)
     table: tables.Table | None = None
     unread_notes: tuple[str, ...] = ()
@@ -344,7 +353,7 @@ def _read_path(
         has_groups = columns.group is not None
     elif box_files is not None:
         data, keys = read_boxes(box_files)
-        unread_notes = _mask_note(listing)
+        unread_notes = folders.mask_note(listing)
     else:
         if image or label:
             arguments = _format_arguments(image_column=image, label_column=label)
@@ -352,7 +361,7 @@ def _read_path(
                 f"Expected a manifest for {arguments}, got {str(path)!r} without one. Remove "
                 "the argument, or pass the path of the manifest."
             )
-        data, keys = _read_folders(listing, task_kind, labels_required)
+        data, keys = folders.read_folders(listing, task_kind, labels_required)
     return replace(data, notes=(*data.notes, *unread_notes)), keys, has_groups
 
 
@@ -418,31 +427,6 @@ def _list_images_at(path: Path) -> Iterable[Path]:
             "...) or a folder."
         )
     return [path]
-
-
-def _read_folders(
-    listing: Listing, task_kind: Kind | None, labels_required: bool
-) -> tuple[Dataset, tuple[str, ...]]:
-    """Read images with masks, or else class folders."""
-    pairs = masks.find_mask_pairs(listing) if task_kind in {None, "segmentation"} else None
-    if pairs is not None:
-        return masks.read_mask_pairs(listing, pairs, labels_required=labels_required)
-    if task_kind == "segmentation":
-        raise layouts.no_masks_error(listing)
-    return class_folders.read_class_folders(
-        listing, task_kind=task_kind, labels_required=labels_required
-    )
-
-
-def _mask_note(listing: Listing) -> tuple[str, ...]:
-    """Note that a folder read for its boxes also has masks, as Pascal VOC does."""
-    try:
-        pairs = masks.find_mask_pairs(listing)
-    except DataError:  # the masks are not read, so their errors do not matter
-        return ()
-    if pairs is None:
-        return ()
-    return ("there are masks, too; pass --task segmentation to use them",)
 
 
 def _box_files_for(

@@ -6,13 +6,14 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from headstart.cache import Cache, open_cache
 from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
 from headstart.data.checks.images import keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
+from headstart.data.formats.folders import FolderOptions
 from headstart.data.loader import digest_of
 from headstart.data.prepare import BadFiles, PreparedData
 from headstart.data.readers import read_dataset
@@ -51,7 +52,7 @@ class EvaluatedModel:
     evaluation: AnyEvaluation
 
 
-OPTIONS = ("allow_overlap", "bad_files", "device", "group_by")
+OPTIONS = ("allow_overlap", "bad_files", "device", "group_by", "masks", "images")
 """Settings of an evaluation that decide what is read, and where it runs."""
 
 
@@ -85,7 +86,8 @@ def evaluate(
     no_cache : bool
         The same as ``cache=False``.
     **options
-        ``group_by``, ``bad_files``, ``allow_overlap`` and ``device``, as on the command line.
+        ``group_by``, ``masks``, ``images``, ``bad_files``, ``allow_overlap`` and ``device``, as on
+        the command line.
 
     Raises
     ------
@@ -134,6 +136,7 @@ def evaluate_source(
     allow_overlap: bool = False,
     device: str = "auto",
     seed: int = 0,
+    **folder_options: Unpack[FolderOptions],
 ) -> AnyEvaluation:
     """Evaluate a model, or a saved one, on labelled images; with a test part, on that part only.
 
@@ -155,6 +158,7 @@ def evaluate_source(
         allow_overlap=allow_overlap,
         device=device,
         seed=seed,
+        **folder_options,
     ).evaluation
 
 
@@ -168,6 +172,7 @@ def evaluate_model(
     allow_overlap: bool = False,
     device: str = "auto",
     seed: int = 0,
+    **folder_options: Unpack[FolderOptions],
 ) -> EvaluatedModel:
     """Evaluate as `evaluate_source`, and return the model and the images, too.
 
@@ -179,7 +184,15 @@ def evaluate_model(
     if not isinstance(model, TransferModel):
         model = load(model)
     kind = model.task.kind
-    data = labelled_part(source, kind, "test", cache=cache, group_by=group_by, bad_files=bad_files)
+    data = labelled_part(
+        source,
+        kind,
+        "test",
+        cache=cache,
+        group_by=group_by,
+        bad_files=bad_files,
+        **folder_options,
+    )
     if not allow_overlap:
         _require_unseen(model, data.samples)
     engine = runnable_engine(model.engine, device=device)
@@ -198,6 +211,7 @@ def labelled_part(
     cache: Cache,
     group_by: str | None = None,
     bad_files: BadFiles = "error",
+    **folder_options: Unpack[FolderOptions],
 ) -> Dataset:
     """Read images with labels of one kind: a part of them, or all if the part is empty.
 
@@ -212,7 +226,9 @@ def labelled_part(
     if not isinstance(data, Dataset):
         is_demo = isinstance(data, str) and data.startswith("demo:")  # the name decides its task
         task_kind = kind if kind in DENSE and not is_demo else None
-        data = read_dataset(data, group_by=group_by, min_classes=1, task_kind=task_kind)
+        data = read_dataset(
+            data, group_by=group_by, min_classes=1, task_kind=task_kind, **folder_options
+        )
     rows = [i for i, sample in enumerate(data.samples) if sample.split == part]
     data = data.subset(rows or range(len(data)))
     data, records = keep_readable(data, scan(data.samples, cache=cache), bad_files=bad_files)

@@ -54,7 +54,13 @@ EXPECTED: Mapping[str, tuple[Any, str]] = {
 }
 """Type of a setting's values, and its name in messages, by the annotation of its field."""
 
-SAMPLES: Mapping[str, Any] = {"group_by": "patient", "max_risk": 0.02, "offline": True}
+SAMPLES: Mapping[str, Any] = {
+    "group_by": "patient",
+    "masks": "masks",
+    "images": "images",
+    "max_risk": 0.02,
+    "offline": True,
+}
 """Values for messages about settings whose default is None."""
 
 
@@ -89,6 +95,8 @@ class Recipe:
         multiple of 32; 0 is 320.
     group_by : str, optional
         Column or regular expression that names each image's group.
+    masks, images : str, optional
+        Folder of the masks and folder of the images, if the names in the data do not tell.
     bad_files : {"error", "skip"}
         Action for files that cannot be decoded.
     allow_overlap : bool
@@ -125,6 +133,8 @@ class Recipe:
     head: str = "auto"
     size: int = 0
     group_by: str | None = None
+    masks: str | None = None
+    images: str | None = None
     bad_files: BadFiles = "error"
     allow_overlap: bool = False
     test_fraction: float = 0.2

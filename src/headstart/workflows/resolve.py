@@ -339,7 +339,13 @@ def read_source(source: object, recipe: Recipe) -> Dataset:
         return source
     is_demo = isinstance(source, str) and source.startswith("demo:")  # the name decides its task
     kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
-    return read_dataset(source, task_kind=kind, group_by=recipe.group_by)
+    return read_dataset(
+        source,
+        task_kind=kind,
+        group_by=recipe.group_by,
+        masks=recipe.masks,
+        images=recipe.images,
+    )
 
 
 def task_of_source(source: object, recipe: Recipe) -> str:

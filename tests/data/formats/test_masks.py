@@ -7,7 +7,8 @@ from PIL import Image
 
 from headstart.data.dataset import Dataset, Mask
 from headstart.data.formats.layouts import Listing, list_folder
-from headstart.data.formats.masks import find_mask_pairs, read_mask_pairs
+from headstart.data.formats.mask_pairs import find_mask_pairs
+from headstart.data.formats.masks import read_mask_pairs
 from headstart.data.masks import decode_mask
 from headstart.errors import DataError, LayoutError, UnreadableImageError
 

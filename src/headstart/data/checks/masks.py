@@ -15,7 +15,7 @@ from headstart.data.checks.images import Finding, FindingKind, join_messages, so
 from headstart.data.checks.scan import ImageRecord
 from headstart.data.dataset import IGNORED, Dataset, Mask, Sample
 from headstart.data.formats.layouts import is_image, natural_key
-from headstart.data.formats.masks import is_other_rendering
+from headstart.data.formats.mask_pairs import is_other_rendering
 from headstart.data.masks import class_counts, decode_mask, read_raw_mask
 from headstart.errors import DataError, UnreadableImageError
 from headstart.runtime import cores

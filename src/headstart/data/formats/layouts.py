@@ -291,7 +291,8 @@ def no_masks_error(listing: Listing) -> LayoutError:
         f"Expected images and masks of the same names in {str(listing.root)!r}, got "
         f"{len(listing.images)} images without masks in {len(listing.folders)} folders "
         f"({format_list(listing.folders) or 'none'}). Arrange them as images/1.jpg and "
-        "masks/1.png, or remove --task segmentation."
+        "masks/1.png, pass --masks FOLDER to name the folder of the masks, or remove --task "
+        "segmentation."
     )
 
 

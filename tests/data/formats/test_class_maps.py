@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from headstart.data.formats.class_maps import find_class_map, read_class_map, to_palette
 from headstart.data.formats.layouts import Listing
-from headstart.data.formats.masks import find_class_map, read_class_map, to_palette
 from headstart.errors import DataError
 
 COLOURS = (((0, 0, 0), "ground"), ((128, 64, 255), "green leaf"))
