@@ -9,9 +9,8 @@ from headstart.features.engines import (
     available_engines,
     choose_engine,
     compile_engine,
-    engine_measuring_pays,
     measuring_pays,
-    recall_choice,
+    preferred_engines,
     runnable_engine,
 )
 
@@ -72,47 +71,117 @@ def test_compiling_leaves_the_backbone_in_float32(backbone):
     assert fingerprint(backbone.state_dict()) == before
 
 
-def test_a_quick_engine_that_is_wrong_is_not_chosen(backbone, tmp_path, monkeypatch):
-    right = np.ones((4, 3), dtype=np.float32)
-    answers = {"fp32": right, "bf16": right * 1.5, "openvino": right * 1.01}
-    delays = {"fp32": 0.02, "bf16": 0.0, "openvino": 0.005}
+@pytest.fixture
+def network():
+    """A frozen network with random weights, and fake engines with the given answers."""
+    from headstart.backbones.backbone import load
+    from headstart.backbones.catalog import resolve
+    from headstart.backbones.frozen import FrozenBackbone
 
-    def fake(backbone, engine, *, device):
-        import time
+    return FrozenBackbone.of(load(resolve("torchvision/resnet18"), pretrained=False))
 
-        def forward(batch):
-            time.sleep(delays[engine])
-            return answers[engine]
 
-        return engines.CompiledEngine(forward=forward)
+def fake_engines(monkeypatch, errors):
+    """Replace the engines: each answers with the true features, times one plus its error."""
+    compiled = []
 
-    monkeypatch.setattr(engines, "available_engines", lambda device: tuple(answers))
+    def fake(backbone, engine, *, device, cache=None):
+        compiled.append(engine)
+        if isinstance(errors[engine], Exception):
+            raise errors[engine]
+        right = np.ones((8, 3), dtype=np.float32) * (1 + errors[engine])
+        return engines.CompiledEngine(forward=lambda batch: right[: len(batch)])
+
+    monkeypatch.setattr(engines.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(engines, "available_engines", lambda device: tuple(errors))
     monkeypatch.setattr(engines, "compile_engine", fake)
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ({"fp32": 0, "bf16": 0.01, "openvino": 1e-5, "openvino-bf16": 0}, "openvino"),
+        ({"fp32": 0, "bf16": 0.01, "openvino": 2e-3}, "bf16"),
+        ({"fp32": 0, "bf16": 0.05, "openvino": 2e-3}, "fp32"),
+        ({"fp32": 0, "bf16": 0.05, "openvino": float("nan")}, "fp32"),
+        ({"fp32": 0, "bf16": 0.05, "openvino": RuntimeError("no rule for aten.x")}, "fp32"),
+        ({"fp32": 0, "bf16": 0.01}, "bf16"),
+        ({"fp32": 0, "bf16": 0.05}, "fp32"),
+        ({"fp32": 0}, "fp32"),
+    ],
+)
+def test_the_first_engine_that_is_exact_enough_is_chosen(
+    network, errors, expected, tmp_path, monkeypatch
+):
+    fake_engines(monkeypatch, errors)
+    choice = choose_engine(network, 500, device="cpu", cache=Cache(tmp_path))
+    assert choice.engine == expected
+    notes = choice.describe()
+    assert ("openvino is not installed" in notes) == ("openvino" not in errors)
+    assert ("openvino was not used" in notes) == ("openvino" in errors and expected != "openvino")
+    if isinstance(errors.get("openvino"), Exception):
+        assert "no rule for aten.x" in notes
+
+
+def test_a_noisy_clock_does_not_change_the_choice(network, tmp_path, monkeypatch):
+    """In fourteen empty caches, with times between a nanosecond and a year."""
+    fake_engines(monkeypatch, {"fp32": 0, "bf16": 0.01, "openvino": 1e-5})
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(engines.time, "perf_counter", lambda: float(10 ** rng.uniform(-9, 7.5)))
+    for number in range(14):
+        cache = Cache(tmp_path / str(number))
+        assert choose_engine(network, 500, device="cpu", cache=cache).engine == "openvino"
+        monkeypatch.setattr(engines, "available_engines", lambda device: ("fp32", "bf16"))
+        assert choose_engine(network, 500, device="cpu", cache=cache).engine == "bf16"
+        monkeypatch.setattr(engines, "available_engines", lambda _: ("fp32", "bf16", "openvino"))
+
+
+def test_the_check_is_stored_for_this_network_only(network, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    compiled = fake_engines(monkeypatch, {"fp32": 0, "openvino": 1e-5})
     cache = Cache(tmp_path)
-    settings = {"device": "cpu", "cache": cache, "engines": tuple(answers)}
-    choice = choose_engine(backbone, pixels(), **settings)
-    assert choice.engine == "openvino"
-    assert choice.distances["bf16"] == pytest.approx(0.5)
-    remembered = recall_choice(backbone.spec.name, **settings)
-    assert remembered.engine == "openvino"
-    assert remembered.remembered
-    assert "remembered" in remembered.describe()
+    first = choose_engine(network, 500, device="cpu", cache=cache)
+    assert compiled == ["fp32", "openvino"]
+    assert choose_engine(network, 10_000, device="cpu", cache=cache) == first
+    assert compiled == ["fp32", "openvino"]
+    tensors = {name: tensor + 1 for name, tensor in network.state.items()}
+    choose_engine(replace(network, state=tensors), 500, device="cpu", cache=cache)
+    assert compiled == ["fp32", "openvino"] * 2
+
+
+def test_few_images_run_in_float32_without_a_check(network, tmp_path, monkeypatch):
+    compiled = fake_engines(monkeypatch, {"fp32": 0, "openvino": 0})
+    choice = choose_engine(network, 499, device="cpu", cache=Cache(tmp_path))
+    assert (choice.engine, choice.describe(), compiled) == ("fp32", "fp32", [])
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "expected"),
+    [
+        ("x86_64", "cpu", ("openvino", "bf16", "fp32")),
+        ("AMD64", "cpu", ("openvino", "bf16", "fp32")),
+        ("arm64", "cpu", ("bf16", "fp32")),
+        ("x86_64", "cuda", ("bf16", "fp32")),
+    ],
+)
+def test_the_order_depends_on_the_machine(machine, device, expected, monkeypatch):
+    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    assert preferred_engines(device) == expected
+
+
+def test_the_check_uses_eight_different_photographs():
+    photographs = engines.check_photographs((40, 60))
+    assert photographs.shape == (8, 40, 60, 3)
+    assert len({photograph.tobytes() for photograph in photographs}) == 8
+    assert photographs.std() > 40
+    np.testing.assert_array_equal(photographs, engines.check_photographs((40, 60)))
 
 
 def test_features_that_are_not_finite_are_wrong():
     reference = np.ones((2, 2), dtype=np.float32)
     assert engines._largest_distance(np.full((2, 2), np.nan, dtype=np.float32), reference) == np.inf
-
-
-def test_nothing_is_remembered_for_another_backbone(tmp_path):
-    settings = {"device": "cpu", "cache": Cache(tmp_path), "engines": ("fp32",)}
-    assert recall_choice("torchvision/resnet18", **settings) is None
-
-
-def test_few_images_do_not_wait_for_a_compiler(monkeypatch):
-    monkeypatch.setattr(engines, "available_engines", lambda device: ("fp32", "bf16", "openvino"))
-    assert engines.candidate_engines("cpu", 499) == ("fp32", "bf16")
-    assert engines.candidate_engines("cpu", 500) == ("fp32", "bf16", "openvino")
 
 
 def test_an_unknown_engine_gets_the_nearest_name(backbone):
@@ -121,7 +190,7 @@ def test_an_unknown_engine_gets_the_nearest_name(backbone):
 
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(backbone, monkeypatch):
-    monkeypatch.setattr(engines, "_has_openvino", lambda: False)
+    monkeypatch.setattr(engines, "has_openvino", lambda: False)
     with pytest.raises(MissingExtraError, match=r"headstart\[openvino\]"):
         compile_engine(backbone, "openvino", device="cpu")
 
@@ -133,12 +202,7 @@ def test_a_model_from_another_machine_falls_back_to_float32(monkeypatch):
     assert runnable_engine("auto", device="cpu") == "auto"
 
 
-@pytest.mark.parametrize("n_engines", [2, 3, 4])
-def test_engines_are_measured_where_that_costs_a_tenth_of_what_it_can_save(n_engines):
-    """With ten images a second and core: cost and saving in seconds, written out."""
-    for images in (100, 1_000, 2_000, 5_000):
-        cost = n_engines * 3 * 8 / 10
-        saving = images / (10 * 2) * 2 / 3
-        assert engine_measuring_pays(images, n_engines, 2) == (cost <= saving / 10)
-    assert not engine_measuring_pays(10**6, 1, 2)
+def test_a_measurement_costs_a_tenth_of_what_it_can_save():
+    assert measuring_pays(1.0, 10.0)
+    assert not measuring_pays(1.0, 9.9)
     assert not measuring_pays(1.0, 0.0)

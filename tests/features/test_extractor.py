@@ -15,7 +15,7 @@ from headstart.cache import Cache
 from headstart.data.dataset import Sample
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, HeadstartError, SetupError, UnreadableImageError, UsageError
-from headstart.features.engines import compile_engine
+from headstart.features.engines import EngineChoice, compile_engine
 from headstart.features.extractor import Extractor, SplitPoint
 
 SMALL = Preprocess(
@@ -281,3 +281,20 @@ def test_openvino_gives_the_ends_too(backbone, tmp_path):
     features, _ = compiled.stage_features(backbone, make_images(3), ["layer2", ""])
     for end, values in expected.items():
         np.testing.assert_allclose(features[end], values, rtol=1e-2, atol=1e-3)
+
+
+def test_one_extractor_chooses_once_for_a_backbone(backbone, tmp_path, monkeypatch):
+    from headstart.features import extractor as module
+
+    asked = []
+
+    def choose(backbone, images, *, device, cache):
+        asked.append(images)
+        return EngineChoice(engine="fp32")
+
+    monkeypatch.setattr(module, "choose_engine", choose)
+    extractor = Extractor(cache=Cache(tmp_path), device="cpu")
+    extractor.plan_extraction(backbone, make_images(4))
+    extractor.features(backbone, make_images(2))
+    extractor.features(backbone.until("layer2"), make_images(3))
+    assert asked == [4, 3]

@@ -350,7 +350,7 @@ def test_without_a_budget_nothing_is_measured_and_other_backbones_wait(
     backbone, extractor, monkeypatch
 ):
     monkeypatch.setattr("headstart.training.time_estimate.measure_costs", None)  # would raise
-    monkeypatch.setattr("headstart.features.extractor.choose_engine", None)
+    monkeypatch.setattr("headstart.features.engines._check_engine", None)
     other = random_backbone(SMALL_ARCHITECTURE, seed=1)
     automatic = replace(extractor, engine="auto")
     found = decide([backbone, other], drawn(60, noise=0.5), extractor=automatic, budget=0)

@@ -29,6 +29,7 @@ from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 __all__ = [
     "Backbone",
     "StageFeatures",
+    "StageRows",
     "build_from_state",
     "drop_unused_tensors",
     "load",
@@ -490,6 +491,31 @@ def _describe_stage(
     return Stage(name=name, channels=width, stride=2 ** round(math.log2(image_shape[0] / height)))
 
 
+class StageRows(nn.Module):
+    """Spatial means of several stages and the pooled features, one output each.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    ends : sequence of str
+        Names of stages in execution order; an empty name, at the end, is the pooled features.
+    """
+
+    def __init__(self, backbone: Backbone, ends: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.ends = tuple(ends)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features (n, width of the stage) of normalised images (n, 3, H, W), for each end."""
+        last = self.backbone.stages[-1].name
+        maps = self.backbone.maps(x, [end or last for end in self.ends])
+        return tuple(
+            spatial_mean(stage_map) if end else self.backbone.pool(stage_map)
+            for end, stage_map in zip(self.ends, maps, strict=True)
+        )
+
+
 class StageFeatures(nn.Module):
     """Spatial means of several stages and the pooled features, as one row per image.
 
@@ -497,7 +523,7 @@ class StageFeatures(nn.Module):
     ----------
     backbone : Backbone
     ends : sequence of str
-        Names of stages in execution order; an empty name, at the end, is the pooled features.
+        As for ``StageRows``.
 
     Examples
     --------
@@ -509,15 +535,8 @@ class StageFeatures(nn.Module):
 
     def __init__(self, backbone: Backbone, ends: Sequence[str]) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.ends = tuple(ends)
+        self.rows = StageRows(backbone, ends)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (n, sum of the widths) of normalised images (n, 3, H, W)."""
-        last = self.backbone.stages[-1].name
-        maps = self.backbone.maps(x, [end or last for end in self.ends])
-        rows = [
-            spatial_mean(stage_map) if end else self.backbone.pool(stage_map)
-            for end, stage_map in zip(self.ends, maps, strict=True)
-        ]
-        return torch.cat(rows, dim=1)
+        return torch.cat(self.rows(x), dim=1)

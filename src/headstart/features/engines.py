@@ -1,14 +1,14 @@
-"""Engines: the precision and the library that a frozen backbone runs in, chosen by measuring.
+"""Engines: the precision and the library that a frozen backbone runs in.
 
-An engine must compute the same features as float32, within a tolerance. Each candidate is compared
-with float32 on real images and timed. The fastest one within the tolerance is stored in the cache
-for this machine and backbone.
+The automatic choice is a fixed order of preference. It depends on the machine, the installed
+packages, the network and the number of images, never on a measured time. An engine must compute the
+same features as float32, within a tolerance; this is checked on fixed photographs.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from headstart.backbones.freezing import fingerprint, require_unchanged
 from headstart.cache import Cache, key
 from headstart.errors import MissingExtraError, SetupError, UnknownNameError
+from headstart.features.graphs import has_openvino, import_openvino, read_graph
 from headstart.runtime import cores, machine, versions
 from headstart.runtime import device as resolve_device
 
@@ -28,19 +29,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from headstart.backbones.backbone import Backbone
+    from headstart.backbones.frozen import FrozenBackbone
 
 __all__ = [
+    "AUTO_MIN_IMAGES",
     "ENGINES",
-    "PROBE_IMAGES",
     "CompiledEngine",
     "EngineChoice",
     "available_engines",
-    "candidate_engines",
     "choose_engine",
     "compile_engine",
-    "engine_measuring_pays",
     "measuring_pays",
-    "recall_choice",
+    "preferred_engines",
     "runnable_engine",
 ]
 
@@ -49,25 +49,32 @@ Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 (n, h, w, channels), tokens (n, tokens, channels)."""
 
 ENGINES = ("fp32", "bf16", "openvino", "openvino-bf16")
-TOLERANCE = 0.03
-"""Largest accepted relative L2 distance from the float32 features, on the worst image.
+TOLERANCES = {"fp32": np.inf, "openvino": 1e-3, "bf16": 0.03}
+"""Largest accepted relative L2 distance from torch's float32 features, on the worst photograph, of
+the engines that are chosen automatically.
 
-A choice is stored for a backbone, not for its data, so the tolerance leaves a margin: ResNet-18 in
-bf16 is off by 1 to 2 % on any images, networks with depthwise layers by 4 to 20 %, depending on the
-images."""
-PROBE_IMAGES = 8
+ResNet-18 in bf16 is off by 1 to 2 % on any images, networks with depthwise layers by 4 to 20 %,
+depending on the images."""
+AUTO_MIN_IMAGES = 500
+"""Fewest distinct images for which another engine than fp32 is chosen automatically: converting a
+network takes seconds."""
+CHECK_VERSION = 1
+"""Increased when the check of an engine changes, so that stored results are not used."""
 CPU_BATCH = 4
 """Small enough for a core's cache: 8 to 35 % faster than 16 (docs/results.md)."""
 GPU_BATCH = 64
-N_TIMED_PASSES = 2
-"""Timed forward passes of each engine, after one that warms up."""
 MEASURING_SHARE = 0.1
 """Largest cost of a measurement, as a share of what it can save."""
-ENGINE_SAVING = 2 / 3
-"""Largest share of the extraction that an engine is assumed to save: two thirds, as one that is
-three times as fast as float32."""
-OPENVINO_MIN_IMAGES = 500
-"""Fewest images for which OpenVINO is tried."""
+CONVERSION_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ImportError,
+)
+"""Errors of torch.export and OpenVINO for a network that they do not support."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,35 +127,40 @@ class CompiledEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """The chosen engine and the measurements.
+    """The chosen engine, and the results of its check.
 
     Parameters
     ----------
     engine : str
     rates : mapping of str to float
-        Images per second on one core (or on the GPU), for each engine tried.
+        Images per second on one core (or on the GPU) of the chosen engine, for estimates of time.
+        The choice does not depend on it. Empty if nothing was checked.
     distances : mapping of str to float
-        Relative L2 distance from the float32 features, on the worst image.
-    remembered : bool
-        Whether the measurements are from an earlier run.
+        Relative L2 distance from the float32 features, on the worst photograph, for each engine
+        that was checked.
+    notes : tuple of str
+        Why preferred engines were not chosen.
     """
 
     engine: str
     rates: Mapping[str, float] = field(default_factory=dict)
     distances: Mapping[str, float] = field(default_factory=dict)
-    remembered: bool = False
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Describe the choice in one line."""
-        if not self.rates:
-            return self.engine
-        tried = ", ".join(
-            f"{name} {rate:.0f}/s"
-            + (f" but off by {self.distances[name]:.0%}" * (self.distances[name] > TOLERANCE))
-            for name, rate in self.rates.items()
-        )
-        source = "remembered" if self.remembered else "measured"
-        return f"{self.engine} ({source} on one core: {tried})"
+        """Describe the choice in one line.
+
+        Examples
+        --------
+        >>> EngineChoice(engine="openvino", distances={"openvino": 2.6e-6}).describe()
+        'openvino (features differ from fp32 by at most 2.6e-06)'
+        >>> EngineChoice(engine="fp32", notes=("openvino is not installed",)).describe()
+        'fp32 (openvino is not installed)'
+        """
+        texts = list(self.notes)
+        if distance := self.distances.get(self.engine):
+            texts.append(f"features differ from fp32 by at most {distance:.1e}")
+        return f"{self.engine} ({'; '.join(texts)})" if texts else self.engine
 
 
 def available_engines(device: str) -> tuple[str, ...]:
@@ -159,12 +171,12 @@ def available_engines(device: str) -> tuple[str, ...]:
     has_bf16 = device == "cuda" or (
         device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
-    has_openvino = device == "cpu" and _has_openvino()
+    is_compiled = device == "cpu" and has_openvino()
     is_available = {
         "fp32": True,
         "bf16": has_bf16,
-        "openvino": has_openvino,
-        "openvino-bf16": has_openvino and has_bf16,
+        "openvino": is_compiled,
+        "openvino-bf16": is_compiled and has_bf16,
     }
     return tuple(name for name in ENGINES if is_available[name])
 
@@ -177,6 +189,7 @@ def compile_engine(
     stop: str | None = None,
     taps: Sequence[str] = (),
     ends: Sequence[str] = (),
+    cache: Cache | None = None,
 ) -> CompiledEngine:
     """Build the function from pixels to pooled features, or to the outputs of inner stages.
 
@@ -194,6 +207,8 @@ def compile_engine(
     ends : sequence of str
         Stages whose maps to average over their positions, in order; an empty name stands for the
         pooled features. An image's values are one row, one stage after the other.
+    cache : Cache, optional
+        Keeps the networks that were converted for OpenVINO.
 
     Raises
     ------
@@ -204,7 +219,7 @@ def compile_engine(
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
-    if engine.startswith("openvino") and not _has_openvino():
+    if engine.startswith("openvino") and not has_openvino():
         raise MissingExtraError("openvino", extra="openvino")
     if engine not in available_engines(device):
         raise SetupError(
@@ -212,7 +227,8 @@ def compile_engine(
             f"{', '.join(available_engines(device))}."
         )
     if engine.startswith("openvino"):
-        return _compile_openvino(backbone, "bf16" if engine.endswith("bf16") else "f32", ends)
+        precision = "bf16" if engine.endswith("bf16") else "f32"
+        return _compile_openvino(backbone, precision, ends or ("",), cache)
     return _compile_torch(backbone, engine, device, stop=stop, taps=taps, ends=ends)
 
 
@@ -223,12 +239,15 @@ def runnable_engine(engine: str, *, device: str) -> str:
     return engine if engine in available_engines(resolve_device(device)) else "fp32"
 
 
-def candidate_engines(device: str, images: int) -> tuple[str, ...]:
-    """List the engines to try. OpenVINO is left out for few images: compiling takes seconds."""
-    names = available_engines(device)
-    if images < OPENVINO_MIN_IMAGES:
-        names = tuple(name for name in names if not name.startswith("openvino"))
-    return names
+def preferred_engines(device: str) -> tuple[str, ...]:
+    """List the engines that are chosen automatically, in the order of preference.
+
+    Exact engines come first. OpenVINO is preferred on x86-64 only, where its speed was measured.
+    """
+    if device == "cpu":
+        is_measured = platform.machine().lower() in {"x86_64", "amd64"}
+        return (*(("openvino",) if is_measured else ()), "bf16", "fp32")
+    return ("bf16", "fp32")
 
 
 def measuring_pays(cost: float, saving: float) -> bool:
@@ -249,90 +268,96 @@ def measuring_pays(cost: float, saving: float) -> bool:
     return cost <= MEASURING_SHARE * saving
 
 
-def engine_measuring_pays(images: int, n_engines: int, n_cores: int) -> bool:
-    """Whether to measure the engines for this number of images to compute.
-
-    The cost is the forward passes of the measurement, on one core; the saving is the share of the
-    extraction that the fastest engine can save, on all cores. Both are in forward passes of one
-    image, so the speed of the machine cancels out.
-
-    Examples
-    --------
-    >>> engine_measuring_pays(1_000, 2, 2), engine_measuring_pays(2_000, 2, 2)
-    (False, True)
-    >>> engine_measuring_pays(10**6, 1, 2)  # there is nothing to choose from
-    False
-    """
-    cost = n_engines * (1 + N_TIMED_PASSES) * PROBE_IMAGES
-    return n_engines > 1 and measuring_pays(cost, ENGINE_SAVING * images / n_cores)
-
-
 def choose_engine(
-    backbone: Backbone,
-    pixels: NDArray[np.uint8],
-    *,
-    device: str,
-    cache: Cache,
-    engines: Sequence[str],
+    backbone: FrozenBackbone, images: int, *, device: str, cache: Cache
 ) -> EngineChoice:
-    """Measure the engines on real images and store the fastest one within the tolerance.
+    """Choose the first engine, in the order of preference, that computes the float32 features.
+
+    The choice depends on the machine, the installed packages, the network and the number of images.
+    It does not depend on time, on other data or on earlier runs.
 
     Parameters
     ----------
-    backbone : Backbone
-    pixels : array, uint8, shape (n, H, W, 3)
-        A few images of the data at hand.
+    backbone : FrozenBackbone
+        Its network is built only if it was not checked before.
+    images : int
+        Number of distinct images. Fewer than `AUTO_MIN_IMAGES` run in fp32.
     device : str
     cache : Cache
-        Where the choice is stored.
-    engines : sequence of str
-        The candidates, see ``candidate_engines``.
+        Where the results of the check and converted networks are stored.
     """
+    if images < AUTO_MIN_IMAGES:
+        return EngineChoice(engine="fp32")
+    available, notes = available_engines(device), []
+    distances: dict[str, float] = {}
+    for engine in preferred_engines(device):
+        if engine not in available:
+            if engine == "openvino":
+                notes.append("openvino is not installed")
+            continue
+        check = _recall_check(backbone, engine, device=device, cache=cache)
+        distances[engine] = check["distance"]
+        if check["distance"] <= TOLERANCES[engine]:
+            rates = {engine: check["rate"]}
+            return EngineChoice(engine=engine, rates=rates, distances=distances, notes=tuple(notes))
+        reason = check["error"] or f"off by {check['distance']:.1%}"
+        notes.append(f"{engine} was not used: {reason}")
+    return EngineChoice(engine="fp32", distances=distances, notes=tuple(notes))
+
+
+def _recall_check(
+    backbone: FrozenBackbone, engine: str, *, device: str, cache: Cache
+) -> dict[str, Any]:
+    """Read the result of an earlier check of this network on this machine, or check it now.
+
+    The photographs are fixed, so the stored result is that of a new check.
+    """
+    environment = json.dumps([machine(device).as_dict(), versions(), CHECK_VERSION])
+    entry = key("engine check", engine, environment, backbone.identity)
+    stored = cache.get_many([entry]).get(entry)
+    if stored is not None:
+        return dict(json.loads(stored))
     import torch
 
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in extraction, where every core has its own images
     try:
-        choice = _measure_engines(backbone, pixels[:PROBE_IMAGES], device, engines)
+        check = _check_engine(backbone.module, engine, device=device, cache=cache)
     finally:
         torch.set_num_threads(n_threads)
-    measured = {"engine": choice.engine, "rates": choice.rates, "distances": choice.distances}
-    value = json.dumps(measured).encode()
-    cache.put_many({_choice_key(backbone.spec.name, device, engines): value}, kind="choice")
-    return choice
+    cache.put_many({entry: json.dumps(check).encode()}, kind="choice")
+    return check
 
 
-def recall_choice(
-    backbone_name: str, *, device: str, cache: Cache, engines: Sequence[str]
-) -> EngineChoice | None:
-    """Return the choice that an earlier run stored for this machine, if any."""
-    choice_key = _choice_key(backbone_name, device, engines)
-    value = cache.get_many([choice_key]).get(choice_key)
-    return EngineChoice(**json.loads(value), remembered=True) if value else None
+def _check_engine(backbone: Backbone, engine: str, *, device: str, cache: Cache) -> dict[str, Any]:
+    """Distance from float32 on fixed photographs, and images per second of one core."""
+    pixels = check_photographs(backbone.spec.preprocess.shape)
+    expected = compile_engine(backbone, "fp32", device=device)(pixels)
+    try:
+        compiled = compile_engine(backbone, engine, device=device, cache=cache)
+        features = compiled(pixels)
+    except CONVERSION_ERRORS as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        return {"distance": float("inf"), "rate": 0.0, "error": f"conversion failed: {reason}"}
+    distance = _largest_distance(features, expected)
+    seconds = _time_forward(compiled, pixels)
+    return {"distance": distance, "rate": len(pixels) / max(seconds, 1e-9), "error": ""}
 
 
-def _choice_key(backbone_name: str, device: str, engines: Sequence[str]) -> bytes:
-    environment = json.dumps([machine(device).as_dict(), versions(), list(engines)])
-    return key("engine", backbone_name, environment)
+def check_photographs(shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Eight crops of two photographs that are part of scikit-learn: (8, height, width, 3).
 
+    Examples
+    --------
+    >>> check_photographs((64, 96)).shape
+    (8, 64, 96, 3)
+    """
+    from headstart.data.demo.drawings import photos
 
-def _measure_engines(
-    backbone: Backbone, pixels: NDArray[np.uint8], device: str, engines: Sequence[str]
-) -> EngineChoice:
-    rates: dict[str, float] = {}
-    distances: dict[str, float] = {}
-    reference: NDArray[np.float32] | None = None
-    for engine in engines:
-        forward = compile_engine(backbone, engine, device=device)
-        features = forward(pixels)
-        reference = features if reference is None else reference  # the first engine is float32
-        distances[engine] = _largest_distance(features, reference)
-        rates[engine] = len(pixels) / min(
-            _time_forward(forward, pixels) for _ in range(N_TIMED_PASSES)
-        )
-    accepted = [name for name in rates if distances[name] <= TOLERANCE]
-    fastest = max(accepted, key=lambda name: rates[name])
-    return EngineChoice(engine=fastest, rates=rates, distances=distances)
+    size = (shape[1], shape[0])
+    boxes = [(x, y, x + 320, y + 213) for x in (0, 320) for y in (0, 213)]
+    crops = [photo.resize(size, box=box) for photo in photos() for box in boxes]
+    return np.stack([np.asarray(crop) for crop in crops])
 
 
 def _largest_distance(features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -400,34 +425,19 @@ def _compile_torch(
     return CompiledEngine(forward=run_locked, batch=batch, module=module)
 
 
-def _has_openvino() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("openvino") is not None
-
-
 def _compile_openvino(
-    backbone: Backbone, precision: str, ends: Sequence[str] = ()
+    backbone: Backbone, precision: str, ends: Sequence[str], cache: Cache | None
 ) -> CompiledEngine:
-    # OpenVINO contacts an analytics host at import. Headstart opens no socket without a request.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
     import torch
 
-    from headstart.backbones.backbone import StageFeatures
-
-    example = torch.zeros(2, 3, *backbone.spec.preprocess.shape)
-    with torch.no_grad():
-        module = StageFeatures(backbone, ends) if ends else backbone
-        exported = torch.export.export(module, (example,), dynamic_shapes=(_dynamic_batch(),))
-    graph = openvino.convert_model(exported)
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": cores(),
         "INFERENCE_NUM_THREADS": cores(),
         "PERFORMANCE_HINT": "THROUGHPUT",
     }
-    compiled = openvino.Core().compile_model(graph, "CPU", settings)
+    graph = read_graph(backbone, ends, cache=cache)
+    compiled = import_openvino().Core().compile_model(graph, "CPU", settings)
     requests = threading.local()
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -435,12 +445,7 @@ def _compile_openvino(
             requests.own = compiled.create_infer_request()
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         normalised = backbone.spec.preprocess.normalise(batch).contiguous().numpy()
-        return np.array(requests.own.infer([normalised])[0], dtype=np.float32)
+        results = requests.own.infer([normalised])
+        return np.concatenate([results[i] for i in range(len(ends))], axis=1, dtype=np.float32)
 
     return CompiledEngine(forward=run, batch=CPU_BATCH)
-
-
-def _dynamic_batch() -> dict[int, Any]:
-    from torch.export import Dim
-
-    return {0: Dim("images", min=1)}

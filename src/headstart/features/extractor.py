@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,10 @@ from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import SetupError, UnknownNameError
 from headstart.features.engines import (
     ENGINES,
-    PROBE_IMAGES,
     CompiledEngine,
     EngineChoice,
-    candidate_engines,
     choose_engine,
     compile_engine,
-    engine_measuring_pays,
-    recall_choice,
 )
 from headstart.runtime import cores, device, use_one_thread
 
@@ -196,8 +192,8 @@ class Extractor:
     ----------
     cache : Cache
     engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
-        ``auto`` measures once for each machine and backbone, if there are enough images for the
-        measurement to pay (``engine_measuring_pays``); otherwise it is ``fp32``.
+        ``auto`` is a fixed choice for this machine, backbone and number of images
+        (``engines.choose_engine``), made once for each backbone.
     device : {"auto", "cpu", "cuda", "mps"}
     workers : int, optional
         Number of threads; on a CPU each decodes and computes on its own core.
@@ -215,6 +211,7 @@ class Extractor:
     device: str = "auto"
     workers: int | None = None
     progress: Progress | None = None
+    _choices: dict[bytes, EngineChoice] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.engine not in {"auto", *ENGINES}:
@@ -343,6 +340,7 @@ class Extractor:
             device=device(self.device),
             stop=split_point.stop,
             taps=split_point.taps,
+            cache=self.cache,
         )
 
         def run(samples: Sequence[Sample], view: View | None) -> NDArray[np.float32]:
@@ -355,17 +353,12 @@ class Extractor:
     def _choose(self, backbone: FrozenBackbone, unique: list[Sample]) -> EngineChoice:
         if self.engine != "auto" or not unique:
             return EngineChoice(engine=self.engine)
-        target = device(self.device)
-        engines = candidate_engines(target, len(unique))
-        name, cache = backbone.spec.name, self.cache
-        remembered = recall_choice(name, device=target, cache=cache, engines=engines)
-        if remembered is not None:
-            return remembered
-        n_cores = cores() if target == "cpu" else 1  # a GPU runs one batch at a time
-        if not engine_measuring_pays(len(unique), len(engines), n_cores):
-            return EngineChoice(engine="fp32")
-        pixels = load_batch(unique[:PROBE_IMAGES], backbone.spec.preprocess)
-        return choose_engine(backbone.module, pixels, device=target, cache=cache, engines=engines)
+        # One choice for all calls: training images alone may be too few, together they are not.
+        if backbone.identity not in self._choices:
+            self._choices[backbone.identity] = choose_engine(
+                backbone, len(unique), device=device(self.device), cache=self.cache
+            )
+        return self._choices[backbone.identity]
 
     def _read_cached(
         self, backbone: FrozenBackbone, split_point: SplitPoint, unique: list[Sample]
@@ -394,6 +387,7 @@ class Extractor:
             stop=split_point.stop,
             taps=split_point.taps,
             ends=split_point.ends,
+            cache=self.cache,
         )
         weights_before = compiled.fingerprint()
         size = compiled.batch

@@ -390,7 +390,7 @@ def _seconds_per_image(
     torch.set_num_threads(1)  # as in the extraction, where each core has its own images
     seconds = []
     try:
-        compiled = compile_engine(backbone.module, engine, device=target)
+        compiled = compile_engine(backbone.module, engine, device=target, cache=extractor.cache)
         for _ in range(TIMED_RUNS + 1):  # the first run warms up
             started_at = clock()
             compiled(pixels)

@@ -1,0 +1,73 @@
+import sys
+
+import numpy as np
+import pytest
+
+from headstart.backbones.freezing import freeze
+from headstart.cache import Cache
+from headstart.features import graphs
+from headstart.features.engines import compile_engine
+
+pytestmark = pytest.mark.skipif(not graphs.has_openvino(), reason="openvino is not installed")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    from dataclasses import replace
+
+    from headstart.backbones.backbone import load
+    from headstart.backbones.catalog import resolve
+
+    spec = resolve("torchvision/resnet18")
+    small = replace(spec.preprocess, resize=32, crop=32)
+    return freeze(load(replace(spec, preprocess=small), pretrained=False))
+
+
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+def test_a_network_is_converted_once_for_all_its_stages(backbone, tmp_path, monkeypatch):
+    cache = Cache(tmp_path)
+    first = compile_engine(backbone, "openvino", device="cpu", cache=cache)(pixels())
+    assert cache.stats().kinds["graph"][0] == 1
+    monkeypatch.setattr(graphs, "_convert", lambda _: pytest.fail("converted again"))
+    again = compile_engine(backbone, "openvino", device="cpu", cache=cache)(pixels())
+    np.testing.assert_array_equal(again, first)
+    for ends in (("layer1",), ("layer2", "layer3"), ("layer1", "")):
+        found = compile_engine(backbone, "openvino", device="cpu", ends=ends, cache=cache)
+        exact = compile_engine(backbone, "fp32", device="cpu", ends=ends)
+        np.testing.assert_allclose(found(pixels()), exact(pixels()), rtol=1e-3, atol=1e-4)
+
+
+def test_other_weights_are_converted_anew(backbone, tmp_path):
+    import copy
+
+    import torch
+
+    cache = Cache(tmp_path)
+    first = compile_engine(backbone, "openvino", device="cpu", cache=cache)(pixels())
+    other = copy.deepcopy(backbone)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2.0)
+    features = compile_engine(other, "openvino", device="cpu", cache=cache)(pixels())
+    assert cache.stats().kinds["graph"][0] == 2
+    exact = compile_engine(other, "fp32", device="cpu")(pixels())
+    np.testing.assert_allclose(features, exact, rtol=1e-3, atol=1e-4)
+    assert np.abs(features - first).max() > 0.01
+
+
+def test_a_damaged_graph_is_converted_anew(backbone, tmp_path):
+    import sqlite3
+
+    cache = Cache(tmp_path)
+    first = compile_engine(backbone, "openvino", device="cpu", cache=cache)(pixels())
+    with sqlite3.connect(cache.path) as db:
+        db.execute("UPDATE bodies SET value = zeroblob(100)")
+    again = compile_engine(backbone, "openvino", device="cpu", cache=cache)(pixels())
+    np.testing.assert_array_equal(again, first)
+
+
+def test_telemetry_is_not_imported():
+    graphs.import_openvino()
+    assert sys.modules.get("openvino_telemetry") is None
