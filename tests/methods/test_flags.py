@@ -17,7 +17,7 @@ def leaves(value, above=()):
         inner, path = getattr(value, field.name), (*above, field.name)
         if dataclasses.is_dataclass(inner):
             yield from leaves(inner, path)
-        elif path != ("seed",):
+        elif path != ("seed",) and field.metadata.get("flag", True):
             yield path, inner
 
 

@@ -130,7 +130,7 @@ def _fields(kind: Any, above: FieldPath = ()) -> dict[str, tuple[FieldPath, Fiel
     by_name: dict[str, tuple[FieldPath, Field[Any], type]] = {}
     for field in _own_first(kind):
         inner, path = hints[field.name], (*above, field.name)
-        if not above and field.name in RUN_FLAGS:
+        if (not above and field.name in RUN_FLAGS) or not field.metadata.get("flag", True):
             continue
         name = RENAMED.get(path, field.name)
         nested = _fields(inner, path) if is_dataclass(inner) else {name: (path, field, kind)}
@@ -300,6 +300,11 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"`{key}` of method {name} must have settings of its own, got {value!r}. Remove "
                 f"`{key}`, or write its settings below it."
+            )
+        if key == "loss" and "function" in value:
+            raise UsageError(
+                f"The settings use the loss {value['function']}, a Python function, which no file "
+                "can hold. Train from Python: headstart.fit(..., loss=function)."
             )
         leaves = {(key, k): v for k, v in value.items()} if key in groups else {(key,): value}
         for path, leaf in leaves.items():

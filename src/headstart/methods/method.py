@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import reprlib
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from headstart.features.extractor import Extractor
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
 from headstart.training.losses.classification import Loss
+from headstart.training.losses.own_loss import OwnLoss
 from headstart.training.settings import SharedSettings
 from headstart.training.time_estimate import probe_seconds, training_seconds
 from headstart.training.trainer import SELECTION_SHARE
@@ -26,6 +28,7 @@ __all__ = [
     "require_fitting",
     "require_two_of_each",
     "resume_identity",
+    "with_loss",
 ]
 
 
@@ -135,7 +138,35 @@ def described(method: Any) -> dict[str, Any]:
     >>> described(LinearProbe())["name"]
     'linear-probe'
     """
-    return {"name": method.name, **asdict(method)}
+    values = {"name": method.name, **asdict(method)}
+    loss = getattr(method, "loss", None)
+    return {**values, "loss": loss.as_dict()} if isinstance(loss, Loss) else values
+
+
+def with_loss(method: Any, function: object) -> Any:
+    """Return a method that trains with a loss of the user's own.
+
+    Raises
+    ------
+    UsageError
+        If the method does not train by gradient, or the loss cannot be used.
+
+    Examples
+    --------
+    >>> from torch.nn.functional import cross_entropy
+    >>> from headstart.methods.scratch import Scratch
+    >>> with_loss(Scratch(), cross_entropy).loss.function.name
+    'torch.nn.functional.cross_entropy'
+    """
+    loss = getattr(method, "loss", None)
+    if not isinstance(loss, Loss):
+        name = "auto" if method is None else method.name
+        raise UsageError(
+            f"`loss` is {reprlib.repr(function)}, but method {name} takes no loss of your own. "
+            "Pass method='finetune' or method='scratch'."
+        )
+    own = function if isinstance(function, Loss) else replace(loss, function=OwnLoss.of(function))
+    return replace(method, loss=own)
 
 
 def resume_identity(method: Any) -> dict[str, Any]:
@@ -198,9 +229,11 @@ def require_fitting(method: Any, train: Dataset) -> None:
         With the names of the settings.
     """
     if not train.is_dense:
+        mixed = bool(method.mixup or method.cutmix)
+        method.loss.check(n_classes=len(train.classes), kind=train.kind, mixed=mixed)
         return
     settings = described(method)
-    defaults = {"loss": asdict(Loss()), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
+    defaults = {"loss": Loss().as_dict(), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
     wrong = [name for name, value in defaults.items() if settings.get(name, value) != value]
     wrong += ["start"] * (settings.get("start") == "probe")
     wrong += ["policy"] * (settings.get("augmentation", {}).get("policy", "none") != "none")

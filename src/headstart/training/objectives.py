@@ -288,6 +288,9 @@ class ClassObjective:
                 )
                 x, truth = mix(x, truth, alpha=alpha, rng=rng)
             outputs = network.outputs(x)
+            if loss_settings.function is not None:
+                value = loss_settings.function.mean(outputs.logits.float(), truth, balance)
+                return value if penalty is None else value + penalty(x, outputs, rows)
             value = classification_loss(
                 outputs.logits,
                 truth,

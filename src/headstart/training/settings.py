@@ -9,6 +9,7 @@ from headstart.data.dataset import Kind
 from headstart.data.transforms.augment import Augmentation
 from headstart.errors import UsageError
 from headstart.training.losses.classification import Loss
+from headstart.training.losses.own_loss import OwnLoss
 from headstart.training.losses.segmentation import MaskLoss
 from headstart.training.optim import Training
 
@@ -24,7 +25,8 @@ class SharedSettings:
     training : Training
         Optimiser, epochs, schedule and the rest.
     augmentation : Augmentation
-    loss : Loss
+    loss : Loss, or callable
+        A function from logits and targets stands for ``Loss(function=...)``.
     mask_loss : MaskLoss
         Loss of segmentation.
     mixup, cutmix : float
@@ -48,6 +50,9 @@ class SharedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        loss: Any = self.loss
+        if not isinstance(loss, Loss):
+            object.__setattr__(self, "loss", Loss(function=OwnLoss.of(loss)))
         if min(self.mixup, self.cutmix) < 0 or (self.mixup and self.cutmix):
             raise UsageError(
                 f"`mixup` is {self.mixup} and `cutmix` is {self.cutmix}. Set at most one of them, "

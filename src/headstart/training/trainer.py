@@ -271,7 +271,7 @@ def _identity(
         "weights": backbone.identity.hex(),
         "processes": world_size(),
         "threads": threads(),
-        "settings": asdict(settings),
+        "settings": {**asdict(settings), "loss": settings.loss.as_dict()},
         "versions": {k: v for k, v in versions().items() if k != "openvino"},
         **method_identity,
     }

@@ -337,6 +337,9 @@ def _prepare_data(source: object, recipe: Recipe, context: _Context) -> tuple[Re
         prepared = check_data(data, recipe, context.cache, progress_of(context.notify))
     context.notify(DataReady(prepared=prepared, seconds=context.seconds["scan and checks"]))
     require_consistent(recipe, prepared.train, context.resume)
+    own_loss = getattr(getattr(recipe.method, "loss", None), "function", None)
+    if own_loss is not None:
+        context.notify(Noted(text=own_loss.note))
     return recipe, prepared
 
 

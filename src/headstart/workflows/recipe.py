@@ -17,7 +17,7 @@ from headstart.data.prepare import BadFiles
 from headstart.errors import UnknownNameError, UsageError
 from headstart.methods import METHODS
 from headstart.methods.flags import flags, make_method, typed_values
-from headstart.methods.method import Method, described
+from headstart.methods.method import Method, described, with_loss
 from headstart.selection.rules import BUDGET
 from headstart.workflows.backbone_names import (
     DEFAULT_BACKBONE,
@@ -278,7 +278,8 @@ def make_recipe(
     settings : mapping
         Fields of `Recipe` and flags of the methods by their names in Python. ``backbones`` names
         several backbones, as a sequence or separated by commas. ``method`` is a name or a method;
-        ``budget`` is in seconds, or a duration such as ``"2m"``. A flag of a method that is None
+        ``budget`` is in seconds, or a duration such as ``"2m"``; ``loss`` is a function of logits
+        and targets. A flag of a method that is None
         is left out.
     find_task : callable, optional
         Called with the recipe so far if only the data can decide the method; returns the task.
@@ -300,20 +301,23 @@ def make_recipe(
     headstart.errors.UnknownNameError: Unknown setting: 'epoch'. Did you mean 'epochs'?
     """
     own = {field.name for field in fields(Recipe)} - {"rivals"} | {"backbones"}
-    names = own | {flag.name for flag in flags()}
+    names = own | {flag.name for flag in flags()} | {"loss"}
     for name in settings:
         if name not in names:
             raise UnknownNameError("setting", name, names)
     values = {name: value for name, value in settings.items() if name in own}
     flag_values = {name: value for name, value in settings.items() if name not in own}
-    method = values.pop("method", None)
+    method, loss = values.pop("method", None), flag_values.pop("loss", None)
+    if loss is not None and method is None:
+        method = "finetune"
     first, rivals = parse_backbones(
         values.pop("backbone", DEFAULT_BACKBONE), values.pop("backbones", ())
     )
     if "budget" in values:
         values["budget"] = parse_duration(values["budget"])
     recipe = Recipe(**values, backbone=first, rivals=rivals)
-    return replace(recipe, method=_make_method(method, flag_values, recipe, find_task))
+    made = _make_method(method, flag_values, recipe, find_task)
+    return replace(recipe, method=made if loss is None else with_loss(made, loss))
 
 
 def _make_method(

@@ -1,5 +1,5 @@
 """Loss functions.
 
-Read classification.py (cross-entropy, focal loss, logit adjustment, label smoothing) and
-segmentation.py (losses over pixels and regions).
+Read classification.py (cross-entropy, focal loss, logit adjustment, label smoothing), own_loss.py
+(a function of the user's own) and segmentation.py (losses over pixels and regions).
 """

@@ -5,7 +5,7 @@ The options are label smoothing, focal loss, class weights and logit adjustment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import Kind
 from headstart.errors import UnknownNameError, UsageError
+from headstart.training.losses.own_loss import OwnLoss
 from headstart.training.penalty_search import IMBALANCED_FROM
 from headstart.training.weight_averaging import at_least_float32
 
@@ -53,6 +54,10 @@ class Loss:
         ``balanced`` gives all classes the same total weight; ``sampling`` draws them equally often
         (multiclass only); ``auto`` weights them if the largest has 3 times as many images as the
         smallest, but never for multilabel or with ``logit_adjustment``.
+    function : callable, optional
+        A loss of your own instead of the cross-entropy: from logits (n, k) and targets (indices
+        (n,), or rows (n, k) for multilabel and MixUp) to one number, or to one number per image,
+        which the weights of the classes then multiply.
 
     Raises
     ------
@@ -72,8 +77,17 @@ class Loss:
     focal: float = 0.0
     logit_adjustment: float = 0.0
     imbalance: Imbalance = "auto"
+    function: OwnLoss | None = field(default=None, metadata={"flag": False})
 
     def __post_init__(self) -> None:
+        if self.function is not None:
+            object.__setattr__(self, "function", OwnLoss.of(self.function))
+            for name in ("label_smoothing", "focal", "logit_adjustment"):
+                if getattr(self, name):
+                    raise UsageError(
+                        f"`{name}` {getattr(self, name):g} belongs to the cross-entropy, but "
+                        f"`loss` is {self.function.name}. Remove one of them."
+                    )
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(
                 f"`label_smoothing` must be at least 0 and below 1, got {self.label_smoothing}."
@@ -113,6 +127,26 @@ class Loss:
         present = counts[counts > 0]
         is_imbalanced = len(present) > 0 and present.max() >= IMBALANCED_FROM * present.min()
         return "balanced" if is_imbalanced else "none"
+
+    def check(self, *, n_classes: int, kind: Kind, mixed: bool) -> None:
+        """Try a loss of the user's own on a small batch.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be used for these classes.
+        """
+        if self.function is not None:
+            balanced = self.imbalance == "balanced"
+            self.function.require_valid(
+                n_classes=n_classes, kind=kind, soft=mixed, balanced=balanced
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values for a record: of the user's own loss its name and hash."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        own = values.pop("function")
+        return values if own is None else {**values, "function": own.name, "code": own.code}
 
     def weights(self, targets: Targets, *, n_classes: int, kind: Kind) -> NDArray[Any] | None:
         """Compute weights (n_classes,) for ``classification_loss``; None if it needs none."""
