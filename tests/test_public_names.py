@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 import headstart
+from headstart.training.job import Stop
 
 ROOT = Path(__file__).parents[1]
 
 # A name is added or removed here, in __init__.py and in CHANGELOG.md, on purpose.
 PUBLIC = [
+    "STOP",
     "Augmentation",
     "Backbone",
     "Boxes",
@@ -69,7 +71,9 @@ def test_the_public_names_are_the_agreed_ones() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     found = getattr(headstart, name)
     assert name in dir(headstart)
-    if name != "__version__":
+    if name == "STOP":
+        assert found is Stop.STOP
+    elif name != "__version__":
         assert found.__name__ == name
         assert found.__doc__
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headstart.models.saving import load
     from headstart.models.transfer_model import Prediction, TransferModel
     from headstart.models.writing import save
+    from headstart.training.job import STOP
     from headstart.training.losses.classification import Loss
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "STOP": "headstart.training.job",
     "Augmentation": "headstart.data.transforms.augment",
     "Backbone": "headstart.backbones.backbone",
     "Boxes": "headstart.data.dataset",
@@ -69,6 +71,7 @@ _HOMES = {
 """Module of each public name. It is imported on first use, so that `import headstart` is fast."""
 
 __all__ = [
+    "STOP",
     "Augmentation",
     "Backbone",
     "Boxes",

@@ -128,3 +128,17 @@ def test_a_signal_that_is_ignored_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_callback_stops_from_the_first_model_on() -> None:
+    events: list[StopRequested] = []
+    with StopRequest(events.append) as outer, StopRequest(print) as inner:
+        outer.request()
+        assert not inner.is_requested
+        inner.keep_model()
+        outer.request()
+        assert inner.is_requested
+        assert inner.is_by_callback
+        assert inner.source == "a callback"
+        assert not inner.is_forced
+    assert [event.sentence() for event in events] == ["Stopping after this step, for a callback."]

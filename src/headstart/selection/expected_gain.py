@@ -274,7 +274,7 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
         entry.note(note=note, state="left out", seconds=context.elapsed - start)
         return None
     except RaceStoppedError:
-        entry.note(note="stopped by Ctrl-C", seconds=context.elapsed - start)
+        entry.note(note=f"stopped by {context.stop.source}", seconds=context.elapsed - start)
         raise
     entry.note(seconds=context.elapsed - start)
     entry.values[fold[1]] = context.scorer.correct(logits, fold[1])

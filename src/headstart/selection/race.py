@@ -65,8 +65,6 @@ from headstart.selection.trainings import (
 
 __all__ = ["Decision", "decide", "decide_with_proof"]
 
-STOPPED = "stopped by Ctrl-C"
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decision:
@@ -193,8 +191,8 @@ def _decide(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> Decisi
     if context.stop.is_requested:
         winner = winner if trained is not None else best  # else it must train on all images yet
         context.reasons.append(
-            "The race was stopped by Ctrl-C. The best candidate that is ready is kept; candidates "
-            "that were not compared, or not trained on all images, may be better."
+            f"The race was stopped by {context.stop.source}. The best candidate that is ready is "
+            "kept; candidates that were not compared, or not trained on all images, may be better."
         )
     winner.note(state="chosen")
     context.reasons.append(f"Chosen: {winner.row.name}.")
@@ -343,7 +341,7 @@ def _train_fold(
     try:
         expected_seconds = _expected_fold_seconds(context, entry, train, held_out, fold_number)
     except RaceStoppedError:
-        entry.note(note=STOPPED)
+        entry.note(note=f"stopped by {context.stop.source}")
         return False
     # The winner is trained on all images afterwards, which must fit into the budget too.
     needed = expected_seconds + max(other.expected_full_seconds for other in active)
@@ -366,7 +364,7 @@ def _train_fold(
     # A DataError comes from groups that cannot be split for early stopping.
     except (TrainingError, DataError, BudgetUsedUpError, RaceStoppedError) as error:
         note = {
-            RaceStoppedError: f"{STOPPED} in fold {fold_number}",
+            RaceStoppedError: f"stopped by {context.stop.source} in fold {fold_number}",
             BudgetUsedUpError: (
                 f"fold {fold_number} took longer than expected and was stopped, because the "
                 f"{format_seconds(context.budget)} budget was used up"

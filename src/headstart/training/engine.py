@@ -7,8 +7,9 @@ killed and resumed therefore ends with the same bits as one that ran without a b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -202,7 +203,9 @@ class _Run:
             except SetupError as error:  # the model can still be saved elsewhere
                 failure = str(error)
         self.history.interrupted = True
-        note = f"Stopped by hand after {self.history.steps} steps; the best epoch so far is kept."
+        stop = self.session.stop
+        by = "a callback" if stop is not None and stop.is_by_callback else "hand"
+        note = f"Stopped by {by} after {self.history.steps} steps; the best epoch so far is kept."
         self.history.notes += [note, failure] if failure else [note]
 
     def end(self) -> History:
@@ -347,7 +350,16 @@ class _Run:
             self.history.epochs.append(epoch)
             self.epoch, self.skip, self.loss_sum = number + 1, 0, 0.0
         if self.session.on_epoch is not None:
-            self.session.on_epoch(epoch, self.settings.epochs)
+            self._call(self.session.on_epoch, epoch, self.settings.epochs)
+
+    def _call(self, callback: Callable[..., object], *values: object) -> None:
+        """Call the user's code; if it fails, save a checkpoint first."""
+        try:
+            callback(*values)
+        except Exception:
+            with suppress(SetupError):  # the error of the callback is more important
+                self.save()
+            raise
 
     def _scored_state(self) -> tuple[Score, State]:
         """Score and weights of the running average, or of the module without one."""
@@ -371,7 +383,7 @@ class _Run:
         """Report a step, and save a checkpoint when one is due."""
         if self.session.progress is not None:
             total = self.settings.epochs * self.per_epoch
-            self.session.progress("training", self.history.steps, total)
+            self._call(self.session.progress, "training", self.history.steps, total)
         self._save_in_time()
 
     # ------------------------------------------------------------------ states, checkpoints

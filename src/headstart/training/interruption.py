@@ -20,7 +20,14 @@ from headstart.distributed import world_size
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Interruption", "StopRequest", "StopRequested", "capture", "is_out_of_memory"]
+__all__ = [
+    "Interruption",
+    "StopRequest",
+    "StopRequested",
+    "capture",
+    "is_out_of_memory",
+    "stop_sentences",
+]
 
 NO_MODEL = "Stopping: there is no model yet. Results in the cache are kept."
 """Sentence for a Ctrl-C before the first model of a run."""
@@ -139,7 +146,7 @@ class Interruption:
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequested:
-    """Ctrl-C was pressed.
+    """Ctrl-C was pressed, or a callback has stopped the run.
 
     Parameters
     ----------
@@ -195,6 +202,7 @@ class StopRequest:
 
     def __init__(self, notify: Callable[[StopRequested], None], *, always_ends: str = "") -> None:
         self._is_requested = self._is_forced = self._has_model = False
+        self._is_pending = self._is_by_callback = False
         self._notify = notify
         self._always_ends = always_ends
         self._outer: StopRequest | None = None
@@ -205,6 +213,16 @@ class StopRequest:
     def is_requested(self) -> bool:
         """Whether Ctrl-C was pressed."""
         return self._is_requested or (self._outer is not None and self._outer.is_requested)
+
+    @property
+    def is_by_callback(self) -> bool:
+        """Whether a callback stopped the run, not Ctrl-C."""
+        return self._is_by_callback or (self._outer is not None and self._outer.is_by_callback)
+
+    @property
+    def source(self) -> str:
+        """What stopped the run, in words."""
+        return "a callback" if self.is_by_callback else "Ctrl-C"
 
     @property
     def is_forced(self) -> bool:
@@ -236,8 +254,17 @@ class StopRequest:
     def keep_model(self) -> None:
         """From now on, a first Ctrl-C ends the current step, not the run."""
         self._has_model = not self._always_ends
+        if self._is_pending:
+            self.request()
         if self._outer is not None:
             self._outer.keep_model()
+
+    def request(self) -> None:
+        """Stop as a first Ctrl-C does, for a callback; without a model as soon as there is one."""
+        self._is_pending = not self._has_model
+        if self._has_model and not self._is_requested:
+            self._is_requested = self._is_by_callback = True
+            self._notify(StopRequested(text="Stopping after this step, for a callback."))
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         self._is_forced = self._is_requested or not self._has_model
@@ -249,6 +276,46 @@ class StopRequest:
             self._messenger.start()
         if self._is_forced:
             raise KeyboardInterrupt
+
+
+def stop_sentences(stop: StopRequest, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sentence about Ctrl-C or a callback, if it ended a part of the run.
+
+    Parameters
+    ----------
+    stop : StopRequest
+        Of the run.
+    record : mapping
+        Of the model.
+
+    Examples
+    --------
+    >>> stop = StopRequest(lambda event: None)
+    >>> stop_sentences(stop, {})
+    ()
+    >>> stop_sentences(stop, {"interrupted": True, "epochs": [0, 1, 2]})[0][:41]
+    'STOPPED BY HAND after 2 complete epochs. '
+    """
+    by = "STOPPED BY A CALLBACK" if stop.is_by_callback else "STOPPED BY HAND"
+    if record.get("interrupted"):
+        n_epochs = len(record["epochs"]) - 1
+        sentence = (
+            f"{by} after {n_epochs} complete epochs. This is the best model so far. "
+            "Pass --resume to continue."
+        )
+    elif record.get("decision", {}).get("stopped"):
+        sentence = (
+            f"{by} during the race: this is the best candidate so far. Run the same "
+            "command again to compare all candidates; features in the cache are reused."
+        )
+    elif stop.is_requested:
+        sentence = (
+            f"{by} after the training: the model is complete. Label errors and weak "
+            "subgroups were not looked for."
+        )
+    else:
+        return ()
+    return (sentence,)
 
 
 def _can_handle_signals() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +16,19 @@ if TYPE_CHECKING:
 
     from headstart.training.interruption import StopRequest
 
-__all__ = ["Epoch", "History", "Job", "Rows", "Score", "Session"]
+__all__ = ["STOP", "Epoch", "History", "Job", "Rows", "Score", "Session", "Stop"]
 
 Rows = NDArray[np.intp]
+
+
+class Stop(Enum):
+    """What a callback returns to stop a run; ``headstart.STOP`` is its only value."""
+
+    STOP = "stop"
+
+
+STOP = Stop.STOP
+"""Returned by a callback to stop the run, as Ctrl-C does: the best model so far is kept."""
 
 
 class Score(NamedTuple):

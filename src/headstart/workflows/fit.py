@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -31,8 +31,9 @@ from headstart.models.transfer_model import TransferModel
 from headstart.reports.page import thumbnails
 from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
-from headstart.training.interruption import StopRequest
+from headstart.training.interruption import StopRequest, stop_sentences
 from headstart.training.job import Epoch, Session
+from headstart.workflows.callbacks import Callbacks
 from headstart.workflows.evaluate import short_digest
 from headstart.workflows.events import (
     DataReady,
@@ -185,6 +186,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     out: str | Path | None = None,
     cache: Cache | bool | None = None,
     observer: Observer | None = None,
+    callbacks: Sequence[Any] = (),
     command: str = "",
     resume: bool = False,
     track: str = "",
@@ -212,7 +214,11 @@ def fit(  # noqa: PLR0913 - one argument a flag
     cache : Cache or bool, optional
         Cache of features; by default the user's cache. False is the same as ``no_cache``.
     observer : callable, optional
-        Called with every event.
+        Called with every event (``headstart.workflows.events``).
+    callbacks : sequence
+        Functions that get every event, or objects with ``on_epoch`` or ``on_event``. One that
+        returns ``headstart.STOP`` or True stops the run as Ctrl-C does: the best model so far is
+        evaluated and saved.
     command : str
         The command line, for the report.
     resume : bool
@@ -255,12 +261,14 @@ def fit(  # noqa: PLR0913 - one argument a flag
     0.987 [0.971, 0.995]
     """
     recipe, target = recipe_for(source, recipe, settings), choose_folder(out, source)
+    listeners = Callbacks(callbacks, observer)
     with (
         processes(recipe.device),
         open_cache(cache, no_cache=no_cache) as store,
-        tracked(track, source, recipe, out=out, beside=observer) as notify,
+        tracked(track, source, recipe, out=out, beside=listeners) as notify,
     ):
-        run = _run(source, recipe, target, store, notify, command=command, resume=resume)
+        listeners.require_one_process()
+        run = _run(source, recipe, target, store, notify, listeners, command=command, resume=resume)
         if is_main():
             notify(_finished(run))
     if require_lead:
@@ -274,6 +282,7 @@ def _run(
     target: Path,
     cache: Cache,
     observer: Observer,
+    listeners: Callbacks,
     *,
     command: str,
     resume: bool,
@@ -288,6 +297,7 @@ def _run(
             resume=resume,
             stop=stack.enter_context(StopRequest(output.notify)),
         )
+        listeners.stop = context.stop
         located = _locate(recipe)
         recipe, prepared = _prepare_data(source, recipe, context)
         choice = _choose(recipe, located, prepared, context)
@@ -309,7 +319,7 @@ def _run(
 
 
 @contextmanager
-def _open_output(target: Path, observer: Observer | None) -> Iterator[_Output]:
+def _open_output(target: Path, observer: Observer) -> Iterator[_Output]:
     """Open the run's hidden folder and its log; only the main process writes."""
     if not is_main():
         yield _Output(notify=lambda _: None)
@@ -523,34 +533,11 @@ def _evaluate(
         evaluation=evaluation,
         prepared=prepared,
         recipe=choice.recipe,
-        summary=(*_interruption(model, context.stop), *summarise(evaluation)),
+        summary=(*stop_sentences(context.stop, model.record), *summarise(evaluation)),
         seconds=seconds,
         diagnostics=diagnostics,
-        interrupted=bool(_interruption(model, context.stop)),
+        interrupted=bool(stop_sentences(context.stop, model.record)),
     )
-
-
-def _interruption(model: TransferModel, stop: StopRequest) -> tuple[str, ...]:
-    """Return the sentence about Ctrl-C, if it ended a part of the run."""
-    if model.record.get("interrupted"):
-        n_epochs = len(model.record["epochs"]) - 1
-        sentence = (
-            f"STOPPED BY HAND after {n_epochs} complete epochs. This is the best model so far. "
-            "Pass --resume to continue."
-        )
-    elif model.record.get("decision", {}).get("stopped"):
-        sentence = (
-            "STOPPED BY HAND during the race: this is the best candidate so far. Run the same "
-            "command again to compare all candidates; features in the cache are reused."
-        )
-    elif stop.is_requested:
-        sentence = (
-            "STOPPED BY HAND after the training: the model is complete. Label errors and weak "
-            "subgroups were not looked for."
-        )
-    else:
-        return ()
-    return (sentence,)
 
 
 def _write(run: Run, output: _Output, target: Path, command: str) -> Run:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +18,6 @@ from headstart.training.losses.own_loss import OwnLoss
 from headstart.workflows.config import read_recipe
 from headstart.workflows.events import EpochDone, Noted
 from headstart.workflows.recipe import make_recipe
-
-ROOT = Path(__file__).parents[3]
 
 
 def margins(logits, targets):
@@ -211,13 +206,3 @@ def test_a_resumed_training_needs_the_same_loss(tmp_path) -> None:
     assert not train(margins, out=tmp_path / "run", resume=True).interrupted
     assert OwnLoss.of(Scaled(2.0)) == OwnLoss.of(Scaled(2.0))
     assert OwnLoss.of(Scaled(2.0)) != OwnLoss.of(Scaled(3.0))
-
-
-def test_the_page_runs(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "own_loss.md").read_text(encoding="utf-8")
-    printed, names = io.StringIO(), {"__name__": "page"}
-    with contextlib.redirect_stdout(printed):
-        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-            exec(block, names)
-    assert "page.margins" in printed.getvalue()
