@@ -192,3 +192,44 @@ def test_large_problems_have_the_same_bits_on_any_number_of_cores(large, monkeyp
         heads.append(search_penalty(features, problem, folds, penalties=(1e-2, 1e-3)).head)
     for head in heads[1:]:
         np.testing.assert_array_equal(head.weight, heads[0].weight)
+
+
+@pytest.mark.parametrize("size", [1e12, 1.0])
+@pytest.mark.parametrize("shape", [(150, 12), (150, 200)])
+def test_validation_rows_choose_the_penalty_but_are_not_fitted(monkeypatch, size, shape):
+    monkeypatch.setattr(penalty_search, "LARGE_PROBLEM", size)
+    features, targets = clouds(*shape, k=3)
+    folds = folds_of(targets[:100])
+    problem = Problem.of(targets, n_classes=3, kind="multiclass")
+    alone = search_penalty(
+        features[:100],
+        Problem.of(targets[:100], n_classes=3, kind="multiclass"),
+        folds,
+        penalties=(1e-2,),
+    )
+    both = search_penalty(
+        features,
+        problem,
+        [*folds, (np.arange(100), np.arange(100, 150))],
+        penalties=(1e-2,),
+        fit_rows=slice(0, 100),
+    )
+    np.testing.assert_allclose(both.head.weight, alone.head.weight, atol=1e-5)
+    np.testing.assert_allclose(both.held_out[:100], alone.held_out, atol=1e-3)
+    logits = alone.head.logits(features[100:])
+    np.testing.assert_allclose(both.held_out[100:], logits, atol=2e-2)
+
+
+@pytest.mark.parametrize("size", [1e12, 1.0])
+def test_validation_rows_without_signal_make_the_penalty_strong(monkeypatch, size):
+    monkeypatch.setattr(penalty_search, "LARGE_PROBLEM", size)
+    features, targets = clouds(n=400, k=3, noise=0.5)
+    features[100:] = np.random.default_rng(1).normal(size=(300, 12)) * features.std()
+    folds = folds_of(targets[:100])
+    chosen = []
+    for n in (100, 400):
+        problem = Problem.of(targets[:n], n_classes=3, kind="multiclass")
+        parts = folds if n == 100 else [*folds, (np.arange(100), np.arange(100, 400))]
+        search = search_penalty(features[:n], problem, parts, fit_rows=slice(0, 100))
+        chosen.append(search.penalty)
+    assert chosen[1] > 3 * chosen[0]

