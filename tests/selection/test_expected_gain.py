@@ -169,6 +169,21 @@ def test_nothing_is_trained_where_half_a_point_cannot_be_gained(backbone, extrac
     assert any("even a perfect model could not gain half a point" in w for w in found.record["why"])
 
 
+def test_a_rare_class_that_is_missed_is_something_to_gain(backbone, extractor, clock):
+    """500 and 10 images: two rare ones that are missed are 0.4 % of the images, 10 points."""
+    rng, samples = np.random.default_rng(0), []
+    for i in range(510):
+        image = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        image[:, : 16 * (500 <= i < 508)] += 120
+        samples.append(Sample(image=image, target="full" if i < 500 else "half"))
+    data = Dataset(samples=tuple(samples), classes=("full", "half"))
+    clock.accuracy = {ALL: 0.95, TWO: 0.7, LAST: 0.7}
+    found = decide([backbone], data, extractor=extractor, budget=5000)
+    assert found.record["measure"] == "balanced accuracy"
+    assert not any("could not gain half a point" in w for w in found.record["why"])
+    assert clock.log
+
+
 def test_without_a_budget_nothing_is_trained(backbone, extractor, clock):
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0)
     assert found.method.name == "linear-probe"

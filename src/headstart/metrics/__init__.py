@@ -1,8 +1,9 @@
 """Pure functions from arrays to numbers, with intervals and tests.
 
 This file names the primary metric of each kind of data. Read validation.py (checks of arrays,
-conversion to JSON), classification.py, matching.py and detection.py, segmentation.py,
-confidence_intervals.py (bootstrap and score intervals), significance.py (tests of repeated runs),
+conversion to JSON), classification.py, matching.py, detection.py and score_thresholds.py,
+segmentation.py, confidence_intervals.py (bootstrap and score intervals), class_means.py (balanced
+accuracy), significance.py (tests of repeated runs),
 selective.py (risk and coverage), label_errors.py, outliers.py, domain_distance.py and
 transferability/.
 """

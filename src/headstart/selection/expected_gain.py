@@ -201,10 +201,11 @@ def _reason_for_no_training(context: RaceContext, best: RaceEntry) -> str:
     """Return why no training can run; empty if one can."""
     if context.stop.is_requested:
         return ""
-    if context.train.kind == "multiclass" and 1 - float(np.nanmean(best.values)) <= LEAST_GAIN:
+    score = context.scorer.score(best.values)
+    if context.train.kind == "multiclass" and 1 - score.value <= LEAST_GAIN:
         return (
-            f"The {best.row.name} is right on {best.row.score} of the held-out images: even a "
-            "perfect model could not gain half a point. No training was run."
+            f"The {best.row.name} has {context.scorer.measure} {score} on the held-out images: "
+            "even a perfect model could not gain half a point. No training was run."
         )
     if context.budget <= 0:
         return "Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."

@@ -19,7 +19,6 @@ from headstart.errors import UsageError
 from headstart.features.engines import measuring_pays
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import random_like
-from headstart.metrics import PRIMARY_METRICS
 from headstart.runtime import cores
 from headstart.selection.candidates import (
     Candidate,
@@ -271,7 +270,7 @@ def create_context(
 def race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[str, Any]:
     """Return the result of a race as plain values."""
     return {
-        "measure": PRIMARY_METRICS[context.train.kind],
+        "measure": context.scorer.measure,
         "rule": PROVED_RULE if context.prove else RULE,
         "why": list(context.reasons),
         "budget": context.budget,
@@ -414,7 +413,7 @@ def _report_first_answer(context: RaceContext, entry: RaceEntry, ends: Sequence[
     if entry.row.score is not None:
         context.notify(
             FirstModel(
-                measure=PRIMARY_METRICS[context.train.kind],
+                measure=context.scorer.measure,
                 score=entry.row.score,
                 images=len(context.train),
                 seconds=context.elapsed,
@@ -520,7 +519,9 @@ def format_gain(entry: RaceEntry) -> str:
 
 def _create_scorer_and_folds(data: Dataset, seed: int) -> tuple[Scorer, Sequence[Fold]]:
     groups, targets = data.groups(), data.targets()
-    scorer = Scorer(kind=data.kind, targets=targets, groups=groups)
+    problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
+    weighted = problem.is_weighted("auto")  # as every candidate is trained
+    scorer = Scorer(kind=data.kind, targets=targets, groups=groups, weighted=weighted)
     return scorer, kfold(targets, N_FOLDS, blocks=groups, seed=seed)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.metrics import PRIMARY_METRICS
+from headstart.metrics.class_means import balanced_accuracy_interval, paired_balanced_difference
 from headstart.metrics.classification import mean_average_precision_score
 from headstart.metrics.confidence_intervals import (
     Difference,
@@ -160,6 +162,9 @@ class Scorer:
     targets : array, shape (n,) or (n, n_classes)
     groups : n hashables, optional
         Images of one group are not independent.
+    weighted : bool
+        Whether all classes count the same, as in a training with weighted classes: candidates are
+        then compared by balanced accuracy.
 
     Examples
     --------
@@ -173,6 +178,12 @@ class Scorer:
     kind: Kind
     targets: NDArray[np.integer[Any]]
     groups: Groups = None
+    weighted: bool = False
+
+    @property
+    def measure(self) -> str:
+        """Name of the score."""
+        return "balanced accuracy" if self.weighted else PRIMARY_METRICS[self.kind]
 
     def correct(self, logits: Floats, rows: NDArray[np.intp] | None = None) -> Floats:
         """Reduce logits to what comparisons need.
@@ -191,8 +202,13 @@ class Scorer:
         return np.asarray(logits.argmax(axis=1) == targets, dtype=np.float64)
 
     def score(self, values: Floats) -> Interval:
-        """Compute accuracy, or mean average precision, with its 95 % interval."""
+        """Compute the score with its 95 % interval.
+
+        It is accuracy, balanced accuracy, or mean average precision (``measure``).
+        """
         rows, groups = self._shared_rows(values)
+        if self.weighted:
+            return balanced_accuracy_interval(values[rows] > 0.5, self.targets[rows], groups)
         if self.kind != "multilabel":
             return proportion_interval(values[rows] > 0.5, groups)
         interval = self._precision_contrast(values, None, rows).interval()
@@ -207,6 +223,10 @@ class Scorer:
         rows, groups = self._shared_rows(values, against)
         if self.kind != "multilabel":
             correct, correct_against = values[rows] > 0.5, against[rows] > 0.5
+            if self.weighted:
+                return paired_balanced_difference(
+                    correct, correct_against, self.targets[rows], groups, level=level
+                )
             return paired_proportion_difference(correct, correct_against, groups, level=level)
         labels = [
             label for label in range(self.targets.shape[1]) if self._has_enough_images(rows, label)
@@ -224,7 +244,8 @@ class Scorer:
         """Explain why no candidate could be significantly better; empty if one could.
 
         Another candidate can only gain on images that this one misclassifies. With few of them,
-        a sign test is not significant at this level even if all of them become correct.
+        a sign test is not significant at this level even if all of them become correct. With
+        weighted classes, the balanced accuracy of a perfect model must be significantly better.
 
         Examples
         --------
@@ -239,7 +260,11 @@ class Scorer:
             if not any(self._has_enough_images(rows, k) for k in range(self.targets.shape[1])):
                 return f"No label has {MIN_LABEL_IMAGES} held-out images (or groups)"
         n_errors = int((~correct).sum())
-        if n_errors >= math.ceil(math.log2(2 / (1 - level))):
+        is_decidable = n_errors >= math.ceil(math.log2(2 / (1 - level)))
+        if is_decidable and self.weighted:
+            perfect = np.ones(len(correct))
+            is_decidable = self.gain(perfect, np.asarray(values), level=level).significant
+        if is_decidable:
             return ""
         return (
             f"{n_errors} of {len(correct)} held-out images are misclassified: too few to show a "
