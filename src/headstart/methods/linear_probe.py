@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +13,33 @@ from headstart.data.splits import kfold
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Outline, described, require_two_of_each
+from headstart.metrics.class_means import groups_span_classes
+from headstart.metrics.confidence_intervals import proportion_interval
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import Session
-from headstart.training.penalty_search import PENALTIES, Imbalance, Problem, search_penalty
+from headstart.training.penalty_search import (
+    PENALTIES,
+    Folds,
+    Imbalance,
+    Problem,
+    search_penalty,
+)
 from headstart.training.time_estimate import extraction_seconds, probe_seconds
 
 __all__ = ["LinearProbe"]
+
+GAP_LEVEL = 0.99
+"""Level of the intervals that cross-validated and test accuracy are compared by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
     """Multinomial logistic regression on frozen features.
 
-    The penalty is chosen by stratified (group-aware) cross-validation on the training part;
-    the temperature is fitted on the held-out logits of the folds. Test images are never used.
+    The penalty is chosen by stratified (group-aware) cross-validation on the training part; the
+    temperature is fitted on the held-out logits of the folds. Validation images, if the data have
+    any, are held out as well and take part in both choices. Test images are never used.
 
     Parameters
     ----------
@@ -102,7 +114,8 @@ class LinearProbe:
         pace: float = 1.0,
     ) -> float:
         """Estimate how long ``fit`` takes on this machine."""
-        seconds = extraction_seconds(model, train.samples, train, extractor=extractor)
+        samples = (*train.samples, *(val.samples if val is not None else ()))
+        seconds = extraction_seconds(model, samples, train, extractor=extractor)
         return seconds + pace * probe_seconds(len(train), model.backbone.width, len(train.classes))
 
     def fit(
@@ -123,7 +136,7 @@ class LinearProbe:
             As in the contract of a method.
         row_weights : array, shape (n,), optional
             Positive weights of the training images, in the fit and in the choice of the penalty.
-            The temperature is fitted without them.
+            A validation image has their mean. The temperature is fitted without them.
 
         Raises
         ------
@@ -131,21 +144,28 @@ class LinearProbe:
             If a class has too few images or groups for two folds.
         """
         self.check(train)
-        targets = train.targets()
-        extracted = extractor.features(model.backbone, train.samples)
+        data, folds = self._held_out_parts(train, val)
+        targets = data.targets()
+        extracted = extractor.features(model.backbone, data.samples)
         problem = Problem.of(targets, n_classes=len(train.classes), kind=train.kind)
         weighted = problem.is_weighted(self.imbalance)
-        folds = kfold(targets, self.folds, blocks=train.groups(), seed=self.seed)
-        problem = replace(problem, row_weights=row_weights)
+        if row_weights is not None:
+            padding = np.full(len(data) - len(train), row_weights.mean())
+            problem = replace(problem, row_weights=np.concatenate([row_weights, padding]))
         search = search_penalty(
-            extracted.values, problem, folds, penalties=self.penalties, weighted=weighted
+            extracted.values,
+            problem,
+            folds,
+            penalties=self.penalties,
+            weighted=weighted,
+            fit_rows=slice(0, len(train)),
         )
         max_risk = model.require_task(ClassificationTask).max_risk
         task = ClassificationTask(classes=train.classes, kind=train.kind, max_risk=max_risk)
         return replace(
             model,
             head=search.head,
-            task=task.calibrated(search.held_out, targets, groups=train.groups()),
+            task=task.calibrated(search.held_out, targets, groups=data.groups()),
             engine=extracted.engine.engine,
             record={
                 **model.record,
@@ -158,6 +178,37 @@ class LinearProbe:
                     {"penalty": penalty, "log_loss": loss} for penalty, loss in search.candidates
                 ],
                 "folds": search.folds,
+                "validation_images": len(data) - len(train),
+                **_cross_validation(train, search.held_out[: len(train)]),
                 "iterations": search.iterations,
             },
         )
+
+    def _held_out_parts(self, train: Dataset, val: Dataset | None) -> tuple[Dataset, Folds]:
+        """Training and validation images together, and the rows to fit and to hold out."""
+        folds = kfold(train.targets(), self.folds, blocks=train.groups(), seed=self.seed)
+        if val is None or not len(val):
+            return train, folds
+        n, data = len(train), replace(train, samples=(*train.samples, *val.samples))
+        return data, [*folds, (np.arange(n), np.arange(n, len(data)))]
+
+
+def _cross_validation(train: Dataset, held_out: NDArray[np.floating[Any]]) -> dict[str, Any]:
+    """Share of correct training images of each class, predicted by the folds, with its interval."""
+    if train.kind == "multilabel":  # its thresholds are chosen on these predictions
+        return {}
+    targets, groups = train.targets(), train.groups()
+    correct = held_out.argmax(axis=1) == targets
+    shares: list[list[float] | None] = []
+    for label in range(len(train.classes)):
+        rows = np.flatnonzero(targets == label)
+        labels = None if groups is None else [groups[row] for row in rows]
+        share = proportion_interval(correct[rows], labels, level=GAP_LEVEL)
+        shares.append([share.value, share.low, share.high] if len(rows) else None)
+    values = {
+        "level": GAP_LEVEL,
+        "grouped": groups is not None,
+        "independent": not groups_span_classes(targets, groups),
+        "correct": shares,
+    }
+    return {"cross_validation": values}

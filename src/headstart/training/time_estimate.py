@@ -128,8 +128,10 @@ def extraction_seconds(
 def probe_seconds(n: int, width: int, n_classes: int) -> float:
     """Estimate the seconds of a linear probe's penalty search on features.
 
-    The constants are half of the CPU seconds of five searches with one thread for each of two
-    cores: the number of solver steps depends on how hard the classes are to separate.
+    The constants are half of the CPU seconds of five searches, for two cores. They are no bound:
+    the number of solver steps depends on how hard the classes are to separate. On drawn features
+    whose classes are well separated, three other searches took a quarter to a half of the estimate
+    (docs/methods/linear_probe.md).
     """
     rank, columns = min(n, width), n_classes if n_classes > 2 else 1
     size = n * rank * columns

@@ -18,6 +18,7 @@ from headstart.data.splits import evenly_spaced
 from headstart.distributed import is_main, main_first, processes
 from headstart.evaluation.baselines import PROBE
 from headstart.evaluation.classification import AnyEvaluation
+from headstart.evaluation.fold_gap import explain_fold_gap
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
 from headstart.evaluation.insight import Diagnostics, diagnose
 from headstart.evaluation.summary import summarise
@@ -406,7 +407,7 @@ def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> 
             size=recipe.size,
             seed=recipe.seed,
             record={
-                "learned_from": _used_images(choice, prepared),
+                "learned_from": _used_images(prepared),
                 "data": _data_record(prepared),
                 "seed": recipe.seed,
                 "versions": versions(),
@@ -420,11 +421,9 @@ def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> 
     return replace(model, task=task)
 
 
-def _used_images(choice: Choice, prepared: PreparedData) -> list[str]:
-    """Digests of the training images, and of validation images that chose the epoch."""
-    parts = [prepared.train]
-    if choice.method.resumes and prepared.val is not None:
-        parts.append(prepared.val)
+def _used_images(prepared: PreparedData) -> list[str]:
+    """Digests of the training images, and of the validation images that made choices."""
+    parts = [part for part in (prepared.train, prepared.val) if part is not None]
     return [short_digest(sample) for part in parts for sample in part.samples]
 
 
@@ -533,7 +532,11 @@ def _evaluate(
         evaluation=evaluation,
         prepared=prepared,
         recipe=choice.recipe,
-        summary=(*stop_sentences(context.stop, model.record), *summarise(evaluation)),
+        summary=(
+            *stop_sentences(context.stop, model.record),
+            *summarise(evaluation),
+            *explain_fold_gap(model.record, evaluation, prepared.test.groups()),
+        ),
         seconds=seconds,
         diagnostics=diagnostics,
         interrupted=bool(stop_sentences(context.stop, model.record)),
