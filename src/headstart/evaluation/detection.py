@@ -147,6 +147,8 @@ class BoxEvaluation:
             "images": len(self.names),
             "groups": self.n_groups,
             "threshold": self.task.threshold,
+            "class_thresholds": dict(zip(self.task.classes, self.task.thresholds, strict=True)),
+            "threshold_range": list(self.task.threshold_range),
             "objects": self.objects,
             "metrics": {name: interval.as_dict() for name, interval in self.metrics.items()},
             "per_class": [
@@ -283,7 +285,11 @@ def evaluate_detections(
         confusions=np.stack(
             [
                 metrics.box_confusion(
-                    [_match_arrays(predicted)], [truth], n_classes, task.threshold, MATCH_IOU
+                    [_match_arrays(predicted.above(task.thresholds))],
+                    [truth],
+                    n_classes,
+                    0.0,
+                    MATCH_IOU,
                 )
                 for predicted, truth in zip(detections, true_arrays, strict=True)
             ]

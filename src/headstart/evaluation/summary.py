@@ -162,7 +162,7 @@ def _summarise_boxes(evaluation: BoxEvaluation) -> tuple[str, ...]:
         return (f"No score: {_format_test_images(evaluation)} without any object that counts.",)
     correct, missed, wrong, extra = (int(count) for count in evaluation.errors.sum(axis=0))
     counts = (
-        f"At a score threshold of {evaluation.task.threshold:.2f}: {correct} of "
+        f"At {_format_thresholds(evaluation)}: {correct} of "
         f"{correct + missed + wrong} objects are correct, {missed} are missed, {wrong} have the "
         f"wrong class, and {extra} boxes show no object."
     )
@@ -174,6 +174,18 @@ def _summarise_boxes(evaluation: BoxEvaluation) -> tuple[str, ...]:
         *_wide_interval_warning(score),
         *_missing_classes_warning([row.name for row in evaluation.per_class if row.objects == 0]),
     )
+
+
+def _format_thresholds(evaluation: BoxEvaluation) -> str:
+    """Report the score threshold, or the range of those of the classes, and its spread."""
+    task = evaluation.task
+    low, high = min(task.thresholds), max(task.thresholds)
+    if low < high:
+        return f"score thresholds of {low:.2f} to {high:.2f}, one for each class"
+    spread = ""
+    if task.threshold_range:
+        spread = " ({:.2f} to {:.2f} on resampled validation images)".format(*task.threshold_range)
+    return f"a score threshold of {task.threshold:.2f}{spread}"
 
 
 def _summarise_masks(evaluation: MaskEvaluation) -> tuple[str, ...]:

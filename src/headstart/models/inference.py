@@ -72,9 +72,10 @@ class Detections:
             f"labels={brief(self.labels.tolist())}, scores={scores})"
         )
 
-    def above(self, score: float) -> Detections:
-        """Return only the objects with at least this score."""
-        is_above = self.scores >= score
+    def above(self, score: float | Sequence[float]) -> Detections:
+        """Return only the objects with at least this score, or that of their class."""
+        least = np.asarray(score, dtype=np.float64)
+        is_above = self.scores >= (least[self.labels] if least.ndim else least)
         return Detections(
             name=self.name,
             size=self.size,

@@ -292,19 +292,31 @@ class DetectionTask:
     classes : tuple of str
         Classes of objects, without a background.
     threshold : float
-        Least score of a predicted object. Metrics use all scores.
+        Least score of a predicted object, for all classes together. Metrics use all scores.
+    class_thresholds : tuple of float
+        One for each class, from the validation images; empty if they are all ``threshold``.
+    threshold_range : tuple of float
+        Where ``threshold`` lies in 90 % of the resamples of the validation images: low and high.
+        Empty if it was not chosen on images.
 
     Examples
     --------
-    >>> DetectionTask(classes=("cell",)).threshold
-    0.5
+    >>> DetectionTask(classes=("cell", "dust"), class_thresholds=(0.4, 0.6)).thresholds
+    (0.4, 0.6)
     """
 
     classes: tuple[str, ...]
     threshold: float = 0.5
+    class_thresholds: tuple[float, ...] = ()
+    threshold_range: tuple[float, ...] = ()
 
     name: ClassVar[str] = "detection"
     kind: ClassVar[Kind] = "detection"
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Least score of a predicted object of each class."""
+        return self.class_thresholds or (self.threshold,) * len(self.classes)
 
     def __repr__(self) -> str:
         return f"DetectionTask({len(self.classes)} classes: {brief(self.classes)})"
@@ -324,11 +336,20 @@ class DetectionTask:
         """
         try:
             classes, threshold = tuple(map(str, values["classes"])), float(values["threshold"])
+            class_thresholds = tuple(map(float, values.get("class_thresholds", ())))
+            threshold_range = tuple(map(float, values.get("threshold_range", ())))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(_damaged_task("detection", repr(error))) from error
-        if not classes or not 0 <= threshold <= 1:
+        scores = (threshold, *class_thresholds, *threshold_range)
+        is_complete = len(class_thresholds) in {0, len(classes)} and len(threshold_range) in {0, 2}
+        if not classes or not is_complete or not all(0 <= score <= 1 for score in scores):
             raise ModelFileError(_damaged_task("detection", str(values)))
-        return cls(classes=classes, threshold=threshold)
+        return cls(
+            classes=classes,
+            threshold=threshold,
+            class_thresholds=class_thresholds,
+            threshold_range=threshold_range,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

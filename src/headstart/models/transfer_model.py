@@ -352,7 +352,7 @@ class TransferModel:
                 self.backbone, self.require_head(), samples, tile=tile, device=device
             )
         elif isinstance(self.task, DetectionTask):
-            least = self.task.threshold if threshold is None else threshold
+            least = self.task.thresholds if threshold is None else threshold
             detections = detect(self.backbone, self.require_head(), samples, device=device)
             yield from (detection.above(least) for detection in detections)
         else:

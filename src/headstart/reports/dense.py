@@ -302,7 +302,7 @@ def _draw_prediction(
     if pixels is None:
         return None
     if isinstance(evaluation, BoxEvaluation):
-        detections: Detections = evaluation.detections[row].above(evaluation.task.threshold)
+        detections: Detections = evaluation.detections[row].above(evaluation.task.thresholds)
         boxes = detections.boxes * (IMAGE_SIDE / max(detections.size))
         return draw_boxes(pixels, boxes, detections.labels, detections.scores, classes=classes)
     try:

@@ -26,7 +26,7 @@ def render_predictions(evaluation: AnyEvaluation) -> dict[str, str]:
     -------
     dict of str to str
         ``predictions.csv``: for classes and masks one line per image; for boxes one line per object
-        with a score of at least the task's threshold. For boxes also ``predictions.json``: all
+        with at least the score threshold of its class. For boxes also ``predictions.json``: all
         objects, in the COCO results format.
     """
     if isinstance(evaluation, Evaluation):
@@ -34,7 +34,7 @@ def render_predictions(evaluation: AnyEvaluation) -> dict[str, str]:
     if isinstance(evaluation, MaskEvaluation):
         return {"predictions.csv": mask_csv(evaluation)}
     task = evaluation.task
-    confident = [detections.above(task.threshold) for detections in evaluation.detections]
+    confident = [detections.above(task.thresholds) for detections in evaluation.detections]
     return {
         "predictions.csv": objects_csv(confident, task.classes),
         "predictions.json": box_json(evaluation),

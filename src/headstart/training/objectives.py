@@ -22,7 +22,8 @@ from headstart.data.loader import (
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.features.extractor import View
 from headstart.metrics.classification import log_loss, macro_f1_score
-from headstart.metrics.detection import best_threshold, box_scores, match_boxes
+from headstart.metrics.detection import box_scores, match_boxes
+from headstart.metrics.score_thresholds import choose_thresholds
 from headstart.metrics.segmentation import mean_iou_score, pixel_counts
 from headstart.models.heads.linear import LinearHead
 from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask, Task
@@ -180,9 +181,15 @@ class BoxObjective:
         return Score(float(np.nan_to_num(scores["map"])), -loss)
 
     def calibrate_task(self, model: TransferModel, predictions: BoxPredictions) -> DetectionTask:
-        """Set the score threshold of detections to the one with the best F1."""
+        """Choose the score thresholds by F1: one for each class with enough objects."""
         task = model.require_task(DetectionTask)
-        return replace(task, threshold=best_threshold(self._matches(predictions[0])))
+        chosen = choose_thresholds(self._matches(predictions[0]), seed=self.settings.seed)
+        return replace(
+            task,
+            threshold=chosen.value,
+            class_thresholds=chosen.by_class if set(chosen.by_class) != {chosen.value} else (),
+            threshold_range=(chosen.low, chosen.high),
+        )
 
     def _matches(self, detected: list[DetectedBoxes]) -> Any:
         return match_boxes(detected, self._val_truths, len(self.train.classes))
