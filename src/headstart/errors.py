@@ -25,6 +25,7 @@ A message first names what is wrong and its value, then what to do about it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -46,10 +47,31 @@ __all__ = [
 ]
 
 
+MOST_CHARACTERS = 1_200
+"""Longest message. A value in it comes from a file and may have megabytes."""
+
+
 class HeadstartError(Exception):
-    """Base of all errors that Headstart raises on purpose."""
+    """Base of all errors that Headstart raises on purpose.
+
+    >>> len(str(HeadstartError(f"Expected a number, got {'9' * 100_000}. Correct it."))) < 200
+    True
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *others: object) -> None:
+        super().__init__(_limit(str(message)), *others)
+
+
+def _limit(message: str) -> str:
+    """Shorten a message: long words first, then its middle; the advice at its end stays."""
+    if len(message) <= MOST_CHARACTERS:
+        return message
+    shorter = re.sub(r"(\S{60})\S{140,}(\S{20})", r"\1[...]\2", message)
+    if len(shorter) <= MOST_CHARACTERS:
+        return shorter
+    return f"{shorter[: MOST_CHARACTERS * 2 // 3]} [...] {shorter[-MOST_CHARACTERS // 4 :]}"
 
 
 class UsageError(HeadstartError, ValueError):

@@ -1,5 +1,6 @@
-"""Output files: safe paths, whole writes, CSV text and locks.
+"""Files: safe output paths, whole writes, CSV text, locks, and reading that is bounded.
 
+Input comes from anywhere: a pipe, a device, a sparse file or nested YAML must end in a sentence.
 Names of images and classes come from users' folders, archives and tables. None of them may lead a
 file outside the output folder, and no write may leave half a file under the final name.
 """
@@ -16,12 +17,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from errno import EFBIG, EINVAL
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from headstart.errors import UsageError
+from headstart.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -30,7 +32,11 @@ __all__ = [
     "csv_text",
     "file_stems",
     "hold_lock",
+    "is_file",
     "output_path",
+    "read_bounded",
+    "read_text",
+    "read_yaml",
     "safe_part",
     "write_whole",
 ]
@@ -42,6 +48,11 @@ LONGEST_STEM = 1_000
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 """Names of devices on Windows, with any suffix."""
 WRITTEN_SUFFIX = re.compile(r"\.(?:png|txt|json|csv|html|jpg)$", re.IGNORECASE)
+MOST_YAML_BYTES = 1_000_000
+MOST_TEXT_BYTES = 100_000_000
+"""Largest list of names or labels; a million lines have about 50 MB."""
+MOST_ANNOTATION_BYTES = 2_000_000_000
+"""Largest COCO file or table; that of COCO itself has 470 MB."""
 LOCK_SECONDS = 0.2
 """Wait for a process that is just ending."""
 MAX_ATTEMPTS = 20
@@ -261,3 +272,86 @@ def _name_owner(path: Path) -> str:
     except OSError:
         return "Another process"
     return f"Process {pid} on {host}" if pid.isdecimal() and host else "Another process"
+
+
+# -------------------------------------------------------------------------------- bounded reading
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a regular file; False also for a path that no file can have.
+
+    >>> is_file(Path("a" * 5000))
+    False
+    """
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Read a regular file of limited size.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, is a pipe or a device, which might never end, or is too large.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise OSError(EINVAL, "a pipe or a device, not a regular file")
+    with path.open("rb") as file:
+        # A sparse file of gigabytes is refused before it is read; a file may also grow.
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most_bytes + 1) if size <= most_bytes else b""
+    if max(size, len(content)) > most_bytes:
+        raise OSError(EFBIG, f"more than {most_bytes:,} bytes")
+    return content
+
+
+def read_text(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """Read a list of names or labels in UTF-8; wrong bytes are replaced.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read (``read_bounded``).
+    """
+    try:
+        return read_bounded(path, most_bytes).decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {str(path)!r:.300}: {error.strerror or error}. Replace it by a text file."
+        ) from error
+
+
+def read_yaml(path: Path, *, as_text: bool = False) -> Any:
+    """Read a YAML file without code, without aliases, and of at most a megabyte.
+
+    A few lines of aliases can stand for gigabytes, so a file with aliases is refused.
+
+    Parameters
+    ----------
+    path : Path
+    as_text : bool
+        Return all values as text: `no` and `1` are names of classes.
+
+    Raises
+    ------
+    OSError
+        As ``read_bounded``.
+    yaml.YAMLError, ValueError, RecursionError
+        If the content is not YAML, is nested too deeply, or has aliases.
+    """
+    import yaml
+
+    base: Any = yaml.BaseLoader if as_text else yaml.SafeLoader
+
+    class Loader(base):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(
+                    problem="an alias (*name)", problem_mark=self.peek_event().start_mark
+                )
+            return super().compose_node(parent, index)
+
+    return yaml.load(read_bounded(path, MOST_YAML_BYTES), Loader=Loader)  # noqa: S506 - subclass

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import UnreadableImageError, UsageError
+from headstart.files import is_file, read_bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +53,7 @@ MAX_PIXELS = 178_956_970  # the same limit as that of Pillow for decompression b
 # any text may be taken for it), ICO (does not state the size of the image in it).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "QOI")
 _ORIENTATION_TAG = 0x0112
+MOST_IMAGE_BYTES = 2**31
 _HEADER_BYTES = 65_536  # contain nearly every header, so that the rest need not be read
 # Transformation from the stored to the upright image, by EXIF orientation; 1 is upright.
 EXIF_TRANSFORMS: dict[int, Callable[[Pixels], Pixels]] = {
@@ -106,11 +108,11 @@ def read_bytes(source: str | Path | bytes) -> bytes:
 no such file. Replace it or remove it.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_bounded(Path(source), MOST_IMAGE_BYTES)
     except FileNotFoundError:
         raise _unreadable_error(source, "no such file") from None
     except (OSError, ValueError) as error:
-        is_folder = isinstance(error, OSError) and Path(str(source)).is_dir()
+        is_folder = isinstance(error, IsADirectoryError)
         reason = "a folder" if is_folder else f"a file that cannot be read{_error_text(error)}"
         raise _unreadable_error(source, reason) from error
     if not data:
@@ -485,6 +487,8 @@ no such file. Replace it or remove it.
 
 def _read_start(path: Path) -> bytes | None:
     """Read the first bytes of a file; None if the file is not longer, or cannot be read."""
+    if not is_file(path):  # a pipe might never end
+        return None
     try:
         with path.open("rb") as file:
             start = file.read(_HEADER_BYTES)

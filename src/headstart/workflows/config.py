@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import UnknownNameError, UsageError
+from headstart.files import read_yaml
 from headstart.methods.flags import PRESET, flags, record_values
 from headstart.workflows.recipe import Recipe, make_recipe
 
@@ -73,8 +74,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     file = path / "resolved.yaml" if path.is_dir() else path
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_yaml(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--config {file} cannot be read: {error}. Pass the resolved.yaml of a run, such as "
             "--config runs/photos/resolved.yaml."

@@ -17,6 +17,7 @@ from headstart.data.dataset import IGNORED, Code, Palette
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.tables import read_table
 from headstart.errors import DataError
+from headstart.files import read_text
 
 __all__ = ["ClassMap", "find_class_map", "read_class_map", "to_palette"]
 
@@ -95,9 +96,9 @@ def read_class_map(path: Path) -> ClassMap:
         if path.suffix.lower() == ".csv":
             pairs = _parse_table(read_table(path).columns)
         elif path.suffix.lower() == ".json":
-            pairs = _parse_json(json.loads(path.read_text(encoding="utf-8-sig")))
+            pairs = _parse_json(json.loads(read_text(path)))
         else:
-            pairs = _parse_lines(path.read_text(encoding="utf-8-sig").splitlines())
+            pairs = _parse_lines(read_text(path).splitlines())
     except json.JSONDecodeError as error:
         raise _class_map_error(path, f"the file is not valid JSON ({error})") from error
     except (ValueError, TypeError, KeyError) as error:

@@ -21,6 +21,7 @@ from headstart.data.formats.annotations import (
 )
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.errors import DataError, LeakError
+from headstart.files import MOST_ANNOTATION_BYTES, read_bounded
 
 __all__ = ["read_coco"]
 
@@ -124,7 +125,7 @@ def _coco_error(path: Path, expected: str, got: str) -> DataError:
 def _read_file(root: Path, name: str) -> _CocoFile | None:
     path = root / name
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bounded(path, MOST_ANNOTATION_BYTES))
     except json.JSONDecodeError as error:
         raise _coco_error(path, "JSON", f"{error.msg} in line {error.lineno}") from error
     except (OSError, ValueError, RecursionError) as error:

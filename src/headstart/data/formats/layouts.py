@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from headstart.errors import DataError, LayoutError
+from headstart.files import is_file
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -166,7 +167,7 @@ def list_folder(root: Path) -> Listing:
         folder, parents, parent_link_depth = pending.pop()
         for entry in _folder_entries(root / folder):
             name = f"{folder}{entry.name}"
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 (images if is_image(name) else other_files).append(name)
                 continue
             identity = _folder_identity(Path(entry.path))
@@ -183,6 +184,13 @@ def list_folder(root: Path) -> Listing:
         folders=tuple(sorted(folders)),
         skipped_links=tuple(sorted(skipped_links)),
     )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _folder_identity(folder: Path) -> tuple[int, int]:
@@ -297,6 +305,8 @@ def no_masks_error(listing: Listing) -> LayoutError:
 
 
 def _read_start(path: Path, size: int = 65536) -> str:
+    if not is_file(path):  # a pipe might never end
+        return ""
     with path.open("rb") as file:
         return file.read(size).decode("utf-8", errors="replace")
 

@@ -25,6 +25,7 @@ from headstart.data.masks import (
     read_raw_mask,
 )
 from headstart.errors import DataError, LayoutError, UnreadableImageError
+from headstart.files import read_text
 from headstart.runtime import cores
 
 __all__ = ["read_mask_pairs"]
@@ -186,7 +187,7 @@ def _read_split_lists(listing: Listing, keys: Sequence[str]) -> dict[str, SplitN
     lists = voc_lists or top_lists
     splits: dict[str, SplitName] = {}
     for name in lists:
-        text = (listing.root / name).read_text(encoding="utf-8-sig", errors="replace")
+        text = read_text(listing.root / name)
         entries = [Path(line.split()[0]) for line in text.splitlines() if line.strip()]
         stems = {entry.name for entry in entries} | {entry.stem for entry in entries}
         split = split_name(Path(name).stem)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from unicodedata import normalize
 from headstart.data.dataset import Dataset, Kind, Sample, SplitName, Target, labels_of
 from headstart.data.formats.layouts import format_list, natural_key
 from headstart.errors import DataError, LayoutError, LeakError, MissingExtraError, UnknownNameError
+from headstart.files import MOST_ANNOTATION_BYTES, is_file, read_bounded
 
 __all__ = [
     "Columns",
@@ -149,12 +151,13 @@ def read_table(path: Path) -> Table:
 
 def _read_csv(path: Path) -> Table:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first_line = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=_find_delimiter(path, first_line), strict=True)
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (UnicodeError, csv.Error) as error:
+        text = read_bounded(path, MOST_ANNOTATION_BYTES).decode("utf-8-sig")
+        file = io.StringIO(text, newline="")
+        delimiter = _find_delimiter(path, file.readline())
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeError, csv.Error) as error:
         raise LayoutError(
             f"Cannot read {str(path)!r} as a CSV table in UTF-8: {error}. Save it as CSV with the "
             "encoding UTF-8."
@@ -426,7 +429,7 @@ def _read_keys(table: Table, column: str) -> list[str]:
 
 
 def _to_forward_slashes(cell: str, folder: Path) -> str:
-    if "\\" in cell and not (folder / cell).exists():
+    if "\\" in cell and not is_file(folder / cell):
         return cell.replace("\\", "/")
     return cell
 
@@ -450,12 +453,12 @@ def _resolve_images(table: Table, cells: Sequence[Any], keys: Sequence[str]) -> 
     missing = [
         key
         for key, image in zip(keys, images, strict=True)
-        if isinstance(image, Path) and not image.is_file()
+        if isinstance(image, Path) and not is_file(image)
     ]
     if not missing:
         return images
     name = missing[0].rsplit("/", 1)[-1]
-    subfolder = next((p for p in sorted(folder.glob("*/")) if (p / name).is_file()), None)
+    subfolder = next((p for p in sorted(folder.glob("*/")) if is_file(p / name)), None)
     hint = f" ({name!r} exists in {subfolder.name + '/'!r})" if subfolder else ""
     start = f"the current folder {str(Path.cwd())!r}" if table.title else repr(str(folder))
     raise DataError(

@@ -19,6 +19,7 @@ from headstart.data.formats.annotations import (
 )
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.errors import DataError, LeakError
+from headstart.files import MOST_TEXT_BYTES, is_file, read_bounded, read_text
 
 __all__ = ["read_voc", "read_xml"]
 
@@ -87,7 +88,7 @@ def read_xml(path: Path) -> tuple[Boxes, str]:
 
 def _parse_xml(path: Path) -> tuple[ElementTree.Element, bytes]:
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MOST_TEXT_BYTES)
         parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - refuses entities
         parser.feed(content)
         root: ElementTree.Element = parser.close()
@@ -203,6 +204,8 @@ def read_voc(listing: Listing) -> Annotations:
 
 def _is_annotation(path: Path) -> bool:
     """Whether an XML file is an annotation; a damaged file without a root tag counts as one."""
+    if not is_file(path):  # a pipe might never end
+        return False
     with path.open("rb") as file:
         start = file.read(4096)
     first_tag = re.search(rb"<(?![?!])\s*([\w:.-]+)", start)
@@ -291,7 +294,7 @@ def _read_split_lists(listing: Listing) -> dict[SplitName, tuple[str, list[str]]
     for split in SPLITS:
         use_trainval = split == "train" and "train.txt" not in files and "val.txt" not in files
         if name := files.get("trainval.txt" if use_trainval else f"{split}.txt"):
-            text = (listing.root / name).read_text(encoding="utf-8", errors="replace")
+            text = read_text(listing.root / name)
             lists[split] = name, [line.split()[0] for line in text.splitlines() if line.strip()]
     return lists
 

@@ -21,6 +21,7 @@ from headstart.data.formats.annotations import (
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.tables import split_name
 from headstart.errors import DataError
+from headstart.files import MOST_TEXT_BYTES, read_bounded, read_text, read_yaml
 
 __all__ = ["read_yolo"]
 
@@ -195,7 +196,7 @@ def _yolo_error(
 
 def _read_label_file(path: Path) -> tuple[_LabelRow, ...]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bounded(path, MOST_TEXT_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _yolo_error(path, "text in UTF-8", str(error)) from error
     lines = enumerate(text.splitlines(), start=1)
@@ -289,7 +290,7 @@ def _find_class_names(listing: Listing) -> _ClassNames | None:
     for name in candidates:
         if posixpath.basename(name).lower() in _CLASS_LISTS:
             path = listing.root / name
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            text = read_text(path)
             lines = [line.strip() for line in text.splitlines()]
             return _to_class_names(path, dict(enumerate(filter(None, lines))), name, {})
     return None
@@ -298,16 +299,20 @@ def _find_class_names(listing: Listing) -> _ClassNames | None:
 def _read_yaml_names(path: Path, name: str) -> _ClassNames | None:
     import yaml
 
-    try:  # BaseLoader reads every value as text: `no` and `1` are valid class names
-        value = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    try:
+        value = read_yaml(path, as_text=True)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
+        problem = getattr(error, "problem", None) or getattr(error, "strerror", None)
+        problem = problem or type(error).__name__
         raise _yolo_error(path, "YAML", f"{problem}{line}", "Correct the file") from error
     if not isinstance(value, dict) or "names" not in value:
         return None
     value_of_names = value["names"]
+    if isinstance(value_of_names, str):
+        got = f"{value_of_names[:80]!r}"
+        raise _yolo_error(path, "a list or table of texts as `names`", got, "Correct the file")
     pairs = (
         value_of_names.items() if isinstance(value_of_names, dict) else enumerate(value_of_names)
     )
@@ -380,7 +385,7 @@ def _membership_test(listing: Listing, entry: str) -> Callable[[str], bool]:
     endings = ["/".join(parts[i:]) for i in range(len(parts))]
     lists = [end for end in endings if end in listing.other_files and end.endswith(".txt")]
     if lists:
-        text = (listing.root / lists[0]).read_text(encoding="utf-8", errors="replace")
+        text = read_text(listing.root / lists[0])
         lines = {posixpath.normpath(line.strip()) for line in text.splitlines() if line.strip()}
         return lambda key: key in lines or any(line.endswith(f"/{key}") for line in lines)
     folder = next((end for end in endings if end in listing.folders), None)
