@@ -176,9 +176,10 @@ class TestClassFolders:
         ):
             read_dataset(tmp_path)
 
-    def test_classes_that_hold_the_same_folders_are_noted(self, tmp_path: Path) -> None:
+    def test_classes_that_hold_the_same_folders_are_refused(self, tmp_path: Path) -> None:
         make(tmp_path, *(f"{site}/{kind}/1.jpg" for site in "xy" for kind in ("cat", "dog")))
-        assert "'cat', 'dog'; if these" in note(read_dataset(tmp_path), "one level deeper")
+        with pytest.raises(LayoutError, match=r"'cat', 'dog'\. If .*--class-level 2"):
+            read_dataset(tmp_path)
 
     def test_unreadable_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make(tmp_path, "a/1.jpg")

@@ -27,6 +27,7 @@ from headstart.cli.options import (
     Backbones,
     BadFiles,
     Budget,
+    ClassLevel,
     Config,
     Device,
     Engine,
@@ -34,6 +35,7 @@ from headstart.cli.options import (
     HeadName,
     ImagesFolder,
     MasksFolder,
+    MaskThreshold,
     MaxRisk,
     MethodCommand,
     MethodName,
@@ -121,6 +123,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
     group_by: GroupBy = None,
     masks: MasksFolder = None,
     images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -267,6 +271,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     group_by: GroupBy = None,
     masks: MasksFolder = None,
     images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     out: Annotated[
@@ -298,6 +304,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             group_by=group_by,
             masks=masks,
             images=images,
+            mask_threshold=mask_threshold,
+            class_level=class_level,
             bad_files=parse_bad_files(bad_files),
             allow_overlap=allow_overlap,
             device=device,
@@ -345,6 +353,8 @@ def data_check(
     group_by: GroupBy = None,
     masks: MasksFolder = None,
     images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
@@ -364,6 +374,8 @@ def data_check(
             progress=display.progress,
             masks=masks,
             images=images,
+            mask_threshold=mask_threshold,
+            class_level=class_level,
         )
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:

@@ -27,6 +27,7 @@ __all__ = [
     "Backbones",
     "BadFiles",
     "Budget",
+    "ClassLevel",
     "Config",
     "Detail",
     "Device",
@@ -34,6 +35,7 @@ __all__ = [
     "GroupBy",
     "HeadName",
     "ImagesFolder",
+    "MaskThreshold",
     "MasksFolder",
     "MaxRisk",
     "MethodCommand",
@@ -166,6 +168,22 @@ MasksFolder = Annotated[
     typer.Option(
         "--masks",
         help="Folder of the masks, if names do not tell: a path in the data, or elsewhere.",
+    ),
+]
+MaskThreshold = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Read masks as two classes: values from this on are the object, such as 128 for masks "
+        "that were saved as JPEG or resized.",
+    ),
+]
+ClassLevel = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Level of the folders that are classes: 1 for the folders in the data, or in its "
+        "splits; 2 for the folders in these.",
     ),
 ]
 ImagesFolder = Annotated[

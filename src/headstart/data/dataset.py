@@ -119,6 +119,8 @@ class Palette:
         A grey value, palette index or colour, and its class.
     ignored : tuple of codes
         Pixels with these codes are ignored in training and evaluation.
+    threshold : int or None
+        Values of this and above are read as 255, all others as 0.
 
     Examples
     --------
@@ -128,6 +130,7 @@ class Palette:
 
     codes: tuple[tuple[Code, str], ...]
     ignored: tuple[Code, ...] = (IGNORED,)
+    threshold: int | None = None
 
     def __repr__(self) -> str:
         return f"Palette(codes={brief(self.codes)}, ignored={brief(self.ignored)})"
@@ -149,11 +152,14 @@ class Mask:
     palette : Palette
     present : tuple of str
         Classes that occur in the mask, if it has been read.
+    size : (int, int) or None
+        Width and height to which the mask is scaled by nearest neighbour; None: it is not scaled.
     """
 
     source: Path | NDArray[Any]
     palette: Palette
     present: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         source = self.source
@@ -370,6 +376,9 @@ def fingerprint_of(target: Target) -> str:
     else:
         shape, content = repr((source.shape, source.dtype.str)), source.tobytes()
     palette = f"Palette(codes={target.palette.codes!r}, ignored={target.palette.ignored!r})"
+    changes = (target.palette.threshold, target.size)
+    if changes != (None, None):
+        palette = f"{palette}, {changes!r}"
     return hashlib.sha256(f"({palette}, {shape!r})".encode() + content).hexdigest()
 
 

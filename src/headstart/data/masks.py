@@ -103,7 +103,17 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     if (indices == UNKNOWN).any():
         raise _unknown_values_error(mask, raw, indices)
     indices = _map_to_classes(indices, mask.palette.names, classes)
-    return _orient(indices, orientation)
+    return _scale(_orient(indices, orientation), mask.size)
+
+
+def _scale(indices: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Scale to a width and height by nearest neighbour: the value at the centre of each pixel."""
+    height, width = indices.shape
+    if size is None or size == (width, height):
+        return indices
+    columns = (np.arange(size[0]) * 2 + 1) * width // (2 * size[0])
+    rows = (np.arange(size[1]) * 2 + 1) * height // (2 * size[1])
+    return np.ascontiguousarray(indices[rows[:, None], columns])
 
 
 def mask_orientation(mask: Mask, image: Source) -> int:
@@ -184,7 +194,7 @@ def read_raw_mask(source: Path | NDArray[Any]) -> RawMask:
             source, "floating-point values, which cannot be codes of classes"
         )
     try:
-        return _decode_codes(read_bytes(source), file_header)
+        return _decode_codes(read_bytes(source), file_header, source)
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on damaged data
@@ -204,6 +214,9 @@ def codes_to_indices(raw: RawMask, palette: Palette) -> NDArray[np.uint8]:
     >>> codes_to_indices(RawMask(np.array([[5, 6, 255]])), Palette(codes=((5, "leaf"),)))
     array([[  0, 254, 255]], dtype=uint8)
     """
+    if palette.threshold is not None:
+        grey = raw.values if raw.values.ndim == 2 else raw.values.mean(axis=2)
+        raw = RawMask(np.where(grey >= palette.threshold, IGNORED, 0).astype(np.uint8))
     indices = {name: i for i, name in enumerate(palette.names)}
     if len(indices) > MAX_CLASSES:
         raise DataError(
@@ -299,7 +312,7 @@ def _require_mask_array(values: NDArray[Any]) -> NDArray[Any]:
     return values if is_numbers else values[:, :, :3]
 
 
-def _decode_codes(data: bytes, file_header: ImageHeader) -> RawMask:
+def _decode_codes(data: bytes, file_header: ImageHeader, source: Path) -> RawMask:
     from PIL import Image
 
     image = Image.open(io.BytesIO(data))
@@ -308,6 +321,7 @@ def _decode_codes(data: bytes, file_header: ImageHeader) -> RawMask:
         table = np.asarray(image.getpalette("RGB") or (), dtype=np.uint8).reshape(-1, 3)
         colours = np.zeros((256, 3), dtype=np.uint8)
         colours[: len(table)] = table
+    _refuse_classes_in_alpha(image, source)
     if image.mode in {"LA", "PA", "La"}:
         values = np.asarray(image)[:, :, 0]
     elif image.mode in {"1", "L", "P"} or image.mode[0] == "I":
@@ -317,6 +331,19 @@ def _decode_codes(data: bytes, file_header: ImageHeader) -> RawMask:
     if file_header.exif_orientation != 1 and file_header.format != "TIFF":  # Pillow rotates TIFFs
         values = _orient(values, file_header.exif_orientation)
     return RawMask(_require_mask_array(values), colours, file_header.format == "JPEG")
+
+
+def _refuse_classes_in_alpha(image: Any, source: Path) -> None:
+    """Refuse an image of one colour whose transparency varies: its alpha is the mask."""
+    if image.mode not in {"RGBA", "LA"}:
+        return
+    low, high = image.getextrema()[-1]
+    if low < high and all(first == last for first, last in image.getextrema()[:-1]):
+        n_values = len(set(image.getchannel("A").tobytes()))
+        raise DataError(
+            f"Expected the classes of the mask {source} in its colours, got one colour everywhere "
+            f"and {n_values} values of alpha (transparency). Save the alpha channel as a grey PNG."
+        )
 
 
 def _orient(values: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -239,7 +239,7 @@ def read_dataset(
     min_classes : int
         Fewer classes are an error; multilabel and detection data need only one.
     **folder_options
-        ``masks`` and ``images`` of `FolderOptions`.
+        ``masks``, ``images``, ``mask_threshold`` and ``class_level`` of `FolderOptions`.
 
     Returns
     -------
@@ -335,7 +335,7 @@ def _read_path(
     """
     image, label, group = roles
     if options:
-        return *folders.read_named_masks(listing, task_kind, labels_required, options), False
+        return *folders.read_folders(listing, task_kind, labels_required, options), False
     box_files = _box_files_for(path, listing, task_kind, image or label)
     table: tables.Table | None = None
     unread_notes: tuple[str, ...] = ()
@@ -361,7 +361,7 @@ def _read_path(
                 f"Expected a manifest for {arguments}, got {str(path)!r} without one. Remove "
                 "the argument, or pass the path of the manifest."
             )
-        data, keys = folders.read_folders(listing, task_kind, labels_required)
+        data, keys = folders.read_folders(listing, task_kind, labels_required, options)
     return replace(data, notes=(*data.notes, *unread_notes)), keys, has_groups
 
 

@@ -52,7 +52,16 @@ class EvaluatedModel:
     evaluation: AnyEvaluation
 
 
-OPTIONS = ("allow_overlap", "bad_files", "device", "group_by", "masks", "images")
+OPTIONS = (
+    "allow_overlap",
+    "bad_files",
+    "device",
+    "group_by",
+    "masks",
+    "images",
+    "mask_threshold",
+    "class_level",
+)
 """Settings of an evaluation that decide what is read, and where it runs."""
 
 
@@ -86,8 +95,8 @@ def evaluate(
     no_cache : bool
         The same as ``cache=False``.
     **options
-        ``group_by``, ``masks``, ``images``, ``bad_files``, ``allow_overlap`` and ``device``, as on
-        the command line.
+        ``group_by``, ``masks``, ``images``, ``mask_threshold``, ``class_level``, ``bad_files``,
+        ``allow_overlap`` and ``device``, as on the command line.
 
     Raises
     ------

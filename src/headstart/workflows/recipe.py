@@ -58,6 +58,8 @@ SAMPLES: Mapping[str, Any] = {
     "group_by": "patient",
     "masks": "masks",
     "images": "images",
+    "mask_threshold": 128,
+    "class_level": 1,
     "max_risk": 0.02,
     "offline": True,
 }
@@ -97,6 +99,10 @@ class Recipe:
         Column or regular expression that names each image's group.
     masks, images : str, optional
         Folder of the masks and folder of the images, if the names in the data do not tell.
+    mask_threshold : int, optional
+        Values of masks from this on are the object, smaller ones the background.
+    class_level : int, optional
+        Level of the folders that are classes, from 1.
     bad_files : {"error", "skip"}
         Action for files that cannot be decoded.
     allow_overlap : bool
@@ -135,6 +141,8 @@ class Recipe:
     group_by: str | None = None
     masks: str | None = None
     images: str | None = None
+    mask_threshold: int | None = None
+    class_level: int | None = None
     bad_files: BadFiles = "error"
     allow_overlap: bool = False
     test_fraction: float = 0.2

@@ -345,6 +345,8 @@ def read_source(source: object, recipe: Recipe) -> Dataset:
         group_by=recipe.group_by,
         masks=recipe.masks,
         images=recipe.images,
+        mask_threshold=recipe.mask_threshold,
+        class_level=recipe.class_level,
     )
 
 

@@ -35,7 +35,8 @@ __all__ = [
 FindingKind = Literal[
     "unreadable", "leak", "label-conflict", "duplicate", "near-duplicate",
     "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
-    "mask-unreadable", "mask-size", "mask-values", "mask-missing", "mask-spare", "mask-turned",
+    "mask-unreadable", "mask-size", "mask-scaled", "mask-values", "mask-missing", "mask-spare",
+    "mask-turned",
     "mask-ignored", "mask-background", "mask-binary", "mask-dominant",
     "box-size", "box-outside", "box-empty", "box-repeated", "box-turned",
 ]  # fmt: skip

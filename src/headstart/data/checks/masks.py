@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +72,7 @@ def check_masks(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Findi
         [
             *_find_broken_masks(measured),
             *_find_wrong_sizes(measured, records),
+            *_find_scaled_masks(measured, records),
             *_find_masks_without_image(dataset),
             *_find_empty_masks(measured, dataset.classes),
             *_find_binary_masks(dataset, statistics),
@@ -114,6 +115,7 @@ def keep_usable_masks(
     >>> len(keep_usable_masks(data, [ImageRecord(digest="")] * 2, [bad], bad_files="skip")[0])
     1
     """
+    dataset = _with_scaled_masks(dataset, records, findings, rows)
     errors = [f for f in findings if f.severity == "error" and f.kind.startswith("mask-")]
     # By index, not by name: arrays without a title share one name.
     unusable = {row for finding in errors for row in finding.rows}
@@ -126,6 +128,23 @@ def keep_usable_masks(
             + join_messages([finding.message for finding in errors])
         )
     return dataset.subset(usable), tuple(records[i] for i in usable)
+
+
+def _with_scaled_masks(
+    dataset: Dataset,
+    records: Sequence[ImageRecord],
+    findings: Sequence[Finding],
+    rows: Sequence[int] | None,
+) -> Dataset:
+    """Give the masks that are to be scaled the size of their image."""
+    scaled = {row for finding in findings if finding.kind == "mask-scaled" for row in finding.rows}
+    samples = list(dataset.samples)
+    for i, row in enumerate(range(len(samples)) if rows is None else rows):
+        target = samples[i].target
+        if row in scaled and isinstance(target, Mask):
+            size = (records[i].width, records[i].height)
+            samples[i] = replace(samples[i], target=replace(target, size=size))
+    return replace(dataset, samples=tuple(samples)) if scaled else dataset
 
 
 _Measured = Sequence[tuple[Sample, _MaskStatistics]]
@@ -167,6 +186,8 @@ def _find_wrong_sizes(measured: _Measured, records: Sequence[ImageRecord]) -> It
         displayed = (record.width, record.height)
         # Orientations above 4 swap width and height.
         stored = displayed[::-1] if record.orientation > 4 else displayed
+        if _is_scaled(sample, mask, record):
+            continue
         if mask.size not in {displayed, stored}:
             text = (
                 f"{sample.name}: {displayed[0]} x {displayed[1]} pixels, its mask "
@@ -180,6 +201,40 @@ def _find_wrong_sizes(measured: _Measured, records: Sequence[ImageRecord]) -> It
                 "the displayed image. Check that it fits."
             )
             yield Finding(kind="mask-turned", severity="warning", message=text, paths=paths)
+
+
+def _is_scaled(sample: Sample, mask: _MaskStatistics, record: ImageRecord) -> bool:
+    """Whether a mask has another size than its upright image, and the same aspect."""
+    (width, height), (mask_width, mask_height) = (record.width, record.height), mask.size
+    if record.orientation > 1 or not min(width, height):
+        return False
+    if width == mask_width or height == mask_height:  # the same size, or a part is missing
+        return False
+    # One pixel of rounding on the shorter side of the smaller one.
+    scale = max(mask_width / width, mask_height / height)
+    differs = max(abs(mask_width - width * scale), abs(mask_height - height * scale))
+    return differs <= max(1.0, scale) and not _has_own_orientation(sample)
+
+
+def _find_scaled_masks(measured: _Measured, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+    """Report masks that have the aspect of their image and another size; they are scaled."""
+    rows = [
+        i
+        for i, ((sample, mask), record) in enumerate(zip(measured, records, strict=True))
+        if record.problem is None and mask.size != (0, 0) and _is_scaled(sample, mask, record)
+    ]
+    if rows:
+        (sample, mask), record = measured[rows[0]], records[rows[0]]
+        text = (
+            f"{len(rows)} of {len(measured)} masks have the aspect of their image and another "
+            f"size, such as that of {sample.name}: {mask.size[0]} x {mask.size[1]} for "
+            f"{record.width} x {record.height} pixels. They are scaled by nearest neighbour. "
+            "Export both at the same size for exact borders"
+        )
+        paths = tuple(measured[row][0].name for row in rows)
+        yield Finding(
+            kind="mask-scaled", severity="warning", message=text, paths=paths, rows=tuple(rows)
+        )
 
 
 def _has_own_orientation(sample: Sample) -> bool:

@@ -1,10 +1,10 @@
 """Readers of the data formats, one file per format.
 
 Read layouts.py (recognises the format of a folder), folders.py (images with masks, or else class
-folders), split_folders.py (folders that are splits), class_folders.py (one folder per class),
-tables.py (CSV, TSV and Parquet), annotations.py (boxes of any format, in coordinates of the upright
-image), coco.py, voc.py, yolo.py, masks.py (images with masks) with mask_names.py and mask_pairs.py
-(which mask belongs to which image) and class_maps.py (names of the classes of masks), and
-objects.py (Python objects: data frames, pairs, arrays and datasets) with pixels.py (their images)
-and targets.py (their labels).
+folders), unread_formats.py (formats that are recognised and refused), split_folders.py (folders
+that are splits), class_folders.py (one folder per class), tables.py (CSV, TSV and Parquet),
+annotations.py (boxes of any format, in coordinates of the upright image), coco.py, voc.py, yolo.py,
+masks.py (images with masks) with mask_names.py and mask_pairs.py (which mask belongs to which
+image) and class_maps.py (names of the classes of masks), and objects.py (Python objects: data
+frames, pairs, arrays and datasets) with pixels.py (their images) and targets.py (their labels).
 """

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from unicodedata import normalize
 
 from headstart.data.dataset import SPLITS, Dataset, Kind, Sample, SplitName, labels_of
 from headstart.data.formats import layouts
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.split_folders import find_split_folders, innermost_folder
-from headstart.errors import LayoutError
+from headstart.data.masks import distinct_values, read_raw_mask
+from headstart.errors import DataError, LayoutError
 
 __all__ = ["ClassFolders", "group_by_class", "read_class_folders"]
+
+_FEW_VALUES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +42,8 @@ class ClassFolders:
     subfolders: dict[str, frozenset[str]]
 
 
-def group_by_class(listing: Listing) -> ClassFolders:
-    """Group the images of a listing by class folder.
+def group_by_class(listing: Listing, level: int = 1) -> ClassFolders:
+    """Group the images of a listing by class folder, at a level below the data or its splits.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def group_by_class(listing: Listing) -> ClassFolders:
     for folder in listing.folders:
         parent, _, name = folder.rpartition("/")
         # An empty folder is a class without images yet; a folder of other files is no class.
-        if parent in roots and folder not in with_other_files:
+        if level == 1 and parent in roots and folder not in with_other_files:
             classes.setdefault(normalize("NFC", name), [])
     outside = []
     splits: dict[str, SplitName] = {}
@@ -78,15 +82,17 @@ def group_by_class(listing: Listing) -> ClassFolders:
     for name in listing.images:
         root = _root_of(name, roots)
         parts = name[len(root) + 1 if root else 0 :].split("/") if root is not None else []
-        if root is None or len(parts) < 2:
+        if root is None or len(parts) < level + 1:
             outside.append(name)
             if split := tops.get(name.split("/", 1)[0]):
                 splits[name] = split
             continue
         # macOS stores decomposed letters, other systems composed ones: same name, same class.
-        label = normalize("NFC", parts[0])
+        label = normalize("NFC", parts[level - 1])
         classes.setdefault(label, []).append(name)
-        subfolders.setdefault(label, set()).update(parts[1:2] if len(parts) > 2 else ())
+        subfolders.setdefault(label, set()).update(
+            parts[level : level + 1] if len(parts) > level + 1 else ()
+        )
         if split := roots[root]:
             splits[name] = split
     _refuse_copies(listing, subfolders)
@@ -116,7 +122,11 @@ def _refuse_copies(listing: Listing, subfolders: dict[str, set[str]]) -> None:
 
 
 def read_class_folders(
-    listing: Listing, *, task_kind: Kind | None = None, labels_required: bool = True
+    listing: Listing,
+    *,
+    task_kind: Kind | None = None,
+    labels_required: bool = True,
+    class_level: int | None = None,
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Read class folders.
 
@@ -127,6 +137,9 @@ def read_class_folders(
         Multilabel: each image has the one label of its folder.
     labels_required : bool
         False: images outside class folders are read without a label.
+    class_level : int or None
+        Level of the folders that are classes. None: 1, unless these contain folders of the same
+        names, which is an error.
 
     Returns
     -------
@@ -151,7 +164,10 @@ def read_class_folders(
     error = layouts.other_task_error(listing)
     if error is not None:
         raise error
-    folders = group_by_class(listing)
+    folders = group_by_class(listing, class_level or 1)
+    if labels_required and class_level is None:
+        _refuse_containers(listing, folders)
+        _refuse_mask_folder(listing, folders)
     if not listing.images or (labels_required and not folders.classes):
         raise layouts.unknown_layout_error(listing)
     labels = {name: label for label, names in folders.classes.items() for name in names}
@@ -170,7 +186,6 @@ def read_class_folders(
     )
     notes = (
         *_layout_notes(data, folders),
-        *_subfolder_notes(folders),
         *_skipped_file_notes(listing, folders, labels_required),
     )
     return Dataset(samples=samples, classes=data.classes, kind=kind, notes=notes), keys
@@ -197,20 +212,52 @@ def _layout_notes(data: Dataset, folders: ClassFolders) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _subfolder_notes(folders: ClassFolders) -> tuple[str, ...]:
-    """Note that all classes have the same subfolders: these may be the intended classes."""
-    subfolders = list(folders.subfolders.values())
-    common = (
-        sorted(frozenset.intersection(*subfolders), key=natural_key) if len(subfolders) > 1 else []
+def _refuse_containers(listing: Listing, folders: ClassFolders) -> None:
+    """Refuse top folders that contain folders of the same names: either may be the classes."""
+    holders = Counter(name for names in folders.subfolders.values() for name in names)
+    shared = {name for name, count in holders.items() if count > 1}
+    tops = [top for top, names in folders.subfolders.items() if names & shared]
+    if len(shared) < 2 or 2 * len(tops) <= len(folders.subfolders):
+        return
+    tops.sort(key=natural_key)
+    inner = sorted(shared, key=natural_key)
+    names = format_list(inner)
+    raise LayoutError(
+        f"The folders {format_list(tops)} in {str(listing.root)!r} contain folders of the same "
+        f"names: {names}. If {names} are the classes, pass --class-level 2 (with --group-by "
+        "'^([^/]+)/' if each top folder is one patient or site), or the path of one top folder. If "
+        f"{format_list(tops)} are the classes, pass --class-level 1."
     )
-    if len(common) < 2:
-        return ()
-    return (
-        (
-            f"every class contains the folders {format_list(common)}; if these are the classes, "
-            "pass a folder one level deeper"
-        ),
-    )
+
+
+def _refuse_mask_folder(listing: Listing, folders: ClassFolders) -> None:
+    """Refuse two folders of equal file names, one of photos and one of masks."""
+    if len(folders.classes) != 2 or not all(folders.classes.values()):
+        return
+    (first, first_names), (second, second_names) = folders.classes.items()
+    stems = [{Path(name).stem for name in names} for names in (first_names, second_names)]
+    both = stems[0] & stems[1]
+    if len(both) < 2 or 2 * len(both) < min(map(len, stems)):
+        return
+    kinds = [
+        {_has_few_values(listing.root / n) for n in names if Path(n).stem in sorted(both)[:3]}
+        for names in (first_names, second_names)
+    ]
+    for mask, kind, other in ((first, kinds[0], kinds[1]), (second, kinds[1], kinds[0])):
+        if kind == {True} and other == {False}:
+            raise LayoutError(
+                f"{first!r} and {second!r} in {str(listing.root)!r} look like images and masks: "
+                f"their files have the same names, and those of {mask!r} have few values. Pass "
+                f"--masks FOLDER (here --masks {mask}), or --class-level 1 if they are classes."
+            )
+
+
+def _has_few_values(path: Path) -> bool | None:
+    """Whether an image has at most 16 values, as a mask; None for an unreadable file."""
+    try:
+        return bool(distinct_values(read_raw_mask(path)).values.shape[1] <= _FEW_VALUES)
+    except DataError:
+        return None
 
 
 def _first_label(sample: Sample) -> str | None:

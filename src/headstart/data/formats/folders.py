@@ -9,6 +9,8 @@ from typing import TypedDict
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.formats import class_folders, layouts, mask_pairs, masks
 from headstart.data.formats.layouts import Listing
+from headstart.data.formats.mask_pairs import MaskPairs
+from headstart.data.formats.unread_formats import unread_annotations_error
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
 
 __all__ = [
@@ -17,7 +19,6 @@ __all__ = [
     "given_options",
     "mask_note",
     "read_folders",
-    "read_named_masks",
 ]
 
 
@@ -29,10 +30,16 @@ class FolderOptions(TypedDict, total=False):
     masks, images : str or None
         Folder of the masks and folder of the images: a path inside the source, the name of several
         folders there, or a path elsewhere. One of them is enough.
+    mask_threshold : int or None
+        Values of masks from this on are the object, smaller ones the background.
+    class_level : int or None
+        Level of the folders that are classes: 1 for the folders in the source, or in its splits.
     """
 
     masks: str | None
     images: str | None
+    mask_threshold: int | None
+    class_level: int | None
 
 
 def given_options(options: FolderOptions, source: object) -> FolderOptions:
@@ -52,12 +59,8 @@ def given_options(options: FolderOptions, source: object) -> FolderOptions:
     for name, value in options.items():
         if name not in FolderOptions.__annotations__:
             raise UnknownNameError("setting", name, tuple(FolderOptions.__annotations__))
-        if not isinstance(value, str | os.PathLike | None):
-            raise UsageError(
-                f"`{name}` must be a text, got {value!r}. Pass a value such as {name}='{name}'."
-            )
         if value is not None:
-            given[name] = os.fspath(value)  # type: ignore[literal-required]  # checked above
+            given[name] = _checked(name, value)  # type: ignore[literal-required]  # known name
     if given and not (isinstance(source, str | os.PathLike) and Path(source).is_dir()):
         arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UsageError(
@@ -65,6 +68,18 @@ def given_options(options: FolderOptions, source: object) -> FolderOptions:
             f"{format_flags(given)}, or pass the folder that contains images and masks."
         )
     return given
+
+
+def _checked(name: str, value: object) -> str | int:
+    is_number = name in {"mask_threshold", "class_level"}
+    if is_number and isinstance(value, int) and value >= 1:
+        return value
+    if not is_number and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    words, sample = ("a whole number from 1 on", 1) if is_number else ("a text", name)
+    raise UsageError(
+        f"`{name}` must be {words}, got {value!r}. Pass a value such as {name}={sample!r}."
+    )
 
 
 def format_flags(options: FolderOptions) -> str:
@@ -78,31 +93,8 @@ def format_flags(options: FolderOptions) -> str:
     return " and ".join("--" + name.replace("_", "-") for name in options)
 
 
-def read_named_masks(
-    listing: Listing, task_kind: Kind | None, labels_required: bool, options: FolderOptions
-) -> tuple[Dataset, tuple[str, ...]]:
-    """Read the images and masks of the folders that the user names.
-
-    Raises
-    ------
-    UsageError
-        If the task is not segmentation, or a folder has no images.
-    DataError
-        If images and masks cannot be paired, or masks cannot be read.
-    """
-    if task_kind not in {None, "segmentation"}:
-        raise UsageError(
-            f"{format_flags(options)} needs data for segmentation, but the task is {task_kind}. "
-            f"Remove {format_flags(options)}, or pass --task segmentation."
-        )
-    pairs = mask_pairs.pair_folders(
-        listing, masks=options.get("masks"), images=options.get("images")
-    )
-    return masks.read_mask_pairs(listing, pairs, labels_required=labels_required)
-
-
 def read_folders(
-    listing: Listing, task_kind: Kind | None, labels_required: bool
+    listing: Listing, task_kind: Kind | None, labels_required: bool, options: FolderOptions
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Read images with masks, or else class folders.
 
@@ -110,7 +102,41 @@ def read_folders(
     ------
     DataError
         If the layout is neither of them, or masks cannot be paired with images.
+    UsageError
+        If options do not fit the task or each other, or a folder has no images.
     """
+    mask_options = FolderOptions(**options)
+    level = mask_options.pop("class_level", None)
+    if mask_options and (level is not None or task_kind not in {None, "segmentation"}):
+        reason = f"the task is {task_kind}" if level is None else "--class-level is for classes"
+        raise UsageError(
+            f"{format_flags(mask_options)} needs data for segmentation, but {reason}. Remove "
+            f"{format_flags(mask_options)}, or pass --task segmentation."
+        )
+    if level is None:
+        pairs = _find_pairs(listing, task_kind, labels_required, mask_options)
+        if pairs is not None:
+            return masks.read_mask_pairs(
+                listing,
+                pairs,
+                labels_required=labels_required,
+                threshold=options.get("mask_threshold"),
+            )
+        if task_kind == "segmentation" or mask_options:
+            raise layouts.no_masks_error(listing)
+        if labels_required and (error := unread_annotations_error(listing)):
+            raise error
+    return class_folders.read_class_folders(
+        listing, task_kind=task_kind, labels_required=labels_required, class_level=level
+    )
+
+
+def _find_pairs(
+    listing: Listing, task_kind: Kind | None, labels_required: bool, options: FolderOptions
+) -> MaskPairs | None:
+    folder, images = options.get("masks"), options.get("images")
+    if folder is not None or images is not None:
+        return mask_pairs.pair_folders(listing, masks=folder, images=images)
     pairs = mask_pairs.find_mask_pairs(listing)
     if pairs is not None and task_kind not in {None, "segmentation"}:
         if error := layouts.other_task_error(listing):
@@ -121,15 +147,9 @@ def read_folders(
             f"({image!r} with the mask {mask!r}). Remove --task, or move the masks to another "
             "folder."
         )
-    if pairs is not None:
-        return masks.read_mask_pairs(listing, pairs, labels_required=labels_required)
-    if labels_required and (error := mask_pairs.unpaired_masks_error(listing)):
+    if pairs is None and labels_required and (error := mask_pairs.unpaired_masks_error(listing)):
         raise error
-    if task_kind == "segmentation":
-        raise layouts.no_masks_error(listing)
-    return class_folders.read_class_folders(
-        listing, task_kind=task_kind, labels_required=labels_required
-    )
+    return pairs
 
 
 def mask_note(listing: Listing) -> tuple[str, ...]:

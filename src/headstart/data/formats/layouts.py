@@ -340,7 +340,7 @@ def find_voc_file(listing: Listing) -> str | None:
     True
     """
     for name in [name for name in listing.other_files if name.lower().endswith(".xml")][:5]:
-        if "<annotation" in _read_start(listing.root / name, 4096):
+        if re.search(r"<annotation[\s>]", _read_start(listing.root / name, 4096)):
             return name
     return None
 

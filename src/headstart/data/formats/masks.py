@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from headstart.data.dataset import IGNORED, SPLITS, Code, Dataset, Mask, Palette, Sample, SplitName
 from headstart.data.formats.class_maps import ClassMap, find_class_map, read_class_map, to_palette
 from headstart.data.formats.layouts import Listing, format_list
@@ -30,11 +32,17 @@ from headstart.runtime import cores
 
 __all__ = ["read_mask_pairs"]
 
+_NEAR = 32  # grey levels from 0 or 255 to which compression and smoothing move most pixels
+_NEAR_ENDS = 0.9
 _VOC_SPLIT_LIST = re.compile(r"(?:^|/)ImageSets/Segmentation/(?:train|val|test)\.txt$")
 
 
 def read_mask_pairs(
-    listing: Listing, pairs: MaskPairs, *, labels_required: bool = True
+    listing: Listing,
+    pairs: MaskPairs,
+    *,
+    labels_required: bool = True,
+    threshold: int | None = None,
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Read images with masks. Every mask is opened once to find the classes that it contains.
 
@@ -45,6 +53,8 @@ def read_mask_pairs(
         See `find_mask_pairs`.
     labels_required : bool
         False: images in folders without any mask are read, too.
+    threshold : int or None
+        Values of this and above are the object, all others the background.
 
     Returns
     -------
@@ -70,7 +80,12 @@ def read_mask_pairs(
         read_raw_mask(listing.root / names[0])  # raises the error that explains why
     maps = find_class_map(listing)
     class_map = read_class_map(listing.root / maps[0]) if maps else None
-    palette, palette_notes = _find_palette(class_map, readable)
+    paths = [listing.root / name for name in names if values[name] is not None]
+    if threshold is None:
+        _refuse_altered_values(class_map, readable, paths)
+        palette, palette_notes = _find_palette(class_map, readable)
+    else:
+        palette, palette_notes = _threshold_palette(class_map, threshold)
     splits, split_note = _find_splits(listing, keys)
     samples = tuple(
         Sample(
@@ -114,6 +129,62 @@ def _mask_target(
         indices = set(codes_to_indices(mask_values, palette).ravel().tolist())
     present = tuple(label for i, label in enumerate(palette.names) if i in indices)
     return Mask(source=listing.root / name, palette=palette, present=present)
+
+
+def _threshold_palette(
+    class_map: ClassMap | None, threshold: int
+) -> tuple[Palette, tuple[str, ...]]:
+    """Palette of two classes, which a threshold divides."""
+    first, second = ("background", "object")
+    if class_map is not None and len(class_map.codes) == 2:
+        (_, first), (_, second) = class_map.codes
+    palette = Palette(codes=((0, first), (IGNORED, second)), ignored=(), threshold=threshold)
+    return palette, (f"values of {threshold} and above read as {second}, others as {first}",)
+
+
+def _refuse_altered_values(
+    class_map: ClassMap | None, values: Sequence[RawMask], paths: Sequence[Path]
+) -> None:
+    """Refuse values that compression or smoothing made: they would become classes."""
+    has_two_names = class_map is not None and class_map.in_order and len(class_map.codes) == 2
+    codes = _all_codes(values)
+    if len(codes) <= 2 or not (class_map is None or has_two_names):
+        return
+    share = _share_near_ends(paths) if _may_be_smoothed(codes) else 0.0
+    lossy = next((path for v, path in zip(values, paths, strict=True) if v.lossy), None)
+    if share >= _NEAR_ENDS:
+        raise DataError(
+            f"Expected masks of two values, got {len(codes)}, and {share:.1%} of the pixels are "
+            f"near 0 or near 255 ({paths[0]}): the masks were saved as JPEG or resized with "
+            "smoothing. Pass --mask-threshold 128 to read them as background and object, or export "
+            "them as PNG without smoothing."
+        )
+    if lossy is not None and class_map is None:
+        raise DataError(
+            f"Expected masks that keep their values, got the JPEG {lossy} and {len(codes)} "
+            "different values: JPEG alters values. Save the masks as PNG, or pass --mask-threshold "
+            "128 if they have two classes, dark and bright."
+        )
+
+
+def _may_be_smoothed(codes: set[Code]) -> bool:
+    """Whether grey values occur that no numbering of classes has: just below 255, or between."""
+    greys = {code if isinstance(code, int) else max(code) for code in codes}
+    if max(greys) > 255:
+        return False
+    between = {grey for grey in greys if _NEAR < grey < 255 - _NEAR}
+    return any(255 - _NEAR <= grey < 255 for grey in greys) or (255 in greys and len(between) > 2)
+
+
+def _share_near_ends(paths: Sequence[Path]) -> float:
+    """Share of the pixels near 0 and near 255 in the first masks; 0 if one of the ends is empty."""
+    counts = np.zeros(256, dtype=np.intp)
+    for path in paths[:20]:
+        values = read_raw_mask(path).values
+        grey = values if values.ndim == 2 else values.mean(axis=2)
+        counts += np.bincount(np.clip(grey, 0, 255).astype(np.uint8).ravel(), minlength=256)
+    low, high = counts[: _NEAR + 1].sum(), counts[255 - _NEAR :].sum()
+    return float((low + high) / counts.sum()) if low and high else 0.0
 
 
 def _find_palette(
