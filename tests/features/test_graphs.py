@@ -71,3 +71,28 @@ def test_a_damaged_graph_is_converted_anew(backbone, tmp_path):
 def test_telemetry_is_not_imported():
     graphs.import_openvino()
     assert sys.modules.get("openvino_telemetry") is None
+
+
+def test_a_network_that_cannot_be_converted_runs_in_torch_without_noise(tmp_path, capfd):
+    import torch
+    from torch import nn
+
+    from headstart.backbones.frozen import FrozenBackbone
+    from headstart.features.engines import choose_engine
+
+    class Block(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.conv = nn.Conv2d(inputs, outputs, 3, 2, 1)
+
+        def forward(self, x):
+            x = self.conv(x).relu()
+            return x * 2 if x.mean().item() > 100 else x
+
+    torch.manual_seed(0)
+    network = FrozenBackbone.open(nn.Sequential(Block(3, 8), Block(8, 16), Block(16, 32)))
+    choice = choose_engine(network, 500, device="cpu", cache=Cache(tmp_path))
+    assert choice.engine in {"bf16", "fp32"}
+    assert "conversion failed" in choice.describe()
+    written = capfd.readouterr()
+    assert written.out + written.err == ""

@@ -6,9 +6,11 @@ output for each stage, so that one conversion serves every set of stages.
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,7 +104,8 @@ def _convert(backbone: Backbone) -> Any:
 
     example = torch.zeros(2, 3, *backbone.spec.preprocess.shape)
     module = StageRows(backbone, _all_ends(backbone))
-    with torch.no_grad():
+    # torch prints the whole graph of a network that it cannot export.
+    with torch.no_grad(), redirect_stderr(io.StringIO()):
         batch = ({0: Dim("images", min=1)},)
         exported = torch.export.export(module, (example,), dynamic_shapes=batch)
     return import_openvino().convert_model(exported)
