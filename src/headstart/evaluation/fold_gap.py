@@ -14,16 +14,10 @@ from headstart.metrics.confidence_intervals import Groups, Interval, proportion_
 
 __all__ = ["explain_fold_gap"]
 
-ADVICE = {
-    False: (
-        "If images belong together (one place, patient or video), pass --group-by, so that they "
-        "stay in one fold."
-    ),
-    True: (
-        "The folds keep the groups of --group-by together, so the test images differ in something "
-        "else: compare where, when and how they were taken, or group by that."
-    ),
-}
+ADVICE = (
+    "Images that belong together (one place, patient or video) must stay in one fold: pass "
+    "--group-by with what names them, or with something coarser than now."
+)
 
 
 def explain_fold_gap(
@@ -38,8 +32,8 @@ def explain_fold_gap(
     ----------
     record : mapping
         The model's record. ``cross_validation`` has the shares of correct training images by class,
-        each as value, lower and upper bound (None for a class without images), their ``level``,
-        whether they are ``independent``, and whether the folds kept groups together (``grouped``).
+        each as value, lower and upper bound (None for a class without images), their ``level``, and
+        whether they are ``independent``.
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
         On the test images.
     groups : n hashables, optional
@@ -57,7 +51,7 @@ def explain_fold_gap(
     >>> task = ClassificationTask(classes=("cat", "dog"))
     >>> chances, targets = np.tile([0.9, 0.1], (100, 1)), np.arange(100) % 2
     >>> evaluation = evaluate_probabilities(task, chances, targets, names=("a.png",) * 100)
-    >>> shares = {"level": 0.99, "grouped": False, "independent": True}
+    >>> shares = {"level": 0.99, "independent": True}
     >>> shares["correct"] = [[0.9, 0.8, 0.95], [0.9, 0.8, 0.95]]
     >>> explain_fold_gap({"cross_validation": shares}, evaluation)[0][:72]
     'Cross-validation gives 90.0 %, but the test images 50.0 %: a larger diff'
@@ -87,6 +81,6 @@ def explain_fold_gap(
     sentences = (
         f"Cross-validation gives {100 * folds.value:.1f} %, but the test images "
         f"{100 * test.value:.1f} %: a larger difference than chance explains. The folds of the "
-        f"training images are easier than the test. {ADVICE[bool(shares['grouped'])]}"
+        f"training images are easier than the test. {ADVICE}"
     )
     return (sentences,)

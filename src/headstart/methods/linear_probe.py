@@ -207,7 +207,6 @@ def _cross_validation(train: Dataset, held_out: NDArray[np.floating[Any]]) -> di
         shares.append([share.value, share.low, share.high] if len(rows) else None)
     values = {
         "level": GAP_LEVEL,
-        "grouped": groups is not None,
         "independent": not groups_span_classes(targets, groups),
         "correct": shares,
     }
