@@ -112,3 +112,29 @@ def test_levels_that_are_none(tmp_path: Path, level: object) -> None:
     make(tmp_path, "a/1.jpg", "b/1.jpg")
     with pytest.raises(UsageError, match="`class_level` must be a whole number from 1 on"):
         read_dataset(tmp_path, class_level=level)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{}_mask", "{}_mask_1", "{}-mask", "{}_gt", "{}_seg", "{}.mask", "{} mask", "{}_MASK",
+     "{}_segmentation", "{}_groundtruth"],
+)  # fmt: skip
+def test_masks_beside_images_are_no_images_of_the_class(tmp_path: Path, name: str) -> None:
+    images = [f"{top}/x ({i})" for top in ("benign", "malignant") for i in range(3)]
+    make(tmp_path, *(f"{image}.png" for image in images))
+    make(tmp_path, *(f"{name.format(image)}.png" for image in images))
+    data = read_dataset(tmp_path, class_level=1)
+    assert data.counts() == {"benign": 3, "malignant": 3}
+    assert any(note.startswith("6 masks beside their images left out") for note in data.notes)
+
+
+def test_jpeg_masks_of_equal_names(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"a/{i}.jpg", mask=False)
+        (tmp_path / "b").mkdir(exist_ok=True)
+        mask = np.zeros((64, 64), dtype=np.uint8)
+        mask[11:43, 21:50] = 255
+        Image.fromarray(mask).save(tmp_path / f"b/{i}.jpg")
+    with pytest.raises(LayoutError, match="--masks b"):
+        read_dataset(tmp_path)
+    assert read_dataset(tmp_path, masks="b", mask_threshold=128).kind == "segmentation"

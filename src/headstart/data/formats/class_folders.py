@@ -18,6 +18,8 @@ from headstart.errors import DataError, LayoutError
 __all__ = ["ClassFolders", "group_by_class", "read_class_folders"]
 
 _FEW_VALUES = 16
+_NEAR = 32  # grey levels from 0 or 255 to which compression moves the pixels of a mask
+_NEAR_ENDS = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,11 +255,19 @@ def _refuse_mask_folder(listing: Listing, folders: ClassFolders) -> None:
 
 
 def _has_few_values(path: Path) -> bool | None:
-    """Whether an image has at most 16 values, as a mask; None for an unreadable file."""
+    """Whether an image has at most 16 values, as a mask; None for an unreadable file.
+
+    For a JPEG, which alters values: whether 90 % of the pixels are near 0 or near 255.
+    """
     try:
-        return bool(distinct_values(read_raw_mask(path)).values.shape[1] <= _FEW_VALUES)
+        raw = read_raw_mask(path)
     except DataError:
         return None
+    if raw.lossy:
+        grey = raw.values if raw.values.ndim == 2 else raw.values.mean(axis=2)
+        dark, bright = float((grey <= _NEAR).mean()), float((grey >= 255 - _NEAR).mean())
+        return min(dark, bright) > 0 and dark + bright >= _NEAR_ENDS
+    return bool(distinct_values(raw).values.shape[1] <= _FEW_VALUES)
 
 
 def _first_label(sample: Sample) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.formats import class_folders, layouts, mask_pairs, masks
 from headstart.data.formats.layouts import Listing
+from headstart.data.formats.mask_names import find_twins
 from headstart.data.formats.mask_pairs import MaskPairs
 from headstart.data.formats.unread_formats import unread_annotations_error
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
@@ -126,9 +128,19 @@ def read_folders(
             raise layouts.no_masks_error(listing)
         if labels_required and (error := unread_annotations_error(listing)):
             raise error
-    return class_folders.read_class_folders(
-        listing, task_kind=task_kind, labels_required=labels_required, class_level=level
+    # In class folders, x_mask.png beside x.png is a mask of x.png, not an image of the class.
+    twins = find_twins(listing.images)
+    images = tuple(name for name in listing.images if name not in twins)
+    data, keys = class_folders.read_class_folders(
+        replace(listing, images=images),
+        task_kind=task_kind,
+        labels_required=labels_required,
+        class_level=level,
     )
+    if twins:
+        text = f"{len(twins)} masks beside their images left out: {layouts.format_list(twins)}"
+        data = replace(data, notes=(*data.notes, text))
+    return data, keys
 
 
 def _find_pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 __all__ = ["PairingName", "find_twins", "folder_role", "pairing_name"]
@@ -67,6 +68,7 @@ class PairingName(NamedTuple):
         return str(int(match[0])) if match else self.stem
 
 
+@lru_cache(maxsize=4096)  # a folder is in the path of each of its files
 def folder_role(name: str) -> tuple[Literal["image", "mask"] | None, tuple[str, ...]]:
     """Whether a folder name stands for images or for masks, and the words of it that are left.
 

@@ -202,8 +202,7 @@ def unpaired_masks_error(listing: Listing) -> LayoutError | None:
     >>> names = ("images/a.jpg", "masks/7.png")
     >>> print(unpaired_masks_error(Listing(root=Path("p"), images=names)))
     'p' looks like images and masks ('images' and 'masks'), but their names do not match, such as
-    'images/a.jpg' and 'masks/7.png'. Give each mask the name of its image, one mask per image, or
-    pass --masks FOLDER to name the folder of the masks.
+    'images/a.jpg' and 'masks/7.png'. Give each mask ...
     """
     twins = find_twins(listing.images)
     folders: dict[tuple[str, str | None], str] = {}
@@ -229,8 +228,9 @@ def unpaired_masks_error(listing: Listing) -> LayoutError | None:
 def _unpaired_error(listing: Listing, evidence: str, example: tuple[str, str]) -> LayoutError:
     return LayoutError(
         f"{str(listing.root)!r} looks like images and masks ({evidence}), but their names do not "
-        f"match, such as {example[0]!r} and {example[1]!r}. Give each mask the name of its image, "
-        "one mask per image, or pass --masks FOLDER to name the folder of the masks."
+        f"match, such as {example[0]!r} and {example[1]!r}. Give each mask the name of its image "
+        "(merge several masks of an image into one file), or pass --masks FOLDER to name the "
+        "folder of the masks. To read folders as classes, pass --class-level 1."
     )
 
 
