@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,10 @@ from headstart.cli.options import (
     Engine,
     GroupBy,
     HeadName,
+    ImageColumn,
     ImagesFolder,
+    LabelColumn,
+    LabelSeparator,
     MasksFolder,
     MaskThreshold,
     MaxRisk,
@@ -67,6 +71,7 @@ from headstart.errors import DataError, HeadstartError, SetupError
 
 if TYPE_CHECKING:
     from headstart.cli.options import Detail
+    from headstart.data.formats.manifests import ReadOptions
     from headstart.workflows.evaluate import EvaluatedModel
     from headstart.workflows.fit import Run
 
@@ -125,6 +130,9 @@ def fit(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -266,6 +274,7 @@ def predict(  # noqa: PLR0913 - one argument a flag
 
 @app.command()
 def evaluate(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     model: ModelFolder,
     source: Source,
     group_by: GroupBy = None,
@@ -273,6 +282,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     out: Annotated[
@@ -301,7 +313,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         evaluated = evaluate_model(
             model,
             source,
-            group_by=group_by,
+            reading=_read_options(ctx),
             masks=masks,
             images=images,
             mask_threshold=mask_threshold,
@@ -328,6 +340,13 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
 
 
+def _read_options(context: typer.Context) -> ReadOptions:
+    """Flags of a command that say how a table is read."""
+    from headstart.data.formats.manifests import ReadOptions
+
+    return ReadOptions(**{field.name: context.params[field.name] for field in fields(ReadOptions)})
+
+
 def _write_evaluation(
     evaluated: EvaluatedModel, summary: tuple[str, ...], target: Path, seconds: float
 ) -> Path:
@@ -348,13 +367,16 @@ def _write_evaluation(
 
 
 @data_app.command("check")
-def data_check(
+def data_check(  # noqa: PLR0913 - one argument a flag
     source: Source,
     group_by: GroupBy = None,
     masks: MasksFolder = None,
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
@@ -365,18 +387,21 @@ def data_check(
     from headstart.cli.tables import show_data, show_findings
     from headstart.cli.terminal import plain_console, terminal
     from headstart.data.prepare import inspect_dataset
+    from headstart.data.readers import read_dataset
 
     with open_cache(no_cache) as cache, terminal(as_json) as display:
-        data, findings = inspect_dataset(
+        data = read_dataset(
             source,
-            cache=cache,
             group_by=group_by,
-            progress=display.progress,
+            image_column=image_column,
+            label_column=label_column,
+            label_separator=label_separator,
             masks=masks,
             images=images,
             mask_threshold=mask_threshold,
             class_level=class_level,
         )
+        data, findings = inspect_dataset(data, cache=cache, progress=display.progress)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,10 @@ from headstart.cli.options import (
     Engine,
     GroupBy,
     HeadName,
+    ImageColumn,
     ImagesFolder,
+    LabelColumn,
+    LabelSeparator,
     MasksFolder,
     MaskThreshold,
     MethodName,
@@ -50,6 +53,7 @@ from headstart.metrics.validation import json_text
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
+    from headstart.workflows.recipe import Recipe
 
 __all__ = ["COMMANDS", "cache_app", "compare", "emit", "explain", "plan", "rank"]
 
@@ -144,7 +148,20 @@ def cache_clear(
         say(f"Freed {freed / 1e6:.1f} MB in {folder}.")
 
 
+def _recipe_of(context: typer.Context) -> Recipe:
+    """Make a recipe from the flags of a command that has no flags of methods."""
+    from headstart.workflows.recipe import Recipe
+
+    names = {field.name for field in fields(Recipe)}
+    values = {name: value for name, value in context.params.items() if name in names}
+    values["bad_files"] = parse_bad_files(values["bad_files"])
+    if "budget" in values:
+        values["budget"] = parse_duration(values["budget"])
+    return Recipe(**values)
+
+
 def compare(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     source: Source,
     methods: Methods = "scratch,probe,finetune",
     backbones: Backbones = "embedded/efficientnet_lite0",
@@ -158,6 +175,9 @@ def compare(  # noqa: PLR0913 - one argument a flag
     head: HeadName = "auto",
     size: Size = 0,
     group_by: GroupBy = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -177,24 +197,13 @@ def compare(  # noqa: PLR0913 - one argument a flag
     """
     from headstart.cli.terminal import terminal
     from headstart.workflows.compare import compare as run_compare
-    from headstart.workflows.recipe import ComparisonRecipe, Recipe
+    from headstart.workflows.recipe import ComparisonRecipe
 
     trials = ComparisonRecipe(
         methods=_split_names(methods), backbones=parse_names(backbones), seeds=seeds, folds=folds
     )
     trials = replace(trials, fractions=_parse_fractions(fractions), epochs=epochs, steps=steps)
-    recipe = Recipe(
-        budget=parse_duration(budget),
-        head=head,
-        size=size,
-        group_by=group_by,
-        bad_files=parse_bad_files(bad_files),
-        allow_overlap=allow_overlap,
-        test_fraction=test_fraction,
-        device=device,
-        offline=offline,
-        seed=seed,
-    )
+    recipe = _recipe_of(ctx)
     with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
         comparison, folder = run_compare(
             source,
@@ -252,6 +261,9 @@ def plan(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -283,6 +295,7 @@ def plan(  # noqa: PLR0913 - one argument a flag
 
 
 def rank(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     source: Source,
     backbones: Backbones,
     measure: Annotated[
@@ -299,6 +312,9 @@ def rank(  # noqa: PLR0913 - one argument a flag
     ] = 500,
     size: Size = 0,
     group_by: GroupBy = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -320,19 +336,8 @@ def rank(  # noqa: PLR0913 - one argument a flag
     from headstart.cli.terminal import terminal
     from headstart.selection.scores import DEFAULTS
     from headstart.workflows.rank import rank as run_rank
-    from headstart.workflows.recipe import Recipe
 
-    recipe = Recipe(
-        size=size,
-        group_by=group_by,
-        bad_files=parse_bad_files(bad_files),
-        allow_overlap=allow_overlap,
-        test_fraction=test_fraction,
-        engine=engine,
-        device=device,
-        offline=offline,
-        seed=seed,
-    )
+    recipe = _recipe_of(ctx)
     with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
         ranking = run_rank(
             source,

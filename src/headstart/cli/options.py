@@ -34,7 +34,10 @@ __all__ = [
     "Engine",
     "GroupBy",
     "HeadName",
+    "ImageColumn",
     "ImagesFolder",
+    "LabelColumn",
+    "LabelSeparator",
     "MaskThreshold",
     "MasksFolder",
     "MaxRisk",
@@ -189,6 +192,21 @@ ClassLevel = Annotated[
 ImagesFolder = Annotated[
     str | None,
     typer.Option("--images", help="Folder of the images that have masks, if names do not tell."),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the images in a table, if its name is not a usual one."),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the labels in a table, if its name is not a usual one."),
+]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(
+        help='Text between several labels in one cell of a table, such as ",". none: each cell is '
+        "one label. Recognised without the flag: | and ; and lists."
+    ),
 ]
 BadFiles = Annotated[str, typer.Option(help="Files that cannot be decoded: error (stop) or skip.")]
 AllowOverlap = Annotated[

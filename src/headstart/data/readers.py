@@ -10,20 +10,21 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Unpack
 
 from headstart.data.dataset import Boxes, Dataset, Kind, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.formats import class_folders, folders, layouts, objects, tables
+from headstart.data.formats import folders, layouts, manifests, objects, tables
 from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
 from headstart.data.formats.coco import read_coco
 from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.layouts import Listing, format_list
+from headstart.data.formats.manifests import ReadOptions, tables_in
 from headstart.data.formats.voc import read_voc
 from headstart.data.formats.yolo import read_yolo
-from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
+from headstart.errors import DataError, LayoutError, UsageError
 
 __all__ = [
     "BoxAnnotationFiles",
@@ -150,7 +151,7 @@ def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]
     used = {name for boxes, _ in converted for name in boxes.labels}
     classes = tuple(name for name in annotations.names if name in used)
     unused = [name for name in annotations.names if name not in used]
-    unread_tables = _tables_in(box_files.listing)
+    unread_tables = tables_in(box_files.listing)
     notes = [
         *annotations.notes,
         "task: detection because the files contain boxes",
@@ -197,15 +198,6 @@ def _box_notes(boxes_by_image: Sequence[Boxes], n_rotated: int) -> list[str]:
     return notes
 
 
-def _tables_in(listing: Listing) -> list[str]:
-    """CSV, TSV and Parquet files directly in the folder."""
-    return [
-        name
-        for name in listing.other_files
-        if "/" not in name and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
-    ]
-
-
 def read_dataset(
     source: object,
     *,
@@ -213,6 +205,7 @@ def read_dataset(
     group_by: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     labels_required: bool = True,
     min_classes: int = 2,
     **folder_options: Unpack[FolderOptions],
@@ -234,6 +227,9 @@ def read_dataset(
         path with forward slashes. Its first group, or else the whole match, is the group.
     image_column, label_column : str or None
         Columns of a manifest or object, if their names are not among the usual ones.
+    label_separator : str or None
+        Text between several labels of one cell, such as ``","``; ``"none"`` keeps each cell as one
+        label. By default ``|``, ``;`` and lists are recognised.
     labels_required : bool
         False: images without labels are read, too (target None).
     min_classes : int
@@ -271,15 +267,15 @@ def read_dataset(
     >>> data.notes[0]
     'class folders, no splits'
     """
-    options = folders.given_options(folder_options, source)
+    named = folders.given_options(folder_options, source)
+    options = ReadOptions(
+        image_column=image_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        group_by=group_by,
+    )
     if isinstance(source, str) and source.startswith("demo:"):
-        return _load_demo(
-            source,
-            task_kind=task_kind,
-            group_by=group_by,
-            image_column=image_column,
-            label_column=label_column,
-        )
+        return _load_demo(source, task_kind=task_kind, **asdict(options))
     if isinstance(source, Dataset):
         raise UsageError(
             f"{source!r} was read already. Use it as it is; pass its `group_by` when it is read."
@@ -297,9 +293,9 @@ def read_dataset(
             path,
             listing,
             task_kind,
-            roles=(image_column, label_column, group_by),
-            labels_required=labels_required,
             options=options,
+            labels_required=labels_required,
+            named=named,
         )
         name, where = path.absolute().name or data.name, repr(str(path))
     else:
@@ -309,6 +305,7 @@ def read_dataset(
             image=image_column,
             label=label_column,
             group=group_by,
+            separator=label_separator,
             labels_required=labels_required,
         )
         name, listing = objects.object_name(source), Listing(root=Path())
@@ -325,43 +322,46 @@ def _read_path(
     listing: Listing,
     task_kind: Kind | None,
     *,
-    roles: tuple[str | None, str | None, str | None],
+    options: ReadOptions,
     labels_required: bool,
-    options: FolderOptions,
+    named: FolderOptions,
 ) -> tuple[Dataset, tuple[str, ...], bool]:
-    """Read a folder or a file; `roles` names the columns of images, labels and groups.
+    """Read a folder or a file.
 
     Returns the data, the relative path of each example, and whether a column names the groups.
     """
-    image, label, group = roles
-    if options:
-        return *folders.read_folders(listing, task_kind, labels_required, options), False
-    box_files = _box_files_for(path, listing, task_kind, image or label)
+    if named:
+        return *folders.read_folders(listing, task_kind, labels_required, named), False
+    box_files = _box_files_for(path, listing, task_kind, options)
     table: tables.Table | None = None
     unread_notes: tuple[str, ...] = ()
     if box_files is None and task_kind != "segmentation":
         if path.is_dir():
-            table, unread_notes = _find_manifest(listing, image, label, labels_required)
+            table, unread_notes = manifests.find_manifest(listing, options, labels_required)
         else:
-            table = _read_manifest_file(path)
+            table = manifests.read_manifest_file(path)
     has_groups = False
     if table is not None:
-        columns = tables.find_columns(table, image=image, label=label, group=group)
-        data, keys = tables.read_manifest(
-            table, columns, task_kind=task_kind, labels_required=labels_required
+        columns = options.columns_of(table)
+        data, keys = manifests.read_manifest(
+            table,
+            columns,
+            task_kind=task_kind,
+            labels_required=labels_required,
+            separator=options.label_separator,
         )
         has_groups = columns.group is not None
     elif box_files is not None:
         data, keys = read_boxes(box_files)
         unread_notes = folders.mask_note(listing)
     else:
-        if image or label:
-            arguments = _format_arguments(image_column=image, label_column=label)
+        if options.names_columns:
+            arguments = _format_arguments(**asdict(replace(options, group_by=None)))
             raise UsageError(
                 f"Expected a manifest for {arguments}, got {str(path)!r} without one. Remove "
                 "the argument, or pass the path of the manifest."
             )
-        data, keys = folders.read_folders(listing, task_kind, labels_required, options)
+        data, keys = folders.read_folders(listing, task_kind, labels_required, named)
     return replace(data, notes=(*data.notes, *unread_notes)), keys, has_groups
 
 
@@ -370,7 +370,7 @@ def _load_demo(source: str, **arguments: str | None) -> Dataset:
     if unsupported:
         raise UsageError(
             f"The example set {source!r} has its own task, groups and labels, got {unsupported}. "
-            "Remove these arguments (on the command line: --task and --group-by)."
+            "Remove these arguments (on the command line: --task, --group-by, ...)."
         )
     return demo.load(source.removeprefix("demo:"))
 
@@ -430,61 +430,15 @@ def _list_images_at(path: Path) -> Iterable[Path]:
 
 
 def _box_files_for(
-    path: Path, listing: Listing, task_kind: Kind | None, column: str | None
+    path: Path, listing: Listing, task_kind: Kind | None, options: ReadOptions
 ) -> BoxAnnotationFiles | None:
     """Find annotated boxes, unless another task or columns of a manifest are requested."""
-    if task_kind not in {None, "detection"} or column:
+    if task_kind not in {None, "detection"} or options.names_columns:
         return None
     box_files = find_box_annotations(path, listing)
     if box_files is None and task_kind == "detection":
         raise no_boxes_error(path)
     return box_files
-
-
-def _read_manifest_file(path: Path) -> tables.Table:
-    if path.suffix.lower() in layouts.MANIFEST_SUFFIXES | {".txt"}:
-        return tables.read_table(path)
-    listing = Listing(root=path.parent, other_files=(path.name,))
-    if path.suffix.lower() in {".json", ".xml"} and (error := layouts.other_task_error(listing)):
-        raise error
-    advice = (
-        "Unpack it and pass the folder"
-        if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
-        else "Pass the folder that contains the class folders, or a CSV, TSV or Parquet file"
-    )
-    raise LayoutError(f"Expected a folder or a manifest, got the file {str(path)!r}. {advice}.")
-
-
-def _find_manifest(
-    listing: Listing, image: str | None, label: str | None, labels_required: bool
-) -> tuple[tables.Table | None, tuple[str, ...]]:
-    """Read the only manifest of a folder; without one return notes on tables that are not read."""
-    names = _tables_in(listing)
-    if not names:
-        return None, ()
-    has_class_folders = bool(class_folders.group_by_class(listing).classes)
-    if len(names) > 1:
-        if has_class_folders and not (image or label):
-            return None, (
-                f"tables in the folder of the class folders not read: {format_list(names)}",
-            )
-        raise LayoutError(
-            f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: "
-            f"{format_list(names)}. Pass the path of one of them, such as "
-            f"{str(listing.root / names[0])!r}."
-        )
-    try:
-        table = tables.read_table(listing.root / names[0])
-        columns = tables.find_columns(table, image=image, label=label)
-    except HeadstartError as error:
-        if not has_class_folders or image or label:
-            raise
-        return None, (f"table {names[0]!r} not read: {error}",)
-    if columns.image and (columns.label or not labels_required):
-        return table, ()
-    if has_class_folders and not (image or label):
-        return None, (f"table {names[0]!r} not read: it has no columns for paths and labels",)
-    return table, ()
 
 
 def _add_groups_from_paths(data: Dataset, keys: Sequence[str], group_by: str) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -14,6 +14,7 @@ from headstart.data.checks.images import keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
 from headstart.data.formats.folders import FolderOptions
+from headstart.data.formats.manifests import ReadOptions
 from headstart.data.loader import digest_of
 from headstart.data.prepare import BadFiles, PreparedData
 from headstart.data.readers import read_dataset
@@ -52,15 +53,16 @@ class EvaluatedModel:
     evaluation: AnyEvaluation
 
 
+READING = tuple(field.name for field in fields(ReadOptions))
 OPTIONS = (
     "allow_overlap",
     "bad_files",
     "device",
-    "group_by",
     "masks",
     "images",
     "mask_threshold",
     "class_level",
+    *READING,
 )
 """Settings of an evaluation that decide what is read, and where it runs."""
 
@@ -95,8 +97,9 @@ def evaluate(
     no_cache : bool
         The same as ``cache=False``.
     **options
-        ``group_by``, ``masks``, ``images``, ``mask_threshold``, ``class_level``, ``bad_files``,
-        ``allow_overlap`` and ``device``, as on the command line.
+        ``group_by``, ``image_column``, ``label_column``, ``label_separator``, ``masks``,
+        ``images``, ``mask_threshold``, ``class_level``, ``bad_files``, ``allow_overlap`` and
+        ``device``, as on the command line.
 
     Raises
     ------
@@ -125,7 +128,10 @@ def evaluate(
                 "`train` out."
             )
         with open_cache(cache, no_cache=no_cache) as store:
-            return evaluate_source(model, data, cache=store, seed=seed, **options)
+            reading = ReadOptions(
+                **{name: options.pop(name) for name in READING if name in options}
+            )
+            return evaluate_source(model, data, cache=store, seed=seed, reading=reading, **options)
     if not isinstance(data, Dataset) or options:
         raise UsageError(
             f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "
@@ -140,7 +146,7 @@ def evaluate_source(
     source: object,
     *,
     cache: Cache,
-    group_by: str | None = None,
+    reading: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     bad_files: BadFiles = "error",
     allow_overlap: bool = False,
     device: str = "auto",
@@ -162,7 +168,7 @@ def evaluate_source(
         model,
         source,
         cache=cache,
-        group_by=group_by,
+        reading=reading,
         bad_files=bad_files,
         allow_overlap=allow_overlap,
         device=device,
@@ -176,7 +182,7 @@ def evaluate_model(
     source: object,
     *,
     cache: Cache,
-    group_by: str | None = None,
+    reading: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     bad_files: BadFiles = "error",
     allow_overlap: bool = False,
     device: str = "auto",
@@ -194,13 +200,7 @@ def evaluate_model(
         model = load(model)
     kind = model.task.kind
     data = labelled_part(
-        source,
-        kind,
-        "test",
-        cache=cache,
-        group_by=group_by,
-        bad_files=bad_files,
-        **folder_options,
+        source, kind, "test", cache=cache, reading=reading, bad_files=bad_files, **folder_options
     )
     if not allow_overlap:
         _require_unseen(model, data.samples)
@@ -218,7 +218,7 @@ def labelled_part(
     part: str,
     *,
     cache: Cache,
-    group_by: str | None = None,
+    reading: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     bad_files: BadFiles = "error",
     **folder_options: Unpack[FolderOptions],
 ) -> Dataset:
@@ -236,7 +236,7 @@ def labelled_part(
         is_demo = isinstance(data, str) and data.startswith("demo:")  # the name decides its task
         task_kind = kind if kind in DENSE and not is_demo else None
         data = read_dataset(
-            data, group_by=group_by, min_classes=1, task_kind=task_kind, **folder_options
+            data, **asdict(reading), **folder_options, min_classes=1, task_kind=task_kind
         )
     rows = [i for i, sample in enumerate(data.samples) if sample.split == part]
     data = data.subset(rows or range(len(data)))

@@ -60,6 +60,9 @@ SAMPLES: Mapping[str, Any] = {
     "images": "images",
     "mask_threshold": 128,
     "class_level": 1,
+    "image_column": "file",
+    "label_column": "class",
+    "label_separator": ",",
     "max_risk": 0.02,
     "offline": True,
 }
@@ -103,6 +106,10 @@ class Recipe:
         Values of masks from this on are the object, smaller ones the background.
     class_level : int, optional
         Level of the folders that are classes, from 1.
+    image_column, label_column : str, optional
+        Columns of a table, if their names are not among the usual ones.
+    label_separator : str, optional
+        Text between several labels in one cell of a table; ``none`` keeps each cell as one label.
     bad_files : {"error", "skip"}
         Action for files that cannot be decoded.
     allow_overlap : bool
@@ -143,6 +150,9 @@ class Recipe:
     images: str | None = None
     mask_threshold: int | None = None
     class_level: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    label_separator: str | None = None
     bad_files: BadFiles = "error"
     allow_overlap: bool = False
     test_fraction: float = 0.2

@@ -347,6 +347,9 @@ def read_source(source: object, recipe: Recipe) -> Dataset:
         images=recipe.images,
         mask_threshold=recipe.mask_threshold,
         class_level=recipe.class_level,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+        label_separator=recipe.label_separator,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from headstart.data.dataset import DENSE, SPLITS, Dataset, Kind
 from headstart.data.formats import tables
 from headstart.data.formats.layouts import format_list
+from headstart.data.formats.manifests import read_manifest
 from headstart.data.formats.pixels import image_bytes, split_stack, to_image
 from headstart.data.formats.tables import Columns, Table, split_name
 from headstart.data.formats.targets import is_dense_label, plain_labels, read_dense
@@ -39,6 +40,7 @@ def read_object(
     image: str | None = None,
     label: str | None = None,
     group: str | None = None,
+    separator: str | None = None,
     labels_required: bool = True,
 ) -> tuple[Dataset, tuple[str, ...], bool]:
     """Read a Python object with images and labels.
@@ -53,6 +55,8 @@ def read_object(
     task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None
     image, label, group : str or None
         Columns, if their names are not among the usual ones.
+    separator : str or None
+        Text between the labels of an image, see `label_cells.split_labels`.
     labels_required : bool
 
     Returns
@@ -93,8 +97,12 @@ def read_object(
             f"{labels[0] if labels else None!r}. Pass {example} as labels, or another --task."
         )
     else:
-        data, keys = tables.read_manifest(
-            table, columns, task_kind=task_kind, labels_required=labels_required
+        data, keys = read_manifest(
+            table,
+            columns,
+            task_kind=task_kind,
+            labels_required=labels_required,
+            separator=separator,
         )
     if any(not isinstance(sample.image, Path) for sample in data.samples):
         first = next(s.name for s in data.samples if not isinstance(s.image, Path))

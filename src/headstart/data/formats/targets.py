@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED, Boxes, Dataset, Kind, Mask, Palette, brief, labels_of
+from headstart.data.formats.label_cells import indicators
 from headstart.data.formats.layouts import natural_key
-from headstart.data.formats.tables import Columns, Table, read_samples
+from headstart.data.formats.manifests import read_samples
+from headstart.data.formats.tables import Columns, Table
 from headstart.errors import DataError, UsageError
 
 __all__ = ["is_dense_label", "mask_targets", "plain_labels", "read_dense", "to_boxes"]
@@ -65,7 +67,7 @@ def plain_labels(cells: Any, where: str, classes: Sequence[str] | None = None) -
             f"The labels in {where} are lists of annotations, such as {brief(labels[0])}. Pass "
             '{"boxes": (n, 4), "labels": n names} for each image, or the folder with the files.'
         )
-    table = _indicators(labels, where, is_table=is_table)
+    table = indicators(labels, where, is_table=is_table)
     if table is None:
         return [_named(label, where, classes) for label in labels]
     columns = [_name_of(column, where, classes) for column in range(table.shape[1])]
@@ -87,21 +89,6 @@ def _plain(cell: Any) -> Any:
     if type(cell).__name__ in {"NAType", "NaTType"} or (isinstance(cell, float) and cell != cell):
         return None
     return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
-
-
-def _indicators(labels: Sequence[Any], where: str, *, is_table: bool) -> NDArray[Any] | None:
-    """Return labels that are 0 and 1 for every class as an array, or None for other labels."""
-    if not labels or not all(isinstance(label, list) and len(label) > 1 for label in labels):
-        return None
-    is_zero_one = all(type(v) in {int, bool} and v in {0, 1} for row in labels for v in row)
-    if not is_zero_one or len({len(row) for row in labels}) > 1:
-        return None
-    if not is_table and all(len(set(row)) == len(row) for row in labels):  # only [0, 1] and [1, 0]
-        raise DataError(
-            f"The labels in {where} are ambiguous: {labels[0]} may name the classes 0 and 1, or be "
-            "the numbers 0 and 1 for two classes. Pass lists of class names."
-        )
-    return np.asarray(labels, dtype=bool)
 
 
 def _named(label: Any, where: str, classes: Sequence[str] | None) -> Any:
