@@ -123,7 +123,9 @@ def test_one_of_several_coco_files(tmp_path):
     as_coco(tmp_path)
     value = json.loads((tmp_path / "annotations/all.json").read_text())
     for part in ("train", "test"):
-        write(tmp_path, f"annotations/{part}.json", value | {"images": value["images"][:1]})
+        images = value["images"][:1]
+        own = [a for a in value["annotations"] if a["image_id"] == images[0]["id"]]
+        write(tmp_path, f"annotations/{part}.json", value | {"images": images, "annotations": own})
     assert len(read_dataset(tmp_path / "annotations" / "train.json")) == 1
     assert {s.split for s in read_dataset(tmp_path / "annotations/train.json").samples} == {None}
 

@@ -16,7 +16,7 @@ from typing import Literal, Unpack
 
 from headstart.data.dataset import Boxes, Dataset, Kind, Sample
 from headstart.data.demo import classification as demo
-from headstart.data.formats import folders, layouts, manifests, objects, tables
+from headstart.data.formats import box_tables, folders, layouts, manifests, objects, tables
 from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
 from headstart.data.formats.coco import read_coco
 from headstart.data.formats.folders import FolderOptions
@@ -140,9 +140,18 @@ def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]
     >>> data.kind, data.samples[0].target.corners
     ('detection', ((0.0, 0.0, 4.0, 2.0),))
     """
-    annotations = _read_annotations(box_files)
-    items = sorted(annotations.items, key=lambda item: item.key)
     root = box_files.listing.root
+    data, keys = _to_detection(root, _read_annotations(box_files))
+    unread_tables = tables_in(box_files.listing)
+    if unread_tables:
+        note = f"tables in the same folder not read: {format_list(unread_tables)}"
+        data = replace(data, notes=(*data.notes, note))
+    return data, keys
+
+
+def _to_detection(root: Path, annotations: Annotations) -> tuple[Dataset, tuple[str, ...]]:
+    """Turn annotations into a data set, in pixels of the upright images."""
+    items = sorted(annotations.items, key=lambda item: item.key)
     converted = [_convert_boxes(root, item, annotations.relative) for item in items]
     samples = tuple(
         Sample(image=root / item.key, target=boxes, split=item.split, group=item.group)
@@ -151,7 +160,6 @@ def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]
     used = {name for boxes, _ in converted for name in boxes.labels}
     classes = tuple(name for name in annotations.names if name in used)
     unused = [name for name in annotations.names if name not in used]
-    unread_tables = tables_in(box_files.listing)
     notes = [
         *annotations.notes,
         "task: detection because the files contain boxes",
@@ -159,8 +167,6 @@ def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]
     ]
     if unused:
         notes.append(f"{len(unused)} classes without any object left out: {format_list(unused)}")
-    if unread_tables:
-        notes.append(f"tables in the same folder not read: {format_list(unread_tables)}")
     data = Dataset(samples=samples, classes=classes, kind="detection", notes=tuple(notes))
     return data, tuple(item.key for item in items)
 
@@ -343,6 +349,13 @@ def _read_path(
     has_groups = False
     if table is not None:
         columns = options.columns_of(table)
+        if task_kind in {None, "detection"} and box_tables.box_columns(table):
+            annotations = box_tables.read_box_table(table, columns)
+            data, keys = _to_detection(table.path.parent, annotations)
+            return data, keys, columns.group is not None
+    if task_kind == "detection" and box_files is None:
+        raise no_boxes_error(path)
+    if table is not None:
         data, keys = manifests.read_manifest(
             table,
             columns,
@@ -436,7 +449,8 @@ def _box_files_for(
     if task_kind not in {None, "detection"} or options.names_columns:
         return None
     box_files = find_box_annotations(path, listing)
-    if box_files is None and task_kind == "detection":
+    is_table = bool(tables_in(listing)) or Path(path).suffix.lower() == ".txt"
+    if box_files is None and task_kind == "detection" and not is_table:
         raise no_boxes_error(path)
     return box_files
 

@@ -187,9 +187,10 @@ def test_an_unused_background_class_is_noted_and_no_class(tmp_path):
 
 
 def test_annotations_of_unknown_images_are_counted(tmp_path):
-    value = coco([image(1, "a.jpg")], [box(1, 1), box(2, 5), box(3, None)])
+    boxes = [box(i, 1) for i in range(98)]
+    value = coco([image(1, "a.jpg")], [*boxes, box(98, 5), box(99, None)])
     annotations = read(tmp_path, {"x.json": value, "a.jpg": ""})
-    assert found(annotations) == {"a.jpg": (1, None)}
+    assert found(annotations) == {"a.jpg": (98, None)}
     assert any("2 annotations of images that 'x.json' does not" in n for n in annotations.notes)
 
 
@@ -201,3 +202,49 @@ def test_an_image_of_two_files(tmp_path, names, error):
     with pytest.raises(error, match=r"every image once .*'a\.jpg'") as caught:
         read(tmp_path, files | {"a.jpg": ""})
     assert type(caught.value) is error
+
+
+SAME = [
+    ("images", "id", "1"),
+    ("images", "id", 1.0),
+    ("annotations", "image_id", "1"),
+    ("annotations", "image_id", 1.0),
+    ("annotations", "category_id", "1"),
+    ("annotations", "category_id", "cat"),
+    ("categories", "id", "1"),
+    ("categories", "id", 1.0),
+    ("annotations", "iscrowd", "0"),
+    ("annotations", "iscrowd", False),
+    ("annotations", "iscrowd", None),
+    ("annotations", "ignore", "0"),
+    ("annotations", "ignore", 0),
+    ("images", "file_name", "{root}/sub/a.jpg"),
+    ("images", "file_name", "sub\\a.jpg"),
+]
+
+
+@pytest.mark.parametrize(("section", "field", "value"), SAME)
+def test_values_written_in_another_form_mean_the_same(tmp_path, section, field, value):
+    plain = coco([image(1, "sub/a.jpg")], [box(1, 1)], [{"id": 1, "name": "cat"}])
+    expected = read(tmp_path / "plain", {"x.json": plain, "sub/a.jpg": ""}).items[0]
+    text = value.format(root=tmp_path / "other") if isinstance(value, str) else value
+    plain[section][0][field] = text
+    item = read(tmp_path / "other", {"x.json": plain, "sub/a.jpg": ""}).items[0]
+    assert (item.key, item.boxes) == (expected.key, expected.boxes)
+    assert len(item.boxes.labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(f, v) for f in ("iscrowd", "ignore") for v in (1, "1", True, "true", 1.0)],
+)
+def test_crowds_and_ignored_objects_are_hard(tmp_path, field, value):
+    given = coco([image(1, "a.jpg")], [box(1, 1, **{field: value}), box(2, 1, (5, 2, 3, 4))])
+    assert read(tmp_path, {"x.json": given, "a.jpg": ""}).items[0].boxes.hard == (True, False)
+
+
+@pytest.mark.parametrize("stray", [2, "2", "x", None, [1], 1.5, -1, True and 7, "01", {"id": 1}])
+def test_annotations_of_no_image_are_an_error_beyond_two_percent(tmp_path, stray):
+    boxes = [box(i, 1) for i in range(97)] + [box(97 + i, stray) for i in range(3)]
+    with pytest.raises(DataError, match=r"3 of 100 annotations with other ids.*`image_id`"):
+        read(tmp_path, {"x.json": coco([image(1, "a.jpg")], boxes), "a.jpg": ""})

@@ -174,3 +174,58 @@ def test_ids_and_names_that_do_not_fit(tmp_path, ids, names, words):
         files |= {f"images/{i}.jpg": "", f"labels/{i}.txt": f"{identity} 0.5 0.5 0.1 0.1"}
     with pytest.raises(DataError, match=words):
         read(tmp_path, files)
+
+
+BOX = "0 0.75 0.75 0.2 0.2"
+POSES = [
+    f"{BOX} 0.70 0.70 0.80 0.70 0.75 0.82",
+    f"{BOX} 0.70 0.70 2 0.80 0.70 2",
+    f"{BOX} 0.70 0.70 2 0.80 0.70 1 0.75 0.82 2",
+    f"{BOX} 0.70 0.70 2 0 0 0",
+    f"{BOX} 0 0 0.80 0.70",
+    f"{BOX} 0.70 0.70",
+    f"{BOX} 0.66 0.66 0.84 0.84",
+    f"{BOX} 0.75 0.75 2",
+    f"{BOX} 0.70 0.70 2 0.80 0.70 1 0.75 0.82 2 0.7 0.8 0",
+    f"{BOX} 0.70 0.70 0.80 0.70 0.75 0.82 0.70 0.80",
+]
+
+
+@pytest.mark.parametrize("row", POSES)
+def test_a_pose_is_its_box(tmp_path, row):
+    files = {"images/a.jpg": "", "labels/a.txt": f"{row}\n{row}\n"}
+    annotations = read(tmp_path, files)
+    corners = annotations.items[0].boxes.corners
+    assert corners == (pytest.approx((0.65, 0.65, 0.85, 0.85)),) * 2
+    assert any("2 objects have key points" in note for note in annotations.notes)
+
+
+OUTLINES = [
+    "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9",
+    "0 0.5 0.1 0.9 0.9 0.1 0.9",
+    "0 0.2 0.3 0.4 0.1 0.6 0.3 0.4 0.5",
+    "0 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4 0.05 0.3",
+    "0 0.6 0.6 0.8 0.6 0.8 0.7 0.6 0.7",
+    "0 0 0 1 0 1 1 0 1",
+]
+
+
+@pytest.mark.parametrize("row", OUTLINES)
+def test_an_outline_stays_an_outline(tmp_path, row):
+    values = [float(cell) for cell in row.split()[1:]]
+    annotations = read(tmp_path, {"images/a.jpg": "", "labels/a.txt": row})
+    sides = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    assert annotations.items[0].boxes.corners == (sides,)
+
+
+def test_kpt_shape_decides_and_its_count_is_checked(tmp_path):
+    row = "0 0.2 0.3 0.4 0.1 0.6 0.3 0.4 0.5"
+    files = {"images/a.jpg": "", "labels/a.txt": row}
+    yaml = "names: [hand]\nkpt_shape: [2, 2]\n"
+    item = read(tmp_path, files | {"data.yaml": yaml}).items[0]
+    assert item.boxes.corners == (pytest.approx((0.0, 0.25, 0.4, 0.35)),)
+    with pytest.raises(DataError, match=r"kpt_shape \['3', '2'\] in line 1.*8 numbers"):
+        read(tmp_path, {"data.yaml": yaml.replace("[2,", "[3,")})
+    (tmp_path / "data.yaml").unlink()
+    with pytest.raises(DataError, match=r"in line 1.*7 numbers.*kpt_shape"):
+        read(tmp_path, {"labels/a.txt": "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1"})

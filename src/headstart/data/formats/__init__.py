@@ -3,9 +3,11 @@
 Read layouts.py (recognises the format of a folder), folders.py (images with masks, or else class
 folders), unread_formats.py (formats that are recognised and refused), split_folders.py (folders
 that are splits), class_folders.py (one folder per class), tables.py (CSV, TSV and Parquet),
-label_cells.py (labels in the cells of tables), manifests.py (tables that list images and labels),
-annotations.py (boxes of any format, in coordinates of the upright image), coco.py, voc.py, yolo.py,
-masks.py (images with masks) with mask_names.py and mask_pairs.py (which mask belongs to which
-image) and class_maps.py (names of the classes of masks), and objects.py (Python objects: data
-frames, pairs, arrays and datasets) with pixels.py (their images) and targets.py (their labels).
+label_cells.py (labels in the cells of tables), split_columns.py (columns of yes and no),
+manifests.py (tables that list images and labels), annotations.py (boxes of any format, in
+coordinates of the upright image), box_patterns.py (mistakes that most boxes of a file share),
+box_tables.py (tables of boxes), coco.py, voc.py, yolo.py, masks.py (images with masks) with
+mask_names.py and mask_pairs.py (which mask belongs to which image) and class_maps.py (names of the
+classes of masks), and objects.py (Python objects: data frames, pairs, arrays and datasets) with
+pixels.py (their images) and targets.py (their labels).
 """

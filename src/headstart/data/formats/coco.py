@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from headstart.data.formats.annotations import (
     split_from_path,
     splits_by_folder,
 )
+from headstart.data.formats.box_patterns import require_plain_boxes
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.errors import DataError, LeakError
 from headstart.files import MOST_ANNOTATION_BYTES, read_bounded
@@ -27,6 +29,7 @@ __all__ = ["read_coco"]
 
 _GROUP_FIELDS = ("group", "group_id", "patient_id", "patient", "subject_id", "video_id")
 _MAX_COORDINATE = 1e9  # pixels; no image is as large
+_MAX_STRAY = 0.02  # share of annotations without an image above which the file is refused
 _MAX_VOTES = 200  # images per file that decide in which folder its images are
 
 
@@ -72,7 +75,11 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
     for file in chosen:
         notes += _file_notes(file)
         split = splits[f"{file.name}/"]
-        for item in _iterate_images(file, _find_image_folder(file, listing), split, is_inside):
+        folder = _find_image_folder(file, listing)
+        own_items = tuple(_iterate_images(file, folder, split, is_inside))
+        where = f"the COCO file {str(listing.root / file.name)!r}"
+        require_plain_boxes((item.boxes for item in own_items), where, "width and height")
+        for item in own_items:
             if item.key in items:
                 raise _duplicate_image_error(listing.root, item, items[item.key])
             items[item.key] = item
@@ -116,10 +123,8 @@ def _choose_files(listing: Listing, files: Sequence[str]) -> tuple[list[_CocoFil
     return chosen, notes
 
 
-def _coco_error(path: Path, expected: str, got: str) -> DataError:
-    return DataError(
-        f"Expected {expected} in the COCO file {str(path)!r}, got {got}. Correct the file."
-    )
+def _coco_error(path: Path, expected: str, got: str, advice: str = "Correct the file") -> DataError:
+    return DataError(f"Expected {expected} in the COCO file {str(path)!r}, got {got}. {advice}.")
 
 
 def _read_file(root: Path, name: str) -> _CocoFile | None:
@@ -136,23 +141,54 @@ def _read_file(root: Path, name: str) -> _CocoFile | None:
         return None
     images = _index_by_id(path, value, "images", "file_name")
     categories = _index_by_id(path, value, "categories", "name")
+    names = {identity: category["name"] for identity, category in categories.items()}
     annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in _require_objects(path, value, "annotations"):
-        annotations[_to_id(annotation.get("image_id"))].append(annotation)
+        category = _category_id(annotation, names)
+        annotations[_to_id(annotation.get("image_id"))].append(
+            {**annotation, "category_id": category}
+        )
     file = _CocoFile(
         name=name,
         images=images,
-        names={identity: category["name"] for identity, category in categories.items()},
+        names=names,
         annotations=annotations,
         n_unlisted=sum(len(group) for key, group in annotations.items() if key not in images),
     )
+    _require_listed(path, file)
     _require_categories(path, file)
     return file
 
 
 def _to_id(value: Any) -> Any:
-    """Return an id that can be a dictionary key; None for lists and objects, which are no ids."""
-    return value if isinstance(value, str | int | float) else None
+    """Return an id as a dictionary key, numbers and their texts alike; None if it is no id."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"0|[1-9]\d{0,18}", value.strip()) else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | float) else None
+
+
+def _category_id(annotation: Mapping[str, Any], names: Mapping[Any, str]) -> Any:
+    """Id of the class of an annotation, which may be written as the name of the class."""
+    value = annotation.get("category_id", annotation.get("category_name"))
+    identity = _to_id(value)
+    if identity in names or not isinstance(value, str):
+        return identity
+    matches = [key for key, name in names.items() if name == value]
+    return matches[0] if len(matches) == 1 else identity
+
+
+def _require_listed(path: Path, file: _CocoFile) -> None:
+    total = sum(map(len, file.annotations.values()))
+    if file.n_unlisted > _MAX_STRAY * total:
+        stray = [key for key in file.annotations if key not in file.images]
+        raise _coco_error(
+            path,
+            "annotations of listed images",
+            f"{file.n_unlisted} of {total} annotations with other ids ({format_list(stray)})",
+            "Correct `image_id`, add the images to `images`, or remove these annotations",
+        )
 
 
 def _require_objects(path: Path, value: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
@@ -270,6 +306,13 @@ class _InsideFolder:
         is_link = os.path.islink(path)  # noqa: PTH114 - false, not an error, for impossible names
         return self.is_inside[folder] and (not is_link or self._contains(path))
 
+    def relative(self, name: str) -> str | None:
+        """Return an absolute path relative to the folder; None for other paths."""
+        for root in (self.real, os.path.abspath(self.root)):  # noqa: PTH100 - keeps links
+            if name.startswith(f"{root.rstrip('/')}/"):
+                return name[len(root.rstrip("/")) + 1 :]
+        return None
+
     def _contains(self, path: Path) -> bool:
         return f"{os.path.realpath(path)}{os.sep}".startswith(f"{self.real.rstrip(os.sep)}{os.sep}")
 
@@ -280,7 +323,9 @@ def _iterate_images(
     path = is_inside.root / file.name
     for identity, image in file.images.items():
         name = _normalise_path(image["file_name"])
-        if name.startswith("../"):  # relative to the folder of the JSON file
+        if (own := is_inside.relative(name)) is not None:
+            key = own
+        elif name.startswith("../"):  # relative to the folder of the JSON file
             key = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), name))
         else:
             key = name if name.startswith("/") else f"{image_folder}{name}"
@@ -319,7 +364,7 @@ def _to_boxes(
         x, y, width, height = (float(value) for value in box)
         corners.append((x, y, x + width, y + height))
         labels.append(names[annotation["category_id"]])
-        hard.append(bool(annotation.get("iscrowd")))
+        hard.append(_is_set(annotation, "iscrowd") or _is_set(annotation, "ignore"))
     size = (image.get("width"), image.get("height"))
     has_size = all(isinstance(side, int) and side > 0 for side in size)
     return Boxes(
@@ -328,6 +373,11 @@ def _to_boxes(
         hard=tuple(hard) if any(hard) else (),
         size=(int(size[0] or 0), int(size[1] or 0)) if has_size else None,
     )
+
+
+def _is_set(annotation: Mapping[str, Any], field: str) -> bool:
+    """Whether a mark is set; tools write it as a number, a text or a truth value."""
+    return str(annotation.get(field) or 0).strip().lower() not in {"", "0", "0.0", "false", "no"}
 
 
 def _is_coordinate(value: Any) -> bool:

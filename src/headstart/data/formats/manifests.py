@@ -19,6 +19,7 @@ from headstart.data.dataset import Dataset, Kind, Sample, SplitName, Target, lab
 from headstart.data.formats import class_folders, layouts, tables
 from headstart.data.formats.label_cells import WHOLE, is_missing, split_labels
 from headstart.data.formats.layouts import Listing, format_list, natural_key
+from headstart.data.formats.split_columns import unused_columns, with_flag_columns
 from headstart.data.formats.tables import Columns, Table, split_name
 from headstart.errors import DataError, HeadstartError, LayoutError, LeakError
 from headstart.files import is_file
@@ -102,6 +103,7 @@ def read_manifest(
     LeakError
         If the same image is in two splits.
     """
+    table, columns, flag_notes = with_flag_columns(table, columns)
     _require_columns(table, columns, labels_required)
     cells = table.columns[columns.label] if columns.label else [None] * len(table.lines)
     labels: list[Any] = [None] * len(cells)
@@ -128,6 +130,8 @@ def read_manifest(
     notes = [
         f"{table.title or f'manifest {table.path.name}'}: "
         + ", ".join(f"{role} = column {name!r}" for role, name in roles if name is not None),
+        *flag_notes,
+        *_unused_note(table, columns),
         *([kind_note] if names else []),
         *([f"{n_repeated} repeated rows of the same image merged"] if n_repeated else []),
     ]
@@ -142,6 +146,11 @@ def read_manifest(
         notes=tuple(notes),
     )
     return data, tuple(keys)
+
+
+def _unused_note(table: Table, columns: Columns) -> list[str]:
+    names = unused_columns(table, columns)
+    return [f"columns not used: {format_list(names, 12)}"] if names else []
 
 
 def read_samples(

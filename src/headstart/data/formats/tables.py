@@ -26,6 +26,7 @@ __all__ = [
     "Columns",
     "Table",
     "find_columns",
+    "normalise_column",
     "read_table",
     "split_name",
 ]
@@ -164,6 +165,9 @@ def _read_csv(path: Path) -> Table:
             "per image."
         )
     header = [name.strip() for name in rows.pop(0)[1]]
+    while header and not header[-1] and not any(any(row[len(header) - 1 :]) for _, row in rows):
+        header.pop()  # delimiters at the end of each line
+        rows = [(line, row[: len(header)]) for line, row in rows]
     duplicates = [name for name, count in Counter(header).items() if count > 1]
     if duplicates:
         raise LayoutError(
@@ -267,26 +271,29 @@ def find_columns(
     >>> find_columns(table)
     Columns(image='File', label='class', split=None, group=None)
     """
-    names = {_normalise_column(name): name for name in table.columns}
+    names = {normalise_column(name): name for name in table.columns}
     for parameter, column in (("image_column", image), ("label_column", label)):
-        if column is not None and _normalise_column(column) not in names:
+        if column is not None and normalise_column(column) not in names:
             raise UnknownNameError(parameter, column, table.columns)
-    assigned = {_normalise_column(column) for column in (image, label) if column is not None}
+    assigned = {normalise_column(column) for column in (image, label) if column is not None}
 
     def find_common(candidates: Sequence[str]) -> str | None:
         return next((names[c] for c in candidates if c in names and c not in assigned), None)
 
     return Columns(
-        image=names[_normalise_column(image)] if image is not None else find_common(IMAGE_COLUMNS),
-        label=names[_normalise_column(label)] if label is not None else find_common(LABEL_COLUMNS),
+        image=names[normalise_column(image)] if image is not None else find_common(IMAGE_COLUMNS),
+        label=names[normalise_column(label)] if label is not None else find_common(LABEL_COLUMNS),
         split=find_common(_SPLIT_COLUMNS),
         group=(
-            names.get(_normalise_column(group))
-            if group is not None
-            else find_common(_GROUP_COLUMNS)
+            names.get(normalise_column(group)) if group is not None else find_common(_GROUP_COLUMNS)
         ),
     )
 
 
-def _normalise_column(name: str) -> str:
+def normalise_column(name: str) -> str:
+    """Name of a column in lower case, with one underscore for blanks and hyphens.
+
+    >>> normalise_column(" Is-Valid")
+    'is_valid'
+    """
     return re.sub(r"[\s-]+", "_", name.strip().lower())

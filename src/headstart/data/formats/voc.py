@@ -17,6 +17,7 @@ from headstart.data.formats.annotations import (
     is_background,
     splits_by_folder,
 )
+from headstart.data.formats.box_patterns import require_plain_boxes
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.errors import DataError, LeakError
 from headstart.files import MOST_TEXT_BYTES, is_file, read_bounded, read_text
@@ -170,6 +171,8 @@ def read_voc(listing: Listing) -> Annotations:
     images = [
         key for key in listing.images if _MASK_FOLDERS.isdisjoint(key.lower().split("/")[:-1])
     ]
+    where = f"the Pascal VOC files of {str(listing.root)!r}"
+    require_plain_boxes((boxes for boxes, _ in annotations.values()), where, "corners")
     boxes_by_image = _match_images(annotations, images)
     _refuse_background(listing.root, annotations)
     folders = {posixpath.dirname(key) for key in boxes_by_image}

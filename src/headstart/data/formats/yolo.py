@@ -32,6 +32,7 @@ _CLASS_LISTS = (
     "predefined_classes.txt",
     "labels.txt",
 )
+_SLACK = 0.02  # of width or height; key points may lie slightly outside their box
 _MAX_FRACTION = 2.0  # of width or height; larger values are pixels
 
 
@@ -46,11 +47,16 @@ class _ClassNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LabelRow:
-    """One line of a label file."""
+    """One line of a label file: a class id, and the numbers of a box, an outline or a pose."""
 
+    line: int
     identity: int
-    corners: tuple[float, float, float, float]
-    is_outline: bool
+    values: tuple[float, ...]
+
+    @property
+    def has_points(self) -> bool:
+        """Whether the line has more than a box."""
+        return len(self.values) > 4
 
 
 def read_yolo(listing: Listing) -> Annotations:
@@ -66,8 +72,8 @@ def read_yolo(listing: Listing) -> Annotations:
     -------
     Annotations
         Corners as fractions of width and height. An outline (polygon) is replaced by its bounding
-        box. An image without a label file, or with an empty one, has no objects. Splits come from
-        the names of folders, or else from data.yaml.
+        box; of a pose only the box is read. An image without a label file, or with an empty one,
+        has no objects. Splits come from the names of folders, or else from data.yaml.
 
     Raises
     ------
@@ -89,10 +95,11 @@ def read_yolo(listing: Listing) -> Annotations:
     rows |= {name: _read_label_file(listing.root / name) for name in without_image.values()}
     label_files |= without_image
     classes = _check_class_ids(listing.root, rows, class_names)
+    is_pose = _are_poses(listing.root, rows, class_names)
     splits = _find_splits(listing, label_files, class_names)
     items = tuple(
         AnnotatedImage(
-            key=key, boxes=_rows_to_boxes(rows.get(name, ()), classes), split=splits[key]
+            key=key, boxes=_rows_to_boxes(rows.get(name, ()), classes, is_pose), split=splits[key]
         )
         for key, name in label_files.items()
     )
@@ -102,7 +109,7 @@ def read_yolo(listing: Listing) -> Annotations:
         else "no class names: the ids are used as names"
     )
     notes = [f"YOLO labels: {len(rows)} text files such as {next(iter(rows), '')!r}, {source}"]
-    notes += _label_notes(listing, label_files, rows)
+    notes += _label_notes(listing, label_files, rows, is_pose)
     names = class_names.names.values() if class_names else ()
     background = [name for name in names if is_background(name)]
     if background:
@@ -116,7 +123,10 @@ def read_yolo(listing: Listing) -> Annotations:
 
 
 def _label_notes(
-    listing: Listing, label_files: Mapping[str, str], rows: Mapping[str, Sequence[_LabelRow]]
+    listing: Listing,
+    label_files: Mapping[str, str],
+    rows: Mapping[str, Sequence[_LabelRow]],
+    is_pose: bool,
 ) -> list[str]:
     notes = []
     unlabelled = [key for key, name in label_files.items() if name not in rows]
@@ -127,9 +137,11 @@ def _label_notes(
         notes.append(
             f"{len(outside)} images outside the image folders left out: {format_list(outside)}"
         )
-    n_outlines = sum(row.is_outline for file_rows in rows.values() for row in file_rows)
-    if n_outlines:
-        notes.append(f"{n_outlines} objects are outlines, replaced by their bounding boxes")
+    n_long = sum(row.has_points for file_rows in rows.values() for row in file_rows)
+    if n_long and is_pose:
+        notes.append(f"{n_long} objects have key points, which are not used: only their boxes are")
+    elif n_long:
+        notes.append(f"{n_long} objects are outlines, replaced by their bounding boxes")
     return notes
 
 
@@ -210,8 +222,9 @@ def _parse_label_row(path: Path, number: int, line: str) -> _LabelRow:
         values = [float(cell) for cell in cells[1:]]
     except (ValueError, OverflowError):
         identity, values = -1, []
-    is_outline = len(values) >= 6 and len(values) % 2 == 0
-    if identity < 0 or not (len(values) == 4 or is_outline) or not all(map(math.isfinite, values)):
+    # 4 for a box, an even number for an outline, 4 + 2 k or 4 + 3 k for a pose of k points.
+    is_count = len(values) >= 4 and (len(values) % 2 == 0 or len(values) % 3 == 1)
+    if identity < 0 or not is_count or not all(map(math.isfinite, values)):
         raise _yolo_error(
             path,
             f"a class id and centre x, centre y, width and height in line {number}",
@@ -225,18 +238,93 @@ def _parse_label_row(path: Path, number: int, line: str) -> _LabelRow:
             repr(line[:80]),
             "Divide pixels by the width and height of the image",
         )
-    if is_outline:
-        xs, ys = values[::2], values[1::2]
-        corners = (min(xs), min(ys), max(xs), max(ys))
-    else:
-        x, y, width, height = values
-        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    return _LabelRow(identity=identity, corners=corners, is_outline=is_outline)
+    return _LabelRow(line=number, identity=identity, values=tuple(values))
 
 
-def _rows_to_boxes(rows: Sequence[_LabelRow], classes: Mapping[int, str]) -> Boxes:
+def _corners(row: _LabelRow, is_pose: bool) -> tuple[float, float, float, float]:
+    if row.has_points and not is_pose:
+        xs, ys = row.values[::2], row.values[1::2]
+        return min(xs), min(ys), max(xs), max(ys)
+    x, y, width, height = row.values[:4]
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _are_poses(
+    root: Path, rows: Mapping[str, Sequence[_LabelRow]], class_names: _ClassNames | None
+) -> bool:
+    """Whether lines with more than a box are a box and the key points in it, not outlines."""
+    long_rows = [row for file_rows in rows.values() for row in file_rows if row.has_points]
+    if not long_rows:
+        return False
+    shape = (class_names.entries if class_names else {}).get("kpt_shape")
+    if shape is not None:
+        return _require_pose_counts(root, rows, shape)
+    counts = {len(row.values) for row in long_rows}
+    if len(counts) == 1 and all(_is_pose(row) and not _is_rectangle(row) for row in long_rows):
+        return True
+    for file, file_rows in rows.items():
+        for row in file_rows:
+            if len(row.values) % 2:
+                raise _yolo_error(
+                    root / file,
+                    f"a box (4 numbers) or an outline (an even count) in line {row.line}",
+                    f"{len(row.values)} numbers",
+                    "Add kpt_shape to data.yaml if these are key points, or correct the line",
+                )
+    return False
+
+
+def _require_pose_counts(root: Path, rows: Mapping[str, Sequence[_LabelRow]], shape: Any) -> bool:
+    """Check that each line has as many numbers as ``kpt_shape`` requires."""
+    try:
+        count = 4 + math.prod(int(side) for side in shape)
+    except (TypeError, ValueError):
+        count = -1
+    for file, file_rows in rows.items():
+        for row in file_rows:
+            if row.has_points and len(row.values) != count:
+                raise _yolo_error(
+                    root / file,
+                    f"a box and the key points of kpt_shape {shape} in line {row.line}",
+                    f"{len(row.values)} numbers",
+                    "Correct the line, or kpt_shape in data.yaml",
+                )
+    return True
+
+
+def _is_rectangle(row: _LabelRow) -> bool:
+    """Whether eight numbers are the corners of a rectangle: both diagonals have one centre."""
+    if len(row.values) != 8:
+        return False
+    x0, y0, x1, y1, x2, y2, x3, y3 = row.values
+    return abs(x0 + x2 - x1 - x3) <= _SLACK and abs(y0 + y2 - y1 - y3) <= _SLACK
+
+
+def _is_pose(row: _LabelRow) -> bool:
+    """Whether the first four numbers are a box in the image that contains the points after them.
+
+    A point at 0, 0 is invisible. Triples end with the visibility 0, 1 or 2.
+    """
+    left, top, right, bottom = _corners(row, is_pose=True)
+    if left < -_SLACK or top < -_SLACK or right > 1 + _SLACK or bottom > 1 + _SLACK:
+        return False
+    rest = row.values[4:]
+
+    def are_inside(step: int) -> bool:
+        if len(rest) % step or (step == 3 and not set(rest[2::3]) <= {0.0, 1.0, 2.0}):
+            return False
+        points = [point for point in zip(rest[::step], rest[1::step], strict=True) if any(point)]
+        return all(
+            left - _SLACK <= x <= right + _SLACK and top - _SLACK <= y <= bottom + _SLACK
+            for x, y in points
+        )
+
+    return are_inside(2) or are_inside(3)
+
+
+def _rows_to_boxes(rows: Sequence[_LabelRow], classes: Mapping[int, str], is_pose: bool) -> Boxes:
     return Boxes(
-        corners=tuple(row.corners for row in rows),
+        corners=tuple(_corners(row, is_pose) for row in rows),
         labels=tuple(classes[row.identity] for row in rows),
     )
 
