@@ -341,7 +341,8 @@ def _mean_curvature(
     if not values.any():
         blank = np.zeros((1, targets.shape[1]))
         probability = loss(blank, blank)[1]
-        return np.asarray(probability * (1 - probability))
+        curvature = np.asarray(probability * (1 - probability))  # 0 of a single class
+        return np.asarray(np.maximum(curvature, LEAST_CURVATURE))
     scores = design.scores(values[:-1], values[-1])
     for rows in _row_blocks(len(targets)):
         y = targets[rows].astype(scores.dtype)
