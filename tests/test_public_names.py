@@ -52,6 +52,7 @@ PUBLIC = [
     "load",
     "read_dataset",
     "save",
+    "show_progress",
 ]
 
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "PIL", "pyarrow", "huggingface_hub"}

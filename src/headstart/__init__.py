@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
     from headstart.cache import Cache
+    from headstart.cli.progress import show_progress
     from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
     from headstart.data.readers import read_dataset
     from headstart.data.transforms.augment import Augmentation
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
     from headstart.workflows.evaluate import evaluate
-    from headstart.workflows.fit import Run, fit
+    from headstart.workflows.fit import fit
     from headstart.workflows.recipe import Recipe
+    from headstart.workflows.run import Run
 
 __version__ = "0.1.0"
 
@@ -53,7 +55,7 @@ _HOMES = {
     "Prediction": "headstart.models.transfer_model",
     "Recipe": "headstart.workflows.recipe",
     "Regularisation": "headstart.training.regularisation.penalties",
-    "Run": "headstart.workflows.fit",
+    "Run": "headstart.workflows.run",
     "Sample": "headstart.data.dataset",
     "Scratch": "headstart.methods.scratch",
     "Segmentation": "headstart.models.inference",
@@ -67,6 +69,7 @@ _HOMES = {
     "load": "headstart.models.saving",
     "read_dataset": "headstart.data.readers",
     "save": "headstart.models.writing",
+    "show_progress": "headstart.cli.progress",
 }
 """Module of each public name. It is imported on first use, so that `import headstart` is fast."""
 
@@ -107,6 +110,7 @@ __all__ = [
     "load",
     "read_dataset",
     "save",
+    "show_progress",
 ]
 
 

@@ -201,7 +201,14 @@ def _run_fit(
         if note and is_main():
             display(Noted(text=note))
         run = run_fit(
-            source, recipe, out=out, cache=cache, observer=observer, command=command, resume=resume
+            source,
+            recipe,
+            out=out,
+            cache=cache,
+            observer=observer,
+            progress=False,
+            command=command,
+            resume=resume,
         )
         if as_json and is_main():
             emit({"folder": str(run.folder), "summary": run.summary, **run.evaluation.as_dict()})
@@ -302,14 +309,14 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     trained on are refused, unless --allow-overlap is set.
     """
     from headstart.cli.tables import show_evaluation, show_mistakes
-    from headstart.cli.terminal import plain_console
+    from headstart.cli.terminal import plain_console, terminal
     from headstart.evaluation.summary import summarise
     from headstart.workflows.evaluate import evaluate_model
     from headstart.workflows.run_folder import choose_folder
 
     target = None if out is None else choose_folder(out, source)
     started_at = time.perf_counter()
-    with open_cache(no_cache) as cache:
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
         evaluated = evaluate_model(
             model,
             source,
@@ -323,6 +330,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             device=device,
             cache=cache,
             seed=seed,
+            on_progress=display.progress,
         )
     evaluation, folder = evaluated.evaluation, None
     summary = summarise(evaluation)

@@ -70,6 +70,9 @@ Methods = Annotated[
 Backbones = Annotated[
     str, typer.Option(help="Backbones, separated by commas; `headstart backbones` lists them.")
 ]
+MaxImages = Annotated[
+    int, typer.Option(min=0, help="Approximate maximum number of training images to use; 0: all.")
+]
 Seeds = Annotated[int, typer.Option(help="Number of repetitions, each with its own seed.")]
 Fractions = Annotated[
     str, typer.Option(help="Fractions of the training images to train on, separated by commas.")
@@ -212,6 +215,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
             out=out,
             cache=cache,
             observer=display,
+            progress=False,
             command=shlex.join(["headstart", *sys.argv[1:]]),
             resume=resume,
         )
@@ -289,7 +293,7 @@ def plan(  # noqa: PLR0913 - one argument a flag
     with open_cache(no_cache) as cache, terminal(as_json, detail) as display:
         if note:
             display(Noted(text=note))
-        planned = run_plan(source, recipe, cache=cache, observer=display)
+        planned = run_plan(source, recipe, cache=cache, observer=display, progress=False)
     if as_json:
         emit(planned)
 
@@ -347,6 +351,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
             max_images=max_images,
             cache=cache,
             observer=display,
+            progress=False,
         )
         if not as_json:
             show_ranking(display.console, ranking, brief=quiet)

@@ -36,7 +36,15 @@ if TYPE_CHECKING:
     from headstart.training.job import Epoch
     from headstart.workflows.events import Event, Finished, Planned
 
-__all__ = ["SafeConsole", "Terminal", "open_in_browser", "plain_console", "terminal"]
+__all__ = [
+    "SafeConsole",
+    "Terminal",
+    "format_epoch",
+    "open_in_browser",
+    "plain_console",
+    "prints_epoch",
+    "terminal",
+]
 
 EPOCH_LINES = 20
 NOTE_LINES = 5
@@ -223,16 +231,9 @@ class Terminal:
 
     def _print_epoch(self, epoch: Epoch, n_epochs: int, measure: str) -> None:
         """Print a line for every epoch; in a long training only for every n-th."""
-        every = 1 if self._detail == "verbose" else math.ceil(n_epochs / EPOCH_LINES)
-        if epoch.number % max(1, every) and epoch.number < n_epochs:
-            return
-        mark = "* best" if epoch.is_best else f"best: {epoch.best}"
-        loss = "loss " if epoch.loss is None else f"loss {epoch.loss:.3f}, "
-        self._print(
-            f"  epoch {epoch.number:>{len(str(n_epochs))}}/{n_epochs}  ",
-            f"{loss}validation {epoch.held_out_loss:.3f}  {measure} {epoch.score:.3f}  "
-            f"{epoch.seconds:.1f} s  {mark}",
-        )
+        if self._detail == "verbose" or prints_epoch(epoch, n_epochs):
+            title = f"  epoch {epoch.number:>{len(str(n_epochs))}}/{n_epochs}  "
+            self._print(title, format_epoch(epoch, measure))
 
     def _print_result(self, event: Finished) -> None:
         show_evaluation(self.console, event.evaluation, event.summary)
@@ -257,6 +258,22 @@ class Terminal:
             f"{event.folder}/: model.safetensors, model.json, report.html, predictions.csv, "
             "card.md, …",
         )
+
+
+def prints_epoch(epoch: Epoch, n_epochs: int) -> bool:
+    """Whether to print an epoch: every one, or in a long training every n-th and the last."""
+    every = math.ceil(n_epochs / EPOCH_LINES)
+    return epoch.number % max(1, every) == 0 or epoch.number >= n_epochs
+
+
+def format_epoch(epoch: Epoch, measure: str) -> str:
+    """Format losses, score and time of an epoch, and whether it is the best one."""
+    mark = "* best" if epoch.is_best else f"best: {epoch.best}"
+    loss = "loss " if epoch.loss is None else f"loss {epoch.loss:.3f}, "
+    return (
+        f"{loss}validation {epoch.held_out_loss:.3f}  {measure} {epoch.score:.3f}  "
+        f"{epoch.seconds:.1f} s  {mark}"
+    )
 
 
 def _frozen_line(plan: Planned) -> str:

@@ -51,6 +51,7 @@ from headstart.workflows.events import (
     Progressed,
     notify_both,
     progress_of,
+    shown,
 )
 from headstart.workflows.plan import PlannedTraining, describe_trainings
 from headstart.workflows.recipe import ComparisonRecipe, Recipe, parse_method, with_steps
@@ -71,18 +72,14 @@ SMALL_DATASET = 200
 
 RESULTS_FILE = "trainings.jsonl"
 """Finished trainings of a comparison that is not complete, one JSON line each."""
-
 STOPPING = "Stopping. Finished trainings are kept; pass --resume to continue."
-
 RESULTS_DELETED = (
     "Deleted {count} finished trainings in {folder}, and started again. Pass --resume to keep them."
 )
-
 RESULTS_REUSED = "Reused {reused} of {total} trainings from {path}."
 
 FEW_SEEDS = 3
 """Number of seeds below which the differences between trainings are hardly known."""
-
 TOO_FEW_SEEDS = (
     "Too few seeds: {seeds}. The intervals do not show how much a result changes from seed to "
     "seed. Pass --seeds 3 or more."
@@ -127,7 +124,7 @@ class _Job:
     key: str
 
 
-def compare(
+def compare(  # noqa: PLR0913 - one argument a setting
     source: object,
     trials: ComparisonRecipe | None = None,
     *,
@@ -135,6 +132,7 @@ def compare(
     out: str | Path | None = None,
     cache: Cache | None = None,
     observer: Observer | None = None,
+    progress: bool | None = None,
     command: str = "",
     resume: bool = False,
 ) -> tuple[Comparison, Path]:
@@ -154,6 +152,8 @@ def compare(
         By default ``runs/compare-<name>``.
     cache : Cache, optional
     observer : callable, optional
+    progress : bool, optional
+        As for `headstart.fit`.
     command : str
     resume : bool
         Reuse the finished trainings in ``<out>.partial/``.
@@ -187,7 +187,7 @@ def compare(
         stack.enter_context(locked(checkpoints))
         folder = stack.enter_context(temporary_folder(target))
         log = stack.enter_context(JsonLog(folder / "log.jsonl"))
-        notify = notify_both(log, observer)
+        notify = notify_both(log, stack.enter_context(shown(progress, observer)))
         stack.enter_context(StopRequest(notify, always_ends=STOPPING))
         trainings = _Trainings(source, trials, recipe, cache, notify)
         if not resume and (count := len(dict(_read_results(results_path)))):

@@ -22,9 +22,10 @@ from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.classification import evaluate as evaluate_dataset
 from headstart.features.engines import runnable_engine
-from headstart.features.extractor import Extractor
+from headstart.features.extractor import Extractor, Progress
 from headstart.models.saving import load
 from headstart.models.transfer_model import TransferModel
+from headstart.workflows.events import progress_of, shown
 
 __all__ = [
     "EvaluatedModel",
@@ -76,6 +77,7 @@ def evaluate(
     seed: int = 0,
     cache: Cache | bool | None = None,
     no_cache: bool = False,
+    progress: bool | None = None,
     **options: Any,
 ) -> AnyEvaluation:
     """Evaluate a model on labelled images, as ``headstart evaluate`` on the command line.
@@ -96,6 +98,9 @@ def evaluate(
         By default the user's; False for an empty one.
     no_cache : bool
         The same as ``cache=False``.
+    progress : bool, optional
+        Show progress; None does so in a terminal and in a notebook only. An ``extractor`` has its
+        own progress, and nothing else is shown.
     **options
         ``group_by``, ``image_column``, ``label_column``, ``label_separator``, ``masks``,
         ``images``, ``mask_threshold``, ``class_level``, ``bad_files``, ``allow_overlap`` and
@@ -120,18 +125,28 @@ def evaluate(
     """
     for name in options:
         if name not in OPTIONS:
-            raise UnknownNameError("setting", name, (*OPTIONS, "cache", "no_cache", "seed"))
+            raise UnknownNameError(
+                "setting", name, (*OPTIONS, "cache", "no_cache", "progress", "seed")
+            )
     if extractor is None:
         if train is not None:
             raise UsageError(
                 f"`train` ({len(train)} images) needs `extractor`. Pass extractor=..., or leave "
                 "`train` out."
             )
-        with open_cache(cache, no_cache=no_cache) as store:
+        with open_cache(cache, no_cache=no_cache) as store, shown(progress, None) as notify:
             reading = ReadOptions(
                 **{name: options.pop(name) for name in READING if name in options}
             )
-            return evaluate_source(model, data, cache=store, seed=seed, reading=reading, **options)
+            return evaluate_source(
+                model,
+                data,
+                cache=store,
+                seed=seed,
+                reading=reading,
+                on_progress=progress_of(notify),
+                **options,
+            )
     if not isinstance(data, Dataset) or options:
         raise UsageError(
             f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "
@@ -141,7 +156,7 @@ def evaluate(
     return evaluate_dataset(loaded, data, extractor=extractor, train=train, seed=seed)
 
 
-def evaluate_source(
+def evaluate_source(  # noqa: PLR0913 - one argument a flag
     model: TransferModel | str | Path,
     source: object,
     *,
@@ -151,9 +166,17 @@ def evaluate_source(
     allow_overlap: bool = False,
     device: str = "auto",
     seed: int = 0,
+    on_progress: Progress | None = None,
     **folder_options: Unpack[FolderOptions],
 ) -> AnyEvaluation:
     """Evaluate a model, or a saved one, on labelled images; with a test part, on that part only.
+
+    Parameters
+    ----------
+    model, source, cache, group_by, bad_files, allow_overlap, device, seed
+        As for `evaluate`.
+    on_progress : callable, optional
+        Called with the step, and the images that are done and in total.
 
     Raises
     ------
@@ -173,11 +196,12 @@ def evaluate_source(
         allow_overlap=allow_overlap,
         device=device,
         seed=seed,
+        on_progress=on_progress,
         **folder_options,
     ).evaluation
 
 
-def evaluate_model(
+def evaluate_model(  # noqa: PLR0913 - one argument a flag
     model: TransferModel | str | Path,
     source: object,
     *,
@@ -187,6 +211,7 @@ def evaluate_model(
     allow_overlap: bool = False,
     device: str = "auto",
     seed: int = 0,
+    on_progress: Progress | None = None,
     **folder_options: Unpack[FolderOptions],
 ) -> EvaluatedModel:
     """Evaluate as `evaluate_source`, and return the model and the images, too.
@@ -199,13 +224,17 @@ def evaluate_model(
     if not isinstance(model, TransferModel):
         model = load(model)
     kind = model.task.kind
+    if on_progress is not None:
+        on_progress("reading the images", 0, 0)
     data = labelled_part(
         source, kind, "test", cache=cache, reading=reading, bad_files=bad_files, **folder_options
     )
     if not allow_overlap:
         _require_unseen(model, data.samples)
     engine = runnable_engine(model.engine, device=device)
-    extractor = Extractor(cache=cache, engine=engine, device=device)
+    extractor = Extractor(cache=cache, engine=engine, device=device, progress=on_progress)
+    if on_progress is not None:
+        on_progress(f"evaluating {len(data)} images", 0, 0)
     evaluation = evaluate_dataset(model, data, extractor=extractor, seed=seed)
     samples = tuple(replace(sample, split="test") for sample in data.samples)
     prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.prepare import PreparedData
+from headstart.distributed import is_main
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Method, Outline
@@ -32,6 +34,7 @@ __all__ = [
     "Progressed",
     "notify_both",
     "progress_of",
+    "shown",
 ]
 
 
@@ -196,6 +199,34 @@ def notify_both(first: Observer, second: Observer | None) -> Observer:
             second(event)
 
     return notify
+
+
+@contextmanager
+def shown(progress: bool | None, observer: Observer | None) -> Iterator[Observer]:
+    """Yield an observer that shows the progress of a call and passes the events on.
+
+    Parameters
+    ----------
+    progress : bool, optional
+        As for `headstart.show_progress`. Only the main process shows progress.
+    observer : callable, optional
+        Called with every event, too.
+
+    Raises
+    ------
+    UsageError
+        If ``progress`` is not True, False or None.
+
+    Examples
+    --------
+    >>> with shown(False, print) as notify:
+    ...     notify(Noted(text="x"))
+    Noted(text='x')
+    """
+    import headstart
+
+    with headstart.show_progress(progress if is_main() else False) as display:
+        yield notify_both(display or (lambda _: None), observer)
 
 
 class JsonLog:

@@ -6,21 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from headstart.cache import Cache, open_cache
-from headstart.data.dataset import brief
 from headstart.data.prepare import PreparedData
-from headstart.data.splits import evenly_spaced
 from headstart.distributed import is_main, main_first, processes
 from headstart.evaluation.baselines import PROBE
-from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.fold_gap import explain_fold_gap
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
-from headstart.evaluation.insight import Diagnostics, diagnose
+from headstart.evaluation.insight import diagnose
 from headstart.evaluation.summary import summarise
 from headstart.evaluation.transfer_gain import evaluate_with_transfer_gain
 from headstart.features.engines import EngineChoice
@@ -29,7 +24,6 @@ from headstart.metrics import SELECTION_METRICS
 from headstart.models.build import create_model
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.reports.page import thumbnails
 from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
 from headstart.training.interruption import StopRequest, stop_sentences
@@ -47,6 +41,7 @@ from headstart.workflows.events import (
     Progressed,
     notify_both,
     progress_of,
+    shown,
 )
 from headstart.workflows.lead import check_lead
 from headstart.workflows.recipe import Recipe
@@ -62,6 +57,7 @@ from headstart.workflows.resolve import (
     resolve_recipe,
     save_choice,
 )
+from headstart.workflows.run import Run
 from headstart.workflows.run_folder import (
     checkpoint_folder,
     choose_folder,
@@ -79,84 +75,9 @@ from headstart.workflows.tracking import tracked
 
 __all__ = ["Run", "fit", "slug"]
 
-CLASSES_SHOWN = 20
-"""Most class names in a notebook."""
-
-IMAGES_SHOWN = 6
-"""Most test images in a notebook."""
-
 CHECKPOINT_DELETED = (
     "Deleted the checkpoint in {folder}, and started again. Pass --resume to continue from it."
 )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """Result of a run.
-
-    Parameters
-    ----------
-    folder : Path
-    model : TransferModel
-    evaluation : Evaluation, BoxEvaluation or MaskEvaluation
-    prepared : PreparedData
-    recipe : Recipe
-        With the settings that the data decided.
-    summary : tuple of str
-        Sentences about the evaluation, the most important first.
-    seconds : dict of str to float
-        By step.
-    diagnostics : Diagnostics, optional
-        Likely label errors, unusual images and weak subgroups; only the main process has them, and
-        not after Ctrl-C.
-    interrupted : bool
-        Whether Ctrl-C ended the race, the training or the evaluation; the model is the best one
-        until then.
-    """
-
-    folder: Path
-    model: TransferModel
-    evaluation: AnyEvaluation
-    prepared: PreparedData
-    recipe: Recipe
-    summary: tuple[str, ...]
-    seconds: dict[str, float]
-    diagnostics: Diagnostics | None = None
-    interrupted: bool = False
-
-    def __repr__(self) -> str:
-        sentences = "".join(f"\n  {shorten(sentence, 200)}" for sentence in self.summary[:3])
-        return f"Run({brief(str(self.folder))}, {self.model!r}){sentences}"
-
-    def _repr_html_(self) -> str:
-        """Return the summary, the classes, test images and the report's link, for a notebook."""
-        sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.summary)
-        classes = escape(", ".join(self.model.task.classes[:CLASSES_SHOWN]))
-        n_more = len(self.model.task.classes) - CLASSES_SHOWN
-        rest = f" and {n_more} more" if n_more > 0 else ""
-        report = escape(str(self.report))
-        return (
-            f"<b>{escape(self.prepared.data.name)}</b><ul>{sentences}</ul>"
-            f"<p>Classes: {classes}{rest}</p>{_image_strip(self.prepared)}"
-            f'<p>Report: <a href="{report}">{report}</a></p>'
-        )
-
-    @property
-    def report(self) -> Path:
-        """Path of the report, report.html in the run's folder."""
-        return self.folder / "report.html"
-
-
-def _image_strip(prepared: PreparedData) -> str:
-    """Return some test images as HTML, each with its name; without those that are gone."""
-    samples = prepared.test.samples
-    chosen = [samples[i] for i in evenly_spaced(len(samples), IMAGES_SHOWN)]
-    images = "".join(
-        f'<img src="{uri}" alt="{escape(sample.name)}" title="{escape(sample.name)}" height="96"> '
-        for sample, uri in zip(chosen, thumbnails(chosen), strict=True)
-        if uri
-    )
-    return f"<p>{images}</p>" if images else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,6 +109,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     cache: Cache | bool | None = None,
     observer: Observer | None = None,
     callbacks: Sequence[Any] = (),
+    progress: bool | None = None,
     command: str = "",
     resume: bool = False,
     track: str = "",
@@ -220,6 +142,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
         Functions that get every event, or objects with ``on_epoch`` or ``on_event``. One that
         returns ``headstart.STOP`` or True stops the run as Ctrl-C does: the best model so far is
         evaluated and saved.
+    progress : bool, optional
+        Show progress; None does so in a terminal and in a notebook only.
     command : str
         The command line, for the report.
     resume : bool
@@ -266,7 +190,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
     with (
         processes(recipe.device),
         open_cache(cache, no_cache=no_cache) as store,
-        tracked(track, source, recipe, out=out, beside=listeners) as notify,
+        shown(progress, listeners) as shown_events,
+        tracked(track, source, recipe, out=out, beside=shown_events) as notify,
     ):
         listeners.require_one_process()
         run = _run(source, recipe, target, store, notify, listeners, command=command, resume=resume)

@@ -21,7 +21,7 @@ from headstart.selection.candidates import (
 )
 from headstart.selection.race_estimate import estimate_race
 from headstart.selection.rules import CandidateResult
-from headstart.workflows.events import DataReady, Decided, Observer, progress_of
+from headstart.workflows.events import DataReady, Decided, Observer, progress_of, shown
 from headstart.workflows.recipe import Recipe
 from headstart.workflows.resolve import (
     check_data,
@@ -65,6 +65,7 @@ def plan(
     *,
     cache: Cache | bool | None = None,
     observer: Observer | None = None,
+    progress: bool | None = None,
     no_cache: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -79,6 +80,8 @@ def plan(
     cache : Cache or bool, optional
         Cached features cost nothing; measured times are saved in it. False for an empty one.
     observer : callable, optional
+    progress : bool, optional
+        Show progress; None does so in a terminal and in a notebook only.
     no_cache : bool
         The same as ``cache=False``.
     **settings
@@ -101,8 +104,8 @@ def plan(
     'linear probe on the whole backbone'
     """
     recipe = recipe_for(source, recipe, settings)
-    with open_cache(cache, no_cache=no_cache) as store:
-        return _plan_run(source, recipe, store, observer or (lambda _: None))
+    with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
+        return _plan_run(source, recipe, store, notify)
 
 
 def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) -> dict[str, Any]:

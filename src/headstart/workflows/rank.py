@@ -29,7 +29,7 @@ from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones,
 from headstart.selection.scores import DEFAULTS, PROBE, SCORES, Features, score_features
 from headstart.training.interruption import StopRequest
 from headstart.training.penalty_search import Problem, search_penalty
-from headstart.workflows.events import DataReady, Noted, Observer, progress_of
+from headstart.workflows.events import DataReady, Noted, Observer, progress_of, shown
 from headstart.workflows.recipe import Recipe
 from headstart.workflows.resolve import (
     check_data,
@@ -78,6 +78,7 @@ def rank(
     max_images: int = MAX_IMAGES,
     cache: Cache | None = None,
     observer: Observer | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> Ranking:
     """Score backbones on training images, and order them by score.
@@ -101,6 +102,8 @@ def rank(
         classes; 0 for all.
     cache : Cache, optional
     observer : callable, optional
+    progress : bool, optional
+        Show progress; None does so in a terminal and in a notebook only.
     **settings
         Instead of a recipe: ``group_by``, ``engine``, ``seed`` and the others of `headstart.fit`.
 
@@ -126,12 +129,22 @@ def rank(
     >>> ranking.rows[0].backbone  # doctest: +SKIP
     'torchvision/resnet50'
     """
-    started_at, cache, recipe = (
-        time.perf_counter(),
-        cache or Cache(),
-        recipe_for(source, recipe, settings),
-    )
-    notify: Observer = observer or (lambda _: None)
+    recipe = recipe_for(source, recipe, settings)
+    with shown(progress, observer) as notify:
+        return _rank(source, backbones, recipe, measures, max_images, cache or Cache(), notify)
+
+
+def _rank(
+    source: object,
+    backbones: Sequence[str | nn.Module | FrozenBackbone],
+    recipe: Recipe,
+    measures: Sequence[str],
+    max_images: int,
+    cache: Cache,
+    notify: Observer,
+) -> Ranking:
+    """Score the backbones, and order them."""
+    started_at = time.perf_counter()
     known: list[str | FrozenBackbone] = [to_backbone(backbone) for backbone in backbones]
     _require_names([name_of(backbone) for backbone in known], measures, max_images)
     for name in known:  # fail early on a wrong name or path, before weights are downloaded
