@@ -238,9 +238,81 @@ def test_a_notebook_shows_a_strip_of_test_images():
     assert "<img" not in gone._repr_html_()
 
 
-def test_html_for_a_notebook_is_short_whatever_a_value_contains():
-    for value in (run(), evaluation()):
-        assert len(value._repr_html_()) < LONGEST_HTML
+SCRIPT = '"><script>alert(1)</script>'
+
+
+@pytest.mark.parametrize("name", [*VALUES, "Cache"])
+def test_html_for_a_notebook_is_short_whatever_a_value_contains(name, tmp_path):
+    if name == "Cache":
+        with Cache(tmp_path / SCRIPT.replace("/", "")) as cache:
+            html = cache._repr_html_()
+    else:
+        html = VALUES[name]()._repr_html_()
+    assert len(html) < LONGEST_HTML
+    if name in {"ImageClassifier", "ImageSegmenter", "ObjectDetector"}:
+        return  # scikit-learn's diagram, with a script of its own
+    assert "<script" not in html
+    if name != "Run":
+        assert len(html) < 10_000
+        assert html.startswith("<b>")
+
+
+NAMED = {
+    "Boxes": lambda: headstart.Boxes(corners=(BOX,), labels=(SCRIPT,)),
+    "Dataset": lambda: headstart.Dataset(
+        samples=(headstart.Sample(image=b"", target=SCRIPT),), classes=(SCRIPT,), name=SCRIPT
+    ),
+    "Detections": lambda: headstart.Detections(
+        name=SCRIPT, size=(4, 4), boxes=np.zeros((1, 4)), scores=np.ones(1), labels=np.zeros(1, int)
+    ),
+    "Mask": lambda: headstart.Mask(
+        source=Path(SCRIPT), palette=headstart.Palette(codes=((0, SCRIPT),)), present=(SCRIPT,)
+    ),
+    "Palette": lambda: headstart.Palette(codes=((0, SCRIPT),)),
+    "Prediction": lambda: headstart.Prediction(
+        name=SCRIPT, label=SCRIPT, probability=1.0, probabilities={SCRIPT: 1.0}
+    ),
+    "Recipe": lambda: headstart.Recipe(group_by=SCRIPT),
+    "Sample": lambda: headstart.Sample(image=b"", target=SCRIPT, group=SCRIPT, title=SCRIPT),
+    "Segmentation": lambda: headstart.Segmentation(name=SCRIPT, mask=np.zeros((2, 2), np.uint8)),
+    "TransferModel": lambda: dataclasses.replace(
+        model(), task=ClassificationTask(classes=(SCRIPT, "b"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_html_for_a_notebook_escapes_names(name):
+    html = NAMED[name]()._repr_html_()
+    assert "<script" not in html
+    assert "&quot;&gt;&lt;script&gt;alert(1)" in html
+
+
+def test_html_for_a_notebook_shows_the_content():
+    samples = tuple(headstart.Sample(image=b"", target=name) for name in "aab")
+    data = headstart.Dataset(samples=samples, classes=("a", "b"), name="pets")
+    assert data._repr_html_() == (
+        "<b>pets: 3 images, multiclass, 2 classes</b><table><tr><th>a</th><td>2</td></tr>"
+        "<tr><th>b</th><td>1</td></tr></table>"
+    )
+    assert "<p>and 280 more classes</p>" in dataset()._repr_html_()
+    assert "<th>backbone</th><td>timm/test_resnet</td>" in model()._repr_html_()
+    mask = headstart.Segmentation(name="m", mask=np.array([[0, 0], [0, 3]], np.uint8))
+    assert "<b>m: 2 x 2 pixels</b>" in mask._repr_html_().replace("&#x27;", "")
+    assert "<th>class 3</th><td>25.0%</td>" in mask._repr_html_()
+    assert "<th>train_from</th><td>layer4</td>" in (
+        headstart.Finetune(train_from="layer4")._repr_html_()
+    )
+
+
+def test_html_for_evaluations_of_boxes_and_masks():
+    for kind in (BoxEvaluation, MaskEvaluation):
+        values = {field.name: (0,) * 9000 for field in dataclasses.fields(kind)}
+        values |= {"task": DetectionTask(classes=CLASSES), "metrics": {SCRIPT: 0.5}}
+        html = kind(**values)._repr_html_()
+        assert "9000 test images, 300 classes" in html
+        assert "<script" not in html
+        assert "<td>0.5</td>" in html
 
 
 def test_a_notebook_shows_scores_and_classes():

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -261,6 +262,9 @@ class Cache:
                     self._scratch[1].close()
                     self._scratch[0].cleanup()
                     self._scratch = None
+
+    def _repr_html_(self) -> str:
+        return f"<b>Cache</b> {escape(str(self.folder))}"
 
     def __enter__(self) -> Self:
         return self

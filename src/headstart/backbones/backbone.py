@@ -23,6 +23,7 @@ from headstart.backbones.stages import (
     truncate_after,
 )
 from headstart.backbones.weights import WeightsFile, locate, read_state
+from headstart.data.dataset import html_table
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 
@@ -87,6 +88,11 @@ class Backbone(nn.Module):
     def __repr__(self) -> str:
         stages = ", ".join(stage.name for stage in self.stages)
         return f"Backbone({self.spec.name!r}, stages {stages}, {self.width} features)"[:1000]
+
+    def _repr_html_(self) -> str:
+        stages = ", ".join(stage.name for stage in self.stages)
+        rows = {"stages": stages, "features": self.width, "data": self.spec.data}
+        return html_table(f"Backbone {self.spec.name}", rows)
 
     @classmethod
     def from_module(

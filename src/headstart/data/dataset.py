@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +38,15 @@ __all__ = [
     "Target",
     "brief",
     "fingerprint_of",
+    "html_fields",
+    "html_table",
     "labels_of",
 ]
+
+CELL_LENGTH = 200
+"""Most characters of a cell in a notebook."""
+CLASSES_SHOWN = 20
+"""Most classes in a table of a notebook."""
 
 IGNORED = 255
 """In a decoded mask: a pixel without a class, ignored in training and evaluation."""
@@ -93,6 +101,9 @@ class Boxes:
             f"corners={brief(self.corners)}, size={self.size})"
         )
 
+    def _repr_html_(self) -> str:
+        return html_fields(self)
+
     def __post_init__(self) -> None:
         if len(self.corners) != len(self.labels) or len(self.hard) not in {0, len(self.labels)}:
             raise DataError(
@@ -135,6 +146,9 @@ class Palette:
     def __repr__(self) -> str:
         return f"Palette(codes={brief(self.codes)}, ignored={brief(self.ignored)})"
 
+    def _repr_html_(self) -> str:
+        return html_fields(self)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes, each once, in the order of the codes."""
@@ -165,6 +179,15 @@ class Mask:
         source = self.source
         text = brief(str(source)) if isinstance(source, Path) else f"<array {source.shape}>"
         return f"Mask({text}, {len(self.palette.names)} classes: {brief(self.palette.names)})"
+
+    def _repr_html_(self) -> str:
+        source = self.source
+        rows = {
+            "source": str(source) if isinstance(source, Path) else f"array {source.shape}",
+            "classes": self.palette.names,
+            "present": self.present,
+        }
+        return html_table("Mask", rows)
 
 
 Target = str | tuple[str, ...] | Boxes | Mask | None
@@ -203,6 +226,15 @@ class Sample:
         values = {"target": self.target, "group": self.group, "split": self.split}
         texts = (f", {key}={brief(value)}" for key, value in values.items() if value is not None)
         return f"Sample({brief(self.name)}{''.join(texts)})"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "image": self.name,
+            "target": self.target,
+            "group": self.group,
+            "split": self.split,
+        }
+        return html_table("Sample", rows)
 
     @property
     def name(self) -> str:
@@ -254,6 +286,14 @@ class Dataset:
             f"Dataset({brief(self.name)}, {self.kind}: {len(self)} images, "
             f"{len(self.classes)} classes: {brief(self.classes)})"
         )
+
+    def _repr_html_(self) -> str:
+        counts = self.counts()
+        title = f"{self.name}: {len(self)} images, {self.kind}, {len(self.classes)} classes"
+        shown = {name: counts[name] for name in self.classes[:CLASSES_SHOWN]}
+        n_more = len(self.classes) - CLASSES_SHOWN
+        rest = f"<p>and {n_more} more classes</p>" if n_more > 0 else ""
+        return html_table(title, shown) + rest
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -342,6 +382,35 @@ def brief(value: object) -> str:
     texts = reprlib.Repr()
     texts.maxstring = texts.maxother = 80
     return texts.repr(value)
+
+
+def html_table(title: str, rows: Mapping[str, object]) -> str:
+    """Return a title and a table of names and short values, for a notebook; all text is escaped.
+
+    >>> html_table("Sample", {"image": "<b>.jpg"})
+    '<b>Sample</b><table><tr><th>image</th><td>&lt;b&gt;.jpg</td></tr></table>'
+    """
+    cells = "".join(
+        f"<tr><th>{escape(_cell(name))}</th><td>{escape(_cell(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<b>{escape(_cell(title))}</b><table>{cells}</table>"
+
+
+def _cell(value: object) -> str:
+    text = value if isinstance(value, str) else brief(value)
+    return text if len(text) <= CELL_LENGTH else f"{text[: CELL_LENGTH - 1]}…"
+
+
+def html_fields(value: Any) -> str:
+    """Return the fields of a dataclass as a table, for a notebook.
+
+    >>> html_fields(Palette(codes=((0, "sky"),)))  # doctest: +ELLIPSIS
+    '<b>Palette</b><table><tr><th>codes</th><td>((0, &#x27;sky&#x27;),)</td></tr>...
+    """
+    return html_table(
+        type(value).__name__, {one.name: getattr(value, one.name) for one in fields(value)}
+    )
 
 
 def labels_of(target: Target) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Boxes, Dataset, brief
+from headstart.data.dataset import Boxes, Dataset, brief, html_table
 from headstart.errors import DataError, UnknownNameError
 from headstart.evaluation.baselines import Baseline
 from headstart.metrics import detection as metrics
@@ -121,6 +121,11 @@ class BoxEvaluation:
             f"BoxEvaluation({len(self.names)} images, {len(self.task.classes)} classes: "
             f"{brief(self.task.classes)}\n  {scores})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the scores as a table, for a notebook."""
+        title = f"{len(self.names)} test images, {len(self.task.classes)} classes"
+        return html_table(title, {key: str(score) for key, score in self.metrics.items()})
 
     @property
     def confusion(self) -> NDArray[np.intp]:

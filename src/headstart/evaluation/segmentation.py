@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Dataset, Mask, Sample, brief
+from headstart.data.dataset import Dataset, Mask, Sample, brief, html_table
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.errors import DataError
 from headstart.evaluation.baselines import Baseline
@@ -107,6 +107,11 @@ class MaskEvaluation:
             f"MaskEvaluation({len(self.names)} images, {len(self.task.classes)} classes: "
             f"{brief(self.task.classes)}\n  {scores})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the scores as a table, for a notebook."""
+        title = f"{len(self.names)} test images, {len(self.task.classes)} classes"
+        return html_table(title, {key: str(score) for key, score in self.metrics.items()})
 
     @property
     def confusion(self) -> Counts:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.freezing import FreezePlan, plan_freezing
 from headstart.backbones.rungs import format_shares
-from headstart.data.dataset import DENSE, Dataset, Kind
+from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.splits import kfold
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
@@ -145,6 +145,9 @@ class Finetune(SharedSettings):
     activation_cache: ActivationCacheMode = "auto"
     regularisation: Regularisation = field(default_factory=Regularisation)
     wise_ft: float = 1.0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         super().__post_init__()

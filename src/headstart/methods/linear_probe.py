@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import Dataset, html_fields
 from headstart.data.splits import kfold
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
@@ -72,6 +72,9 @@ class LinearProbe:
     imbalance: Imbalance = "auto"
     penalties: tuple[float, ...] = PENALTIES
     seed: int = 0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         if self.imbalance not in {"auto", "none", "balanced"}:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from headstart.backbones.freezing import FreezePlan, plan_freezing
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.data.dataset import Dataset, Kind
+from headstart.data.dataset import Dataset, Kind, html_fields
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import (
@@ -60,6 +60,9 @@ class Scratch(SharedSettings):
 
     learning_rate: float = 1e-3
     dropout: float = 0.0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.freezing import freeze
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.data.dataset import Sample, brief
+from headstart.data.dataset import CLASSES_SHOWN, Sample, brief, html_table
 from headstart.data.images import Pixels, decode, upright_size
 from headstart.data.loader import load_batch, map_bounded
 from headstart.data.transforms.preprocess import Placement
@@ -72,6 +73,14 @@ class Detections:
             f"labels={brief(self.labels.tolist())}, scores={scores})"
         )
 
+    def _repr_html_(self) -> str:
+        shown = zip(self.labels, self.scores, self.boxes, strict=True)
+        rows = {
+            f"{number}": f"class {label}, score {score:.3f}, box {box.round().tolist()}"
+            for number, (label, score, box) in enumerate(islice(shown, CLASSES_SHOWN), start=1)
+        }
+        return html_table(f"{brief(self.name)}: {len(self.boxes)} objects", rows)
+
     def above(self, score: float | Sequence[float]) -> Detections:
         """Return only the objects with at least this score, or that of their class."""
         least = np.asarray(score, dtype=np.float64)
@@ -103,6 +112,13 @@ class Segmentation:
     def __repr__(self) -> str:
         present = np.unique(self.mask).tolist()
         return f"Segmentation({brief(self.name)}, mask {self.mask.shape}, classes {brief(present)})"
+
+    def _repr_html_(self) -> str:
+        present, counts = np.unique(self.mask, return_counts=True)
+        shown = zip(present[:CLASSES_SHOWN], counts, strict=False)
+        rows = {f"class {code}": f"{count / self.mask.size:.1%}" for code, count in shown}
+        height, width = self.mask.shape
+        return html_table(f"{brief(self.name)}: {width} x {height} pixels", rows)
 
 
 def detect(

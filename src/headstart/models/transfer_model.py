@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
-from headstart.data.dataset import Dataset, Sample, brief
+from headstart.data.dataset import CLASSES_SHOWN, Dataset, Sample, brief, html_table
 from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import DataError, UsageError
 from headstart.features.engines import runnable_engine
@@ -67,6 +67,13 @@ class Prediction:
             f"probability={self.probability:.4g}, probabilities={{{texts}{rest}}}{abstains})"
         )
 
+    def _repr_html_(self) -> str:
+        largest = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        rows = {name: f"{value:.4g}" for name, value in largest[:CLASSES_SHOWN]}
+        abstains = " (abstains)" if self.abstains else ""
+        label = self.label if isinstance(self.label, str) else brief(self.label)
+        return html_table(f"{brief(self.name)}: {label}{abstains}", rows)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferModel:
@@ -98,6 +105,16 @@ class TransferModel:
             f"TransferModel({self.task.kind}, {brief(self.backbone.spec.name)}, {head}, "
             f"{len(self.task.classes)} classes: {brief(self.task.classes)})"
         )
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "backbone": self.backbone.spec.name,
+            "head": "none (not fitted)" if self.head is None else self.head.kind,
+            "classes": f"{len(self.task.classes)}: {brief(self.task.classes)}",
+            "engine": self.engine,
+            "training images": len(self.record.get("learned_from", ())),
+        }
+        return html_table(f"TransferModel, {self.task.kind}", rows)
 
     def require_head(self) -> Head:
         """Return the head.

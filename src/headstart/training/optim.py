@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from headstart.data.dataset import DENSE, Kind
+from headstart.data.dataset import DENSE, Kind, html_fields
 from headstart.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ class Training:
     precision: Precision = "fp32"
     ema: float = 0.0
     soup: int = 0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
-from headstart.data.dataset import DENSE, Dataset, Kind
+from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.prepare import BadFiles
 from headstart.errors import UnknownNameError, UsageError
 from headstart.methods import METHODS
@@ -161,6 +161,9 @@ class Recipe:
     device: str = "auto"
     offline: bool | None = None
     seed: int = 0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         _require_types(self)

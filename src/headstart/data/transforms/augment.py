@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.dataset import html_fields
 from headstart.data.transforms.preprocess import Interpolation, central_square, to_channels_first
 from headstart.errors import UnknownNameError, UsageError
 
@@ -314,6 +315,9 @@ class Augmentation:
     crop: float = 1.0
     policy: Policy = "none"
     views: int = 0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         for name, value, maximum in (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.data.dataset import Kind
+from headstart.data.dataset import Kind, html_fields
 from headstart.errors import UnknownNameError, UsageError
 from headstart.training.losses.own_loss import OwnLoss
 from headstart.training.penalty_search import IMBALANCED_FROM
@@ -78,6 +78,9 @@ class Loss:
     logit_adjustment: float = 0.0
     imbalance: Imbalance = "auto"
     function: OwnLoss | None = field(default=None, metadata={"flag": False})
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         if self.function is not None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headstart.data.dataset import html_fields
 from headstart.errors import UsageError
 from headstart.training.weight_averaging import at_least_float32
 
@@ -74,6 +75,9 @@ class Regularisation:
     ewc: float = 0.0
     lwf: float = 0.0
     temperature: float = 2.0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
 
     def __post_init__(self) -> None:
         for name in (*_WEIGHTS, "temperature"):
