@@ -744,12 +744,12 @@ def test_a_question_is_found() -> None:
 
 
 def widespread_private_names(sources: Iterable[Source]) -> dict[str, list[str]]:
-    """Private functions whose name stands in more files than allowed."""
+    """Private functions in more files than allowed; not ``__len__`` or ``_repr_html_``."""
     files: dict[str, set[str]] = {}
     for source in sources:
         for node in ast.walk(source.tree):
             is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_function and node.name.startswith("_") and not node.name.endswith("__"):
+            if is_function and node.name.startswith("_") and not node.name.endswith("_"):
                 files.setdefault(node.name, set()).add(source.path)
     return {n: sorted(p) for n, p in files.items() if len(p) > MOST_FILES_OF_A_PRIVATE_NAME}
 
@@ -759,6 +759,9 @@ def test_no_private_function_name_is_everywhere() -> None:
 
 
 def test_a_widespread_private_name_is_found() -> None:
-    same = [Source(f"{i}.py", "def _plain(): ...\ndef __len__(self): ...") for i in range(4)]
+    same = [
+        Source(f"{i}.py", "def _plain(): ...\ndef __len__(self): ...\ndef _repr_html_(self): ...")
+        for i in range(4)
+    ]
     assert list(widespread_private_names(same)) == ["_plain"]
     assert widespread_private_names(same[:3]) == {}

@@ -70,6 +70,14 @@ Methods = Annotated[
 Backbones = Annotated[
     str, typer.Option(help="Backbones, separated by commas; `headstart backbones` lists them.")
 ]
+Measure = Annotated[
+    str,
+    typer.Option(
+        help="Scores to compute, separated by commas; the first one orders the backbones: "
+        "linear-probe, knn, log-me, h-score, shrunk-h-score, trans-rate, nleep, leep, nce, "
+        "gbc, parc, sfda. Default: all but h-score and sfda, ordered by linear-probe."
+    ),
+]
 MaxImages = Annotated[
     int, typer.Option(min=0, help="Approximate maximum number of training images to use; 0: all.")
 ]
@@ -302,14 +310,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     ctx: typer.Context,
     source: Source,
     backbones: Backbones,
-    measure: Annotated[
-        str,
-        typer.Option(
-            help="Scores to compute, separated by commas; the first one orders the backbones: "
-            "linear-probe, knn, log-me, h-score, shrunk-h-score, trans-rate, nleep, leep, nce, "
-            "gbc, parc, sfda. Default: all but h-score and sfda, ordered by linear-probe."
-        ),
-    ] = "",
+    measure: Measure = "",
     max_images: Annotated[
         int,
         typer.Option(min=0, help="Approximate maximum number of training images to use; 0: all."),
