@@ -332,18 +332,17 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             seed=seed,
             on_progress=display.progress,
         )
-    evaluation, folder = evaluated.evaluation, None
-    summary = summarise(evaluation)
-    if target is not None:
-        folder = _write_evaluation(evaluated, summary, target, time.perf_counter() - started_at)
+    evaluation, summary = evaluated.evaluation, summarise(evaluated.evaluation)
+    seconds = time.perf_counter() - started_at
+    folder = target and _write_evaluation(evaluated, summary, target, seconds)
     if as_json:
-        place = {} if folder is None else {"folder": str(folder)}
+        place = {"folder": str(folder)} if folder else {}
         emit({**place, "summary": summary, **evaluation.as_dict()})
         return
     console = plain_console()
     show_evaluation(console, evaluation, summary)
     show_mistakes(console, evaluation)
-    if folder is not None:
+    if folder:
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
         print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
 
