@@ -403,7 +403,8 @@ def _is_complete_in_state(trunk: nn.Module) -> bool:
 
 def _require_finite(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        has_values = not tensor.is_meta  # a plan of a network has shapes only
+        if has_values and not torch.isfinite(tensor).all():
             raise WeightsMismatchError(
                 f"The weights of {spec.name} have NaN or infinity in {name[:100]!r}. Pass "
                 "weights of a training that did not diverge, or copy the file again."

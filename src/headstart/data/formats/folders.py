@@ -126,8 +126,10 @@ def read_folders(
             )
         if task_kind == "segmentation" or mask_options:
             raise layouts.no_masks_error(listing)
-        if labels_required and (error := unread_annotations_error(listing)):
-            raise error
+        if labels_required:
+            other_task = layouts.other_task_error(listing) if task_kind else None
+            if error := other_task or unread_annotations_error(listing):
+                raise error
     # In class folders, x_mask.png beside x.png is a mask of x.png, not an image of the class.
     twins = find_twins(listing.images)
     images = tuple(name for name in listing.images if name not in twins)
