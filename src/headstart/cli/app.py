@@ -426,7 +426,7 @@ def data_check(  # noqa: PLR0913 - one argument a flag
 
 @app.command()
 def backbones(as_json: AsJson = False) -> None:
-    """List the pretrained backbones with size, accuracy, licence and data.
+    """List the backbones with size, accuracy, licence and data.
 
     The column "top-1" is the accuracy on ImageNet-1k in percent, where the publisher of the
     weights states it. The column "here" shows whether the weights are on this machine; the

@@ -49,7 +49,6 @@ from headstart.cli.options import (
 )
 from headstart.cli.options import Backbones as Rivals
 from headstart.cli.output import echo, say
-from headstart.metrics.validation import json_text
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
@@ -108,6 +107,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue a comparison th
 
 def emit(document: Any) -> None:
     """Print one JSON document."""
+    from headstart.metrics.validation import json_text  # it imports NumPy: --help does not wait
+
     echo(json_text(document, indent=1))
 
 
