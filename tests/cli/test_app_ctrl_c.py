@@ -20,6 +20,9 @@ import torch, torchvision, accelerate, matplotlib.pyplot
 from headstart.cli import app, terminal
 
 torch.set_num_threads(1)
+# A background job of a shell is born with both ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 show = terminal.Terminal.__call__
 
 def child(folder, case):
