@@ -5,8 +5,8 @@ The flags of ``fit`` for methods are derived from the fields of the method class
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache, partial
 from inspect import Parameter, Signature
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
+
+from headstart.cli.output import say
 
 if TYPE_CHECKING:
     from headstart.cache import Cache
@@ -265,11 +267,17 @@ Verbose = Annotated[
 ]
 
 
-def open_cache(temporary: bool) -> AbstractContextManager[Cache]:
-    """Open the user's cache, or an empty one that is deleted afterwards."""
+@contextmanager
+def open_cache(temporary: bool) -> Iterator[Cache]:
+    """Open the user's cache, or an empty one that is deleted afterwards; print its notes."""
     from headstart import cache
 
-    return cache.open_cache(no_cache=temporary)
+    with cache.open_cache(no_cache=temporary) as store:
+        try:
+            yield store
+        finally:
+            for note in store.notes:
+                say(note, err=True)
 
 
 def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headstart.data.formats.layouts import Listing
 from headstart.errors import LayoutError
+from headstart.files import is_file
 
 __all__ = ["name_of_format", "unread_annotations_error"]
 
@@ -44,6 +45,8 @@ def name_of_format(path: Path) -> str | None:
     'LabelMe'
     """
     suffix = path.suffix.lower()
+    if not is_file(path):  # a pipe might never end
+        return None
     with path.open("rb") as file:
         text = file.read(65536).decode("utf-8", errors="replace").lstrip("\ufeff")
     for name, format_suffix, patterns in _FORMATS:
