@@ -189,7 +189,8 @@ def test_a_stopped_training_resumes_to_the_same_weights(
     run = headstart.fit(
         photos, out=tmp_path / "run", observer=events.append, resume=True, **options
     )
-    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [2, 3]
+    # An exception in an observer keeps the run's state: epoch 2 is not trained again.
+    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [3]
     first, second = (load_file(r.folder / "model.safetensors") for r in (whole, run))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
