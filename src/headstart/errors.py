@@ -48,7 +48,7 @@ __all__ = [
 
 
 MOST_CHARACTERS = 1_200
-"""Longest message. A value in it comes from a file and may have megabytes."""
+"""Longest line of a message. A value in it comes from a file and may have megabytes."""
 
 
 class HeadstartError(Exception):
@@ -65,10 +65,17 @@ class HeadstartError(Exception):
 
 
 def _limit(message: str) -> str:
-    """Shorten a message: long words first, then its middle; the advice at its end stays."""
-    if len(message) <= MOST_CHARACTERS:
-        return message
-    shorter = re.sub(r"(\S{60})\S{140,}(\S{20})", r"\1[...]\2", message)
+    """Shorten long lines: long words first, then the middle; the advice at the end stays.
+
+    A list with one line for each file stays whole.
+    """
+    return "\n".join(map(_limit_line, message.split("\n")))
+
+
+def _limit_line(line: str) -> str:
+    if len(line) <= MOST_CHARACTERS:
+        return line
+    shorter = re.sub(r"(\S{60})\S{140,}(\S{20})", r"\1[...]\2", line)
     if len(shorter) <= MOST_CHARACTERS:
         return shorter
     return f"{shorter[: MOST_CHARACTERS * 2 // 3]} [...] {shorter[-MOST_CHARACTERS // 4 :]}"
