@@ -38,7 +38,7 @@ from headstart.cli.options import run_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"console", "python", "pycon", "yaml", "json", "text"}
+LANGUAGES = {"console", "python", "pycon", "yaml", "json", "text", "math"}
 # Verbs that take seconds on a small set; of the others the flags and the recipe are checked.
 QUICK = {"backbones", "data", "doctor", "evaluate", "explain", "plan", "predict"}
 FENCE = re.compile(r"^(?P<fence>`{3,}|~{3,})(?P<language>.*)$")
