@@ -356,7 +356,8 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tiny, photos, store
     assert [path.name for path in tmp_path.iterdir() if path.name != "whole"] == ["run.partial"]
     events = []
     run = fit(photos, recipe, out=out, cache=store, observer=events.append, resume=True)
-    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [2, 3]
+    # An exception in an observer keeps the run's state: epoch 2 is not trained again.
+    assert [e.epoch.number for e in events if isinstance(e, EpochDone)] == [3]
     assert digest(run.folder) == digest(uninterrupted.folder)
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "run"}
 

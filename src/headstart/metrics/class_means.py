@@ -64,7 +64,7 @@ def mean_of_intervals(
     --------
     >>> from headstart.metrics.confidence_intervals import wilson_interval
     >>> print(mean_of_intervals([wilson_interval(90, 100), wilson_interval(5, 10)], [0.5, 0.5]))
-    0.700 [0.564, 0.833]
+    0.700 [0.563, 0.834]
     """
     if not intervals or len(intervals) != len(shares):
         raise UsageError(

@@ -328,7 +328,7 @@ def expected_gain(gain: Interval) -> float:
     >>> wide = Interval(value=0.05, low=-0.05, high=0.15, method="paired")
     >>> narrow = Interval(value=0.05, low=0.04, high=0.06, method="paired")
     >>> round(expected_gain(wide), 3), round(expected_gain(narrow), 3)
-    (0.025, 0.05)
+    (0.024, 0.049)
     """
     error = (gain.high - gain.low) / (2 * NORMAL_QUANTILE)
     if not math.isfinite(error + gain.value):
