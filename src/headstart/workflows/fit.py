@@ -235,7 +235,9 @@ def _run(
         session = _session(choice, start, context)
         _begin(context, f"fitting the model: {plan.outline.title}")
         with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
-            model = choice.fit_model(start, prepared, session)
+            model = choice.trained_model(start) or choice.method.fit(
+                start, prepared.train, prepared.val, extractor=choice.extractor, session=session
+            )
         context.stop.keep_model()
         run = _evaluate(choice, start, model, prepared, context)
         run = _write(run, output, target, command)

@@ -29,7 +29,6 @@ from headstart.metrics.validation import json_text
 from headstart.models.heads.pretrained import is_published, locate_head, split_options
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.training.job import Session
 from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method, make_recipe
 from headstart.workflows.run_folder import RACE, explain_write_errors
@@ -96,15 +95,11 @@ class Choice:
     record: Mapping[str, Any] = field(default_factory=dict)
     model: TransferModel | None = None
 
-    def fit_model(
-        self, start: TransferModel, prepared: PreparedData, session: Session
-    ) -> TransferModel:
-        """Train the model, or take the one that the race has trained."""
-        if self.model is not None:
-            return replace(self.model, record={**start.record, **self.model.record})
-        return self.method.fit(
-            start, prepared.train, prepared.val, extractor=self.extractor, session=session
-        )
+    def trained_model(self, start: TransferModel) -> TransferModel | None:
+        """Return the model that the race has trained; None if it is still to be trained."""
+        if self.model is None:
+            return None
+        return replace(self.model, record={**start.record, **self.model.record})
 
 
 def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
