@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -194,55 +194,40 @@ def fit(  # noqa: PLR0913 - one argument a flag
         tracked(track, source, recipe, out=out, beside=shown_events) as notify,
     ):
         listeners.require_one_process()
-        run = _run(source, recipe, target, store, notify, listeners, command=command, resume=resume)
+        with _open_output(target, notify) as output, StopRequest(output.notify) as stop:
+            context = _Context(
+                cache=store,
+                notify=output.notify,
+                checkpoints=checkpoint_folder(target),
+                resume=resume,
+                stop=stop,
+            )
+            listeners.stop = stop
+            located = _locate(recipe)
+            recipe, prepared = _prepare_data(source, recipe, context)
+            choice = _choose(recipe, located, prepared, context)
+            with _locked_checkpoints(choice, prepared, context):
+                start = _create_start(choice, prepared, context)
+                plan = _plan(choice, start, prepared, context)
+                output.notify(plan)
+                _extract_features(choice, start, prepared, context)
+                session = _session(choice, start, context)
+                with _fitting(plan, context):
+                    model = choice.trained_model(start) or choice.method.fit(
+                        start,
+                        prepared.train,
+                        prepared.val,
+                        extractor=choice.extractor,
+                        session=session,
+                    )
+                stop.keep_model()
+                run = _evaluate(choice, start, model, prepared, context)
+                run = _write(run, output, target, command)
+                _delete_used_checkpoint(run, choice, context)
         if is_main():
             notify(_finished(run))
     if require_lead:
         check_lead(run.evaluation)
-    return run
-
-
-def _run(
-    source: object,
-    recipe: Recipe,
-    target: Path,
-    cache: Cache,
-    observer: Observer,
-    listeners: Callbacks,
-    *,
-    command: str,
-    resume: bool,
-) -> Run:
-    """Run all steps, and give the folder its name."""
-    with ExitStack() as stack:
-        output = stack.enter_context(_open_output(target, observer))
-        context = _Context(
-            cache=cache,
-            notify=output.notify,
-            checkpoints=checkpoint_folder(target),
-            resume=resume,
-            stop=stack.enter_context(StopRequest(output.notify)),
-        )
-        listeners.stop = context.stop
-        located = _locate(recipe)
-        recipe, prepared = _prepare_data(source, recipe, context)
-        choice = _choose(recipe, located, prepared, context)
-        stack.enter_context(_locked_checkpoints(choice, prepared, context))
-        start = _create_start(choice, prepared, context)
-        plan = _plan(choice, start, prepared, context)
-        output.notify(plan)
-        _extract_features(choice, start, prepared, context)
-        session = _session(choice, start, context)
-        _begin(context, f"fitting the model: {plan.outline.title}")
-        with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
-            model = choice.trained_model(start) or choice.method.fit(
-                start, prepared.train, prepared.val, extractor=choice.extractor, session=session
-            )
-        context.stop.keep_model()
-        run = _evaluate(choice, start, model, prepared, context)
-        run = _write(run, output, target, command)
-        if choice.method.resumes and not run.model.record.get("interrupted") and is_main():
-            delete_checkpoint(context.checkpoints)
     return run
 
 
@@ -321,6 +306,12 @@ def _locked_checkpoints(
             context.notify(Noted(text=CHECKPOINT_DELETED.format(folder=context.checkpoints)))
         save_choice(choice, prepared, context.checkpoints)
         yield
+
+
+def _delete_used_checkpoint(run: Run, choice: Choice, context: _Context) -> None:
+    """Delete the checkpoint of a training that is complete."""
+    if choice.method.resumes and not run.model.record.get("interrupted") and is_main():
+        delete_checkpoint(context.checkpoints)
 
 
 def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> TransferModel:
@@ -429,6 +420,14 @@ def _session(choice: Choice, start: TransferModel, context: _Context) -> Session
         deadline=None if left is None else time.perf_counter() + left,
         stop=context.stop,
     )
+
+
+@contextmanager
+def _fitting(plan: Planned, context: _Context) -> Iterator[None]:
+    """Name the step that makes the model, and measure its time."""
+    _begin(context, f"fitting the model: {plan.outline.title}")
+    with timed(context.seconds, "head" if plan.outline.plan is None else "training"):
+        yield
 
 
 def _evaluate(
