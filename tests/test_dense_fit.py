@@ -21,7 +21,7 @@ from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
 from headstart.models.saving import load
 from headstart.training.optim import Training
-from headstart.workflows.evaluate import evaluate_source
+from headstart.workflows.evaluate import evaluate_model
 from headstart.workflows.events import DataReady, EpochDone, Planned
 from headstart.workflows.fit import fit
 from headstart.workflows.recipe import Recipe
@@ -254,15 +254,15 @@ def test_training_images_are_refused_in_an_evaluation(which, request, store, tmp
     )
     n = len(learned)
     with pytest.raises(LeakError, match=f"trained on {n} of these {n} images"):
-        evaluate_source(run.folder, learned, cache=store, device="cpu")
-    evaluation = evaluate_source(run.folder, run.prepared.test, cache=store, device="cpu")
+        evaluate_model(run.folder, learned, cache=store, device="cpu")
+    evaluation = evaluate_model(run.folder, run.prepared.test, cache=store, device="cpu").evaluation
     name = next(iter(evaluation.metrics))
     assert evaluation.metrics[name].value == run.evaluation.metrics[name].value
 
 
 def test_a_folder_is_evaluated_on_its_test_part(masks_run, streets, store):
     run, _ = masks_run
-    evaluation = evaluate_source(run.folder, streets, cache=store, device="cpu")
+    evaluation = evaluate_model(run.folder, streets, cache=store, device="cpu").evaluation
     assert evaluation.metrics == run.evaluation.metrics
 
 
@@ -277,7 +277,7 @@ def test_boxes_beyond_their_image_are_clipped_before_an_evaluation(
     document = json.loads((cells / "annotations.json").read_text())
     document["annotations"][0]["bbox"] = [-20, -20, 400, 400]
     (tmp_path / "more" / "annotations.json").write_text(json.dumps(document))
-    evaluation = evaluate_source(run.folder, tmp_path / "more", cache=store, device="cpu")
+    evaluation = evaluate_model(run.folder, tmp_path / "more", cache=store, device="cpu").evaluation
     first = evaluation.truths[evaluation.names.index(str(tmp_path / "more" / "images" / "00.png"))]
     assert first.corners[0] == (0.0, 0.0, 64.0, 80.0)
 

@@ -21,7 +21,7 @@ from headstart.cache import Cache
 from headstart.methods.finetune import Finetune
 from headstart.training import trainer
 from headstart.training.optim import Training
-from headstart.workflows.evaluate import evaluate_source
+from headstart.workflows.evaluate import evaluate_model
 from headstart.workflows.events import EpochDone
 from headstart.workflows.fit import fit
 from headstart.workflows.recipe import Recipe
@@ -58,9 +58,9 @@ def test_a_saved_model_can_be_saved_and_evaluated_again(name: str, tmp_path: Pat
     headstart.save(model, tmp_path / "again")
     first, second = (load_file(d / "model.safetensors") for d in (SAVED / name, tmp_path / "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    evaluation = evaluate_source(
+    evaluation = evaluate_model(
         tmp_path / "again", SAVED / "photos", cache=Cache(tmp_path / "cache"), allow_overlap=True
-    )
+    ).evaluation
     assert evaluation.metrics["accuracy"].value > 0.9
 
 

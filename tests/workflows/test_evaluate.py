@@ -9,7 +9,7 @@ from headstart.cache import Cache
 from headstart.data.readers import read_dataset
 from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
-from headstart.workflows.evaluate import evaluate, evaluate_source
+from headstart.workflows.evaluate import evaluate, evaluate_model
 
 
 def draw(folder, number, seed):
@@ -59,7 +59,7 @@ def test_settings_by_name_reach_the_run(run):
 
 
 def test_a_model_and_its_folder_are_evaluated_as_by_the_command(run, others, cache):
-    wanted = evaluate_source(run.folder, others, cache=cache, device="cpu").as_dict()
+    wanted = evaluate_model(run.folder, others, cache=cache, device="cpu").evaluation.as_dict()
     assert wanted["images"] == 12
     for model in (run.model, run.folder, str(run.folder)):
         found = headstart.evaluate(model, others, cache=cache, device="cpu")

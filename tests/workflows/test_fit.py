@@ -20,7 +20,7 @@ from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
 from headstart.models.saving import load
 from headstart.training.optim import Training
-from headstart.workflows.evaluate import evaluate_source
+from headstart.workflows.evaluate import evaluate_model
 from headstart.workflows.events import EpochDone, Noted, Planned
 from headstart.workflows.fit import fit, slug
 from headstart.workflows.recipe import Recipe
@@ -209,15 +209,15 @@ def test_a_wrong_backbone_is_said_before_anything_is_scanned(store, tmp_path):
 def test_a_model_is_evaluated_on_other_images_by_class_name(run, store, tmp_path):
     for i in range(4):
         draw(tmp_path / "more" / "stripes" / f"{i}.png", "stripes", 50 + i)
-    evaluation = evaluate_source(run.folder, tmp_path / "more", cache=store)
+    evaluation = evaluate_model(run.folder, tmp_path / "more", cache=store).evaluation
     assert set(evaluation.targets) == {run.model.task.classes.index("stripes")}
     assert evaluation.metrics["accuracy"].value == np.mean(evaluation.correct)
 
 
 def test_training_images_are_refused_in_an_evaluation(run, photos, store):
     with pytest.raises(LeakError, match=f"trained on {len(run.prepared.train)} of these 24"):
-        evaluate_source(run.folder, photos, cache=store)
-    evaluation = evaluate_source(run.folder, photos, cache=store, allow_overlap=True)
+        evaluate_model(run.folder, photos, cache=store)
+    evaluation = evaluate_model(run.folder, photos, cache=store, allow_overlap=True).evaluation
     assert len(evaluation.names) == 24
 
 

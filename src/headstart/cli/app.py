@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +63,7 @@ from headstart.cli.options import (
     open_cache,
     parse_bad_files,
     parse_detail,
+    read_settings,
     run_recipe,
 )
 from headstart.cli.output import echo, print_line, say, use_safe_streams, use_utf8_names
@@ -71,7 +71,6 @@ from headstart.errors import DataError, HeadstartError, SetupError
 
 if TYPE_CHECKING:
     from headstart.cli.options import Detail
-    from headstart.data.formats.manifests import ReadOptions
     from headstart.workflows.evaluate import EvaluatedModel
     from headstart.workflows.fit import Run
 
@@ -320,11 +319,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         evaluated = evaluate_model(
             model,
             source,
-            reading=_read_options(ctx),
-            masks=masks,
-            images=images,
-            mask_threshold=mask_threshold,
-            class_level=class_level,
+            **read_settings(ctx),
             bad_files=parse_bad_files(bad_files),
             allow_overlap=allow_overlap,
             device=device,
@@ -345,13 +340,6 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     if folder:
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
         print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
-
-
-def _read_options(context: typer.Context) -> ReadOptions:
-    """Flags of a command that say how a table is read."""
-    from headstart.data.formats.manifests import ReadOptions
-
-    return ReadOptions(**{field.name: context.params[field.name] for field in fields(ReadOptions)})
 
 
 def _write_evaluation(
@@ -375,6 +363,7 @@ def _write_evaluation(
 
 @data_app.command("check")
 def data_check(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     source: Source,
     group_by: GroupBy = None,
     masks: MasksFolder = None,
@@ -397,17 +386,7 @@ def data_check(  # noqa: PLR0913 - one argument a flag
     from headstart.data.readers import read_dataset
 
     with open_cache(no_cache) as cache, terminal(as_json) as display:
-        data = read_dataset(
-            source,
-            group_by=group_by,
-            image_column=image_column,
-            label_column=label_column,
-            label_separator=label_separator,
-            masks=masks,
-            images=images,
-            mask_threshold=mask_threshold,
-            class_level=class_level,
-        )
+        data = read_dataset(source, **read_settings(ctx))
         data, findings = inspect_dataset(data, cache=cache, progress=display.progress)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:

@@ -312,10 +312,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     source: Source,
     backbones: Backbones,
     measure: Measure = "",
-    max_images: Annotated[
-        int,
-        typer.Option(min=0, help="Approximate maximum number of training images to use; 0: all."),
-    ] = 500,
+    max_images: MaxImages = 500,
     size: Size = 0,
     group_by: GroupBy = None,
     image_column: ImageColumn = None,

@@ -280,6 +280,13 @@ def open_cache(temporary: bool) -> Iterator[Cache]:
                 say(note, err=True)
 
 
+def read_settings(context: typer.Context) -> dict[str, Any]:
+    """Values of the flags of a command that say how the data are read."""
+    from headstart.data.readers import READ_SETTINGS
+
+    return {name: context.params[name] for name in READ_SETTINGS}
+
+
 def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:
     """Check the value of ``--bad-files``.
 

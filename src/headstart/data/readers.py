@@ -27,6 +27,7 @@ from headstart.data.formats.yolo import read_yolo
 from headstart.errors import DataError, LayoutError, UsageError
 
 __all__ = [
+    "READ_SETTINGS",
     "BoxAnnotationFiles",
     "BoxFormat",
     "find_box_annotations",
@@ -37,6 +38,18 @@ __all__ = [
 ]
 
 BoxFormat = Literal["coco", "voc", "yolo"]
+
+READ_SETTINGS = (
+    "group_by",
+    "image_column",
+    "label_column",
+    "label_separator",
+    "masks",
+    "images",
+    "mask_threshold",
+    "class_level",
+)
+"""Arguments of `read_dataset` that a user sets: flags of commands and fields of a recipe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

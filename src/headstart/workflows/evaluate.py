@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from headstart.cache import Cache, open_cache
 from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
 from headstart.data.checks.images import keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
-from headstart.data.formats.folders import FolderOptions
-from headstart.data.formats.manifests import ReadOptions
 from headstart.data.loader import digest_of
 from headstart.data.prepare import BadFiles, PreparedData
-from headstart.data.readers import read_dataset
+from headstart.data.readers import READ_SETTINGS, read_dataset
 from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.classification import evaluate as evaluate_dataset
@@ -31,7 +29,6 @@ __all__ = [
     "EvaluatedModel",
     "evaluate",
     "evaluate_model",
-    "evaluate_source",
     "labelled_part",
     "short_digest",
 ]
@@ -54,17 +51,7 @@ class EvaluatedModel:
     evaluation: AnyEvaluation
 
 
-READING = tuple(field.name for field in fields(ReadOptions))
-OPTIONS = (
-    "allow_overlap",
-    "bad_files",
-    "device",
-    "masks",
-    "images",
-    "mask_threshold",
-    "class_level",
-    *READING,
-)
+OPTIONS = ("allow_overlap", "bad_files", "device", *READ_SETTINGS)
 """Settings of an evaluation that decide what is read, and where it runs."""
 
 
@@ -135,18 +122,9 @@ def evaluate(
                 "`train` out."
             )
         with open_cache(cache, no_cache=no_cache) as store, shown(progress, None) as notify:
-            reading = ReadOptions(
-                **{name: options.pop(name) for name in READING if name in options}
-            )
-            return evaluate_source(
-                model,
-                data,
-                cache=store,
-                seed=seed,
-                reading=reading,
-                on_progress=progress_of(notify),
-                **options,
-            )
+            return evaluate_model(
+                model, data, cache=store, seed=seed, on_progress=progress_of(notify), **options
+            ).evaluation
     if not isinstance(data, Dataset) or options:
         raise UsageError(
             f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "
@@ -156,27 +134,28 @@ def evaluate(
     return evaluate_dataset(loaded, data, extractor=extractor, train=train, seed=seed)
 
 
-def evaluate_source(  # noqa: PLR0913 - one argument a flag
+def evaluate_model(
     model: TransferModel | str | Path,
     source: object,
     *,
     cache: Cache,
-    reading: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     bad_files: BadFiles = "error",
     allow_overlap: bool = False,
     device: str = "auto",
     seed: int = 0,
     on_progress: Progress | None = None,
-    **folder_options: Unpack[FolderOptions],
-) -> AnyEvaluation:
+    **read_settings: Any,
+) -> EvaluatedModel:
     """Evaluate a model, or a saved one, on labelled images; with a test part, on that part only.
 
     Parameters
     ----------
-    model, source, cache, group_by, bad_files, allow_overlap, device, seed
+    model, source, cache, bad_files, allow_overlap, device, seed
         As for `evaluate`.
     on_progress : callable, optional
         Called with the step, and the images that are done and in total.
+    **read_settings
+        As for `read_dataset`.
 
     Raises
     ------
@@ -187,48 +166,12 @@ def evaluate_source(  # noqa: PLR0913 - one argument a flag
     LeakError
         If the model was trained on some of these images.
     """
-    return evaluate_model(
-        model,
-        source,
-        cache=cache,
-        reading=reading,
-        bad_files=bad_files,
-        allow_overlap=allow_overlap,
-        device=device,
-        seed=seed,
-        on_progress=on_progress,
-        **folder_options,
-    ).evaluation
-
-
-def evaluate_model(  # noqa: PLR0913 - one argument a flag
-    model: TransferModel | str | Path,
-    source: object,
-    *,
-    cache: Cache,
-    reading: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
-    bad_files: BadFiles = "error",
-    allow_overlap: bool = False,
-    device: str = "auto",
-    seed: int = 0,
-    on_progress: Progress | None = None,
-    **folder_options: Unpack[FolderOptions],
-) -> EvaluatedModel:
-    """Evaluate as `evaluate_source`, and return the model and the images, too.
-
-    Raises
-    ------
-    ModelFileError, DataError, LeakError
-        As `evaluate_source`.
-    """
     if not isinstance(model, TransferModel):
         model = load(model)
     kind = model.task.kind
     if on_progress is not None:
         on_progress("reading the images", 0, 0)
-    data = labelled_part(
-        source, kind, "test", cache=cache, reading=reading, bad_files=bad_files, **folder_options
-    )
+    data = labelled_part(source, kind, "test", cache=cache, bad_files=bad_files, **read_settings)
     if not allow_overlap:
         _require_unseen(model, data.samples)
     engine = runnable_engine(model.engine, device=device)
@@ -247,13 +190,13 @@ def labelled_part(
     part: str,
     *,
     cache: Cache,
-    reading: ReadOptions = ReadOptions(),  # noqa: B008 - frozen
     bad_files: BadFiles = "error",
-    **folder_options: Unpack[FolderOptions],
+    **read_settings: Any,
 ) -> Dataset:
     """Read images with labels of one kind: a part of them, or all if the part is empty.
 
-    Boxes and masks are checked and clipped as in training.
+    Boxes and masks are checked and clipped as in training. The settings are those of
+    `read_dataset`.
 
     Raises
     ------
@@ -264,9 +207,7 @@ def labelled_part(
     if not isinstance(data, Dataset):
         is_demo = isinstance(data, str) and data.startswith("demo:")  # the name decides its task
         task_kind = kind if kind in DENSE and not is_demo else None
-        data = read_dataset(
-            data, **asdict(reading), **folder_options, min_classes=1, task_kind=task_kind
-        )
+        data = read_dataset(data, **read_settings, min_classes=1, task_kind=task_kind)
     rows = [i for i, sample in enumerate(data.samples) if sample.split == part]
     data = data.subset(rows or range(len(data)))
     data, records = keep_readable(data, scan(data.samples, cache=cache), bad_files=bad_files)

@@ -19,7 +19,7 @@ from headstart.cache import Cache
 from headstart.data.dataset import DENSE, Dataset, fingerprint_of
 from headstart.data.loader import digest_of
 from headstart.data.prepare import PreparedData, prepare
-from headstart.data.readers import read_dataset
+from headstart.data.readers import READ_SETTINGS, read_dataset
 from headstart.distributed import world_size
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor, Progress
@@ -334,18 +334,8 @@ def read_source(source: object, recipe: Recipe) -> Dataset:
         return source
     is_demo = isinstance(source, str) and source.startswith("demo:")  # the name decides its task
     kind = next((k for k in DENSE if k == recipe.task and not is_demo), None)
-    return read_dataset(
-        source,
-        task_kind=kind,
-        group_by=recipe.group_by,
-        masks=recipe.masks,
-        images=recipe.images,
-        mask_threshold=recipe.mask_threshold,
-        class_level=recipe.class_level,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
-        label_separator=recipe.label_separator,
-    )
+    settings = {name: getattr(recipe, name) for name in READ_SETTINGS}
+    return read_dataset(source, task_kind=kind, **settings)
 
 
 def task_of_source(source: object, recipe: Recipe) -> str:
