@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EFBIG, EINVAL
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -252,18 +252,18 @@ def hold_lock(path: Path) -> Iterator[None]:
 def _acquire(path: Path) -> BaseFileLock:
     from filelock import FileLock
 
-    for attempt in count():
+    for attempt in range(MAX_ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=LOCK_SECONDS)
         try:
             lock.acquire(poll_interval=0.02)
             path.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
         except FileNotFoundError:  # the process that ended has just removed the folder
-            if attempt == MAX_ATTEMPTS:
+            if attempt == MAX_ATTEMPTS - 1:
                 raise
-            continue
-        return lock
-    raise AssertionError  # pragma: no cover - count() does not end
+        else:
+            return lock
+    raise AssertionError  # not reached: the last attempt returns or raises
 
 
 def _name_owner(path: Path) -> str:
@@ -289,8 +289,8 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """Read a regular file of limited size.
+def read_bounded(path: Path, most_bytes: int, *, n_bytes: int = -1) -> bytes:
+    """Read a regular file of limited size, or its first ``n_bytes``.
 
     Raises
     ------
@@ -302,7 +302,8 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     with path.open("rb") as file:
         # A sparse file of gigabytes is refused before it is read; a file may also grow.
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most_bytes + 1) if size <= most_bytes else b""
+        wanted = most_bytes + 1 if n_bytes < 0 else n_bytes
+        content = file.read(wanted) if size <= most_bytes else b""
     if max(size, len(content)) > most_bytes:
         raise OSError(EFBIG, f"more than {most_bytes:,} bytes")
     return content

@@ -394,7 +394,7 @@ def test_after_ctrl_c_the_probe_is_kept_where_a_winner_is_not_yet_trained(
     backbone, extractor, truths, monkeypatch
 ):
     truths |= {LAST: 0.75, ALL: 1.0}
-    compared = race._compare_with_probe
+    compared = race._compare_folds
 
     def press(context, *arguments):
         gain = compared(context, *arguments)
@@ -402,7 +402,7 @@ def test_after_ctrl_c_the_probe_is_kept_where_a_winner_is_not_yet_trained(
             signal.raise_signal(signal.SIGINT)
         return gain
 
-    monkeypatch.setattr(race, "_compare_with_probe", press)
+    monkeypatch.setattr(race, "_compare_folds", press)
     found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, notify=lambda _: None)
     assert found.method.name == "linear-probe"
     assert states(found)["linear probe"] == "chosen"

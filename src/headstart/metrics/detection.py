@@ -28,6 +28,7 @@ __all__ = [
     "best_threshold",
     "box_confusion",
     "box_scores",
+    "f1_curve",
     "match_boxes",
     "object_counts",
     "per_class_ap",
@@ -274,17 +275,47 @@ def best_threshold(matches: Matches, weights: Weights = None) -> float:
         raise UsageError(
             f"Expected `weights` of shape (n,), got {image_weights.shape}. Pass one row."
         )
-    order = np.argsort(-matches.score, kind="stable")
+    n_objects = float((matches.objects[0] @ image_weights).sum())
+    score, f1 = f1_curve(matches, np.arange(len(matches.score)), n_objects, image_weights)
+    return float(score[f1.argmax()]) if f1.any() else 0.5
+
+
+def f1_curve(
+    matches: Matches, rows: NDArray[np.intp], n_objects: float, image_weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute F1 at an overlap of .5 for every threshold, from the highest score on.
+
+    Parameters
+    ----------
+    matches : Matches
+    rows : array of int
+        The boxes to count.
+    n_objects : float
+        Weighted number of the objects to find.
+    image_weights : array, shape (n,)
+
+    Returns
+    -------
+    array, array
+        The distinct scores in falling order, and the F1 of the boxes with at least that score.
+
+    Examples
+    --------
+    >>> found = [([[0, 0, 9, 10], [50, 0, 60, 10]], [0.9, 0.2], [0, 0])]
+    >>> matches = match_boxes(found, [([[0, 0, 10, 10]], [0], [False])], 1)
+    >>> score, f1 = f1_curve(matches, np.arange(2), 1.0, np.ones(1))
+    >>> score.tolist(), f1.round(2).tolist()
+    ([0.9, 0.2], [1.0, 0.67])
+    """
+    order = rows[np.argsort(-matches.score[rows], kind="stable")]
     score, box_weights = matches.score[order], image_weights[matches.image[order]]
     outcome = matches.outcome[0, 0, order]
     hit = np.cumsum(box_weights * (outcome == 1))
     counted = np.cumsum(box_weights * (outcome != -1))
     # A threshold can only lie after the last of several boxes with equal scores.
     last = np.flatnonzero(np.append(score[1:] != score[:-1], len(score) > 0))
-    if not len(last) or hit[-1] == 0:
-        return 0.5
-    f1 = 2 * hit[last] / (counted[last] + (matches.objects[0] @ image_weights).sum())
-    return float(score[last[f1.argmax()]])
+    found = counted[last] + n_objects
+    return score[last], 2 * hit[last] / np.where(found > 0, found, 1.0)
 
 
 def _class_precisions(

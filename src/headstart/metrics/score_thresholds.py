@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.metrics.confidence_intervals import resamples
+from headstart.metrics.detection import f1_curve
 from headstart.metrics.matching import Matches
 
 __all__ = ["MIN_CLASS_OBJECTS", "ScoreThresholds", "choose_thresholds"]
@@ -96,20 +97,13 @@ def _plateau_middle(
     matches: Matches, rows: NDArray[np.intp], objects: NDArray[Any], weights: Floats
 ) -> float:
     """Middle of the scores around the best F1 where F1 is nearly as good."""
-    order = rows[np.argsort(-matches.score[rows], kind="stable")]
-    score, box_weights = matches.score[order], weights[matches.image[order]]
-    outcome = matches.outcome[0, 0, order]
-    hit = np.cumsum(box_weights * (outcome == 1))
-    counted = np.cumsum(box_weights * (outcome != -1))
-    # A threshold can only lie after the last of several boxes with equal scores.
-    last = np.flatnonzero(np.append(score[1:] != score[:-1], len(score) > 0))
-    if not len(last) or hit[-1] == 0:
+    score, f1 = f1_curve(matches, rows, float(objects @ weights), weights)
+    if not f1.any():
         return DEFAULT
-    f1 = 2 * hit[last] / (counted[last] + float(objects @ weights))
     best = int(f1.argmax())
     is_low = f1 < f1[best] - PLATEAU
     start = int(np.flatnonzero(is_low[:best])[-1]) + 1 if is_low[:best].any() else 0
-    end = best + int(is_low[best:].argmax()) - 1 if is_low[best:].any() else len(last) - 1
+    end = best + int(is_low[best:].argmax()) - 1 if is_low[best:].any() else len(f1) - 1
     # Every threshold above the next lower score keeps the same boxes.
-    below = score[last[end + 1]] if end + 1 < len(last) else score[last[end]]
-    return float((score[last[start]] + below) / 2)
+    below = score[end + 1] if end + 1 < len(f1) else score[end]
+    return float((score[start] + below) / 2)

@@ -15,6 +15,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from errno import EFBIG
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec
 from headstart.errors import ModelFileError, UsageError, WeightsMismatchError
 from headstart.features.engines import ENGINES
+from headstart.files import read_bounded
 from headstart.models.build import HEADS
 from headstart.models.heads.detection import MAX_SIDE, BoxHead
 from headstart.models.heads.detection_config import MAX_VALUE, BoxShape
@@ -413,17 +415,15 @@ def _read_tensors(path: Path, expected_hash: str) -> bytes:
 
 
 def _read_limited(path: Path, most_bytes: int, *, n_bytes: int = -1) -> bytes:
-    """Read a regular file of limited size: reading a pipe or a device might never end."""
+    """Read a file of a model folder, see `read_bounded`."""
     try:
         if not path.is_file():
             raise ModelFileError(f"Expected {path} to be a file, got none. {DAMAGED}")
-        size = path.stat().st_size
-        if size > most_bytes:
-            raise ModelFileError(
-                f"Expected {path} to be at most {most_bytes:,} bytes, got {size:,}. Do not use a "
-                "model from a source that you do not trust."
-            )
-        with path.open("rb") as file:
-            return file.read(n_bytes)
+        return read_bounded(path, most_bytes, n_bytes=n_bytes)
     except OSError as error:
+        if error.errno == EFBIG:
+            raise ModelFileError(
+                f"Expected {path} to be at most {most_bytes:,} bytes, got "
+                f"{path.stat().st_size:,}. Do not use a model from a source that you do not trust."
+            ) from error
         raise ModelFileError(f"Cannot read {path}: {error}. Check its permissions.") from error

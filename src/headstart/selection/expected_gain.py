@@ -24,7 +24,6 @@ from headstart.selection.candidates import (
     EPOCHS,
     LEAST_EPOCHS,
     Candidate,
-    has_training_costs,
     recipe_candidates,
     rejection_reason,
     train_on_holdout,
@@ -47,8 +46,10 @@ from headstart.selection.progress import (
 )
 from headstart.selection.rules import LEAST_GAIN, expected_gain
 from headstart.selection.trainings import (
+    compare_with_probe,
     empty_scores,
     estimate_training,
+    no_time_reason,
     skip_sentence,
     split_fold,
 )
@@ -207,18 +208,7 @@ def _reason_for_no_training(context: RaceContext, best: RaceEntry) -> str:
             f"The {best.row.name} has {context.scorer.measure} {score} on the held-out images: "
             "even a perfect model could not gain half a point. No training was run."
         )
-    if context.budget <= 0:
-        return "Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."
-    backbone = best.candidate.full_backbone
-    is_remembered = has_training_costs(backbone, context.train, context.extractor)
-    if is_remembered or context.measuring_pays(1):
-        return ""
-    return (
-        f"Skipped all trainings: {format_seconds(context.left)} of the "
-        f"{format_seconds(context.budget)} budget left, of which measuring the speed of this "
-        "machine would take more than a tenth. Try `--budget "
-        f"{math.ceil((context.elapsed + 10 * context.expected_measuring(1)) / 60)}m`."
-    )
+    return no_time_reason(context, best.candidate.full_backbone, n_trainings=1)
 
 
 def _race(
@@ -286,16 +276,9 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
 
 def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: TransferModel) -> None:
     """Note a training's score, and its gain over the probe on the same images."""
-    gain = context.scorer.gain(entry.values, best.values, level=INTERVAL_LEVEL)
+    gain = compare_with_probe(context, entry, best, level=INTERVAL_LEVEL)
     n_epochs = len(model.record["epochs"]) - 1
-    entry.note(
-        images=len(context.scorer.predicted_rows(entry.values)),
-        score=context.scorer.score(entry.values),
-        against=best.row.name,
-        gain=gain.interval,
-        significant=gain.significant,
-        note=f"{n_epochs} epochs, expected gain {_points(expected_gain(gain.interval))}",
-    )
+    entry.note(note=f"{n_epochs} epochs, expected gain {_points(expected_gain(gain.interval))}")
     context.on_progress(
         f"{entry.candidate.name}: {format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
     )

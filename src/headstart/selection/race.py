@@ -8,7 +8,6 @@ significantly better, when none of them gains, when the budget is used up, or af
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
 from headstart.metrics.confidence_intervals import Difference
 from headstart.selection.candidates import (
-    has_training_costs,
     train_and_predict,
     training_candidates,
 )
@@ -58,7 +56,9 @@ from headstart.selection.rules import (
 from headstart.selection.trainings import (
     all_folds_seconds,
     assess_candidate,
+    compare_with_probe,
     estimate_training,
+    no_time_reason,
     skip_sentence,
     split_fold,
 )
@@ -248,18 +248,7 @@ def _reason_for_no_training(context: RaceContext, best: RaceEntry) -> str:
     """Return why no training can run; empty if one can."""
     if rejection := context.scorer.undecidable_reason(best.values, _comparison_level(context)):
         return f"{rejection}. No training was run."
-    if context.budget <= 0:
-        return "Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."
-    backbone = best.candidate.full_backbone
-    is_remembered = has_training_costs(backbone, context.train, context.extractor)
-    if is_remembered or context.measuring_pays(2):
-        return ""
-    return (
-        f"Skipped all trainings: {format_seconds(context.left)} of the "
-        f"{format_seconds(context.budget)} budget left, of which measuring the speed of this "
-        "machine would take more than a tenth. Try `--budget "
-        f"{math.ceil((context.elapsed + 10 * context.expected_measuring(2)) / 60)}m`."
-    )
+    return no_time_reason(context, best.candidate.full_backbone, n_trainings=2)
 
 
 def _assess_candidates(
@@ -298,7 +287,7 @@ def _race_candidates(
         active = [
             entry for entry in active if _train_fold(context, entry, active, fold_number, fold)
         ]
-        gains = [_compare_with_probe(context, entry, best, fold_number) for entry in active]
+        gains = [_compare_folds(context, entry, best, fold_number) for entry in active]
         if (winner_index := index_of_best_gain(gains)) is not None:
             winner = active[winner_index]
             context.reasons.append(
@@ -407,18 +396,11 @@ def _time_up_note(context: RaceContext, needed: float, fold_number: int) -> str:
     )
 
 
-def _compare_with_probe(
+def _compare_folds(
     context: RaceContext, entry: RaceEntry, best: RaceEntry, n_folds: int
 ) -> Difference:
-    """Compare a candidate with the best probe on the images that it has predicted so far."""
-    gain = context.scorer.gain(entry.values, best.values, level=_comparison_level(context))
-    entry.note(
-        images=len(context.scorer.predicted_rows(entry.values)),
-        score=context.scorer.score(entry.values),
-        against=best.row.name,
-        gain=gain.interval,
-        significant=gain.significant,
-    )
+    """Compare a candidate with the best probe after some folds, and report it."""
+    gain = compare_with_probe(context, entry, best, level=_comparison_level(context))
     context.on_progress(
         f"{entry.candidate.name}, {format_folds(n_folds)} of {len(context.folds)}: "
         f"{format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""Trainings of a race: their estimated seconds, and the sentences about them."""
+"""Trainings of a race: estimated seconds, the comparison with the probe, and the sentences."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
+from headstart.metrics.confidence_intervals import Difference
 from headstart.selection.candidates import (
     Candidate,
     estimate_training_seconds,
+    has_training_costs,
     rejection_reason,
 )
 from headstart.selection.probes import Fold, RaceContext, RaceEntry
@@ -19,8 +22,10 @@ from headstart.selection.progress import first_sentence, format_seconds
 __all__ = [
     "all_folds_seconds",
     "assess_candidate",
+    "compare_with_probe",
     "empty_scores",
     "estimate_training",
+    "no_time_reason",
     "skip_sentence",
     "split_fold",
 ]
@@ -90,3 +95,39 @@ def all_folds_seconds(context: RaceContext, candidate: Candidate, first_fold: fl
     """Estimate all folds from the first one, the only one that trains with every learning rate."""
     n_rates = 1 + len(candidate.alternatives)
     return first_fold + first_fold / n_rates * (len(context.folds) - 1)
+
+
+def no_time_reason(context: RaceContext, backbone: FrozenBackbone, n_trainings: int) -> str:
+    """Return why the budget has no place for trainings; empty if it has.
+
+    The speed of this machine must be known, or cheap to measure: at most a tenth of what is left.
+    """
+    if context.budget <= 0:
+        return "Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."
+    is_remembered = has_training_costs(backbone, context.train, context.extractor)
+    if is_remembered or context.measuring_pays(n_trainings):
+        return ""
+    return (
+        f"Skipped all trainings: {format_seconds(context.left)} of the "
+        f"{format_seconds(context.budget)} budget left, of which measuring the speed of this "
+        "machine would take more than a tenth. Try `--budget "
+        f"{math.ceil((context.elapsed + 10 * context.expected_measuring(n_trainings)) / 60)}m`."
+    )
+
+
+def compare_with_probe(
+    context: RaceContext, entry: RaceEntry, best: RaceEntry, *, level: float
+) -> Difference:
+    """Compare a candidate with the best probe on the images that it has predicted so far.
+
+    The entry gets the score and the gain. ``level`` is the confidence level of the comparison.
+    """
+    gain = context.scorer.gain(entry.values, best.values, level=level)
+    entry.note(
+        images=len(context.scorer.predicted_rows(entry.values)),
+        score=context.scorer.score(entry.values),
+        against=best.row.name,
+        gain=gain.interval,
+        significant=gain.significant,
+    )
+    return gain

@@ -113,10 +113,7 @@ class Interruption:
         self._is_requested = self._is_installed = False
 
     def __enter__(self) -> Self:
-        is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if is_default and _can_handle_signals():
-            self._is_installed = True
-            signal.signal(signal.SIGINT, self._on_sigint)
+        self._is_installed = _install(self._on_sigint)
         return self
 
     def __exit__(
@@ -230,13 +227,11 @@ class StopRequest:
         return self._is_forced or (self._outer is not None and self._outer.is_forced)
 
     def __enter__(self) -> Self:
-        handler = signal.getsignal(signal.SIGINT)
-        owner = getattr(handler, "__self__", None)
+        owner = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
         if isinstance(owner, StopRequest):
             self._outer = owner
-        elif handler is signal.default_int_handler and _can_handle_signals():
-            self._is_installed = True
-            signal.signal(signal.SIGINT, self._on_sigint)
+        else:
+            self._is_installed = _install(self._on_sigint)
         return self
 
     def __exit__(
@@ -318,6 +313,13 @@ def stop_sentences(stop: StopRequest, record: Mapping[str, Any]) -> tuple[str, .
     return (sentence,)
 
 
-def _can_handle_signals() -> bool:
-    """Of several processes, one that continues would wait for one that has stopped."""
-    return world_size() == 1 and threading.current_thread() is threading.main_thread()
+def _install(handler: Callable[[int, FrameType | None], None]) -> bool:
+    """Handle Ctrl-C in the main thread of a single process, if nothing else does.
+
+    Of several processes, one that continues would wait for one that has stopped.
+    """
+    is_alone = world_size() == 1 and threading.current_thread() is threading.main_thread()
+    if not is_alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return False
+    signal.signal(signal.SIGINT, handler)
+    return True
