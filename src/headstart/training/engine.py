@@ -97,6 +97,7 @@ def train(
                         if run.is_stopped:
                             break
                         run.report_step()
+                        run.check_stop()  # a callback may have stopped the run
                     else:
                         run.finish_epoch(time.perf_counter() - started_at)
                 if not run.is_stopped:
