@@ -28,6 +28,8 @@ from headstart.data.dataset import Dataset
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
+from headstart.models.build import create_model
+from headstart.selection import expected_gain as gains
 
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 
@@ -490,6 +492,30 @@ def test_auto_runs_the_race(classifier):
     assert classifier.score(fresh, truth) > 0.9
     with pytest.raises(UsageError, match="budget"):
         classifier.set_params(budget="soon").fit(pixels, names)
+
+
+def test_auto_keeps_the_model_that_the_race_has_trained(classifier, monkeypatch):
+    """The winner is trained once; max_risk is calibrated on the images that it has not seen."""
+    trainings = []
+
+    def train(candidate, train, held_out, *, extractor, session, watch):
+        trainings.append(candidate.name)
+        start = create_model(candidate.backbone, train)
+        model = LinearProbe(folds=2).fit(start, train, extractor=extractor)
+        logits = 9 * np.eye(len(train.classes))[held_out.targets()]
+        return logits, replace(model, record={"epochs": [{}, {}], "by": candidate.name})
+
+    monkeypatch.setattr(gains, "train_on_holdout", train)
+    monkeypatch.setattr(gains, "estimate_training", lambda *_: 1.0)
+    monkeypatch.setattr(Finetune, "fit", lambda *_, **__: pytest.fail("trained again"))
+    pixels, names = coloured(n=40, noise=255)
+    names = np.random.default_rng(0).permutation(names)  # a probe cannot predict them
+    classifier.set_params(method="auto", budget=600, max_risk=0.3).fit(pixels, names)
+    chosen = [r["name"] for r in classifier.model_.record["decision"]["rows"]]
+    assert classifier.model_.record["by"] in trainings
+    assert set(trainings) <= set(chosen)
+    assert classifier.model_.task.selected.threshold is not None
+    assert classifier.predict(pixels[:3]).shape == (3,)
 
 
 def test_clone_copies_parameters_and_nothing_learned(classifier):

@@ -152,23 +152,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         train = replace(data, samples=samples)
         extractor = Extractor(cache=cache, engine=self.engine, device=self.device)
         backbone = FrozenBackbone.open(self.backbone)
-        record: dict[str, Any] = {}
-        if self.method == "auto":
-            backbone, method, extractor, record = self._race(backbone, train, extractor, seed)
-        else:
-            method = self._create_method(seed)
-        task = ClassificationTask(classes=data.classes, max_risk=self.max_risk)
-        untrained = TransferModel(backbone=backbone, task=task, record=record)
-        if weights is None:
-            self.model_ = method.fit(untrained, train, extractor=extractor)
-        elif isinstance(method, LinearProbe) and self.method != "auto":
-            self.model_ = method.fit(untrained, train, extractor=extractor, row_weights=weights)
-        else:
-            name = self.method if isinstance(self.method, str) else method.name
+        method = None if self.method == "auto" else self._create_method(seed)
+        if weights is not None and not isinstance(method, LinearProbe):
+            name = self.method if isinstance(self.method, str) else self.method.name
             raise UsageError(
                 f"`sample_weight` has different weights, but the method {name!r} cannot weight "
                 "images. Use method='linear-probe', or leave `sample_weight` out."
             )
+        start = self._start(backbone, data.classes)
+        if method is None:
+            self.model_ = self._race(backbone, train, extractor, seed)
+        elif weights is not None and isinstance(method, LinearProbe):
+            self.model_ = method.fit(start, train, extractor=extractor, row_weights=weights)
+        else:
+            self.model_ = method.fit(start, train, extractor=extractor)
         self.classes_ = names
         return self
 
@@ -246,12 +243,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _race(
         self, backbone: FrozenBackbone, train: Dataset, extractor: Extractor, seed: int
-    ) -> tuple[FrozenBackbone, Method, Extractor, dict[str, Any]]:
-        """Choose the method, and how much of the backbone is used, on the training images."""
+    ) -> TransferModel:
+        """Run the race on the training images; return its trained model, or fit the probe."""
         budget = parse_duration(self.budget)
         decision = decide([backbone], train, extractor=extractor, budget=budget, seed=seed)
+        record = {"decision": decision.record}
+        if decision.trained is not None:
+            model = decision.trained.calibrated_model(train, self.max_risk)
+            return replace(model, record={**record, **model.record})
+        start = replace(self._start(decision.backbone, train.classes), record=record)
         extractor = replace(extractor, engine=decision.engine)
-        return decision.backbone, decision.method, extractor, {"decision": decision.record}
+        return decision.method.fit(start, train, extractor=extractor)
+
+    def _start(self, backbone: FrozenBackbone, classes: tuple[str, ...]) -> TransferModel:
+        """Create the untrained model."""
+        task = ClassificationTask(classes=classes, max_risk=self.max_risk)
+        return TransferModel(backbone=backbone, task=task)
 
     def _create_method(self, seed: int) -> Method:
         if not isinstance(self.method, str):

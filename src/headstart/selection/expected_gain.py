@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.errors import DataError, TrainingError
+from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.selection.candidates import (
     EPOCHS,
@@ -108,6 +109,19 @@ class TrainedCandidate:
     rows: NDArray[np.intp]
     logits: NDArray[np.float64]
     source: FrozenBackbone
+
+    def calibrated_model(self, train: Dataset, max_risk: float | None) -> TransferModel:
+        """Return the model, with a confidence threshold for ``max_risk`` if there is one.
+
+        The threshold is chosen on the held-out images of ``train``.
+        """
+        if max_risk is None:
+            return self.model
+        held_out = train.subset(self.rows)
+        task = self.model.require_task(ClassificationTask)
+        task = replace(task, temperature=1.0, max_risk=max_risk)
+        calibrated = task.calibrated(self.logits, held_out.targets(), groups=held_out.groups())
+        return replace(self.model, task=calibrated)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone, name_of
@@ -27,14 +27,10 @@ from headstart.files import write_whole
 from headstart.methods.method import Method
 from headstart.metrics.validation import json_text
 from headstart.models.heads.pretrained import is_published, locate_head, split_options
-from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method, make_recipe
 from headstart.workflows.run_folder import RACE, explain_write_errors
-
-if TYPE_CHECKING:
-    from headstart.selection.expected_gain import TrainedCandidate
 
 __all__ = [
     "Choice",
@@ -175,21 +171,9 @@ def choose(
     chosen = _choice(recipe, method, backbone, extractor, {"decision": record})
     if decision.trained is None:
         return chosen
-    model = _calibrate_risk(decision.trained, recipe, prepared.train)
+    model = decision.trained.calibrated_model(prepared.train, recipe.max_risk)
     # The comparison with a probe has the images at the size of the probes, whose features exist.
     return replace(chosen, backbone=decision.trained.source, model=model)
-
-
-def _calibrate_risk(trained: TrainedCandidate, recipe: Recipe, train: Dataset) -> TransferModel:
-    """Choose the confidence threshold for the largest risk, if there is one, on held-out images."""
-    model = trained.model
-    if recipe.max_risk is None:
-        return model
-    held_out = train.subset(trained.rows)
-    task = replace(model.require_task(ClassificationTask), temperature=1.0)
-    task = replace(task, max_risk=recipe.max_risk)
-    calibrated = task.calibrated(trained.logits, held_out.targets(), groups=held_out.groups())
-    return replace(model, task=calibrated)
 
 
 def _choice(
