@@ -72,9 +72,9 @@ class Boxes:
     labels : tuple of str
         Class of every object.
     hard : tuple of bool
-        Whether an object is difficult (VOC) or a crowd (COCO). In training such objects are left
-        out, so that their area counts as background. In evaluation neither detecting nor missing
-        them counts. Empty if no object is hard.
+        Whether an object is difficult (VOC) or a crowd (COCO). In training its area is neither an
+        object nor background. In evaluation neither detecting nor missing it counts. Empty if no
+        object is hard.
     size : (int, int) or None
         Width and height of the image, if the annotation states them.
 

@@ -16,6 +16,7 @@ from headstart.data.images import decode, decode_file, digest, read_bytes, uprig
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.data.transforms.augment import Augmentation, augment
 from headstart.data.transforms.geometric import (
+    MIN_VISIBLE_SHARE,
     draw_transform,
     transform_boxes,
     transform_mask,
@@ -313,7 +314,11 @@ def view_of_boxes(
     if augmentation.is_off:
         return truth
     transform = draw_transform(augmentation, shape, view_rng(seed, view, image))
-    boxes, labels, visible = transform_boxes(truth.boxes, truth.labels, shape, transform)
+    # A hard object stays ignored however little of it is visible.
+    min_share = np.where(truth.hard, 0.0, MIN_VISIBLE_SHARE)
+    boxes, labels, visible = transform_boxes(
+        truth.boxes, truth.labels, shape, transform, min_share=min_share
+    )
     return BoxTruth(boxes, labels, truth.hard[visible])
 
 

@@ -207,7 +207,7 @@ def _box_notes(boxes_by_image: Sequence[Boxes], n_rotated: int) -> list[str]:
         notes.append(f"{n_empty} images without objects: used as negatives in training")
     if n_hard:
         notes.append(
-            f"{n_hard} objects are difficult or crowds: left out of training and evaluation"
+            f"{n_hard} objects are difficult or crowds: ignored in training and evaluation"
         )
     if n_rotated:
         notes.append(

@@ -217,12 +217,13 @@ class BoxObjective:
 
 
 def _detector_loss(network: Network, outputs: Outputs, truths: Sequence[BoxTruth]) -> Tensor:
-    """Sum of the detector's own loss terms; hard objects are left out and count as background."""
+    """Sum of the detector's own loss terms; hard objects are neither objects nor background."""
     targets = [
         tuple(on_device(part[~truth.hard], network.device) for part in truth[:2])
         for truth in truths
     ]
-    terms = network.layer.loss(outputs.logits, targets)  # type: ignore[operator]
+    ignored = [on_device(truth.boxes[truth.hard], network.device) for truth in truths]
+    terms = network.layer.loss(outputs.logits, targets, ignored)  # type: ignore[operator]
     total: Tensor = sum(terms.values())
     return total
 

@@ -194,6 +194,8 @@ def transform_boxes(
     labels: NDArray[np.int64],
     shape: tuple[int, int],
     transform: ViewTransform,
+    *,
+    min_share: float | NDArray[np.float64] = MIN_VISIBLE_SHARE,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
     """Apply a transform to boxes; a rotated box becomes the box around its corners.
 
@@ -205,6 +207,8 @@ def transform_boxes(
     shape : (int, int)
         Height and width of the canvas.
     transform : ViewTransform
+    min_share : float or array, shape (n,)
+        Share of a box's area that must be on the canvas.
 
     Returns
     -------
@@ -212,7 +216,7 @@ def transform_boxes(
         Clipped to the canvas.
     labels : array, shape (k,)
     visible : array of bool, shape (n,)
-        Which boxes are returned: those with at least ``MIN_VISIBLE_SHARE`` of their area on the
+        Which boxes are returned: those with at least ``min_share`` of their area on the
         canvas and sides of at least ``MIN_CANVAS_SIDE``.
 
     Examples
@@ -227,9 +231,7 @@ def transform_boxes(
     clipped = np.clip(unclipped, 0, np.array([shape[1], shape[0]] * 2, dtype=np.float32))
     sides = clipped[:, 2:] - clipped[:, :2]
     area = (unclipped[:, 2:] - unclipped[:, :2]).prod(axis=1)
-    visible = (sides >= MIN_CANVAS_SIDE).all(axis=1) & (
-        sides.prod(axis=1) >= MIN_VISIBLE_SHARE * area
-    )
+    visible = (sides >= MIN_CANVAS_SIDE).all(axis=1) & (sides.prod(axis=1) >= min_share * area)
     return clipped[visible], labels[visible], visible
 
 

@@ -18,9 +18,7 @@ from torchvision.models.detection.faster_rcnn import (
     FastRCNNPredictor,
     TwoMLPHead,
 )
-from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import (
     RegionProposalNetwork,
@@ -35,6 +33,13 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from headstart.errors import UsageError
 from headstart.models.heads.detection_config import BoxShape
+from headstart.models.heads.ignored_boxes import (
+    IgnoringFCOSHead,
+    IgnoringRetinaNetHead,
+    drop_ignored_proposals,
+    ignored_anchors,
+    mask_background,
+)
 
 __all__ = [
     "BoxModule",
@@ -52,6 +57,8 @@ __all__ = [
 ]
 
 MIN_SCORE = 0.01
+LOW_ANCHOR_IOU = 0.3  # below it an anchor is background for the proposal network
+MIN_REGION_IOU = 0.5  # from it on a region matches an object
 MAX_DETECTIONS = 100
 """Largest number of detections for an image."""
 
@@ -118,7 +125,9 @@ def build_proposal_network(
     ``limits`` are the proposals of a level before non-maximum suppression, and of an image after.
     """
     before, after = (dict.fromkeys(("training", "testing"), limit) for limit in limits)
-    return RegionProposalNetwork(anchors, nn.Identity(), 0.7, 0.3, 256, 0.5, before, after, 0.7)
+    return RegionProposalNetwork(
+        anchors, nn.Identity(), 0.7, LOW_ANCHOR_IOU, 256, 0.5, before, after, 0.7
+    )
 
 
 def build_region_head(shape: BoxShape) -> RoIHeads:
@@ -151,12 +160,13 @@ def build_retinanet(shape: BoxShape, anchors: AnchorGenerator) -> RetinaNet:
     options = shape.options
     norm = partial(nn.GroupNorm, 32) if options["norm"] == "group" else None
     n_anchors = anchors.num_anchors_per_location()[0]
-    head = RetinaNetHead(options["channels"], n_anchors, shape.n_classes, norm_layer=norm)
+    head = IgnoringRetinaNetHead(options["channels"], n_anchors, shape.n_classes, norm_layer=norm)
     for tower in (head.classification_head, head.regression_head):
         blocks = list(tower.conv)[: options["convs"]]  # torchvision builds four
         n_missing = options["convs"] - len(blocks)
         blocks += [_tower_block(options["channels"], norm) for _ in range(n_missing)]
         tower.conv = nn.Sequential(*blocks)
+    head.canvas = shape.canvas
     head.regression_head._loss_type = options["box_loss"]  # as torchvision's own builder sets it
     return RetinaNet(
         _NoBackbone(options["channels"]),
@@ -182,7 +192,7 @@ def build_fcos(shape: BoxShape, anchors: AnchorGenerator) -> FCOS:
         _NoBackbone(options["channels"]),
         shape.n_classes,
         anchor_generator=anchors,
-        head=FCOSHead(options["channels"], 1, shape.n_classes, num_convs=options["convs"]),
+        head=IgnoringFCOSHead(options["channels"], 1, shape.n_classes, num_convs=options["convs"]),
         score_thresh=MIN_SCORE,
         detections_per_img=MAX_DETECTIONS,
         topk_candidates=options["candidates"],
@@ -228,7 +238,12 @@ class BoxModule(nn.Module):
         """
         return self._raw_outputs([self._resize_to_grid(x, i) for i, x in enumerate(maps)])
 
-    def loss(self, raw: dict[str, Any], truths: Sequence[Truth]) -> dict[str, Tensor]:
+    def loss(
+        self,
+        raw: dict[str, Any],
+        truths: Sequence[Truth],
+        ignored: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Compute the terms of the loss: scalars, to be summed.
 
         Parameters
@@ -237,6 +252,9 @@ class BoxModule(nn.Module):
             Of ``forward``.
         truths : sequence of (boxes, labels)
             For each image boxes (k, 4) on the canvas and classes (k,) from 0; k may be 0.
+        ignored : sequence of tensor, optional
+            For each image boxes (m, 4) of crowds and difficult objects. What lies in them, and
+            matches no box of ``truths``, is not part of the loss.
 
         Raises
         ------
@@ -255,7 +273,7 @@ class BoxModule(nn.Module):
                     f"Expected classes from 0 to {self.shape.n_classes - 1}, got "
                     f"{int(labels.min())} to {int(labels.max())}."
                 )
-        return self._loss_terms(raw, truths)
+        return self._loss_terms(raw, truths, ignored or [boxes[:0] for boxes, _ in truths])
 
     def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
         """Detect objects: for each image boxes on the canvas, scores and classes, best first.
@@ -267,7 +285,9 @@ class BoxModule(nn.Module):
     def _raw_outputs(self, maps: list[Tensor]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _loss_terms(self, raw: dict[str, Any], truths: Sequence[Truth]) -> dict[str, Tensor]:
+    def _loss_terms(
+        self, raw: dict[str, Any], truths: Sequence[Truth], ignored: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def _resize_to_grid(self, x: Tensor, level: int) -> Tensor:
@@ -313,23 +333,42 @@ class TwoStage(BoxModule):
             "deltas": [x.float() for x in deltas],
         }
 
-    def _loss_terms(self, raw: dict[str, Any], truths: Sequence[Truth]) -> dict[str, Tensor]:
-        targets = _to_targets(truths, background=1)
+    def _loss_terms(
+        self, raw: dict[str, Any], truths: Sequence[Truth], ignored: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        targets = _to_targets(truths, ignored, background=1)
         flat = concat_box_prediction_layers(raw["objectness"], raw["deltas"])
         proposals, anchors = self._propose_regions(self.training_rpn, raw, flat)
-        labels, matched_boxes = self.training_rpn.assign_targets_to_anchors(anchors, targets)
-        target_deltas = self.training_rpn.box_coder.encode(matched_boxes, anchors)
-        objectness, proposal_boxes = self.training_rpn.compute_loss(*flat, labels, target_deltas)
+        objectness, proposal_boxes = self._proposal_losses(flat, anchors, targets)
+        proposals = drop_ignored_proposals(proposals, targets, MIN_REGION_IOU, self.shape.canvas)
         samples = self.roi.select_training_samples(proposals, targets)
         regions, _, region_labels, region_targets = samples
-        logits, deltas = self._classify_regions(raw, regions)
-        classes, boxes = fastrcnn_loss(logits, deltas, region_labels, region_targets)
+        if any(map(len, regions)):
+            logits, deltas = self._classify_regions(raw, regions)
+            classes, boxes = fastrcnn_loss(logits, deltas, region_labels, region_targets)
+        else:  # ignored boxes cover every region of the batch: a mean over none would be NaN
+            classes = boxes = flat[0].sum() * 0
         return {
             "objectness": objectness,
             "proposals": proposal_boxes,
             "classes": classes,
             "boxes": boxes,
         }
+
+    def _proposal_losses(
+        self, flat: tuple[Tensor, Tensor], anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of the proposal network: of objectness and of boxes."""
+        rpn = self.training_rpn
+        labels, matched_boxes = rpn.assign_targets_to_anchors(anchors, targets)
+        for own, label, target in zip(anchors, labels, targets, strict=True):
+            unused = ignored_anchors(own, target["ignored"], LOW_ANCHOR_IOU, self.shape.canvas)
+            label[unused & (label == 0)] = -1.0
+        if not any(bool((label >= 0).any()) for label in labels):
+            return flat[0].sum() * 0, flat[1].sum() * 0
+        target_deltas = rpn.box_coder.encode(matched_boxes, anchors)
+        objectness, boxes = rpn.compute_loss(*flat, labels, target_deltas)
+        return objectness, boxes
 
     def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
         """Detect objects in every image."""
@@ -380,9 +419,12 @@ class Dense(BoxModule):
         # Anchors need only the sizes of the levels: keep no channels.
         return {"outputs": outputs, "levels": [x[:, :0].float() for x in levels]}
 
-    def _loss_terms(self, raw: dict[str, Any], truths: Sequence[Truth]) -> dict[str, Tensor]:
+    def _loss_terms(
+        self, raw: dict[str, Any], truths: Sequence[Truth], ignored: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         anchors = self.net.anchor_generator(self._image_list(raw["levels"]), raw["levels"])
-        arguments: list[Any] = [_to_targets(truths, background=0), raw["outputs"], anchors]
+        targets = _to_targets(truths, ignored, background=0)
+        arguments: list[Any] = [targets, raw["outputs"], anchors]
         if self.shape.kind == "fcos":
             arguments.append(self._anchor_counts(raw))
         terms = self.net.compute_loss(*arguments)
@@ -446,8 +488,10 @@ class SingleShot(BoxModule):
         outputs = {name: x.float() for name, x in self.net.head(levels).items()}
         return {"outputs": outputs, "levels": [x[:, :0].float() for x in levels]}
 
-    def _loss_terms(self, raw: dict[str, Any], truths: Sequence[Truth]) -> dict[str, Tensor]:
-        targets = _to_targets(truths, background=1)
+    def _loss_terms(
+        self, raw: dict[str, Any], truths: Sequence[Truth], ignored: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        targets = _to_targets(truths, ignored, background=1)
         anchors = self.net.anchor_generator(self._image_list(raw["levels"]), raw["levels"])
         # For each image, the box of each anchor; -1 marks background.
         matches = [
@@ -458,7 +502,20 @@ class SingleShot(BoxModule):
             )
             for target, image_anchors in zip(targets, anchors, strict=True)
         ]
-        terms = self.net.compute_loss(targets, raw["outputs"], anchors, matches)
+        logits = [
+            mask_background(
+                image_logits,
+                (match < 0)
+                & ignored_anchors(own, target["ignored"], MIN_REGION_IOU, self.shape.canvas),
+            )
+            if len(target["ignored"])
+            else image_logits
+            for image_logits, match, own, target in zip(
+                raw["outputs"]["cls_logits"], matches, anchors, targets, strict=True
+            )
+        ]
+        outputs = {**raw["outputs"], "cls_logits": torch.stack(logits)}
+        terms = self.net.compute_loss(targets, outputs, anchors, matches)
         return {"classes": terms["classification"], "boxes": terms["bbox_regression"]}
 
     def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
@@ -482,6 +539,11 @@ def _by_level(maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
     return OrderedDict((str(i), x) for i, x in enumerate(maps))
 
 
-def _to_targets(truths: Sequence[Truth], *, background: int) -> list[dict[str, Tensor]]:
+def _to_targets(
+    truths: Sequence[Truth], ignored: Sequence[Tensor], *, background: int
+) -> list[dict[str, Tensor]]:
     """Truths as torchvision reads them; ``background`` is 1 where label 0 is the background."""
-    return [{"boxes": boxes.float(), "labels": labels + background} for boxes, labels in truths]
+    return [
+        {"boxes": boxes.float(), "labels": labels + background, "ignored": unused.float()}
+        for (boxes, labels), unused in zip(truths, ignored, strict=True)
+    ]
