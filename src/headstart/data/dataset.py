@@ -262,6 +262,8 @@ class Dataset:
         Name of the data set, such as the name of its folder.
     notes : tuple of str
         What the reader recognised and why, for the user.
+    warnings : tuple of str
+        What the user should check, such as a set of which a part has no annotations.
 
     Examples
     --------
@@ -280,6 +282,7 @@ class Dataset:
     kind: Kind = "multiclass"
     name: str = "data"
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -12,7 +12,12 @@ from typing import Literal, Unpack, get_args
 import numpy as np
 
 from headstart.cache import Cache
-from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
+from headstart.data.checks.boxes import (
+    clean_boxes,
+    find_boxless,
+    keep_boxed,
+    require_matching_sizes,
+)
 from headstart.data.checks.images import (
     Finding,
     ImageRecord,
@@ -134,6 +139,7 @@ def prepare(
     # Findings refer to samples by index in the full data set.
     rows = [i for i, record in enumerate(all_records) if record.problem is None]
     data, records = keep_usable_masks(data, records, findings, bad_files=bad_files, rows=rows)
+    data, records = keep_boxed(data, records, findings, rows)
     require_no_leak(findings, allow_overlap=allow_overlap)
     require_matching_sizes(findings)
     _require_learnable(findings)
@@ -163,12 +169,14 @@ def _read_and_check(
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
     on_scan = None if progress is None else (lambda done, total: progress("scan", done, total))
     records = scan(data.samples, cache=cache, progress=on_scan)
+    unclean = data
     data, box_findings = clean_boxes(data, records)
     mask_findings = check_masks(data, records)
     findings = (
         *_find_shared_groups(data),
         *check(data, records),
         *box_findings,
+        *find_boxless(unclean, data),
         *mask_findings,
     )
     return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error"))

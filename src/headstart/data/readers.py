@@ -180,7 +180,13 @@ def _to_detection(root: Path, annotations: Annotations) -> tuple[Dataset, tuple[
     ]
     if unused:
         notes.append(f"{len(unused)} classes without any object left out: {format_list(unused)}")
-    data = Dataset(samples=samples, classes=classes, kind="detection", notes=tuple(notes))
+    data = Dataset(
+        samples=samples,
+        classes=classes,
+        kind="detection",
+        notes=tuple(notes),
+        warnings=annotations.warnings,
+    )
     return data, tuple(item.key for item in items)
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from headstart.cache import Cache, open_cache
-from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
+from headstart.data.checks.boxes import (
+    clean_boxes,
+    find_boxless,
+    keep_boxed,
+    require_matching_sizes,
+)
 from headstart.data.checks.images import keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
@@ -211,8 +216,10 @@ def labelled_part(
     rows = [i for i, sample in enumerate(data.samples) if sample.split == part]
     data = data.subset(rows or range(len(data)))
     data, records = keep_readable(data, scan(data.samples, cache=cache), bad_files=bad_files)
+    unclean = data
     data, findings = clean_boxes(data, records)
     require_matching_sizes(findings)
+    data, records = keep_boxed(data, records, find_boxless(unclean, data))
     return keep_usable_masks(data, records, check_masks(data, records), bad_files=bad_files)[0]
 
 

@@ -1,6 +1,7 @@
 """Boxes that cannot be learned from are named and left out; the others are left alone."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from headstart.cache import Cache
-from headstart.data.checks.boxes import clean_boxes, require_matching_sizes
+from headstart.data.checks.boxes import (
+    clean_boxes,
+    find_boxless,
+    keep_boxed,
+    require_matching_sizes,
+)
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.data.prepare import inspect_dataset, prepare
 from headstart.data.splits import kfold
 from headstart.errors import DataError, UsageError
+from headstart.workflows.evaluate import labelled_part
 
 WIDTH, HEIGHT = 40, 30
 GOOD = (2.0, 3.0, 20.0, 25.0)
@@ -220,7 +227,7 @@ def test_a_set_is_read_checked_and_split(cells, cache):
     assert sum(not sample.target.labels for sample in data.samples) == 4
     assert data.counts() == {"red": 4, "white": 11}
     found = {finding.kind: finding.message for finding in prepared.findings}
-    assert found.keys() == {"box-empty", "rare-class"}
+    assert found.keys() == {"box-empty", "rare-class", "half-annotated"}
     assert "7.png: 1 box left out (at most" in found["box-empty"]
     assert found["rare-class"] == "class 'red' has only 4 objects to learn from"
     sides = {sample.group: {s.split for s in data.samples if s.group == sample.group}
@@ -252,3 +259,63 @@ def test_a_missing_image_is_an_error_or_skipped(cells, cache):
     with pytest.raises(DataError, match=r"3\.png: no such file"):
         prepare(cells, cache=cache)
     assert len(prepare(cells, cache=cache, bad_files="skip").data) == 11
+
+
+@pytest.mark.parametrize(
+    ("target", "is_left_out"),
+    [
+        (boxes((5, 5, 5, 9)), True),  # no width
+        (boxes((5, 5, 9, 5)), True),  # no height
+        (boxes((5, 5, 6, 9)), True),  # a pixel
+        (boxes((9, 9, 5, 5)), True),  # corners swapped
+        (boxes((50, 2, 60, 9)), True),  # outside
+        (boxes((2, -20, 9, -4)), True),
+        (boxes((39.5, 2, 60, 9)), True),  # nothing of it left after clipping
+        (boxes((5, 5, 5, 9), (50, 2, 60, 9)), True),
+        (boxes((5, 5, 5, 9), hard=(True,)), True),
+        (boxes((5, 5, 5, 9), GOOD), False),
+        (boxes((-5, -5, 50, 50)), False),  # clipped
+        (boxes(GOOD, GOOD), False),  # repeated
+        (boxes(GOOD, hard=(True,)), False),
+        (Boxes(), False),  # a negative
+    ],
+)
+def test_an_image_whose_boxes_are_all_invalid_is_no_negative(target, is_left_out):
+    data = dataset(boxes(GOOD), target, Boxes())
+    clean, _ = clean_boxes(data)
+    findings = find_boxless(data, clean)
+    kept, records = keep_boxed(clean, scan(data.samples), findings)
+    names = [sample.name for sample in kept.samples]
+    assert names == (["0.jpg", "2.jpg"] if is_left_out else ["0.jpg", "1.jpg", "2.jpg"])
+    assert len(records) == len(kept)
+    assert [(f.kind, f.paths, f.rows) for f in findings] == [
+        ("box-none", ("1.jpg",), (1,))
+    ] * is_left_out
+
+
+def test_only_invalid_boxes_are_an_error():
+    data = dataset(boxes((5, 5, 5, 9)))
+    clean, _ = clean_boxes(data)
+    with pytest.raises(DataError, match="1 images without one"):
+        keep_boxed(clean, scan(data.samples), find_boxless(data, clean))
+
+
+def test_training_and_evaluation_leave_out_images_without_a_valid_box(tmp_path, cache):
+    rng = np.random.default_rng(0)
+    lists = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for i in range(12):
+        pixels = rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        lists["images"].append({"id": i, "file_name": f"{i}.png"})
+        box = [5, 5, 0, 9] if i == 3 else [5, 5, 9, 9]
+        lists["annotations"].append({"id": i, "image_id": i, "category_id": 1, "bbox": box})
+    (tmp_path / "boxes.json").write_text(json.dumps(lists))
+    (tmp_path / "4.png").write_bytes(b"damaged")  # rows are those of the whole data set
+    prepared = prepare(tmp_path, cache=cache, bad_files="skip")
+    left = {Path(sample.name).name for sample in prepared.data.samples}
+    assert left == {f"{i}.png" for i in range(12)} - {"3.png", "4.png"}
+    assert len(prepared.records) == 10
+    message = next(f.message for f in prepared.findings if f.kind == "box-none")
+    assert message.startswith("1 image left out, because none of its boxes is valid")
+    part = labelled_part(tmp_path, "detection", "test", cache=cache, bad_files="skip")
+    assert {Path(sample.name).name for sample in part.samples} == left

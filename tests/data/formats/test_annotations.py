@@ -1,11 +1,13 @@
 """Boxes lie where they were drawn, however the image is stored."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from headstart.data.checks.images import ImageRecord, check
 from headstart.data.dataset import Boxes
 from headstart.data.formats.annotations import (
     is_background,
@@ -14,6 +16,7 @@ from headstart.data.formats.annotations import (
     split_from_path,
     to_upright,
 )
+from headstart.data.readers import read_dataset
 
 BOX = (3, 2, 9, 6)
 SIZE = (20, 12)
@@ -109,3 +112,55 @@ def test_words_that_name_a_part(path, split):
 def test_background_by_its_usual_names():
     assert all(map(is_background, ("Background", "__background__", " bg ")))
     assert not any(map(is_background, ("", "ground", "back")))
+
+
+def annotated_set(root, style, n_images, n_missing, n_empty=0):
+    """A folder of images; the last ones have no annotations, and some files are empty."""
+    boxes = ["0 0.5 0.5 0.2 0.2\n"] * (n_images - n_empty) + [""] * n_empty
+    lists = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for i in range(n_images):
+        path = root / "images" / f"{i:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        is_missing = i < n_missing
+        if style == "coco" or (style == "coco-entry" and not is_missing):
+            lists["images"].append({"id": i, "file_name": path.name})
+        if style.startswith("coco") and not is_missing:
+            box = {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 5, 5]}
+            lists["annotations"].append(box)
+        elif style == "yolo" and not is_missing:
+            label = root / "labels" / f"{i:03}.txt"
+            label.parent.mkdir(exist_ok=True)
+            label.write_text(boxes[i])
+        elif style == "voc" and not is_missing:
+            shape = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
+            shape = f"{shape}<ymax>5</ymax></bndbox></object>" if boxes[i] else ""
+            path.with_suffix(".xml").write_text(f"<annotation>{shape}</annotation>")
+    if style.startswith("coco"):
+        (root / "boxes.json").write_text(json.dumps(lists))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("style", "n_missing", "n_empty", "words"),
+    [
+        ("voc", 3, 0, "3 of 40 images (8 %) have no annotation file: used as images without"),
+        ("voc", 2, 0, ""),  # 5 %
+        ("voc", 0, 20, ""),  # files without objects say that there are none
+        ("voc", 30, 5, "30 of 40 images (75 %) have no annotation file"),
+        ("yolo", 3, 0, "3 of 40 images (8 %) have no label file: used as images without objects"),
+        ("yolo", 2, 0, ""),
+        ("yolo", 0, 20, ""),
+        ("coco", 3, 0, "3 of 40 images (8 %) have no annotation in the files: used as images"),
+        ("coco", 2, 0, ""),
+        ("coco-entry", 3, 0, "3 of 40 images (8 %) have no entry in the COCO files: left out"),
+        ("coco-entry", 2, 0, ""),
+    ],
+)
+def test_a_half_annotated_set_is_a_warning(tmp_path, style, n_missing, n_empty, words):
+    data = read_dataset(annotated_set(tmp_path, style, 40, n_missing, n_empty), min_classes=1)
+    assert len(data.warnings) == bool(words)
+    assert "".join(data.warnings).startswith(words)
+    records = [ImageRecord(digest=sample.name) for sample in data.samples]
+    kinds = [f.severity for f in check(data, records) if f.kind == "half-annotated"]
+    assert kinds == ["warning"] * bool(words)

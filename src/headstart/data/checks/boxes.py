@@ -23,9 +23,17 @@ from headstart.data.checks.images import (
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import Boxes, Dataset, Sample
 from headstart.data.formats.annotations import quick_header
+from headstart.data.formats.layouts import format_list
 from headstart.errors import DataError
 
-__all__ = ["MAX_OVERHANG", "MIN_SIDE", "clean_boxes", "require_matching_sizes"]
+__all__ = [
+    "MAX_OVERHANG",
+    "MIN_SIDE",
+    "clean_boxes",
+    "find_boxless",
+    "keep_boxed",
+    "require_matching_sizes",
+]
 
 MAX_OVERHANG = 1.5  # pixels that a box may reach out of its image without a finding
 MIN_SIDE = 1.0  # pixels; a VOC box with xmin = xmax has this width and is useless for training
@@ -113,6 +121,89 @@ def require_matching_sizes(findings: Iterable[Finding]) -> None:
             "than their annotations state. Use the images that were annotated, or scale the "
             f"boxes with the images:{join_messages(errors)}"
         )
+
+
+def find_boxless(before: Dataset, after: Dataset) -> tuple[Finding, ...]:
+    """Report the images whose boxes are all invalid; as images without objects they would mislead.
+
+    Parameters
+    ----------
+    before, after : Dataset
+        What `clean_boxes` got and returned.
+
+    Returns
+    -------
+    tuple of Finding
+        At most one, of kind "box-none", with the rows of these images.
+
+    Examples
+    --------
+    >>> thin = Boxes(corners=((2, 2, 2, 3),), labels=("dog",))
+    >>> sample = Sample(image=np.zeros((4, 8, 3), np.uint8), target=thin, title="a.jpg")
+    >>> data = Dataset(samples=(sample,), classes=("dog",), kind="detection")
+    >>> print(find_boxless(data, clean_boxes(data)[0])[0].message)
+    1 image left out, because none of its boxes is valid: 'a.jpg'. Correct these boxes.
+    """
+    rows = tuple(
+        row
+        for row, (old, new) in enumerate(zip(before.samples, after.samples, strict=True))
+        if isinstance(old.target, Boxes)
+        and isinstance(new.target, Boxes)
+        and old.target.labels
+        and not new.target.labels
+    )
+    if not rows:
+        return ()
+    names = tuple(before.samples[row].name for row in rows)
+    many = len(rows) > 1
+    text = (
+        f"{len(rows)} image{'s' * many} left out, because none of {'their' if many else 'its'} "
+        f"boxes is valid: {format_list(names)}. Correct these boxes."
+    )
+    return (Finding(kind="box-none", severity="warning", message=text, paths=names, rows=rows),)
+
+
+def keep_boxed(
+    dataset: Dataset,
+    records: Sequence[ImageRecord],
+    findings: Iterable[Finding],
+    rows: Sequence[int] | None = None,
+) -> tuple[Dataset, tuple[ImageRecord, ...]]:
+    """Leave out the images that `find_boxless` reports; return the others and their records.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    records : sequence of ImageRecord
+    findings : iterable of Finding
+        Findings of other kinds are ignored.
+    rows : sequence of int, optional
+        Index of every sample in the data set that was checked; by default the data sets are the
+        same.
+
+    Raises
+    ------
+    DataError
+        If no image is left.
+
+    Examples
+    --------
+    >>> data = Dataset(samples=(Sample(image=b"", title="a"), Sample(image=b"")), classes=())
+    >>> invalid = Finding(kind="box-none", severity="warning", message="", rows=(0,))
+    >>> len(keep_boxed(data, [ImageRecord(digest="")] * 2, [invalid])[0])
+    1
+    """
+    left_out = {row for finding in findings if finding.kind == "box-none" for row in finding.rows}
+    if not left_out:
+        return dataset, tuple(records)
+    checked_rows = range(len(dataset)) if rows is None else rows
+    kept = [i for i, row in enumerate(checked_rows) if row not in left_out]
+    if not kept:
+        raise DataError(
+            f"Expected images with valid boxes, got {len(left_out)} images without one. Correct "
+            "the boxes."
+        )
+    return dataset.subset(kept), tuple(records[i] for i in kept)
 
 
 class _ImageInfo(NamedTuple):

@@ -38,7 +38,8 @@ FindingKind = Literal[
     "mask-unreadable", "mask-size", "mask-scaled", "mask-values", "mask-missing", "mask-spare",
     "mask-turned",
     "mask-ignored", "mask-background", "mask-binary", "mask-dominant",
-    "box-size", "box-outside", "box-empty", "box-repeated", "box-turned",
+    "box-size", "box-outside", "box-empty", "box-repeated", "box-turned", "box-none",
+    "half-annotated",
 ]  # fmt: skip
 
 Indices = NDArray[np.intp]
@@ -180,6 +181,10 @@ def check(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ..
     return sort_by_severity(
         [
             *_find_unreadable(dataset, records),
+            *(
+                Finding(kind="half-annotated", severity="warning", message=text)
+                for text in dataset.warnings
+            ),
             *_find_same_images(dataset, records),
             *_find_missing_classes(dataset, records),
             *_find_empty_splits(dataset, records),

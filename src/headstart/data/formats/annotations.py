@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from headstart.errors import UnreadableImageError
 __all__ = [
     "AnnotatedImage",
     "Annotations",
+    "half_annotated",
     "is_background",
     "orient_boxes",
     "quick_header",
@@ -30,6 +31,7 @@ __all__ = [
     "to_upright",
 ]
 
+MAX_UNANNOTATED = 0.05  # share of images without annotations from which a set looks half done
 _BACKGROUND_NAMES = frozenset(("background", "__background__", "_background_", "bg", "__bg__"))
 
 
@@ -64,6 +66,8 @@ class Annotations:
         Classes in the order of the files; empty if the files declare none.
     notes : tuple of str
         What was recognised and what was left out, for the user.
+    warnings : tuple of str
+        What the user should check.
     relative : bool
         Whether corners are fractions of the width and height of the upright image.
     """
@@ -71,6 +75,7 @@ class Annotations:
     items: tuple[AnnotatedImage, ...]
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     relative: bool = False
 
 
@@ -83,6 +88,36 @@ def is_background(name: str) -> bool:
     (True, False)
     """
     return name.strip().lower() in _BACKGROUND_NAMES
+
+
+def half_annotated(missing: Sequence[str], total: int, lack: str, use: str) -> tuple[str, ...]:
+    """Warn of images without annotations, if they are more than 5 % of the images.
+
+    Parameters
+    ----------
+    missing : sequence of str
+        Images without annotations.
+    total : int
+        All images.
+    lack, use : str
+        What they do not have, and what happens with them.
+
+    Examples
+    --------
+    >>> half_annotated(["b.jpg"], 4, "no annotation file", "left out")[0][:59]
+    '1 of 4 images (25 %) has no annotation file: left out, such'
+    >>> half_annotated(["b.jpg"], 20, "no annotation file", "left out")
+    ()
+    """
+    if len(missing) <= MAX_UNANNOTATED * total:
+        return ()
+    verb = "has" if len(missing) == 1 else "have"
+    share = f"{len(missing)} of {total} images ({100 * len(missing) / total:.0f} %)"
+    text = (
+        f"{share} {verb} {lack}: {use}, such as {missing[0]}. If objects are visible in them, "
+        "annotate them or remove the images."
+    )
+    return (text,)
 
 
 def split_from_path(path: str) -> SplitName | None:

@@ -16,6 +16,7 @@ from headstart.data.dataset import Boxes, SplitName
 from headstart.data.formats.annotations import (
     AnnotatedImage,
     Annotations,
+    half_annotated,
     is_background,
     split_from_path,
     splits_by_folder,
@@ -95,7 +96,18 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
     names = dict.fromkeys(
         name for file in chosen for name in file.names.values() if not is_background(name)
     )
-    return Annotations(items=tuple(items.values()), names=tuple(names), notes=tuple(notes))
+    empty = [key for key, item in items.items() if not item.boxes.labels]
+    warnings = (
+        *half_annotated(
+            empty, len(items), "no annotation in the files", "used as images without objects"
+        ),
+        *half_annotated(
+            unlisted, len(items) + len(unlisted), "no entry in the COCO files", "left out"
+        ),
+    )
+    return Annotations(
+        items=tuple(items.values()), names=tuple(names), notes=tuple(notes), warnings=warnings
+    )
 
 
 def _as_folders(names: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ from headstart.data.dataset import SPLITS, Boxes, SplitName
 from headstart.data.formats.annotations import (
     AnnotatedImage,
     Annotations,
+    half_annotated,
     is_background,
     splits_by_folder,
 )
@@ -202,7 +203,15 @@ def read_voc(listing: Listing) -> Annotations:
         for key, split in splits.items()
     )
     names = {name for boxes in boxes_by_image.values() for name in boxes.labels}
-    return Annotations(items=items, names=tuple(sorted(names, key=natural_key)), notes=tuple(notes))
+    warnings = half_annotated(
+        without_annotation, len(items), "no annotation file", "used as images without objects"
+    )
+    return Annotations(
+        items=items,
+        names=tuple(sorted(names, key=natural_key)),
+        notes=tuple(notes),
+        warnings=warnings,
+    )
 
 
 def _is_annotation(path: Path) -> bool:

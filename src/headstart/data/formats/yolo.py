@@ -6,7 +6,7 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from headstart.data.dataset import SPLITS, Boxes, SplitName
 from headstart.data.formats.annotations import (
     AnnotatedImage,
     Annotations,
+    half_annotated,
     is_background,
     splits_by_folder,
 )
@@ -118,6 +119,12 @@ def read_yolo(listing: Listing) -> Annotations:
         items=items,
         names=tuple(name for _, name in sorted(classes.items())),
         notes=tuple(notes),
+        warnings=half_annotated(
+            _unlabelled_images(label_files, rows),
+            len(label_files),
+            "no label file",
+            "used as images without objects",
+        ),
         relative=True,
     )
 
@@ -129,7 +136,7 @@ def _label_notes(
     is_pose: bool,
 ) -> list[str]:
     notes = []
-    unlabelled = [key for key, name in label_files.items() if name not in rows]
+    unlabelled = _unlabelled_images(label_files, rows)
     if unlabelled:
         notes.append(f"{len(unlabelled)} images have no label file: {format_list(unlabelled)}")
     outside = [key for key in listing.images if key not in label_files]
@@ -143,6 +150,10 @@ def _label_notes(
     elif n_long:
         notes.append(f"{n_long} objects are outlines, replaced by their bounding boxes")
     return notes
+
+
+def _unlabelled_images(label_files: Mapping[str, str], rows: Container[str]) -> list[str]:
+    return [key for key, name in label_files.items() if name not in rows]
 
 
 def _is_name_list(name: str) -> bool:
