@@ -22,13 +22,13 @@ from headstart.data.formats.targets import mask_targets, to_boxes
 from headstart.data.labels import check_weights, encode_labels, group_names, seed_of
 from headstart.data.prepare import readable_samples, to_samples
 from headstart.data.readers import read_dataset
-from headstart.errors import DataError, UnknownNameError, UsageError
+from headstart.errors import DataError, UsageError
 from headstart.evaluation.classification import AnyEvaluation, evaluate
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
-from headstart.methods import METHODS
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Method
+from headstart.methods.plugin_methods import find_method
 from headstart.models.build import create_model
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
@@ -263,12 +263,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _create_method(self, seed: int) -> Method:
         if not isinstance(self.method, str):
             return self.method
-        if self.method not in METHODS:
-            raise UnknownNameError("method", self.method, ["auto", *METHODS])
-        if self.method == LinearProbe.name:
+        kind = find_method(self.method, other_names=["auto"])
+        if kind is LinearProbe:
             return LinearProbe(folds=self.folds, imbalance=self.imbalance, seed=seed)
-        kind: Any = METHODS[self.method]
-        return kind(seed=seed, loss=Loss(imbalance=self.imbalance))  # type: ignore[no-any-return]
+        loss = {"loss": Loss(imbalance=self.imbalance)} if hasattr(kind(), "loss") else {}
+        return kind(seed=seed, **loss)  # type: ignore[no-any-return]
 
     def _open_cache(self) -> Cache:
         return Cache(None if self.cache_dir is None else Path(self.cache_dir))
@@ -444,10 +443,7 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
             return self.method
         if self.method == "auto":
             return default_method(self.kind, seed)
-        if self.method not in METHODS:
-            raise UnknownNameError("method", self.method, ["auto", *METHODS])
-        kind: Any = METHODS[self.method]
-        method: Method = kind(seed=seed)
+        method: Method = find_method(self.method, other_names=["auto"])(seed=seed)
         return method
 
 

@@ -5,5 +5,6 @@ backbone), weights.py (find, verify and read files), downloads.py (bounded, veri
 stages.py (the stages of each family of networks), backbone.py (the module, run stage by stage),
 rungs.py (how much of a backbone can train, by resolution), freezing.py (which parameters are
 trained, and the check that the others did not change), tracing.py and own_module.py (a network of
-the user's own) and frozen.py (a frozen backbone with its weights).
+the user's own), plugin_backbones.py (a network of another package) and frozen.py (a frozen
+backbone with its weights).
 """

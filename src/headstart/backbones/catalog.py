@@ -16,11 +16,20 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
+from headstart import plugins
 from headstart.backbones.spec import BackboneSpec, Option, Stage
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError
 
-__all__ = ["BackboneSpec", "Stage", "names", "published_accuracy", "resolve", "table"]
+__all__ = [
+    "BackboneSpec",
+    "Stage",
+    "names",
+    "published_accuracy",
+    "resolve",
+    "table",
+    "with_options",
+]
 
 RGB = tuple[float, float, float]
 IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -302,7 +311,7 @@ def resolve(name: str, *, offline: bool | None = None) -> BackboneSpec:
     if name.startswith("file:"):
         return _resolve_file(name, offline)
     model, _, query = name.partition("?")
-    return _with_options(_resolve_model(model, offline), query)
+    return with_options(_resolve_model(model, offline), query)
 
 
 def _resolve_model(name: str, offline: bool | None) -> BackboneSpec:
@@ -318,7 +327,14 @@ def _resolve_model(name: str, offline: bool | None) -> BackboneSpec:
         from headstart.backbones.weights import hub_config
 
         return _spec_from_hub_config(rest, hub_config(rest, offline=offline))
-    raise UnknownNameError("backbone", name, [*table(), "timm/...", "hf/..."], listing=LISTING)
+    choices = [*table(), "timm/...", "hf/...", *_plugin_names()]
+    raise UnknownNameError("backbone", name, choices, listing=LISTING)
+
+
+def _plugin_names() -> list[str]:
+    """Names of the backbones of other packages, for messages."""
+    found = plugins.installed(plugins.BACKBONES)
+    return [name for plugin in found for name in (plugin.name, plugin.full_name)]
 
 
 def _resolve_without_source(name: str) -> BackboneSpec:
@@ -352,16 +368,27 @@ def _resolve_file(name: str, offline: bool | None) -> BackboneSpec:
     )
 
 
-def _with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
+def with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
+    """Apply the options after the question mark: preprocessing, ``until`` or the library's.
+
+    Raises
+    ------
+    UnknownNameError, UsageError
+        If an option does not exist for this backbone, or has an invalid value.
+
+    Examples
+    --------
+    >>> with_options(resolve("resnet18"), "crop=128").preprocess.crop
+    128
+    """
     if not query:
         return spec
-    """Apply the options after the question mark: preprocessing, ``until`` or the library's."""
     options = parse_qsl(query, keep_blank_values=True, strict_parsing=False)
     if until := dict(options).get("until"):
         other_options = "&".join(
             option for option in query.split("&") if not option.startswith("until=")
         )
-        return _with_options(spec, other_options).ending_at(until)
+        return with_options(spec, other_options).ending_at(until)
     if until == "":
         raise UsageError(
             f"Expected `until` to name a stage, got nothing in {query!r}. Write a stage after "
@@ -378,6 +405,9 @@ def _with_options(spec: BackboneSpec, query: str) -> BackboneSpec:
     model_options = {
         key: _parse_model_option(text) for key, text in options if key not in PREPROCESS_FIELDS
     }
+    if spec.source == "module" and model_options:
+        choices = [*PREPROCESS_FIELDS, "until"]
+        raise UnknownNameError(f"option of {spec.name}", next(iter(model_options)), choices)
     return replace(
         spec,
         name=f"{spec.name}?{query}",
@@ -424,7 +454,8 @@ def _resolve_timm(name: str) -> BackboneSpec:
 
     timm_names = {*timm.list_models(), *timm.list_models(pretrained=True)}
     if name not in timm_names:
-        raise UnknownNameError("backbone", name, {*names(), *timm_names}, listing=LISTING)
+        choices = {*names(), *timm_names, *_plugin_names()}
+        raise UnknownNameError("backbone", name, choices, listing=LISTING)
     published = timm.get_pretrained_cfg(name)
     config: dict[str, Any] = vars(published) if published is not None else {}
     repo = config.get("hf_hub_id") or ""

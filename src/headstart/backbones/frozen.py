@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.catalog import resolve
+from headstart.backbones.catalog import resolve, with_options
 from headstart.backbones.freezing import fingerprint, freeze
+from headstart.backbones.plugin_backbones import build_plugin, find_plugin
 from headstart.backbones.spec import BackboneSpec
 from headstart.backbones.weights import WeightsFile, locate, read_state
 from headstart.cache import key
+from headstart.plugins import Plugin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,6 +80,8 @@ class FrozenBackbone:
             return name
         if not isinstance(name, str):
             return cls.of(name)
+        if (plugin := find_plugin(name)) is not None:
+            return cls._of_plugin(plugin, name)
         spec = resolve(name, offline=offline)
         return cls.read(spec, locate(spec, offline=offline))
 
@@ -104,6 +108,16 @@ class FrozenBackbone:
         sha256 = fingerprint(state)
         origin = backbone.origin or {"from": "module", "file": backbone.spec.name}
         return cls(spec=backbone.spec, state=state, origin={**origin, "sha256": sha256})
+
+    @classmethod
+    def _of_plugin(cls, plugin: Plugin, name: str) -> FrozenBackbone:
+        """Take the network that a backbone of another package builds, with its full name."""
+        backbone = cls.of(build_plugin(plugin))
+        spec = replace(backbone.spec, name=plugin.full_name)
+        spec = with_options(spec, name.partition("?")[2])
+        origin = {**backbone.origin, "from": f"{plugin.package} {plugin.version}"}
+        state = _used_tensors(spec, backbone.state)
+        return replace(backbone, spec=spec, state=state, origin=origin)
 
     @property
     def note(self) -> str:
@@ -289,19 +303,24 @@ def name_of(backbone: str | FrozenBackbone) -> str:
 
 
 def to_backbone(value: Any) -> Any:
-    """Take a network of the user's own as a ``FrozenBackbone``; return other values as they are.
+    """Take a network of the user's own, or of another package, as a ``FrozenBackbone``.
+
+    Other values, such as the names of the catalogue, are returned as they are.
 
     Raises
     ------
     UnknownNameError, UsageError
         As ``Backbone.from_module``.
+    SetupError
+        If the backbone of another package cannot be imported or built.
 
     Examples
     --------
     >>> to_backbone("resnet18")
     'resnet18'
     """
-    return FrozenBackbone.open(value) if hasattr(value, "named_parameters") else value
+    is_plugin = isinstance(value, str) and find_plugin(value) is not None
+    return FrozenBackbone.open(value) if is_plugin or hasattr(value, "named_parameters") else value
 
 
 def _used_tensors(spec: BackboneSpec, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -410,12 +410,14 @@ def backbones(as_json: AsJson = False) -> None:
     The column "top-1" is the accuracy on ImageNet-1k in percent, where the publisher of the
     weights states it. The column "here" shows whether the weights are on this machine; the
     others are downloaded on first use. Any other network of timm or of the Hugging Face Hub
-    works too: timm/<name>, hf/<org>/<model>.
+    works too: timm/<name>, hf/<org>/<model>. Backbones of other packages are at the end; they are
+    not imported, so only their name and version are known.
     """
     from headstart.backbones.catalog import names, published_accuracy, resolve
     from headstart.backbones.weights import is_on_disk
     from headstart.cli.tables import show_backbones
     from headstart.cli.terminal import plain_console
+    from headstart.plugins import BACKBONES, installed
 
     rows = [
         {
@@ -429,6 +431,19 @@ def backbones(as_json: AsJson = False) -> None:
             "on_disk": is_on_disk(spec),
         }
         for spec in map(resolve, names())
+    ]
+    rows += [
+        {
+            "name": plugin.full_name,
+            "trained_on": "",
+            "licence": "",
+            "source": f"{plugin.package} {plugin.version}",
+            "input": [],
+            "megabytes": 0.0,
+            "imagenet_top1": None,
+            "on_disk": None,
+        }
+        for plugin in installed(BACKBONES)
     ]
     if as_json:
         emit(rows)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache, partial
 from inspect import Parameter, Signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -402,19 +403,29 @@ def _method_note(recipe: Recipe, flag_values: Mapping[str, Any]) -> str:
     )
 
 
+NAMED_METHOD = "headstart.method"
+"""Key of the context's values: the method that the arguments name."""
+
+
 class MethodCommand(TyperCommand):
     """A command with the flags of all methods.
 
-    They are read only when the command runs, because this imports the methods.
+    They are read only when the command runs, because this imports the methods. A method of another
+    package is imported only if --method names it.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the name of the method first, because it decides which flags there are."""
+        ctx.meta[NAMED_METHOD] = _named_method(args)
+        return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Append the flags of the methods to those of the run."""
-        return [*super().get_params(ctx), *_method_options()]
+        return [*super().get_params(ctx), *_method_options(ctx.meta.get(NAMED_METHOD, ""))]
 
     def invoke(self, ctx: Any) -> Any:
         """Pass the flags of the methods as one mapping: the context's object."""
-        names = {option.name for option in _method_options()}
+        names = {option.name for option in _method_options(ctx.meta.get(NAMED_METHOD, ""))}
         ctx.obj = {name: value for name, value in ctx.params.items() if name in names}
         ctx.params = {name: value for name, value in ctx.params.items() if name not in names}
         return super().invoke(ctx)
@@ -433,13 +444,30 @@ class MethodCommand(TyperCommand):
                 formatter.write_dl(records)
 
 
+def _named_method(args: list[str]) -> str:
+    """Return the last value of ``--method`` among arguments, without options; else empty.
+
+    >>> _named_method(["photos", "--method", "finetune?epochs=5"])
+    'finetune'
+    """
+    name = ""
+    for flag, value in zip_longest(args, args[1:], fillvalue=""):
+        if flag == "--":
+            break
+        if flag == "--method":
+            name = value
+        elif flag.startswith("--method="):
+            name = flag.partition("=")[2]
+    return name.partition("?")[0]
+
+
 @cache
-def _method_options() -> tuple[Any, ...]:
+def _method_options(method: str) -> tuple[Any, ...]:
     """Create the parser's options from a function signature, as typer requires."""
     from headstart.methods.flags import flags
 
     parameters = []
-    for flag in flags():
+    for flag in flags(method):
         is_switch = flag.kind == "switch"
         option = typer.Option(
             f"{flag.option}/--no-{flag.option[2:]}" if is_switch else flag.option,

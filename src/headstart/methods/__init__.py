@@ -1,11 +1,11 @@
 """Training methods. One file per method, one contract.
 
 Read method.py (the contract), linear_probe.py, finetune.py and scratch.py (the methods),
-pretraining.py (train the weights of a backbone) and flags.py (the methods' fields as command-line
-flags).
+pretraining.py (train the weights of a backbone), flags.py (the methods' fields as command-line
+flags) and plugin_methods.py (methods of other packages).
 
-``METHODS`` is the table of all methods by name. It is filled on first use, so that a run imports
-only its own method.
+``METHODS`` is the table of Headstart's own methods by name. It is filled on first use, so that a
+run imports only its own method.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from headstart.data.transforms.augment import PRESETS
 from headstart.errors import UnknownNameError, UsageError
 from headstart.methods import METHODS
+from headstart.methods.plugin_methods import find_method, is_plugin
 
 if TYPE_CHECKING:
     from headstart.methods.method import Method
@@ -42,6 +43,56 @@ PRESET = "augment"
 
 RUN_FLAGS = {"seed"}
 """Fields that are set by a flag of the run, not of the method."""
+
+TAKEN = frozenset(
+    [
+        "allow_overlap",
+        "as_json",
+        "backbone",
+        "backbones",
+        "bad_files",
+        "budget",
+        "cache",
+        "callbacks",
+        "class_level",
+        "command",
+        "config",
+        "device",
+        "engine",
+        "group_by",
+        "head",
+        "help",
+        "image_column",
+        "images",
+        "json",
+        "label_column",
+        "label_separator",
+        "mask_threshold",
+        "masks",
+        "max_risk",
+        "method",
+        "no_cache",
+        "observer",
+        "offline",
+        "open",
+        "open_report",
+        "out",
+        "progress",
+        "prove",
+        "quiet",
+        "recipe",
+        "require_lead",
+        "resume",
+        "rivals",
+        "size",
+        "source",
+        "task",
+        "test_fraction",
+        "track",
+        "verbose",
+    ]
+)
+"""Flags and keywords of a run, which no method of another package may use for a field."""
 
 ValueKind = Literal["switch", "integer", "number", "numbers", "text", "number or text"]
 
@@ -88,25 +139,35 @@ class Flag:
 
 
 @cache
-def flags() -> tuple[Flag, ...]:
-    """List the flags of all methods, each once, in the order of METHODS and of the fields.
+def flags(method: str = "") -> tuple[Flag, ...]:
+    """List the flags of Headstart's methods, each once, in the order of METHODS and of the fields.
+
+    Parameters
+    ----------
+    method : str
+        Name of a method of another package, whose flags are listed too. Other names are ignored.
 
     Raises
     ------
+    SetupError
+        If that method cannot be used.
     UsageError
         If two fields of a method would get the same flag.
     """
     owners: dict[str, list[str]] = {}
     choices: dict[str, dict[str, None]] = {}  # in order, those of all methods
     first: dict[str, tuple[FieldPath, Field[Any], type]] = {}
-    for method, kind in METHODS.items():
-        for name, (path, field, owner) in _fields(kind).items():
-            owners.setdefault(name, []).append(method)
+    kinds = {**METHODS, **({method: find_method(method)} if is_plugin(method) else {})}
+    for name, kind in kinds.items():
+        for flag_name, (path, field, owner) in _fields(kind).items():
+            source = first.setdefault(flag_name, (path, field, owner))
+            if name not in METHODS:
+                _require_free(kind, flag_name, (field, owner), source)
+            owners.setdefault(flag_name, []).append(name)
             allowed = _kind(get_type_hints(owner)[field.name])[1]
-            choices.setdefault(name, {}).update(dict.fromkeys(allowed))
-            first.setdefault(name, (path, field, owner))
-            if path[0] == "augmentation" and method not in owners.setdefault(PRESET, []):
-                owners[PRESET].append(method)
+            choices.setdefault(flag_name, {}).update(dict.fromkeys(allowed))
+            if path[0] == "augmentation" and name not in owners.setdefault(PRESET, []):
+                owners[PRESET].append(name)
     all_flags = [
         replace(_flag(name, *source, tuple(owners[name])), choices=tuple(choices[name]))
         for name, source in first.items()
@@ -122,6 +183,23 @@ def flags() -> tuple[Flag, ...]:
         methods=tuple(owners[PRESET]),
     )
     return (*all_flags[:position], preset, *all_flags[position:])
+
+
+def _require_free(
+    kind: type, name: str, own: tuple[Field[Any], type], first: tuple[FieldPath, Field[Any], type]
+) -> None:
+    """Refuse a field whose flag is one of the run, or one of another type."""
+    (field, owner), (_, first_field, first_owner) = own, first
+    value_kind = _kind(get_type_hints(owner)[field.name])[0]
+    other_kind = _kind(get_type_hints(first_owner)[first_field.name])[0]
+    is_same = value_kind in {other_kind, *other_kind.split(" or ")}
+    other = "" if is_same else f"{first_owner.__name__}, with the type {other_kind}"
+    other = "the run" if name in TAKEN or name == PRESET else other
+    if other:
+        raise UsageError(
+            f"The field `{name}` of {kind.__module__}.{kind.__name__}, with the type {value_kind}, "
+            f"has the flag of {other}. Rename the field."
+        )
 
 
 def _fields(kind: Any, above: FieldPath = ()) -> dict[str, tuple[FieldPath, Field[Any], type]]:
@@ -189,6 +267,11 @@ def _kind(hint: Any) -> tuple[ValueKind, tuple[str, ...]]:
     if get_origin(hint) is tuple:
         return "numbers", ()
     kinds: dict[Any, ValueKind] = {bool: "switch", int: "integer", float: "number", str: "text"}
+    if hint not in kinds:
+        raise UsageError(
+            f"No flag can have the type {hint} of a method's field. Use bool, int, float, str, a "
+            "Literal or a tuple of numbers, or field(metadata={'flag': False})."
+        )
     return kinds[hint], ()
 
 
@@ -250,13 +333,12 @@ def make_method(name: str, values: Mapping[str, Any], *, seed: int = 0) -> Metho
     headstart.errors.UsageError: --layer-decay belongs to method finetune, but the method is \
 linear-probe. Pass --method finetune, or remove the flag.
     """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    by_name = {flag.name: flag for flag in flags()}
+    method_class = find_method(name)
+    by_name = {flag.name: flag for flag in flags(name)}
     typed = {key: _value(by_name[key], value) for key, value in values.items() if value is not None}
     _refuse_other_methods(name, [by_name[key] for key in typed])
     preset = typed.pop(PRESET, None)
-    own = _fields(METHODS[name])
+    own = _fields(method_class)
     by_path: dict[FieldPath, Any] = {own[key][0]: value for key, value in typed.items()}
     if preset is not None:
         if preset not in PRESETS:
@@ -265,7 +347,7 @@ linear-probe. Pass --method finetune, or remove the flag.
             ("augmentation", key): value for key, value in PRESETS[preset].items()
         }
         by_path = {**defaults, **by_path}
-    method: Method = _build(METHODS[name], {**by_path, ("seed",): seed})
+    method: Method = _build(method_class, {**by_path, ("seed",): seed})
     return method
 
 
@@ -290,9 +372,9 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
     {'train_from': 'all', 'epochs': 5}
     """
     name = record["name"]
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    names = {path: flag for flag, (path, _, _) in _fields(METHODS[name]).items()}
+    kind = find_method(name)
+    names = {path: flag for flag, (path, _, _) in _fields(kind).items()}
+    hidden = {(f.name,): f.default for f in fields(kind) if not f.metadata.get("flag", True)}
     groups = {path[0] for path in names if len(path) > 1}
     values: dict[str, Any] = {}
     for key, value in record.items():
@@ -310,6 +392,8 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
         for path, leaf in leaves.items():
             if path in names:
                 values[names[path]] = leaf
+            elif path in hidden:
+                _require_default(name, path[0], leaf, hidden[path])
             elif path not in {("name",), ("seed",)}:
                 choices = [".".join(other) for other in names]
                 raise UnknownNameError(
@@ -318,8 +402,24 @@ def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
     return {flag: value for flag, value in values.items() if value is not None}
 
 
-def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def _require_default(method: str, name: str, value: Any, default: Any) -> None:
+    """Refuse another value than the default of a field that has no flag."""
+    plain = list(default) if isinstance(default, tuple) else default
+    if value not in (default, plain):
+        raise UsageError(
+            f"`{name}` of method {method} has no flag, so a file cannot set it to "
+            f"{reprlib.repr(value)}. Remove it, or train from Python with method=..."
+        )
+
+
+def typed_values(values: Mapping[str, Any], method: str = "") -> dict[str, Any]:
     """Convert flag values to the types of their fields; None is left out.
+
+    Parameters
+    ----------
+    values : mapping
+    method : str
+        As for `flags`.
 
     Raises
     ------
@@ -331,7 +431,7 @@ def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
     >>> typed_values({"epochs": "3", "flip": True, "mixup": None})
     {'epochs': 3, 'flip': True}
     """
-    by_name = {flag.name: flag for flag in flags()}
+    by_name = {flag.name: flag for flag in flags(method)}
     return {key: _value(by_name[key], value) for key, value in values.items() if value is not None}
 
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.backbones.catalog import names
 from headstart.backbones.frozen import FrozenBackbone
+from headstart.backbones.plugin_backbones import build_plugin
 from headstart.backbones.spec import BackboneSpec
-from headstart.errors import ModelFileError, UsageError, WeightsMismatchError
+from headstart.errors import ModelFileError, SetupError, UsageError
 from headstart.features.engines import ENGINES
 from headstart.files import read_bounded
 from headstart.models.build import HEADS
@@ -42,6 +43,7 @@ from headstart.models.writing import (
     fitting_tensors,
     save,
 )
+from headstart.plugins import BACKBONES, find
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +108,9 @@ def assemble_model(
 
 
 def _bind_module(spec: BackboneSpec, module: object) -> BackboneSpec:
-    """Give a network of the user's own its code, which is not in the folder."""
+    """Give a network of the user's own, or of another package, its code."""
+    if module is None and spec.source == "module" and not spec.name.startswith("module/"):
+        return _bind_installed(spec)
     if module is None:
         raise UsageError(
             f"The model was trained on {spec.name}, a network of your own, whose code is not in "
@@ -121,6 +125,36 @@ def _bind_module(spec: BackboneSpec, module: object) -> BackboneSpec:
     from headstart.backbones.own_module import bind
 
     return bind(spec, module)
+
+
+def _bind_installed(spec: BackboneSpec) -> BackboneSpec:
+    """Give a backbone the code of the installed package that declares it.
+
+    The name comes from the folder, so it is only looked up among the declared names.
+    """
+    package, _, name = spec.name.partition("?")[0].partition("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,80}/[\w.-]{1,80}", f"{package}/{name}"):
+        raise ModelFileError(
+            f"Expected the name of a package and its backbone, got {shorten(spec.name)}. {DAMAGED}"
+        )
+    plugin = find(BACKBONES, f"{package}/{name}")
+    if plugin is None:
+        raise SetupError(
+            f"The model was trained on the backbone {name} of the package {package}, which is not "
+            f"installed or no longer has it. Install it, if you trust it: pip install {package}. "
+            "Or pass the network: headstart.load(folder, module=build)."
+        )
+    from headstart.backbones.backbone import Backbone
+    from headstart.backbones.own_module import bind
+
+    module = build_plugin(plugin)
+    try:
+        return bind(spec, module.spec.build if isinstance(module, Backbone) else module)
+    except UsageError as error:
+        raise SetupError(
+            f"The {plugin} is another network than that of the training. Install the version of "
+            f"{package} that the model was trained with. Details: {error}"
+        ) from error
 
 
 def _read_task(values: Mapping[str, Any]) -> Task:
@@ -306,6 +340,8 @@ def load(folder: str | Path, *, module: object = None) -> TransferModel:
     ------
     UsageError
         If ``module`` is missing, not needed, or another network than that of the training.
+    SetupError
+        If the backbone is of another package, which is not installed or cannot be used.
     ModelFileError
         If the folder has no model, or one that is damaged, unknown or unsafe.
     """
@@ -316,7 +352,7 @@ def load(folder: str | Path, *, module: object = None) -> TransferModel:
         return assemble_model(description, content, module=module)
     except ModelFileError:
         raise
-    except (UsageError, WeightsMismatchError) as error:
+    except (UsageError, SetupError) as error:
         if module is not None or description["backbone"].get("source") == "module":
             raise
         raise _unfitting_parts(folder, error) from error

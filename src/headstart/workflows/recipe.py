@@ -6,7 +6,7 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, get_args
 from urllib.parse import parse_qsl
@@ -15,9 +15,9 @@ from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
 from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.prepare import BadFiles
 from headstart.errors import UnknownNameError, UsageError
-from headstart.methods import METHODS
 from headstart.methods.flags import flags, make_method, typed_values
 from headstart.methods.method import Method, described, with_loss
+from headstart.methods.plugin_methods import find_method
 from headstart.selection.rules import BUDGET
 from headstart.workflows.backbone_names import (
     DEFAULT_BACKBONE,
@@ -236,11 +236,12 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, for resolved.yaml."""
         method = None if self.method is None else described(self.method)
-        names = tuple(name_of(backbone) for backbone in self.rivals)
-        plain = replace(self, backbone=name_of(self.backbone), rivals=names)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["rivals"] = tuple(name_of(backbone) for backbone in self.rivals)
+        values |= {"backbone": name_of(self.backbone), "method": method}
         # Not `to_jsonable`, which turns an infinite budget into None.
-        values: dict[str, Any] = json.loads(json.dumps({**asdict(plain), "method": method}))
-        return values
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
 
 
 def _require_types(recipe: Recipe) -> None:
@@ -322,7 +323,9 @@ def make_recipe(
     headstart.errors.UnknownNameError: Unknown setting: 'epoch'. Did you mean 'epochs'?
     """
     own = {field.name for field in fields(Recipe)} - {"rivals"} | {"backbones"}
-    names = own | {flag.name for flag in flags()} | {"loss"}
+    named = settings.get("method")
+    name_of_method = named if isinstance(named, str) else ""
+    names = own | {flag.name for flag in flags(name_of_method)} | {"loss"}
     for name in settings:
         if name not in names:
             raise UnknownNameError("setting", name, names)
@@ -348,8 +351,9 @@ def _make_method(
     find_task: Callable[[Recipe], str] | None,
 ) -> Method | None:
     """Create the method; without a name, choose it by the flags that are set and by the data."""
-    flag_values = typed_values(flag_values)  # before the data are read
-    used = [flag for flag in flags() if flag.name in flag_values]
+    name = method if isinstance(method, str) else ""
+    flag_values = typed_values(flag_values, name)  # before the data are read
+    used = [flag for flag in flags(name) if flag.name in flag_values]
     if method is not None and not isinstance(method, str):
         _require_method(method)
         if used:
@@ -533,12 +537,11 @@ def parse_method(text: str, task: str, *, seed: int = 0, epochs: int | None = No
             )
         name = default_method(task).name
     name = ALIASES.get(name, name)
-    if name not in METHODS:
-        raise UnknownNameError("method", name, [*METHODS, *ALIASES, "auto"])
-    flags_by_name = {flag.name: flag for flag in flags()}
+    find_method(name, other_names=(*ALIASES, "auto"))
+    flags_by_name = {flag.name: flag for flag in flags(name)}
     for key, value in options.items():
         if key not in flags_by_name:
-            own = [flag.option[2:] for flag in flags() if name in flag.methods]
+            own = [f.option[2:] for f in flags_by_name.values() if name in f.methods]
             raise UnknownNameError(f"option of {name}", key.replace("_", "-"), own)
         if flags_by_name[key].kind == "switch":
             options[key] = value.lower() not in {"false", "no", "off", "0"}
