@@ -260,4 +260,4 @@ def test_images_and_classes_of_coco_count_from_one(detected):
     document = coco_images(answers, CLASSES)
     assert [row["id"] for row in document["images"]] == [1, 2, 3]
     assert document["categories"][2] == {"id": 3, "name": CLASSES[2]}
-    assert coco_results([]) == []
+    assert coco_results([], CLASSES) == []

@@ -240,6 +240,13 @@ def predict(  # noqa: PLR0913 - one argument a flag
         float | None,
         typer.Option(help="Minimum score of a box. Default: the threshold in the model."),
     ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="COCO file, such as instances_val.json, whose ids the results of --format coco "
+            "use."
+        ),
+    ] = None,
     tile: TileSize = 0,
     bad_files: BadFiles = "error",
     engine: Annotated[
@@ -252,6 +259,7 @@ def predict(  # noqa: PLR0913 - one argument a flag
     from headstart.cli.tables import show_predictions
     from headstart.cli.terminal import plain_console
     from headstart.data.prepare import readable_samples, to_samples
+    from headstart.models.coco_ids import read_coco_ids
     from headstart.models.prediction_files import as_csv, require_format, write_predictions
     from headstart.models.prediction_files import as_json as predictions_as_json
     from headstart.models.saving import load
@@ -259,6 +267,7 @@ def predict(  # noqa: PLR0913 - one argument a flag
     fitted = load(model)
     output_format, classes = "json" if as_json else output, fitted.task.classes
     require_format(output_format, fitted.task.name)
+    coco_ids = None if ids is None else read_coco_ids(ids, output_format)
     with open_cache(temporary=False) as store:
         samples = readable_samples(
             to_samples(images), cache=store, bad_files=parse_bad_files(bad_files)
@@ -268,7 +277,9 @@ def predict(  # noqa: PLR0913 - one argument a flag
         )
     if output_format != "table" and (out is not None or output_format not in {"json", "csv"}):
         pairs = zip(samples, predictions, strict=True)
-        folder = write_predictions(out or Path("predictions"), output_format, pairs, classes)
+        folder = write_predictions(
+            out or Path("predictions"), output_format, pairs, classes, coco_ids
+        )
         say(f"Wrote the predictions for {len(samples)} images to {folder}.")
     elif output_format == "json":
         emit(predictions_as_json(predictions, classes))

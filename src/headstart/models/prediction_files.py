@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
@@ -23,6 +23,7 @@ from headstart.data.images import decode
 from headstart.errors import SetupError, UnknownNameError, UsageError
 from headstart.files import csv_text, file_stems, output_path, write_whole
 from headstart.metrics.validation import json_text
+from headstart.models.coco_ids import CocoIds, to_stated_size
 from headstart.models.inference import Detections, Segmentation
 from headstart.models.transfer_model import AnyPrediction, predictions_csv, predictions_json
 
@@ -96,19 +97,38 @@ def objects_csv(predictions: Iterable[Detections], classes: Sequence[str]) -> st
     return csv_text(["image", "label", "score", "left", "top", "right", "bottom"], rows)
 
 
-def coco_results(predictions: Iterable[Detections]) -> list[dict[str, Any]]:
-    """COCO's format of results: ``bbox`` is left, top, width, height; ids start at 1.
+def coco_results(
+    predictions: Sequence[Detections],
+    classes: Sequence[str],
+    document: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """COCO's format of results: ``bbox`` is left, top, width, height.
 
-    ``coco_images`` lists the images and classes of the ids.
+    Parameters
+    ----------
+    predictions : sequence of Detections
+    classes : sequence of str
+    document : mapping, optional
+        Its ``images`` and ``categories``, one for each prediction and class, have the ids. By
+        default those of ``coco_images``, which start at 1.
+
+    Returns
+    -------
+    list of dict
+        Each also has the ``file_name`` and the name of the ``category``.
     """
+    document = document or coco_images(predictions, classes)
+    categories = document["categories"]
     results = []
-    for image_id, detections in enumerate(predictions, start=1):
+    for image, detections in zip(document["images"], predictions, strict=True):
         for label, score, box in _objects(detections):
             left, top, right, bottom = (round(side, 4) for side in box)
             results.append(
                 {
-                    "image_id": image_id,
-                    "category_id": int(label) + 1,
+                    "image_id": image["id"],
+                    "file_name": image["file_name"],
+                    "category_id": categories[int(label)]["id"],
+                    "category": categories[int(label)]["name"],
                     "bbox": [left, top, round(right - left, 4), round(bottom - top, 4)],
                     "score": round(float(score), 6),
                 }
@@ -305,6 +325,7 @@ def write_predictions(
     output_format: str,
     pairs: Iterable[tuple[Sample, AnyPrediction]],
     classes: Sequence[str],
+    ids: CocoIds | None = None,
 ) -> Path:
     """Write predictions as files into a new folder, completely or not at all.
 
@@ -318,6 +339,8 @@ def write_predictions(
         Iterated once.
     classes : sequence of str
         Of the model's task.
+    ids : CocoIds, optional
+        Ids of images and classes for the format ``coco``.
 
     Returns
     -------
@@ -328,6 +351,8 @@ def write_predictions(
     ------
     UsageError
         If the folder has files.
+    DataError
+        If an image or class has no id.
     SetupError
         If it cannot be written.
 
@@ -343,7 +368,10 @@ def write_predictions(
     if output_format not in _WRITERS:
         raise UnknownNameError("format", output_format, list(_WRITERS))
     with atomic_folder(folder) as scratch:
-        _WRITERS[output_format](scratch, pairs, classes)
+        if output_format == "coco":
+            _write_coco(scratch, pairs, classes, ids)
+        else:
+            _WRITERS[output_format](scratch, pairs, classes)
     return folder
 
 
@@ -391,12 +419,21 @@ def _write_csv(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
     write_whole(output_path(folder, "predictions.csv"), text)
 
 
-def _write_coco(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:
-    predictions = [prediction for _, prediction in pairs]
-    write_whole(output_path(folder, "results.json"), json_text(coco_results(predictions), indent=1))
-    write_whole(
-        output_path(folder, "images.json"), json_text(coco_images(predictions, classes), indent=1)
-    )
+def _write_coco(
+    folder: Path, pairs: Pairs, classes: Sequence[str], ids: CocoIds | None = None
+) -> None:
+    own = list(pairs)
+    predictions = [prediction for _, prediction in own]
+    document = coco_images(predictions, classes)
+    if ids is not None:
+        document = ids.document([prediction.name for prediction in predictions], classes)
+        predictions = [
+            to_stated_size(sample, prediction, entry)
+            for (sample, prediction), entry in zip(own, document["images"], strict=True)
+        ]
+    results = coco_results(predictions, classes, document)
+    write_whole(output_path(folder, "results.json"), json_text(results, indent=1))
+    write_whole(output_path(folder, "images.json"), json_text(document, indent=1))
 
 
 def _write_yolo(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:

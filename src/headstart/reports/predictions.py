@@ -82,16 +82,7 @@ def box_json(evaluation: BoxEvaluation) -> str:
         JSON. Every result also has ``file_name`` and ``category``, so that it can be matched by
         name with an annotation file that has other ids.
     """
-    detections, classes = evaluation.detections, evaluation.task.classes
-    results = [
-        result
-        | {
-            "file_name": detections[result["image_id"] - 1].name,
-            "category": classes[result["category_id"] - 1],
-        }
-        for result in coco_results(detections)
-    ]
-    return json_text(results)
+    return json_text(coco_results(evaluation.detections, evaluation.task.classes))
 
 
 def mask_csv(evaluation: MaskEvaluation) -> str:
