@@ -21,6 +21,7 @@ from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
+from headstart.models.heads.detection_config import BoxSelection
 from headstart.models.inference import detect, segment
 from headstart.models.tasks import DetectionTask
 from headstart.models.transfer_model import TransferModel
@@ -375,3 +376,23 @@ def test_a_training_is_taken_up_with_its_own_head_and_truth_only(backbone, extra
     resumed = Finetune(training=SHORT).fit(model, train, extractor=extractor, session=again)
     uninterrupted = Finetune(training=SHORT).fit(model, train, extractor=extractor)
     assert trained_values(resumed) == trained_values(uninterrupted)
+
+
+def test_the_choice_of_boxes_reaches_training_prediction_and_evaluation(backbone, extractor):
+    train = data("detection")
+    selection = BoxSelection(nms=0.3, class_agnostic_nms=True, max_boxes=2)
+    model = create_model(backbone, train, head="fcos", size=64, selection=selection)
+    trained = Finetune(train_from="head", training=SHORT).fit(model, train, extractor=extractor)
+    assert trained.task.selection == selection
+    images = [sample.image for sample in train.samples[:3]]
+    few = trained.predict(images, threshold=0)
+    many = trained.predict(images, threshold=0, nms=1.0, class_agnostic_nms=False, max_boxes=50)
+    assert [len(image.boxes) for image in few] == [2, 2, 2]
+    assert [len(image.boxes) for image in many] == [50, 50, 50]
+    evaluation = trained.evaluate(train, allow_overlap=True, max_boxes=1)
+    assert {len(image.boxes) for image in evaluation.detections} == {1}
+    assert evaluation.as_dict()["selection"] == {
+        "nms": 0.3,
+        "class_agnostic_nms": True,
+        "max_boxes": 1,
+    }

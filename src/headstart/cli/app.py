@@ -27,6 +27,7 @@ from headstart.cli.options import (
     Backbones,
     BadFiles,
     Budget,
+    ClassAgnosticNms,
     ClassLevel,
     Config,
     Device,
@@ -39,10 +40,12 @@ from headstart.cli.options import (
     LabelSeparator,
     MasksFolder,
     MaskThreshold,
+    MaxBoxes,
     MaxRisk,
     MethodCommand,
     MethodName,
     ModelFolder,
+    NmsOverlap,
     NoCache,
     Offline,
     OpenReport,
@@ -136,6 +139,9 @@ def fit(  # noqa: PLR0913 - one argument a flag
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
     max_risk: MaxRisk = None,
+    nms: NmsOverlap = None,
+    class_agnostic_nms: ClassAgnosticNms = False,
+    max_boxes: MaxBoxes = 100,
     engine: Engine = "auto",
     device: Device = "auto",
     offline: Offline = None,
@@ -247,6 +253,9 @@ def predict(  # noqa: PLR0913 - one argument a flag
             "use."
         ),
     ] = None,
+    nms: NmsOverlap = None,
+    class_agnostic_nms: ClassAgnosticNms = None,
+    max_boxes: MaxBoxes = None,
     tile: TileSize = 0,
     bad_files: BadFiles = "error",
     engine: Annotated[
@@ -264,7 +273,9 @@ def predict(  # noqa: PLR0913 - one argument a flag
     from headstart.models.prediction_files import as_json as predictions_as_json
     from headstart.models.saving import load
 
-    fitted = load(model)
+    fitted = load(model).with_selection(
+        nms=nms, class_agnostic_nms=class_agnostic_nms, max_boxes=max_boxes
+    )
     output_format, classes = "json" if as_json else output, fitted.task.classes
     require_format(output_format, fitted.task.name)
     coco_ids = None if ids is None else read_coco_ids(ids, output_format)
@@ -304,6 +315,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     label_separator: LabelSeparator = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
+    nms: NmsOverlap = None,
+    class_agnostic_nms: ClassAgnosticNms = None,
+    max_boxes: MaxBoxes = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder for report.html, report.json and the predictions."),
@@ -331,6 +345,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             model,
             source,
             **read_settings(ctx),
+            nms=nms,
+            class_agnostic_nms=class_agnostic_nms,
+            max_boxes=max_boxes,
             bad_files=parse_bad_files(bad_files),
             allow_overlap=allow_overlap,
             device=device,

@@ -30,6 +30,7 @@ __all__ = [
     "Backbones",
     "BadFiles",
     "Budget",
+    "ClassAgnosticNms",
     "ClassLevel",
     "Config",
     "Detail",
@@ -43,10 +44,12 @@ __all__ = [
     "LabelSeparator",
     "MaskThreshold",
     "MasksFolder",
+    "MaxBoxes",
     "MaxRisk",
     "MethodCommand",
     "MethodName",
     "ModelFolder",
+    "NmsOverlap",
     "NoCache",
     "Offline",
     "OpenReport",
@@ -238,6 +241,25 @@ MaxRisk = Annotated[
         help="Maximum share of wrong predictions, such as 0.02. The model abstains where it is not "
         "confident enough."
     ),
+]
+NmsOverlap = Annotated[
+    float | None,
+    typer.Option(
+        "--nms",
+        help="For boxes: of two boxes that overlap by more than this IoU, the one with the lower "
+        "score is removed. Default: as in the model; 0.5 to 0.6 by the head.",
+    ),
+]
+ClassAgnosticNms = Annotated[
+    bool | None,
+    typer.Option(
+        help="For boxes: compare boxes of all classes in the suppression. Default: as in the "
+        "model; only boxes of the same class.",
+    ),
+]
+MaxBoxes = Annotated[
+    int | None,
+    typer.Option(min=1, help="For boxes: most boxes of an image. Default: as in the model; 100."),
 ]
 OpenReport = Annotated[
     bool, typer.Option("--open", help="Open the report in the browser, on a terminal only.")

@@ -6,7 +6,7 @@ The bootstrap resamples images, not boxes, because the objects of one image are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,6 +154,7 @@ class BoxEvaluation:
             "threshold": self.task.threshold,
             "class_thresholds": dict(zip(self.task.classes, self.task.thresholds, strict=True)),
             "threshold_range": list(self.task.threshold_range),
+            "selection": asdict(self.task.selection),
             "objects": self.objects,
             "metrics": {name: interval.as_dict() for name, interval in self.metrics.items()},
             "per_class": [
@@ -202,7 +203,13 @@ def evaluate_boxes(
     """
     task = model.require_task(DetectionTask)
     truths = [_require_boxes(sample.name, sample.target, task.classes) for sample in data.samples]
-    detections = detect(model.backbone, model.require_head(), data.samples, device=device)
+    detections = detect(
+        model.backbone,
+        model.require_head(),
+        data.samples,
+        selection=task.selection,
+        device=device,
+    )
     return evaluate_detections(task, detections, truths, groups=data.groups(), seed=seed)
 
 

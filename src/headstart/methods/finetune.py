@@ -247,7 +247,11 @@ class Finetune(SharedSettings):
         settings = self._settings(train.kind)
         fit_head = self._fit_head(train) if self._fits_head(train) else None
         objective = objective_for(
-            (train, val), settings, backbone=model.backbone, fit_pooled_head=fit_head
+            (train, val),
+            settings,
+            backbone=model.backbone,
+            fit_pooled_head=fit_head,
+            task=model.task,
         )
         input_source = InputSource(
             backbone=model.backbone,

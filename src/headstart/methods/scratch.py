@@ -125,7 +125,7 @@ class Scratch(SharedSettings):
             )
         head, plan = model.initial_head(train, seed=self.seed), self._plan(model.backbone)
         settings = self._settings(train.kind)
-        objective = objective_for((train, val), settings, backbone=model.backbone)
+        objective = objective_for((train, val), settings, backbone=model.backbone, task=model.task)
         output = train_network(
             Network(module, head, plan, dropout=self.dropout, device=device(extractor.device)),
             objective,

@@ -23,7 +23,11 @@ from headstart.data.loader import load_boxes
 from headstart.data.transforms.preprocess import canvas_for
 from headstart.errors import UnknownNameError, UsageError
 from headstart.models.heads.detection import BoxHead
-from headstart.models.heads.detection_config import DETECTION_HEADS, lists_to_tuples
+from headstart.models.heads.detection_config import (
+    DETECTION_HEADS,
+    BoxSelection,
+    lists_to_tuples,
+)
 from headstart.models.heads.linear import LinearHead
 from headstart.models.heads.pretrained import (
     is_published,
@@ -58,6 +62,7 @@ def create_model(
     seed: int = 0,
     record: Mapping[str, Any] | None = None,
     offline: bool | None = None,
+    selection: BoxSelection | None = None,
 ) -> TransferModel:
     """Build an untrained model, which every method starts from.
 
@@ -80,6 +85,8 @@ def create_model(
     record : mapping, optional
     offline : bool, optional
         Download no published head; by default from the environment (``HEADSTART_OFFLINE``).
+    selection : BoxSelection, optional
+        Detection only: non-maximum suppression and the largest number of boxes for an image.
 
     Raises
     ------
@@ -124,7 +131,7 @@ def create_model(
         )
     task: Task = SegmentationTask(classes=data.classes)
     if boxes is not None and isinstance(new_head, BoxHead):
-        task = DetectionTask(classes=data.classes)
+        task = DetectionTask(classes=data.classes, selection=selection or BoxSelection())
         if (recall := new_head.anchor_recall(boxes)) is not None:  # FCOS has no anchors
             record["anchors_reach"] = recall
     return TransferModel(backbone=backbone, task=task, head=new_head, record=record)

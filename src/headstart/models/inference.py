@@ -24,6 +24,7 @@ from headstart.data.loader import load_batch, map_bounded
 from headstart.data.transforms.preprocess import Placement
 from headstart.data.transforms.tiling import blend, tiles
 from headstart.errors import UsageError
+from headstart.models.heads.detection_config import BoxSelection
 from headstart.models.heads.head import Head
 from headstart.runtime import cores, device, use_one_thread
 
@@ -122,7 +123,12 @@ class Segmentation:
 
 
 def detect(
-    backbone: FrozenBackbone, head: Head, samples: Sequence[Sample], *, device: str = "auto"
+    backbone: FrozenBackbone,
+    head: Head,
+    samples: Sequence[Sample],
+    *,
+    selection: BoxSelection | None = None,
+    device: str = "auto",
 ) -> list[Detections]:
     """Detect objects in images, in order.
 
@@ -133,6 +139,8 @@ def detect(
     head : Head
         A detection head.
     samples : sequence of Sample
+    selection : BoxSelection, optional
+        Non-maximum suppression and the largest number of boxes for an image.
     device : str
 
     Raises
@@ -141,7 +149,8 @@ def detect(
         If an image cannot be decoded.
     """
     detections = []
-    outputs = _run_on_canvases(backbone, head, samples, device, _decode_objects)
+    decode_maps = partial(_decode_objects, selection=selection or BoxSelection())
+    outputs = _run_on_canvases(backbone, head, samples, device, decode_maps)
     for sample, placement, (canvas_boxes, scores, labels) in outputs:
         boxes = placement.boxes_to_image(canvas_boxes)
         # A box in the padding beside the image has no area in the image: drop it.
@@ -274,14 +283,14 @@ def _segment_tiles(
     return np.asarray(probabilities.argmax(0), dtype=np.uint8)
 
 
-def _decode_objects(module: Any, maps: list[Tensor]) -> list[Any]:
+def _decode_objects(module: Any, maps: list[Tensor], *, selection: BoxSelection) -> list[Any]:
     return [
         (
             boxes.float().cpu().numpy(),
             scores.float().cpu().numpy(),
             np.asarray(labels.cpu().numpy(), dtype=np.intp),
         )
-        for boxes, scores, labels in module.detect(module(maps))
+        for boxes, scores, labels in module.detect(module(maps), selection)
     ]
 
 

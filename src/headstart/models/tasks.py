@@ -7,7 +7,7 @@ contract ``Task``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from headstart.data.dataset import Kind, brief
 from headstart.errors import ModelFileError, UsageError
 from headstart.metrics.confidence_intervals import Groups
 from headstart.metrics.selective import SelectedThreshold, threshold_for_risk
+from headstart.models.heads.detection_config import BoxSelection
 
 __all__ = [
     "TEMPERATURE_SPREAD",
@@ -298,6 +299,8 @@ class DetectionTask:
     threshold_range : tuple of float
         Where ``threshold`` lies in 90 % of the resamples of the validation images: low and high.
         Empty if it was not chosen on images.
+    selection : BoxSelection
+        Non-maximum suppression and the largest number of boxes for an image.
 
     Examples
     --------
@@ -309,6 +312,7 @@ class DetectionTask:
     threshold: float = 0.5
     class_thresholds: tuple[float, ...] = ()
     threshold_range: tuple[float, ...] = ()
+    selection: BoxSelection = field(default_factory=BoxSelection)
 
     name: ClassVar[str] = "detection"
     kind: ClassVar[Kind] = "detection"
@@ -338,7 +342,8 @@ class DetectionTask:
             classes, threshold = tuple(map(str, values["classes"])), float(values["threshold"])
             class_thresholds = tuple(map(float, values.get("class_thresholds", ())))
             threshold_range = tuple(map(float, values.get("threshold_range", ())))
-        except (KeyError, TypeError, ValueError) as error:
+            selection = BoxSelection(**values.get("selection", {}))  # older files have none
+        except (KeyError, TypeError, ValueError, UsageError) as error:
             raise ModelFileError(_damaged_task("detection", repr(error))) from error
         scores = (threshold, *class_thresholds, *threshold_range)
         is_complete = len(class_thresholds) in {0, len(classes)} and len(threshold_range) in {0, 2}
@@ -349,6 +354,7 @@ class DetectionTask:
             threshold=threshold,
             class_thresholds=class_thresholds,
             threshold_range=threshold_range,
+            selection=selection,
         )
 
 

@@ -14,10 +14,11 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import CLASSES_SHOWN, Dataset, Sample, brief, html_table
 from headstart.data.prepare import BadFiles, readable_samples, to_samples
-from headstart.errors import DataError, UsageError
+from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
 from headstart.files import csv_text
+from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
 from headstart.models.inference import Detections, Segmentation, detect, segment
@@ -162,6 +163,37 @@ class TransferModel:
             )
         return self.task
 
+    def with_selection(self, **selection: Any) -> TransferModel:
+        """Return the same detector with another choice of boxes.
+
+        Parameters
+        ----------
+        **selection
+            ``nms``, ``class_agnostic_nms`` and ``max_boxes`` of `BoxSelection`. One that is None
+            stays as it is in the model.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such setting.
+        UsageError
+            If a value is out of its range, or the model has no boxes.
+        """
+        for name in selection:
+            if name not in SELECTION_SETTINGS:
+                raise UnknownNameError("setting", name, SELECTION_SETTINGS)
+        given = {name: value for name, value in selection.items() if value is not None}
+        if not given:
+            return self
+        if not isinstance(self.task, DetectionTask):
+            names = ", ".join(f"`{name}`={value!r}" for name, value in given.items())
+            raise UsageError(
+                f"{names} cannot be used with a {self.task.kind} model, which has no boxes. Leave "
+                "it out."
+            )
+        chosen = replace(self.task.selection, **given)
+        return replace(self, task=replace(self.task, selection=chosen))
+
     def initial_head(self, train: Dataset, *, seed: int) -> Head:
         """Return the head that training starts from: the model's, or a random linear head.
 
@@ -217,6 +249,7 @@ class TransferModel:
         cache: Cache | None = None,
         threshold: float | None = None,
         tile: int = 0,
+        **selection: Any,
     ) -> list[Any]:
         """Predict the class, the objects or the mask of every image, in order.
 
@@ -237,6 +270,8 @@ class TransferModel:
         tile : int
             Segmentation only: longer side, in the image's pixels, of the overlapping windows that
             a larger image is split into; 0 reads every image at once.
+        **selection
+            Detection only: ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as `with_selection`.
 
         Returns
         -------
@@ -250,10 +285,10 @@ class TransferModel:
         UsageError
             If an argument is not for this task.
         """
-        cache = cache or Cache()
+        model, cache = self.with_selection(**selection), cache or Cache()
         samples = readable_samples(to_samples(images), cache=cache, bad_files=bad_files)
         return list(
-            self.predict_samples(
+            model.predict_samples(
                 samples, cache=cache, engine=engine, device=device, threshold=threshold, tile=tile
             )
         )
@@ -301,7 +336,8 @@ class TransferModel:
         data : str, Path, Dataset or object
             Class folders, a table, or another source of `headstart.fit`.
         **settings
-            ``group_by``, ``bad_files``, ``allow_overlap``, ``device``, ``seed`` and ``cache``.
+            ``group_by``, ``bad_files``, ``allow_overlap``, ``device``, ``seed`` and ``cache``; for
+            boxes ``nms``, ``class_agnostic_nms`` and ``max_boxes``.
 
         Returns
         -------
@@ -370,7 +406,13 @@ class TransferModel:
             )
         elif isinstance(self.task, DetectionTask):
             least = self.task.thresholds if threshold is None else threshold
-            detections = detect(self.backbone, self.require_head(), samples, device=device)
+            detections = detect(
+                self.backbone,
+                self.require_head(),
+                samples,
+                selection=self.task.selection,
+                device=device,
+            )
             yield from (detection.above(least) for detection in detections)
         else:
             engine = self._engine(engine, device)

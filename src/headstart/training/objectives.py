@@ -25,6 +25,7 @@ from headstart.metrics.classification import log_loss, macro_f1_score
 from headstart.metrics.detection import box_scores, match_boxes
 from headstart.metrics.score_thresholds import choose_thresholds
 from headstart.metrics.segmentation import mean_iou_score, pixel_counts
+from headstart.models.heads.detection_config import BoxSelection
 from headstart.models.heads.linear import LinearHead
 from headstart.models.tasks import ClassificationTask, DetectionTask, SegmentationTask, Task
 from headstart.models.transfer_model import TransferModel
@@ -129,12 +130,15 @@ class BoxObjective:
     preprocess : Preprocess
         Says where an image's boxes lie on the canvas.
     settings : SharedSettings
+    selection : BoxSelection
+        Of the model: scores and thresholds are those of the boxes that it keeps.
     """
 
     train: Dataset
     val: Dataset
     preprocess: Preprocess
     settings: SharedSettings
+    selection: BoxSelection = field(default_factory=BoxSelection)
     fits_head: bool = False
     _loaded: dict[int, BoxTruth] = field(default_factory=dict, repr=False)
 
@@ -170,7 +174,9 @@ class BoxObjective:
                 with torch.inference_mode():
                     truths = [self._val_truths[row] for row in rows]
                     loss += float(_detector_loss(network, outputs, truths)) * len(rows)
-                    batch = network.layer.detect(outputs.logits)  # type: ignore[operator]
+                    batch = network.layer.detect(  # type: ignore[operator]
+                        outputs.logits, self.selection
+                    )
                 detected += [tuple(part.cpu().numpy() for part in image) for image in batch]
         return detected, loss / len(self.val)
 

@@ -17,6 +17,7 @@ from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import world_size
 from headstart.errors import UsageError
 from headstart.models.heads.head import Head
+from headstart.models.tasks import DetectionTask, Task
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import threads, versions
 from headstart.training.engine import train
@@ -84,6 +85,7 @@ def objective_for(
     *,
     backbone: FrozenBackbone,
     fit_pooled_head: FitHead | None = None,
+    task: Task | None = None,
 ) -> Objective:
     """Choose the objective by the kind of the labels.
 
@@ -96,11 +98,16 @@ def objective_for(
         Its preprocessing says where boxes and masks lie in the network's input.
     fit_pooled_head : callable, optional
         Makes the first head of a classifier.
+    task : Task, optional
+        Of the model: a detector's says which boxes are kept.
     """
     train, val = parts
     if train.kind == "detection":
         preprocess = backbone.spec.preprocess
-        return BoxObjective(train=train, val=val, settings=settings, preprocess=preprocess)
+        objective = BoxObjective(train=train, val=val, settings=settings, preprocess=preprocess)
+        if isinstance(task, DetectionTask):
+            return replace(objective, selection=task.selection)
+        return objective
     if train.kind == "segmentation":
         preprocess = backbone.spec.preprocess
         return MaskObjective(train=train, val=val, settings=settings, preprocess=preprocess)

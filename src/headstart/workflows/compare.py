@@ -245,8 +245,7 @@ def train_on_split(
     if not split.train.is_dense and (method is None or method.uses_weights):
         is_cached = extractor.plan_extraction(backbone, split.train.samples)[1] == 0
     started_at, cpu_started_at = time.perf_counter(), time.process_time()
-    name, trained = "auto" if method is None else method.name, None
-    parts = split.train, split.val
+    name, trained, parts = "auto" if method is None else method.name, None, (split.train, split.val)
     if method is None:
         decision = decide(
             [backbone], *parts, extractor=extractor, budget=recipe.budget, seed=split.seed
@@ -260,6 +259,7 @@ def train_on_split(
         size=recipe.size,
         seed=split.seed,
         offline=recipe.offline,
+        selection=recipe.selection,
     )
     model = (
         trained.model

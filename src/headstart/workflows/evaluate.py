@@ -26,6 +26,7 @@ from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.classification import evaluate as evaluate_dataset
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor, Progress
+from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.saving import load
 from headstart.models.transfer_model import TransferModel
 from headstart.workflows.events import progress_of, shown
@@ -56,7 +57,7 @@ class EvaluatedModel:
     evaluation: AnyEvaluation
 
 
-OPTIONS = ("allow_overlap", "bad_files", "device", *READ_SETTINGS)
+OPTIONS = ("allow_overlap", "bad_files", "device", *SELECTION_SETTINGS, *READ_SETTINGS)
 """Settings of an evaluation that decide what is read, and where it runs."""
 
 
@@ -95,8 +96,9 @@ def evaluate(
         own progress, and nothing else is shown.
     **options
         ``group_by``, ``image_column``, ``label_column``, ``label_separator``, ``masks``,
-        ``images``, ``mask_threshold``, ``class_level``, ``bad_files``, ``allow_overlap`` and
-        ``device``, as on the command line.
+        ``images``, ``mask_threshold``, ``class_level``, ``bad_files``, ``allow_overlap``,
+        ``device`` and, for boxes, ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as on the
+        command line.
 
     Raises
     ------
@@ -149,7 +151,7 @@ def evaluate_model(
     device: str = "auto",
     seed: int = 0,
     on_progress: Progress | None = None,
-    **read_settings: Any,
+    **settings: Any,
 ) -> EvaluatedModel:
     """Evaluate a model, or a saved one, on labelled images; with a test part, on that part only.
 
@@ -159,8 +161,8 @@ def evaluate_model(
         As for `evaluate`.
     on_progress : callable, optional
         Called with the step, and the images that are done and in total.
-    **read_settings
-        As for `read_dataset`.
+    **settings
+        As for `read_dataset`, and the choice of boxes, as `TransferModel.with_selection`.
 
     Raises
     ------
@@ -173,7 +175,9 @@ def evaluate_model(
     """
     if not isinstance(model, TransferModel):
         model = load(model)
-    kind = model.task.kind
+    selection = {name: settings.get(name) for name in SELECTION_SETTINGS}
+    read_settings = {name: value for name, value in settings.items() if name not in selection}
+    model, kind = model.with_selection(**selection), model.task.kind
     if on_progress is not None:
         on_progress("reading the images", 0, 0)
     data = labelled_part(source, kind, "test", cache=cache, bad_files=bad_files, **read_settings)

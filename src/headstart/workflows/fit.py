@@ -332,6 +332,7 @@ def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> 
                 **choice.record,
             },
             offline=recipe.offline,
+            selection=recipe.selection,
         )
     if recipe.max_risk is None:
         return model

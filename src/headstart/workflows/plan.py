@@ -210,6 +210,7 @@ def _plan_training(
         size=recipe.size,
         seed=recipe.seed,
         offline=recipe.offline,
+        selection=recipe.selection,
     )
     outline = method.outline(start, train, extractor=extractor)
     candidate = Candidate(

@@ -18,6 +18,7 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.methods.flags import flags, make_method, typed_values
 from headstart.methods.method import Method, described, with_loss
 from headstart.methods.plugin_methods import find_method
+from headstart.models.heads.detection_config import SELECTION_SETTINGS, BoxSelection
 from headstart.selection.rules import BUDGET
 from headstart.workflows.backbone_names import (
     DEFAULT_BACKBONE,
@@ -64,6 +65,7 @@ SAMPLES: Mapping[str, Any] = {
     "label_column": "class",
     "label_separator": ",",
     "max_risk": 0.02,
+    "nms": 0.5,
     "offline": True,
 }
 """Values for messages about settings whose default is None."""
@@ -119,6 +121,10 @@ class Recipe:
     max_risk : float, optional
         Largest share of wrong predictions of a classifier, between 0 and 1. It abstains below a
         confidence threshold, which is chosen on images held out of training.
+    nms, class_agnostic_nms, max_boxes : float, bool, int
+        For boxes, as `headstart.models.heads.detection_config.BoxSelection`: the overlap of the
+        non-maximum suppression (None is the head's own), whether it compares all classes, and the
+        largest number of boxes for an image. The model stores them.
     engine : {"auto", "fp32", "bf16", "openvino", "openvino-bf16"}
         Arithmetic of the frozen backbone; ``auto`` measures.
     device : {"auto", "cpu", "cuda", "mps"}
@@ -157,6 +163,9 @@ class Recipe:
     allow_overlap: bool = False
     test_fraction: float = 0.2
     max_risk: float | None = None
+    nms: float | None = None
+    class_agnostic_nms: bool = False
+    max_boxes: int = 100
     engine: str = "auto"
     device: str = "auto"
     offline: bool | None = None
@@ -187,11 +196,18 @@ class Recipe:
                 f"`max_risk` must be between 0 and 1, got {self.max_risk}. Pass a share such as "
                 "--max-risk 0.02."
             )
+        _ = self.selection  # fails on a value out of its range
         if not 0 < self.test_fraction < 1:
             raise UsageError(
                 f"`test_fraction` must be between 0 and 1, got {self.test_fraction}. Pass a share "
                 "such as --test-fraction 0.2."
             )
+
+    @property
+    def selection(self) -> BoxSelection:
+        """Non-maximum suppression and the largest number of boxes of a detector."""
+        values = {name: getattr(self, name) for name in SELECTION_SETTINGS}
+        return BoxSelection(**values)
 
     def resolved_for(self, data: Dataset) -> Recipe:
         """Return the recipe with the task of the data, and for boxes and masks with a method.
@@ -214,6 +230,11 @@ class Recipe:
             raise UsageError(
                 f"--max-risk needs data with one class per image, but {data.name!r} is for "
                 f"{data.kind}, which has thresholds of its own. Remove --max-risk."
+            )
+        if self.selection != BoxSelection() and data.kind != "detection":
+            raise UsageError(
+                f"--nms, --class-agnostic-nms and --max-boxes are for boxes, but {data.name!r} is "
+                f"for {data.kind}. Remove them."
             )
         task = task_of(data)
         if self.task not in {"auto", task}:

@@ -15,6 +15,8 @@ from headstart.errors import UnknownNameError, UsageError
 
 __all__ = [
     "DETECTION_HEADS",
+    "SELECTION_SETTINGS",
+    "BoxSelection",
     "BoxShape",
     "anchor_recall",
     "fit_anchors",
@@ -89,6 +91,61 @@ MAX_VALUE = 8192
 """Largest number in the description of a head or a network: a larger one, in a file from an
 untrusted source, could exhaust the memory."""
 LAST_STRIDE = 32
+
+SELECTION_SETTINGS = ("nms", "class_agnostic_nms", "max_boxes")
+"""Settings of a `BoxSelection`, as flags and keywords name them."""
+
+MAX_BOXES_LIMIT = 10_000
+"""Largest ``max_boxes``: a head never has more candidates that are worth showing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSelection:
+    """Choice of a detector's boxes: non-maximum suppression, and the largest number of boxes.
+
+    Parameters
+    ----------
+    nms : float or None
+        Of two boxes that overlap by more than this intersection over union, above 0 and up to 1,
+        the one with the lower score is removed. None is the head's own: 0.5 for Faster R-CNN and
+        RetinaNet, 0.55 for SSDLite, 0.6 for FCOS. 1 removes no box.
+    class_agnostic_nms : bool
+        Compare boxes of different classes, too; by default only those of the same class.
+    max_boxes : int
+        Largest number of boxes for an image, those with the best scores.
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its range.
+
+    Examples
+    --------
+    >>> BoxSelection(nms=0.3, max_boxes=300)
+    BoxSelection(nms=0.3, class_agnostic_nms=False, max_boxes=300)
+    """
+
+    nms: float | None = None
+    class_agnostic_nms: bool = False
+    max_boxes: int = 100
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.nms, int | float) and not isinstance(self.nms, bool)
+        if self.nms is not None and not (is_number and 0 < self.nms <= 1):
+            raise UsageError(
+                f"`nms` must be an overlap above 0 and up to 1, got {self.nms!r}. Pass a value "
+                "such as --nms 0.5."
+            )
+        if not isinstance(self.class_agnostic_nms, bool):
+            raise UsageError(
+                f"`class_agnostic_nms` must be True or False, got {self.class_agnostic_nms!r}. "
+                "Pass --class-agnostic-nms, or leave it out."
+            )
+        if type(self.max_boxes) is not int or not 1 <= self.max_boxes <= MAX_BOXES_LIMIT:
+            raise UsageError(
+                f"`max_boxes` must be a whole number from 1 to {MAX_BOXES_LIMIT}, got "
+                f"{self.max_boxes!r}. Pass a value such as --max-boxes 300."
+            )
 
 
 def fit_anchors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
@@ -27,12 +28,12 @@ from torchvision.models.detection.rpn import (
 )
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, nms
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 
 from headstart.errors import UsageError
-from headstart.models.heads.detection_config import BoxShape
+from headstart.models.heads.detection_config import BoxSelection, BoxShape
 from headstart.models.heads.ignored_boxes import (
     IgnoringFCOSHead,
     IgnoringRetinaNetHead,
@@ -59,8 +60,8 @@ __all__ = [
 MIN_SCORE = 0.01
 LOW_ANCHOR_IOU = 0.3  # below it an anchor is background for the proposal network
 MIN_REGION_IOU = 0.5  # from it on a region matches an object
-MAX_DETECTIONS = 100
-"""Largest number of detections for an image."""
+DEFAULT_SELECTION = BoxSelection()
+MAX_DETECTIONS = DEFAULT_SELECTION.max_boxes
 
 Truth = tuple[Tensor, Tensor]
 """Boxes (k, 4) on the canvas and their class indices (k,)."""
@@ -227,6 +228,7 @@ class BoxModule(nn.Module):
     def __init__(self, shape: BoxShape) -> None:
         super().__init__()
         self.shape = shape
+        self._own_nms: float | None = None
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Any]:
         """Compute the raw outputs for ``loss`` and ``detect``, in float32.
@@ -275,11 +277,43 @@ class BoxModule(nn.Module):
                 )
         return self._loss_terms(raw, truths, ignored or [boxes[:0] for boxes, _ in truths])
 
-    def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
+    def detect(
+        self, raw: dict[str, Any], selection: BoxSelection = DEFAULT_SELECTION
+    ) -> list[DetectedObjects]:
         """Detect objects: for each image boxes on the canvas, scores and classes, best first.
 
-        At most 100 for an image, with scores above 0.01, after non-maximum suppression by class.
+        Scores are above 0.01. ``selection`` sets the non-maximum suppression and the largest
+        number of boxes; by default at most 100, suppressed by class.
         """
+        self._select_by(selection)
+        detected = self._detections(raw)
+        if not selection.class_agnostic_nms:
+            return detected
+        overlap, limit = self._nms_overlap(selection), selection.max_boxes
+        kept = [nms(boxes, scores, overlap)[:limit] for boxes, scores, _ in detected]
+        return [
+            (boxes[rows], scores[rows], labels[rows])
+            for (boxes, scores, labels), rows in zip(detected, kept, strict=True)
+        ]
+
+    def _nms_overlap(self, selection: BoxSelection) -> float:
+        if self._own_nms is None:  # as the head was built
+            self._own_nms = float(self._post_processor().nms_thresh)
+        return self._own_nms if selection.nms is None else selection.nms
+
+    def _select_by(self, selection: BoxSelection) -> None:
+        """Set the suppression of torchvision's part; for all classes together it keeps all."""
+        overlap, part = self._nms_overlap(selection), self._post_processor()
+        part.nms_thresh = 1.0 if selection.class_agnostic_nms else overlap
+        part.detections_per_img = (
+            sys.maxsize if selection.class_agnostic_nms else selection.max_boxes
+        )
+
+    def _post_processor(self) -> Any:
+        """Torchvision's part that suppresses boxes."""
+        raise NotImplementedError
+
+    def _detections(self, raw: dict[str, Any]) -> list[DetectedObjects]:
         raise NotImplementedError
 
     def _raw_outputs(self, maps: list[Tensor]) -> dict[str, Any]:
@@ -370,8 +404,10 @@ class TwoStage(BoxModule):
         objectness, boxes = rpn.compute_loss(*flat, labels, target_deltas)
         return objectness, boxes
 
-    def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
-        """Detect objects in every image."""
+    def _post_processor(self) -> Any:
+        return self.roi
+
+    def _detections(self, raw: dict[str, Any]) -> list[DetectedObjects]:
         flat = concat_box_prediction_layers(raw["objectness"], raw["deltas"])
         regions, _ = self._propose_regions(self.inference_rpn, raw, flat)
         logits, deltas = self._classify_regions(raw, regions)
@@ -431,8 +467,10 @@ class Dense(BoxModule):
         names = {"classification": "classes", "bbox_regression": "boxes", "bbox_ctrness": "centres"}
         return {names[name]: term for name, term in terms.items()}
 
-    def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
-        """Detect objects in every image."""
+    def _post_processor(self) -> Any:
+        return self.net
+
+    def _detections(self, raw: dict[str, Any]) -> list[DetectedObjects]:
         images = self._image_list(raw["levels"])
         anchors = self.net.anchor_generator(images, raw["levels"])
         counts = self._anchor_counts(raw)
@@ -518,8 +556,10 @@ class SingleShot(BoxModule):
         terms = self.net.compute_loss(targets, outputs, anchors, matches)
         return {"classes": terms["classification"], "boxes": terms["bbox_regression"]}
 
-    def detect(self, raw: dict[str, Any]) -> list[DetectedObjects]:
-        """Detect objects in every image."""
+    def _post_processor(self) -> Any:
+        return self.net
+
+    def _detections(self, raw: dict[str, Any]) -> list[DetectedObjects]:
         images = self._image_list(raw["levels"])
         anchors = self.net.anchor_generator(images, raw["levels"])
         detections = self.net.postprocess_detections(raw["outputs"], anchors, images.image_sizes)
