@@ -395,7 +395,7 @@ def test_a_cache_that_cannot_be_written_is_read(tmp_path, read_only):
         assert "cannot be written" in cache.notes[0]
         with pytest.raises(SetupError, match=r"writable.*HEADSTART_CACHE"):
             cache.clear()
-        scratch = Path(cache._scratch[0].name)
+        scratch = cache._scratch[1].folder
         assert scratch.is_dir()
     assert not scratch.exists()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -13,18 +13,18 @@ import os
 import re
 import sqlite3
 import struct
-import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from headstart.errors import SetupError, UsageError
+from headstart.files import scratch_folder
 
 __all__ = ["Cache", "CacheStats", "key", "open_cache"]
 
@@ -151,7 +151,7 @@ class Cache:
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._inode = -1
-        self._scratch: tuple[tempfile.TemporaryDirectory[str], Cache] | None = None
+        self._scratch: tuple[ExitStack, Cache] | None = None
         self.notes: tuple[str, ...] = ()
         self.folder = _default_folder() if folder is None else Path(folder).expanduser()
         self.path = self.folder / FILE_NAME
@@ -260,7 +260,7 @@ class Cache:
                 self._connection = None
                 if self._scratch is not None:
                     self._scratch[1].close()
-                    self._scratch[0].cleanup()
+                    self._scratch[0].close()
                     self._scratch = None
 
     def _repr_html_(self) -> str:
@@ -333,8 +333,8 @@ class Cache:
 
     def _open_to_read(self) -> sqlite3.Connection:
         """Open a file that cannot be written; its damage counts as an empty cache."""
-        folder = tempfile.TemporaryDirectory(prefix="headstart-cache-")
-        self._scratch = folder, Cache(Path(folder.name), self.budget)
+        stack = ExitStack()
+        self._scratch = stack, Cache(stack.enter_context(scratch_folder()), self.budget)
         note = f"The cache {self.folder} cannot be written. New results are kept for this run only."
         if note not in self.notes:
             self.notes += (note,)
@@ -533,7 +533,7 @@ def open_cache(cache: Cache | bool | None = None, *, no_cache: bool = False) -> 
             raise UsageError(f"`no_cache` is True, but `cache` is {cache!r}. Remove one of them.")
         yield cache
     elif no_cache or cache is False:
-        with tempfile.TemporaryDirectory(prefix="headstart-") as folder, Cache(Path(folder)) as new:
+        with scratch_folder() as folder, Cache(folder) as new:
             yield new
     else:
         yield Cache()

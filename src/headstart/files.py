@@ -1,8 +1,9 @@
-"""Files: safe output paths, whole writes, CSV text, locks, and reading that is bounded.
+"""Files: safe output paths, whole writes, CSV text, locks, folders for work, bounded reading.
 
 Input comes from anywhere: a pipe, a device, a sparse file or nested YAML must end in a sentence.
 Names of images and classes come from users' folders, archives and tables. None of them may lead a
-file outside the output folder, and no write may leave half a file under the final name.
+file outside the output folder, and no write may leave half a file under the final name. What a
+killed process left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import io
 import os
 import platform
 import re
+import shutil
+import sys
+import tempfile
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from errno import EFBIG, EINVAL
+from errno import EFBIG, EINVAL, ENOLCK, ENOSYS, ENOTSUP
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -33,11 +38,15 @@ __all__ = [
     "file_stems",
     "hold_lock",
     "is_file",
+    "lock_file",
     "output_path",
+    "publish_scratch",
     "read_bounded",
     "read_text",
     "read_yaml",
     "safe_part",
+    "scratch_folder",
+    "sweep_parts",
     "write_whole",
 ]
 
@@ -56,6 +65,14 @@ MOST_ANNOTATION_BYTES = 2_000_000_000
 LOCK_SECONDS = 0.2
 """Wait for a process that is just ending."""
 MAX_ATTEMPTS = 20
+SCRATCH_LOCK = ".headstart-scratch"
+"""Locked file in a folder for work: only folders that have it are ever removed."""
+SCRATCH_PREFIX = ".headstart-"
+"""First characters of a hidden folder for work beside an output."""
+NEW_SECONDS = 3600
+"""Age from which a folder that is not locked yet counts as left by a killed process."""
+PART = re.compile(r"\..+\.[0-9a-f]{12,32}\.part")
+"""Names of the files of ``write_whole`` and of downloads before they are renamed."""
 FORMULA = ("=", "+", "-", "@", "\t")
 """First characters that make a spreadsheet read a cell as a formula."""
 
@@ -183,6 +200,144 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------- folders for work
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None, name: str = "work") -> Iterator[Path]:
+    """Make a folder for work in progress; first remove those that killed processes left.
+
+    A process holds a lock on a file in its folder as long as it lives. Removed are only folders of
+    this user with the prefix and the file of Headstart, whose lock is free. On Windows nothing is
+    removed.
+
+    Parameters
+    ----------
+    parent : Path, optional
+        An existing folder, where the result will be; by default the system's temporary folder.
+    name : str
+        Part of the folder's name.
+
+    Examples
+    --------
+    >>> with scratch_folder() as folder:
+    ...     folder.is_dir()
+    True
+    >>> folder.exists()
+    False
+    """
+    prefix = "headstart-" if parent is None else SCRATCH_PREFIX
+    parent, owner = Path(tempfile.gettempdir()) if parent is None else parent, os.getpid()
+    _sweep_scratch(parent, prefix)
+    new = Path(tempfile.mkdtemp(prefix=f"{prefix}new-", dir=parent))
+    folder, lock = new.with_name(f"{prefix}{name}-{new.name[-8:]}"), None
+    try:
+        # Locked before it has its name: no other process takes it for one that was left.
+        lock = lock_file(new / SCRATCH_LOCK)
+        new.rename(folder)
+        yield folder
+    finally:
+        if os.getpid() == owner:  # a forked process must not remove its parent's folder
+            for path in (new, folder):
+                _remove_scratch(path)
+        if lock is not None:
+            os.close(lock)
+
+
+def publish_scratch(folder: Path, target: Path) -> Path:
+    """Give a finished folder of ``scratch_folder`` its final name."""
+    folder.chmod(0o755)  # mkdtemp's folders are private
+    published = folder.rename(target)
+    (published / SCRATCH_LOCK).unlink(missing_ok=True)
+    return published
+
+
+def sweep_parts(folder: Path, *, least_age: float = 0.0) -> None:
+    """Remove files that killed processes left of ``write_whole`` and of downloads.
+
+    Parameters
+    ----------
+    folder : Path
+        Locked by the caller, unless each writer locks its file (``lock_file``).
+    least_age : float
+        Seconds since the last write; a younger file stays.
+    """
+    for path in folder.iterdir():
+        with suppress(OSError):
+            is_old = time.time() - path.lstat().st_mtime >= least_age
+            if is_old and PART.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                handle = lock_file(path)  # fails if its process is alive
+                path.unlink()
+                if handle is not None:
+                    os.close(handle)
+
+
+def lock_file(path: Path) -> int | None:
+    """Open and lock a file until its handle is closed; None where the system has no such locks.
+
+    Raises
+    ------
+    OSError
+        If another process has locked it, or it cannot be opened.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in {ENOSYS, ENOTSUP, ENOLCK}:  # as on some network drives
+            path.unlink(missing_ok=True)  # without the file, the folder is never swept
+            return None
+        raise
+    return handle
+
+
+def _sweep_scratch(parent: Path, prefix: str) -> None:
+    if sys.platform == "win32":
+        return
+    with suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix):
+                with suppress(OSError):
+                    _sweep_one(entry, is_new=entry.name.startswith(f"{prefix}new-"))
+
+
+def _sweep_one(entry: os.DirEntry[str], *, is_new: bool) -> None:
+    """Remove a folder if it is Headstart's and this user's, and no process has locked it."""
+    if sys.platform == "win32" or not entry.is_dir(follow_symlinks=False):
+        return
+    facts = entry.stat(follow_symlinks=False)
+    if facts.st_uid != os.getuid() or (is_new and time.time() - facts.st_mtime < NEW_SECONDS):
+        return
+    folder = Path(entry.path)
+    if is_new and not any(folder.iterdir()):
+        folder.rmdir()
+        return
+    path = folder / SCRATCH_LOCK
+    if path.is_symlink() or not path.is_file():
+        return
+    handle = lock_file(path)  # fails if its process is alive
+    if handle is not None:
+        _remove_scratch(folder)
+        os.close(handle)
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Remove a folder, its lock file last: if this process is killed, the next one goes on."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != SCRATCH_LOCK:
+                path.unlink(missing_ok=True)
+        (folder / SCRATCH_LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def csv_text(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

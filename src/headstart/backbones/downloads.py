@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from headstart.errors import UsageError, WeightsMismatchError
+from headstart.files import lock_file, sweep_parts
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
@@ -36,6 +37,8 @@ SLOWEST = 20_000
 PATIENCE = 60.0
 """... after this number of seconds."""
 BLOCK = 1 << 20
+PART_SECONDS = 60.0
+"""Age from which the unfinished file of a killed download is removed by the next one."""
 
 
 class DownloadError(Exception):
@@ -94,8 +97,12 @@ def download(
         If the download fails, is too large, too slow or incomplete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # what stays does no harm
+        sweep_parts(path.parent, least_age=PART_SECONDS)
     part = path.with_name(f".{path.name[:100]}.{uuid4().hex}.part")
     digest = hashlib.sha256()
+    with _explained():
+        lock = lock_file(part)
     try:
         with (
             _explained(),
@@ -116,6 +123,8 @@ def download(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
     return digest.hexdigest()
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.backbones.freezing import fingerprint
 from headstart.cache import Cache, key
+from headstart.files import scratch_folder
 
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
@@ -113,8 +112,8 @@ def _convert(backbone: Backbone) -> Any:
 
 def _pack(graph: Any) -> bytes:
     """Description and weights of a graph as one value: length of the first, then both."""
-    with tempfile.TemporaryDirectory(prefix="headstart-") as folder:
-        xml, weights = Path(folder, "graph.xml"), Path(folder, "graph.bin")
+    with scratch_folder() as folder:
+        xml, weights = folder / "graph.xml", folder / "graph.bin"
         import_openvino().serialize(graph, xml, weights)
         description = xml.read_bytes()
         return len(description).to_bytes(8, "big") + description + weights.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from headstart.data.dataset import Dataset
 from headstart.data.demo import regimes
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
+from headstart.files import scratch_folder
 from headstart.methods.scratch import Scratch
 from headstart.models.build import create_model
 from headstart.training.optim import Training
@@ -97,7 +97,7 @@ def pretrain(
     if path.exists():
         raise UsageError(f"{path} exists already. Delete it, or pass another path.")
     start = create_model(random_backbone(architecture, seed=method.seed), data)
-    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
+    with scratch_folder() as folder, Cache(folder) as cache:
         extractor = Extractor(cache=cache, engine="fp32", device=device)
         trained = method.fit(start, data, extractor=extractor).backbone
     path.parent.mkdir(parents=True, exist_ok=True)

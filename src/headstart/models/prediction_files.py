@@ -6,10 +6,8 @@ First functions from predictions to values and texts, then functions that write 
 from __future__ import annotations
 
 import io
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +19,14 @@ from numpy.typing import NDArray
 from headstart.data.dataset import Sample
 from headstart.data.images import decode
 from headstart.errors import SetupError, UnknownNameError, UsageError
-from headstart.files import csv_text, file_stems, output_path, write_whole
+from headstart.files import (
+    csv_text,
+    file_stems,
+    output_path,
+    publish_scratch,
+    scratch_folder,
+    write_whole,
+)
 from headstart.metrics.validation import json_text
 from headstart.models.coco_ids import CocoIds, to_stated_size
 from headstart.models.inference import Detections, Segmentation
@@ -390,23 +395,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise UsageError(
             f"Expected {folder} to be new or empty, got one with files. Pass another --out."
         )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise SetupError(f"Cannot write to {folder}: {error}. Pass another --out.") from error
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's folders are private
-        scratch.replace(folder)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise SetupError(
-            f"Cannot write to {folder}: {error}. Free disk space, or pass another --out."
-        ) from error
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(scratch_folder(folder.parent, folder.name))
+        except OSError as error:
+            raise SetupError(f"Cannot write to {folder}: {error}. Pass another --out.") from error
+        try:
+            yield scratch
+            publish_scratch(scratch, folder)
+        except OSError as error:
+            raise SetupError(
+                f"Cannot write to {folder}: {error}. Free disk space, or pass another --out."
+            ) from error
 
 
 def _write_json(folder: Path, pairs: Pairs, classes: Sequence[str]) -> None:

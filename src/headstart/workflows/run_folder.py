@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,15 @@ import yaml
 from headstart.data.dataset import Dataset
 from headstart.data.formats.objects import object_name
 from headstart.errors import SetupError, UsageError
-from headstart.files import hold_lock, output_path, safe_part, write_whole
+from headstart.files import (
+    hold_lock,
+    output_path,
+    publish_scratch,
+    safe_part,
+    scratch_folder,
+    sweep_parts,
+    write_whole,
+)
 from headstart.metrics.validation import json_text
 from headstart.models.writing import save
 from headstart.reports.predictions import render_predictions
@@ -83,16 +90,16 @@ def choose_folder(out: str | Path | None, source: object) -> Path:
 
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Make a hidden folder beside the target; a run that fails leaves nothing behind."""
-    with explain_write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _require_space(target.parent)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    """Make a hidden folder beside the target; a run that fails leaves nothing behind.
+
+    What killed runs left beside the target is removed first.
+    """
+    with ExitStack() as stack:
+        with explain_write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _require_space(target.parent)
+            folder = stack.enter_context(scratch_folder(target.parent, target.name))
         yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -133,8 +140,7 @@ def free_folder(target: Path) -> Path:
 
 def publish_folder(folder: Path, target: Path) -> Path:
     """Rename a finished folder to the target or the next free name; never touch an older run."""
-    folder.chmod(0o755)  # mkdtemp's folders are private
-    return folder.rename(free_folder(target))
+    return publish_scratch(folder, free_folder(target))
 
 
 def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
@@ -220,6 +226,7 @@ def locked(folder: Path) -> Iterator[None]:
                     f"{error} is training in {folder}. Wait until it ends, or choose another "
                     "folder with --out."
                 ) from error
+            sweep_parts(folder)
         try:
             yield
         finally:
