@@ -158,9 +158,13 @@ def test_a_forked_process_does_not_remove_its_parents_folder(tmp_path):
 
 
 def test_what_a_failed_run_has_written_is_removed(tmp_path):
-    with pytest.raises(FileExistsError), temporary_folder(tmp_path / "run") as folder:
-        (folder / "a" / "b").mkdir(parents=True)
-        (folder / "a").mkdir()
+    def fail():
+        with temporary_folder(tmp_path / "run") as folder:
+            (folder / "a" / "b").mkdir(parents=True)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert names(tmp_path) == []
 
 

@@ -67,6 +67,7 @@ __all__ = [
     "TileSize",
     "Track",
     "Verbose",
+    "box_settings",
     "open_cache",
     "parse_backbones",
     "parse_bad_files",
@@ -308,6 +309,13 @@ def read_settings(context: typer.Context) -> dict[str, Any]:
     from headstart.data.readers import READ_SETTINGS
 
     return {name: context.params[name] for name in READ_SETTINGS}
+
+
+def box_settings(context: typer.Context) -> dict[str, Any]:
+    """Values of the flags of a command that choose the boxes of a detector."""
+    from headstart.models.heads.detection_config import SELECTION_SETTINGS
+
+    return {name: context.params[name] for name in SELECTION_SETTINGS}
 
 
 def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:

@@ -37,7 +37,7 @@ from headstart.training.activation_cache import (
 from headstart.training.inputs import InputSource
 from headstart.training.job import Session
 from headstart.training.network import Network, find_split_point
-from headstart.training.objectives import FitHead
+from headstart.training.objectives import FitHead, Objective
 from headstart.training.penalty_search import Problem, search_penalty
 from headstart.training.regularisation.penalties import Regularisation
 from headstart.training.regularisation.terms import penalty_factory
@@ -245,14 +245,7 @@ class Finetune(SharedSettings):
             device=device(extractor.device),
         )
         settings = self._settings(train.kind)
-        fit_head = self._fit_head(train) if self._fits_head(train) else None
-        objective = objective_for(
-            (train, val),
-            settings,
-            backbone=model.backbone,
-            fit_pooled_head=fit_head,
-            task=model.task,
-        )
+        objective = self._objective(model, (train, val), settings)
         input_source = InputSource(
             backbone=model.backbone,
             extractor=extractor,
@@ -279,6 +272,18 @@ class Finetune(SharedSettings):
             backbone=model.backbone.with_parameters(state),
             plan=plan,
             method=described(self),
+        )
+
+    def _objective(
+        self, model: TransferModel, parts: tuple[Dataset, Dataset], settings: SharedSettings
+    ) -> Objective:
+        train = parts[0]
+        return objective_for(
+            parts,
+            settings,
+            backbone=model.backbone,
+            fit_pooled_head=self._fit_head(train) if self._fits_head(train) else None,
+            task=model.task,
         )
 
     def expected_seconds(
