@@ -237,6 +237,7 @@ def _check_lead(run: Run, is_required: bool) -> None:
 
 @app.command()
 def predict(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
     model: ModelFolder,
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
     output: OutputFormat = "table",
@@ -274,9 +275,7 @@ def predict(  # noqa: PLR0913 - one argument a flag
     from headstart.models.prediction_files import as_json as predictions_as_json
     from headstart.models.saving import load
 
-    fitted = load(model).with_selection(
-        nms=nms, class_agnostic_nms=class_agnostic_nms, max_boxes=max_boxes
-    )
+    fitted = load(model).with_selection(**box_settings(ctx))
     output_format, classes = "json" if as_json else output, fitted.task.classes
     require_format(output_format, fitted.task.name)
     coco_ids = None if ids is None else read_coco_ids(ids, output_format)
@@ -289,9 +288,8 @@ def predict(  # noqa: PLR0913 - one argument a flag
         )
     if output_format != "table" and (out is not None or output_format not in {"json", "csv"}):
         pairs = zip(samples, predictions, strict=True)
-        folder = write_predictions(
-            out or Path("predictions"), output_format, pairs, classes, coco_ids
-        )
+        out = out or Path("predictions")
+        folder = write_predictions(out, output_format, pairs, classes, coco_ids)
         say(f"Wrote the predictions for {len(samples)} images to {folder}.")
     elif output_format == "json":
         emit(predictions_as_json(predictions, classes))
