@@ -273,3 +273,14 @@ def test_notes_and_what_was_kept_are_shown(console):
     )
     for words in ("Begun anew: [x]", "Out of memory", "Target +0.010", "Source -0.020"):
         assert words in text(console)
+
+
+def test_a_finding_names_the_class_folders_of_its_images(console):
+    paths = ("photos/train/cat/1.jpg", "photos/train/cat/2.jpg", "photos/train/dog/1.jpg")
+    for pair in (paths[:2], paths[1:]):
+        message = f"nearly the same image 2 times: {', '.join(pair)}"
+        finding = Finding(kind="near-duplicate", severity="warning", message=message, paths=pair)
+        show_findings(console, [finding])
+        shown = " ".join(text(console).split())
+        assert ", ".join(path.removeprefix("photos/train/") for path in pair) in shown
+    assert "photos" not in shown

@@ -331,8 +331,11 @@ def show_findings(
 
 
 def _short_message(finding: Finding) -> str:
-    """The message without the folder that all paths of the finding share."""
-    folders = [str(Path(path).parent) for path in finding.paths]
+    """The message without the folders that all paths of the finding share, but with the last one.
+
+    The last folder is the class of images in class folders.
+    """
+    folders = [str(Path(path).parent.parent) for path in finding.paths]
     shared = os.path.commonpath(folders) if len(folders) > 1 else ""
     return finding.message.replace(f"{shared}{os.sep}", "") if shared else finding.message
 

@@ -18,11 +18,13 @@ from headstart.data.checks.boxes import (
     keep_boxed,
     require_matching_sizes,
 )
+from headstart.data.checks.copies import Copy, find_copies
 from headstart.data.checks.images import (
     Finding,
     ImageRecord,
     check,
     find_duplicates,
+    is_frame,
     join_messages,
     keep_readable,
     require_no_leak,
@@ -134,7 +136,8 @@ def prepare(
         If ``bad_files`` is no known policy.
     """
     _require_policy(bad_files)
-    data, all_records, findings = _read_and_check(source, cache, group_by, progress)
+    data, all_records, findings, copies = _read_and_check(source, cache, group_by, progress)
+    pairs = _pairs_to_group(data, all_records, copies)
     data, records = keep_readable(data, all_records, bad_files=bad_files)
     # Findings refer to samples by index in the full data set.
     rows = [i for i, record in enumerate(all_records) if record.problem is None]
@@ -143,7 +146,7 @@ def prepare(
     require_no_leak(findings, allow_overlap=allow_overlap)
     require_matching_sizes(findings)
     _require_learnable(findings)
-    data = group_duplicates(data, find_duplicates(records))
+    data = group_duplicates(data, [*find_duplicates(records), *_rows_of(records, pairs)])
     data = assign_splits(data, test_fraction=test_fraction, seed=seed)
     return PreparedData(data=data, records=tuple(records), findings=tuple(findings))
 
@@ -159,27 +162,50 @@ def inspect_dataset(
     """Read, scan and check a data set; return the findings and raise none of them."""
     if not isinstance(source, Dataset):
         source = read_dataset(source, group_by=group_by, **folder_options)
-    data, _, findings = _read_and_check(source, cache, group_by, progress)
+    data, _, findings, _ = _read_and_check(source, cache, group_by, progress)
     return data, findings
 
 
 def _read_and_check(
     source: object, cache: Cache, group_by: str | None, progress: Progress | None
-) -> tuple[Dataset, tuple[ImageRecord, ...], tuple[Finding, ...]]:
+) -> tuple[Dataset, tuple[ImageRecord, ...], tuple[Finding, ...], list[Copy]]:
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
     on_scan = None if progress is None else (lambda done, total: progress("scan", done, total))
     records = scan(data.samples, cache=cache, progress=on_scan)
     unclean = data
     data, box_findings = clean_boxes(data, records)
     mask_findings = check_masks(data, records)
+    copies = find_copies(records)
     findings = (
         *_find_shared_groups(data),
-        *check(data, records),
+        *check(data, records, copies),
         *box_findings,
         *find_boxless(unclean, data),
         *mask_findings,
     )
-    return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error"))
+    return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error")), copies
+
+
+def _pairs_to_group(
+    data: Dataset, records: Sequence[ImageRecord], copies: Iterable[Copy]
+) -> list[tuple[str, str]]:
+    """Digests of the copies that must stay in one split; frames need `group_by`."""
+    pairs = []
+    for copy in copies:
+        rows = (copy.copy, copy.original)
+        if not is_frame([data.samples[i].name for i in rows], copy):
+            pairs.append((records[rows[0]].digest, records[rows[1]].digest))
+    return pairs
+
+
+def _rows_of(
+    records: Sequence[ImageRecord], pairs: Iterable[tuple[str, str]]
+) -> Iterator[tuple[int, int]]:
+    """Rows of the pairs of digests of which both are still in the data."""
+    rows = {record.digest: row for row, record in enumerate(records)}
+    for first, second in pairs:
+        if first in rows and second in rows:
+            yield rows[first], rows[second]
 
 
 def _find_shared_groups(data: Dataset) -> Iterator[Finding]:

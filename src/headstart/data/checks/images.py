@@ -5,6 +5,7 @@ Pure functions of a data set and of the records that `scan` makes of its images.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.checks.copies import Copy, find_copies
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import SPLITS, Dataset, Sample, labels_of
 from headstart.data.splits import find_root
@@ -24,6 +26,7 @@ __all__ = [
     "ImageRecord",
     "check",
     "find_duplicates",
+    "is_frame",
     "join_messages",
     "keep_readable",
     "require_no_leak",
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 FindingKind = Literal[
-    "unreadable", "leak", "label-conflict", "duplicate", "near-duplicate",
+    "unreadable", "leak", "label-conflict", "duplicate", "near-duplicate", "same-subject",
     "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
     "mask-unreadable", "mask-size", "mask-scaled", "mask-values", "mask-missing", "mask-spare",
     "mask-turned",
@@ -47,6 +50,8 @@ Indices = NDArray[np.intp]
 MAX_DISTANCE = 6  # of 64 bits; measured in docs/checks.md
 MIN_CORRELATION = 0.985
 MIN_TEXTURE = 4.0  # standard deviation of grey levels; below it all images look alike
+SAME_MATCH = 0.985  # below it, images with numbered names are rather frames than copies
+MAX_STEP = 30  # between the numbers of neighbouring frames
 RARE = 10  # examples; with fewer, a class can neither be trained on nor evaluated
 DARK = 26  # grey level of 255; a 12-bit image stored in 16 bits reaches only 16
 
@@ -162,7 +167,9 @@ def _comparison_blocks(
                 yield bucket[start : start + 64], bucket[start:]
 
 
-def check(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ...]:
+def check(
+    dataset: Dataset, records: Sequence[ImageRecord], copies: Sequence[Copy] | None = None
+) -> tuple[Finding, ...]:
     """Check the images, classes and splits of a data set; errors come first.
 
     Parameters
@@ -170,6 +177,8 @@ def check(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ..
     dataset : Dataset
     records : sequence of ImageRecord
         Result of `scan`, one for each sample.
+    copies : sequence of Copy, optional
+        Result of `find_copies`, which is called if they are not passed.
 
     Examples
     --------
@@ -185,7 +194,9 @@ def check(dataset: Dataset, records: Sequence[ImageRecord]) -> tuple[Finding, ..
                 Finding(kind="half-annotated", severity="warning", message=text)
                 for text in dataset.warnings
             ),
-            *_find_same_images(dataset, records),
+            *_find_same_images(
+                dataset, records, find_copies(records) if copies is None else copies
+            ),
             *_find_missing_classes(dataset, records),
             *_find_empty_splits(dataset, records),
             *_find_dark_images(dataset, records),
@@ -232,18 +243,28 @@ def _find_unreadable(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterat
             yield Finding(kind="unreadable", severity="error", message=text, paths=(sample.name,))
 
 
-def _find_same_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
-    for group in find_duplicates(records):
+def _find_same_images(
+    dataset: Dataset, records: Sequence[ImageRecord], copies: Sequence[Copy]
+) -> Iterator[Finding]:
+    matches = {frozenset((copy.copy, copy.original)): copy.match for copy in copies}
+    series: list[tuple[str, ...]] = []
+    groups = find_duplicates(records)
+    for group in groups:
         members = [dataset.samples[i] for i in group]
         paths = tuple(sample.name for sample in members)
         exact = len({records[i].digest for i in group}) == 1
         relation = "the same image" if exact else "nearly the same image"
+        least = min((matches.get(frozenset(pair), 1.0) for pair in pairwise(group)), default=1.0)
+        if not exact and least < SAME_MATCH and _is_series(paths):
+            relation = "neighbouring frames or slices of one subject"
         splits = [s for s in SPLITS if any(sample.split == s for sample in members)]
         rest = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
         names = ", ".join(paths[:4]) + rest
         if len(splits) > 1:
             text = f"{relation} in {' and '.join(splits)}: {names}"
             yield Finding(kind="leak", severity="error", message=text, paths=_leak_paths(members))
+        elif relation.startswith("neighbouring"):
+            series.append(paths)
         else:
             text = f"{relation} {len(paths)} times: {names}"
             kind: FindingKind = "duplicate" if exact else "near-duplicate"
@@ -253,6 +274,72 @@ def _find_same_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Itera
         if len(labels) > 1 and (exact or not dataset.is_dense):
             text = f"{relation} labelled {' and '.join(sorted(labels))}: {names}"
             yield Finding(kind="label-conflict", severity="warning", message=text, paths=paths)
+    yield from _find_changed_copies(dataset, copies, groups, series)
+
+
+def _find_changed_copies(
+    dataset: Dataset,
+    copies: Sequence[Copy],
+    groups: Sequence[Sequence[int]],
+    series: list[tuple[str, ...]],
+) -> Iterator[Finding]:
+    """Report copies that are in no group of duplicates; frames of one subject in one finding."""
+    group_of = {i: number for number, group in enumerate(groups) for i in group}
+    for copy in copies:
+        pair = [dataset.samples[i] for i in (copy.copy, copy.original)]
+        names = (pair[0].name, pair[1].name)
+        if group_of.get(copy.copy, -1) == group_of.get(copy.original, -2):
+            continue
+        if pair[0].group is not None and pair[0].group == pair[1].group:
+            continue
+        if is_frame(names, copy):
+            series.append(names)
+            continue
+        first, second = names
+        relation = {"cropped": f"{first} is a crop of {second}"}.get(
+            copy.change,
+            f"{first} is {second}, {copy.change}"
+            if copy.change
+            else f"{first} is nearly the same image as {second}",
+        )
+        splits = [split for split in SPLITS if split in {sample.split for sample in pair}]
+        where = f" (in {' and '.join(splits)})" if len(splits) > 1 else ""
+        yield Finding(
+            kind="near-duplicate", severity="warning", message=relation + where, paths=names
+        )
+    if series:
+        text = (
+            f"{len(series)} groups of images look like neighbouring frames or slices of one "
+            f"subject, such as {', '.join(series[0][:3])}. Pass --group-by with the part of their "
+            "paths that names the subject, such as --group-by '([^/]+)_[0-9]+', to keep them in "
+            "one split."
+        )
+        paths = tuple(dict.fromkeys(name for names in series for name in names))
+        yield Finding(kind="same-subject", severity="warning", message=text, paths=paths)
+
+
+def is_frame(names: Sequence[str], copy: Copy) -> bool:
+    """Whether two images are rather frames of one subject than copies of one image.
+
+    Examples
+    --------
+    >>> copy = Copy(copy=0, original=1, change="", match=0.95)
+    >>> is_frame(("scan/p1_004.png", "scan/p1_005.png"), copy)
+    True
+    >>> is_frame(("scan/p1_004.png", "scan/p2_004.png"), copy)
+    False
+    """
+    is_upright = copy.change in {"", "cropped"}
+    return is_upright and copy.match < SAME_MATCH and _is_series(names)
+
+
+def _is_series(names: Sequence[str]) -> bool:
+    """Whether names differ only in their last number, each by little from the next."""
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL) for name in names]
+    if not all(parts) or len({(part[1], part[3]) for part in parts if part}) > 1:
+        return False
+    numbers = sorted(int(part[2]) for part in parts if part)
+    return all(after - before <= MAX_STEP for before, after in pairwise(numbers))
 
 
 def _leak_paths(members: Sequence[Sample]) -> tuple[str, ...]:

@@ -26,10 +26,11 @@ from headstart.data.images import (
 from headstart.errors import UnreadableImageError
 from headstart.runtime import cores
 
-__all__ = ["ImageRecord", "scan"]
+__all__ = ["SKETCH_SIDE", "ImageRecord", "scan"]
 
 BATCH = 256  # images per cache lookup
 SHORT_SIDE = 32  # pixels; large JPEGs are decoded smaller, to a short side of at least twice this
+SKETCH_SIDE = 32  # pixels
 _WAVES = np.cos(np.pi * (2 * np.arange(32) + 1) * np.arange(1, 9)[:, None] / 64)
 
 
@@ -51,6 +52,8 @@ class ImageRecord:
         64 bits that re-encoding and resizing hardly change.
     thumbnail : bytes
         256 grey levels, shape (16, 16), for the finer comparison after the hash.
+    sketch : bytes
+        1,024 grey levels, shape (32, 32), in which `copies.find_copies` finds crops and views.
     problem : str or None
         Reason why the image cannot be used.
     """
@@ -63,6 +66,7 @@ class ImageRecord:
     orientation: int = 1
     perceptual_hash: int = 0
     thumbnail: bytes = b""
+    sketch: bytes = b""
     problem: str | None = None
 
 
@@ -144,7 +148,7 @@ def _examine(sample: Sample, digest: str) -> ImageRecord:
         header, pixels = _decode(sample)
     except UnreadableImageError as error:
         return ImageRecord(digest=digest, problem=unreadable_reason(error))
-    perceptual_hash, thumbnail = _signature(pixels)
+    perceptual_hash, thumbnail, sketch = _signature(pixels)
     return ImageRecord(
         digest=digest,
         width=header.width,
@@ -154,6 +158,7 @@ def _examine(sample: Sample, digest: str) -> ImageRecord:
         orientation=header.exif_orientation,
         perceptual_hash=perceptual_hash,
         thumbnail=thumbnail,
+        sketch=sketch,
     )
 
 
@@ -174,28 +179,30 @@ def _decode(sample: Sample) -> tuple[ImageHeader, Pixels]:
     return header, pixels
 
 
-def _signature(pixels: Pixels) -> tuple[int, bytes]:
-    """Hash of the 8 x 8 lowest frequencies (Zauner 2010), and a 16 x 16 thumbnail."""
+def _signature(pixels: Pixels) -> tuple[int, bytes, bytes]:
+    """Hash of the 8 x 8 lowest frequencies (Zauner 2010), thumbnail 16 x 16, sketch 32 x 32."""
     from PIL import Image
 
-    grey = Image.fromarray(pixels).convert("L").resize((32, 32), Image.Resampling.BOX)
+    grey = Image.fromarray(pixels).convert("L").resize((SKETCH_SIDE,) * 2, Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.float64)
     waves = (_WAVES @ values @ _WAVES.T).ravel()
     bits = np.packbits(waves > np.median(waves)).tobytes()
     thumbnail = np.rint(values.reshape(16, 2, 16, 2).mean((1, 3))).astype(np.uint8)
-    return int.from_bytes(bits, "big"), thumbnail.tobytes()
+    return int.from_bytes(bits, "big"), thumbnail.tobytes(), np.asarray(grey).tobytes()
 
 
 def _cache_key(record: ImageRecord) -> bytes:
     from PIL import __version__
 
-    return key("scan", 1, __version__, SHORT_SIDE, record.digest)
+    return key("scan", 2, __version__, SHORT_SIDE, record.digest)
 
 
 def _to_bytes(record: ImageRecord) -> bytes:
-    return json.dumps(asdict(record) | {"thumbnail": record.thumbnail.hex()}).encode()
+    texts = {"thumbnail": record.thumbnail.hex(), "sketch": record.sketch.hex()}
+    return json.dumps(asdict(record) | texts).encode()
 
 
 def _from_bytes(value: bytes) -> ImageRecord:
     fields = json.loads(value)
-    return ImageRecord(**fields | {"thumbnail": bytes.fromhex(fields["thumbnail"])})
+    pixels = {name: bytes.fromhex(fields[name]) for name in ("thumbnail", "sketch")}
+    return ImageRecord(**fields | pixels)
