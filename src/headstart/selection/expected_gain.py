@@ -292,7 +292,9 @@ def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: Tra
     """Note a training's score, and its gain over the probe on the same images."""
     gain = compare_with_probe(context, entry, best, level=INTERVAL_LEVEL)
     n_epochs = len(model.record["epochs"]) - 1
-    entry.note(note=f"{n_epochs} epochs, expected gain {_points(expected_gain(gain.interval))}")
+    retried = ", diverged first: a tenth of the rates" * (model.record.get("rate_scale", 1) < 1)
+    gained = _points(expected_gain(gain.interval))
+    entry.note(note=f"{n_epochs} epochs{retried}, expected gain {gained}")
     context.on_progress(
         f"{entry.candidate.name}: {format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
     )

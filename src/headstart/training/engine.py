@@ -7,7 +7,7 @@ killed and resumed therefore ends with the same bits as one that ran without a b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -30,6 +30,14 @@ from headstart.errors import SetupError, TrainingError
 from headstart.runtime import cores, use_one_thread
 from headstart.training import checkpoint
 from headstart.training.checkpoint import Checkpoint, flatten_optimiser, restore_optimiser
+from headstart.training.divergence import (
+    NOT_TRIED_AGAIN,
+    RETRY_SCALE,
+    TRIED_AGAIN,
+    LossTrace,
+    describe_divergence,
+    explain_divergence,
+)
 from headstart.training.interruption import Interruption, capture, is_out_of_memory
 from headstart.training.job import Epoch, History, Job, Rows, Score, Session
 from headstart.training.optim import MIN_STEPS_TO_STOP, Training, make_optimiser, rate_at
@@ -38,7 +46,7 @@ from headstart.training.weight_averaging import ema, ema_decay, greedy_soup
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["describe_divergence", "train"]
+__all__ = ["train"]
 
 State = dict[str, "Tensor"]
 
@@ -46,14 +54,13 @@ CHECKPOINT_SECONDS = 30.0
 """Seconds between two checkpoints: a kill loses at most this much. Ctrl-C and the last epoch save
 one, too."""
 
-DIVERGED, DIVERGED_MARGIN = 2.0, 0.1
-"""A training has diverged if its validation loss exceeds this multiple of the start's and this."""
-
 
 def train(
     job: Job, settings: Training, *, seed: int = 0, session: Session | None = None
 ) -> History:
     """Train a module and leave it with the weights of its best epoch.
+
+    A training that diverges begins once more, at a tenth of its learning rates, and notes it.
 
     Parameters
     ----------
@@ -72,7 +79,8 @@ def train(
     Raises
     ------
     TrainingError
-        If the loss is not a finite number; the batch is written to a file, the checkpoint stays.
+        If the loss is not a finite number, at the lower rates either; the batch is written to a
+        file, the checkpoint stays.
     SetupError
         If a checkpoint cannot be written, or a single image does not fit into memory.
     KeyboardInterrupt
@@ -86,7 +94,7 @@ def train(
         run.begin()
         try:
             with run.interruption:
-                while run.has_epochs_left():
+                while run.has_epochs_left() or run.starts_again():
                     run.check_stop()
                     started_at = time.perf_counter()
                     job.start_epoch(run.epoch)
@@ -94,7 +102,7 @@ def train(
                         with run.interruption.delayed():
                             run.step(rows, batch)
                         run.check_stop()
-                        if run.is_stopped:
+                        if run.is_stopped or run.diverges():
                             break
                         run.report_step()
                         run.check_stop()  # a callback may have stopped the run
@@ -138,6 +146,9 @@ class _Run:
         self.saved_at = time.monotonic()
         self.interruption = Interruption()
         self.is_stopped = False  # by the job's watcher
+        self.start: State = {}
+        self.trace = LossTrace()
+        self.failure = ""  # how the training diverged in a step
 
     # ------------------------------------------------------------------- start, epochs, end
 
@@ -148,6 +159,7 @@ class _Run:
         if folder is not None and self.session.resume:
             saved = checkpoint.read(folder, identity=self.job.identity)
         if saved is not None:
+            self.start = self._state()
             self._restore(saved)
             return
         # Each process has fitted its own head: the results may differ by rounding.
@@ -155,10 +167,11 @@ class _Run:
         if self.settings.ema:
             self.average = self._state()
         self._score_epoch(0, None, 0.0)
+        self.start = self.best[1] if self.best else self._state()
 
     def has_epochs_left(self) -> bool:
         """Whether to train another epoch: not all are done, and the patience has not run out."""
-        if self.is_stopped or self.epoch > self.settings.epochs:
+        if self.is_stopped or self.failure or self.epoch > self.settings.epochs:
             return False
         if self._is_time_up():
             return False
@@ -184,6 +197,46 @@ class _Run:
         if note not in self.history.notes:
             self.history.notes.append(note)
         return True
+
+    def diverges(self) -> bool:
+        """Whether the last steps have diverged, so that the training must begin again."""
+        if self._may_retry and self.trace.has_diverged:
+            self.failure = self.trace.sentence(self.skip, self.epoch)
+        return bool(self.failure)
+
+    def starts_again(self) -> bool:
+        """After a divergence, begin once more at lower learning rates, unless the time is up."""
+        if not self._may_retry or self.is_stopped:
+            return False
+        epochs = self.history.epochs
+        self.failure = self.failure or explain_divergence(epochs)
+        deadline = self.session.deadline
+        is_late = deadline is not None and time.perf_counter() + epochs[-1].seconds > deadline
+        if not self.failure or is_late:
+            return False
+        self.history.notes.append(f"{self.failure} {TRIED_AGAIN}")
+        with self.interruption.delayed():
+            self._begin_again()
+        return True
+
+    def _begin_again(self) -> None:
+        """Return to the start, with a new optimiser state and lower learning rates."""
+        history, first = self.history, self.history.epochs[0]
+        self._load(self.start)
+        broadcast_tensors(self._state(copies=False).values())
+        self.plain_optimiser.state.clear()
+        self.average = self._state() if self.settings.ema else {}
+        score = Score(first.score, -first.held_out_loss)
+        self.best = score, self.start
+        self.top_states = [(score, 0, self.start)] if self.settings.soup > 1 else []
+        history.epochs, history.best, history.steps = [first], 0, 0
+        history.rate_scale = RETRY_SCALE
+        self.epoch, self.skip, self.loss_sum = 1, 0, 0.0
+        self.trace, self.failure = LossTrace(), ""
+
+    @property
+    def _may_retry(self) -> bool:
+        return self.job.watch is None and self.history.rate_scale == 1
 
     def check_stop(self) -> None:
         """After Ctrl-C in the whole run: stop here, where no step is in progress."""
@@ -212,7 +265,9 @@ class _Run:
     def end(self) -> History:
         """Load the weights to keep: the last epoch's, the best one's, or an average of epochs."""
         diverged = describe_divergence(self.history.epochs, self.history.best)
-        if diverged and self.job.watch is None:
+        if self.failure and self._may_retry:
+            self.history.notes.append(f"{self.failure} {NOT_TRIED_AGAIN}")
+        elif diverged and self.job.watch is None:
             self.history.notes.append(diverged)
         if self._keeps_last() and not diverged:
             if self.settings.ema:
@@ -253,7 +308,7 @@ class _Run:
         step, job = self.history.steps, self.job
         rate = job.rate(step) if job.rate else rate_at(self.settings, step, self.per_epoch)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["base_lr"] * rate
+            group["lr"] = group["base_lr"] * rate * self.history.rate_scale
         n_images = int(sum_scalar(len(rows)))  # before the retries: other processes do not retry
         while True:
             try:
@@ -264,18 +319,24 @@ class _Run:
                     raise
                 self._halve_parts(len(rows), error)
         mean_gradients(self.parameters)
-        if self.settings.clip:
-            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimiser.step()
+        total = sum_scalar(loss_sum)
+        self.trace.add(total / n_images)
+        if np.isfinite(total) or not self._may_retry:
+            self._move()
         self.optimiser.zero_grad()
         self.history.steps += 1
-        total = sum_scalar(loss_sum)
         self.loss_sum += total
         self.skip += 1
         if self.settings.ema:
             decay = ema_decay(self.history.steps, self.settings.ema)
             self.average = ema(self.average, self._state(copies=False), decay)
         self.is_stopped = job.watch is not None and job.watch(step, total / n_images)
+
+    def _move(self) -> None:
+        """Change the parameters along their gradients."""
+        if self.settings.clip:
+            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimiser.step()
 
     def _gradients(self, rows: Rows, batch: NDArray[Any], n_images: int) -> float:
         """Add up gradients of the global batch's mean loss; return the sum of the losses here."""
@@ -288,7 +349,7 @@ class _Run:
             with self.accelerator.autocast():
                 loss = self.job.loss(rows[chunk], batch[chunk], self.history.steps)
             value = float(loss.detach())
-            if not np.isfinite(value) and self.job.watch is None:
+            if not (np.isfinite(value) or self._may_retry or self.job.watch):
                 raise self._not_finite(value, rows[chunk], batch[chunk])
             self.accelerator.backward(loss * (len(chunk) * world_size() / n_images))
             total += value * len(chunk)
@@ -321,7 +382,8 @@ class _Run:
     def _not_finite(self, value: float, rows: Rows, batch: NDArray[Any]) -> TrainingError:
         path = capture(self.session.folder, self._state(), rows, batch)
         return TrainingError(
-            f"The loss became {value} at step {self.history.steps + 1} of epoch {self.epoch}. "
+            f"The loss became {value} at step {self.history.steps + 1} of epoch {self.epoch}, also "
+            "at a tenth of the learning rates. "
             f"Lower --learning-rate. The batch and the weights are in {path}. No model was saved."
         )
 
@@ -419,6 +481,7 @@ class _Run:
             "best": tuple(self.best[0]) if self.best else None,
             "tops": [(tuple(score), number) for score, number, _ in self.top_states],
             "loss_sum": self.loss_sum,
+            "trace": asdict(self.trace),
             "parts": self.parts,
             "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) else None,
         }
@@ -451,42 +514,9 @@ class _Run:
         self.history.interrupted = False
         self.epoch, self.skip = saved.epoch, saved.step
         self.loss_sum, self.parts = values["loss_sum"], values["parts"]
+        self.trace = LossTrace(**values.get("trace", {}))  # older checkpoints have none
         if self.accelerator.scaler:  # of fp16
             self.accelerator.scaler.load_state_dict(values["scaler"])
-
-
-def describe_divergence(epochs: Sequence[Epoch], best: int) -> str:
-    """Describe a training that has diverged, or return "" for any other.
-
-    A training diverged if its last epoch is no better than the start and its loss on the
-    validation images is more than twice that of the start. A training that only overfits or
-    forgets improves one of the two.
-
-    Parameters
-    ----------
-    epochs : sequence of Epoch
-        The start first.
-    best : int
-        Number of the epoch whose weights are kept.
-
-    Examples
-    --------
-    >>> start = Epoch(number=0, loss=None, score=0.9, held_out_loss=0.4, seconds=0, best=0)
-    >>> last = Epoch(number=1, loss=70.0, score=0.5, held_out_loss=80.0, seconds=1, best=0)
-    >>> describe_divergence([start, last], 0)[:56]
-    'The training diverged: the start was kept, because the l'
-    """
-    if len(epochs) < 2:
-        return ""
-    start, last = epochs[0], epochs[-1]
-    is_bounded = last.held_out_loss <= DIVERGED * start.held_out_loss + DIVERGED_MARGIN
-    if last.score > start.score or is_bounded:  # a loss of NaN is not bounded
-        return ""
-    kept = "the start was kept" if best == 0 else f"epoch {best} was kept"
-    return (
-        f"The training diverged: {kept}, because the loss on the validation images rose from "
-        f"{start.held_out_loss:.3g} to {last.held_out_loss:.3g}. Lower --learning-rate."
-    )
 
 
 def _generator_seed(*parts: int) -> int:

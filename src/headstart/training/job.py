@@ -87,6 +87,8 @@ class History:
         Messages for the user, such as batches that were halved.
     interrupted : bool
         Whether Ctrl-C ended the training.
+    rate_scale : float
+        Factor of all learning rates; below 1 if the training had diverged and was tried again.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -95,6 +97,7 @@ class History:
     steps: int = 0
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
+    rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

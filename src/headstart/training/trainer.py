@@ -223,13 +223,14 @@ def trained_model(
     backbone : FrozenBackbone
         With the trained values.
     plan : FreezePlan
-        As requested; learning rates that were searched are filled in.
+        As requested; learning rates that were searched or lowered are filled in.
     method : mapping
         The method's fields, for the record.
     """
     found_rate, history = output.found_rate, asdict(output.history)
-    if found_rate is not None:
-        rows = (replace(r, learning_rate=r.learning_rate * found_rate.scale) for r in plan.rows)
+    scale = output.history.rate_scale * (1.0 if found_rate is None else found_rate.scale)
+    if scale != 1:
+        rows = (replace(r, learning_rate=r.learning_rate * scale) for r in plan.rows)
         plan = replace(plan, rows=tuple(rows))
     return replace(
         model,
