@@ -16,9 +16,11 @@ import torch
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.freezing import fingerprint, plan_freezing
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
+from headstart.data.transforms.augment import Augmentation
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import SetupError, UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
@@ -505,3 +507,62 @@ def test_adapted_statistics_do_not_depend_on_the_order_of_the_classes(extractor)
         raw = network.conv1[0](SMALL.normalise(pixels.permute(0, 3, 1, 2)))
     name = "conv1.1.running_var"
     torch.testing.assert_close(found.backbone.state[name], raw.var((0, 2, 3)), rtol=0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("augment", ["none", "light"])
+def test_adapted_stages_that_do_not_train_are_cached_and_give_the_same_bits(tmp_path, augment):
+    """Once their statistics are computed, they are constant: their outputs are computed once."""
+    train, val = striped(48, 0), striped(8, 1)
+    given = make_model(train.classes)
+    *prefix, last = (stage.name for stage in given.backbone.module.stages)
+    policies = ",".join([*(f"{name}=adapt" for name in prefix), f"{last}=train"])
+    augmentation = replace(Augmentation.named(augment), views=2)
+    found = {}
+    for mode in ("on", "off"):
+        with Cache(tmp_path / mode) as cache:
+            extractor = Extractor(cache=cache, device="cpu", workers=1)
+            how = Finetune(
+                train_from=last,
+                batch_norm=policies,
+                training=SHORT,
+                augmentation=augmentation,
+                activation_cache=mode,
+            )
+            assert how.outline(given, train, extractor=extractor).cached.startswith(
+                f"up to {prefix[-1]}" if mode == "on" else "nothing: switched off"
+            )
+            found[mode] = how.fit(given, train, val, extractor=extractor)
+    on, off = found["on"], found["off"]
+    assert on.record["plan"]["boundary"] == prefix[-1]
+    assert on.record["plan"]["stages"][0]["batch_norm"] == "adapt"
+    assert fingerprint(on.backbone.state) == fingerprint(off.backbone.state)
+    assert [e["score"] for e in on.record["epochs"]] == [e["score"] for e in off.record["epochs"]]
+    name = "conv1.1.running_mean"
+    assert not torch.equal(on.backbone.state[name], given.backbone.state[name])
+
+
+def test_adapted_statistics_are_those_of_one_pass_before_the_training(extractor):
+    """The stages that follow, trained or not, change nothing in them."""
+    train, val = striped(48, 0), striped(8, 1)
+    given = make_model(train.classes)
+    first, *_, last = (stage.name for stage in given.backbone.module.stages)
+    states = []
+    for change in ({"train_from": "head"}, {"train_from": last}, {"train_from": last, "seed": 1}):
+        how = Finetune(batch_norm=f"{first}=adapt", training=SHORT, **change)
+        states.append(how.fit(given, train, val, extractor=extractor).backbone.state)
+    for state in states[1:]:
+        assert torch.equal(state["conv1.1.running_var"], states[0]["conv1.1.running_var"])
+
+
+def test_the_plan_shows_adapted_stages_as_constant_only_if_nothing_trains_in_them():
+    module = make_model(("a", "b")).backbone.module
+    first, *_, last = (stage.name for stage in module.stages)
+    plan = plan_freezing(module, train_from=last, batch_norm=f"{first}=adapt,{last}=adapt")
+    assert plan.adapts_first
+    assert plan.first_changing_stage == first
+    after = plan.after_adapting()
+    assert after.first_changing_stage == last
+    assert {row.batch_norm for row in after.rows} == {"frozen"}
+    trained = plan_freezing(module, train_from=last, batch_norm="adapt")
+    assert not trained.adapts_first
+    assert trained.after_adapting() is trained

@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -170,6 +170,21 @@ class FreezePlan:
         return next((row.stage for row in self.rows if not row.is_constant), None)
 
     @property
+    def adapts_first(self) -> bool:
+        """Whether statistics of a stage that is not trained are computed before the training."""
+        return any(row.batch_norm == "adapt" and not row.trains for row in self.rows)
+
+    def after_adapting(self) -> FreezePlan:
+        """Return the plan once these statistics are computed: their stages are constant then."""
+        if not self.adapts_first:
+            return self
+        rows = (
+            replace(row, batch_norm="frozen") if row.batch_norm == "adapt" else row
+            for row in self.rows
+        )
+        return replace(self, rows=tuple(rows))
+
+    @property
     def trainable(self) -> int:
         """Number of trained values in the backbone."""
         return sum(row.trainable for row in self.rows)
@@ -177,7 +192,8 @@ class FreezePlan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, for model.json."""
         rows = [{**asdict(row), "trains": row.trains} for row in self.rows]
-        return {"stages": rows, "only": self.only, "boundary": self.last_constant_stage}
+        boundary = self.after_adapting().last_constant_stage
+        return {"stages": rows, "only": self.only, "boundary": boundary}
 
 
 def plan_freezing(

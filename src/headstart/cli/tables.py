@@ -555,7 +555,7 @@ def stage_table(plan: FreezePlan) -> Table:
     for title in ("stage", "parameters", "trainable", "learning rate", "BatchNorm", "constant"):
         table.add_column(title, justify="left" if title in {"stage", "BatchNorm"} else "right")
     is_after_trained = False  # the input of such a stage changes, so its output does, too
-    for row in plan.rows:
+    for row, constant in zip(plan.rows, plan.after_adapting().rows, strict=True):
         rate = f"{row.learning_rate:.1e}" if row.trains else "–"
         start = f" from epoch {row.from_epoch}" if row.trains and row.from_epoch > 1 else ""
         table.add_row(
@@ -564,7 +564,7 @@ def stage_table(plan: FreezePlan) -> Table:
             f"{row.trainable:,}",
             rate + start,
             row.batch_norm,
-            "no" if is_after_trained or not row.is_constant else "yes",
+            "no" if is_after_trained or not constant.is_constant else "yes",
         )
-        is_after_trained = is_after_trained or not row.is_constant
+        is_after_trained = is_after_trained or not constant.is_constant
     return table

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.freezing import FreezePlan, plan_freezing
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.rungs import format_shares
 from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.splits import kfold
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
-from headstart.features.extractor import Extractor, View
+from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.methods.method import (
     Outline,
     described,
@@ -44,6 +45,7 @@ from headstart.training.regularisation.terms import penalty_factory
 from headstart.training.settings import Settings, SharedSettings
 from headstart.training.trainer import (
     SELECTION_SHARE,
+    adapt_statistics,
     held_out,
     objective_for,
     train_network,
@@ -193,10 +195,12 @@ class Finetune(SharedSettings):
         """
         module = model.backbone.copy()  # low-rank updates are added in place
         plan, head = self._plan(module, train.kind), model.initial_head(train, seed=self.seed)
-        first = plan.first_changing_stage
+        first = plan.after_adapting().first_changing_stage
         n_val = round(SELECTION_SHARE * len(train))
         sizes = len(train) - n_val, n_val
-        cache_plan = self._cache_plan(model, (module, plan, head), train, sizes, extractor)
+        cache_plan = self._cache_plan(
+            model.backbone, (module, plan.after_adapting(), head), train, sizes, extractor
+        )
         names = "the head" if first is None else f"{first} and the stages after it, with the head"
         shares = f", {format_shares(model.backbone.module, plan)}" if plan.trainable else ""
         return Outline(
@@ -228,26 +232,22 @@ class Finetune(SharedSettings):
         self.check(train)
         if val is None:
             train, val = held_out(train, self.seed)
-        module = model.backbone.copy()
-        plan, head = self._plan(module, train.kind), model.initial_head(train, seed=self.seed)
+        head = model.initial_head(train, seed=self.seed)
+        backbone = self._adapted(model, head, train, extractor)
+        module = backbone.copy()
+        requested = self._plan(module, train.kind)
+        plan = requested.after_adapting()
         self._add_stoch_norm(module)
         with main_first():  # the other processes then find the measured times in the cache
             sizes = len(train), len(val)
-            cache_plan = self._cache_plan(model, (module, plan, head), train, sizes, extractor)
+            cache_plan = self._cache_plan(backbone, (module, plan, head), train, sizes, extractor)
         cache_plan = agree_on_cache_plan(cache_plan, [stage.name for stage in module.stages])
         split_point = find_split_point(plan, head)
-        network = Network(
-            module,
-            head,
-            plan,
-            split_point=split_point,
-            dropout=self.dropout,
-            device=device(extractor.device),
-        )
+        network = self._network((module, plan, head), split_point, device(extractor.device))
         settings = self._settings(train.kind)
         objective = self._objective(model, (train, val), settings)
         input_source = InputSource(
-            backbone=model.backbone,
+            backbone=backbone,
             extractor=extractor,
             split_point=split_point,
             cached=cache_plan.cached,
@@ -261,16 +261,16 @@ class Finetune(SharedSettings):
             settings,
             input_source=input_source,
             session=session,
-            identity={"method": resume_identity(self)},
-            penalty=penalty_factory(network, model.backbone, train, self.regularisation),
+            identity=self._identity(model),
+            penalty=penalty_factory(network, backbone, train, self.regularisation),
         )
         state = self._merged_state(network, output.state)
         return trained_model(
             model,
             output,
             objective,
-            backbone=model.backbone.with_parameters(state),
-            plan=plan,
+            backbone=backbone.with_parameters(state),
+            plan=requested,
             method=described(self),
         )
 
@@ -299,7 +299,7 @@ class Finetune(SharedSettings):
         return estimate_gradient_seconds(
             self,
             model,
-            self._plan(model.backbone.copy(), train.kind),
+            self._plan(model.backbone.copy(), train.kind).after_adapting(),
             (train, val),
             fits_head=self._fits_head(train),
             extractor=extractor,
@@ -342,9 +342,35 @@ class Finetune(SharedSettings):
             unfreeze_every=self.unfreeze_every,
         )
 
+    def _network(
+        self, parts: tuple[Backbone, FreezePlan, Head], split_point: SplitPoint | None, target: str
+    ) -> Network:
+        module, plan, head = parts
+        return Network(
+            module, head, plan, split_point=split_point, dropout=self.dropout, device=target
+        )
+
+    def _adapted(
+        self, model: TransferModel, head: Head, train: Dataset, extractor: Extractor
+    ) -> FrozenBackbone:
+        """Compute the statistics of ``adapt`` stages that are not trained; else change nothing."""
+        backbone = model.backbone
+        if "adapt" not in self.batch_norm:
+            return backbone
+        plan = self._plan(backbone.copy(), train.kind)
+        if not plan.adapts_first:
+            return backbone
+        source = InputSource(backbone=backbone, extractor=extractor, seed=self.seed)
+        network = backbone.copy(), plan, head
+        return adapt_statistics(source, network, train.samples, self.augmentation)
+
+    def _identity(self, model: TransferModel) -> dict[str, Any]:
+        """Name what decides the training: the weights before any statistics were adapted."""
+        return {"method": resume_identity(self), "weights": model.backbone.identity.hex()}
+
     def _cache_plan(
         self,
-        model: TransferModel,
+        backbone: FrozenBackbone,
         network: tuple[Backbone, FreezePlan, Head],
         train: Dataset,
         sizes: tuple[int, int],
@@ -358,7 +384,7 @@ class Finetune(SharedSettings):
             fits_head=self._fits_head(train),
         )
         return plan_activation_cache(
-            model.backbone,
+            backbone,
             network,
             workload,
             samples=train.samples,

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from headstart.backbones.freezing import FreezePlan, fingerprint
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.data.dataset import Dataset, fingerprint_of
+from headstart.data.dataset import Dataset, Sample, fingerprint_of
 from headstart.data.loader import digest_of
 from headstart.data.splits import holdout
 from headstart.data.transforms.augment import Augmentation
-from headstart.distributed import world_size
+from headstart.distributed import broadcast_tensors, world_size
 from headstart.errors import UsageError
 from headstart.models.heads.head import Head
 from headstart.models.tasks import DetectionTask, Task
 from headstart.models.transfer_model import TransferModel
-from headstart.runtime import threads, versions
+from headstart.runtime import device, threads, versions
 from headstart.training.engine import train
 from headstart.training.inputs import Inputs, InputSource
 from headstart.training.job import History, Job, Session
 from headstart.training.lr_finder import FoundRate, find_learning_rate
-from headstart.training.network import Network
+from headstart.training.network import Network, find_split_point
 from headstart.training.objectives import (
     BoxObjective,
     ClassObjective,
@@ -40,7 +40,16 @@ from headstart.training.weight_averaging import interpolate
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["TrainingOutput", "held_out", "objective_for", "train_network", "trained_model"]
+    from headstart.backbones.backbone import Backbone
+
+__all__ = [
+    "TrainingOutput",
+    "adapt_statistics",
+    "held_out",
+    "objective_for",
+    "train_network",
+    "trained_model",
+]
 
 SELECTION_SHARE = 0.15
 """Share of the training part held out for early stopping, where the data have no ``val`` part."""
@@ -77,6 +86,42 @@ def held_out(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         train.targets(), fraction=SELECTION_SHARE, blocks=train.groups(), seed=seed
     )
     return train.subset(train_rows), train.subset(val_rows)
+
+
+def adapt_statistics(
+    input_source: InputSource,
+    network: tuple[Backbone, FreezePlan, Head],
+    samples: Sequence[Sample],
+    augmentation: Augmentation,
+) -> FrozenBackbone:
+    """Compute the BatchNorm statistics of ``adapt`` stages from the training images, once.
+
+    Parameters
+    ----------
+    input_source : InputSource
+        With the backbone; what is before its first such stage runs for this pass only.
+    network : Backbone, FreezePlan and Head
+        A copy of the backbone, which is changed; the plan; and any head.
+    samples : sequence of Sample
+    augmentation : Augmentation
+        The first view of every image is used.
+
+    Returns
+    -------
+    FrozenBackbone
+        With these statistics. Its outputs are cached under its own identity.
+    """
+    module, plan, head = network
+    split_point = find_split_point(plan, head)
+    source = replace(input_source, split_point=split_point, cached=False)
+    inputs = source.of(samples, augmentation, epochs=1)
+    adapting = Network(
+        module, head, plan, split_point=split_point, device=device(source.extractor.device)
+    )
+    adapting.adapt(lambda rows: inputs.fetch(1, rows), len(samples))
+    state = adapting.state()
+    broadcast_tensors(state.values())
+    return source.backbone.with_parameters(state)
 
 
 def objective_for(
