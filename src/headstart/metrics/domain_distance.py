@@ -16,7 +16,15 @@ from headstart.errors import UsageError
 from headstart.metrics.confidence_intervals import Interval, proportion_interval
 from headstart.metrics.validation import Floats
 
-__all__ = ["coral_distance", "frechet_distance", "mmd", "mmd_p_value", "proxy_a_distance"]
+__all__ = [
+    "coral_distance",
+    "covariance_gap",
+    "frechet_distance",
+    "mmd",
+    "mmd_p_value",
+    "proxy_a_distance",
+    "unbiased_discrepancy",
+]
 
 PENALTY = 1e-3
 """L2 penalty of the classifier between the sets, for features of total variance one."""
@@ -150,7 +158,7 @@ def mmd(a: ArrayLike, b: ArrayLike) -> float:
     """
     first, second = _check_sets(a, b)
     kernel = _kernel(np.concatenate([first, second]))
-    return float(_discrepancy(kernel, np.arange(len(kernel)) < len(first)))
+    return _discrepancy(kernel, np.arange(len(kernel)) < len(first))
 
 
 def mmd_p_value(a: ArrayLike, b: ArrayLike, *, permutations: int = 500, seed: int = 0) -> float:
@@ -209,10 +217,39 @@ def _kernel(f: Floats) -> Floats:
 def _discrepancy(kernel: Floats, first: NDArray[np.bool_]) -> float:
     """Unbiased squared discrepancy between the rows of the first set and the others."""
     x, y = first.astype(np.float64), (~first).astype(np.float64)
+    return float(unbiased_discrepancy(kernel, x, y))
+
+
+def unbiased_discrepancy(kernel: Any, in_first: Any, in_second: Any) -> Any:
+    """Unbiased squared maximum mean discrepancy of two sets, from their kernel matrix.
+
+    The same formula serves arrays, to measure, and tensors, to train (``training/losses``).
+
+    Parameters
+    ----------
+    kernel : array or tensor, shape (n + m, n + m)
+        Of all pairs, with 1 on the diagonal.
+    in_first, in_second : array or tensor, shape (n + m,)
+        1 for the rows of that set, 0 for the others.
+
+    Returns
+    -------
+    array or tensor, scalar
+
+    Reference
+    ---------
+    Gretton et al., A kernel two-sample test, JMLR 2012, equation 3.
+
+    Examples
+    --------
+    >>> float(unbiased_discrepancy(np.eye(4), np.array([1, 1, 0, 0]), np.array([0, 0, 1, 1])))
+    0.0
+    """
+    x, y = in_first, in_second
     n, m = x.sum(), y.sum()
     kx, ky = kernel @ x, kernel @ y
     within = (x @ kx - n) / (n * (n - 1)) + (y @ ky - m) / (m * (m - 1))  # k(x, x) is 1
-    return float(within - 2 * (x @ ky) / (n * m))
+    return within - 2 * (x @ ky) / (n * m)
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -282,8 +319,35 @@ def coral_distance(a: ArrayLike, b: ArrayLike) -> float:
     9.0
     """
     first, second = _check_sets(a, b)
-    x, y = _covariance_root(first), _covariance_root(second)
-    return float(((x.T @ x - y.T @ y) ** 2).sum() / (4 * first.shape[1] ** 2))
+    return float(covariance_gap(first, second))
+
+
+def covariance_gap(a: Any, b: Any) -> Any:
+    """Squared Frobenius distance between two covariances, divided by 4 d^2.
+
+    The same formula serves arrays, to measure, and tensors, to train (``training/losses``).
+
+    Parameters
+    ----------
+    a, b : array or tensor, shape (n, d) and (m, d)
+        At least two rows each.
+
+    Returns
+    -------
+    array or tensor, scalar
+
+    Reference
+    ---------
+    Sun and Saenko, Deep CORAL, ECCV workshops 2016, equations 1 to 3.
+
+    Examples
+    --------
+    >>> float(covariance_gap(np.array([[0.0], [2.0]]), np.array([[0.0], [4.0]])))
+    9.0
+    """
+    first, second = a - a.mean(0), b - b.mean(0)
+    gap = first.T @ first / (len(a) - 1) - second.T @ second / (len(b) - 1)
+    return (gap**2).sum() / (4 * a.shape[1] ** 2)
 
 
 def _covariance_root(f: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """Loss functions.
 
 Read classification.py (cross-entropy, focal loss, logit adjustment, label smoothing), own_loss.py
-(a function of the user's own) and segmentation.py (losses over pixels and regions).
+(a function of the user's own), segmentation.py (losses over pixels and regions) and alignment.py
+(losses of domain adaptation).
 """
