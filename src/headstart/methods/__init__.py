@@ -2,7 +2,8 @@
 
 Read method.py (the contract), linear_probe.py, finetune.py and scratch.py (the methods),
 pretraining.py (train the weights of a backbone), flags.py (the methods' fields as command-line
-flags) and plugin_methods.py (methods of other packages).
+flags), plugin_methods.py (methods of other packages) and adaptation/ (methods for a new domain
+without labels, with a contract of their own).
 
 ``METHODS`` is the table of Headstart's own methods by name. It is filled on first use, so that a
 run imports only its own method.

@@ -4,8 +4,8 @@ This file names the primary metric of each kind of data. Read validation.py (che
 conversion to JSON), classification.py, matching.py, detection.py and score_thresholds.py,
 segmentation.py, confidence_intervals.py (bootstrap and score intervals), class_means.py (balanced
 accuracy), significance.py (tests of repeated runs),
-selective.py (risk and coverage), label_errors.py, outliers.py, domain_distance.py and
-transferability/.
+selective.py (risk and coverage), label_errors.py, outliers.py, domain_distance.py,
+target_free.py (scores without labels) and transferability/.
 """
 
 from __future__ import annotations

@@ -1,0 +1,47 @@
+"""Domain adaptation: a trained classifier and unlabelled target images in, a new model out.
+
+Read contract.py (the contract), paired_training.py (training on batches of both domains),
+statistics.py (AdaBN), alignment.py (Deep CORAL, DAN, MCC, DANN), self_training.py (pseudo-labels)
+and source_free.py (SHOT, TENT).
+
+``ADAPTATIONS`` is the table of the methods by name. It is filled on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.methods.adaptation.contract import AdaptationMethod
+
+__all__ = ["ADAPTATIONS"]
+
+ADAPTATIONS: Mapping[str, type[AdaptationMethod]]
+
+
+@cache
+def _table() -> Mapping[str, type[AdaptationMethod]]:
+    from headstart.methods.adaptation.alignment import Dan, Dann, DeepCoral, Mcc
+    from headstart.methods.adaptation.self_training import SelfTraining
+    from headstart.methods.adaptation.source_free import Shot, Tent
+    from headstart.methods.adaptation.statistics import AdaBN
+
+    methods: tuple[type[AdaptationMethod], ...] = (
+        AdaBN,
+        DeepCoral,
+        Dan,
+        Mcc,
+        Dann,
+        SelfTraining,
+        Shot,
+        Tent,
+    )
+    return {method.name: method for method in methods}
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ADAPTATIONS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _table()

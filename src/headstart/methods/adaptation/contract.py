@@ -1,0 +1,209 @@
+"""Contract of domain adaptation: what a method gets and what it returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from headstart.data.dataset import Dataset, Sample, html_fields
+from headstart.errors import DataError, UsageError
+from headstart.features.extractor import Extractor
+from headstart.models.heads.linear import LinearHead
+from headstart.models.transfer_model import TransferModel
+from headstart.training.job import History, Session
+from headstart.training.optim import Training
+
+__all__ = ["AdaptationMethod", "Adapted", "Domains", "GradientAdaptation", "require_adaptable"]
+
+LEAST_TARGET = 8
+"""Smallest number of target images: BatchNorm statistics and covariances of fewer are noise."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Domains:
+    """Images of the two domains.
+
+    Parameters
+    ----------
+    target : tuple of Sample
+        Their labels, if they have any, are never read.
+    source : Dataset or None
+        Labelled images of the source, for the methods that need them.
+    """
+
+    target: tuple[Sample, ...]
+    source: Dataset | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapted:
+    """Result of an adaptation.
+
+    Parameters
+    ----------
+    model : TransferModel
+    collapse : str
+        Why the method was stopped, in a sentence; empty if it ended as planned.
+    history : History or None
+        Of the training; None for a method without one. The score is the mutual information
+        between target images and predictions, in nats.
+    """
+
+    model: TransferModel
+    collapse: str = ""
+    history: History | None = None
+
+
+class AdaptationMethod(Protocol):
+    """An adaptation method, as a frozen keyword-only dataclass.
+
+    A method never changes the model that it receives, and never reads a label of the target.
+    """
+
+    name: ClassVar[str]
+    needs_source: ClassVar[bool]
+    resumes: ClassVar[bool]  # whether a stopped training can be resumed to the same bits
+
+    def adapt(
+        self,
+        model: TransferModel,
+        domains: Domains,
+        *,
+        extractor: Extractor,
+        session: Session | None = None,
+    ) -> Adapted:
+        """Adapt a model to the target images.
+
+        Parameters
+        ----------
+        model : TransferModel
+            A classifier with one class for each image.
+        domains : Domains
+        extractor : Extractor
+            Computes and caches the outputs of frozen stages.
+        session : Session, optional
+            Callbacks for epochs, and the folder of checkpoints.
+
+        Raises
+        ------
+        UsageError
+            If the model is no classifier, or lacks what the method changes.
+        DataError
+            If there are too few images, or the source is missing or has other classes.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAdaptation:
+    """Settings of the methods that train by gradient.
+
+    Parameters
+    ----------
+    train_from : str
+        First stage of the backbone that trains: ``last:N``, ``all``, ``head`` or a name, as for
+        fine-tuning. The outputs of the stages before it are computed once and cached.
+    batch_norm : str
+        ``frozen``, ``train`` or ``adapt`` for the stages that train. After ``train`` the
+        statistics are estimated once more, on the target images alone.
+    learning_rate : float
+        Of the backbone and of the head.
+    weight : float
+        Factor of the method's own term beside the loss on the source labels.
+    training : Training
+        Optimiser, epochs, batch size and schedule. The last epoch is kept, because no labels are
+        there to choose another.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its range.
+    """
+
+    train_from: str = "last:1"
+    batch_norm: str = "frozen"
+    learning_rate: float = 1e-4
+    weight: float = 1.0
+    training: Training = field(default_factory=lambda: Training(patience=0))
+    seed: int = 0
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
+
+    def __post_init__(self) -> None:
+        for name, low in (("learning_rate", 0.0), ("weight", 0.0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= low) or (name, value) == (
+                "learning_rate",
+                0,
+            ):
+                raise UsageError(f"`{name}` must be a positive number, got {value}.")
+        averages = {name: getattr(self.training, name) for name in ("patience", "soup")}
+        for name, value in averages.items():
+            if value:
+                raise UsageError(
+                    f"`{name}` must be 0 for an adaptation, got {value}: no target labels are "
+                    "there to choose an epoch. Leave it out."
+                )
+
+
+def require_adaptable(model: TransferModel, domains: Domains, method: Any) -> LinearHead:
+    """Check model and images for a method, and return the model's head.
+
+    Parameters
+    ----------
+    model : TransferModel
+    domains : Domains
+    method : AdaptationMethod
+        Or its class.
+
+    Raises
+    ------
+    UsageError
+        If the model does not predict one class for each image.
+    DataError
+        If there are too few target images, or the source is missing or has other classes.
+
+    Examples
+    --------
+    >>> from headstart.backbones.frozen import FrozenBackbone
+    >>> from headstart.methods.adaptation.statistics import AdaBN
+    >>> from headstart.models.tasks import ClassificationTask
+    >>> backbone = FrozenBackbone.open("embedded/efficientnet_lite0")
+    >>> task = ClassificationTask(classes=("cat", "dog"))
+    >>> model = TransferModel(
+    ...     backbone=backbone, task=task, head=LinearHead.random(1280, 2, seed=0)
+    ... )
+    >>> require_adaptable(model, Domains(target=(Sample(image=b""),)), AdaBN)
+    Traceback (most recent call last):
+    headstart.errors.DataError: Adaptation needs at least 8 target images, got 1. Add images.
+    """
+    head = model.linear_head()
+    if model.task.kind != "multiclass":
+        raise UsageError(
+            f"Adaptation needs a model that predicts one class for each image, got a "
+            f"{model.task.kind} model. Train one with one class for each image."
+        )
+    if len(domains.target) < LEAST_TARGET:
+        raise DataError(
+            f"Adaptation needs at least {LEAST_TARGET} target images, got {len(domains.target)}. "
+            "Add images."
+        )
+    source = domains.source
+    if source is None and method.needs_source:
+        raise DataError(
+            f"Method {method.name} needs labelled source images, got none. Pass --source FOLDER, "
+            "or a method without them: adabn, shot or tent."
+        )
+    if source is not None and source.classes != model.task.classes:
+        raise DataError(
+            f"The source has the classes {list(source.classes)[:5]}, the model "
+            f"{list(model.task.classes)[:5]}. Pass images of the model's classes."
+        )
+    if source is not None and len(source) < 2:
+        raise DataError(
+            f"Adaptation needs at least 2 source images, got {len(source)}. Add images."
+        )
+    return head

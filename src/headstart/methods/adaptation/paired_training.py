@@ -1,0 +1,349 @@
+"""Training on batches of both domains, with the one loop of ``headstart.training.engine``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.backbones.freezing import FreezePlan, freeze, plan_freezing, unfreeze
+from headstart.data.dataset import Sample
+from headstart.data.loader import digest_of
+from headstart.data.transforms.augment import Augmentation
+from headstart.features.extractor import Extractor
+from headstart.methods.adaptation.contract import (
+    Adapted,
+    Domains,
+    GradientAdaptation,
+    require_adaptable,
+)
+from headstart.methods.method import described
+from headstart.metrics.target_free import (
+    describe_collapse,
+    effective_classes,
+    mean_entropy,
+    mutual_information,
+)
+from headstart.models.tasks import ClassificationTask
+from headstart.models.transfer_model import TransferModel
+from headstart.runtime import device, threads, versions
+from headstart.training.engine import train
+from headstart.training.inputs import Inputs, InputSource
+from headstart.training.job import Job, Rows, Score, Session
+from headstart.training.network import Network, Outputs, find_split_point
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["DomainBatch", "PairedTraining", "record_adaptation", "train_on_domains"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DomainBatch:
+    """Outputs of the network for a batch of both domains.
+
+    Parameters
+    ----------
+    target : Outputs
+    target_rows : array of int
+        Numbers of the target images.
+    progress : float
+        Share of the training that is done, from 0 to below 1.
+    source : Outputs or None
+        None for methods without source images.
+    labels : tensor or None
+        Of the source images.
+    """
+
+    target: Outputs
+    target_rows: Rows
+    progress: float
+    source: Outputs | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairedTraining:
+    """What distinguishes one method from another: its loss, and what it trains.
+
+    Parameters
+    ----------
+    loss : callable
+        From a batch to the mean loss. The loss on the source labels is added by the training.
+    only : str
+        Which parameters of the backbone train, as for fine-tuning.
+    trains_head : bool
+    discriminator : torch.nn.Module or None
+        A module that trains beside the network, such as a discriminator.
+    before_epoch : callable, optional
+        Called before each epoch with its number, and the probabilities and pooled features of all
+        target images.
+    problem : callable, optional
+        Returns why the training must stop, in a sentence, or "".
+    """
+
+    loss: Callable[[DomainBatch], Tensor]
+    only: str = "all"
+    trains_head: bool = True
+    discriminator: nn.Module | None = None
+    before_epoch: Callable[[int, NDArray[Any], NDArray[Any]], None] | None = None
+    problem: Callable[[], str] = field(default=lambda: "")
+
+
+def train_on_domains(
+    method: Any,
+    model: TransferModel,
+    domains: Domains,
+    training: PairedTraining,
+    *,
+    extractor: Extractor,
+    session: Session | None = None,
+) -> Adapted:
+    """Train a model on both domains and return it with the record of the method.
+
+    Parameters
+    ----------
+    method : GradientAdaptation
+    model : TransferModel
+    domains : Domains
+        Without a source, batches have target images only.
+    training : PairedTraining
+    extractor : Extractor
+    session : Session, optional
+
+    Raises
+    ------
+    UsageError, DataError
+        As ``require_adaptable``; if the backbone has no such stage or parameters.
+    """
+    run = _DomainRun(method, model, domains, training, extractor)
+    history = train(run.job(), run.settings, seed=method.seed, session=session)
+    network = run.network
+    network.require_unchanged()
+    if any(row.batch_norm == "train" for row in run.plan.rows):
+        _estimate_on_target(network, run.target, len(domains.target))
+    adapted = replace(
+        model,
+        backbone=model.backbone.with_parameters(network.state()),
+        head=network.head,
+        engine="fp32",
+    )
+    steps = {"steps": history.steps, "notes": list(history.notes), "plan": run.plan.as_dict()}
+    adapted = record_adaptation(adapted, method, domains, **steps)
+    return Adapted(model=adapted, collapse=run.reason, history=history)
+
+
+def record_adaptation(
+    model: TransferModel, method: Any, domains: Domains, **values: Any
+) -> TransferModel:
+    """Return the model with the record of an adaptation.
+
+    Parameters
+    ----------
+    model : TransferModel
+    method : AdaptationMethod
+    domains : Domains
+    **values
+        JSON values of the method.
+    """
+    record = {
+        "method": described(method),
+        "target_images": len(domains.target),
+        "source_images": None if domains.source is None else len(domains.source),
+        **values,
+    }
+    return replace(model, record={**model.record, "adaptation": record})
+
+
+def _estimate_on_target(network: Network, inputs: Inputs, n: int) -> None:
+    """Estimate the statistics of training BatchNorm layers again, on the target alone."""
+    rows = (
+        replace(row, batch_norm="adapt") if row.batch_norm == "train" else row
+        for row in network.plan.rows
+    )
+    network.plan = replace(network.plan, rows=tuple(rows))
+    network.adapt(lambda part: inputs.fetch(1, part), n)
+
+
+class _DomainRun:
+    """A network, the inputs of both domains, and the state of the training."""
+
+    def __init__(
+        self,
+        method: GradientAdaptation,
+        model: TransferModel,
+        domains: Domains,
+        training: PairedTraining,
+        extractor: Extractor,
+    ) -> None:
+        head = require_adaptable(model, domains, method)
+        self.method, self.model, self.domains, self.training = method, model, domains, training
+        module = model.backbone.copy()
+        self.plan: FreezePlan = plan_freezing(
+            module,
+            train_from=method.train_from,
+            only=training.only,
+            batch_norm=method.batch_norm,
+            learning_rate=method.learning_rate,
+        )
+        split_point = find_split_point(self.plan, head)
+        self.network = Network(
+            module, head, self.plan, split_point=split_point, device=device(extractor.device)
+        )
+        inputs = InputSource(
+            backbone=model.backbone, extractor=extractor, split_point=split_point, seed=method.seed
+        )
+
+        def read(samples: Sequence[Sample]) -> Inputs:
+            return inputs.of(samples, Augmentation(), epochs=1)
+
+        self.target = read(domains.target)
+        self.source = None if domains.source is None else read(domains.source.samples)
+        n_source = 0 if domains.source is None else len(domains.source)
+        self.n = max(len(domains.target), n_source)
+        self.settings = method.training.for_images(self.n)
+        self.per_epoch = self.settings.steps_per_epoch(self.n)
+        self.reason = ""
+        self.start_classes = 0.0
+        self.network.adapt(lambda rows: self.target.fetch(1, rows), len(domains.target))
+        self.order = lru_cache(maxsize=8)(self._order)
+
+    def job(self) -> Job:
+        """Everything that the loop needs."""
+        from torch import nn
+
+        modules = {"network": self.network.module}
+        groups = self.network.parameter_groups(self.method.learning_rate)
+        if not self.training.trains_head:
+            groups = groups[:-1]  # the last group is the head's
+        discriminator = self.training.discriminator
+        if discriminator is not None:
+            modules["discriminator"] = discriminator.to(self.network.device)
+            rate = self.method.learning_rate
+            groups.append({"params": list(discriminator.parameters()), "lr": rate})
+        return Job(
+            module=nn.ModuleDict(modules),
+            groups=[group for group in groups if group["params"]],
+            n=self.n,
+            order=lambda epoch: np.arange(self.n),
+            fetch=self._fetch,
+            loss=self._loss,
+            score=self._score,
+            start_epoch=self._start_epoch,
+            identity=self._identity(),
+            watch=self._watch,
+        )
+
+    def _order(self, epoch: int) -> tuple[Rows, Rows]:
+        """Rows of the target and of the source for the pairs of an epoch, each shuffled."""
+        sizes = len(self.domains.target), len(self.domains.source or ())
+        target, source = (
+            np.random.default_rng([self.method.seed, epoch, number]).permutation(size)
+            for number, size in enumerate(sizes)
+        )
+        return np.resize(target, self.n), np.resize(source, self.n) if len(source) else source
+
+    def _fetch(self, epoch: int, pairs: Rows) -> NDArray[Any]:
+        """Inputs of pairs, shape (n, 1 or 2, ...): the target first, then the source."""
+        target, source = self.order(epoch)
+        parts = [self.target.fetch(1, target[pairs])]
+        if self.source is not None:
+            parts.append(self.source.fetch(1, source[pairs]))
+        return np.stack(parts, axis=1)
+
+    def _loss(self, pairs: Rows, batch: NDArray[Any], step: int) -> Tensor:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        target_rows, source_rows = (
+            rows[pairs] if len(rows) else rows for rows in self.order(1 + step // self.per_epoch)
+        )
+        network = self.network
+        # One pass for each domain: BatchNorm in training mode never sees a mix of both.
+        outputs = [network.outputs(network.tensor(batch[:, i])) for i in range(batch.shape[1])]
+        labels = None
+        if self.domains.source is not None:
+            labels = torch.from_numpy(self._labels[source_rows]).to(network.device)
+        value = self.training.loss(
+            DomainBatch(
+                target=outputs[0],
+                target_rows=target_rows,
+                progress=step / (self.settings.epochs * self.per_epoch),
+                source=outputs[1] if labels is not None else None,
+                labels=labels,
+            )
+        )
+        if labels is None:
+            return value
+        return cross_entropy(outputs[1].logits.float(), labels) + value
+
+    @property
+    def _labels(self) -> NDArray[np.intp]:
+        source = self.domains.source
+        return np.zeros(0, dtype=np.intp) if source is None else source.targets()
+
+    def _start_epoch(self, epoch: int) -> None:
+        if self.training.before_epoch is not None:
+            logits, pooled = self._predict()
+            self.training.before_epoch(epoch, self._probabilities(logits), pooled)
+        self.network.set_training(epoch)
+        if not self.training.trains_head:
+            freeze(self.network.layer)
+        if self.training.discriminator is not None:
+            unfreeze(self.training.discriminator)
+
+    def _predict(self) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        return self.network.predict(
+            lambda rows: self.target.fetch(1, rows), len(self.domains.target)
+        )
+
+    def _probabilities(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probabilities at temperature 1, as the losses use them."""
+        task = replace(self.model.require_task(ClassificationTask), temperature=1.0)
+        return task.probabilities(logits)
+
+    def _score(self) -> Score:
+        """Mutual information on the target; also notices when one class takes over."""
+        logits = self._predict()[0]
+        if not np.isfinite(logits).all():
+            self.reason = self.reason or "The weights are not finite numbers."
+            return Score(-math.inf, -math.inf)
+        probabilities = self._probabilities(logits)
+        if not self.start_classes:
+            self.start_classes = effective_classes(probabilities)
+        self.reason = self.reason or describe_collapse(probabilities, self.start_classes)
+        return Score(mutual_information(probabilities), -mean_entropy(probabilities))
+
+    def _watch(self, step: int, loss: float) -> bool:
+        """Whether to stop: the loss is no number, the predictions collapsed, or a problem."""
+        if not math.isfinite(loss):
+            self.reason = f"The loss became {loss} at step {step + 1}."
+        self.reason = self.reason or self.training.problem()
+        return bool(self.reason)
+
+    def _identity(self) -> dict[str, str]:
+        """Everything that decides the training, one hash per part."""
+        source = self.domains.source
+        values = {
+            "method": described(self.method),
+            "target": [digest_of(sample) for sample in self.domains.target],
+            "source": [(digest_of(s), s.target) for s in source.samples] if source else [],
+            "weights": self.model.backbone.identity.hex(),
+            "head": [
+                hashlib.sha256(v.tobytes()).hexdigest()
+                for v in self.model.linear_head().state().values()
+            ],
+            "settings": [asdict(self.settings), threads()],
+            "versions": versions(),
+        }
+        return {
+            name: hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+            for name, value in values.items()
+        }
