@@ -83,6 +83,15 @@ CHANGES = {
         "epochs": 0,
         "patience": 5,
     },
+    "last:1 before": {
+        "train_from": "last:1",
+        "learning_rate": 3e-5,
+        "pixels": 224,
+        "augment": "none",
+        "epochs": 0,
+        "patience": 5,
+    },
+    "last:1; 224 pixels": {"train_from": "last:1", "pixels": 224},
     "base": {},
     "best of epochs": {"patience": 1000},
     "no augmentation": {"augment": "none"},
@@ -100,8 +109,9 @@ CHANGES = {
     "medium": {"augment": "medium"},
     "start random": {"start": "random"},
 }
-"""Recipes by name, as changes of the base; None is the linear probe. ``before`` is the default of
-fine-tuning before this comparison. "best of epochs" holds 15 % of the images out to choose one."""
+"""Recipes by name, as changes of the base; None is the linear probe. ``before`` and
+``last:1 before`` are defaults of earlier releases; "last:1; 224 pixels" is today's
+``--method finetune``. "best of epochs" holds 15 % of the images out to choose one."""
 
 
 def read_set(name, data_folder, seed, sizes):

@@ -26,6 +26,7 @@ from headstart.errors import DataError, UsageError
 from headstart.evaluation.classification import AnyEvaluation, evaluate
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor
+from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Method
 from headstart.methods.plugin_methods import find_method
@@ -267,7 +268,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if kind is LinearProbe:
             return LinearProbe(folds=self.folds, imbalance=self.imbalance, seed=seed)
         loss = {"loss": Loss(imbalance=self.imbalance)} if hasattr(kind(), "loss") else {}
-        return kind(seed=seed, **loss)  # type: ignore[no-any-return]
+        kind = Finetune.measured if kind is Finetune else kind
+        return kind(seed=seed, **loss)
 
     def _open_cache(self) -> Cache:
         return Cache(None if self.cache_dir is None else Path(self.cache_dir))

@@ -63,7 +63,8 @@ def test_other_names_are_the_same_commands_and_shown_once(capsys, recipes):
     for name, other in (("fit", "train"), ("evaluate", "val")):
         help_texts = [run(capsys, word, "-h")[1] for word in (name, other)]
         assert help_texts[0] == help_texts[1].replace(f"headstart {other}", f"headstart {name}")
-    run(capsys, "train", "photos", "--method", "finetune", "--epochs", "3")
+    words = "train photos --method finetune --epochs 3 --task classification"
+    run(capsys, *words.split())
     assert recipes[0].method.training.epochs == 3
 
 
@@ -76,10 +77,11 @@ def test_a_shell_completes_commands_and_flags(capsys, monkeypatch):
 
 
 def test_plan_has_the_flags_of_fit(capsys, recipes):
-    given = ("--method", "finetune", "--epochs", "4", "--train-from", "all", "--seed", "2")
+    given = ("--method", "finetune", "--epochs", "4", "--train-from", "all")
+    common = ("--seed", "2", "--task", "classification")
     for verb in ("fit", "plan"):
-        run(capsys, verb, "photos", *given)
-    run(capsys, "plan", "photos", "--method", "finetune?train-from=all&epochs=4", "--seed", "2")
+        run(capsys, verb, "photos", *given, *common)
+    run(capsys, "plan", "photos", "--method", "finetune?train-from=all&epochs=4", *common)
     assert recipes[0] == recipes[1] == recipes[2]
 
 

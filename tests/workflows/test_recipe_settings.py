@@ -2,23 +2,30 @@
 
 import dataclasses
 import inspect
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from headstart.cache import Cache
 from headstart.cli import app, commands
+from headstart.data.transforms.augment import Augmentation
 from headstart.errors import HeadstartError, UnknownNameError, UsageError
 from headstart.methods import METHODS
 from headstart.methods.finetune import Finetune
 from headstart.methods.flags import flags
 from headstart.methods.linear_probe import LinearProbe
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
+from headstart.methods.scratch import Scratch
 from headstart.models.transfer_model import TransferModel
+from headstart.selection.candidates import recipe_candidates
 from headstart.training.optim import Training
+from headstart.workflows.config import read_recipe
 from headstart.workflows.evaluate import OPTIONS, evaluate
 from headstart.workflows.fit import fit
 from headstart.workflows.plan import plan
-from headstart.workflows.recipe import Recipe, make_recipe
+from headstart.workflows.recipe import Recipe, make_recipe, parse_method
 
 
 def test_no_setting_is_the_default_recipe():
@@ -85,7 +92,8 @@ def test_typed_values_and_texts_are_the_same(typed, text):
 
 def test_values_arrive_in_the_method():
     settings = {"method": "finetune", "epochs": 5, "learning_rate": 1e-4, "seed": 3}
-    wanted = Finetune(training=Training(epochs=5), learning_rate=1e-4, seed=3)
+    training = Training(epochs=5, patience=0)
+    wanted = Finetune.measured(training=training, learning_rate=1e-4, seed=3)
     assert make_recipe(settings).method == wanted
     assert make_recipe({"penalties": [0.1, 1]}).method == LinearProbe(penalties=(0.1, 1.0))
 
@@ -99,13 +107,14 @@ def test_a_method_may_be_a_value_a_name_or_none():
 
 def test_a_flag_that_is_none_is_left_out():
     settings = {"method": "finetune", "epochs": None, "train_from": None}
-    assert make_recipe(settings).method == Finetune()
+    assert make_recipe(settings).method == Finetune.measured()
 
 
 def test_without_a_name_the_settings_decide_the_method():
     for task in ("classification", "detection", "segmentation"):
         recipe = make_recipe({"wise_ft": 0.5}, find_task=lambda _, task=task: task)
-        assert recipe.method == Finetune(wise_ft=0.5)
+        is_measured = task == "classification"
+        assert recipe.method == (Finetune.measured if is_measured else Finetune)(wise_ft=0.5)
     assert make_recipe({"folds": 3}).method == LinearProbe(folds=3)
 
 
@@ -247,3 +256,47 @@ def test_a_cache_may_be_left_out(tmp_path, monkeypatch):
         fit("demo:symbols", cache=Cache(tmp_path / "c"), no_cache=True, out=tmp_path / "run")
     with pytest.raises(UnknownNameError, match="Did you mean 'tensorboard'"):
         fit("demo:symbols", track="tensorbord", out=tmp_path / "run")
+
+
+def test_finetune_by_name_is_the_measured_recipe_of_the_race():
+    race = recipe_candidates(random_backbone(SMALL_ARCHITECTURE), 3, include_scratch=False)
+    trained = next(c.method for c in race if c.method.train_from == "last:1")
+    assert make_recipe({"method": "finetune", "seed": 3}).method == trained
+    assert parse_method("finetune", "classification", seed=3) == trained
+    assert make_recipe({"loss": lambda logits, targets: logits}).method.training.epochs == 8
+
+
+def test_single_flags_change_the_measured_recipe():
+    made = make_recipe({"epochs": 30, "augment": "none", "train_from": "all"}).method
+    assert made == replace(
+        Finetune.measured(train_from="all"),
+        training=Training(epochs=30, patience=0),
+        augmentation=Augmentation(),
+    )
+    assert make_recipe({"method": "finetune", "patience": 4}).method.training.patience == 4
+    assert make_recipe({"method": "scratch"}).method == Scratch()
+    assert make_recipe({"method": Finetune()}).method == Finetune()
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_boxes_and_masks_keep_their_defaults(task):
+    assert make_recipe({"method": "finetune", "task": task}).method == Finetune()
+    assert make_recipe({"method": "finetune"}, find_task=lambda _: task).method == Finetune()
+    assert parse_method("finetune", task) == Finetune()
+
+
+def test_stored_recipes_load_as_they_were_written(tmp_path):
+    """Those of older releases have ``learning_rate: null``, which means 3e-5."""
+    for method in (
+        Finetune(),
+        Finetune(train_from="all", training=Training(epochs=3)),
+        Finetune.measured(train_from="all"),
+    ):
+        stored = Recipe(method=method).as_dict()
+        (tmp_path / "resolved.yaml").write_text(json.dumps(stored))
+        assert read_recipe(tmp_path).method == method
+        again = read_recipe(tmp_path, {"epochs": 5}).method
+        assert again == replace(method, training=replace(method.training, epochs=5))
+    (tmp_path / "resolved.yaml").write_text("method: linear-probe")
+    changed = read_recipe(tmp_path, {"method": "finetune"}).method
+    assert changed == Finetune.measured()

@@ -407,10 +407,12 @@ def run_recipe(context: typer.Context) -> tuple[Recipe, str]:
     settings = {name: value for name, value in context.params.items() if name in names}
     flag_values = {name: value for name, value in context.obj.items() if value is not None}
     method, config = settings["method"], context.params.get("config")
-    if method is not None and "?" in method:
-        settings["method"] = parse_method(method, "classification", seed=settings["seed"])
-    settings |= flag_values
     find_task = partial(task_of_source, context.params["source"])
+    if method is not None and "?" in method:
+        data_recipe = make_recipe({**settings, "method": None})
+        task = data_recipe.task if data_recipe.task != "auto" else find_task(data_recipe)
+        settings["method"] = parse_method(method, task, seed=settings["seed"])
+    settings |= flag_values
     if config is not None:
         explicit = {name: value for name, value in settings.items() if _is_set(context, name)}
         return read_recipe(config, explicit, find_task=find_task), ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.rungs import format_shares
 from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.splits import kfold
+from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import main_first
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor, SplitPoint, View
@@ -39,6 +41,7 @@ from headstart.training.inputs import InputSource
 from headstart.training.job import Session
 from headstart.training.network import Network, find_split_point
 from headstart.training.objectives import FitHead, Objective
+from headstart.training.optim import Training
 from headstart.training.penalty_search import Problem, search_penalty
 from headstart.training.regularisation.penalties import Regularisation
 from headstart.training.regularisation.terms import penalty_factory
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["Finetune"]
+__all__ = ["RECIPE", "Finetune", "with_measured_recipe"]
 
 Start = Literal["auto", "probe", "random"]
 FOLDS = 5
@@ -65,8 +68,27 @@ DEFAULT_RATE = 3e-5
 """On small sets of photographs and X-rays, 1e-4 undoes the fit of the probe in the first epoch.
 1e-5 needs more epochs than are chosen for a small data set."""
 
+RECIPE: Mapping[str, Any] = {"learning_rate": 3e-4, "augment": "light", "epochs": 8, "patience": 0}
+"""Measured recipe for classes (docs/results.md), by flag: of the race, and of ``finetune`` by name.
+The fields of `Finetune` have the defaults of older releases, which their records rely on."""
+
 DENSE_RATES = 1e-4, 1e-3
 """Of the backbone and of the head for boxes or masks, which is large and starts at random."""
+
+
+def with_measured_recipe(flag_values: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the flags of ``finetune`` with the measured recipe for those that are not set.
+
+    Boxes and masks have other defaults, which the method itself chooses.
+
+    Examples
+    --------
+    >>> with_measured_recipe({"epochs": 3}, "classification")
+    {'learning_rate': 0.0003, 'augment': 'light', 'epochs': 3, 'patience': 0}
+    >>> with_measured_recipe({"epochs": 3}, "detection")
+    {'epochs': 3}
+    """
+    return {**({} if task in DENSE else RECIPE), **flag_values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +169,22 @@ class Finetune(SharedSettings):
     activation_cache: ActivationCacheMode = "auto"
     regularisation: Regularisation = field(default_factory=Regularisation)
     wise_ft: float = 1.0
+
+    @classmethod
+    def measured(cls, **changes: Any) -> Self:
+        """Make the method with the measured recipe for classes; ``changes`` are other fields.
+
+        Examples
+        --------
+        >>> Finetune.measured(train_from="all").training.epochs
+        8
+        """
+        fields: dict[str, Any] = {
+            "learning_rate": RECIPE["learning_rate"],
+            "augmentation": Augmentation.named(RECIPE["augment"]),
+            "training": Training(epochs=RECIPE["epochs"], patience=RECIPE["patience"]),
+        }
+        return cls(**{**fields, **changes})
 
     def _repr_html_(self) -> str:
         return html_fields(self)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.rungs import Rung, find_rungs
 from headstart.data.dataset import Dataset, Sample
-from headstart.data.transforms.augment import Augmentation
 from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor, SplitPoint
-from headstart.methods.finetune import Finetune
+from headstart.methods.finetune import RECIPE, Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.method import Method
 from headstart.methods.scratch import Scratch
@@ -58,10 +57,10 @@ ALL_EPOCHS = Training(patience=1000)
 """Trainings of a race run all epochs, so that their duration can be estimated. The best epoch is
 kept anyway. The winner is trained with the same settings."""
 
-EPOCHS, LEAST_EPOCHS = 8, 3
+EPOCHS: int = RECIPE["epochs"]
+LEAST_EPOCHS = 3
 """Epochs of the recipe, and the smallest number to which a short budget reduces them."""
 
-RECIPE_RATE = 3e-4
 TRAINING_SIDE, LEAST_RESIZED_SIDE = 160, 192
 """Side of the images of a training, in pixels, and the smallest side that is reduced to it."""
 
@@ -187,7 +186,7 @@ def recipe_candidates(
     """List the trainings of a choice by expected gain, the one with the largest gain first.
 
     Every rung has the measured recipe (docs/results.md): images of ``TRAINING_SIDE`` pixels, light
-    augmentation, ``EPOCHS`` epochs at ``RECIPE_RATE`` along a cosine, the last of which is kept.
+    augmentation, ``EPOCHS`` epochs along a cosine, the last of which is kept.
     """
     start = backbone.resized(TRAINING_SIDE) if is_resizable(backbone) else backbone
     candidates = [
@@ -195,13 +194,7 @@ def recipe_candidates(
             name=f"fine-tuning {rung.name}",
             backbone=start,
             full_backbone=backbone,
-            method=Finetune(
-                train_from=rung.name,
-                learning_rate=RECIPE_RATE,
-                augmentation=Augmentation.named("light"),
-                training=Training(epochs=EPOCHS, patience=0),
-                seed=seed,
-            ),
+            method=Finetune.measured(train_from=rung.name, seed=seed),
             trains=rung.shares,
         )
         for rung in reversed(find_rungs(start.module))

@@ -405,16 +405,16 @@ class _Trainings:
         self.folds = 0 if self.has_fixed_test else folds
 
     def _parse_method(self, name: str, seed: int) -> Method:
-        return parse_method(name, self.recipe.task, seed=seed, epochs=self.trials.epochs)
+        epochs = self.trials.epochs if self.trials.steps is None else 0  # `with_steps` chooses them
+        return parse_method(name, self.recipe.task, seed=seed, epochs=epochs)
 
     def _method(self, name: str, split: Split) -> Method | None:
         """Make a split's method; None for a race, which is part of the training."""
         if name == "auto" and not split.train.is_dense:
             return None
-        method = self._parse_method(name, split.seed)
-        if self.trials.steps is None:
-            return method
-        return with_steps(method, self.trials.steps, n_gradient_images(split), split.train.kind)
+        method, steps = self._parse_method(name, split.seed), self.trials.steps
+        n_images, kind = n_gradient_images(split), split.train.kind
+        return method if steps is None else with_steps(method, steps, n_images, kind)
 
     def splits(self) -> list[Split]:
         """List the splits: seeds, folds and fractions in order."""

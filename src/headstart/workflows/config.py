@@ -63,7 +63,8 @@ def read_recipe(
     is_unlimited = "budget" not in overrides and saved.get("budget") == math.inf
     if is_unlimited:
         del saved["budget"]
-    recipe = make_recipe({**saved, **overrides}, find_task=find_task)
+    is_stored = isinstance(record, dict) and "method" in saved
+    recipe = make_recipe({**saved, **overrides}, find_task=find_task, is_stored=is_stored)
     if is_unlimited:
         recipe = replace(recipe, budget=math.inf)
     return recipe if "seed" in overrides else _with_method_seed(recipe, record)
@@ -134,7 +135,7 @@ def _with_method_seed(recipe: Recipe, record: Any) -> Recipe:
     """Keep the seed of the method where it differs from the seed of the run."""
     seed = record.get("seed") if isinstance(record, dict) else None
     method = recipe.method
-    is_same = method is not None and record is not None and method.name == record["name"]
+    is_same = method is not None and seed is not None and method.name == record["name"]
     if not is_same or not isinstance(seed, int):
         return recipe
     return replace(recipe, method=replace(method, seed=seed))  # type: ignore[type-var]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -15,6 +14,7 @@ from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
 from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.prepare import BadFiles
 from headstart.errors import UnknownNameError, UsageError
+from headstart.methods.finetune import RECIPE, with_measured_recipe
 from headstart.methods.flags import flags, make_method, typed_values
 from headstart.methods.method import Method, described, with_loss
 from headstart.methods.plugin_methods import find_method
@@ -26,6 +26,7 @@ from headstart.workflows.backbone_names import (
     parse_backbones,
     parse_names,
 )
+from headstart.workflows.duration import parse_duration
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -312,7 +313,10 @@ def _require_method(method: object) -> None:
 
 
 def make_recipe(
-    settings: Mapping[str, Any], *, find_task: Callable[[Recipe], str] | None = None
+    settings: Mapping[str, Any],
+    *,
+    find_task: Callable[[Recipe], str] | None = None,
+    is_stored: bool = False,
 ) -> Recipe:
     """Make a recipe from settings: those of the command line, by the same names.
 
@@ -326,6 +330,9 @@ def make_recipe(
         is left out.
     find_task : callable, optional
         Called with the recipe so far if only the data can decide the method; returns the task.
+    is_stored : bool
+        The settings of the method come from a file, so that missing ones have the defaults of its
+        fields. Otherwise ``finetune`` by name is the measured recipe, if the data has classes.
 
     Raises
     ------
@@ -361,7 +368,7 @@ def make_recipe(
     if "budget" in values:
         values["budget"] = parse_duration(values["budget"])
     recipe = Recipe(**values, backbone=first, rivals=rivals)
-    made = _make_method(method, flag_values, recipe, find_task)
+    made = _make_method(method, flag_values, recipe, find_task, is_stored)
     return replace(recipe, method=made if loss is None else with_loss(made, loss))
 
 
@@ -370,6 +377,7 @@ def _make_method(
     flag_values: Mapping[str, Any],
     recipe: Recipe,
     find_task: Callable[[Recipe], str] | None,
+    is_stored: bool,
 ) -> Method | None:
     """Create the method; without a name, choose it by the flags that are set and by the data."""
     name = method if isinstance(method, str) else ""
@@ -396,37 +404,18 @@ def _make_method(
     if method is None:
         tunes = all("finetune" in flag.methods for flag in used)
         probes = all("linear-probe" in flag.methods for flag in used)
-        task = find_task(recipe) if tunes and probes and find_task else "classification"
+        task = _find_task(recipe, find_task) if tunes and probes else "classification"
         method = "finetune" if tunes and not probes else default_method(task).name
+    if method == "finetune" and not is_stored and not flag_values.keys() >= RECIPE.keys():
+        flag_values = with_measured_recipe(flag_values, _find_task(recipe, find_task))
     return make_method(method, flag_values, seed=recipe.seed)
 
 
-def parse_duration(duration: object) -> float:
-    """Convert a duration such as ``10m`` to seconds.
-
-    Raises
-    ------
-    UsageError
-        If it is not a duration.
-
-    Examples
-    --------
-    >>> [parse_duration(value) for value in ("90s", "10m", "1.5h", "0", 120)]
-    [90.0, 600.0, 5400.0, 0.0, 120.0]
-    """
-    seconds = float("nan")
-    if isinstance(duration, str):
-        unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(duration[-1:])
-        with suppress(ValueError):
-            seconds = float(duration if unit is None else duration[:-1]) * (unit or 1.0)
-    elif not isinstance(duration, bool) and isinstance(duration, Real):
-        seconds = float(duration)
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(
-            f"--budget must be a duration such as 90s, 10m or 1h, got {duration!r}. Write "
-            "--budget 10m."
-        )
-    return seconds
+def _find_task(recipe: Recipe, find_task: Callable[[Recipe], str] | None) -> str:
+    """Return the recipe's task; where it is open, that of the data."""
+    if recipe.task != "auto":
+        return recipe.task
+    return find_task(recipe) if find_task else "classification"
 
 
 def task_of(data: Dataset) -> str:
@@ -533,7 +522,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def parse_method(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
-    """Make a method from its name and options.
+    """Make a method from its name and options; 0 ``epochs`` are chosen by the number of images.
 
     Raises
     ------
@@ -568,6 +557,8 @@ def parse_method(text: str, task: str, *, seed: int = 0, epochs: int | None = No
             options[key] = value.lower() not in {"false", "no", "off", "0"}
     if epochs is not None and name in flags_by_name["epochs"].methods:
         options.setdefault("epochs", str(epochs))
+    if name == "finetune":
+        options = with_measured_recipe(options, task)
     return make_method(name, options, seed=seed)
 
 
