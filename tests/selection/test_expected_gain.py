@@ -26,6 +26,7 @@ from headstart.selection.expected_gain import choose_epochs
 from headstart.selection.probes import RaceContext
 from headstart.selection.race import decide
 from headstart.selection.race_estimate import estimate_race
+from headstart.training.job import Epoch
 
 ALL, TWO, LAST = "fine-tuning all", "fine-tuning last:2", "fine-tuning last:1"
 
@@ -249,3 +250,25 @@ def test_a_transformer_keeps_the_size_of_its_positions():
 
     assert not is_resizable(random_like(resolve("timm/vit_tiny_patch16_224")))
     assert is_resizable(random_like(resolve("resnet18")))
+
+
+def test_a_training_whose_first_epoch_outlasts_the_budget_has_no_score(
+    backbone, extractor, clock, monkeypatch
+):
+    """The estimate was wrong, as on a loaded machine: the race ends with its budget."""
+    steps = []
+
+    def slow(candidate, train, held_out, *, extractor, session, watch):
+        session.on_epoch(Epoch(number=0, loss=None, score=0, held_out_loss=0, seconds=0, best=0), 8)
+        for step in range(100):
+            steps.append(step)
+            clock.now += 10
+            session.progress("training", step, 800)
+        pytest.fail("the training went on")
+
+    monkeypatch.setattr(gains, "train_on_holdout", slow)
+    found = decide([backbone], drawn(200, noise=0.5), extractor=extractor, budget=200)
+    assert found.method.name == "linear-probe"
+    assert len(steps) == 20
+    assert rows(found)[ALL]["note"] == "the budget was used up in its first epoch"
+    assert clock.now <= 210

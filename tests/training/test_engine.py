@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -511,3 +512,23 @@ def test_a_finite_divergence_keeps_the_start_and_says_so(patience):
 def test_a_training_that_goes_well_has_no_note():
     x, y = problem()
     assert train(make_job(linear(), x, y), Training(**SGD, epochs=3)).notes == []
+
+
+def test_an_epoch_that_the_deadline_cuts_is_dropped():
+    """From the second on: its steps after the deadline are not taken, its weights are not kept."""
+    x, y = problem()
+    module, taken = linear(), []
+    sound = make_job(module, x, y)
+    deadline = time.perf_counter() + 0.5
+
+    def loss(rows, batch, step):
+        taken.append(step)
+        if step == sound.n // 16 + 2:  # within the second epoch
+            time.sleep(max(0.0, deadline - time.perf_counter()) + 0.01)
+        return sound.loss(rows, batch, step)
+
+    job = make_job(module, x, y, loss=loss)
+    history = train(job, Training(**SGD, epochs=50), session=Session(deadline=deadline))
+    assert [epoch.number for epoch in history.epochs] == [0, 1]
+    assert taken[-1] < 2 * -(-sound.n // 16)
+    assert any("The time budget was used up after 1 of 50 epochs" in n for n in history.notes)

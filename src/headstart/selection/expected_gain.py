@@ -37,6 +37,7 @@ from headstart.selection.probes import (
     pretraining_is_useless,
 )
 from headstart.selection.progress import (
+    BudgetUsedUpError,
     FoldWatch,
     NextStep,
     RaceStoppedError,
@@ -54,6 +55,7 @@ from headstart.selection.trainings import (
     skip_sentence,
     split_fold,
 )
+from headstart.training.job import Epoch, Session
 
 __all__ = [
     "HoldoutResult",
@@ -264,7 +266,7 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
         stop=context.stop,
         seconds_left=lambda: math.inf,  # the session's deadline ends the training
     )
-    session = replace(watch.session(0), deadline=time.perf_counter() + context.left)
+    session = _within_budget(context, watch.session(0))
     try:
         logits, model = train_on_holdout(
             entry.candidate,
@@ -278,6 +280,11 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
         note = first_sentence(str(error))
         entry.note(note=note, state="left out", seconds=context.elapsed - start)
         return None
+    except BudgetUsedUpError:
+        entry.note(
+            note="the budget was used up in its first epoch", seconds=context.elapsed - start
+        )
+        return None
     except RaceStoppedError:
         entry.note(note=f"stopped by {context.stop.source}", seconds=context.elapsed - start)
         raise
@@ -286,6 +293,25 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
     _compare(context, entry, best, model)
     source = entry.candidate.full_backbone
     return TrainedCandidate(model=model, rows=fold[1], logits=logits, source=source)
+
+
+def _within_budget(context: RaceContext, session: Session) -> Session:
+    """Let a training end at the end of the budget, even within its first epoch."""
+    n_epochs, report, on_epoch = [0], session.progress, session.on_epoch
+
+    def count(epoch: Epoch, most: int) -> None:
+        n_epochs[0] = epoch.number
+        if on_epoch is not None:
+            on_epoch(epoch, most)
+
+    def report_step(step: str, done: int, total: int) -> None:
+        if not n_epochs[0] and context.left <= 0:
+            raise BudgetUsedUpError
+        if report is not None:
+            report(step, done, total)
+
+    deadline = time.perf_counter() + context.left
+    return replace(session, on_epoch=count, progress=report_step, deadline=deadline)
 
 
 def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: TransferModel) -> None:

@@ -102,7 +102,7 @@ def train(
                         with run.interruption.delayed():
                             run.step(rows, batch)
                         run.check_stop()
-                        if run.is_stopped or run.diverges():
+                        if run.is_stopped or run.diverges() or run.is_overdue():
                             break
                         run.report_step()
                         run.check_stop()  # a callback may have stopped the run
@@ -197,6 +197,11 @@ class _Run:
         if note not in self.history.notes:
             self.history.notes.append(note)
         return True
+
+    def is_overdue(self) -> bool:
+        """Whether the deadline has passed within an epoch, which is then dropped; not the first."""
+        deadline = self.session.deadline
+        return deadline is not None and self.epoch > 1 and time.perf_counter() > deadline
 
     def diverges(self) -> bool:
         """Whether the last steps have diverged, so that the training must begin again."""
