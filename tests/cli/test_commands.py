@@ -221,3 +221,25 @@ def test_one_flag_names_the_backbones(
         code, _, told = _typed(capsys, verb, photos, *both)
         assert code == 1
         assert f"--backbones {backbone},resnet18" in told
+
+
+def test_all_findings_are_written_to_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(13):
+            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
+            for copy in "ab":
+                Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{copy}{i}.png")
+    out = tmp_path / "findings.csv"
+    arguments = ["data", "check", str(tmp_path / "photos"), "--out", str(out)]
+    shown = " ".join(CliRunner().invoke(cli.app, arguments).stdout.split())
+    assert f"… and 16 more findings (16 duplicate): all in {tmp_path}" in shown.replace("/ ", "/")
+    assert shown.count("the same image 2 times: cat/") == 10
+    lines = out.read_text().splitlines()
+    assert lines[0] == "severity,finding,message,images"
+    assert sum(",duplicate," in line for line in lines) == 26
+    again = CliRunner().invoke(cli.app, arguments)
+    assert "Pass another --out" in str(again.exception)
+    plain = " ".join(CliRunner().invoke(cli.app, arguments[:3]).stdout.split())
+    assert "pass --out findings.csv for a file with all" in plain

@@ -159,8 +159,39 @@ def test_who_abstains_is_shown_beside_the_class(console):
 
 
 def test_findings_can_be_shown_in_full(console):
-    show_findings(console, findings(30), limit=100)
-    assert text(console).count("warning:") == 30
+    show_findings(console, findings(30), limit=100, rest_in="all in findings.csv")
+    assert text(console).count("warning:") == 10  # of one kind
+    shown = " ".join(text(console).split())
+    kind = findings(1)[0].kind
+    assert f"… and 20 more findings (20 {kind}): all in findings.csv" in shown
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "shown"),
+    [
+        ({"leak": 3}, 5, {"leak": 3}),
+        ({"leak": 30}, 5, {"leak": 5}),
+        ({"leak": 30}, 200, {"leak": 10}),
+        ({"leak": 10}, 200, {"leak": 10}),
+        ({"leak": 11}, 200, {"leak": 10}),
+        ({"leak": 30, "duplicate": 2}, 200, {"leak": 10, "duplicate": 2}),
+        ({"leak": 4, "duplicate": 4}, 5, {"leak": 4, "duplicate": 1}),
+        ({"duplicate": 40, "near-duplicate": 40}, 200, {"duplicate": 10, "near-duplicate": 10}),
+        ({"rare-class": 500}, 200, {"rare-class": 10}),
+        ({}, 5, {}),
+    ],
+)
+def test_at_most_ten_lines_of_one_kind(console, counts, limit, shown):
+    every = [
+        Finding(kind=kind, severity="warning", message=f"<{kind}>")
+        for kind, n in counts.items()
+        for _ in range(n)
+    ]
+    show_findings(console, every, limit=limit)
+    lines = text(console)
+    assert {kind: lines.count(f"<{kind}>") for kind in counts} == shown
+    n_hidden = len(every) - sum(shown.values())
+    assert (f"… and {n_hidden} more findings" in " ".join(lines.split())) == bool(n_hidden)
 
 
 def test_an_unknown_event_is_no_crash(console):

@@ -432,3 +432,23 @@ def test_select_of_bad_images_only_is_refused(cache):
     with pytest.raises(DataError) as caught:
         readable_samples(to_samples([b"x", b""]), cache=cache, bad_files="skip")
     assert not isinstance(caught.value, UnreadableImageError)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "test_fraction", "n_training"),
+    [(12, 0.2, None), (12, 0.5, 6), (11, 0.2, 9), (10, 0.1, 9), (14, 0.2, None), (9, 0.34, 6)],
+)
+def test_rare_classes_are_counted_after_the_split(
+    tmp_path, cache, n_images, test_fraction, n_training
+):
+    for c, (name, n) in enumerate((("cat", n_images), ("dog", 40))):
+        for i in range(n):
+            put(tmp_path, f"photos/{name}/{i}.png", 100 * c + i)
+    prepared = prepare(tmp_path / "photos", cache=cache, test_fraction=test_fraction)
+    n_cats = prepared.train.counts()["cat"]
+    rare = [f.message for f in prepared.findings if f.kind == "rare-class"]
+    assert rare == [f"class 'cat' has only {n_cats} images to learn from"] * (n_cats < 10)
+    assert n_training in {None, n_cats}
+    if test_fraction == 0.2:
+        _, findings = inspect_dataset(tmp_path / "photos", cache=cache)
+        assert [f.message for f in findings if f.kind == "rare-class"] == rare

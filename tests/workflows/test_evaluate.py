@@ -1,5 +1,8 @@
 """Evaluate a model or a folder, on a folder of images or on a dataset."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +13,8 @@ from headstart.data.readers import read_dataset
 from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.workflows.evaluate import evaluate, evaluate_model
+
+CHANGES = ("mirrored", "rotated")
 
 
 def draw(folder, number, seed):
@@ -91,3 +96,35 @@ def test_wrong_arguments_are_refused(run, others, cache):
         evaluate(run.model, others, extractor=extractor)
     with pytest.raises(UsageError, match="group_by"):
         evaluate(run.model, read_dataset(others), extractor=extractor, group_by="x")
+
+
+def test_copies_of_training_images_are_a_warning(cache, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def put(path, blocks):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron(blocks, np.ones((12, 12), np.uint8))).save(path)
+
+    for name, low in (("dark", 0), ("bright", 120)):
+        scenes = rng.integers(low, low + 130, (24, 8, 8), dtype=np.uint8)
+        for i, scene in enumerate(scenes[:20]):
+            put(tmp_path / "photos" / name / f"{'abcdefghijklmnopqrst'[i]}.png", scene)
+        put(tmp_path / "others" / name / "mirrored.png", scenes[3][:, ::-1])
+        put(tmp_path / "others" / name / "rotated.png", scenes[4].T)
+        for i in range(20, 24):
+            put(tmp_path / "others" / name / f"new {i}.png", scenes[i])
+    settings = {"method": "linear-probe", "folds": 3, "engine": "fp32", "test_fraction": 0.1}
+    run = headstart.fit(tmp_path / "photos", out=tmp_path / "run", cache=cache, **settings)
+    looks = run.model.record["training_looks"]
+    assert len(looks) == 84 * len(run.model.record["learned_from"])
+    assert "training_looks" not in (tmp_path / "run" / "report.json").read_text()
+    evaluated = evaluate_model(run.model, tmp_path / "others", cache=cache)
+    expected = {f"{name}/{change}.png" for name in ("dark", "bright") for change in CHANGES}
+    (finding,) = evaluated.prepared.findings
+    found = {"/".join(Path(path).parts[-2:]) for path in finding.paths}
+    assert found <= expected
+    assert len(found) >= 3  # one of them may be a test image
+    assert finding.message.startswith(f"{len(found)} of 12 images are nearly the same as training")
+    assert (finding.kind, finding.severity) == ("near-duplicate", "warning")
+    older = replace(run.model, record={**run.model.record, "training_looks": ""})
+    assert evaluate_model(older, tmp_path / "others", cache=cache).prepared.findings == ()

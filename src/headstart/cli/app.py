@@ -20,6 +20,7 @@ import typer
 
 from headstart import __version__
 from headstart.cli.commands import COMMANDS, cache_app, emit, plan
+from headstart.cli.findings import listed, require_new_file, write_findings
 from headstart.cli.options import (
     AllowOverlap,
     AsJson,
@@ -331,7 +332,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     Prints the scores, the most frequent confusions and the worst images. Images that the model was
     trained on are refused, unless --allow-overlap is set.
     """
-    from headstart.cli.tables import show_evaluation, show_mistakes
+    from headstart.cli.tables import show_evaluation, show_findings, show_mistakes
     from headstart.cli.terminal import plain_console, terminal
     from headstart.evaluation.summary import summarise
     from headstart.workflows.evaluate import evaluate_model
@@ -356,12 +357,12 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     seconds = time.perf_counter() - started_at
     folder = target and _write_evaluation(evaluated, summary, target, seconds)
     if as_json:
-        place = {"folder": str(folder)} if folder else {}
-        emit({**place, "summary": summary, **evaluation.as_dict()})
+        emit({**listed(evaluated, folder), "summary": summary, **evaluation.as_dict()})
         return
     console = plain_console()
     show_evaluation(console, evaluation, summary)
     show_mistakes(console, evaluation)
+    show_findings(console, evaluated.prepared.findings, nothing="")
     if folder:
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
         print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
@@ -398,22 +399,28 @@ def data_check(  # noqa: PLR0913 - one argument a flag
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file, new, for all findings and their images.")
+    ] = None,
     no_cache: NoCache = False,
     as_json: AsJson = False,
 ) -> None:
     """Report unreadable images, duplicates, and leaks between splits.
 
-    Decodes every image. The exit code is 2 if there is an error.
+    Decodes every image. Prints at most 10 findings of a kind. The exit code is 2 if there is an
+    error.
     """
     from headstart.cli.tables import show_data, show_findings
     from headstart.cli.terminal import plain_console, terminal
     from headstart.data.prepare import inspect_dataset
     from headstart.data.readers import read_dataset
 
+    require_new_file(out)
     with open_cache(no_cache) as cache, terminal(as_json) as display:
         data = read_dataset(source, **read_settings(ctx))
         data, findings = inspect_dataset(data, cache=cache, progress=display.progress)
     errors = sum(finding.severity == "error" for finding in findings)
+    write_findings(out, findings)
     if as_json:
         rows = [
             {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
@@ -423,7 +430,8 @@ def data_check(  # noqa: PLR0913 - one argument a flag
     else:
         console = plain_console()
         show_data(console, data, {"images": data})
-        show_findings(console, findings, limit=200)
+        rest_in = f"all in {out}" if out else "pass --out findings.csv for a file with all"
+        show_findings(console, findings, limit=200, rest_in=rest_in)
     if errors:
         raise typer.Exit(2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -51,6 +52,7 @@ NAME_WIDTH = 27
 """Maximum width of a backbone's name, so that a ranking fits 80 columns."""
 CLASS_LINES = 10
 FINDING_LINES = 5
+LINES_OF_A_KIND = 10
 WORST_CLASSES = 5
 MISTAKES = 5
 """Maximum number of lines, so that the output of a run stays short."""
@@ -316,18 +318,43 @@ def show_data(console: Console, data: Dataset, parts: Mapping[str, Dataset]) -> 
 
 
 def show_findings(
-    console: Console, findings: Sequence[Finding], *, limit: int = FINDING_LINES
+    console: Console,
+    findings: Sequence[Finding],
+    *,
+    limit: int = FINDING_LINES,
+    rest_in: str = "",
+    nothing: str = "no unreadable files, no duplicates, no leaks",
 ) -> None:
-    """Print the first findings of the checks, errors before warnings and notes."""
+    """Print the first findings of the checks, errors before warnings and notes.
+
+    Parameters
+    ----------
+    console : Console
+    findings : sequence of Finding
+    limit : int
+        Most lines of all kinds; at most 10 lines are of one kind.
+    rest_in : str
+        Where the others are, or how to get them.
+    nothing : str
+        Printed if there are no findings.
+    """
     colours = {"error": "red", "warning": "yellow", "note": "dim"}
     order = list(colours)
-    for finding in sorted(findings, key=lambda f: order.index(f.severity))[:limit]:
+    lines = Counter[str]()
+    hidden = Counter[str]()
+    for finding in sorted(findings, key=lambda f: order.index(f.severity)):
+        if lines.total() >= limit or lines[finding.kind] >= LINES_OF_A_KIND:
+            hidden[finding.kind] += 1
+            continue
+        lines[finding.kind] += 1
         text = f"{finding.severity}: {_short_message(finding)}"
         print_line(console, "  ", text, style=colours[finding.severity])
-    if len(findings) > limit:
-        console.print(f"  … and {len(findings) - limit} more findings", style="dim")
-    if not findings:
-        console.print("  no unreadable files, no duplicates, no leaks", style="dim")
+    if hidden:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in hidden.most_common())
+        text = f"… and {hidden.total()} more findings ({kinds}){rest_in and f': {rest_in}'}"
+        print_line(console, "  ", text, style="dim")
+    if not findings and nothing:
+        console.print(f"  {nothing}", style="dim")
 
 
 def _short_message(finding: Finding) -> str:

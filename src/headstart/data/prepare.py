@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Unpack, get_args
@@ -24,11 +25,13 @@ from headstart.data.checks.images import (
     ImageRecord,
     check,
     find_duplicates,
+    find_rare_classes,
     is_frame,
     join_messages,
     keep_readable,
     require_no_leak,
     scan,
+    sort_by_severity,
 )
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import SPLITS, Dataset, Sample
@@ -148,7 +151,8 @@ def prepare(
     _require_learnable(findings)
     data = group_duplicates(data, [*find_duplicates(records), *_rows_of(records, pairs)])
     data = assign_splits(data, test_fraction=test_fraction, seed=seed)
-    return PreparedData(data=data, records=tuple(records), findings=tuple(findings))
+    findings = _with_rare_classes(findings, data)
+    return PreparedData(data=data, records=tuple(records), findings=findings)
 
 
 def inspect_dataset(
@@ -159,11 +163,23 @@ def inspect_dataset(
     progress: Progress | None = None,
     **folder_options: Unpack[FolderOptions],
 ) -> tuple[Dataset, tuple[Finding, ...]]:
-    """Read, scan and check a data set; return the findings and raise none of them."""
+    """Read, scan and check a data set; return the findings and raise none of them.
+
+    Rare classes are counted after the split that `prepare` makes by default.
+    """
     if not isinstance(source, Dataset):
         source = read_dataset(source, group_by=group_by, **folder_options)
-    data, _, findings, _ = _read_and_check(source, cache, group_by, progress)
+    data, records, findings, _ = _read_and_check(source, cache, group_by, progress)
+    readable = data.subset(i for i, record in enumerate(records) if record.problem is None)
+    with suppress(DataError):  # data that cannot be split have other findings
+        findings = _with_rare_classes(findings, assign_splits(readable))
     return data, findings
+
+
+def _with_rare_classes(findings: Iterable[Finding], data: Dataset) -> tuple[Finding, ...]:
+    """Replace the findings about rare classes by those of the training images after the split."""
+    others = (finding for finding in findings if finding.kind != "rare-class")
+    return sort_by_severity([*others, *find_rare_classes(data.split("train"))])
 
 
 def _read_and_check(

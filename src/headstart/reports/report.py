@@ -124,7 +124,11 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "task": task.as_dict(),
             "backbone": {**spec.as_dict(), "origin": dict(model.backbone.origin)},
             "engine": model.engine,
-            "record": {k: v for k, v in model.record.items() if k != "learned_from"},
+            "record": {
+                name: value
+                for name, value in model.record.items()
+                if name not in {"learned_from", "training_looks"}
+            },
         },
         "evaluation": numbers,
         **_extra_numbers(facts),

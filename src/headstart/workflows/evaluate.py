@@ -15,7 +15,8 @@ from headstart.data.checks.boxes import (
     keep_boxed,
     require_matching_sizes,
 )
-from headstart.data.checks.images import keep_readable, scan
+from headstart.data.checks.copies import find_known
+from headstart.data.checks.images import Finding, keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
 from headstart.data.loader import digest_of
@@ -189,7 +190,8 @@ def evaluate_model(
         on_progress(f"evaluating {len(data)} images", 0, 0)
     evaluation = evaluate_dataset(model, data, extractor=extractor, seed=seed)
     samples = tuple(replace(sample, split="test") for sample in data.samples)
-    prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=())
+    findings = _find_seen_copies(model, data.samples, cache)
+    prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=findings)
     return EvaluatedModel(model=model, prepared=prepared, evaluation=evaluation)
 
 
@@ -234,6 +236,23 @@ def short_digest(sample: Sample) -> str:
     '0123456789abcdef'
     """
     return digest_of(sample)[:16]
+
+
+def _find_seen_copies(
+    model: TransferModel, samples: Sequence[Sample], cache: Cache
+) -> tuple[Finding, ...]:
+    """Warn of images that nearly repeat training images; identical ones are an error."""
+    known = find_known(scan(samples, cache=cache), str(model.record.get("training_looks", "")))
+    training_digests = set(model.record.get("learned_from", ()))
+    rows = [row for row in known if short_digest(samples[row]) not in training_digests]
+    if not rows:
+        return ()
+    names = tuple(samples[row].name for row in rows)
+    text = (
+        f"{len(rows)} of {len(samples)} images are nearly the same as training images, such as "
+        f"{', '.join(names[:3])}. The score may be too high: remove these images."
+    )
+    return (Finding(kind="near-duplicate", severity="warning", message=text, paths=names),)
 
 
 def _require_unseen(model: TransferModel, samples: Sequence[Sample]) -> None:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from headstart.data.checks.scan import SKETCH_SIDE, ImageRecord
 
-__all__ = ["Copy", "find_copies"]
+__all__ = ["Copy", "find_copies", "find_known", "pack_looks"]
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -38,6 +39,7 @@ STEPS = 5  # of the alignment
 MIN_MATCH = 0.85  # correlation of the local contrasts
 MIN_MATCH_ALIKE = 0.92  # in a set whose images are all alike, such as radiographs
 ALIKE = 0.5  # wrong candidates per image from which the images of a set are all alike
+MIN_KNOWN = 0.98  # correlation with a stored descriptor
 MIN_BLOCKS = 6  # of 16 blocks of the image that must have contrast
 BLACK, WHITE = 3, 252  # grey levels that may be clipped
 FULL = (0.0, 1.0, 0.0, 1.0)
@@ -116,6 +118,63 @@ def find_copies(records: Sequence[ImageRecord]) -> list[Copy]:
                 copies.append(_to_copy(int(rows[first]), int(rows[second]), kind, window, match))
     least = MIN_MATCH_ALIKE if n_wrong > ALIKE * len(rows) else MIN_MATCH
     return sorted((c for c in copies if c.match >= least), key=lambda copy: -copy.match)
+
+
+def pack_looks(records: Sequence[ImageRecord]) -> str:
+    """Pack the descriptors of images as text: 84 characters for each that can be recognised.
+
+    Examples
+    --------
+    >>> from headstart.data.checks.scan import scan
+    >>> from headstart.data.dataset import Sample
+    >>> noise = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
+    >>> records = scan([Sample(image=noise)])
+    >>> len(pack_looks(records)), find_known(records, pack_looks(records))
+    (84, [0])
+    """
+    _, sketches = _usable_sketches(records)
+    if not len(sketches):
+        return ""
+    values = np.rint(127 * _unit(_frequencies(sketches, FULL))).astype(np.int8)
+    return b64encode(values.tobytes()).decode()
+
+
+def find_known(records: Sequence[ImageRecord], looks: str) -> list[int]:
+    """Find the images that nearly repeat others, of which only the descriptors are known.
+
+    Copies of another size, quality or (slightly) brightness are found, mirrored and rotated ones,
+    and images of which the known one is a crop.
+
+    Parameters
+    ----------
+    records : sequence of ImageRecord
+    looks : str
+        Result of `pack_looks` for the known images.
+
+    Returns
+    -------
+    list of int
+        Rows of the records.
+    """
+    rows, sketches = _usable_sketches(records)
+    n_values = FREQUENCIES**2 - 1
+    try:
+        packed = np.frombuffer(b64decode(looks), np.int8)
+    except ValueError:  # a damaged text: the images cannot be compared
+        return []
+    known = packed[: len(packed) // n_values * n_values].reshape(-1, n_values).astype(np.float32)
+    known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-6)
+    found: list[int] = []
+    if not len(known):
+        return found
+    for start in range(0, len(rows), BLOCK // 4):
+        descriptors = _all_descriptors(sketches[start : start + BLOCK // 4])
+        vectors = descriptors.reshape(-1, n_values)
+        parts = (known[i : i + CLUSTER_SIZE] for i in range(0, len(known), CLUSTER_SIZE))
+        best = np.max([(vectors @ part.T).max(axis=1) for part in parts], axis=0)
+        is_known = np.reshape(best, descriptors.shape[:2]).max(axis=1) >= MIN_KNOWN
+        found += [int(rows[start + i]) for i in np.flatnonzero(is_known)]
+    return found
 
 
 def _usable_sketches(records: Sequence[ImageRecord]) -> tuple[Indices, Floats]:

@@ -26,6 +26,7 @@ __all__ = [
     "ImageRecord",
     "check",
     "find_duplicates",
+    "find_rare_classes",
     "is_frame",
     "join_messages",
     "keep_readable",
@@ -358,7 +359,6 @@ def _find_missing_classes(dataset: Dataset, records: Sequence[ImageRecord]) -> I
     severity_in_train: Literal["error", "warning"] = "warning" if dataset.is_dense else "error"
     readable = dataset.subset(i for i, record in enumerate(records) if record.problem is None)
     parts = {split: readable.split(split) for split in SPLITS}
-    train = parts["train"].counts() if len(parts["train"]) else readable.counts()
     unit = "object" if dataset.kind == "detection" else "image"
     for name, total in readable.counts().items():
         if not total:
@@ -370,9 +370,27 @@ def _find_missing_classes(dataset: Dataset, records: Sequence[ImageRecord]) -> I
                 text = f"class {name!r} has no {unit} in {split}"
                 severity = severity_in_train if split == "train" else "warning"
                 yield Finding(kind="missing-class", severity=severity, message=text)
-        if 0 < train[name] < RARE:
-            units = f"{unit}s" if train[name] > 1 else unit
-            text = f"class {name!r} has only {train[name]} {units} to learn from"
+    yield from find_rare_classes(parts["train"] if len(parts["train"]) else readable)
+
+
+def find_rare_classes(train: Dataset) -> Iterator[Finding]:
+    """Report the classes with fewer than 10 training images or objects.
+
+    Parameters
+    ----------
+    train : Dataset
+        The training images.
+
+    Examples
+    --------
+    >>> data = Dataset(samples=(Sample(image=b"", target="cat"),), classes=("cat", "dog"))
+    >>> [finding.message for finding in find_rare_classes(data)]
+    ["class 'cat' has only 1 image to learn from"]
+    """
+    unit = "object" if train.kind == "detection" else "image"
+    for name, n in train.counts().items():
+        if 0 < n < RARE:
+            text = f"class {name!r} has only {n} {unit}{'s' * (n > 1)} to learn from"
             yield Finding(kind="rare-class", severity="warning", message=text)
 
 
