@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from headstart.data.formats.layouts import Listing, format_list, list_folder
 from headstart.data.formats.mask_names import PairingName, find_twins, folder_role, pairing_name
+from headstart.data.formats.mask_parts import are_numbered, parts_by_place
 from headstart.data.formats.tables import split_name
 from headstart.errors import DataError, LayoutError, UsageError
 
@@ -60,12 +61,15 @@ class MaskPairs:
         Images in folders without any mask.
     unused : tuple of str
         Masks without an image.
+    parts : dict of str to tuple of str
+        All masks of the images that have several, one for each object.
     """
 
     masks: dict[str, str]
     missing: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_mask_pairs(listing: Listing) -> MaskPairs | None:
@@ -86,7 +90,7 @@ def find_mask_pairs(listing: Listing) -> MaskPairs | None:
     >>> find_mask_pairs(Listing(root=Path("p"), images=names)).masks
     {'images/1.jpg': 'masks/1_mask.png', 'images/2.jpg': 'masks/2_mask.png'}
     """
-    pairs = _pairs_of_mask_folders(listing) or _pairs_by_words(listing)
+    pairs = _pairs_by_place(listing) or _pairs_of_mask_folders(listing) or _pairs_by_words(listing)
     if pairs is not None:
         _refuse_second_folder(listing, pairs)
     return pairs
@@ -129,17 +133,27 @@ def _pairs_of_mask_folders(listing: Listing) -> MaskPairs | None:
     with_suffix: dict[_PairingKey, list[str]] = {}
     for name in masks:
         with_suffix.setdefault(_pairing_key(name, _MASK_SUFFIX), []).append(name)
-    mask_by_image = {}
+    masks_by_image = {}
     for image, key in images.items():
         candidates = [same_name[key]] if key in same_name else with_suffix.get(key, [])
-        if len(candidates) > 1:
+        if len(candidates) > 1 and not are_numbered(candidates):
             raise _several_masks_error(image, candidates)
         if candidates:
-            mask_by_image[image] = candidates[0]
+            masks_by_image[image] = candidates
     # Folders called "labels" and the like may contain ordinary images.
-    if 2 * len(set(mask_by_image.values())) < len(masks):
+    if 2 * len({name for group in masks_by_image.values() for name in group}) < len(masks):
         return None
-    return _to_mask_pairs(mask_by_image, images, masks)
+    return _to_mask_pairs(masks_by_image, images, masks)
+
+
+def _pairs_by_place(listing: Listing) -> MaskPairs | None:
+    """Pair images with several masks, which their folders or numbers name."""
+    names = [name for name in listing.images if not is_other_rendering(name)]
+    parts = parts_by_place(names)
+    if not parts:
+        return None
+    masks = {name for group in parts.values() for name in group}
+    return _to_mask_pairs(parts, [name for name in names if name not in masks], sorted(masks))
 
 
 def _several_masks_error(image: str, masks: Sequence[str]) -> DataError:
@@ -164,7 +178,8 @@ def _pairs_by_words(listing: Listing) -> MaskPairs | None:
             (lambda file: (file.folders, file.stem), lambda file: (file.folders, file.short_stem)),
         )
         # A few masks beside many images do not make the others images without a mask.
-        if found and (2 * len(found) >= len(images) or not twins.keys() & set(found.values())):
+        used = {name for group in found.values() for name in group}
+        if found and (2 * len(found) >= len(images) or not twins.keys() & used):
             return _to_mask_pairs(found, unmarked, masks)
     return None
 
@@ -177,8 +192,8 @@ def _match(
     images: Sequence[PairingName],
     masks: Sequence[PairingName],
     keys: Sequence[Callable[[PairingName], object]],
-) -> dict[str, str]:
-    """Mask by image, by the first key that pairs at least half of the masks or of the images."""
+) -> dict[str, list[str]]:
+    """Masks by image, by the first key that pairs at least half of the masks or of the images."""
     for key in keys:
         by_key: dict[object, list[str]] = defaultdict(list)
         for mask in masks:
@@ -188,9 +203,9 @@ def _match(
         if not matched or (2 * len(matched) < len(masks) and 2 * len(candidates) < len(images)):
             continue
         for image, names in candidates.items():
-            if len(names) > 1:
+            if len(names) > 1 and not are_numbered(names):
                 raise _several_masks_error(image, names)
-        return {image: names[0] for image, names in candidates.items()}
+        return candidates
     return {}
 
 
@@ -316,19 +331,20 @@ def _files_of(
 
 
 def _to_mask_pairs(
-    mask_by_image: dict[str, str], images: Iterable[str], masks: Sequence[str]
+    masks_by_image: Mapping[str, Sequence[str]], images: Iterable[str], masks: Sequence[str]
 ) -> MaskPairs:
-    used = set(mask_by_image.values())
-    folders = {_parent(name) for name in mask_by_image}
+    used = {name for group in masks_by_image.values() for name in group}
+    folders = {_parent(name) for name in masks_by_image}
     # In Pascal VOC only a small part of the images has masks: a missing one is no error.
     is_voc = any(_VOC_MASK_FOLDER in mask.lower().split("/") for mask in used)
-    without_mask = [name for name in images if name not in mask_by_image]
+    without_mask = [name for name in images if name not in masks_by_image]
     missing = tuple(name for name in without_mask if _parent(name) in folders and not is_voc)
     return MaskPairs(
-        masks=mask_by_image,
+        masks={image: group[0] for image, group in masks_by_image.items()},
         missing=missing,
         unlabelled=tuple(name for name in without_mask if name not in set(missing)),
         unused=tuple(name for name in masks if name not in used),
+        parts={image: tuple(group) for image, group in masks_by_image.items() if len(group) > 1},
     )
 
 

@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED, SPLITS, Code, Dataset, Mask, Palette, Sample, SplitName
 from headstart.data.formats.class_maps import ClassMap, find_class_map, read_class_map, to_palette
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.mask_pairs import MaskPairs, image_folder_prefix
+from headstart.data.formats.mask_parts import MAX_BYTES, merge_masks
 from headstart.data.formats.split_folders import split_and_rest
 from headstart.data.formats.tables import split_name
 from headstart.data.masks import (
@@ -32,6 +34,7 @@ from headstart.runtime import cores
 
 __all__ = ["read_mask_pairs"]
 
+MaskSource = Path | NDArray[np.uint8]
 _NEAR = 32  # grey levels from 0 or 255 to which compression and smoothing move most pixels
 _NEAR_ENDS = 0.9
 _VOC_SPLIT_LIST = re.compile(r"(?:^|/)ImageSets/Segmentation/(?:train|val|test)\.txt$")
@@ -74,7 +77,8 @@ def read_mask_pairs(
     """
     keys = sorted([*pairs.masks, *pairs.missing, *([] if labels_required else pairs.unlabelled)])
     names = sorted(set(pairs.masks.values()))
-    values = dict(zip(names, _mask_values([listing.root / name for name in names]), strict=True))
+    sources = _mask_sources(listing, pairs, threshold)
+    values = dict(zip(names, _mask_values([sources[name] for name in names]), strict=True))
     readable = [mask_values for mask_values in values.values() if mask_values is not None]
     if not readable:
         read_raw_mask(listing.root / names[0])  # raises the error that explains why
@@ -90,13 +94,15 @@ def read_mask_pairs(
     samples = tuple(
         Sample(
             image=listing.root / key,
-            target=_mask_target(listing, pairs.masks.get(key), values, palette),
+            target=_mask_target(sources, pairs.masks.get(key), values, palette),
             split=splits[key],
         )
         for key in keys
     )
+    n_parts = sum(map(len, pairs.parts.values()))
     notes = (
         f"{len(pairs.masks)} images with masks{split_note}",
+        *([f"{n_parts} masks of {len(pairs.parts)} images merged"] if pairs.parts else []),
         "task: segmentation because there are masks for the images",
         *palette_notes,
         *([f"class maps not read: {format_list(maps[1:])}"] if maps[1:] else []),
@@ -106,12 +112,41 @@ def read_mask_pairs(
     return data, tuple(keys)
 
 
-def _mask_values(paths: Sequence[Path]) -> list[RawMask | None]:
+def _mask_sources(
+    listing: Listing, pairs: MaskPairs, threshold: int | None
+) -> dict[str, MaskSource]:
+    """Files of the masks; if some images have several masks, the union for each image."""
+    if not pairs.parts:
+        return {name: listing.root / name for name in pairs.masks.values()}
+    sources: dict[str, MaskSource] = {}
+    n_bytes = 0
+    for image, name in pairs.masks.items():
+        paths = [listing.root / part for part in pairs.parts.get(image, (name,))]
+        try:
+            merged = merge_masks(paths, threshold)
+        except UnreadableImageError:
+            sources[name] = next((path for path in paths if not _is_readable(path)), paths[0])
+            continue
+        sources[name] = merged
+        n_bytes += merged.nbytes
+        if n_bytes > MAX_BYTES:
+            raise DataError(
+                f"The merged masks of {str(listing.root)!r} need more than {MAX_BYTES} bytes of "
+                "memory. Save one mask file for each image."
+            )
+    return sources
+
+
+def _is_readable(path: Path) -> bool:
+    return _distinct_values_or_none(path) is not None
+
+
+def _mask_values(paths: Sequence[MaskSource]) -> list[RawMask | None]:
     with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(_distinct_values_or_none, paths, chunksize=8))
 
 
-def _distinct_values_or_none(path: Path) -> RawMask | None:
+def _distinct_values_or_none(path: MaskSource) -> RawMask | None:
     try:
         return distinct_values(read_raw_mask(path))
     except UnreadableImageError:  # the data checks report it, with the name of the file
@@ -119,7 +154,10 @@ def _distinct_values_or_none(path: Path) -> RawMask | None:
 
 
 def _mask_target(
-    listing: Listing, name: str | None, values: Mapping[str, RawMask | None], palette: Palette
+    sources: Mapping[str, MaskSource],
+    name: str | None,
+    values: Mapping[str, RawMask | None],
+    palette: Palette,
 ) -> Mask | None:
     if name is None:
         return None
@@ -128,7 +166,7 @@ def _mask_target(
     if mask_values is not None:
         indices = set(codes_to_indices(mask_values, palette).ravel().tolist())
     present = tuple(label for i, label in enumerate(palette.names) if i in indices)
-    return Mask(source=listing.root / name, palette=palette, present=present)
+    return Mask(source=sources[name], palette=palette, present=present)
 
 
 def _threshold_palette(
