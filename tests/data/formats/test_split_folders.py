@@ -148,3 +148,88 @@ def test_a_third_folder_without_classes_is_left_out(tmp_path: Path) -> None:
     data = read_dataset(make(tmp_path, *inner, "seg_pred/seg_pred"))
     assert data.counts() == {"a": 4, "b": 4}
     assert any("2 images outside class folders left out" in note for note in data.notes)
+
+
+def folder_set(root, *patterns, classes=("cat", "dog"), splits=("train", "test")):
+    for pattern in patterns:
+        for c in classes:
+            for s in splits:
+                for i in range(2):
+                    path = root / pattern.format(c=c, s=s, i=i)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("pattern", "splits"),
+    [
+        ("{c}/{s}/{i}.jpg", ("train", "test")),
+        ("{c}/{s}/{i}.jpg", ("train", "val", "test")),
+        ("{c}/{s}/{i}.jpg", ("training_set", "test_set")),
+        ("{c}/{s}/{i}.jpg", ("Train2017", "Val2017")),
+        ("{c}/{s}/{i}.jpg", ("TrainImages", "TestImages")),
+        ("{c}/{c}_{s}/{i}.jpg", ("train", "test")),
+        ("{c}/{s}-{c}/{i}.jpg", ("train", "test")),
+        ("{c}/images/{s}/{i}.jpg", ("train", "valid")),
+        ("{c}/{s}/site a/{i}.jpg", ("train", "test")),
+        ("{c}/{s}/{c}/{i}.jpg", ("train", "test")),
+        ("{c}_{s}/{i}.jpg", ("train", "test")),
+        ("{s}_{c}/{i}.jpg", ("train", "test")),
+        ("{c}-{s}/{i}.jpg", ("Training", "Testing")),
+        ("{c} {s} set/{i}.jpg", ("train", "val", "test")),
+        ("{s}.{c}/deeper/{i}.jpg", ("train", "test")),
+    ],
+)
+def test_splits_inside_classes_and_in_their_names(tmp_path, pattern, splits):
+    data = read_dataset(folder_set(tmp_path, pattern, splits=splits))
+    assert data.classes == ("cat", "dog")
+    for sample in data.samples:
+        text = sample.name.removeprefix(str(tmp_path)).lower()
+        assert sample.target in text
+        assert sample.split is not None
+        assert sample.split[:3] in text
+    assert len({sample.split for sample in data.samples}) == len(splits)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("cat/train/1.jpg", "cat/test/2.jpg", "dog/3.jpg"), "2 of 3 images are in folders for"),
+        (("cat/train/1.jpg", "cat/test/2.jpg", "cat/3.jpg", "dog/4.jpg"), "2 of 4 images"),
+        (("cat_train/1.jpg", "cat_test/1.jpg", "dog_train/1.jpg", "cow/1.jpg"), "3 of 4 folders"),
+        (("a/train/x/1.jpg", "a/test/y/1.jpg", "b/train/x/1.jpg", "b/test/y/1.jpg"), "same names"),
+        (("f1/train/cat/1.jpg", "f1/test/dog/1.jpg", "f2/train/dog/1.jpg", "f2/test/cat/1.jpg"),
+         "same names"),
+    ],
+)  # fmt: skip
+def test_half_of_a_split_is_refused(tmp_path, names, words):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(LayoutError, match=words) as caught:
+        read_dataset(tmp_path)
+    assert "--class-level 1" in str(caught.value)
+    level = read_dataset(tmp_path, class_level=1)
+    assert {sample.split for sample in level.samples} == {None}
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("road/train/1.jpg", "road/bus/1.jpg", "exam/test/1.jpg"), ("exam", "road")),
+        (("test_tube/1.jpg", "train_station/1.jpg"), ("test_tube", "train_station")),
+        (("cat/train/1.jpg", "dog/train/1.jpg"), ("cat", "dog")),
+        (("model train/1.jpg", "train/1.jpg", "bus/1.jpg"), ("bus", "model train", "train")),
+        (("test_a/1.jpg", "test_b/1.jpg", "test_c/1.jpg"), ("test_a", "test_b", "test_c")),
+        (("train_red/1.jpg", "train_blue/1.jpg", "test_green/1.jpg"),
+         ("test_green", "train_blue", "train_red")),
+    ],
+)  # fmt: skip
+def test_words_that_are_no_splits_stay_classes(tmp_path, names, classes):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = read_dataset(tmp_path)
+    assert data.classes == classes
+    assert {sample.split for sample in data.samples} == {None}

@@ -11,7 +11,12 @@ from unicodedata import normalize
 from headstart.data.dataset import SPLITS, Dataset, Kind, Sample, SplitName, labels_of
 from headstart.data.formats import layouts
 from headstart.data.formats.layouts import Listing, format_list, natural_key
-from headstart.data.formats.split_folders import find_split_folders, innermost_folder
+from headstart.data.formats.split_folders import (
+    find_split_folders,
+    innermost_folder,
+    split_class_names,
+    splits_inside_classes,
+)
 from headstart.data.masks import distinct_values, read_raw_mask
 from headstart.errors import DataError, LayoutError
 
@@ -44,13 +49,15 @@ class ClassFolders:
     subfolders: dict[str, frozenset[str]]
 
 
-def group_by_class(listing: Listing, level: int = 1) -> ClassFolders:
+def group_by_class(listing: Listing, class_level: int | None = None) -> ClassFolders:
     """Group the images of a listing by class folder, at a level below the data or its splits.
+
+    Without a level, splits inside the class folders and in their names are found, too.
 
     Raises
     ------
     LayoutError
-        If a folder repeats the class folders beside it.
+        If a folder repeats the class folders beside it, or only a part has splits.
 
     Examples
     --------
@@ -62,6 +69,7 @@ def group_by_class(listing: Listing, level: int = 1) -> ClassFolders:
     >>> folders.outside
     ('x.jpg',)
     """
+    level = class_level or 1
     tops = find_split_folders(listing)
     # The folders that contain the class folders, each with its split.
     roots: dict[str, SplitName | None] = (
@@ -79,6 +87,7 @@ def group_by_class(listing: Listing, level: int = 1) -> ClassFolders:
         if level == 1 and parent in roots and folder not in with_other_files:
             classes.setdefault(normalize("NFC", name), [])
     outside = []
+    inner: dict[str, list[str]] = {}
     splits: dict[str, SplitName] = {}
     subfolders: dict[str, set[str]] = {}
     for name in listing.images:
@@ -92,12 +101,20 @@ def group_by_class(listing: Listing, level: int = 1) -> ClassFolders:
         # macOS stores decomposed letters, other systems composed ones: same name, same class.
         label = normalize("NFC", parts[level - 1])
         classes.setdefault(label, []).append(name)
+        inner[name] = parts[level:-1]
         subfolders.setdefault(label, set()).update(
             parts[level : level + 1] if len(parts) > level + 1 else ()
         )
         if split := roots[root]:
             splits[name] = split
     _refuse_copies(listing, subfolders)
+    if class_level is None and not tops:
+        labels = {name: label for label, names in classes.items() for name in names}
+        splits = splits_inside_classes(inner, labels)
+        subfolders = {} if splits else subfolders
+        divided = split_class_names(label for label, names in classes.items() if names)
+        if divided:
+            classes, splits = _divide(classes, divided)
     images = {name: tuple(names) for name, names in classes.items()}
     return ClassFolders(
         classes=images if any(images.values()) else {},
@@ -105,6 +122,18 @@ def group_by_class(listing: Listing, level: int = 1) -> ClassFolders:
         outside=tuple(outside),
         subfolders={name: frozenset(names) for name, names in subfolders.items()},
     )
+
+
+def _divide(
+    classes: dict[str, list[str]], divided: dict[str, tuple[str, SplitName]]
+) -> tuple[dict[str, list[str]], dict[str, SplitName]]:
+    """Join the folders of one class, and return the split of each image."""
+    joined: dict[str, list[str]] = {}
+    splits: dict[str, SplitName] = {}
+    for folder, (label, split) in divided.items():
+        joined.setdefault(label, []).extend(classes[folder])
+        splits |= dict.fromkeys(classes[folder], split)
+    return joined, splits
 
 
 def _root_of(name: str, roots: Iterable[str]) -> str | None:
@@ -166,7 +195,7 @@ def read_class_folders(
     error = layouts.other_task_error(listing)
     if error is not None:
         raise error
-    folders = group_by_class(listing, class_level or 1)
+    folders = group_by_class(listing, class_level if labels_required else 1)
     if labels_required and class_level is None:
         _refuse_containers(listing, folders)
         _refuse_mask_folder(listing, folders)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from headstart.data.dataset import SplitName
 from headstart.data.formats.layouts import Listing
 from headstart.data.formats.tables import split_name
+from headstart.errors import LayoutError
 
-__all__ = ["find_split_folders", "innermost_folder", "split_and_rest", "subfolder_names"]
+__all__ = [
+    "find_split_folders",
+    "innermost_folder",
+    "split_and_rest",
+    "split_class_names",
+    "splits_inside_classes",
+    "subfolder_names",
+]
 
 # Words around "train" or "test" that do not change the meaning of the name.
 _AFFIXES = frozenset(
@@ -94,6 +102,110 @@ def innermost_folder(listing: Listing, folder: str) -> str:
         folder = path
 
 
+def splits_inside_classes(
+    folders: Mapping[str, Sequence[str]], labels: Mapping[str, str]
+) -> dict[str, SplitName]:
+    """Find splits inside class folders, such as ``cat/train/1.jpg`` and ``cat/test/2.jpg``.
+
+    Parameters
+    ----------
+    folders : mapping of str to sequence of str
+        For each image the folders between its class folder and the file.
+    labels : mapping of str to str
+        Class of each image.
+
+    Returns
+    -------
+    dict
+        Split by image; empty unless a class has folders for two splits.
+
+    Raises
+    ------
+    LayoutError
+        If other images are in no such folder.
+
+    Examples
+    --------
+    >>> folders = {"cat/train/1.jpg": ["train"], "cat/test/2.jpg": ["test"]}
+    >>> splits_inside_classes(folders, dict.fromkeys(folders, "cat"))
+    {'cat/train/1.jpg': 'train', 'cat/test/2.jpg': 'test'}
+    """
+    splits: dict[str, SplitName] = {}
+    by_class: dict[str, set[SplitName]] = defaultdict(set)
+    below: dict[str, set[str]] = defaultdict(set)
+    for name, parts in folders.items():
+        words = split_and_rest(labels[name])[1]
+        divided = [(i, *split_and_rest(part)) for i, part in enumerate(parts)]
+        found = [(i, split) for i, split, rest in divided if split and rest in {"", words}]
+        if found:
+            index, splits[name] = found[0]
+            by_class[labels[name]].add(splits[name])
+            for part in parts[index + 1 : index + 2]:
+                below[part].add(labels[name])
+    # Folders of the same names below may be the classes: the top folders are sites or folds.
+    if sum(len(own) > 1 for own in below.values()) > 1:
+        return {}
+    if not any(len(own) > 1 for own in by_class.values()):
+        return {}
+    others = [name for name in folders if name not in splits]
+    if others:
+        raise LayoutError(
+            f"{len(splits)} of {len(folders)} images are in folders for splits inside the class "
+            f"folders, such as {next(iter(splits))!r}, and the others are not, such as "
+            f"{others[0]!r}. Move every image into a folder for its split, or pass --class-level 1 "
+            "to ignore these folders."
+        )
+    return splits
+
+
+def split_class_names(names: Iterable[str]) -> dict[str, tuple[str, SplitName]]:
+    """Divide names such as ``cat_train`` and ``cat_test`` into class and split.
+
+    Returns
+    -------
+    dict
+        Class and split by name; empty unless a class has two splits.
+
+    Raises
+    ------
+    LayoutError
+        If other names have no split.
+
+    Examples
+    --------
+    >>> split_class_names(["Cat_train", "Cat_test", "dog_train"])["Cat_test"]
+    ('Cat', 'test')
+    >>> split_class_names(["test_tube", "train_station", "car"])
+    {}
+    """
+    divided: dict[str, tuple[str, SplitName]] = {}
+    splits: dict[str, set[SplitName]] = defaultdict(set)
+    every = list(names)
+    for name in every:
+        split, rest = split_and_rest(name)
+        if split is not None and rest:
+            divided[name] = (_without_split(name) or rest, split)
+            splits[rest].add(split)
+    if len(splits) < 2 or not any(len(own) > 1 for own in splits.values()):
+        return {}
+    others = [name for name in every if name not in divided]
+    if others:
+        raise LayoutError(
+            f"The names of {len(divided)} of {len(every)} folders are a class and a split, as in "
+            f"{next(iter(divided))!r}, and the others do not, such as {others[0]!r}. Rename the "
+            "folders to train/CLASS and test/CLASS, or pass --class-level 1 to read all as classes."
+        )
+    return divided
+
+
+def _without_split(name: str) -> str:
+    """The name without the part that is a split, in its own spelling."""
+    parts = re.split(r"[ _.-]+", name)
+    delimiter = next(iter(re.findall(r"[ _.-]+", name)), "")
+    kept = [part for part in parts if split_and_rest(part)[1]]
+    return delimiter.join(kept) if len(kept) < len(parts) else ""
+
+
 def find_split_folders(listing: Listing) -> dict[str, SplitName]:
     """Find the top folders that are splits rather than classes.
 
@@ -122,9 +234,10 @@ def find_split_folders(listing: Listing) -> dict[str, SplitName]:
     # A single folder called "train" beside "car" and "bus" may well be a class.
     if len(set(plain.values())) > 1:
         return plain
-    for group in by_rest.values():
-        if len(set(group.values())) > 1 and _is_one_data_set(listing, group, with_images):
-            return group
+    groups = [group for group in by_rest.values() if len(set(group.values())) > 1]
+    # Several words with two splits each, as in cat_train and dog_train, are names of classes.
+    if len(groups) == 1 and _is_one_data_set(listing, groups[0], with_images):
+        return groups[0]
     return {}
 
 
