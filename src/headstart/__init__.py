@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from headstart.training.losses.classification import Loss
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
+    from headstart.workflows.compare import compare
     from headstart.workflows.evaluate import evaluate
     from headstart.workflows.fit import fit
+    from headstart.workflows.plan import plan
+    from headstart.workflows.rank import rank
     from headstart.workflows.recipe import Recipe
     from headstart.workflows.run import Run
 
@@ -64,9 +67,12 @@ _HOMES = {
     "TrainingError": "headstart.errors",
     "TransferModel": "headstart.models.transfer_model",
     "UsageError": "headstart.errors",
+    "compare": "headstart.workflows.compare",
     "evaluate": "headstart.workflows.evaluate",
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
+    "plan": "headstart.workflows.plan",
+    "rank": "headstart.workflows.rank",
     "read_dataset": "headstart.data.readers",
     "save": "headstart.models.writing",
     "show_progress": "headstart.cli.progress",
@@ -105,9 +111,12 @@ __all__ = [
     "TransferModel",
     "UsageError",
     "__version__",
+    "compare",
     "evaluate",
     "fit",
     "load",
+    "plan",
+    "rank",
     "read_dataset",
     "save",
     "show_progress",

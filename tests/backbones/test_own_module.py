@@ -458,7 +458,7 @@ def test_boxes_and_masks_are_learned_on_its_maps(source, head, tmp_path) -> None
 def test_a_comparison_and_a_ranking_take_modules(tmp_path) -> None:
     recipe = Recipe(engine="fp32", device="cpu")
     modules = [Backbone.from_module(seeded(Tiny), preprocess=SMALL), Tiny(20)]
-    ranking = rank("demo:symbols", modules, recipe=recipe, measures=["h-score"], max_images=100)
+    ranking = rank("demo:symbols", modules, recipe=recipe, measure=["h-score"], max_images=100)
     assert {row.backbone.rpartition("-")[0] for row in ranking.rows} == {"module/Tiny"}
     assert len({row.backbone for row in ranking.rows}) == 2
     trials = ComparisonRecipe(methods=("probe",), backbones=modules[:1], seeds=1, folds=0)

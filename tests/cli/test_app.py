@@ -13,14 +13,13 @@ from PIL import Image
 
 import headstart
 from headstart.cli import app as cli
-from headstart.cli.options import parse_duration
 from headstart.data.transforms.augment import Augmentation
 from headstart.methods import METHODS
 from headstart.methods.finetune import Finetune
 from headstart.methods.flags import flags
 from headstart.training.losses.classification import Loss
 from headstart.training.optim import Training
-from headstart.workflows.recipe import Recipe
+from headstart.workflows.recipe import Recipe, parse_duration
 
 
 def run(capsys, *arguments):

@@ -113,7 +113,7 @@ def test_every_verb_takes_objects(photos: Path, store: Cache, tmp_path: Path) ->
     )
     assert plan(frame, FP32, cache=store)["rows"]
     ranking = rank(
-        frame, ["embedded/efficientnet_lite0"], recipe=FP32, measures=["knn"], cache=store
+        frame, ["embedded/efficientnet_lite0"], recipe=FP32, measure=["knn"], cache=store
     )
     assert (ranking.name, ranking.available) == ("DataFrame", 16)
     trials = ComparisonRecipe(methods=("probe",), seeds=1, folds=0)

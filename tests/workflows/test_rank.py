@@ -126,7 +126,7 @@ def test_the_probe_weights_no_classes_because_accuracy_weights_none(
             (tmp_path / "rare" / name / f"{k}.png").write_bytes(image)
     cache = Cache(tmp_path / "cache")
     measures = ["linear-probe"]
-    ranking = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=measures, cache=cache)
+    ranking = rank(tmp_path / "rare", backbones, recipe=RECIPE, measure=measures, cache=cache)
     interval = ranking.rows[1].scores["linear-probe"].interval
     assert interval is not None
     train = prepare(tmp_path / "rare", cache=cache).train
@@ -134,7 +134,7 @@ def test_the_probe_weights_no_classes_because_accuracy_weights_none(
     assert ranking.sentences[-1] == (
         f"Always predicting 'light', the most frequent class, would reach {interval.value:.3f}."
     )
-    by_log_me = rank(tmp_path / "rare", backbones, recipe=RECIPE, measures=["log-me"], cache=cache)
+    by_log_me = rank(tmp_path / "rare", backbones, recipe=RECIPE, measure=["log-me"], cache=cache)
     assert "Always predicting" not in " ".join(by_log_me.sentences)
 
 
@@ -142,7 +142,7 @@ def test_kept_features_do_not_look_like_a_quick_backbone(
     ranking_and_cache: tuple[Ranking, Cache], backbones: tuple[str, str], photos: Path
 ) -> None:
     ranking, cache = ranking_and_cache
-    again = rank(photos, backbones[:1], recipe=RECIPE, measures=["knn"], cache=cache).rows[0]
+    again = rank(photos, backbones[:1], recipe=RECIPE, measure=["knn"], cache=cache).rows[0]
     assert (again.computed, again.reused) == (0, 64)
     assert again.milliseconds > 0.1 * ranking.rows[0].milliseconds
     numbers = [row.scores["knn"].interval for row in (again, ranking.rows[0])]
@@ -156,7 +156,7 @@ def test_some_images_are_enough(
         photos,
         backbones,
         recipe=RECIPE,
-        measures=["log-me"],
+        measure=["log-me"],
         max_images=20,
         cache=ranking_and_cache[1],
     )
@@ -171,7 +171,7 @@ def test_what_cannot_be_ranked_is_refused(
     with pytest.raises(UnknownNameError, match="resnet18"):
         rank(photos, ["torchvision/resnet81"], recipe=RECIPE)
     with pytest.raises(UnknownNameError, match="Did you mean 'log-me'"):
-        rank(photos, backbones, recipe=RECIPE, measures=["logme"])
+        rank(photos, backbones, recipe=RECIPE, measure=["logme"])
     with pytest.raises(UsageError, match="must be one or more different names, got file:"):
         rank(photos, [backbones[0], backbones[0]], recipe=RECIPE)
     with pytest.raises(UsageError, match=r"--backbones must .* got none"):
@@ -210,13 +210,13 @@ def test_a_class_of_one_patient_has_no_probe_and_is_told_why(
             to.write_bytes(path.read_bytes())
     recipe = Recipe(engine="fp32", device="cpu", offline=True, group_by=r"([a-z0-9]+)_\d+\.png")
     source = tmp_path / "p"
-    ranking = rank(source, backbones, recipe=recipe, measures=["log-me", "linear-probe"])
+    ranking = rank(source, backbones, recipe=recipe, measure=["log-me", "linear-probe"])
     assert ranking.groups == 14
     first = ranking.rows[0].scores
     assert np.isnan(first["log-me"].interval.low)  # no blocks to leave out either
     assert "class" in first["linear-probe"].missing
     with pytest.raises(UsageError, match="linear-probe: Expected"):
-        rank(source, backbones, recipe=recipe, measures=["linear-probe"])
+        rank(source, backbones, recipe=recipe, measure=["linear-probe"])
 
 
 def test_several_labels_an_image_are_ranked_by_the_probe(

@@ -76,7 +76,6 @@ from headstart.errors import DataError, HeadstartError, SetupError
 
 if TYPE_CHECKING:
     from headstart.cli.options import Detail
-    from headstart.workflows.evaluate import EvaluatedModel
     from headstart.workflows.fit import Run
 
 __all__ = ["app", "main"]
@@ -335,7 +334,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     from headstart.cli.tables import show_evaluation, show_findings, show_mistakes
     from headstart.cli.terminal import plain_console, terminal
     from headstart.evaluation.summary import summarise
-    from headstart.workflows.evaluate import evaluate_model
+    from headstart.workflows.evaluate import evaluate_model, write_report
     from headstart.workflows.run_folder import choose_folder
 
     target = None if out is None else choose_folder(out, source)
@@ -355,7 +354,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         )
     evaluation, summary = evaluated.evaluation, summarise(evaluated.evaluation)
     seconds = time.perf_counter() - started_at
-    folder = target and _write_evaluation(evaluated, summary, target, seconds)
+    folder = target and write_report(evaluated, target, seconds, command=_command_line())
     if as_json:
         emit({**listed(evaluated, folder), "summary": summary, **evaluation.as_dict()})
         return
@@ -366,25 +365,6 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     if folder:
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
         print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
-
-
-def _write_evaluation(
-    evaluated: EvaluatedModel, summary: tuple[str, ...], target: Path, seconds: float
-) -> Path:
-    """Write the report of an evaluation."""
-    from headstart.reports.report import Facts
-    from headstart.workflows.run_folder import write_evaluation
-
-    facts = Facts(
-        name=evaluated.prepared.data.name,
-        prepared=evaluated.prepared,
-        model=evaluated.model,
-        evaluation=evaluated.evaluation,
-        summary=summary,
-        seconds={"evaluation": seconds},
-        command=_command_line(),
-    )
-    return write_evaluation(target, facts)
 
 
 @data_app.command("check")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,10 +40,7 @@ from headstart.cli.options import (
     TestFraction,
     Verbose,
     open_cache,
-    parse_bad_files,
     parse_detail,
-    parse_duration,
-    parse_names,
     run_recipe,
 )
 from headstart.cli.options import Backbones as Rivals
@@ -52,7 +48,6 @@ from headstart.cli.output import echo, say
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
-    from headstart.workflows.recipe import Recipe
 
 __all__ = ["COMMANDS", "cache_app", "compare", "emit", "explain", "plan", "rank"]
 
@@ -160,18 +155,6 @@ def cache_clear(
         say(f"Freed {freed / 1e6:.1f} MB in {folder}.")
 
 
-def _recipe_of(context: typer.Context) -> Recipe:
-    """Make a recipe from the flags of a command that has no flags of methods."""
-    from headstart.workflows.recipe import Recipe
-
-    names = {field.name for field in fields(Recipe)}
-    values = {name: value for name, value in context.params.items() if name in names}
-    values["bad_files"] = parse_bad_files(values["bad_files"])
-    if "budget" in values:
-        values["budget"] = parse_duration(values["budget"])
-    return Recipe(**values)
-
-
 def compare(  # noqa: PLR0913 - one argument a flag
     ctx: typer.Context,
     source: Source,
@@ -184,9 +167,14 @@ def compare(  # noqa: PLR0913 - one argument a flag
     steps: Steps = None,
     budget: Budget = "2m",
     out: Out = None,
+    task: Task = "auto",
     head: HeadName = "auto",
     size: Size = 0,
     group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -209,18 +197,13 @@ def compare(  # noqa: PLR0913 - one argument a flag
     """
     from headstart.cli.terminal import terminal
     from headstart.workflows.compare import compare as run_compare
-    from headstart.workflows.recipe import ComparisonRecipe
+    from headstart.workflows.verb_settings import COMPARE_SETTINGS, TRIAL_SETTINGS
 
-    trials = ComparisonRecipe(
-        methods=_split_names(methods), backbones=parse_names(backbones), seeds=seeds, folds=folds
-    )
-    trials = replace(trials, fractions=_parse_fractions(fractions), epochs=epochs, steps=steps)
-    recipe = _recipe_of(ctx)
+    names = (*TRIAL_SETTINGS, *COMPARE_SETTINGS)
     with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
         comparison, folder = run_compare(
             source,
-            trials,
-            recipe=recipe,
+            **{name: ctx.params[name] for name in names},
             out=out,
             cache=cache,
             observer=display,
@@ -240,22 +223,6 @@ def _print_comparison(comparison: Comparison, folder: Path, *, brief: bool, as_j
 
     show_comparison(plain_console(), comparison, brief=brief)
     say(f"Written: {folder}/: compare.html, compare.png, compare.json, table.csv")
-
-
-def _split_names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (part.strip() for part in text.split(","))))
-
-
-def _parse_fractions(text: str) -> tuple[float, ...]:
-    from headstart.errors import UsageError
-
-    try:
-        return tuple(float(part) for part in _split_names(text))
-    except ValueError as error:
-        raise UsageError(
-            f"--fractions must be numbers separated by commas, got {text!r}. Write, for example, "
-            "--fractions 0.1,0.3,1."
-        ) from error
 
 
 def plan(  # noqa: PLR0913 - one argument a flag
@@ -313,8 +280,13 @@ def rank(  # noqa: PLR0913 - one argument a flag
     backbones: Backbones,
     measure: Measure = "",
     max_images: MaxImages = 500,
+    task: Task = "auto",
     size: Size = 0,
     group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -337,17 +309,16 @@ def rank(  # noqa: PLR0913 - one argument a flag
     """
     from headstart.cli.tables import show_ranking
     from headstart.cli.terminal import terminal
-    from headstart.selection.scores import DEFAULTS
     from headstart.workflows.rank import rank as run_rank
+    from headstart.workflows.verb_settings import RANK_SETTINGS
 
-    recipe = _recipe_of(ctx)
     with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
         ranking = run_rank(
             source,
-            parse_names(backbones),
-            recipe=recipe,
-            measures=_split_names(measure) or DEFAULTS,
+            backbones,
+            measure=measure,
             max_images=max_images,
+            **{name: ctx.params[name] for name in RANK_SETTINGS},
             cache=cache,
             observer=display,
             progress=False,

@@ -69,11 +69,8 @@ __all__ = [
     "Verbose",
     "box_settings",
     "open_cache",
-    "parse_backbones",
     "parse_bad_files",
     "parse_detail",
-    "parse_duration",
-    "parse_names",
     "run_recipe",
 ]
 
@@ -332,29 +329,6 @@ def parse_bad_files(bad_files: str) -> Literal["error", "skip"]:
         case "error" | "skip":
             return bad_files
     raise UnknownNameError("bad-files", bad_files, ["error", "skip"])
-
-
-def parse_duration(text: str) -> float:
-    """Convert a duration such as ``10m`` to seconds, as `headstart.workflows.recipe` does."""
-    from headstart.workflows import recipe
-
-    return recipe.parse_duration(text)
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Split names at commas, as `headstart.workflows.recipe` does."""
-    from headstart.workflows import recipe
-
-    return recipe.parse_names(text)
-
-
-def parse_backbones(backbone: str, backbones: str) -> tuple[str, tuple[str, ...]]:
-    """Return the first backbone of a run and its rivals, as `headstart.workflows.recipe` does."""
-    from headstart.backbones.frozen import name_of
-    from headstart.workflows import recipe
-
-    first, rivals = recipe.parse_backbones(backbone, backbones)
-    return name_of(first), tuple(map(name_of, rivals))
 
 
 def parse_detail(quiet: bool, verbose: bool) -> Detail:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from headstart.backbones.frozen import FrozenBackbone, name_of
-from headstart.cache import Cache
+from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset
 from headstart.data.splits import nested_fractions, repeated_splits
 from headstart.errors import DataError
@@ -30,11 +29,10 @@ from headstart.evaluation.comparison import (
 )
 from headstart.evaluation.summary import primary_metric, resampled_scores, rule_scores
 from headstart.features.extractor import Extractor
-from headstart.files import csv_text, write_whole
+from headstart.files import write_whole
 from headstart.methods.method import Method, described
 from headstart.metrics import PRIMARY_METRICS
-from headstart.metrics.confidence_intervals import Interval, units
-from headstart.metrics.validation import json_text
+from headstart.metrics.confidence_intervals import units
 from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.comparison import draw_comparison, render_page
@@ -43,6 +41,7 @@ from headstart.selection.race import decide
 from headstart.training.interruption import StopRequest
 from headstart.training.job import Session
 from headstart.training.trainer import held_out
+from headstart.workflows.compare_files import append_result, read_results, write_tables
 from headstart.workflows.events import (
     DataReady,
     JsonLog,
@@ -64,6 +63,7 @@ from headstart.workflows.run_folder import (
     publish_folder,
     temporary_folder,
 )
+from headstart.workflows.verb_settings import comparison_settings
 
 __all__ = ["Split", "compare", "n_gradient_images", "train_on_split"]
 
@@ -130,13 +130,18 @@ def compare(  # noqa: PLR0913 - one argument a setting
     *,
     recipe: Recipe | None = None,
     out: str | Path | None = None,
-    cache: Cache | None = None,
+    cache: Cache | bool | None = None,
     observer: Observer | None = None,
     progress: bool | None = None,
     command: str = "",
     resume: bool = False,
+    no_cache: bool = False,
+    **settings: Any,
 ) -> tuple[Comparison, Path]:
     """Train every method on every backbone, seed and fraction, and report the differences.
+
+    Every flag of ``headstart compare`` is a keyword of the same name, with underscores for dashes:
+    ``methods``, ``backbones``, ``seeds``, ``fractions``, ``epochs``, ``group_by`` and the others.
 
     In a seed, fold and fraction all methods have the same training and test images. The test
     part is the one of the data, if there is one; otherwise every seed has a split of its own.
@@ -146,17 +151,18 @@ def compare(  # noqa: PLR0913 - one argument a setting
     source : str, Path, Dataset or object
         As for `headstart.fit`.
     trials : ComparisonRecipe, optional
+        Instead of its settings by name.
     recipe : Recipe, optional
-        All other settings; its backbone and method are ignored.
+        Instead of all other settings by name; its backbone and method are ignored.
     out : str or Path, optional
         By default ``runs/compare-<name>``.
-    cache : Cache, optional
-    observer : callable, optional
-    progress : bool, optional
+    cache, observer, progress, no_cache
         As for `headstart.fit`.
     command : str
     resume : bool
         Reuse the finished trainings in ``<out>.partial/``.
+    **settings
+        Lists may be texts with commas, as on the command line: ``fractions="0.5,1"``.
 
     Returns
     -------
@@ -173,24 +179,26 @@ def compare(  # noqa: PLR0913 - one argument a setting
 
     Examples
     --------
-    >>> trials = ComparisonRecipe(methods=("scratch", "probe"))
-    >>> comparison, folder = compare("photos/", trials)  # doctest: +SKIP
+    >>> comparison, folder = compare("photos/", methods=["scratch", "probe"])  # doctest: +SKIP
     """
-    trials, recipe = trials or ComparisonRecipe(), recipe or Recipe()
-    cache, started_at = cache or Cache(), time.perf_counter()
+    (trials, recipe), started_at = (
+        comparison_settings(trials, recipe, settings),
+        time.perf_counter(),
+    )
     target = choose_folder(out, source)
     if out is None:
         target = target.with_name(f"compare-{target.name}")
     checkpoints = checkpoint_folder(target)
     results_path = checkpoints / RESULTS_FILE
     with ExitStack() as stack:
+        store = stack.enter_context(open_cache(cache, no_cache=no_cache))
         stack.enter_context(locked(checkpoints))
         folder = stack.enter_context(temporary_folder(target))
         log = stack.enter_context(JsonLog(folder / "log.jsonl"))
         notify = notify_both(log, stack.enter_context(shown(progress, observer)))
         stack.enter_context(StopRequest(notify, always_ends=STOPPING))
-        trainings = _Trainings(source, trials, recipe, cache, notify)
-        if not resume and (count := len(dict(_read_results(results_path)))):
+        trainings = _Trainings(source, trials, recipe, store, notify)
+        if not resume and (count := len(dict(read_results(results_path)))):
             notify(Noted(text=RESULTS_DELETED.format(count=count, folder=checkpoints)))
             results_path.unlink()
         results, reused_seconds = trainings.run(results_path, resume)
@@ -198,7 +206,7 @@ def compare(  # noqa: PLR0913 - one argument a setting
         comparison = trainings.summarise(results, seconds, command)
         log.close()
         with explain_write_errors(target):
-            _write_tables(comparison, folder)
+            write_tables(comparison, folder)
             draw_comparison(comparison, folder / "compare.png")
             write_whole(folder / "compare.html", render_page(comparison))
             final = publish_folder(folder, target)
@@ -319,61 +327,6 @@ def _describe_stages(stages: list[Mapping[str, Any]]) -> str:
     return f"{names[0]} and head" if len(names) == 1 else f"{names[0]} to {names[-1]} and head"
 
 
-def _append_result(path: Path, key: str, result: TrainingResult) -> None:
-    """Append a finished training to the file, and wait until it is on the disk."""
-    with path.open("ab", buffering=0) as file:
-        file.write(f"{json_text({'key': key, 'result': result.as_dict()})}\n".encode())
-        os.fsync(file.fileno())
-
-
-def _read_results(path: Path) -> Iterator[tuple[str, TrainingResult]]:
-    """Read the finished trainings of a comparison; drop a line that a kill has cut off."""
-    if not path.is_file():
-        return
-    text = path.read_bytes().decode("utf-8", "replace")
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:  # the next line must begin at the start of a line
-        write_whole(path, complete)
-    for line in complete.splitlines():
-        entry = json.loads(line)
-        values = dict(entry["result"])
-        score: dict[str, Any] = {
-            name: float("nan") if value is None else value
-            for name, value in values.pop("score").items()
-        }
-        draws = tuple(float("nan") if v is None else v for v in values.pop("draws"))
-        notes = tuple(values.pop("notes", ()))
-        yield (
-            entry["key"],
-            TrainingResult(**values, score=Interval(**score), draws=draws, notes=notes),
-        )
-
-
-def _write_tables(comparison: Comparison, folder: Path) -> None:
-    """Write compare.json and table.csv."""
-    write_whole(folder / "compare.json", json_text(comparison.as_dict(), indent=1))
-    curves = comparison.curves
-    rules = list(dict.fromkeys(name for c in curves for point in c.points for name in point.rules))
-    score_columns = (comparison.measure, "low", "high")
-    costs = ("trains", "parameters", "steps", "seconds", "cpu_seconds", "gpu_seconds")
-    rows = [
-        (
-            curve.backbone,
-            curve.method,
-            point.fraction,
-            point.images,
-            *(point.score.value, point.score.low, point.score.high),
-            *(point.rules.get(name, "") for name in rules),
-            *(point.trains, point.parameters, point.steps),
-            *(round(s, 3) for s in (point.seconds, point.cpu_seconds, point.gpu_seconds)),
-        )
-        for curve in curves
-        for point in curve.points
-    ]
-    titles = ("backbone", "method", "fraction", "images", *score_columns, *rules, *costs)
-    write_whole(folder / "table.csv", csv_text(titles, rows))
-
-
 class _Trainings:
     """The images and backbones that all trainings share; runs the trainings in order."""
 
@@ -482,7 +435,7 @@ class _Trainings:
         float
             Seconds that the reused trainings had taken.
         """
-        saved = dict(_read_results(path))
+        saved = dict(read_results(path))
         jobs = self._jobs()
         reused = [saved[job.key] for job in jobs if job.key in saved]
         if resume:
@@ -494,7 +447,7 @@ class _Trainings:
             result = saved.get(job.key)
             if result is None:
                 result = self._train(job)
-                _append_result(path, job.key, result)
+                append_result(path, job.key, result)
                 for note in result.notes:
                     self.notify(Noted(text=f"{job.method_name}, seed {job.split.seed}: {note}"))
                 if number % max(1, len(jobs) // REPORTED_LINES) == 0 or number == len(jobs):

@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from headstart.cache import Cache, open_cache
@@ -25,12 +26,15 @@ from headstart.data.readers import READ_SETTINGS, read_dataset
 from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.classification import evaluate as evaluate_dataset
+from headstart.evaluation.summary import summarise
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor, Progress
 from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.saving import load
 from headstart.models.transfer_model import TransferModel
+from headstart.reports.report import Facts
 from headstart.workflows.events import progress_of, shown
+from headstart.workflows.run_folder import choose_folder, write_evaluation
 
 __all__ = [
     "EvaluatedModel",
@@ -38,6 +42,7 @@ __all__ = [
     "evaluate_model",
     "labelled_part",
     "short_digest",
+    "write_report",
 ]
 
 
@@ -62,7 +67,7 @@ OPTIONS = ("allow_overlap", "bad_files", "device", *SELECTION_SETTINGS, *READ_SE
 """Settings of an evaluation that decide what is read, and where it runs."""
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one argument a flag
     model: TransferModel | str | Path,
     data: object,
     *,
@@ -72,6 +77,7 @@ def evaluate(
     cache: Cache | bool | None = None,
     no_cache: bool = False,
     progress: bool | None = None,
+    out: str | Path | None = None,
     **options: Any,
 ) -> AnyEvaluation:
     """Evaluate a model on labelled images, as ``headstart evaluate`` on the command line.
@@ -95,6 +101,8 @@ def evaluate(
     progress : bool, optional
         Show progress; None does so in a terminal and in a notebook only. An ``extractor`` has its
         own progress, and nothing else is shown.
+    out : str or Path, optional
+        Folder to write the report and the predictions to; an existing folder is never changed.
     **options
         ``group_by``, ``image_column``, ``label_column``, ``label_separator``, ``masks``,
         ``images``, ``mask_threshold``, ``class_level``, ``bad_files``, ``allow_overlap``,
@@ -121,7 +129,7 @@ def evaluate(
     for name in options:
         if name not in OPTIONS:
             raise UnknownNameError(
-                "setting", name, (*OPTIONS, "cache", "no_cache", "progress", "seed")
+                "setting", name, (*OPTIONS, "cache", "no_cache", "out", "progress", "seed")
             )
     if extractor is None:
         if train is not None:
@@ -129,17 +137,48 @@ def evaluate(
                 f"`train` ({len(train)} images) needs `extractor`. Pass extractor=..., or leave "
                 "`train` out."
             )
+        target, started_at = None if out is None else choose_folder(out, data), perf_counter()
         with open_cache(cache, no_cache=no_cache) as store, shown(progress, None) as notify:
-            return evaluate_model(
+            evaluated = evaluate_model(
                 model, data, cache=store, seed=seed, on_progress=progress_of(notify), **options
-            ).evaluation
-    if not isinstance(data, Dataset) or options:
+            )
+        if target is not None:
+            write_report(evaluated, target, perf_counter() - started_at)
+        return evaluated.evaluation
+    if not isinstance(data, Dataset) or options or out is not None:
         raise UsageError(
             f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "
             f"{list(options)}. Leave `extractor` out."
         )
     loaded = model if isinstance(model, TransferModel) else load(model)
     return evaluate_dataset(loaded, data, extractor=extractor, train=train, seed=seed)
+
+
+def write_report(
+    evaluated: EvaluatedModel, target: Path, seconds: float, *, command: str = ""
+) -> Path:
+    """Write the report of an evaluation, and return its folder.
+
+    Parameters
+    ----------
+    evaluated : EvaluatedModel
+    target : Path
+        If it exists, a folder beside it is written.
+    seconds : float
+        Duration of the evaluation.
+    command : str
+        The command line, for the report.
+    """
+    facts = Facts(
+        name=evaluated.prepared.data.name,
+        prepared=evaluated.prepared,
+        model=evaluated.model,
+        evaluation=evaluated.evaluation,
+        summary=summarise(evaluated.evaluation),
+        seconds={"evaluation": seconds},
+        command=command,
+    )
+    return write_evaluation(target, facts)
 
 
 def evaluate_model(

@@ -76,6 +76,12 @@ from headstart.workflows.tracking import tracked
 
 __all__ = ["Run", "fit", "slug"]
 
+KEYWORDS = (
+    *("cache", "callbacks", "no_cache", "observer", "out", "progress", "require_lead"),
+    *("resume", "track"),
+)
+"""Keywords of `fit` beside the settings, for the message about an unknown one."""
+
 CHECKPOINT_DELETED = (
     "Deleted the checkpoint in {folder}, and started again. Pass --resume to continue from it."
 )
@@ -186,7 +192,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
     >>> print(run.evaluation.metrics["accuracy"])  # doctest: +SKIP
     0.987 [0.971, 0.995]
     """
-    recipe, target = recipe_for(source, recipe, settings), choose_folder(out, source)
+    recipe = recipe_for(source, recipe, settings, KEYWORDS)
+    target = choose_folder(out, source)
     listeners = Callbacks(callbacks, observer)
     with (
         processes(recipe.device),

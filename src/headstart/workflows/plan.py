@@ -103,7 +103,7 @@ def plan(
     >>> plan("demo:symbols")["rows"][0]["name"]  # doctest: +SKIP
     'linear probe on the whole backbone'
     """
-    recipe = recipe_for(source, recipe, settings)
+    recipe = recipe_for(source, recipe, settings, ("cache", "no_cache", "observer", "progress"))
     with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
         return _plan_run(source, recipe, store, notify)
 

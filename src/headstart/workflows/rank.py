@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
-from headstart.cache import Cache
+from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.images import upright_size
 from headstart.data.loader import load_batch
@@ -29,16 +29,17 @@ from headstart.selection.ranking import RankedBackbone, Ranking, rank_backbones,
 from headstart.selection.scores import DEFAULTS, PROBE, SCORES, Features, score_features
 from headstart.training.interruption import StopRequest
 from headstart.training.penalty_search import Problem, search_penalty
+from headstart.workflows.backbone_names import parse_names
 from headstart.workflows.events import DataReady, Noted, Observer, progress_of, shown
 from headstart.workflows.recipe import Recipe
 from headstart.workflows.resolve import (
     check_data,
     locate_backbones,
     read_source,
-    recipe_for,
     require_engine,
     resolve_recipe,
 )
+from headstart.workflows.verb_settings import ranking_recipe, split_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,20 +70,22 @@ Rows = NDArray[np.intp]
 Floats = NDArray[np.float64]
 
 
-def rank(
+def rank(  # noqa: PLR0913 - one argument a flag
     source: object,
-    backbones: Sequence[str | nn.Module | FrozenBackbone],
+    backbones: str | Sequence[str | nn.Module | FrozenBackbone],
     *,
     recipe: Recipe | None = None,
-    measures: Sequence[str] = DEFAULTS,
+    measure: str | Sequence[str] = DEFAULTS,
     max_images: int = MAX_IMAGES,
-    cache: Cache | None = None,
+    cache: Cache | bool | None = None,
     observer: Observer | None = None,
     progress: bool | None = None,
+    no_cache: bool = False,
     **settings: Any,
 ) -> Ranking:
     """Score backbones on training images, and order them by score.
 
+    Every flag of ``headstart rank`` is a keyword of the same name, with underscores for dashes.
     The split is that of ``fit``. Test images are never used, so they can still evaluate a model
     that is trained afterwards. For boxes and masks the scored units are the objects, or the
     regions of each class; their features are the mean of the last maps inside them.
@@ -91,21 +94,25 @@ def rank(
     ----------
     source : str, Path, Dataset or object
         As for `headstart.fit`.
-    backbones : sequence of str or torch.nn.Module
-        Names of the backbone grammar, or networks of your own.
+    backbones : str, or sequence of str or torch.nn.Module
+        Names of the backbone grammar, or networks of your own; or names with commas.
     recipe : Recipe, optional
         Split, engine, device and seed; its backbone and method are ignored.
-    measures : sequence of str
-        Some of ``selection.scores.SCORES``; the first decides the order.
+    measure : str or sequence of str
+        Some of ``selection.scores.SCORES``, or their names with commas; the first decides the
+        order.
     max_images : int
         Approximate number of training images to use: whole groups, with the same shares of the
         classes; 0 for all.
-    cache : Cache, optional
+    cache : Cache or bool, optional
+        Cache of features; by default the user's cache. False is the same as ``no_cache``.
     observer : callable, optional
     progress : bool, optional
         Show progress; None does so in a terminal and in a notebook only.
+    no_cache : bool
+        Use an empty cache, which is deleted at the end.
     **settings
-        Instead of a recipe: ``group_by``, ``engine``, ``seed`` and the others of `headstart.fit`.
+        Instead of a recipe: ``group_by``, ``masks``, ``engine``, ``seed`` and the other flags.
 
     Returns
     -------
@@ -129,9 +136,10 @@ def rank(
     >>> ranking.rows[0].backbone  # doctest: +SKIP
     'torchvision/resnet50'
     """
-    recipe = recipe_for(source, recipe, settings)
-    with shown(progress, observer) as notify:
-        return _rank(source, backbones, recipe, measures, max_images, cache or Cache(), notify)
+    recipe, measures = ranking_recipe(recipe, settings), split_names(measure, "measure")
+    names = parse_names(backbones) if isinstance(backbones, str) else backbones
+    with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
+        return _rank(source, names, recipe, measures or DEFAULTS, max_images, store, notify)
 
 
 def _rank(

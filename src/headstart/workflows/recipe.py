@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -317,6 +317,7 @@ def make_recipe(
     *,
     find_task: Callable[[Recipe], str] | None = None,
     is_stored: bool = False,
+    other_names: Iterable[str] = (),
 ) -> Recipe:
     """Make a recipe from settings: those of the command line, by the same names.
 
@@ -333,6 +334,8 @@ def make_recipe(
     is_stored : bool
         The settings of the method come from a file, so that missing ones have the defaults of its
         fields. Otherwise ``finetune`` by name is the measured recipe, if the data has classes.
+    other_names : iterable of str
+        Other keywords of the caller, for the message about an unknown setting.
 
     Raises
     ------
@@ -356,7 +359,7 @@ def make_recipe(
     names = own | {flag.name for flag in flags(name_of_method)} | {"loss"}
     for name in settings:
         if name not in names:
-            raise UnknownNameError("setting", name, names)
+            raise UnknownNameError("setting", name, names.union(other_names))
     values = {name: value for name, value in settings.items() if name in own}
     flag_values = {name: value for name, value in settings.items() if name not in own}
     method, loss = values.pop("method", None), flag_values.pop("loss", None)

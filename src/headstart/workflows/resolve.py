@@ -340,8 +340,12 @@ def task_of_source(source: object, recipe: Recipe) -> str:
     return recipe.resolved_for(read_source(source, recipe)).task
 
 
-def recipe_for(source: object, recipe: object, settings: Mapping[str, Any]) -> Recipe:
+def recipe_for(
+    source: object, recipe: object, settings: Mapping[str, Any], keywords: Sequence[str] = ()
+) -> Recipe:
     """Make the recipe from the settings, or take the recipe that was passed instead of them.
+
+    ``keywords`` are the other keywords of the caller, for the message about an unknown setting.
 
     Raises
     ------
@@ -354,7 +358,8 @@ def recipe_for(source: object, recipe: object, settings: Mapping[str, Any]) -> R
     120.0
     """
     if recipe is None:
-        return make_recipe(settings, find_task=partial(task_of_source, source))
+        find_task = partial(task_of_source, source)
+        return make_recipe(settings, find_task=find_task, other_names=keywords)
     if not isinstance(recipe, Recipe):
         raise UsageError(
             f"`recipe` must be a Recipe, got {reprlib.repr(recipe)}. Pass settings by name, such "
