@@ -135,13 +135,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups : sequence of length n, optional
             Images of one group stay in one fold of the inner cross-validation.
         sample_weight : array of length n, optional
-            Weights of the images, for a linear probe; its temperature is fitted without them. An
-            image of weight 0 is left out. Equal weights work with every method.
+            Weights of the images in the loss; scores and temperature are computed without them.
+            An image of weight 0 is left out. A race (method "auto") takes only equal weights.
 
         Raises
         ------
         UsageError
-            If the lengths differ, labels are missing or not classes, or the method cannot weight
+            If the lengths differ, labels are missing or not classes, or a race cannot weight the
             images.
         DataError
             If an image cannot be decoded, or a class has too few images.
@@ -150,21 +150,21 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows, weights = check_weights(sample_weight, len(data), has_labels=y is not None)
         cache, seed = self._open_cache(), seed_of(self.random_state)
         samples = readable_samples([data.samples[i] for i in rows], cache=cache, bad_files="error")
+        if weights is not None:
+            pairs = zip(samples, weights, strict=True)
+            samples = tuple(replace(sample, weight=float(weight)) for sample, weight in pairs)
         train = replace(data, samples=samples)
         extractor = Extractor(cache=cache, engine=self.engine, device=self.device)
         backbone = FrozenBackbone.open(self.backbone)
         method = None if self.method == "auto" else self._create_method(seed)
-        if weights is not None and not isinstance(method, LinearProbe):
-            name = self.method if isinstance(self.method, str) else self.method.name
+        if weights is not None and method is None:
             raise UsageError(
-                f"`sample_weight` has different weights, but the method {name!r} cannot weight "
-                "images. Use method='linear-probe', or leave `sample_weight` out."
+                f"`sample_weight` has different weights, but method={self.method!r} runs a race, "
+                "which cannot weight images. Pass method='linear-probe', 'finetune' or 'scratch'."
             )
         start = self._start(backbone, data.classes)
         if method is None:
             self.model_ = self._race(backbone, train, extractor, seed)
-        elif weights is not None and isinstance(method, LinearProbe):
-            self.model_ = method.fit(start, train, extractor=extractor, row_weights=weights)
         else:
             self.model_ = method.fit(start, train, extractor=extractor)
         self.classes_ = names

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.errors import DataError, UnknownNameError
+from headstart.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -213,6 +213,13 @@ class Sample:
         Content identity of the image, set after it has been scanned.
     title : str or None
         Name of an image that has no path.
+    weight : float
+        Weight of the image in the loss of a classifier, above 0: 2 counts as two equal images.
+
+    Raises
+    ------
+    UsageError
+        If the weight is not a finite number above 0.
     """
 
     image: Path | bytes | NDArray[Any] | Image
@@ -221,6 +228,14 @@ class Sample:
     split: SplitName | None = None
     digest: str | None = None
     title: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < float("inf"):
+            raise UsageError(
+                f"`weight` must be a finite number above 0, got {brief(self.weight)}. Leave out "
+                "images of weight 0."
+            )
 
     def __repr__(self) -> str:
         values = {"target": self.target, "group": self.group, "split": self.split}
@@ -318,6 +333,18 @@ class Dataset:
     def split(self, split: SplitName | None) -> Dataset:
         """Return the examples of one split."""
         return self.subset(self.split_indices(split))
+
+    def weights(self) -> NDArray[np.float64] | None:
+        """Weight of each example, shape (n,), with mean 1; None if all are equal.
+
+        >>> samples = [Sample(image=b"", weight=weight) for weight in (3, 1)]
+        >>> Dataset(samples=tuple(samples), classes=()).weights()
+        array([1.5, 0.5])
+        """
+        values = np.array([sample.weight for sample in self.samples], dtype=np.float64)
+        if not len(values) or (values == values[0]).all():
+            return None
+        return np.asarray(values / values.mean())
 
     def groups(self) -> NDArray[np.intp] | None:
         """Group of each example as a number, shape (n,); None if no example has a group.

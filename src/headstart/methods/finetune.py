@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -434,6 +434,7 @@ class Finetune(SharedSettings):
     def _fit_head(self, train: Dataset) -> FitHead:
         """Make the function from pooled features to the head of a linear probe."""
         problem = Problem.of(train.targets(), n_classes=len(train.classes), kind=train.kind)
+        problem = replace(problem, row_weights=train.weights())
         imbalance = "balanced" if self.loss.imbalance == "sampling" else self.loss.imbalance
         folds = kfold(train.targets(), FOLDS, blocks=train.groups(), seed=self.seed)
 

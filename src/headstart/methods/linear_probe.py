@@ -129,7 +129,6 @@ class LinearProbe:
         *,
         extractor: Extractor,
         session: Session | None = None,
-        row_weights: NDArray[np.float64] | None = None,
     ) -> TransferModel:
         """Solve the head on ``train`` and return a new model with it.
 
@@ -137,9 +136,8 @@ class LinearProbe:
         ----------
         model, train, val, extractor, session
             As in the contract of a method.
-        row_weights : array, shape (n,), optional
-            Positive weights of the training images, in the fit and in the choice of the penalty.
-            A validation image has their mean. The temperature is fitted without them.
+            Weights of the training images count in the fit and in the choice of the penalty. A
+            validation image has their mean. The temperature is fitted without them.
 
         Raises
         ------
@@ -152,6 +150,7 @@ class LinearProbe:
         extracted = extractor.features(model.backbone, data.samples)
         problem = Problem.of(targets, n_classes=len(train.classes), kind=train.kind)
         weighted = problem.is_weighted(self.imbalance)
+        row_weights = train.weights()
         if row_weights is not None:
             padding = np.full(len(data) - len(train), row_weights.mean())
             problem = replace(problem, row_weights=np.concatenate([row_weights, padding]))

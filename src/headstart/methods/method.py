@@ -230,8 +230,19 @@ def require_fitting(method: Any, train: Dataset) -> None:
     """
     if not train.is_dense:
         mixed = bool(method.mixup or method.cutmix)
+        if mixed and train.weights() is not None:
+            name, value = ("mixup", method.mixup) if method.mixup else ("cutmix", method.cutmix)
+            raise UsageError(
+                f"`{name}` is {value:g}, but the images have weights, and a mixed image has no "
+                f"weight. Pass --{name} 0, or leave out the weights."
+            )
         method.loss.check(n_classes=len(train.classes), kind=train.kind, mixed=mixed)
         return
+    if train.weights() is not None:
+        raise UsageError(
+            f"The images have weights, which cannot be used for {train.kind}: they are for classes "
+            "of whole images. Leave out the weights."
+        )
     settings = described(method)
     defaults = {"loss": Loss().as_dict(), "mixup": 0.0, "cutmix": 0.0, "dropout": 0.0}
     wrong = [name for name, value in defaults.items() if settings.get(name, value) != value]

@@ -292,6 +292,7 @@ class ClassObjective:
 
         balance = to_device(loss_settings.weights(observed, n_classes=n_classes, kind=kind))
         adjustment = to_device(loss_settings.adjustment(observed, n_classes=n_classes, kind=kind))
+        weights = to_device(self.train.weights())
 
         def loss(rows: Rows, batch: NDArray[Any], step: int) -> Tensor:
             x, truth = network.tensor(batch), targets[on_device(rows, device)]
@@ -302,8 +303,9 @@ class ClassObjective:
                 )
                 x, truth = mix(x, truth, alpha=alpha, rng=rng)
             outputs = network.outputs(x)
+            of_rows = None if weights is None else weights[on_device(rows, device)]
             if loss_settings.function is not None:
-                value = loss_settings.function.mean(outputs.logits.float(), truth, balance)
+                value = loss_settings.function.mean(outputs.logits.float(), truth, balance, of_rows)
                 return value if penalty is None else value + penalty(x, outputs, rows)
             value = classification_loss(
                 outputs.logits,
@@ -311,6 +313,7 @@ class ClassObjective:
                 kind=kind,
                 label_smoothing=loss_settings.label_smoothing,
                 class_weights=balance,
+                row_weights=of_rows,
                 focal_gamma=loss_settings.focal,
                 logit_adjustment=adjustment,
             )

@@ -318,10 +318,12 @@ def _identity(
     import torch
 
     start = {name: torch.from_numpy(value) for name, value in head.state().items()}
+    weights = parts[0].weights()
     values = {
         "data": [[digest_of(s), fingerprint_of(s.target)] for part in parts for s in part.samples],
         "head": [head.as_dict(), fingerprint(start)],
         "weights": backbone.identity.hex(),
+        **({} if weights is None else {"image weights": weights.tolist()}),
         "processes": world_size(),
         "threads": threads(),
         "settings": {**asdict(settings), "loss": settings.loss.as_dict()},

@@ -15,7 +15,7 @@ import numpy as np
 
 from headstart.backbones.frozen import FrozenBackbone, name_of
 from headstart.cache import Cache, open_cache
-from headstart.data.dataset import Dataset
+from headstart.data.dataset import Dataset, Sample
 from headstart.data.splits import nested_fractions, repeated_splits
 from headstart.errors import DataError
 from headstart.evaluation.classification import evaluate
@@ -503,7 +503,7 @@ class _Trainings:
             "weights": dict(self.backbones[backbone].origin),
             "backbone": backbone,
             "split": (split.seed, split.fold, split.fraction, split.fixed),
-            "images": [[(s.digest, s.group) for s in part.samples] for part in parts],
+            "images": [[_identity_of(s) for s in part.samples] for part in parts],
             "targets": [part.targets().tolist() for part in parts],
         }
         return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
@@ -551,3 +551,8 @@ def _format_result(result: TrainingResult, number: int, total: int, folds: int) 
         f"{number}/{total} {result.backbone} {result.method}, {part}, {result.fraction:.0%}: "
         f"{result.score} in {result.seconds:.1f} s{' (features cached)' * result.cached}"
     )
+
+
+def _identity_of(sample: Sample) -> tuple[Any, ...]:
+    weight = () if sample.weight == 1 else (sample.weight,)
+    return (sample.digest, sample.group, *weight)

@@ -271,7 +271,8 @@ def require_consistent(recipe: Recipe, train: Dataset, resume: bool) -> None:
     Raises
     ------
     UsageError
-        If an engine is named for boxes or masks, or a method that cannot resume is to resume.
+        If an engine is named for boxes or masks, a method that cannot resume is to resume, or
+        weights of the images cannot be used.
     DataError
         If the method cannot learn from these images.
     """
@@ -279,6 +280,11 @@ def require_consistent(recipe: Recipe, train: Dataset, resume: bool) -> None:
     method = recipe.method
     if method is not None:
         method.check(train)
+    elif train.weights() is not None:
+        raise UsageError(
+            f"The images of {train.name!r} have weights, which a race of methods cannot use. Pass "
+            "--method linear-probe, finetune or scratch."
+        )
     if resume and method is not None and not method.resumes:
         raise UsageError(
             f"Method {method.name} has nothing to resume. Remove --resume, or name the method of "

@@ -224,6 +224,7 @@ def classification_loss(
     kind: Kind,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    row_weights: Tensor | None = None,
     focal_gamma: float = 0.0,
     logit_adjustment: Tensor | None = None,
 ) -> Tensor:
@@ -243,6 +244,8 @@ def classification_loss(
     class_weights : tensor, shape (k,), optional
         Weights of the classes (multiclass), or of the positive side (multilabel). The mean is
         not divided by the sum of weights.
+    row_weights : tensor, shape (n,), optional
+        Weights of the images, with mean 1 over the training images.
     focal_gamma : float
         Each term is multiplied by (1 - p) to this power, where p is the probability of its target.
     logit_adjustment : tensor, shape (k,), optional
@@ -277,11 +280,13 @@ def classification_loss(
     if logit_adjustment is not None:
         scores = scores + logit_adjustment.to(scores)
     weights = None if class_weights is None else class_weights.to(scores)
-    if kind == "multilabel":
-        return _sigmoid_loss(scores, targets.to(scores), label_smoothing, weights, focal_gamma)
-    if targets.ndim == 1:
+    if targets.ndim == 1 and kind == "multiclass":
         targets = torch.zeros_like(scores).scatter_(1, targets[:, None].long(), 1.0)
-    return _softmax_loss(scores, targets.to(scores), label_smoothing, weights, focal_gamma)
+    losses = _sigmoid_losses if kind == "multilabel" else _softmax_losses
+    by_image = losses(scores, targets.to(scores), label_smoothing, weights, focal_gamma)
+    # The plain mean, also with weights (their mean over the training images is 1). So a batch that
+    # is computed in parts, or by several processes, gives the same step as one computed at once.
+    return (by_image if row_weights is None else by_image * row_weights.to(scores)).mean()
 
 
 def _require_valid(
@@ -318,7 +323,7 @@ def _require_valid(
         )
 
 
-def _softmax_loss(
+def _softmax_losses(
     scores: Tensor, rows: Tensor, smoothing: float, weights: Tensor | None, gamma: float
 ) -> Tensor:
     from torch.nn.functional import log_softmax
@@ -328,12 +333,10 @@ def _softmax_loss(
     if gamma:
         # Clamp above 0: with gamma below 1, the gradient at 0 is infinite.
         terms = terms * (-log_p.expm1()).clamp_min(1e-12) ** gamma
-    # The plain mean, also with weights (their mean over the training images is 1). So a batch that
-    # is computed in parts, or by several processes, gives the same step as one computed at once.
-    return (terms * (1 if weights is None else weights)).sum(dim=1).mean()
+    return (terms * (1 if weights is None else weights)).sum(dim=1)
 
 
-def _sigmoid_loss(
+def _sigmoid_losses(
     scores: Tensor, rows: Tensor, smoothing: float, weights: Tensor | None, gamma: float
 ) -> Tensor:
     from torch.nn.functional import logsigmoid
@@ -343,4 +346,4 @@ def _sigmoid_loss(
     # 1 - p is the probability of the other side; its logarithm gives it exactly.
     positive = -rows * log_yes * (gamma * log_no).exp()
     negative = -(1 - rows) * log_no * (gamma * log_yes).exp()
-    return (positive * (1 if weights is None else weights) + negative).mean()
+    return (positive * (1 if weights is None else weights) + negative).mean(dim=1)

@@ -127,7 +127,13 @@ class OwnLoss:
                 "per image, or pass imbalance='none'."
             )
 
-    def mean(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
+    def mean(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        class_weights: Tensor | None,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """Mean loss of a batch, with the weight of each image's class if there are any.
 
         Parameters
@@ -137,14 +143,28 @@ class OwnLoss:
             Indices (n,), or rows (n, k).
         class_weights : tensor, shape (k,), optional
             Not used if the function returns one number for the whole batch.
+        row_weights : tensor, shape (n,), optional
+            Weights of the images.
+
+        Raises
+        ------
+        UsageError
+            If images are weighted, but the function returns one number for the whole batch.
         """
         value = self._call(logits, targets)
         if value.ndim == 0:
+            if row_weights is not None:
+                raise UsageError(
+                    f"The images have weights, but the loss {self.name} returned one number for "
+                    f"{len(logits)} images. Make it return one number per image, or leave out the "
+                    "weights."
+                )
             return value
-        if class_weights is None:
-            return value.mean()
-        weights = class_weights[targets] if targets.ndim == 1 else targets @ class_weights
-        return (value * weights).mean()
+        if class_weights is not None:
+            value = value * (
+                class_weights[targets] if targets.ndim == 1 else targets @ class_weights
+            )
+        return value.mean() if row_weights is None else (value * row_weights).mean()
 
     def _call(self, logits: Tensor, targets: Tensor) -> Tensor:
         import torch
