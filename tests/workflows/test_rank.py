@@ -368,7 +368,7 @@ def test_objects_and_regions_are_ranked(
     recipe = Recipe(device="cpu", offline=True, size=64)
     arguments: dict[str, Any] = {
         "recipe": recipe,
-        "measures": ["knn", "log-me", "leep"],
+        "measure": ["knn", "log-me", "leep"],
         "max_images": 40,
     }
     ranking = rank(source, backbones[::-1], cache=Cache(tmp_path), **arguments)

@@ -1,7 +1,6 @@
 """Settings by name: the same words, the same recipe, as a command or in Python."""
 
 import dataclasses
-import inspect
 import json
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from headstart.cache import Cache
-from headstart.cli import app, commands
 from headstart.data.transforms.augment import Augmentation
 from headstart.errors import HeadstartError, UnknownNameError, UsageError
 from headstart.methods import METHODS
@@ -18,11 +16,9 @@ from headstart.methods.flags import flags
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.methods.scratch import Scratch
-from headstart.models.transfer_model import TransferModel
 from headstart.selection.candidates import recipe_candidates
 from headstart.training.optim import Training
 from headstart.workflows.config import read_recipe
-from headstart.workflows.evaluate import OPTIONS, evaluate
 from headstart.workflows.fit import fit
 from headstart.workflows.plan import plan
 from headstart.workflows.recipe import Recipe, make_recipe, parse_method
@@ -195,53 +191,6 @@ def test_settings_of_fit_reach_the_run(tmp_path):
         assert "no-such-backbone-at-all" in str(error)  # noqa: PT017 - any of its classes
     else:
         pytest.fail("an unknown backbone was accepted")
-
-
-CLI_ONLY = {
-    "config": "a recipe is passed as a value: read_recipe",
-    "quiet": "of the terminal",
-    "verbose": "of the terminal",
-    "as_json": "of the terminal; the values have as_dict",
-    "open_report": "of the terminal; run.report is the path",
-    "ctx": "of the parser",
-    "model": "a model predicts: model.predict(images)",
-    "images": "the argument of model.predict",
-    "output": "the format of files; predict returns values",
-    "out": "predictions are returned, not written",
-}
-"""Arguments of commands that are no keywords in Python, and the reason."""
-
-
-def keywords(function) -> set[str]:
-    names = {
-        name
-        for name, p in inspect.signature(function).parameters.items()
-        if p.kind is not p.VAR_KEYWORD
-    }
-    takes_settings = len(names) < len(inspect.signature(function).parameters)
-    settings = {field.name for field in dataclasses.fields(Recipe)} - {"rivals"} | {"backbones"}
-    return names | settings | {flag.name for flag in flags()} if takes_settings else names
-
-
-@pytest.mark.parametrize(
-    ("command", "function", "exceptions"),
-    [
-        (app.fit, fit, {"ctx", "config", "quiet", "verbose", "as_json", "open_report"}),
-        (commands.plan, plan, {"ctx", "quiet", "verbose", "as_json"}),
-        (app.predict, TransferModel.predict, {"model", "output", "out", "as_json"}),
-    ],
-)
-def test_every_flag_is_a_keyword_of_the_same_name(command, function, exceptions):
-    options = set(inspect.signature(command).parameters)
-    assert options - keywords(function) == exceptions
-    assert exceptions <= set(CLI_ONLY)
-
-
-def test_every_flag_of_evaluate_is_a_keyword():
-    options = set(inspect.signature(app.evaluate).parameters) - {"ctx"}
-    known = keywords(evaluate) - {"data"} | {"source"} | set(OPTIONS)
-    known &= set(inspect.signature(evaluate).parameters) | {"source"} | set(OPTIONS)
-    assert options - known == {"out", "as_json"}
 
 
 def test_a_cache_may_be_left_out(tmp_path, monkeypatch):

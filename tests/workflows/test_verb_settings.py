@@ -49,7 +49,7 @@ RENAMED = {
     "explain": {"model": "model_folder"},
     "predict": {"model": "self"},
 }
-FILES = {"predict": {"output", "out"}}
+FILES = {"predict": {"output", "out", "ids"}}
 # A plan trains nothing, so limits on the training of a run have no flag.
 NO_FLAG = {"plan": {"max_risk"}}
 

@@ -193,8 +193,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     0.987 [0.971, 0.995]
     """
     recipe = recipe_for(source, recipe, settings, KEYWORDS)
-    target = choose_folder(out, source)
-    listeners = Callbacks(callbacks, observer)
+    target, listeners = choose_folder(out, source), Callbacks(callbacks, observer)
     with (
         processes(recipe.device),
         open_cache(cache, no_cache=no_cache) as store,
