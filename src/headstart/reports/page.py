@@ -19,6 +19,7 @@ from headstart.data.images import decode
 from headstart.data.splits import evenly_spaced
 from headstart.errors import UnreadableImageError
 from headstart.reports import charts
+from headstart.reports.glossary import link_term
 from headstart.runtime import cores
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def page_template(name: str) -> Template:
         markdown=charts.markdown,
         percent=charts.percent,
         sentence=_format_sentence,
+        term=link_term,
     )
     return environment.get_template(name)
 

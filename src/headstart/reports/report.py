@@ -28,6 +28,7 @@ from headstart.reports import charts
 from headstart.reports.classification import class_extras, class_page, class_values
 from headstart.reports.dense import dense_extras, dense_page, dense_values
 from headstart.reports.first_screen import LINKS, N_WORST, headline, worst_confusion
+from headstart.reports.glossary import add_terms
 from headstart.reports.insight import insight_extras, insight_page
 from headstart.reports.next_steps import Step, next_steps
 from headstart.reports.page import LIMITS, page_template
@@ -77,7 +78,7 @@ def render_html(facts: Facts) -> str:
     >>> Path("report.html").write_text(render_html(facts))  # doctest: +SKIP
     """
     decoded = [record for record in facts.prepared.records if record.width]
-    return page_template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         **_common_values(facts),
         **_page_values(facts),
         **insight_page(facts.diagnostics, facts.prepared, facts.model.record),
@@ -93,6 +94,7 @@ def render_html(facts: Facts) -> str:
         sizes=[(record.width, record.height) for record in decoded],
         charts=charts,
     )
+    return add_terms(page)
 
 
 def render_json(facts: Facts) -> dict[str, Any]:
