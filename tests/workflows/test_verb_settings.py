@@ -28,6 +28,9 @@ TERMINAL = {"ctx", "quiet", "verbose", "as_json", "open_report", "config"}
 # Keywords that no text on a command line can stand for.
 PYTHON = {"cache", "observer", "callbacks", "progress", "command", "recipe", "trials", "settings"}
 PYTHON |= {"options", "extractor", "train", "self"}
+# How boxes are chosen: read from **settings.
+BOXES = {"nms", "class_agnostic_nms", "max_boxes"}
+PYTHON |= {"selection"}
 RECIPE = {name for name in Recipe.__dataclass_fields__ if name not in {"rivals", "method"}}
 
 VERBS = {
@@ -38,9 +41,9 @@ VERBS = {
     "evaluate": (
         app_module.evaluate,
         headstart.evaluate,
-        {*READ_SETTINGS, "bad_files", "allow_overlap", "device"},
+        {*READ_SETTINGS, "bad_files", "allow_overlap", "device", *BOXES},
     ),
-    "predict": (app_module.predict, TransferModel.predict, set()),
+    "predict": (app_module.predict, TransferModel.predict, BOXES),
     "explain": (commands.explain, explain_images, set()),
 }
 # The model and the data have other names in Python; the files of predictions are of the command.
@@ -51,7 +54,7 @@ RENAMED = {
 }
 FILES = {"predict": {"output", "out", "ids"}}
 # A plan trains nothing, so limits on the training of a run have no flag.
-NO_FLAG = {"plan": {"max_risk"}}
+NO_FLAG = {"plan": {"max_risk", *BOXES}}
 
 
 def names_of(function) -> set[str]:

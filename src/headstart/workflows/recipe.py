@@ -327,8 +327,7 @@ def make_recipe(
         Fields of `Recipe` and flags of the methods by their names in Python. ``backbones`` names
         several backbones, as a sequence or separated by commas. ``method`` is a name or a method;
         ``budget`` is in seconds, or a duration such as ``"2m"``; ``loss`` is a function of logits
-        and targets. A flag of a method that is None
-        is left out.
+        and targets. A flag of a method that is None is left out.
     find_task : callable, optional
         Called with the recipe so far if only the data can decide the method; returns the task.
     is_stored : bool
@@ -354,9 +353,8 @@ def make_recipe(
     headstart.errors.UnknownNameError: Unknown setting: 'epoch'. Did you mean 'epochs'?
     """
     own = {field.name for field in fields(Recipe)} - {"rivals"} | {"backbones"}
-    named = settings.get("method")
-    name_of_method = named if isinstance(named, str) else ""
-    names = own | {flag.name for flag in flags(name_of_method)} | {"loss"}
+    named = str(settings.get("method") or "")  # of another object there is no such method
+    names = own | {flag.name for flag in flags(named)} | {"loss"}
     for name in settings:
         if name not in names:
             raise UnknownNameError("setting", name, names.union(other_names))
@@ -513,15 +511,12 @@ class ComparisonRecipe:
         'at most 300 steps for methods that train by gradient, in whole epochs'
         """
         if self.steps is not None:
-            limit = _counted(self.steps, "step")
+            limit = f"{self.steps} step{'s' * (self.steps > 1)}"
             return f"at most {limit} for methods that train by gradient, in whole epochs"
         if self.epochs is not None:
-            return f"at most {_counted(self.epochs, 'epoch')} for methods that train by gradient"
+            limit = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
+            return f"at most {limit} for methods that train by gradient"
         return "each method's own options and defaults"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count > 1)}"
 
 
 def parse_method(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:
