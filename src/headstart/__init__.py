@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from headstart.workflows.run import Run
 
 __version__ = "0.1.0"
+
+# tqdm, which other libraries import, warns in notebooks without ipywidgets. Headstart's own
+# progress needs neither.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOMES = {
     "STOP": "headstart.training.job",

@@ -54,6 +54,11 @@ def test_the_progress_of_a_fit_is_one_output(outputs: list[list[Any]]) -> None:
     assert "<progress" not in html
 
 
+def test_a_kernel_without_ipywidgets_gets_no_warning(outputs: list[list[Any]]) -> None:
+    streams = [one.text for cell in outputs for one in cell if one.output_type == "stream"]
+    assert not [text for text in streams if "IProgress" in text or "tqdm" in text]
+
+
 def test_progress_false_leaves_no_output(outputs: list[list[Any]]) -> None:
     assert outputs[1] == []
 

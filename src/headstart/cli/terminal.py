@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.segment import Segment
 
+from headstart.cli.heartbeat import Heartbeat
 from headstart.cli.output import print_line, printable
 from headstart.cli.tables import (
     show_data,
@@ -51,6 +54,12 @@ NOTE_LINES = 5
 """Maximum number of lines, so that the output of a run stays short."""
 LONG_STEP_SECONDS = 2.0
 """On a pipe the end of a step is printed if the step took longer than this."""
+IDLE_SECONDS = 1.0
+"""On a terminal the progress line appears after this time without any output."""
+WORKING = "working"
+"""Name of what is done between two steps."""
+PIPE_SECONDS = 10.0
+"""On a pipe a line about the current step is printed after this time without any output."""
 WIDE = 100
 """Columns from which a progress line has a bar and numbers of images, not only a percentage."""
 
@@ -73,6 +82,16 @@ class SafeConsole(Console):
                 yield segment
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What the program does at the moment; ``total`` is 0 if it is not known."""
+
+    name: str
+    started_at: float
+    done: int = 0
+    total: int = 0
+
+
 class Terminal:
     """Prints the events of a run; progress bars only on a terminal.
 
@@ -91,8 +110,13 @@ class Terminal:
         self._started_at: dict[str, float] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        self._heartbeat = Heartbeat(self._beat)
+        self._printed_at = time.monotonic()
+        self._current: _Step | None = None
 
     def __enter__(self) -> Self:
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(
@@ -101,13 +125,18 @@ class Terminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._heartbeat.__exit__(kind, error, trace)
         self._stop_bars()
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
+        with self._lock:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         from headstart.selection.progress import FirstModel, NextStep
         from headstart.training.interruption import StopRequested
-        from headstart.workflows.events import EpochDone, Noted, Progressed
+        from headstart.workflows.events import EpochDone, Finished, Noted, Progressed
 
         if self._detail == "quiet":
             self._print_briefly(event)
@@ -123,7 +152,37 @@ class Terminal:
                 self._print("", event.sentence())
             case _:
                 self._print_section(event)
+        match event:
+            case NextStep():
+                self._begin(event.sentence().removeprefix("Next: ").rstrip("."))
+            case Finished():
+                self._current = None
+            case Progressed():
+                pass
+            case _:
+                self._begin("stopping" if isinstance(event, StopRequested) else WORKING)
         self._last_event_at = time.perf_counter()
+
+    def _begin(self, name: str) -> None:
+        """Note that something was printed, and what is done until the next event."""
+        self._printed_at = time.monotonic()
+        if self._current is None or self._current.name != name:
+            self._current = _Step(name=name, started_at=self._printed_at)
+
+    def _beat(self) -> None:
+        """Print what is done, if nothing was printed for some time."""
+        with self._lock:
+            step, now = self._current, time.monotonic()
+            if step is None or self._detail == "quiet":
+                return
+            if self.console.is_terminal:
+                # The progress line of a step that has not ended moves by itself.
+                if step.name not in self._tasks and now - self._printed_at > IDLE_SECONDS:
+                    self._draw_bar(step.name, step.done, step.total)
+            elif now - self._printed_at > PIPE_SECONDS:
+                amount = f" {step.done} of {step.total}," if step.total else ""
+                self._print("  ", f"{step.name}:{amount} {now - step.started_at:.0f} s so far")
+                self._printed_at = now
 
     def _print_section(self, event: Event) -> None:
         """Print an event of several lines; it ends the progress line."""
@@ -157,15 +216,25 @@ class Terminal:
     def progress(self, step: str, done: int, total: int) -> None:
         """Update the progress line of a step; a total of 0 is not known.
 
-        If the output is not a terminal, only the end of a long step is printed; with all details
-        the end of every step.
+        If the output is not a terminal, the end of a long step is printed, and a line every 10 s
+        without other output; with all details the end of every step.
         """
         if self._detail == "quiet":
             return
-        if self._detail == "verbose" or not self.console.is_terminal:
-            self._print_end(step, done, total)
-        if not self.console.is_terminal:
-            return
+        with self._lock:
+            if self._current is None or self._current.name != step:
+                self._current = _Step(name=step, started_at=time.monotonic())
+            self._current = replace(self._current, done=done, total=total)
+            if total and done >= total:
+                self._current = _Step(name=WORKING, started_at=time.monotonic())
+            if self._detail == "verbose" or not self.console.is_terminal:
+                self._print_end(step, done, total)
+            if self.console.is_terminal:
+                self._draw_bar(step, done, total)
+                self._printed_at = time.monotonic()
+
+    def _draw_bar(self, step: str, done: int, total: int) -> None:
+        """Draw the progress line of a step."""
         if self._bars is None:
             self._bars = _create_bars(self.console)
             self._bars.start()
@@ -183,6 +252,7 @@ class Terminal:
             seconds = time.perf_counter() - self._started_at.pop(step, started_at)
             if self._detail == "verbose" or seconds > LONG_STEP_SECONDS:
                 self._print("  ", f"{step}: {total} in {seconds:.1f} s")
+                self._printed_at = time.monotonic()
 
     def _remove_ended(self) -> None:
         """Remove the lines of steps that have ended, so that one line shows the current step."""
