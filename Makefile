@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := $(shell test -t 2 || echo --quiet)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test faults lint bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands.
@@ -32,6 +32,9 @@ demo: $(VENV)/.installed ## Train on embedded photographs, or DEMO=boxes or mask
 
 test: install ## Run the tests and the examples in the docstrings.
 	$(BIN)/python -m pytest -n $(JOBS)
+
+faults: install ## Try 100,000 damaged inputs, kills, failing calls and signals; prints the counts.
+	FAULTS=long $(BIN)/python -m pytest tests/faults
 
 lint: install ## Check style, types, the direction of imports, the house rules and the pins.
 	$(BIN)/ruff check .

@@ -69,6 +69,8 @@ SCRATCH_LOCK = ".headstart-scratch"
 """Locked file in a folder for work: only folders that have it are ever removed."""
 SCRATCH_PREFIX = ".headstart-"
 """First characters of a hidden folder for work beside an output."""
+SCRATCH_NAME = re.compile(r"-[a-z0-9_]{8}$")
+"""Last characters of the name of a folder for work."""
 NEW_SECONDS = 3600
 """Age from which a folder that is not locked yet counts as left by a killed process."""
 PART = re.compile(r"\..+\.[0-9a-f]{12,32}\.part")
@@ -250,7 +252,8 @@ def publish_scratch(folder: Path, target: Path) -> Path:
     """Give a finished folder of ``scratch_folder`` its final name."""
     folder.chmod(0o755)  # mkdtemp's folders are private
     published = folder.rename(target)
-    (published / SCRATCH_LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # a file that stays does no harm, and the next run removes it
+        (published / SCRATCH_LOCK).unlink(missing_ok=True)
     return published
 
 
@@ -303,9 +306,11 @@ def _sweep_scratch(parent: Path, prefix: str) -> None:
         return
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if entry.name.startswith(prefix):
-                with suppress(OSError):
+            with suppress(OSError):
+                if entry.name.startswith(prefix):
                     _sweep_one(entry, is_new=entry.name.startswith(f"{prefix}new-"))
+                elif prefix == SCRATCH_PREFIX and not entry.name.startswith("."):
+                    _unlock_published(Path(entry.path, SCRATCH_LOCK))
 
 
 def _sweep_one(entry: os.DirEntry[str], *, is_new: bool) -> None:
@@ -316,8 +321,8 @@ def _sweep_one(entry: os.DirEntry[str], *, is_new: bool) -> None:
     if facts.st_uid != os.getuid() or (is_new and time.time() - facts.st_mtime < NEW_SECONDS):
         return
     folder = Path(entry.path)
-    if is_new and not any(folder.iterdir()):
-        folder.rmdir()
+    if SCRATCH_NAME.search(folder.name) and not any(folder.iterdir()):
+        folder.rmdir()  # its process was killed before it was locked, or while it was removed
         return
     path = folder / SCRATCH_LOCK
     if path.is_symlink() or not path.is_file():
@@ -326,6 +331,15 @@ def _sweep_one(entry: os.DirEntry[str], *, is_new: bool) -> None:
     if handle is not None:
         _remove_scratch(folder)
         os.close(handle)
+
+
+def _unlock_published(path: Path) -> None:
+    """Remove the lock file of a process that was killed right after ``publish_scratch``."""
+    if path.is_file() and not path.is_symlink() and not path.stat().st_size:
+        handle = lock_file(path)
+        path.unlink()
+        if handle is not None:
+            os.close(handle)
 
 
 def _remove_scratch(folder: Path) -> None:

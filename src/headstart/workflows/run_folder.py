@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -140,7 +141,14 @@ def free_folder(target: Path) -> Path:
 
 def publish_folder(folder: Path, target: Path) -> Path:
     """Rename a finished folder to the target or the next free name; never touch an older run."""
-    return publish_scratch(folder, free_folder(target))
+    while True:
+        free = free_folder(target)
+        try:
+            return publish_scratch(folder, free)
+        except OSError as error:
+            # Another run that ended at this moment has taken the name.
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not free.exists():
+                raise
 
 
 def write_files(folder: Path, facts: Facts, recipe: Recipe) -> None:
