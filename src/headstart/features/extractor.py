@@ -156,11 +156,15 @@ class Activations:
         One for each image.
     shape : tuple of int
         Of one image's values: (h, w, channels), (tokens, channels) or (width,).
+    restore : callable
+        Computes the values again, once, that are not in the cache: damaged ones are found only
+        when they are read.
     """
 
     cache: Cache
     keys: tuple[bytes, ...]
     shape: tuple[int, ...]
+    restore: Callable[[], None]
 
     def read(self, rows: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float32]:
         """Values of some images as a new array, shape (len(rows), *shape).
@@ -172,6 +176,9 @@ class Activations:
         """
         keys = [self.keys[row] for row in rows]
         cached = self.cache.get_many(keys)
+        if len(set(keys)) > len(cached):
+            self.restore()
+            cached = self.cache.get_many(keys)
         if n_missing := len(set(keys)) - len(cached):
             raise SetupError(
                 f"The activations of {n_missing} of {len(set(keys))} images were evicted from the "
@@ -318,16 +325,29 @@ class Extractor:
         """
         rows, _ = _distinct_rows([digest_of(sample) for sample in samples])
         unique = [samples[row] for row in rows]
-        absent = set(self.missing(backbone, unique, split_point))
-        missing = [
-            i for i, sample in enumerate(unique) if split_point.key(backbone, sample) in absent
-        ]
-        for _ in self._compute(backbone, split_point, unique, missing):
-            pass  # values are in the cache; a list of all of them could exhaust the memory
+
+        def compute_missing() -> None:
+            absent = set(self.missing(backbone, unique, split_point))
+            missing = [
+                i for i, sample in enumerate(unique) if split_point.key(backbone, sample) in absent
+            ]
+            for _ in self._compute(backbone, split_point, unique, missing):
+                pass  # values are in the cache; a list of all of them could exhaust the memory
+
+        restored = False
+
+        def restore() -> None:
+            nonlocal restored
+            if not restored:  # once: a budget that is too small would evict the values again
+                restored = True
+                compute_missing()
+
+        compute_missing()
         return Activations(
             cache=self.cache,
             keys=tuple(split_point.key(backbone, sample) for sample in samples),
             shape=split_point.shape(backbone),
+            restore=restore,
         )
 
     def runner(
