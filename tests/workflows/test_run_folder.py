@@ -10,8 +10,9 @@ import textwrap
 import pytest
 
 from headstart.errors import DataError, SetupError, UsageError
+from headstart.workflows import run_folder
 from headstart.workflows.fit import fit
-from headstart.workflows.run_folder import LOCK, locked
+from headstart.workflows.run_folder import LOCK, locked, publish_folder, temporary_folder
 
 HOLD = """
 import sys, time
@@ -147,3 +148,22 @@ def test_a_taken_name_is_reported_before_the_images_are_read(tmp_path):
     taken, free = tmp_path / "run", tmp_path / "run-3"
     told = f"{taken} exists and is not changed. This run is written to {free}."
     assert [event.text for event in events] == [told]
+
+
+def test_a_name_that_another_run_takes_at_the_last_moment_costs_no_run(tmp_path, monkeypatch):
+    free = run_folder.free_folder
+
+    def take_first(target):
+        """Return the free name after another run has taken it."""
+        if (found := free(target)).name == "run":
+            found.mkdir()
+            (found / "model.json").write_text("theirs")
+        return found
+
+    monkeypatch.setattr(run_folder, "free_folder", take_first)
+    with temporary_folder(tmp_path / "run") as folder:
+        (folder / "model.json").write_text("ours")
+        published = publish_folder(folder, tmp_path / "run")
+    assert published == tmp_path / "run-2"
+    assert (published / "model.json").read_text() == "ours"
+    assert (tmp_path / "run" / "model.json").read_text() == "theirs"

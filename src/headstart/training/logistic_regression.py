@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import HeadstartError
+from headstart.training.descent import descend
 
 __all__ = [
     "Basis",
@@ -197,10 +198,38 @@ class Design:
         for block_value, block_slope, block_total in self._over_blocks(weight, bias, step):
             value, total = value + block_value, total + block_total
             slope += block_slope
+        return value, self._in_basis(slope, total)
+
+    def slope(
+        self, scores: Array, residuals: Callable[[slice, Array], tuple[float, Array]]
+    ) -> Array:
+        """Gradient (r + 1, k) of a loss in weight and bias, where the scores are these."""
+
+        def step(rows: slice) -> tuple[Array, Array]:
+            _, residual = residuals(rows, scores[rows])
+            slope = self._read(rows).T @ residual.astype(self.dtype, copy=False)
+            return slope, residual.sum(axis=0, dtype=np.float64)
+
+        slope, total = np.zeros((self.features.shape[1], scores.shape[1])), 0.0
+        for block_slope, block_total in self.map_blocks(step):
+            slope += block_slope
+            total = total + block_total
+        return self._in_basis(slope, total)
+
+    def _in_basis(self, slope: Array, total: Any) -> Array:
+        """Convert a gradient in raw features to one in coordinates, and append the bias."""
         if self.basis is not None:
             slope -= np.outer(self.basis.mean, total)
             slope = self.basis.rotation.T @ slope / self.basis.scale
-        return value, np.vstack([slope, total])
+        return np.vstack([slope, total])
+
+    def map_blocks(self, work: Callable[[slice], Any]) -> Iterator[Any]:
+        """Call a function with the rows of each block, in their order."""
+        blocks = list(_row_blocks(len(self.features)))
+        # A list, because each caller reads all blocks.
+        return iter(
+            list(map(work, blocks) if self.executor is None else self.executor.map(work, blocks))
+        )
 
     def variances(self) -> Array:
         """Mean squares of the coordinates, shape (r, 1)."""
@@ -225,11 +254,7 @@ class Design:
         def run(rows: slice) -> Any:
             return step(rows, self._read(rows) @ weight + bias)
 
-        blocks = list(_row_blocks(len(self.features)))
-        # A list, because each caller reads all blocks.
-        return iter(
-            list(map(run, blocks) if self.executor is None else self.executor.map(run, blocks))
-        )
+        return self.map_blocks(run)
 
 
 def solve_path(
@@ -289,8 +314,16 @@ def solve_path(
         # variance and the class's mean p(1-p) at the start.
         curvature = _mean_curvature(design, targets, normalised, values, _LOSSES[loss])
         scale = np.sqrt(np.vstack([variances * curvature + penalty, curvature]))
-        objective = _objective(design, targets, normalised, penalty, scale, _LOSSES[loss])
-        minimiser, iterations = _minimise(objective, values * scale, tolerance)
+        minimiser: Array = values * scale
+        iterations, is_converged = 0, False
+        if design.dtype == np.float32:
+            residuals = _residuals(targets, normalised, _LOSSES[loss])
+            products = _ScaledProducts(design, residuals, penalty, scale)
+            minimiser, iterations, is_converged = descend(products, minimiser, tolerance)
+        if not is_converged:
+            objective = _objective(design, targets, normalised, penalty, scale, _LOSSES[loss])
+            minimiser, further = _minimise(objective, minimiser, tolerance)
+            iterations += further
         values = minimiser / scale
         yield Solution(
             penalty=penalty, weight=values[:-1], bias=values[-1].copy(), iterations=iterations
@@ -371,6 +404,36 @@ def _objective(
         return value, (gradient / scale).ravel()
 
     return value_and_gradient
+
+
+@dataclass(frozen=True, eq=False)
+class _ScaledProducts:
+    """Products of a problem with its features, for ``descend``."""
+
+    design: Design
+    residuals: Callable[[slice, Array], tuple[float, Array]]
+    penalty: float
+    scale: Array
+
+    def scores(self, parameters: Array) -> Array:
+        values = parameters / self.scale
+        return self.design.scores(values[:-1], values[-1])
+
+    def gradient(self, parameters: Array, scores: Array) -> Array:
+        gradient = self.design.slope(scores, self.residuals)
+        gradient[:-1] += self.penalty * (parameters / self.scale)[:-1]
+        return np.asarray(gradient / self.scale)
+
+    def slope(self, scores: Array, direction_scores: Array) -> float:
+        def of_block(rows: slice) -> float:
+            _, residual = self.residuals(rows, scores[rows])
+            return float((residual * direction_scores[rows]).sum(dtype=np.float64))
+
+        return sum(self.design.map_blocks(of_block), 0.0)
+
+    def penalty_slope(self, parameters: Array, direction: Array) -> float:
+        first, second = (part[:-1] / self.scale[:-1] for part in (parameters, direction))
+        return self.penalty * float(np.vdot(first, second))
 
 
 def _minimise(
