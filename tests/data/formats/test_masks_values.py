@@ -107,10 +107,12 @@ def test_two_names_of_a_map(tmp_path: Path) -> None:
     assert read_dataset(tmp_path, mask_threshold=100).classes == ("soil", "leaf")
 
 
+@pytest.mark.parametrize("value", [1, 7, 128, 200, 255])
+@pytest.mark.parametrize("colour", [0, 255])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_classes_in_alpha(tmp_path: Path, mode: str) -> None:
-    alpha = Image.fromarray(square(200))
-    mask = Image.new(mode, alpha.size)
+def test_classes_in_alpha(tmp_path: Path, mode: str, colour: int, value: int) -> None:
+    alpha = Image.fromarray(square(value))
+    mask = Image.new(mode, alpha.size, (colour,) * len(mode))
     mask.putalpha(alpha)
     write(tmp_path, [mask])
     with pytest.raises(
