@@ -179,7 +179,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Calibrated probabilities, shape (n, n_classes), columns as in ``classes_``."""
         check_is_fitted(self, "model_")
         cache = self._open_cache()
-        samples = readable_samples(to_samples(X), cache=cache, bad_files="error")
+        options = self.model_.image_options
+        samples = readable_samples(to_samples(X), cache=cache, bad_files="error", options=options)
         # Use the engine of the training features, if this machine has it.
         engine = runnable_engine(self.model_.engine, device=self.device)
         extractor = Extractor(cache=cache, engine=engine, device=self.device)
@@ -433,7 +434,8 @@ class _DenseEstimator(BaseEstimator):  # type: ignore[misc]
     def _predictions(self, X: Any) -> list[Any]:
         check_is_fitted(self, "model_")
         extractor = self._extractor()
-        samples = readable_samples(to_samples(X), cache=extractor.cache, bad_files="error")
+        options, cache = self.model_.image_options, extractor.cache
+        samples = readable_samples(to_samples(X), cache=cache, bad_files="error", options=options)
         return list(self.model_.predict_samples(samples, cache=extractor.cache, device=self.device))
 
     def _extractor(self) -> Extractor:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from headstart.data.images import (
+    ImageOptions,
     decode,
     decode_file,
     digest,
@@ -348,9 +349,9 @@ def test_bomb_is_refused_before_decoding_and_without_a_warning():
         assert "100000 x 100000 pixels" in why(png_claiming(100_000, 100_000))
         assert "limit" in why(png_claiming(13_500, 13_500))
         assert "damaged" in why(png_claiming(10_000, 10_000)), "between Pillow's two limits"
-    assert why(encoded(photo()), max_pixels=100).startswith("56 x 40 pixels")
+    assert why(encoded(photo()), options=ImageOptions(max_pixels=100)).startswith("56 x 40 pixels")
     with pytest.raises(UnreadableImageError, match="limit"):
-        decode(Image.fromarray(photo()), max_pixels=100)
+        decode(Image.fromarray(photo()), options=ImageOptions(max_pixels=100))
     assert limit == Image.MAX_IMAGE_PIXELS
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
@@ -380,7 +381,7 @@ def test_damage_gives_an_image_or_the_one_error(data, flips, cut, keep):
         damaged[at % len(damaged)] = value
     content = bytes(damaged if keep else damaged[: cut % len(damaged)])
     try:
-        head, pixels = decode_file(content, max_pixels=10**7)
+        head, pixels = decode_file(content, options=ImageOptions(max_pixels=10**7))
         read_header(content)
     except UnreadableImageError as error:
         outcome = unreadable_reason(error)

@@ -27,6 +27,7 @@ from headstart.cli.options import (
     Backbone,
     Backbones,
     BadFiles,
+    Bits,
     Budget,
     ClassAgnosticNms,
     ClassLevel,
@@ -42,6 +43,7 @@ from headstart.cli.options import (
     MasksFolder,
     MaskThreshold,
     MaxBoxes,
+    MaxPixels,
     MaxRisk,
     MethodCommand,
     MethodName,
@@ -133,6 +135,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -264,6 +268,7 @@ def predict(  # noqa: PLR0913 - one argument a flag
         str | None, typer.Option(help="Arithmetic of the backbone. Default: as in training.")
     ] = None,
     device: Device = "auto",
+    max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict classes, boxes or masks of images with a saved model."""
@@ -281,7 +286,10 @@ def predict(  # noqa: PLR0913 - one argument a flag
     coco_ids = None if ids is None else read_coco_ids(ids, output_format)
     with open_cache(temporary=False) as store:
         samples = readable_samples(
-            to_samples(images), cache=store, bad_files=parse_bad_files(bad_files)
+            to_samples(images),
+            cache=store,
+            bad_files=parse_bad_files(bad_files),
+            options=fitted.image_options.with_max_pixels(max_pixels),
         )
         predictions = fitted.predict_samples(
             samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
@@ -309,6 +317,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -376,6 +386,8 @@ def data_check(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,

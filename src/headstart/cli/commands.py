@@ -15,6 +15,7 @@ from headstart.cli.options import (
     AsJson,
     Backbone,
     BadFiles,
+    Bits,
     Budget,
     ClassLevel,
     Device,
@@ -27,6 +28,7 @@ from headstart.cli.options import (
     LabelSeparator,
     MasksFolder,
     MaskThreshold,
+    MaxPixels,
     MethodName,
     ModelFolder,
     NoCache,
@@ -175,6 +177,8 @@ def compare(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -241,6 +245,8 @@ def plan(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -287,6 +293,8 @@ def rank(  # noqa: PLR0913 - one argument a flag
     images: ImagesFolder = None,
     mask_threshold: MaskThreshold = None,
     class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -346,6 +354,7 @@ def explain(
         str | None, typer.Option("--class", help="Class to explain. Default: the predicted class.")
     ] = None,
     device: Device = "auto",
+    max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw which image regions a prediction depends on.
@@ -356,7 +365,13 @@ def explain(
 
     checked_method: Any = method  # explain_images raises on an unknown name
     rows, unreadable = explain_images(
-        model, images, out=out, method=checked_method, label=label, device=device
+        model,
+        images,
+        out=out,
+        method=checked_method,
+        label=label,
+        device=device,
+        max_pixels=max_pixels,
     )
     if as_json:
         emit({"folder": str(out), "images": rows, "unreadable": unreadable})

@@ -193,6 +193,22 @@ ClassLevel = Annotated[
         "splits; 2 for the folders in these.",
     ),
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Largest width times height of an image. Larger ones are refused before they are "
+        "decoded. Default: 178956970.",
+    ),
+]
+Bits = Annotated[
+    int | None,
+    typer.Option(
+        min=9,
+        max=16,
+        help="Bits that the values of 16-bit images use, such as 12 for values up to 4095.",
+    ),
+]
 ImagesFolder = Annotated[
     str | None,
     typer.Option("--images", help="Folder of the images that have masks, if names do not tell."),

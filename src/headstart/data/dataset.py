@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions
 from headstart.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -215,6 +216,8 @@ class Sample:
         Name of an image that has no path.
     weight : float
         Weight of the image in the loss of a classifier, above 0: 2 counts as two equal images.
+    options : ImageOptions
+        How to decode the image.
 
     Raises
     ------
@@ -229,6 +232,7 @@ class Sample:
     digest: str | None = None
     title: str | None = None
     weight: float = 1.0
+    options: ImageOptions = DEFAULT_OPTIONS
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, int | float) or not 0 < self.weight < float("inf"):

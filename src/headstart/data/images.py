@@ -11,17 +11,38 @@ import hashlib
 import io
 import math
 import os
-import struct
+import re
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.errors import UnreadableImageError, UsageError
+from headstart.data import tiff
+from headstart.data.orientation import (
+    EXIF_TRANSFORMS,
+    info_orientation,
+    png_orientation,
+    split_jpeg,
+    without_png_text,
+)
+from headstart.data.pixel_values import (
+    DEFAULT_OPTIONS,
+    MAX_PIXELS,
+    MOST_IMAGE_BYTES,
+    ImageOptions,
+    Pixels,
+    array_to_rgb,
+    blend_on_white,
+    check_array,
+    grey_to_rgb,
+    scale_to_8_bits,
+)
+from headstart.errors import UnreadableImageError
 from headstart.files import is_file, read_bounded
 
 if TYPE_CHECKING:
@@ -29,14 +50,16 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 __all__ = [
-    "EXIF_TRANSFORMS",
+    "DEFAULT_OPTIONS",
     "MAX_PIXELS",
     "ImageHeader",
+    "ImageOptions",
     "Pixels",
     "Source",
     "decode",
     "decode_file",
     "digest",
+    "open_image",
     "read_bytes",
     "read_header",
     "read_header_from_start",
@@ -44,27 +67,24 @@ __all__ = [
     "upright_size",
 ]
 
-Pixels = NDArray[np.uint8]
 Source: TypeAlias = "str | Path | bytes | NDArray[Any] | Image"
 
-MAX_PIXELS = 178_956_970  # the same limit as that of Pillow for decompression bombs
 
 # Formats of photographs. Left out on purpose: EPS (runs Ghostscript), TGA (has no signature, so
 # any text may be taken for it), ICO (does not state the size of the image in it).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "QOI")
-_ORIENTATION_TAG = 0x0112
-MOST_IMAGE_BYTES = 2**31
 _HEADER_BYTES = 65_536  # contain nearly every header, so that the rest need not be read
-# Transformation from the stored to the upright image, by EXIF orientation; 1 is upright.
-EXIF_TRANSFORMS: dict[int, Callable[[Pixels], Pixels]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
-    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
-}
+
+# Texts of Pillow's errors for TIFFs that are whole, but of a kind that it does not read.
+_UNSUPPORTED_TIFF = (
+    "unknown pixel mode",
+    "unknown data organization",
+    "Invalid value for samples per pixel",
+    "not yet supported",
+    "Missing dimensions",
+    "string index out of range",
+    "not identified by this driver",
+)
 
 _KNOWN_SIGNATURES = {
     b"<!doctype html": "an HTML page",
@@ -90,6 +110,15 @@ class ImageHeader:
     mode: str
     exif_orientation: int
     n_frames: int
+
+
+class _Opened(NamedTuple):
+    """An image whose header was read, and what the decoder must do with its pixels."""
+
+    image: Image
+    orientation: int
+    is_inverted: bool = False
+    data: bytes = b""
 
 
 def read_bytes(source: str | Path | bytes) -> bytes:
@@ -120,21 +149,28 @@ no such file. Replace it or remove it.
     return data
 
 
-def digest(source: Source) -> str:
+def digest(source: Source, options: ImageOptions = DEFAULT_OPTIONS) -> str:
     """Content identity of an image, independent of the path of the file.
 
     SHA-256 in hexadecimal: of the bytes of the file, or, for arrays and PIL images, of shape,
-    type and pixels.
+    type and pixels; and of the options that change the pixels, if there are any.
 
     Examples
     --------
     >>> digest(b"bytes of a file")[:12]
     'f875b6c3a4f8'
     """
+    identity = _content_digest(source)
+    if not options.identity:
+        return identity
+    return hashlib.sha256(f"{identity} {options.identity}".encode()).hexdigest()
+
+
+def _content_digest(source: Source) -> str:
     from PIL.Image import Image
 
     if isinstance(source, np.ndarray):
-        _check_array(source)
+        check_array(source)
         content = np.ascontiguousarray(source).tobytes()
         return hashlib.sha256(
             f"array {source.dtype.str} {source.shape} ".encode() + content
@@ -146,25 +182,26 @@ def digest(source: Source) -> str:
     return hashlib.sha256(read_bytes(source)).hexdigest()
 
 
-def decode(source: Source, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Pixels:
+def decode(
+    source: Source, *, at_least: int | None = None, options: ImageOptions = DEFAULT_OPTIONS
+) -> Pixels:
     """Decode an image to upright 8-bit RGB.
 
-    The EXIF rotation is applied. Grey becomes three equal channels, transparency becomes white,
-    16-bit grey is scaled from its full range and never clipped. Of several frames the first is
-    used.
+    The rotation by EXIF or XMP is applied. Grey becomes three equal channels, transparency becomes
+    white, 16 bits are scaled from their full range and never clipped. Of several frames the first
+    is used.
 
     Parameters
     ----------
     source : Path, str, bytes, array or PIL image
         A file, its content, or pixels: uint8, bool, uint16, or float in [0, 1], of shape
         (H, W) or (H, W, C) with 1, 3 or 4 channels.
-    max_pixels : int
-        Largest width times height; a larger image is refused before it is decoded.
     at_least : int or None
         Decode a JPEG at 1/2, 1/4 or 1/8 of its size, as long as the shorter side keeps at least
         twice this many pixels: much faster for large photographs. The result is deterministic
-        but differs slightly from a full decode, so training and inference must pass the same
-        number.
+        but differs slightly from a full decode, so a network must not see it: an array of the
+        same photograph would get other predictions.
+    options : ImageOptions
 
     Returns
     -------
@@ -187,19 +224,26 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, at_least: int | None
     from PIL.Image import Image
 
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return array_to_rgb(source, options)
     if isinstance(source, Image):
-        return _decode_pixels(source, source, max_pixels, None, _orientation(source))
-    return decode_file(source, max_pixels=max_pixels, at_least=at_least)[1]
+        return _decode_opened(_reopen(source), source, None, options)
+    return decode_file(source, at_least=at_least, options=options)[1]
 
 
 def decode_file(
-    source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+    source: str | Path | bytes,
+    *,
+    at_least: int | None = None,
+    options: ImageOptions = DEFAULT_OPTIONS,
+    count_frames: bool = False,
 ) -> tuple[ImageHeader, Pixels]:
-    """Decode a file and return header and pixels; ``n_frames`` of the header is always 1."""
-    image, orientation = _open(read_bytes(source), source)
-    image_header = _to_header(image, orientation)  # first: decoding may reduce the size
-    return image_header, _decode_pixels(image, source, max_pixels, at_least, orientation)
+    """Decode a file and return header and pixels; ``n_frames`` is 1 unless frames are counted."""
+    opened = _open(read_bytes(source), source)
+    image_header = _to_header(opened)  # first: decoding may reduce the size
+    pixels = _decode_opened(opened, source, at_least, options)
+    if count_frames:
+        image_header = replace(image_header, n_frames=_count_frames(opened))
+    return image_header, pixels
 
 
 def read_header(source: str | Path | bytes) -> ImageHeader:
@@ -210,11 +254,28 @@ def read_header(source: str | Path | bytes) -> ImageHeader:
     >>> read_header(b"P5 2 1 255 \x00\xff")  # doctest: +NORMALIZE_WHITESPACE
     ImageHeader(format='PPM', width=2, height=1, mode='L', exif_orientation=1, n_frames=1)
     """
-    image, orientation = _open(read_bytes(source), source)
+    opened = _open(read_bytes(source), source)
+    return replace(_to_header(opened), n_frames=_count_frames(opened))
+
+
+def open_image(data: bytes, source: object) -> Image:
+    """Open the content of an image file with Pillow, without decoding its pixels.
+
+    Raises
+    ------
+    UnreadableImageError
+        If the header cannot be read; the message names ``source``.
+    """
+    return _open(data, source).image
+
+
+def _count_frames(opened: _Opened) -> int:
+    if opened.image.format == "TIFF":
+        return tiff.count_pages(opened.data)
     try:
-        return _to_header(image, orientation, int(getattr(image, "n_frames", 1)))
+        return int(getattr(opened.image, "n_frames", 1))
     except Exception:  # noqa: BLE001 - a damaged later frame does not matter, it is not used
-        return _to_header(image, orientation)
+        return 1
 
 
 def unreadable_reason(error: UnreadableImageError) -> str:
@@ -250,98 +311,120 @@ def _plugins() -> tuple[tuple[str, Callable[..., ImageFile], Callable[[bytes], A
     )
 
 
-def _open(data: bytes, source: object) -> tuple[ImageFile, int]:
+def _open(data: bytes, source: object) -> _Opened:
     """Open an image without Pillow's size check, which depends on global warning filters."""
-    data, exif = _hide_exif(data)
+    data, jpeg_orientation = split_jpeg(data)
     for name, open_image, accepts in _plugins():
         accepted = accepts(data[:16])
         if isinstance(accepted, str):
             raise _unreadable_error(source, f"{name}, which this build of Pillow does not support")
-        if accepted:
-            try:
-                image = open_image(io.BytesIO(data), "")
-            except Exception as error:  # decoders raise anything on damaged headers
-                raise _unreadable_error(
-                    source, f"a damaged {name} header{_error_text(error)}"
-                ) from error
-            return image, _parse_orientation(exif) if exif else _orientation(image)
+        if not accepted:
+            continue
+        plain, is_inverted = without_png_text(data) if name == "PNG" else data, False
+        if name == "TIFF":
+            if tiff.is_unsupported(data) and (kind := tiff.describe_tiff(data)):
+                raise _unsupported_tiff_error(source, kind)
+            plain, is_inverted = tiff.minimum_is_black(data)
+        try:
+            image = open_image(io.BytesIO(plain), "")
+        except Exception as error:  # decoders raise anything on damaged headers
+            raise _header_error(source, name, data, error) from error
+        if name == "JPEG":
+            orientation = jpeg_orientation
+        else:
+            orientation = (
+                png_orientation(io.BytesIO(data)) if name == "PNG" else _orientation(image)
+            )
+        return _Opened(image, orientation, is_inverted, plain)
     raise _unreadable_error(source, _describe_content(data))
 
 
-def _hide_exif(data: bytes) -> tuple[bytes, bytes]:
-    """Return the JPEG with its EXIF block hidden, and that block.
+def _header_error(source: object, name: str, data: bytes, error: Exception) -> UnreadableImageError:
+    text = _error_text(error)
+    is_known = any(words in text for words in _UNSUPPORTED_TIFF) or isinstance(error, OSError)
+    kind = tiff.describe_tiff(data) if name == "TIFF" and is_known else None
+    if kind is None:
+        return _unreadable_error(source, f"a damaged {name} header{text}")
+    return _unsupported_tiff_error(source, kind)
 
-    Pillow reads the resolution from this block when it opens a file and warns if the block is
-    damaged, as in many old photographs. Only the orientation is needed here.
-    """
-    if not data.startswith(b"\xff\xd8\xff"):
-        return data, b""
-    block, start = b"", 2
-    hidden = bytearray(data)
-    # Walk the JPEG segments up to the pixels: marker (2 bytes), length (2 bytes), content.
-    while start + 10 <= len(data) and data[start] == 0xFF and data[start + 1] not in {0xD9, 0xDA}:
-        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-        if data[start + 1] == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
-            block = block or data[start + 10 : end]
-            hidden[start + 4 : start + 8] = b"hide"
-        start = end
-    return (bytes(hidden), block) if block else (data, b"")
+
+def _unsupported_tiff_error(source: object, kind: str) -> UnreadableImageError:
+    return _unreadable_error(
+        source,
+        f"a TIFF of a kind that is not supported ({kind})",
+        "Convert it to 8-bit RGB or grey",
+    )
+
+
+def _reopen(image: Image) -> _Opened:
+    """Return a Pillow image as `_open` does; one that is not loaded is read from its file."""
+    if _deep_rawmode(image) is not None and not image.info.get("transparency"):
+        file: Any = getattr(image, "fp", None)
+        try:
+            file.seek(0)
+            return _open(file.read(), image)
+        except (AttributeError, OSError, ValueError):  # the file was closed or is no file
+            pass
+    is_inverted = image.mode[0] in "IF" and _tiff_tag(image, tiff.PHOTOMETRIC) == 0
+    if image.format == "PNG":
+        image.load()  # the orientation may be behind the pixels
+    return _Opened(image, _orientation(image), is_inverted)
+
+
+def _tiff_tag(image: Image, tag: int) -> Any:
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else tags.get(tag)
 
 
 def _orientation(image: Image) -> int:
-    tags = getattr(image, "tag_v2", None)  # a TIFF stores the orientation among its own tags
-    if tags is not None:
-        value = tags.get(_ORIENTATION_TAG, 1)
-        return value if value in EXIF_TRANSFORMS else 1
-    return _parse_orientation(image.info.get("exif", b""))
+    value = _tiff_tag(image, 0x0112)  # a TIFF stores the orientation among its own tags
+    if value is not None:
+        return int(value) if value in EXIF_TRANSFORMS else 1
+    return info_orientation(image.info)
 
 
-def _parse_orientation(exif: bytes) -> int:
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", exif, 4)
-        (count,) = struct.unpack_from(f"{order}H", exif, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
-            if tag == _ORIENTATION_TAG:
-                return int(value) if kind == 3 and value in EXIF_TRANSFORMS else 1
-    except struct.error:  # a damaged block; the image itself may be readable
-        return 1
-    return 1
-
-
-def _to_header(image: ImageFile, orientation: int, frames: int = 1) -> ImageHeader:
-    is_sideways = orientation > 4 and image.format != "TIFF"  # Pillow rotates the size of a TIFF
-    width, height = image.size[::-1] if is_sideways else image.size
+def _to_header(opened: _Opened) -> ImageHeader:
+    image, orientation = opened.image, opened.orientation
+    # Pillow has rotated the size of a TIFF already, unless its orientation is in XMP.
+    is_rotated = image.format == "TIFF" and _tiff_tag(image, 0x0112) is not None
+    width, height = image.size[::-1] if orientation > 4 and not is_rotated else image.size
     return ImageHeader(
         format="JPEG" if image.format == "MPO" else str(image.format),
         width=width,
         height=height,
-        mode=image.mode,
+        mode=image.mode if _deep_rawmode(image) is None else f"{image.mode};16",
         exif_orientation=orientation,
-        n_frames=frames,
+        n_frames=1,
     )
 
 
-def _decode_pixels(
-    image: Image, source: object, max_pixels: int, at_least: int | None, orientation: int
+def _deep_rawmode(image: Image) -> str | None:
+    """Layout of a colour image with 16 bits, of which Pillow keeps 8; None for other images."""
+    tiles = getattr(image, "tile", ())
+    arguments = tiles[0].args if tiles else ""
+    rawmode = arguments if isinstance(arguments, str) else arguments[0]
+    is_deep = isinstance(rawmode, str) and re.fullmatch(r"RGB[AX]?;16[BLN]", rawmode)
+    # Of a TIFF with one plane per band, Pillow gives the upper bytes in any case.
+    return rawmode if is_deep and _tiff_tag(image, 284) != 2 else None
+
+
+def _decode_opened(
+    opened: _Opened, source: object, at_least: int | None, options: ImageOptions
 ) -> Pixels:
+    image, orientation = opened.image, opened.orientation
     width, height = image.size
-    if width * height > max_pixels:
+    if width * height > options.max_pixels:
         raise _unreadable_error(
             source,
-            f"{width} x {height} pixels, which is above the limit of {max_pixels}",
-            "Make it smaller, or pass a larger `max_pixels`",
+            f"{width} x {height} pixels, which is above the limit of {options.max_pixels} "
+            f"(--max-pixels {width * height} allows it)",
+            "Pass the flag, or make the image smaller",
         )
     try:
         if at_least is not None and image.format in {"JPEG", "MPO"}:
             scale = 2 * at_least / min(width, height)
             image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        image.load()
-        pixels = _to_rgb(image)
+        pixels = _to_rgb(opened, options)
     except UnreadableImageError as error:
         raise _unreadable_error(source, str(error)) from None
     except Exception as error:  # decoders raise anything on damaged data
@@ -351,60 +434,47 @@ def _decode_pixels(
     return np.ascontiguousarray(EXIF_TRANSFORMS[orientation](pixels))
 
 
-def _to_rgb(image: Image) -> Pixels:
+def _to_rgb(opened: _Opened, options: ImageOptions) -> Pixels:
+    image, rawmode = opened.image, _deep_rawmode(opened.image)
+    is_packed = bool(getattr(image, "tile", ())) and "I;12" in str(image.tile[0].args)  # type: ignore[attr-defined]
+    image.load()
     if image.mode[0] in "IF":  # 16 bits, 32 bits, floating point
-        values, white = np.asarray(image), 1 if image.mode == "F" else 65535
-        if not (values.min() >= 0 and values.max() <= white):  # false for NaN, too
-            raise UnreadableImageError(f"grey values outside 0 to {white} (rescale them)")
-        return _grey_to_rgb(_scale_to_8_bits(values, white))
+        white = 1 if image.mode == "F" else 4095 if is_packed else options.white
+        values = _within_range(np.asarray(image), white)
+        return grey_to_rgb(scale_to_8_bits(white - values if opened.is_inverted else values, white))
+    if rawmode is not None and opened.data and "transparency" not in image.info:
+        values = _within_range(_deep_values(opened, rawmode), options.white)
+        pixels = scale_to_8_bits(values, options.white)
+        return blend_on_white(pixels) if pixels.shape[2] == 4 else pixels
+    if options.bits is not None and _tiff_tag(image, 284) == 2 and 16 in _tiff_tag(image, 258):
+        raise UnreadableImageError(f"16 bits in one plane per band, with `bits` {options.bits}")
     if image.has_transparency_data:
-        return _blend_on_white(np.asarray(image.convert("RGBA")))
+        return blend_on_white(np.asarray(image.convert("RGBA")))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _from_array(array: NDArray[Any]) -> Pixels:
-    _check_array(array)
-    white = {"b": 1, "f": 1, "u": 255 if array.dtype.itemsize == 1 else 65535}[array.dtype.kind]
-    pixels = array if white == 255 else _scale_to_8_bits(array, white)
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return _grey_to_rgb(pixels.reshape(pixels.shape[:2]))
-    return _blend_on_white(pixels) if pixels.shape[2] == 4 else np.array(pixels, order="C")
+def _within_range(values: NDArray[Any], white: int) -> NDArray[Any]:
+    if not (values.min() >= 0 and values.max() <= white):  # false for NaN, too
+        raise UnreadableImageError(f"values outside 0 to {white} (rescale them)")
+    return values
 
 
-def _check_array(array: NDArray[Any]) -> None:
-    shape = array.shape
-    if (
-        array.size == 0
-        or len(shape) not in {2, 3}
-        or (len(shape) == 3 and shape[2] not in {1, 3, 4})
-    ):
-        raise UsageError(
-            f"Expected an array of shape (H, W) or (H, W, C) with 1, 3 or 4 channels, got {shape}. "
-            "Move the channels to the last axis with numpy.transpose."
-        )
-    if array.dtype.kind not in "bf" and array.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
-        raise UsageError(
-            f"Expected an array of uint8, uint16, bool or float, got {array.dtype}. Convert it "
-            "with array.astype."
-        )
-    if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
-        raise UsageError(
-            f"Expected float pixels in [0, 1], got {array.min():.4g} to {array.max():.4g}. "
-            "Divide them by their largest possible value, such as 255."
-        )
+def _deep_values(opened: _Opened, rawmode: str) -> NDArray[np.uint16]:
+    """All 16 bits of a colour image: Pillow keeps the upper byte, and with bytes swapped the lower.
 
-
-def _scale_to_8_bits(values: NDArray[Any], white: int) -> Pixels:
-    return np.rint(values * np.float32(255 / white)).astype(np.uint8)
-
-
-def _grey_to_rgb(pixels: Pixels) -> Pixels:
-    return np.repeat(pixels[:, :, None], 3, axis=2)
-
-
-def _blend_on_white(pixels: Pixels) -> Pixels:
-    alpha = pixels[:, :, 3:].astype(np.uint16)
-    return ((pixels[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    The upper bytes are loaded already.
+    """
+    upper = np.asarray(opened.image).astype(np.uint16)
+    swapped = _open(opened.data, "").image
+    little = rawmode[-1] == "L" or (rawmode[-1] == "N" and sys.byteorder == "little")
+    other = rawmode[:-1] + ("B" if little else "L")
+    swapped.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:]))
+        for tile in swapped.tile  # type: ignore[attr-defined]
+    ]
+    swapped.load()
+    values: NDArray[np.uint16] = upper << np.uint16(8) | np.asarray(swapped)
+    return values
 
 
 def _error_text(error: Exception) -> str:
@@ -479,10 +549,22 @@ no such file. Replace it or remove it.
     start = _read_start(path)
     if start is not None:
         try:
-            return read_header(start)
+            image_header = read_header(start)
         except UnreadableImageError:  # the header of a TIFF may be at the end of the file
-            pass
+            return read_header(path)
+        if image_header.format == "PNG":  # the orientation may be behind the pixels
+            return _with_png_orientation(image_header, path)
+        return image_header
     return read_header(path)
+
+
+def _with_png_orientation(image_header: ImageHeader, path: Path) -> ImageHeader:
+    with path.open("rb") as file:
+        orientation = png_orientation(file)
+    sides = image_header.width, image_header.height
+    if (orientation > 4) != (image_header.exif_orientation > 4):
+        sides = sides[::-1]
+    return replace(image_header, width=sides[0], height=sides[1], exif_orientation=orientation)
 
 
 def _read_start(path: Path) -> bytes | None:

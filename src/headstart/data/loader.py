@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Boxes, Mask, Sample
-from headstart.data.images import decode, decode_file, digest, read_bytes, upright_size
+from headstart.data.images import decode, digest, read_bytes, upright_size
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.data.transforms.augment import Augmentation, augment
 from headstart.data.transforms.geometric import (
@@ -69,7 +69,7 @@ class BoxTruth(NamedTuple):
 
 def digest_of(sample: Sample) -> str:
     """Content identity of a sample's image; computed if no scan has done so."""
-    return sample.digest if sample.digest is not None else digest(sample.image)
+    return sample.digest if sample.digest is not None else digest(sample.image, sample.options)
 
 
 def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -88,7 +88,7 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     """
     if preprocess.canvas is not None:
         return load_canvas(sample, preprocess)
-    return preprocess.resize_and_crop(_decode_sample(sample, preprocess)[0])
+    return preprocess.resize_and_crop(_decode_sample(sample))
 
 
 def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -104,27 +104,22 @@ def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     UnreadableImageError, DataError
         As ``load_pixels``.
     """
-    return preprocess.resize_only(*_decode_sample(sample, preprocess))
+    return preprocess.resize_only(_decode_sample(sample))
 
 
-def _decode_sample(
-    sample: Sample, preprocess: Preprocess
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return pixels, and the image's full height and width: JPEGs may be decoded smaller."""
-    # On a canvas the image's shorter side is at most the canvas's shorter side.
-    at_least = min(preprocess.canvas or (preprocess.resize,))
+def _decode_sample(sample: Sample) -> NDArray[np.uint8]:
+    """Return all pixels of an image.
+
+    JPEGs are not decoded smaller: an array of the same photograph must give the same features.
+    """
     try:
         source = read_bytes(sample.image) if isinstance(sample.image, Path) else sample.image
-        if sample.digest is not None and digest(source) != sample.digest:
+        if sample.digest is not None and digest(source, sample.options) != sample.digest:
             raise DataError(
                 f"Expected {sample.name} to be unchanged since it was scanned, got other content. "
                 "Run again when no program changes the files."
             )
-        if isinstance(source, bytes):
-            header, pixels = decode_file(source, at_least=at_least)
-            return pixels, (header.height, header.width)
-        pixels = decode(source, at_least=at_least)
-        return pixels, (pixels.shape[0], pixels.shape[1])
+        return decode(source, options=sample.options)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{sample.name}: {error}") from error
 

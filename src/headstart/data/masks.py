@@ -11,7 +11,6 @@ both have the same size (square images, half turns), the upright image is assume
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,14 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED, Code, Mask, Palette
 from headstart.data.images import (
-    EXIF_TRANSFORMS,
     MAX_PIXELS,
     ImageHeader,
     Source,
+    open_image,
     read_bytes,
     read_header,
 )
+from headstart.data.orientation import EXIF_TRANSFORMS
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError
 
 __all__ = [
@@ -313,9 +313,7 @@ def _require_mask_array(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _decode_codes(data: bytes, file_header: ImageHeader, source: Path) -> RawMask:
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(data))
+    image = open_image(data, source)
     colours = None
     if image.mode in {"P", "PA"}:
         table = np.asarray(image.getpalette("RGB") or (), dtype=np.uint8).reshape(-1, 3)

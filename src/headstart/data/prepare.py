@@ -35,9 +35,9 @@ from headstart.data.checks.images import (
 )
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import SPLITS, Dataset, Sample
-from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.objects import is_collection
-from headstart.data.readers import list_images, read_dataset
+from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions
+from headstart.data.readers import SourceOptions, list_images, read_dataset, with_image_options
 from headstart.data.splits import assign_splits, find_blocks
 from headstart.errors import DataError, UnknownNameError, UsageError
 
@@ -161,14 +161,14 @@ def inspect_dataset(
     cache: Cache,
     group_by: str | None = None,
     progress: Progress | None = None,
-    **folder_options: Unpack[FolderOptions],
+    **source_options: Unpack[SourceOptions],
 ) -> tuple[Dataset, tuple[Finding, ...]]:
     """Read, scan and check a data set; return the findings and raise none of them.
 
     Rare classes are counted after the split that `prepare` makes by default.
     """
     if not isinstance(source, Dataset):
-        source = read_dataset(source, group_by=group_by, **folder_options)
+        source = read_dataset(source, group_by=group_by, **source_options)
     data, records, findings, _ = _read_and_check(source, cache, group_by, progress)
     readable = data.subset(i for i, record in enumerate(records) if record.problem is None)
     with suppress(DataError):  # data that cannot be split have other findings
@@ -313,12 +313,20 @@ def _is_unordered(images: Iterable[object]) -> bool:
 
 
 def readable_samples(
-    samples: Sequence[Sample], *, cache: Cache, bad_files: BadFiles
+    samples: Sequence[Sample],
+    *,
+    cache: Cache,
+    bad_files: BadFiles,
+    options: ImageOptions = DEFAULT_OPTIONS,
 ) -> tuple[Sample, ...]:
-    """Decode every image once; raise an error for unreadable images, or leave them out."""
+    """Decode every image once; raise an error for unreadable images, or leave them out.
+
+    ``options`` replace those of the samples, unless they have their defaults.
+    """
     _require_policy(bad_files)
-    data = Dataset(samples=tuple(samples), classes=())
-    return keep_readable(data, scan(samples, cache=cache), bad_files=bad_files)[0].samples
+    data = with_image_options(Dataset(samples=tuple(samples), classes=()), options)
+    records = scan(data.samples, cache=cache)
+    return keep_readable(data, records, bad_files=bad_files)[0].samples
 
 
 def group_duplicates(data: Dataset, duplicates: Iterable[Iterable[int]]) -> Dataset:

@@ -24,18 +24,26 @@ from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.manifests import ReadOptions, tables_in
 from headstart.data.formats.voc import read_voc
 from headstart.data.formats.yolo import read_yolo
+from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions, ImageSettings
 from headstart.errors import DataError, LayoutError, UsageError
 
 __all__ = [
     "READ_SETTINGS",
     "BoxAnnotationFiles",
     "BoxFormat",
+    "SourceOptions",
     "find_box_annotations",
     "list_images",
     "no_boxes_error",
     "read_boxes",
     "read_dataset",
+    "with_image_options",
 ]
+
+
+class SourceOptions(FolderOptions, ImageSettings, total=False):
+    """Keywords of `read_dataset` about folders and images."""
+
 
 BoxFormat = Literal["coco", "voc", "yolo"]
 
@@ -48,6 +56,8 @@ READ_SETTINGS = (
     "images",
     "mask_threshold",
     "class_level",
+    "max_pixels",
+    "bits",
 )
 """Arguments of `read_dataset` that a user sets: flags of commands and fields of a recipe."""
 
@@ -233,7 +243,7 @@ def read_dataset(
     label_separator: str | None = None,
     labels_required: bool = True,
     min_classes: int = 2,
-    **folder_options: Unpack[FolderOptions],
+    **source_options: Unpack[SourceOptions],
 ) -> Dataset:
     """Read class folders, a manifest, images with boxes or masks, ``demo:<name>``, or an object.
 
@@ -259,8 +269,9 @@ def read_dataset(
         False: images without labels are read, too (target None).
     min_classes : int
         Fewer classes are an error; multilabel and detection data need only one.
-    **folder_options
-        ``masks``, ``images``, ``mask_threshold`` and ``class_level`` of `FolderOptions`.
+    **source_options
+        ``masks``, ``images``, ``mask_threshold`` and ``class_level`` of `FolderOptions`;
+        ``max_pixels`` and ``bits`` of `ImageOptions`.
 
     Returns
     -------
@@ -292,6 +303,7 @@ def read_dataset(
     >>> data.notes[0]
     'class folders, no splits'
     """
+    image_options, folder_options = _split_options(source_options)
     named = folders.given_options(folder_options, source)
     options = ReadOptions(
         image_column=image_column,
@@ -338,8 +350,30 @@ def read_dataset(
     if group_by is not None and not has_groups:
         data = _add_groups_from_paths(data, keys, group_by)
     data = replace(data, name=name, notes=(*data.notes, *_class_notes(data)))
+    data = with_image_options(data, image_options)
     _require_classes(data, where, min_classes, labels_required, listing)
     return data
+
+
+def _split_options(options: SourceOptions) -> tuple[ImageOptions, FolderOptions]:
+    rest = {name: v for name, v in options.items() if name not in ImageSettings.__annotations__}
+    settings = {name: v for name, v in options.items() if name in ImageSettings.__annotations__}
+    return ImageOptions.of(settings), FolderOptions(**rest)  # type: ignore[typeddict-item]
+
+
+def with_image_options(data: Dataset, options: ImageOptions) -> Dataset:
+    """Return the data set with other options for decoding its images.
+
+    Examples
+    --------
+    >>> data = Dataset(samples=(Sample(image=b""),), classes=())
+    >>> with_image_options(data, ImageOptions(bits=12)).samples[0].options.bits
+    12
+    """
+    if options == DEFAULT_OPTIONS:
+        return data
+    samples = tuple(replace(sample, options=options) for sample in data.samples)
+    return replace(data, samples=samples)
 
 
 def _read_path(

@@ -261,7 +261,7 @@ def _segment_tiles(
 ) -> Pixels:
     """Segment an image window by window; windows have the aspect ratio of the canvas."""
     preprocess = backbone.spec.preprocess
-    pixels = decode(sample.image)
+    pixels = decode(sample.image, options=sample.options)
     height, width = pixels.shape[:2]
     window_size = [max(1, round(tile * side / max(preprocess.shape))) for side in preprocess.shape]
     size = min(window_size[0], height), min(window_size[1], width)

@@ -485,7 +485,7 @@ def _draw_overlay(
 
     from headstart.data.draw import draw_boxes, draw_mask
 
-    image = decode(sample.image)
+    image = decode(sample.image, options=sample.options)
     if isinstance(prediction, Segmentation):
         return encode_png(Image.fromarray(draw_mask(image, prediction.mask, classes)))
     overlay = draw_boxes(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import CLASSES_SHOWN, Dataset, Sample, brief, html_table
+from headstart.data.pixel_values import ImageOptions
 from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features.engines import runnable_engine
@@ -116,6 +117,11 @@ class TransferModel:
             "training images": len(self.record.get("learned_from", ())),
         }
         return html_table(f"TransferModel, {self.task.kind}", rows)
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """How images are decoded, as in training."""
+        return ImageOptions.of(self.record.get("image_options", {}))
 
     def require_head(self) -> Head:
         """Return the head.
@@ -249,6 +255,7 @@ class TransferModel:
         cache: Cache | None = None,
         threshold: float | None = None,
         tile: int = 0,
+        max_pixels: int | None = None,
         **selection: Any,
     ) -> list[Any]:
         """Predict the class, the objects or the mask of every image, in order.
@@ -270,6 +277,8 @@ class TransferModel:
         tile : int
             Segmentation only: longer side, in the image's pixels, of the overlapping windows that
             a larger image is split into; 0 reads every image at once.
+        max_pixels : int, optional
+            Largest width times height; by default that of the training.
         **selection
             Detection only: ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as `with_selection`.
 
@@ -286,7 +295,10 @@ class TransferModel:
             If an argument is not for this task.
         """
         model, cache = self.with_selection(**selection), cache or Cache()
-        samples = readable_samples(to_samples(images), cache=cache, bad_files=bad_files)
+        options = self.image_options.with_max_pixels(max_pixels)
+        samples = readable_samples(
+            to_samples(images), cache=cache, bad_files=bad_files, options=options
+        )
         return list(
             model.predict_samples(
                 samples, cache=cache, engine=engine, device=device, threshold=threshold, tile=tile
@@ -322,7 +334,9 @@ class TransferModel:
         """
         self._require_task_arguments(engine, None, 0)
         cache = cache or Cache()
-        samples = readable_samples(to_samples(images), cache=cache, bad_files=bad_files)
+        samples = readable_samples(
+            to_samples(images), cache=cache, bad_files=bad_files, options=self.image_options
+        )
         if not samples:
             return np.zeros((0, self.backbone.width), dtype=np.float32)
         extractor = Extractor(cache=cache, engine=self._engine(engine, device), device=device)

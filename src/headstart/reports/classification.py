@@ -114,7 +114,7 @@ def _heat_maps(
     classes, chosen, maps = evaluation.task.classes, [samples[row] for row in rows], []
     try:
         for row, explanation in zip(rows, explain(model, chosen, device_name="cpu"), strict=True):
-            image = decode(samples[row].image, at_least=MAP_SIDE)
+            image = decode(samples[row].image, at_least=MAP_SIDE, options=samples[row].options)
             pixels = draw_heat_map(image, explanation.heat, explanation.part, long_side=MAP_SIDE)
             maps.append(
                 {

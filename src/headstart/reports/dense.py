@@ -274,7 +274,9 @@ def _to_uri(pixels: NDArray[np.uint8] | None) -> str | None:
 def _decode_image(sample: Sample) -> NDArray[np.uint8] | None:
     """Decode an image with longer side ``IMAGE_SIDE``; None if it cannot be decoded."""
     try:
-        return resize_to_fit(decode(sample.image, at_least=IMAGE_SIDE), IMAGE_SIDE)[0]
+        return resize_to_fit(
+            decode(sample.image, at_least=IMAGE_SIDE, options=sample.options), IMAGE_SIDE
+        )[0]
     except (UnreadableImageError, OSError):
         return None
 

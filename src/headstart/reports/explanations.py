@@ -11,6 +11,7 @@ from headstart.data.checks.images import keep_readable, scan
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.images import decode
 from headstart.data.prepare import to_samples
+from headstart.data.readers import with_image_options
 from headstart.evaluation.explain import (
     LONG_SIDE,
     ExplainMethod,
@@ -35,6 +36,7 @@ def explain_images(
     method: ExplainMethod = "grad-cam",
     label: str | None = None,
     device: str = "auto",
+    max_pixels: int | None = None,
     cache: Cache | None = None,
 ) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """Draw which image regions the predictions of a saved classifier depend on.
@@ -48,6 +50,8 @@ def explain_images(
         Output folder, new or empty.
     method, label, device
         As for ``headstart.evaluation.explain.explain``.
+    max_pixels : int, optional
+        Largest width times height of an image; by default that of the training.
     cache : Cache, optional
         Stores which files can be decoded; by default the user's cache.
 
@@ -69,6 +73,7 @@ def explain_images(
     """
     model = load(model_folder)
     data = Dataset(samples=to_samples(images), classes=())
+    data = with_image_options(data, model.image_options.with_max_pixels(max_pixels))
     records = scan(data.samples, cache=cache or Cache())
     readable = keep_readable(data, records, bad_files="skip")[0].samples
     problems = tuple(
@@ -164,6 +169,6 @@ def explanation_rows(explanations: Sequence[Explanation]) -> list[dict[str, Any]
 def _encode_heat_map(sample: Sample, explanation: Explanation) -> bytes:
     from PIL import Image
 
-    image = decode(sample.image, at_least=LONG_SIDE)
+    image = decode(sample.image, at_least=LONG_SIDE, options=sample.options)
     pixels = draw_heat_map(image, explanation.heat, explanation.part, long_side=LONG_SIDE)
     return encode_png(Image.fromarray(pixels))

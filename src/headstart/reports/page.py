@@ -81,7 +81,7 @@ def _thumbnail(sample: Sample, *, height: int) -> str | None:
     from PIL import Image
 
     try:
-        pixels = decode(sample.image, at_least=height)
+        pixels = decode(sample.image, at_least=height, options=sample.options)
     except UnreadableImageError:
         return None
     image = Image.fromarray(pixels)

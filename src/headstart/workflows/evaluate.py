@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,8 +21,9 @@ from headstart.data.checks.images import Finding, keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
 from headstart.data.loader import digest_of
+from headstart.data.pixel_values import DEFAULT_OPTIONS
 from headstart.data.prepare import BadFiles, PreparedData
-from headstart.data.readers import READ_SETTINGS, read_dataset
+from headstart.data.readers import READ_SETTINGS, read_dataset, with_image_options
 from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.evaluation.classification import evaluate as evaluate_dataset
@@ -105,9 +106,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         Folder to write the report and the predictions to; an existing folder is never changed.
     **options
         ``group_by``, ``image_column``, ``label_column``, ``label_separator``, ``masks``,
-        ``images``, ``mask_threshold``, ``class_level``, ``bad_files``, ``allow_overlap``,
-        ``device`` and, for boxes, ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as on the
-        command line.
+        ``images``, ``mask_threshold``, ``class_level``, ``max_pixels``, ``bits``, ``bad_files``,
+        ``allow_overlap``, ``device`` and, for boxes, ``nms``, ``class_agnostic_nms`` and
+        ``max_boxes``, as on the command line.
 
     Raises
     ------
@@ -220,6 +221,11 @@ def evaluate_model(
     model, kind = model.with_selection(**selection), model.task.kind
     if on_progress is not None:
         on_progress("reading the images", 0, 0)
+    if isinstance(source, Dataset):  # decode the images as in training
+        if all(sample.options == DEFAULT_OPTIONS for sample in source.samples):
+            source = with_image_options(source, model.image_options)
+    else:
+        read_settings = {**model.image_options.as_dict(), **_given(read_settings)}
     data = labelled_part(source, kind, "test", cache=cache, bad_files=bad_files, **read_settings)
     if not allow_overlap:
         _require_unseen(model, data.samples)
@@ -232,6 +238,10 @@ def evaluate_model(
     findings = _find_seen_copies(model, data.samples, cache)
     prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=findings)
     return EvaluatedModel(model=model, prepared=prepared, evaluation=evaluation)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def labelled_part(

@@ -337,6 +337,7 @@ def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> 
                 "data": _data_record(prepared),
                 "seed": recipe.seed,
                 "versions": versions(),
+                **_image_options(prepared),
                 **choice.record,
             },
             offline=recipe.offline,
@@ -346,6 +347,12 @@ def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> 
         return model
     task = replace(model.require_task(ClassificationTask), max_risk=recipe.max_risk)
     return replace(model, task=task)
+
+
+def _image_options(prepared: PreparedData) -> dict[str, Any]:
+    """How the images were decoded, so that prediction decodes them in the same way."""
+    settings = prepared.train.samples[0].options.as_dict()
+    return {"image_options": settings} if settings else {}
 
 
 def _used_images(prepared: PreparedData) -> list[str]:

@@ -62,6 +62,8 @@ SAMPLES: Mapping[str, Any] = {
     "images": "images",
     "mask_threshold": 128,
     "class_level": 1,
+    "max_pixels": 300_000_000,
+    "bits": 12,
     "image_column": "file",
     "label_column": "class",
     "label_separator": ",",
@@ -109,6 +111,10 @@ class Recipe:
         Values of masks from this on are the object, smaller ones the background.
     class_level : int, optional
         Level of the folders that are classes, from 1.
+    max_pixels : int, optional
+        Largest width times height of an image.
+    bits : int, optional
+        Bits that 16-bit images use, such as 12.
     image_column, label_column : str, optional
         Columns of a table, if their names are not among the usual ones.
     label_separator : str, optional
@@ -157,6 +163,8 @@ class Recipe:
     images: str | None = None
     mask_threshold: int | None = None
     class_level: int | None = None
+    max_pixels: int | None = None
+    bits: int | None = None
     image_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None

@@ -1,7 +1,10 @@
 """Findings: what was planted is found, and a clean set has none."""
 
 import io
+import struct
 import time
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +19,26 @@ from headstart.data.checks.images import (
     scan,
 )
 from headstart.data.dataset import Dataset, Sample
+from headstart.data.images import ImageOptions
 from headstart.errors import DataError, LeakError, UsageError
 
 
 def image(seed, size=(90, 120)):
     small = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def png(values, colour_type):
+    """A PNG of 16 bits, written by hand: Pillow writes no colour of 16 bits."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0),
+        b"IDAT" + zlib.compress(rows),
+        b"IEND",
+    )
+    parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def jpeg(pixels, quality=90):
@@ -241,6 +258,34 @@ def test_dark_images_of_sixteen_bits():
     (finding,) = check(Dataset(samples=samples, classes=()), scan(samples))
     assert finding.kind == "16-bit-dark"
     assert len(finding.paths) == 1
+
+
+def test_dark_images_of_sixteen_bits_in_colour():
+    values = (image(1).astype(np.uint16) * 16).clip(0, 4095)
+    samples = (Sample(image=png(values, 2)), Sample(image=png(values * 16, 2)))
+    (finding,) = check(Dataset(samples=samples, classes=()), scan(samples))
+    assert finding.kind == "16-bit-dark"
+    assert finding.paths == (samples[0].name,)
+    assert "--bits 12" in finding.message
+    bright = tuple(replace(sample, options=ImageOptions(bits=12)) for sample in samples[:1])
+    assert check(Dataset(samples=bright, classes=()), scan(bright)) == ()
+
+
+@pytest.mark.parametrize(
+    ("fmt", "n_frames"),
+    [(fmt, n) for fmt in ("GIF", "WEBP", "TIFF", "PNG", "AVIF") for n in (1, 2, 5)],
+)
+def test_frames_that_are_left_out_are_counted(fmt, n_frames, tmp_path):
+    frames = [Image.fromarray(image(i)) for i in range(n_frames)]
+    frames[0].save(tmp_path / f"a.{fmt.lower()}", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.png")
+    samples = tuple(Sample(image=path) for path in sorted(tmp_path.iterdir()))
+    data = Dataset(samples=samples, classes=())
+    found = [f for f in check(data, scan(samples)) if f.kind == "several-frames"]
+    assert len(found) == (n_frames > 1)
+    for finding in found:
+        assert f"{n_frames - 1} are left out" in finding.message
+        assert finding.paths == (samples[0].name,)
 
 
 def test_records_must_be_of_the_same_data_set(clean):

@@ -38,7 +38,7 @@ __all__ = [
 
 FindingKind = Literal[
     "unreadable", "leak", "label-conflict", "duplicate", "near-duplicate", "same-subject",
-    "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark",
+    "empty-class", "missing-class", "rare-class", "empty-split", "16-bit-dark", "several-frames",
     "mask-unreadable", "mask-size", "mask-scaled", "mask-values", "mask-missing", "mask-spare",
     "mask-turned",
     "mask-ignored", "mask-background", "mask-binary", "mask-dominant",
@@ -54,6 +54,7 @@ MIN_TEXTURE = 4.0  # standard deviation of grey levels; below it all images look
 SAME_MATCH = 0.985  # below it, images with numbered names are rather frames than copies
 MAX_STEP = 30  # between the numbers of neighbouring frames
 RARE = 10  # examples; with fewer, a class can neither be trained on nor evaluated
+_SIXTEEN_BITS = re.compile("I.*|uint16|RGB[AX]?;16")
 DARK = 26  # grey level of 255; a 12-bit image stored in 16 bits reaches only 16
 
 
@@ -201,6 +202,7 @@ def check(
             *_find_missing_classes(dataset, records),
             *_find_empty_splits(dataset, records),
             *_find_dark_images(dataset, records),
+            *_find_several_frames(dataset, records),
         ]
     )
 
@@ -409,14 +411,28 @@ def _find_empty_splits(dataset: Dataset, records: Sequence[ImageRecord]) -> Iter
 
 
 def _find_dark_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
-    sixteen_bit = [i for i, r in enumerate(records) if r.mode.startswith("I") or r.mode == "uint16"]
+    sixteen_bit = [i for i, record in enumerate(records) if _SIXTEEN_BITS.fullmatch(record.mode)]
     paths = tuple(dataset.samples[i].name for i in sixteen_bit if max(records[i].thumbnail) < DARK)
     if paths:
         text = (
             f"{len(paths)} images of 16 bits use less than a tenth of their range and will be "
-            f"nearly black, such as {paths[0]}. Multiply 10-bit values by 64, 12-bit values by 16"
+            f"nearly black, such as {paths[0]}. If the values have 12 bits, pass --bits 12 (10: "
+            "--bits 10)"
         )
         yield Finding(kind="16-bit-dark", severity="warning", message=text, paths=paths)
+
+
+def _find_several_frames(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+    rows = [i for i, record in enumerate(records) if record.n_frames > 1]
+    if rows:
+        paths = tuple(dataset.samples[i].name for i in rows)
+        left_out = sum(records[i].n_frames - 1 for i in rows)
+        text = (
+            f"{len(rows)} files have several pages or frames: the first of each is used, "
+            f"{left_out} are left out, such as {paths[0]} ({records[rows[0]].n_frames} pages or "
+            "frames). Save the pages as single files to use them all"
+        )
+        yield Finding(kind="several-frames", severity="warning", message=text, paths=paths)
 
 
 def keep_readable(

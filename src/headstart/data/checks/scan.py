@@ -56,6 +56,8 @@ class ImageRecord:
         1,024 grey levels, shape (32, 32), in which `copies.find_copies` finds crops and views.
     problem : str or None
         Reason why the image cannot be used.
+    n_frames : int
+        Pages or frames of the file, of which the first is used.
     """
 
     digest: str
@@ -68,6 +70,7 @@ class ImageRecord:
     thumbnail: bytes = b""
     sketch: bytes = b""
     problem: str | None = None
+    n_frames: int = 1
 
 
 def scan(
@@ -115,7 +118,10 @@ def _scan_batch(
 ) -> list[ImageRecord]:
     slices = [samples[i : i + 32] for i in range(0, len(samples), 32)]  # a task costs 30 µs
     identities = [record for part in pool.map(_identify_all, slices) for record in part]
-    keys = [_cache_key(record) for record in identities]
+    keys = [
+        _cache_key(record, sample.options.max_pixels)
+        for record, sample in zip(identities, samples, strict=True)
+    ]
     stored = cache.get_many(list(dict.fromkeys(keys))) if cache is not None else {}
     missing = {
         key: (sample, record.digest)
@@ -138,7 +144,7 @@ def _identify_all(samples: Sequence[Sample]) -> list[ImageRecord]:
 
 def _identify(sample: Sample) -> ImageRecord:
     try:
-        return ImageRecord(digest=digest(sample.image))
+        return ImageRecord(digest=digest(sample.image, sample.options))
     except UnreadableImageError as error:
         return ImageRecord(digest="", problem=unreadable_reason(error))
 
@@ -159,14 +165,15 @@ def _examine(sample: Sample, digest: str) -> ImageRecord:
         perceptual_hash=perceptual_hash,
         thumbnail=thumbnail,
         sketch=sketch,
+        n_frames=header.n_frames,
     )
 
 
 def _decode(sample: Sample) -> tuple[ImageHeader, Pixels]:
-    source = sample.image
+    source, options = sample.image, sample.options
     if isinstance(source, bytes | Path):
-        return decode_file(source, at_least=SHORT_SIDE)
-    pixels = decode(source)
+        return decode_file(source, at_least=SHORT_SIDE, options=options, count_frames=True)
+    pixels = decode(source, options=options)
     is_array = isinstance(source, np.ndarray)
     header = ImageHeader(
         format="array" if is_array else getattr(source, "format", None) or "PIL",
@@ -191,10 +198,10 @@ def _signature(pixels: Pixels) -> tuple[int, bytes, bytes]:
     return int.from_bytes(bits, "big"), thumbnail.tobytes(), np.asarray(grey).tobytes()
 
 
-def _cache_key(record: ImageRecord) -> bytes:
+def _cache_key(record: ImageRecord, max_pixels: int) -> bytes:
     from PIL import __version__
 
-    return key("scan", 2, __version__, SHORT_SIDE, record.digest)
+    return key("scan", 3, __version__, SHORT_SIDE, max_pixels, record.digest)
 
 
 def _to_bytes(record: ImageRecord) -> bytes:
