@@ -219,6 +219,8 @@ def long_functions(source: Source) -> Found:
     for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = _lines(node) - (_lines(node.body[0]) if ast.get_docstring(node) else 0)
+            if source.path.startswith("cli/"):  # a command has one argument for each flag
+                lines -= node.body[0].lineno - node.lineno - 1
             if lines > LONGEST_FUNCTION:
                 yield node.lineno, f"{node.name} has {lines} lines"
 

@@ -447,7 +447,9 @@ def _to_rgb(opened: _Opened, options: ImageOptions) -> Pixels:
         pixels = scale_to_8_bits(values, options.white)
         return blend_on_white(pixels) if pixels.shape[2] == 4 else pixels
     if options.bits is not None and _tiff_tag(image, 284) == 2 and 16 in _tiff_tag(image, 258):
-        raise UnreadableImageError(f"16 bits in one plane per band, with `bits` {options.bits}")
+        raise UnreadableImageError(
+            f"16 bits in one plane per band and `bits` {options.bits} (save the bands together)"
+        )
     if image.has_transparency_data:
         return blend_on_white(np.asarray(image.convert("RGBA")))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
