@@ -319,13 +319,7 @@ def read_dataset(
         )
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if not path.exists():
-            raise layouts.path_not_found_error(path)
-        listing = (
-            layouts.list_folder(path)
-            if path.is_dir()
-            else Listing(root=path.parent, other_files=(path.name,))
-        )
+        listing = _list_source(path)
         data, keys, has_groups = _read_path(
             path,
             listing,
@@ -353,6 +347,15 @@ def read_dataset(
     data = with_image_options(data, image_options)
     _require_classes(data, where, min_classes, labels_required, listing)
     return data
+
+
+def _list_source(path: Path) -> Listing:
+    """List a folder, or a file alone."""
+    if not path.exists():
+        raise layouts.path_not_found_error(path)
+    if path.is_dir():
+        return layouts.list_folder(path)
+    return Listing(root=path.parent, other_files=(path.name,))
 
 
 def _split_options(options: SourceOptions) -> tuple[ImageOptions, FolderOptions]:
