@@ -8,6 +8,7 @@ manifests.py (tables that list images and labels), annotations.py (boxes of any 
 coordinates of the upright image), box_patterns.py (mistakes that most boxes of a file share),
 box_tables.py (tables of boxes), coco.py, voc.py, yolo.py, masks.py (images with masks) with
 mask_names.py, mask_pairs.py (which mask belongs to which image), mask_parts.py (several masks of an
-image) and class_maps.py (names of the classes of masks), and objects.py (Python objects: data
-frames, pairs, arrays and datasets) with pixels.py (their images) and targets.py (their labels).
+image) and class_maps.py (names of the classes of masks), image_ids.py (ids of images in tables),
+and objects.py (Python objects: data frames, pairs, arrays and datasets) with pixels.py (their
+images) and targets.py (their labels).
 """

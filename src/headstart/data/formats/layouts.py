@@ -221,6 +221,11 @@ def path_not_found_error(path: Path) -> LayoutError:
     >>> path_not_found_error(Path("no-such-folder/photos")).args[0]
     "'no-such-folder/photos' does not exist. ..."
     """
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", path.as_posix()):  # one letter is a drive
+        return LayoutError(
+            f"{str(path)!r} is an address, but only files on this machine are read. Download it, "
+            "unpack it if it is an archive, and pass the folder."
+        )
     # The topmost part of the path that does not exist: a typo may be in a parent folder.
     absent = path
     while not absent.parent.is_dir() and absent.parent != absent:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from unicodedata import normalize
 
 from headstart.data.dataset import Dataset, Kind, Sample, SplitName, Target, labels_of
 from headstart.data.formats import class_folders, layouts, tables
+from headstart.data.formats.image_ids import find_by_id, is_id_column
 from headstart.data.formats.label_cells import WHOLE, is_missing, split_labels
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.split_columns import unused_columns, with_flag_columns
@@ -251,6 +253,8 @@ def _resolve_images(table: Table, cells: Sequence[Any], keys: Sequence[str]) -> 
     ]
     if not missing:
         return images
+    if not table.title and (by_id := find_by_id(folder, table.path.name, missing)):
+        return [by_id.get(key, image) for key, image in zip(keys, images, strict=True)]
     name = missing[0].rsplit("/", 1)[-1]
     subfolder = next((p for p in sorted(folder.glob("*/")) if is_file(p / name)), None)
     hint = f" ({name!r} exists in {subfolder.name + '/'!r})" if subfolder else ""
@@ -357,7 +361,7 @@ def _merge_repeated(
 
 
 def tables_in(listing: Listing) -> list[str]:
-    """CSV, TSV and Parquet files directly in the folder.
+    """CSV, TSV and Parquet files directly in the folder; sample submissions are left out.
 
     >>> tables_in(Listing(root=Path(), other_files=("labels.csv", "a/b.csv", "notes.txt")))
     ['labels.csv']
@@ -365,7 +369,9 @@ def tables_in(listing: Listing) -> list[str]:
     return [
         name
         for name in listing.other_files
-        if "/" not in name and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
+        if "/" not in name
+        and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
+        and not re.match(r"sample[ _-]?submission", name, re.IGNORECASE)
     ]
 
 
@@ -427,7 +433,8 @@ def find_manifest(
         if not has_class_folders or options.names_columns:
             raise
         return None, (f"table {names[0]!r} not read: {error}",)
-    if columns.image and (columns.label or not labels_required):
+    is_readable = columns.image and (columns.label or not labels_required)
+    if is_readable and not (has_class_folders and is_id_column(columns.image)):
         return table, ()
     if has_class_folders and not options.names_columns:
         return None, (f"table {names[0]!r} not read: it has no columns for paths and labels",)

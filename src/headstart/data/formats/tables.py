@@ -47,6 +47,7 @@ IMAGE_COLUMNS = (
     "img_path",
     "image_id",
     "images",
+    "id",
 )
 LABEL_COLUMNS = (
     "label",
