@@ -112,7 +112,7 @@ def test_compare_without_a_cache_leaves_nothing_behind(
     given = _compare(photos, backbone, tmp_path / "found", "--no-cache", "--methods", "probe")
     result = CliRunner().invoke(cli.app, given)
     assert result.exit_code == 0, result.output
-    assert set(opened) == set(closed)
+    assert set(opened) <= set(closed)  # a cache of an earlier test may be closed here too
     assert all(str(folder).startswith(str(rooms)) for folder in opened)
     assert list(rooms.iterdir()) == []
 

@@ -237,7 +237,9 @@ def test_page_is_balanced_self_contained_and_described(variant: Facts) -> None:
     assert len(page.all("title")) == 1 + len(page.all("svg"))
     linked = {attrs["href"] for attrs in page.all("a")}
     sections = {f"#open-{attrs['id']}" for attrs in page.all("section")}
-    assert linked == sections | {"#content"}
+    terms = {href for href in linked if href.startswith("#term-")}
+    assert terms
+    assert linked - terms == sections | {"#content"}
     anchors = {f"#{attrs['id']}" for _, attrs in page.seen if attrs.get("id")}
     assert linked <= anchors
 
@@ -345,7 +347,7 @@ def test_multilabel_has_no_single_answer_to_be_wrong() -> None:
     given = facts(("disc", "square"), kind="multilabel")
     page, numbers = Page(render_html(given)), render_json(given)
     assert {a["id"] for a in page.all("section")} == {
-        "scores", "data", "classes", "calibration", "details",
+        "scores", "data", "classes", "calibration", "details", "terms",
     }  # fmt: skip
     assert "All labels of an image correct" in page.section("scores")
     assert numbers["evaluation"]["confusion"] is None
