@@ -47,6 +47,7 @@ PUBLIC = [
     "TransferModel",
     "UsageError",
     "__version__",
+    "adapt",
     "compare",
     "evaluate",
     "fit",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headstart.training.losses.classification import Loss
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
+    from headstart.workflows.adapt import adapt
     from headstart.workflows.compare import compare
     from headstart.workflows.evaluate import evaluate
     from headstart.workflows.fit import fit
@@ -72,6 +73,7 @@ _HOMES = {
     "TrainingError": "headstart.errors",
     "TransferModel": "headstart.models.transfer_model",
     "UsageError": "headstart.errors",
+    "adapt": "headstart.workflows.adapt",
     "compare": "headstart.workflows.compare",
     "evaluate": "headstart.workflows.evaluate",
     "fit": "headstart.workflows.fit",
@@ -116,6 +118,7 @@ __all__ = [
     "TransferModel",
     "UsageError",
     "__version__",
+    "adapt",
     "compare",
     "evaluate",
     "fit",

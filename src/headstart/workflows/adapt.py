@@ -1,0 +1,528 @@
+"""Adapt a saved classifier to unlabelled images of another domain, or keep it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.cache import Cache, open_cache
+from headstart.data.dataset import Dataset, Sample, html_table
+from headstart.data.prepare import BadFiles, readable_samples, to_samples
+from headstart.errors import DataError, TrainingError, UnknownNameError, UsageError
+from headstart.evaluation.classification import evaluate as evaluate_dataset
+from headstart.features.extractor import Extractor
+from headstart.files import output_path, write_whole
+from headstart.methods.adaptation import ADAPTATIONS
+from headstart.methods.adaptation.contract import Adapted, Domains, require_adaptable
+from headstart.metrics.confidence_intervals import Interval
+from headstart.metrics.domain_distance import frechet_distance, mmd, proxy_a_distance
+from headstart.metrics.target_free import (
+    EmbeddedRisk,
+    deep_embedded_validation,
+    density_ratios,
+    describe_collapse,
+    effective_classes,
+)
+from headstart.metrics.validation import Floats, json_text
+from headstart.models.saving import load
+from headstart.models.tasks import ClassificationTask
+from headstart.models.transfer_model import TransferModel
+from headstart.models.writing import save
+from headstart.selection.adaptation_choice import (
+    TargetScores,
+    choose_adapted,
+    information_gain,
+    list_objections,
+    score_target,
+)
+from headstart.training.interruption import StopRequest
+from headstart.training.job import Epoch, Session
+from headstart.training.trainer import held_out
+from headstart.workflows.duration import parse_duration
+from headstart.workflows.evaluate import labelled_part
+from headstart.workflows.events import EpochDone, Noted, Observer, progress_of, shown
+from headstart.workflows.run_folder import explain_write_errors, publish_folder, temporary_folder
+
+__all__ = ["AdaptSettings", "Adaptation", "AdaptationResult", "adapt"]
+
+AUTO = ("adabn", "coral", "shot", "dann")
+"""Methods of ``auto``, the cheap ones first; the last one trains against a discriminator."""
+
+MOST_FOR_DISTANCE = 500
+MEASURE = "mutual information"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptSettings:
+    """Settings of an adaptation.
+
+    Parameters
+    ----------
+    budget : str or float
+        Time for all methods, such as 90s or 5m, or seconds. A method that has begun finishes its
+        epoch.
+    train_from : str, optional
+        First stage that trains; by default each method's own.
+    learning_rate : float, optional
+    epochs : int
+        0 chooses by the number of images.
+    batch_norm : str, optional
+        frozen, train or adapt, for the stages that train.
+    bad_files : {"error", "skip"}
+    device : str
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its range.
+    """
+
+    budget: str | float = "5m"
+    train_from: str | None = None
+    learning_rate: float | None = None
+    epochs: int = 0
+    batch_norm: str | None = None
+    bad_files: BadFiles = "error"
+    device: str = "auto"
+    seed: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """The budget in seconds."""
+        return parse_duration(self.budget)
+
+    def method(self, name: str) -> Any:
+        """Create a method with these settings; those that it does not have are left out.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such method.
+        """
+        if name not in ADAPTATIONS:
+            raise UnknownNameError("method", name, ("auto", *ADAPTATIONS))
+        method: Any = ADAPTATIONS[name]()
+        known = {field.name for field in fields(method)}
+        values: dict[str, Any] = {
+            key: getattr(self, key)
+            for key in ("train_from", "learning_rate", "batch_norm", "seed")
+            if key in known and getattr(self, key) is not None
+        }
+        if self.epochs and "training" in known:
+            values["training"] = replace(method.training, epochs=self.epochs)
+        return replace(method, **values)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptationResult:
+    """One method: its scores, and what speaks against it.
+
+    Parameters
+    ----------
+    method : str
+        "source" for the model before the adaptation.
+    scores : mapping of str to float
+        Label-free criteria on the target.
+    gain : Interval or None
+        Of the mutual information over the source model, paired; None for the source model.
+    objections : tuple of str
+        Why the model is not accepted; empty if it is.
+    seconds : float
+    oracle : Interval or None
+        Accuracy on labelled target images, if there are any. Never used to choose.
+    """
+
+    method: str
+    scores: Mapping[str, float]
+    gain: Interval | None = None
+    objections: tuple[str, ...] = ()
+    seconds: float = 0.0
+    oracle: Interval | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "method": self.method,
+            "scores": dict(self.scores),
+            "information_gain": None if self.gain is None else self.gain.as_dict(),
+            "objections": list(self.objections),
+            "seconds": self.seconds,
+            "oracle_accuracy": None if self.oracle is None else self.oracle.as_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adaptation:
+    """What ``adapt`` returns.
+
+    Parameters
+    ----------
+    model : TransferModel
+        The chosen model, or the source model if none was accepted.
+    chosen : str
+        Name of the method, or "source".
+    results : tuple of AdaptationResult
+        The source model first.
+    distances : mapping
+        Between source and target before and after; empty without source images.
+    summary : tuple of str
+    seconds : float
+    folder : Path or None
+        Where the model was written.
+    """
+
+    model: TransferModel
+    chosen: str
+    results: tuple[AdaptationResult, ...]
+    distances: Mapping[str, Mapping[str, float]]
+    summary: tuple[str, ...]
+    seconds: float
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Adaptation({self.chosen!r}, {len(self.results) - 1} methods tried)"
+
+    def _repr_html_(self) -> str:
+        rows = {r.method: " ".join(r.objections) or "accepted" for r in self.results[1:]}
+        return html_table(f"Adaptation: {self.chosen}", rows)
+
+    @property
+    def is_better(self) -> bool:
+        """Whether an adapted model was chosen."""
+        return self.chosen != SOURCE
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "chosen": self.chosen,
+            "is_better": self.is_better,
+            "summary": list(self.summary),
+            "results": [result.as_dict() for result in self.results],
+            "distances": {key: dict(value) for key, value in self.distances.items()},
+            "seconds": self.seconds,
+        }
+
+
+SOURCE = "source"
+
+
+def adapt(
+    model: TransferModel | str | Path,
+    target: object,
+    *,
+    source: object = None,
+    method: str = "auto",
+    evaluate_on: object = None,
+    out: str | Path | None = None,
+    cache: Cache | bool | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Adaptation:
+    """Adapt a classifier to unlabelled target images, as ``headstart adapt`` on the command line.
+
+    Labels of the target are never read. The model is returned unchanged if no method gives better
+    label-free scores.
+
+    Parameters
+    ----------
+    model : TransferModel, str or Path
+        A model, or the folder of a saved one.
+    target : path, images, or a sequence of these
+        Unlabelled images of the new domain, as for ``TransferModel.predict``.
+    source : str, Path, Dataset or object, optional
+        Labelled images of the model's own domain, as for `headstart.fit`.
+    method : str
+        ``auto``, or one or more of ``ADAPTATIONS``, separated by commas.
+    evaluate_on : str, Path, Dataset or object, optional
+        Labelled images of the target, to show the accuracy of every model. Never used to choose.
+    out : str or Path, optional
+        Folder to write the model and the report to; by default nothing is written.
+    cache : Cache or bool, optional
+        By default the user's; False for an empty one.
+    progress : bool, optional
+        Show progress; None does so in a terminal and in a notebook only.
+    **settings
+        Fields of `AdaptSettings`: ``budget``, ``train_from``, ``learning_rate``, ``epochs``,
+        ``batch_norm``, ``bad_files``, ``device`` and ``seed``; ``observer`` and ``no_cache``, as
+        for `headstart.fit`.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method or setting.
+    DataError
+        If there are too few images, or a method needs source images and there are none.
+    UsageError
+        If the model is no classifier, or a value is invalid.
+
+    Examples
+    --------
+    >>> adapted = adapt("runs/photos", "unlabeled/", source="photos/")  # doctest: +SKIP
+    >>> adapted.is_better  # doctest: +SKIP
+    True
+    """
+    observer, no_cache = settings.pop("observer", None), settings.pop("no_cache", False)
+    names = [field.name for field in fields(AdaptSettings)]
+    for name in settings:
+        if name not in names:
+            raise UnknownNameError("setting", name, names)
+    chosen = AdaptSettings(**settings)
+    methods = _parse_methods(method, chosen)
+    loaded = model if isinstance(model, TransferModel) else load(model)
+    with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
+        run = _AdaptRun(loaded, chosen, store, notify)
+        run.read(target, source, evaluate_on)
+        return run.finish(run.try_methods(methods, is_auto=method == "auto"), out)
+
+
+def _parse_methods(text: str, settings: AdaptSettings) -> list[Any]:
+    names = AUTO if text == "auto" else [part.strip() for part in text.split(",") if part.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(
+            f"--method must be auto or different names, got {text!r}. Pass each name once."
+        )
+    return [settings.method(name) for name in names]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tried:
+    """An adapted model with its scores."""
+
+    model: TransferModel
+    scores: TargetScores
+    result: AdaptationResult
+
+
+class _AdaptRun:
+    """Images, the source model and its scores."""
+
+    def __init__(
+        self, model: TransferModel, settings: AdaptSettings, cache: Cache, notify: Observer
+    ) -> None:
+        self.model, self.settings, self.notify, self.cache = model, settings, notify, cache
+        self.started_at = time.perf_counter()
+        self.extractor = Extractor(
+            cache=cache, engine="fp32", device=settings.device, progress=progress_of(notify)
+        )
+
+    def read(self, target: object, source: object, evaluate_on: object) -> None:
+        """Read the images, and score the source model."""
+        bad_files = self.settings.bad_files
+        progress_of(self.notify)("reading the images", 0, 0)
+        images = readable_samples(to_samples(target), cache=self.cache, bad_files=bad_files)
+        samples: Sequence[Sample] = [replace(sample, target=None) for sample in images]
+        self.val: Dataset | None = None
+        train: Dataset | None = None
+        if source is not None:
+            train, self.val = held_out(self._read_labelled(source, "train"), self.settings.seed)
+        self.domains = Domains(target=tuple(samples), source=train)
+        self.oracle = None if evaluate_on is None else self._read_labelled(evaluate_on, "test")
+        require_adaptable(self.model, self.domains, ADAPTATIONS["adabn"])
+        self.start = self._score(self.model)
+
+    def _read_labelled(self, source: object, part: str) -> Dataset:
+        task = self.model.require_task(ClassificationTask)
+        data = labelled_part(
+            source, task.kind, part, cache=self.cache, bad_files=self.settings.bad_files
+        )
+        unknown = sorted(set(data.classes) - set(task.classes))
+        if unknown:
+            raise DataError(
+                f"{data.name!r} has the classes {unknown[:5]}, which the model does not know. "
+                "Pass images of the model's classes."
+            )
+        return self.model.align_classes(data)
+
+    def try_methods(self, methods: Sequence[Any], *, is_auto: bool) -> list[_Tried]:
+        """Adapt by each method, until the budget is used up."""
+        deadline = self.started_at + self.settings.seconds
+        tried: list[_Tried] = []
+        with StopRequest(self.notify, always_ends="Stopping; no model was written.") as stop:
+            for method in methods:
+                if is_auto and method.needs_source and self.domains.source is None:
+                    self.notify(Noted(text=f"Skipped: {method.name} needs --source."))
+                    continue
+                if tried and time.perf_counter() > deadline:
+                    text = (
+                        f"Skipped: {method.name}; the budget of {self.settings.budget} is used up."
+                    )
+                    self.notify(Noted(text=text))
+                    continue
+                session = Session(on_epoch=self._report_epoch, deadline=deadline, stop=stop)
+                try:
+                    tried.append(self._try_method(method, session))
+                except UsageError as error:  # such as a backbone without BatchNorm
+                    if not is_auto:
+                        raise
+                    self.notify(Noted(text=f"Skipped: {method.name}. {error}"))
+                except TrainingError as error:
+                    self.notify(Noted(text=f"Failed: {method.name}. {error}"))
+        return tried
+
+    def _report_epoch(self, epoch: Epoch, n_epochs: int) -> None:
+        self.notify(EpochDone(epoch=epoch, n_epochs=n_epochs, measure=MEASURE))
+
+    def _try_method(self, method: Any, session: Session) -> _Tried:
+        started_at = time.perf_counter()
+        progress_of(self.notify)(f"adapting by {method.name}", 0, 0)
+        adapted = method.adapt(self.model, self.domains, extractor=self.extractor, session=session)
+        if adapted.history is not None and adapted.history.interrupted:
+            raise KeyboardInterrupt  # nothing is written: a half adapted model was not chosen
+        scores = self._score(adapted.model)
+        gain = information_gain(self.start, scores, seed=self.settings.seed)
+        result = AdaptationResult(
+            method=method.name,
+            scores=scores.as_dict(),
+            gain=gain,
+            objections=self._objections(adapted, scores, gain),
+            seconds=time.perf_counter() - started_at,
+            oracle=self._oracle(adapted.model),
+        )
+        text = " ".join(result.objections) or "accepted"
+        self.notify(Noted(text=f"{method.name}: {text}"))
+        return _Tried(model=adapted.model, scores=scores, result=result)
+
+    def _objections(
+        self, adapted: Adapted, scores: TargetScores, gain: Interval
+    ) -> tuple[str, ...]:
+        before = effective_classes(self.start.probabilities)
+        collapse = adapted.collapse or describe_collapse(scores.probabilities, before)
+        objections = list_objections(self.start, scores, gain)
+        return (collapse, *objections) if collapse else objections
+
+    def _score(self, model: TransferModel) -> TargetScores:
+        """Label-free scores of a model."""
+        features = self.extractor.features(model.backbone, self.domains.target).values
+        probabilities = _probabilities(model, features)
+        risk: EmbeddedRisk | None = None
+        if self.val is not None and self.domains.source is not None:
+            train, val = (
+                self.extractor.features(model.backbone, data.samples).values
+                for data in (self.domains.source, self.val)
+            )
+            wrong = _probabilities(model, val).argmax(axis=1) != self.val.targets()
+            ratios = density_ratios(train, features, val)
+            risk = deep_embedded_validation(wrong.astype(np.float64), ratios)
+        return score_target(probabilities, features, risk)
+
+    def _oracle(self, model: TransferModel) -> Interval | None:
+        """Accuracy on the labelled target images, which never decides anything."""
+        if self.oracle is None:
+            return None
+        evaluation = evaluate_dataset(
+            model, self.oracle, extractor=self.extractor, seed=self.settings.seed
+        )
+        return evaluation.metrics["accuracy"]
+
+    def finish(self, tried: Sequence[_Tried], out: str | Path | None) -> Adaptation:
+        """Choose a model, describe the choice, and write the folder."""
+        accepted = [entry for entry in tried if not entry.result.objections]
+        best = accepted[choose_adapted([e.scores for e in accepted])] if accepted else None
+        model = self.model if best is None else best.model
+        source = AdaptationResult(
+            method=SOURCE, scores=self.start.as_dict(), oracle=self._oracle(self.model)
+        )
+        adaptation = Adaptation(
+            model=model,
+            chosen=SOURCE if best is None else best.result.method,
+            results=(source, *(entry.result for entry in tried)),
+            distances=self._distances(model),
+            summary=(),
+            seconds=time.perf_counter() - self.started_at,
+        )
+        adaptation = replace(adaptation, summary=_summarise(adaptation))
+        record = dict(model.record)
+        values = record.get("adaptation", {}) if best is not None else {}
+        record["adaptation"] = {**values, "decision": adaptation.as_dict()}
+        adaptation = replace(adaptation, model=replace(model, record=record))
+        return adaptation if out is None else _write(adaptation, Path(out))
+
+    def _distances(self, model: TransferModel) -> dict[str, dict[str, float]]:
+        """Distances of source validation images and target, before and after."""
+        if self.val is None:
+            return {}
+        distances = {"before": self._distance(self.model)}
+        if model is not self.model:
+            distances["after"] = self._distance(model)
+        return distances
+
+    def _distance(self, model: TransferModel) -> dict[str, float]:
+        parts = [
+            self.extractor.features(model.backbone, _evenly(samples)).values
+            for samples in (self.val.samples if self.val else (), self.domains.target)
+        ]
+        return {
+            "proxy_a_distance": proxy_a_distance(*parts, seed=self.settings.seed).value,
+            "mmd": mmd(*parts),
+            "frechet_distance": frechet_distance(*parts),
+        }
+
+
+def _evenly(samples: Sequence[Sample]) -> list[Sample]:
+    """At most 500 of the samples, evenly spaced."""
+    count = min(len(samples), MOST_FOR_DISTANCE)
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+
+
+def _probabilities(model: TransferModel, features: Any) -> Floats:
+    """Probabilities at temperature 1: the source's temperature says nothing about the target."""
+    task = replace(model.require_task(ClassificationTask), temperature=1.0)
+    return task.probabilities(model.linear_head().logits(features))
+
+
+def _summarise(adaptation: Adaptation) -> tuple[str, ...]:
+    """Describe the choice in sentences."""
+    tried = adaptation.results[1:]
+    if not adaptation.is_better:
+        reasons = [f"{result.method}: {result.objections[0]}" for result in tried]
+        return ("Not better: the source model is kept.", *reasons)
+    chosen = next(result for result in tried if result.method == adaptation.chosen)
+    sentences = [f"Adapted by {chosen.method}; chosen without labels of the target."]
+    if chosen.gain is not None:
+        sentences.append(
+            f"Mutual information of images and predictions: {chosen.gain.value:+.3f} "
+            f"[{chosen.gain.low:+.3f}, {chosen.gain.high:+.3f}] nats over the source model."
+        )
+    refused = [result.method for result in tried if result.objections]
+    if refused:
+        sentences.append(f"Not accepted: {', '.join(refused)}.")
+    return tuple(sentences)
+
+
+def _write(adaptation: Adaptation, target: Path) -> Adaptation:
+    """Write the model, report.json and report.md into a new folder."""
+    with temporary_folder(target) as folder:
+        with explain_write_errors(target):
+            save(adaptation.model, folder)
+            for name, text in {
+                "report.json": json_text(adaptation.as_dict(), indent=1),
+                "report.md": _report(adaptation),
+            }.items():
+                write_whole(output_path(folder, name), text)
+        return replace(adaptation, folder=publish_folder(folder, target))
+
+
+def _report(adaptation: Adaptation) -> str:
+    """Report as Markdown: the choice, the scores of each model and the distances."""
+    names = list(adaptation.results[0].scores)
+    titles = [name.replace("_", " ") for name in names]
+    has_oracle = any(result.oracle for result in adaptation.results)
+    head = ["model", *titles, *(["accuracy (oracle, never used to choose)"] if has_oracle else [])]
+    lines = ["# Adaptation", "", *adaptation.summary, ""]
+    lines += [f"| {' | '.join(head)} | decision |", "|---" * (len(head) + 1) + "|"]
+    for result in adaptation.results:
+        cells = [f"{result.scores[name]:.4f}" for name in names]
+        cells += [str(result.oracle)] if has_oracle else []
+        is_chosen = result.method == adaptation.chosen
+        decision = "chosen" if is_chosen else " ".join(result.objections) or "-"
+        lines.append(f"| {result.method} | {' | '.join(cells)} | {decision} |")
+    for moment, distances in adaptation.distances.items():
+        values = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in distances.items())
+        lines += ["", f"Distance of source and target {moment}: {values}."]
+    return "\n".join(lines) + "\n"
