@@ -633,7 +633,8 @@ def test_methods_that_train_are_named_or_given(method, backbone, tmp_path):
     assert given.predict_proba(images).shape == (16, 2)
     assert clone(given).method == settings
     by_name = ImageClassifier(method=method, imbalance="none", random_state=5)._create_method(5)
-    assert by_name == METHODS[method](seed=5, loss=replace(settings.loss, imbalance="none"))
+    kind = Finetune.measured if method == "finetune" else METHODS[method]
+    assert by_name == kind(seed=5, loss=replace(settings.loss, imbalance="none"))
     with pytest.raises(UnknownNameError, match=method):
         ImageClassifier(method=method[:-1], **options).fit(images, labels)
 
