@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import numpy as np
@@ -96,3 +97,34 @@ def test_a_network_that_cannot_be_converted_runs_in_torch_without_noise(tmp_path
     assert "conversion failed" in choice.describe()
     written = capfd.readouterr()
     assert written.out + written.err == ""
+
+
+SIGNAL_AFTER_TWO_NETWORKS = """
+import gc, signal, sys
+import numpy as np, torch
+from headstart.features.engines import compile_engine
+from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
+
+signal.signal(signal.SIGINT, lambda *_: print("handled", flush=True))
+images = np.zeros((2, 32, 32, 3), np.uint8)
+networks = []
+for _ in range(3):
+    module = random_backbone(SMALL_ARCHITECTURE).module
+    networks.append(compile_engine(module, "openvino", device="cpu"))
+    networks[-1](images)
+while networks:  # the first that was compiled is freed first
+    networks.pop(0)
+    gc.collect()
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_is_handled_after_networks_are_freed():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_TWO_NETWORKS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    assert done.stdout.split() == ["handled"] * 3

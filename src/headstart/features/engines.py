@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headstart.backbones.freezing import fingerprint, require_unchanged
 from headstart.cache import Cache, key
 from headstart.errors import MissingExtraError, SetupError, UnknownNameError
-from headstart.features.graphs import has_openvino, import_openvino, read_graph
+from headstart.features.graphs import has_openvino, openvino_core, read_graph
 from headstart.runtime import cores, machine, versions
 from headstart.runtime import device as resolve_device
 
@@ -437,7 +437,7 @@ def _compile_openvino(
         "PERFORMANCE_HINT": "THROUGHPUT",
     }
     graph = read_graph(backbone, ends, cache=cache)
-    compiled = import_openvino().Core().compile_model(graph, "CPU", settings)
+    compiled = openvino_core().compile_model(graph, "CPU", settings)
     requests = threading.local()
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import io
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from headstart.files import scratch_folder
 if TYPE_CHECKING:
     from headstart.backbones.backbone import Backbone
 
-__all__ = ["has_openvino", "import_openvino", "network_identity", "read_graph"]
+__all__ = ["has_openvino", "import_openvino", "network_identity", "openvino_core", "read_graph"]
 
 GRAPH_VERSION = 1
 """Increased when a conversion gives another graph, so that stored graphs are not used."""
@@ -40,6 +41,17 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@lru_cache(maxsize=1)
+def openvino_core() -> Any:
+    """Return the one Core of this process, which is never freed.
+
+    Each Core gives the thread that compiles a stack for signal handlers, and takes it away when
+    it is freed. If a second Core is freed after the first one, the thread is left with a stack
+    that does not exist, and the next signal (Ctrl-C) ends the process with a segmentation fault.
+    """
+    return import_openvino().Core()
 
 
 def network_identity(backbone: Backbone) -> tuple[str, ...]:
@@ -80,7 +92,7 @@ def read_graph(backbone: Backbone, ends: Sequence[str], *, cache: Cache | None) 
         stored = _pack(_convert(backbone))
         if cache is not None and len(stored) <= LARGEST_GRAPH:
             cache.put_many({entry: stored}, kind="graph")
-    graph = openvino.Core().read_model(*_unpack(stored))
+    graph = openvino_core().read_model(*_unpack(stored))
     names = _all_ends(backbone)
     outputs = [graph.outputs[names.index(end)].get_node().input_value(0) for end in ends]
     return openvino.Model(outputs, graph.get_parameters())
