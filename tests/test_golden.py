@@ -18,6 +18,7 @@ import headstart
 from headstart.backbones.backbone import load as load_backbone
 from headstart.backbones.catalog import resolve
 from headstart.cache import Cache
+from headstart.data.transforms import preprocess
 from headstart.methods.finetune import Finetune
 from headstart.training import trainer
 from headstart.training.optim import Training
@@ -94,6 +95,7 @@ def stopped(tmp_path, monkeypatch):
     record = json.loads((SAVED / "finetuned" / "model.json").read_text())["record"]
     monkeypatch.setattr(trainer, "versions", lambda: record["versions"])
     monkeypatch.setattr(trainer, "threads", lambda: 1)
+    monkeypatch.setattr(preprocess, "RESIZE_VERSION", 1)  # only JPEGs are resized otherwise now
     monkeypatch.chdir(tmp_path)
 
 

@@ -24,7 +24,7 @@ from headstart.models.inference import Segmentation
 from headstart.models.prediction_files import write_predictions
 from headstart.models.writing import DESCRIPTION, TENSORS, fitting_tensors, replace_model
 from headstart.training import checkpoint
-from headstart.workflows import compare
+from headstart.workflows import compare, compare_files
 from headstart.workflows.run_folder import (
     RACE,
     delete_checkpoint,
@@ -94,14 +94,14 @@ RESULT = compare.TrainingResult(
 
 def append_result(folder, seed):
     path = folder / compare.RESULTS_FILE
-    results = dict(compare._read_results(path))
+    results = dict(compare_files.read_results(path))
     for number in range(seed + 1):
         if str(number) not in results:
-            compare._append_result(path, str(number), replace(RESULT, seed=number))
+            compare_files.append_result(path, str(number), replace(RESULT, seed=number))
 
 
 def read_results(folder):
-    results = dict(compare._read_results(folder / compare.RESULTS_FILE))
+    results = dict(compare_files.read_results(folder / compare.RESULTS_FILE))
     assert [result.seed for result in results.values()] == list(range(len(results)))
     return len(results) - 1 if results else None
 

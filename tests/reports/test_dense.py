@@ -190,7 +190,10 @@ def test_the_page_is_whole_and_holds_everything_itself(facts: Facts) -> None:
     assert not {"script", "link", "iframe"} & page.tags
     assert all((image["src"] or "").startswith("data:image/webp") for image in page.images)
     assert all(image["alt"] for image in page.images)
-    assert page.links == {"#content", *(f"#open-{name}" for name in page.sections)}
+    terms = {link for link in page.links if link.startswith("#term-")}
+    assert page.links - terms == {"#content", *(f"#open-{name}" for name in page.sections)}
+    assert terms
+    assert all(f'id="{link[1:]}"' in html for link in terms)
     assert render_html(facts) == html
     assert "nan" not in " ".join(page.sections.values())
 

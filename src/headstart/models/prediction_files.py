@@ -364,6 +364,7 @@ def write_predictions(
     Examples
     --------
     >>> import numpy as np
+    >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> pairs = [(Sample(image=b""), Segmentation(name="a.png", mask=np.zeros((2, 2), np.uint8)))]
     >>> written = write_predictions(folder, "masks", pairs, ["background", "leaf"])

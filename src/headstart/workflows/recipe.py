@@ -369,8 +369,8 @@ def make_recipe(
     values = {name: value for name, value in settings.items() if name in own}
     flag_values = {name: value for name, value in settings.items() if name not in own}
     method, loss = values.pop("method", None), flag_values.pop("loss", None)
-    if loss is not None and method is None:
-        method = "finetune"
+    if loss is not None:  # of logits and targets: the data need not be read for their task
+        method, find_task = "finetune" if method is None else method, None
     first, rivals = parse_backbones(
         values.pop("backbone", DEFAULT_BACKBONE), values.pop("backbones", ())
     )

@@ -129,6 +129,7 @@ def _require_space(folder: Path) -> None:
 def free_folder(target: Path) -> Path:
     """Return the target, or the next free name if it exists: an older run is never touched.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     Path(parent, "run").mkdir()
     ...     free_folder(Path(parent, "run")).name
@@ -221,6 +222,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Examples
     --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent, locked(Path(parent, "run.partial")):
     ...     (Path(parent, "run.partial") / LOCK).is_file()
     True

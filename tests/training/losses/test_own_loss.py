@@ -88,7 +88,8 @@ def test_it_is_a_field_of_the_gradient_methods(method) -> None:
     kind = {"finetune": headstart.Finetune, "scratch": headstart.Scratch}[method]
     made = kind(loss=margins)
     assert made.loss == Loss(function=margins)
-    assert made == make_recipe({"method": method, "loss": margins}).method
+    named = make_recipe({"method": method, "loss": margins}).method
+    assert (type(named), named.loss) == (kind, made.loss)
     assert described(made)["loss"]["function"] == f"{__name__}.margins"
     assert "function" not in described(kind())["loss"]
     assert make_recipe({"loss": margins}).method.name == "finetune"

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.checks.scan import SKETCH_SIDE, ImageRecord
+from headstart.data.splits import find_root
 
 __all__ = ["Copy", "find_copies", "find_known", "pack_looks"]
 
@@ -39,6 +40,7 @@ STEPS = 5  # of the alignment
 MIN_MATCH = 0.85  # correlation of the local contrasts
 MIN_MATCH_ALIKE = 0.92  # in a set whose images are all alike, such as radiographs
 ALIKE = 0.5  # wrong candidates per image from which the images of a set are all alike
+MAX_LINKED = 24  # images that are linked by copies; more have the same scene, not one source
 MIN_KNOWN = 0.98  # correlation with a stored descriptor
 MIN_BLOCKS = 6  # of 16 blocks of the image that must have contrast
 BLACK, WHITE = 3, 252  # grey levels that may be clipped
@@ -117,7 +119,17 @@ def find_copies(records: Sequence[ImageRecord]) -> list[Copy]:
             else:
                 copies.append(_to_copy(int(rows[first]), int(rows[second]), kind, window, match))
     least = MIN_MATCH_ALIKE if n_wrong > ALIKE * len(rows) else MIN_MATCH
-    return sorted((c for c in copies if c.match >= least), key=lambda copy: -copy.match)
+    copies = [copy for copy in copies if copy.match >= least]
+    return sorted(_without_crowds(copies, len(records)), key=lambda copy: -copy.match)
+
+
+def _without_crowds(copies: Sequence[Copy], n: int) -> list[Copy]:
+    """Leave out the images that are linked to many others: those are alike, not copies."""
+    parent = list(range(n))
+    for copy in copies:
+        parent[find_root(parent, copy.copy)] = find_root(parent, copy.original)
+    sizes = Counter(find_root(parent, row) for row in range(n))
+    return [c for c in copies if sizes[find_root(parent, c.copy)] <= MAX_LINKED]
 
 
 def pack_looks(records: Sequence[ImageRecord]) -> str:
