@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from headstart.cli import terminal
 from headstart.cli.heartbeat import Heartbeat
@@ -93,15 +95,25 @@ def test_a_pipe_gets_a_line_at_regular_times(tmp_path: Path) -> None:
 
 
 def test_the_thread_ends_with_the_block_and_with_an_error() -> None:
-    beats: list[int] = []
+    def running() -> bool:
+        return "headstart progress" in {thread.name for thread in threading.enumerate()}
 
     def fail() -> None:
-        with Heartbeat(lambda: beats.append(1), seconds=0.01):
-            time.sleep(0.1)
+        with terminal.Terminal(Console()):
+            assert running()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
+    assert not running()
+
+
+def test_no_call_comes_after_the_stop() -> None:
+    beats: list[int] = []
+    heartbeat = Heartbeat(lambda: beats.append(1), seconds=0.01)
+    heartbeat.start()
+    time.sleep(0.1)
+    heartbeat.stop()
     n_beats = len(beats)
     assert n_beats
     time.sleep(0.1)

@@ -4,12 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 
 from headstart.data.images import ImageOptions, decode, read_header, unreadable_reason
 from headstart.data.tiff import count_pages, describe_tiff, minimum_is_black, read_tags
 from headstart.errors import UnreadableImageError
-
-tifffile = pytest.importorskip("tifffile", reason="writes the files; not in the dev extra")
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 65536, (9, 13), dtype=np.uint16)

@@ -115,9 +115,9 @@ def test_copies_of_training_images_are_a_warning(cache, tmp_path):
             put(tmp_path / "others" / name / f"new {i}.png", scenes[i])
     settings = {"method": "linear-probe", "folds": 3, "engine": "fp32", "test_fraction": 0.1}
     run = headstart.fit(tmp_path / "photos", out=tmp_path / "run", cache=cache, **settings)
-    looks = run.model.record["training_looks"]
-    assert len(looks) == 84 * len(run.model.record["learned_from"])
-    assert "training_looks" not in (tmp_path / "run" / "report.json").read_text()
+    descriptors = run.model.record["training_descriptors"]
+    assert len(descriptors) == 84 * len(run.model.record["learned_from"])
+    assert "training_descriptors" not in (tmp_path / "run" / "report.json").read_text()
     evaluated = evaluate_model(run.model, tmp_path / "others", cache=cache)
     expected = {f"{name}/{change}.png" for name in ("dark", "bright") for change in CHANGES}
     (finding,) = evaluated.prepared.findings
@@ -126,5 +126,5 @@ def test_copies_of_training_images_are_a_warning(cache, tmp_path):
     assert len(found) >= 3  # one of them may be a test image
     assert finding.message.startswith(f"{len(found)} of 12 images are nearly the same as training")
     assert (finding.kind, finding.severity) == ("near-duplicate", "warning")
-    older = replace(run.model, record={**run.model.record, "training_looks": ""})
+    older = replace(run.model, record={**run.model.record, "training_descriptors": ""})
     assert evaluate_model(older, tmp_path / "others", cache=cache).prepared.findings == ()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 __all__ = ["Heartbeat"]
 
 
 class Heartbeat:
-    """Call a function every few tenths of a second, until the block ends.
+    """Call a function every few tenths of a second, from ``start`` to ``stop``.
 
     Parameters
     ----------
@@ -24,8 +22,10 @@ class Heartbeat:
     --------
     >>> import time
     >>> beats = []
-    >>> with Heartbeat(lambda: beats.append(1), seconds=0.01):
-    ...     time.sleep(0.2)
+    >>> heartbeat = Heartbeat(lambda: beats.append(1), seconds=0.01)
+    >>> heartbeat.start()
+    >>> time.sleep(0.2)
+    >>> heartbeat.stop()
     >>> len(beats) > 2
     True
     """
@@ -39,15 +39,11 @@ class Heartbeat:
         while not self._ended.wait(self._seconds):
             self._beat()
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begin to call."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """End the calls; one that runs may take up to a second more."""
         self._ended.set()
         self._thread.join(timeout=1.0)

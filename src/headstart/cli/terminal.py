@@ -116,7 +116,7 @@ class Terminal:
         self._current: _Step | None = None
 
     def __enter__(self) -> Self:
-        self._heartbeat.__enter__()
+        self._heartbeat.start()
         return self
 
     def __exit__(
@@ -125,7 +125,7 @@ class Terminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._heartbeat.__exit__(kind, error, trace)
+        self._heartbeat.stop()
         self._stop_bars()
 
     def __call__(self, event: Event) -> None:

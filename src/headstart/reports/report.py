@@ -129,7 +129,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "record": {
                 name: value
                 for name, value in model.record.items()
-                if name not in {"learned_from", "training_looks"}
+                if name not in {"learned_from", "training_descriptors"}
             },
         },
         "evaluation": numbers,

@@ -16,7 +16,7 @@ from headstart.data.checks.boxes import (
     keep_boxed,
     require_matching_sizes,
 )
-from headstart.data.checks.copies import find_known
+from headstart.data.checks.copies import find_known_copies
 from headstart.data.checks.images import Finding, keep_readable, scan
 from headstart.data.checks.masks import check_masks, keep_usable_masks
 from headstart.data.dataset import DENSE, Dataset, Kind, Sample
@@ -291,7 +291,9 @@ def _find_seen_copies(
     model: TransferModel, samples: Sequence[Sample], cache: Cache
 ) -> tuple[Finding, ...]:
     """Warn of images that nearly repeat training images; identical ones are an error."""
-    known = find_known(scan(samples, cache=cache), str(model.record.get("training_looks", "")))
+    known = find_known_copies(
+        scan(samples, cache=cache), str(model.record.get("training_descriptors", ""))
+    )
     training_digests = set(model.record.get("learned_from", ()))
     rows = [row for row in known if short_digest(samples[row]) not in training_digests]
     if not rows:

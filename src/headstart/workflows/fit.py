@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.cache import Cache, open_cache
-from headstart.data.checks.copies import pack_looks
+from headstart.data.checks.copies import pack_descriptors
 from headstart.data.prepare import PreparedData
 from headstart.distributed import is_main, main_first, processes
 from headstart.evaluation.baselines import PROBE
@@ -333,7 +333,7 @@ def _create_start(choice: Choice, prepared: PreparedData, context: _Context) -> 
             seed=recipe.seed,
             record={
                 "learned_from": _used_images(prepared),
-                "training_looks": _training_looks(prepared),
+                "training_descriptors": _training_descriptors(prepared),
                 "data": _data_record(prepared),
                 "seed": recipe.seed,
                 "versions": versions(),
@@ -361,13 +361,13 @@ def _used_images(prepared: PreparedData) -> list[str]:
     return [short_digest(sample) for part in parts for sample in part.samples]
 
 
-def _training_looks(prepared: PreparedData) -> str:
+def _training_descriptors(prepared: PreparedData) -> str:
     """What `evaluate` needs to recognise copies of the same images as `_used_images`."""
     used = {"train"} if prepared.val is None else {"train", "val"}
     if len(prepared.records) != len(prepared.data):
         return ""
     pairs = zip(prepared.data.samples, prepared.records, strict=True)
-    return pack_looks([record for sample, record in pairs if sample.split in used])
+    return pack_descriptors([record for sample, record in pairs if sample.split in used])
 
 
 def _data_record(prepared: PreparedData) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from headstart.cache import Cache
 from headstart.data.checks import copies as module
-from headstart.data.checks.copies import find_copies, find_known, pack_looks
+from headstart.data.checks.copies import find_copies, find_known_copies, pack_descriptors
 from headstart.data.checks.images import check, is_frame
 from headstart.data.checks.scan import ImageRecord, scan
 from headstart.data.dataset import Dataset, Sample
@@ -215,18 +215,18 @@ def test_only_numbered_names_are_frames():
 )  # fmt: skip
 def test_copies_of_known_images_are_recognised(originals, name, is_known):
     training = scan([Sample(image=encoded(image)) for image in originals[:20]])
-    looks = pack_looks(training)
+    looks = pack_descriptors(training)
     assert len(looks) == 20 * 84
     change = CHANGES[name][0] if name else lambda image: image
     tested = [*originals[24:], *(map(change, originals[:4]) if is_known else ())]
-    found = find_known(scan([Sample(image=encoded(image, 60)) for image in tested]), looks)
+    found = find_known_copies(scan([Sample(image=encoded(image, 60)) for image in tested]), looks)
     assert found == ([6, 7, 8, 9] if is_known else [])
 
 
 @pytest.mark.parametrize("looks", ["", "AAAA", "A" * 84, "x"])
 def test_damaged_looks_match_nothing(originals, looks):
     records = scan([Sample(image=encoded(originals[0]))])
-    assert find_known(records, looks) == []
+    assert find_known_copies(records, looks) == []
 
 
 def test_images_that_are_all_alike_are_not_copies_of_each_other() -> None:

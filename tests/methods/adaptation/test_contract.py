@@ -18,7 +18,8 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.adaptation import ADAPTATIONS
-from headstart.methods.adaptation.contract import Domains, GradientAdaptation
+from headstart.methods.adaptation.contract import Domains
+from headstart.methods.adaptation.paired_training import GradientAdaptation
 from headstart.methods.linear_probe import LinearProbe
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel

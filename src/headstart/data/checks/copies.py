@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headstart.data.checks.scan import SKETCH_SIDE, ImageRecord
 from headstart.data.splits import find_root
 
-__all__ = ["Copy", "find_copies", "find_known", "pack_looks"]
+__all__ = ["Copy", "find_copies", "find_known_copies", "pack_descriptors"]
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -120,10 +120,10 @@ def find_copies(records: Sequence[ImageRecord]) -> list[Copy]:
                 copies.append(_to_copy(int(rows[first]), int(rows[second]), kind, window, match))
     least = MIN_MATCH_ALIKE if n_wrong > ALIKE * len(rows) else MIN_MATCH
     copies = [copy for copy in copies if copy.match >= least]
-    return sorted(_without_crowds(copies, len(records)), key=lambda copy: -copy.match)
+    return sorted(_without_large_groups(copies, len(records)), key=lambda copy: -copy.match)
 
 
-def _without_crowds(copies: Sequence[Copy], n: int) -> list[Copy]:
+def _without_large_groups(copies: Sequence[Copy], n: int) -> list[Copy]:
     """Leave out the images that are linked to many others: those are alike, not copies."""
     parent = list(range(n))
     for copy in copies:
@@ -132,7 +132,7 @@ def _without_crowds(copies: Sequence[Copy], n: int) -> list[Copy]:
     return [c for c in copies if sizes[find_root(parent, c.copy)] <= MAX_LINKED]
 
 
-def pack_looks(records: Sequence[ImageRecord]) -> str:
+def pack_descriptors(records: Sequence[ImageRecord]) -> str:
     """Pack the descriptors of images as text: 84 characters for each that can be recognised.
 
     Examples
@@ -141,7 +141,7 @@ def pack_looks(records: Sequence[ImageRecord]) -> str:
     >>> from headstart.data.dataset import Sample
     >>> noise = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
     >>> records = scan([Sample(image=noise)])
-    >>> len(pack_looks(records)), find_known(records, pack_looks(records))
+    >>> len(pack_descriptors(records)), find_known_copies(records, pack_descriptors(records))
     (84, [0])
     """
     _, sketches = _usable_sketches(records)
@@ -151,7 +151,7 @@ def pack_looks(records: Sequence[ImageRecord]) -> str:
     return b64encode(values.tobytes()).decode()
 
 
-def find_known(records: Sequence[ImageRecord], looks: str) -> list[int]:
+def find_known_copies(records: Sequence[ImageRecord], packed: str) -> list[int]:
     """Find the images that nearly repeat others, of which only the descriptors are known.
 
     Copies of another size, quality or (slightly) brightness are found, mirrored and rotated ones,
@@ -160,8 +160,8 @@ def find_known(records: Sequence[ImageRecord], looks: str) -> list[int]:
     Parameters
     ----------
     records : sequence of ImageRecord
-    looks : str
-        Result of `pack_looks` for the known images.
+    packed : str
+        Result of `pack_descriptors` for the known images.
 
     Returns
     -------
@@ -171,10 +171,10 @@ def find_known(records: Sequence[ImageRecord], looks: str) -> list[int]:
     rows, sketches = _usable_sketches(records)
     n_values = FREQUENCIES**2 - 1
     try:
-        packed = np.frombuffer(b64decode(looks), np.int8)
+        values = np.frombuffer(b64decode(packed), np.int8)
     except ValueError:  # a damaged text: the images cannot be compared
         return []
-    known = packed[: len(packed) // n_values * n_values].reshape(-1, n_values).astype(np.float32)
+    known = values[: len(values) // n_values * n_values].reshape(-1, n_values).astype(np.float32)
     known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-6)
     found: list[int] = []
     if not len(known):

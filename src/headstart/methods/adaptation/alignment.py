@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from headstart.errors import UsageError
-from headstart.features.extractor import Extractor
-from headstart.methods.adaptation.contract import Adapted, Domains, GradientAdaptation
+from headstart.methods.adaptation.contract import Domains
 from headstart.methods.adaptation.paired_training import (
     DomainBatch,
+    GradientAdaptation,
     PairedTraining,
-    train_on_domains,
 )
 from headstart.models.transfer_model import TransferModel
-from headstart.training.job import Session
 from headstart.training.losses.alignment import (
     class_confusion,
     deep_coral,
@@ -53,22 +51,14 @@ class DeepCoral(GradientAdaptation):
     needs_source: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train with the loss on the source and the gap of the covariances."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the gap of the covariances as the loss."""
 
         def loss(batch: DomainBatch) -> Tensor:
             source = _require_source(batch)
             return self.weight * deep_coral(source.logits, batch.target.logits)
 
-        parts = PairedTraining(loss=loss)
-        return train_on_domains(self, model, domains, parts, extractor=extractor, session=session)
+        return PairedTraining(loss=loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +79,15 @@ class Dan(GradientAdaptation):
     needs_source: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train with the loss on the source and the discrepancies."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the discrepancies of features and logits as the loss."""
 
         def loss(batch: DomainBatch) -> Tensor:
             source, target = _require_source(batch), batch.target
             features = multi_kernel_mmd(source.pooled, target.pooled)
             return self.weight * (features + multi_kernel_mmd(source.logits, target.logits))
 
-        parts = PairedTraining(loss=loss)
-        return train_on_domains(self, model, domains, parts, extractor=extractor, session=session)
+        return PairedTraining(loss=loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,22 +120,14 @@ class Mcc(GradientAdaptation):
         if not self.temperature > 0:
             raise UsageError(f"`temperature` must be above 0, got {self.temperature}.")
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train with the loss on the source and the confusion on the target."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the confusion on the target as the loss."""
 
         def loss(batch: DomainBatch) -> Tensor:
             logits = batch.target.logits
             return self.weight * class_confusion(logits, temperature=self.temperature)
 
-        parts = PairedTraining(loss=loss)
-        return train_on_domains(self, model, domains, parts, extractor=extractor, session=session)
+        return PairedTraining(loss=loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +163,8 @@ class Dann(GradientAdaptation):
         if self.hidden < 1:
             raise UsageError(f"`hidden` must be 1 or more, got {self.hidden}.")
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train the network against a discriminator."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the loss of a discriminator whose gradient is reversed, and the discriminator."""
         discriminator = self._discriminator(model.backbone.width)
         losses: list[float] = []
 
@@ -211,10 +178,9 @@ class Dann(GradientAdaptation):
             losses.append(float(value.detach()))
             return self.weight * value
 
-        parts = PairedTraining(
+        return PairedTraining(
             loss=loss, discriminator=discriminator, problem=_describe_discriminator(losses)
         )
-        return train_on_domains(self, model, domains, parts, extractor=extractor, session=session)
 
     def _discriminator(self, width: int) -> nn.Module:
         import torch

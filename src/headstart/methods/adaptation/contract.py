@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from headstart.data.dataset import Dataset, Sample, html_fields
+from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.models.heads.linear import LinearHead
 from headstart.models.transfer_model import TransferModel
 from headstart.training.job import History, Session
-from headstart.training.optim import Training
 
-__all__ = ["AdaptationMethod", "Adapted", "Domains", "GradientAdaptation", "require_adaptable"]
+__all__ = ["AdaptationMethod", "Adapted", "Domains", "require_adaptable"]
 
 LEAST_TARGET = 8
 """Smallest number of target images: BatchNorm statistics and covariances of fewer are noise."""
@@ -93,60 +91,6 @@ class AdaptationMethod(Protocol):
             If there are too few images, or the source is missing or has other classes.
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientAdaptation:
-    """Settings of the methods that train by gradient.
-
-    Parameters
-    ----------
-    train_from : str
-        First stage of the backbone that trains: ``last:N``, ``all``, ``head`` or a name, as for
-        fine-tuning. The outputs of the stages before it are computed once and cached.
-    batch_norm : str
-        ``frozen``, ``train`` or ``adapt`` for the stages that train. After ``train`` the
-        statistics are estimated once more, on the target images alone.
-    learning_rate : float
-        Of the backbone and of the head.
-    weight : float
-        Factor of the method's own term beside the loss on the source labels.
-    training : Training
-        Optimiser, epochs, batch size and schedule. The last epoch is kept, because no labels are
-        there to choose another.
-    seed : int
-
-    Raises
-    ------
-    UsageError
-        If a value is out of its range.
-    """
-
-    train_from: str = "last:1"
-    batch_norm: str = "frozen"
-    learning_rate: float = 1e-4
-    weight: float = 1.0
-    training: Training = field(default_factory=lambda: Training(patience=0))
-    seed: int = 0
-
-    def _repr_html_(self) -> str:
-        return html_fields(self)
-
-    def __post_init__(self) -> None:
-        for name, low in (("learning_rate", 0.0), ("weight", 0.0)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low) or (name, value) == (
-                "learning_rate",
-                0,
-            ):
-                raise UsageError(f"`{name}` must be a positive number, got {value}.")
-        averages = {name: getattr(self.training, name) for name in ("patience", "soup")}
-        for name, value in averages.items():
-            if value:
-                raise UsageError(
-                    f"`{name}` must be 0 for an adaptation, got {value}: no target labels are "
-                    "there to choose an epoch. Leave it out."
-                )
 
 
 def require_adaptable(model: TransferModel, domains: Domains, method: Any) -> LinearHead:

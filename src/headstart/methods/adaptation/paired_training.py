@@ -8,22 +8,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.backbones.freezing import FreezePlan, freeze, plan_freezing, unfreeze
-from headstart.data.dataset import Sample
+from headstart.data.dataset import Sample, html_fields
 from headstart.data.loader import digest_of
 from headstart.data.transforms.augment import Augmentation
+from headstart.errors import UsageError
 from headstart.features.extractor import Extractor
-from headstart.methods.adaptation.contract import (
-    Adapted,
-    Domains,
-    GradientAdaptation,
-    require_adaptable,
-)
+from headstart.methods.adaptation.contract import Adapted, Domains, require_adaptable
 from headstart.methods.method import described
 from headstart.metrics.target_free import (
     describe_collapse,
@@ -38,11 +34,18 @@ from headstart.training.engine import train
 from headstart.training.inputs import Inputs, InputSource
 from headstart.training.job import Job, Rows, Score, Session
 from headstart.training.network import Network, Outputs, find_split_point
+from headstart.training.optim import Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["DomainBatch", "PairedTraining", "record_adaptation", "train_on_domains"]
+__all__ = [
+    "DomainBatch",
+    "GradientAdaptation",
+    "PairedTraining",
+    "record_adaptation",
+    "train_on_domains",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,8 +100,84 @@ class PairedTraining:
     problem: Callable[[], str] = field(default=lambda: "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradientAdaptation:
+    """Base of the methods that train by gradient: their settings, and their one training.
+
+    A method gives its own part by ``describe_training``.
+
+    Parameters
+    ----------
+    train_from : str
+        First stage of the backbone that trains: ``last:N``, ``all``, ``head`` or a name, as for
+        fine-tuning. The outputs of the stages before it are computed once and cached.
+    batch_norm : str
+        ``frozen``, ``train`` or ``adapt`` for the stages that train. After ``train`` the
+        statistics are estimated once more, on the target images alone.
+    learning_rate : float
+        Of the backbone and of the head.
+    weight : float
+        Factor of the method's own term beside the loss on the source labels.
+    training : Training
+        Optimiser, epochs, batch size and schedule. The last epoch is kept, because no labels are
+        there to choose another.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If a value is out of its range.
+    """
+
+    train_from: str = "last:1"
+    batch_norm: str = "frozen"
+    learning_rate: float = 1e-4
+    weight: float = 1.0
+    training: Training = field(default_factory=lambda: Training(patience=0))
+    seed: int = 0
+
+    name: ClassVar[str]
+    needs_source: ClassVar[bool]
+    resumes: ClassVar[bool]
+
+    def _repr_html_(self) -> str:
+        return html_fields(self)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(
+                f"`learning_rate` must be a positive number, got {self.learning_rate}."
+            )
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"`weight` must be 0 or more, got {self.weight}.")
+        averages = {name: getattr(self.training, name) for name in ("patience", "soup")}
+        for name, value in averages.items():
+            if value:
+                raise UsageError(
+                    f"`{name}` must be 0 for an adaptation, got {value}: no target labels are "
+                    "there to choose an epoch. Leave it out."
+                )
+
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the method's loss, and what it trains."""
+        raise NotImplementedError(f"{type(self).__name__} must define `describe_training`.")
+
+    def adapt(
+        self,
+        model: TransferModel,
+        domains: Domains,
+        *,
+        extractor: Extractor,
+        session: Session | None = None,
+    ) -> Adapted:
+        """Train on both domains; without the source if the method does not need it."""
+        used = domains if self.needs_source else replace(domains, source=None)
+        training = self.describe_training(model, used)
+        return train_on_domains(self, model, used, training, extractor=extractor, session=session)
+
+
 def train_on_domains(
-    method: Any,
+    method: GradientAdaptation,
     model: TransferModel,
     domains: Domains,
     training: PairedTraining,

@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import UsageError
-from headstart.features.extractor import Extractor
-from headstart.methods.adaptation.contract import Adapted, Domains, GradientAdaptation
+from headstart.methods.adaptation.contract import Domains
 from headstart.methods.adaptation.paired_training import (
     DomainBatch,
+    GradientAdaptation,
     PairedTraining,
-    train_on_domains,
 )
 from headstart.models.transfer_model import TransferModel
-from headstart.training.job import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,15 +63,8 @@ class SelfTraining(GradientAdaptation):
                 f"{self.first_share} and {self.last_share}. Pass 0.2 and 0.8."
             )
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train on labels of the source and pseudo-labels of the target."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the loss on pseudo-labels, which are chosen before each epoch."""
         n_epochs = self.training.for_images(
             max(len(domains.target), len(domains.source or ()))
         ).epochs
@@ -87,8 +78,7 @@ class SelfTraining(GradientAdaptation):
         def loss(batch: DomainBatch) -> Tensor:
             return self.weight * _labelled_loss(batch, labels)
 
-        parts = PairedTraining(loss=loss, before_epoch=label_targets)
-        return train_on_domains(self, model, domains, parts, extractor=extractor, session=session)
+        return PairedTraining(loss=loss, before_epoch=label_targets)
 
 
 def pseudo_labels(probabilities: NDArray[Any], share: float) -> NDArray[np.intp]:

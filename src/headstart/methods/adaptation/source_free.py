@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headstart.errors import UsageError
-from headstart.features.extractor import Extractor
-from headstart.methods.adaptation.contract import Adapted, Domains, GradientAdaptation
+from headstart.methods.adaptation.contract import Domains
 from headstart.methods.adaptation.paired_training import (
     DomainBatch,
+    GradientAdaptation,
     PairedTraining,
-    train_on_domains,
 )
 from headstart.models.transfer_model import TransferModel
-from headstart.training.job import Session
 from headstart.training.losses.alignment import entropies, information_loss
 from headstart.training.optim import Training
 
@@ -61,15 +59,8 @@ class Shot(GradientAdaptation):
             raise UsageError(f"`label_weight` must be 0 or more, got {self.label_weight}.")
         _require_stages(self)
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train the backbone on the target alone."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the information loss and the loss on centroid labels, for the backbone alone."""
         labels = np.zeros(len(domains.target), dtype=np.int64)
 
         def label_targets(epoch: int, probabilities: NDArray[Any], pooled: NDArray[Any]) -> None:
@@ -84,9 +75,7 @@ class Shot(GradientAdaptation):
             named = self.label_weight * cross_entropy(logits, target)
             return self.weight * information_loss(logits) + named
 
-        parts = PairedTraining(loss=loss, trains_head=False, before_epoch=label_targets)
-        alone = replace(domains, source=None)
-        return train_on_domains(self, model, alone, parts, extractor=extractor, session=session)
+        return PairedTraining(loss=loss, trains_head=False, before_epoch=label_targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,22 +111,13 @@ class Tent(GradientAdaptation):
         super().__post_init__()
         _require_stages(self)
 
-    def adapt(
-        self,
-        model: TransferModel,
-        domains: Domains,
-        *,
-        extractor: Extractor,
-        session: Session | None = None,
-    ) -> Adapted:
-        """Train scales and shifts on the target alone."""
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the entropy as the loss, for scales and shifts alone."""
 
         def loss(batch: DomainBatch) -> Tensor:
             return self.weight * entropies(batch.target.logits.float()).mean()
 
-        parts = PairedTraining(loss=loss, only="norm", trains_head=False)
-        alone = replace(domains, source=None)
-        return train_on_domains(self, model, alone, parts, extractor=extractor, session=session)
+        return PairedTraining(loss=loss, only="norm", trains_head=False)
 
 
 def _require_stages(method: GradientAdaptation) -> None:
