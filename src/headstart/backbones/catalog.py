@@ -9,15 +9,15 @@ the records of these libraries. A name is ``source/model``, ``hf/org/model``,
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from headstart import plugins
-from headstart.backbones.spec import BackboneSpec, Option, Stage
+from headstart.backbones.spec import IMAGENET, RGB, BackboneSpec, Option, Stage
+from headstart.backbones.timm_config import spec_from_config, spec_from_hub_config
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError
 
@@ -31,8 +31,6 @@ __all__ = [
     "with_options",
 ]
 
-RGB = tuple[float, float, float]
-IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF: tuple[RGB, RGB] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IN1K = "ImageNet-1k"
 
@@ -340,7 +338,7 @@ def _resolve_model(name: str, offline: bool | None) -> BackboneSpec:
     if source == "hf":
         from headstart.backbones.weights import hub_config
 
-        return _spec_from_hub_config(rest, hub_config(rest, offline=offline))
+        return spec_from_hub_config(rest, hub_config(rest, offline=offline))
     choices = [*table(), "timm/...", "hf/...", *_plugin_names()]
     raise UnknownNameError("backbone", name, choices, listing=LISTING)
 
@@ -477,124 +475,4 @@ def _resolve_timm(name: str) -> BackboneSpec:
         if row.repo and row.repo == repo:  # the same weights by their full name
             return row
     architecture = name.partition(".")[0]
-    return _spec_from_timm_config(f"timm/{name}", architecture, config, repo=repo)
-
-
-def _spec_from_hub_config(repo: str, config: Mapping[str, Any]) -> BackboneSpec:
-    """Read the config.json that timm writes for a model on the hub."""
-    architecture = config.get("architecture")
-    if not isinstance(architecture, str):
-        raise UsageError(
-            f"Expected {repo!r} to be a timm-compatible model, got a config.json without an "
-            "`architecture`. Choose a repository that timm can load."
-        )
-    _require_valid_config(repo, config)
-    merged = {**config, **config.get("pretrained_cfg", {})}
-    spec = _spec_from_timm_config(f"hf/{repo}", architecture, merged, repo=repo)
-    options = tuple(sorted(config.get("model_args", {}).items()))
-    return replace(spec, source="hf", model_options=options)
-
-
-def _require_valid_config(repo: str, config: Mapping[str, Any]) -> None:
-    """Refuse values of a hub's config.json that no model has: anybody can write that file."""
-    published = config.get("pretrained_cfg", {})
-    options = config.get("model_args", {})
-    problems: list[str] = []
-    if not isinstance(published, Mapping) or not isinstance(options, Mapping):
-        problems.append("pretrained_cfg or model_args is not an object")
-    else:
-        values = {**config, **published}
-        problems += [
-            f"{name} {values[name]!r:.100}"
-            for name, is_valid in CONFIG_CHECKS.items()
-            if values.get(name) is not None and not is_valid(values[name])
-        ]
-        problems += [
-            f"model_args {name!r:.100}"
-            for name, value in options.items()
-            if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name)
-            or name.startswith(LOADING_OPTIONS)
-            or not _is_plain(value)
-        ]
-    if problems:
-        raise UsageError(
-            f"The config.json of {repo!r} has invalid values: {', '.join(problems[:3])}. Choose "
-            "another model, or tell the owner of the repository."
-        )
-
-
-LOADING_OPTIONS = ("pretrained", "checkpoint", "cache_dir", "features_only", "scriptable")
-"""Beginnings of timm's options that decide from where files are read."""
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a number, a short text, or a short list of them."""
-    if isinstance(value, list):
-        return len(value) <= 64 and all(_is_plain(entry) for entry in value)
-    return value is None or (isinstance(value, bool | int | float | str) and len(str(value)) <= 100)
-
-
-def _are_numbers(value: Any, low: float, high: float) -> bool:
-    """Whether a value is a list of three numbers in a range."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 3
-        and all(isinstance(x, int | float) and low <= x <= high for x in value)
-    )
-
-
-CONFIG_CHECKS: Mapping[str, Callable[[Any], bool]] = {
-    "architecture": lambda value: bool(re.fullmatch(r"\w{1,100}", value)),
-    "input_size": lambda value: (
-        _are_numbers(value, 1, 4096) and all(isinstance(x, int) for x in value)
-    ),
-    "mean": lambda value: _are_numbers(value, -1000, 1000),
-    "std": lambda value: _are_numbers(value, 1e-6, 1000),
-    "crop_pct": lambda value: isinstance(value, int | float) and 0.1 <= value <= 1.0,
-    "crop_mode": lambda value: value in {"center", "squash", "border"},
-    "interpolation": lambda value: value in {"nearest", "bilinear", "bicubic", "box", "lanczos"},
-    "tag": _is_plain,
-    "license": _is_plain,
-}
-"""What each value of a hub's config.json may be."""
-
-
-def _spec_from_timm_config(
-    name: str, architecture: str, config: Mapping[str, Any], *, repo: str
-) -> BackboneSpec:
-    url = "" if repo else str(config.get("url") or "")
-    file = url.rpartition("/")[2]
-    return BackboneSpec(
-        name=name,
-        source="timm",
-        architecture=f"timm/{architecture}",
-        preprocess=_timm_preprocess(name, config),
-        file="model.safetensors" if repo else file,
-        sha256=file.partition(".")[0].rpartition("-")[2] if "-" in file else "",
-        repo=repo,
-        url=url,
-        tag=str(config.get("tag") or ""),
-        licence=str(config.get("license") or ""),
-    )
-
-
-def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
-    """Return timm's own preprocessing for evaluation, at the image size of the training."""
-    channels, height, width = config.get("input_size", (3, 224, 224))
-    mode = config.get("crop_mode") or "center"
-    if channels != 3 or height != width or mode == "border":
-        raise UsageError(
-            f"Expected a model of square RGB images, got {name!r} with input "
-            f"{(channels, height, width)} and crop mode {mode!r}. Choose another model; "
-            "`headstart backbones` lists some."
-        )
-    squash = mode == "squash"
-    resize = int(height / (config.get("crop_pct") or 0.875))
-    return Preprocess(
-        resize=max(resize, height),
-        crop=height,
-        interpolation=config.get("interpolation") or "bicubic",
-        mean=tuple(config.get("mean") or IMAGENET[0]),
-        std=tuple(config.get("std") or IMAGENET[1]),
-        fit="squash" if squash else "crop",
-    )
+    return spec_from_config(f"timm/{name}", architecture, config, repo=repo)

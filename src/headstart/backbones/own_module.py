@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.backbones.catalog import IMAGENET
 from headstart.backbones.freezing import fingerprint, freeze
-from headstart.backbones.spec import BackboneSpec
+from headstart.backbones.spec import IMAGENET, BackboneSpec
 from headstart.backbones.stages import StagePlan, belongs_to
 from headstart.backbones.tracing import (
     WHOLE,

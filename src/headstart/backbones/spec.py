@@ -13,11 +13,15 @@ from headstart.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]
+__all__ = ["IMAGENET", "RGB", "BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]
 
 Source = Literal["embedded", "torchvision", "timm", "hf", "file", "module"]
 Origin = Literal["path", "cache", "mirror", "hub", "package"]
 Option = str | int | float | bool
+RGB = tuple[float, float, float]
+
+IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Means and standard deviations of ImageNet's images."""
 
 
 @dataclass(frozen=True, kw_only=True)

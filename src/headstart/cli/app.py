@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headstart import __version__
-from headstart.cli.commands import COMMANDS, cache_app, emit, plan
+from headstart.cli.commands import COMMANDS, cache_app, plan
 from headstart.cli.findings import listed, require_new_file, write_findings
 from headstart.cli.options import (
     AllowOverlap,
@@ -73,7 +73,7 @@ from headstart.cli.options import (
     read_settings,
     run_recipe,
 )
-from headstart.cli.output import echo, print_line, say, use_safe_streams, use_utf8_names
+from headstart.cli.output import echo, emit, print_line, say, use_safe_streams, use_utf8_names
 from headstart.errors import DataError, HeadstartError, SetupError
 
 if TYPE_CHECKING:

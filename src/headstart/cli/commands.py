@@ -1,4 +1,4 @@
-"""Commands ``cache``, ``plan``, ``rank``, ``compare``, ``adapt``, ``explain``, and JSON output."""
+"""Commands ``cache``, ``plan``, ``rank``, ``compare`` and ``explain``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headstart.cli.adapt import adapt
 from headstart.cli.options import (
     AllowOverlap,
     AsJson,
@@ -42,18 +43,16 @@ from headstart.cli.options import (
     TestFraction,
     Verbose,
     open_cache,
-    parse_bad_files,
     parse_detail,
     run_recipe,
 )
 from headstart.cli.options import Backbones as Rivals
-from headstart.cli.output import echo, say
+from headstart.cli.output import echo, emit, say
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
-    from headstart.workflows.adapt import Adaptation
 
-__all__ = ["COMMANDS", "adapt", "cache_app", "compare", "emit", "explain", "plan", "rank"]
+__all__ = ["COMMANDS", "cache_app", "compare", "explain", "plan", "rank"]
 
 cache_app = typer.Typer(help="Show or clear the cache of features and scans.", no_args_is_help=True)
 
@@ -101,59 +100,7 @@ Steps = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Output folder. Default: runs/compare-<name>.")]
-Target = Annotated[Path, typer.Option(help="Folder of unlabelled images of the new domain.")]
-SourceDomain = Annotated[
-    str | None,
-    typer.Option(
-        help="Labelled images of the model's own domain, as for `fit`. Without them only "
-        "adabn, shot and tent can run."
-    ),
-]
-AdaptMethods = Annotated[
-    str,
-    typer.Option(
-        help="auto, or one or more of adabn, coral, dan, mcc, dann, self-training, shot and "
-        "tent, separated by commas."
-    ),
-]
-EvaluateOn = Annotated[
-    str | None,
-    typer.Option(
-        help="Labelled images of the target: the accuracy of every model is shown, and never "
-        "used to choose."
-    ),
-]
-AdaptedFolder = Annotated[
-    Path | None, typer.Option(help="Output folder. Default: runs/<target>-adapted.")
-]
-AdaptBudget = Annotated[str, typer.Option(help="Time for all methods: 90s, 5m, 1h.")]
-TrainFrom = Annotated[
-    str | None,
-    typer.Option(
-        help="First stage that trains: last:N, all or a name. Default: last:1; tent: all."
-    ),
-]
-BatchNormMode = Annotated[
-    str | None,
-    typer.Option(
-        help="BatchNorm of the stages that train: frozen, train or adapt. Default: frozen; "
-        "tent: train."
-    ),
-]
-AdaptRate = Annotated[
-    float | None, typer.Option(help="Learning rate of backbone and head. Default: 1e-4.")
-]
-AdaptEpochs = Annotated[
-    int, typer.Option(min=0, help="Number of epochs; 0: by the number of images.")
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a comparison that was stopped.")]
-
-
-def emit(document: Any) -> None:
-    """Print one JSON document."""
-    from headstart.metrics.validation import json_text  # it imports NumPy: --help does not wait
-
-    echo(json_text(document, indent=1))
 
 
 @cache_app.command("show")
@@ -384,74 +331,6 @@ def rank(  # noqa: PLR0913 - one argument a flag
         emit(ranking.as_dict())
 
 
-def adapt(  # noqa: PLR0913 - one argument a flag
-    model: ModelFolder,
-    target: Target,
-    source: SourceDomain = None,
-    method: AdaptMethods = "auto",
-    evaluate_on: EvaluateOn = None,
-    out: AdaptedFolder = None,
-    budget: AdaptBudget = "5m",
-    train_from: TrainFrom = None,
-    batch_norm: BatchNormMode = None,
-    learning_rate: AdaptRate = None,
-    epochs: AdaptEpochs = 0,
-    bad_files: BadFiles = "error",
-    device: Device = "auto",
-    seed: Seed = 0,
-    no_cache: NoCache = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    as_json: AsJson = False,
-) -> None:
-    """Adapt a classifier to unlabelled images of another domain.
-
-    No label of the target is used. If no method is better by label-free scores, the source model
-    is kept and the exit code is 4.
-    """
-    from headstart.cli.terminal import terminal
-    from headstart.workflows.adapt import adapt as run_adapt
-    from headstart.workflows.run_folder import choose_folder, slug
-
-    folder = choose_folder(out, target) if out else Path("runs") / f"{slug(target)}-adapted"
-    with open_cache(no_cache) as cache, terminal(as_json, parse_detail(quiet, verbose)) as display:
-        adaptation = run_adapt(
-            model,
-            target,
-            source=source,
-            method=method,
-            evaluate_on=evaluate_on,
-            out=folder,
-            cache=cache,
-            progress=False,
-            observer=display,
-            budget=budget,
-            train_from=train_from,
-            batch_norm=batch_norm,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            bad_files=parse_bad_files(bad_files),
-            device=device,
-            seed=seed,
-        )
-    _print_adaptation(adaptation, as_json=as_json)
-    if not adaptation.is_better:
-        raise typer.Exit(4)
-
-
-def _print_adaptation(adaptation: Adaptation, *, as_json: bool) -> None:
-    if as_json:
-        emit({"folder": str(adaptation.folder), **adaptation.as_dict()})
-        return
-    for sentence in adaptation.summary:
-        say(sentence)
-    for result in adaptation.results:
-        if result.oracle is not None:
-            say(f"Accuracy of {result.method} (oracle, never used to choose): {result.oracle}")
-    files = "model.json, model.safetensors, report.json, report.md"
-    say(f"Written: {adaptation.folder}/: {files}")
-
-
 def explain(
     model: ModelFolder,
     images: Annotated[list[Path], typer.Argument(help="Image files or folders.")],
@@ -505,4 +384,4 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     adapt,
     explain,
 )
-"""Commands of this file, in the order of ``headstart --help``."""
+"""Commands of this file and adapt.py, in the order of ``headstart --help``."""

@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
     "echo",
+    "emit",
     "print_line",
     "printable",
     "say",
@@ -193,6 +194,13 @@ def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
     stream = sys.stderr if err else sys.stdout
     stream.write(printable(text) + "\n" * nl)
     stream.flush()
+
+
+def emit(document: Any) -> None:
+    """Print one JSON document."""
+    from headstart.metrics.validation import json_text  # it imports NumPy: --help does not wait
+
+    echo(json_text(document, indent=1))
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -360,11 +361,9 @@ def _reopen(image: Image) -> _Opened:
     """Return a Pillow image as `_open` does; one that is not loaded is read from its file."""
     if _deep_rawmode(image) is not None and not image.info.get("transparency"):
         file: Any = getattr(image, "fp", None)
-        try:
+        with suppress(AttributeError, OSError, ValueError):  # the file was closed or is no file
             file.seek(0)
             return _open(file.read(), image)
-        except (AttributeError, OSError, ValueError):  # the file was closed or is no file
-            pass
     is_inverted = image.mode[0] in "IF" and _tiff_tag(image, tiff.PHOTOMETRIC) == 0
     if image.format == "PNG":
         image.load()  # the orientation may be behind the pixels

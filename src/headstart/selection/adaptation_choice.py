@@ -118,7 +118,7 @@ def information_gain(
 
 
 def list_objections(start: TargetScores, adapted: TargetScores, gain: Interval) -> tuple[str, ...]:
-    """List what speaks against an adapted model, in sentences; none accepts it.
+    """List the reasons against an adapted model, in sentences; none accepts it.
 
     It is accepted if the mutual information is significantly higher, most of the criteria of
     ``STRUCTURE`` are higher, and the estimated error on the target is not significantly higher.

@@ -1,7 +1,7 @@
 """Descent of the linear probe's large problems: L-BFGS that multiplies the features twice a step.
 
 Linear scores along a direction are a line: ``scores(w + t d) = scores(w) + t scores(d)``. A line
-search on them multiplies no features. It looks at slopes alone: near the minimum the differences of
+search on them multiplies no features. It uses slopes alone: near the minimum the differences of
 two losses are rounding errors in float32, and a search by losses repeats its steps there.
 """
 

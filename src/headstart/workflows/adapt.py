@@ -121,7 +121,7 @@ class AdaptSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdaptationResult:
-    """One method: its scores, and what speaks against it.
+    """One method: its scores, and the reasons against it.
 
     Parameters
     ----------

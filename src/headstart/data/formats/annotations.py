@@ -31,7 +31,9 @@ __all__ = [
     "to_upright",
 ]
 
-MAX_UNANNOTATED = 0.05  # share of images without annotations from which a set looks half done
+MAX_UNANNOTATED = (
+    0.05  # share of images without annotations from which a set counts as half-annotated
+)
 _BACKGROUND_NAMES = frozenset(("background", "__background__", "_background_", "bg", "__bg__"))
 
 

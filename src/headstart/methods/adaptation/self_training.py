@@ -29,8 +29,8 @@ NO_LABEL = -1
 class SelfTraining(GradientAdaptation):
     """Train on the source and on pseudo-labels of the target, chosen anew before every epoch.
 
-    Each class has its own threshold: the same share of each predicted class is used, so that easy
-    classes do not crowd out the others. The share grows during the training.
+    Each class has its own threshold: the same share of each predicted class is used, so that
+    difficult classes are labelled too. The share grows during the training.
 
     Parameters
     ----------

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.backbones.catalog import IMAGENET, resolve
+from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone
-from headstart.backbones.spec import BackboneSpec, Stage, WeightsFile
+from headstart.backbones.spec import IMAGENET, BackboneSpec, Stage, WeightsFile
 from headstart.backbones.weights import locate, read_state
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 from headstart.models.heads.detection import BoxHead

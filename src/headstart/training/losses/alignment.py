@@ -426,7 +426,7 @@ def domain_loss(
     Returns
     -------
     tensor, scalar
-        log 2 for a discriminator that knows nothing.
+        log 2 for a discriminator that guesses.
 
     Reference
     ---------
