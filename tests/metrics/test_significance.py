@@ -8,7 +8,13 @@ from scipy import stats
 
 from headstart.errors import UsageError
 from headstart.metrics.confidence_intervals import resamples, units
-from headstart.metrics.significance import Contrast, corrected_resampled, hierarchical, holm
+from headstart.metrics.significance import (
+    Contrast,
+    controlled_difference,
+    corrected_resampled,
+    hierarchical,
+    holm,
+)
 
 
 def bootstrap_contrast(
@@ -215,3 +221,47 @@ def test_seeds_that_agree_leave_the_variance_of_the_images():
     two = hierarchical([0.5, 0.5], np.stack([draws, draws]), units=100)
     assert two.interval().low == pytest.approx(one.interval().low)
     assert two.p_value == pytest.approx(one.p_value, rel=1e-6)
+
+
+def pair_of_methods(rng, n: int, accuracies: tuple[float, float], shared: float) -> np.ndarray:
+    """Which of n images two methods get right; ``shared`` is how far the same images are hard."""
+    noise = rng.normal(size=(2, n)) * np.sqrt(1 - shared**2) + shared * rng.normal(size=n)
+    return (noise < stats.norm.ppf(np.array(accuracies))[:, None]).astype(float)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_control_is_unbiased_and_its_error_is_that_of_repetitions(classes: int) -> None:
+    """2,000 pairs: the mean is the true gain, the spread is the stated error, and is smaller."""
+    rng, found, plain = np.random.default_rng(0), [], []
+    strata = np.arange(270) % classes if classes > 1 else None
+    for _ in range(1000):
+        against, values = pair_of_methods(rng, 270, (0.85, 0.88), 0.6)
+        values[54:] = np.nan
+        found.append(controlled_difference(values, against, strata=strata))
+        plain.append(values[:54].mean() - against[:54].mean())
+    gains = np.array([one.value for one in found])
+    assert gains.mean() == pytest.approx(0.03, abs=0.006)
+    assert np.mean([one.error for one in found]) == pytest.approx(gains.std(), rel=0.15)
+    assert gains.std() < 0.95 * np.std(plain)
+
+
+def test_a_control_is_the_paired_difference_where_nothing_else_is_known() -> None:
+    rng = np.random.default_rng(1)
+    against, values = pair_of_methods(rng, 60, (0.7, 0.8), 0.5)
+    found = controlled_difference(values, against)
+    assert found.value == pytest.approx(values.mean() - against.mean())
+    same = controlled_difference(np.r_[against[:20], np.full(40, np.nan)], against)
+    assert abs(same.value) < 0.03
+    assert same.error > 0
+
+
+def test_groups_widen_the_error_of_a_control() -> None:
+    rng = np.random.default_rng(2)
+    against, values = np.repeat(pair_of_methods(rng, 40, (0.7, 0.8), 0.3), 5, axis=1)
+    values[100:] = np.nan
+    groups = np.repeat(np.arange(40), 5)
+    alone, grouped = (controlled_difference(values, against, groups=g) for g in (None, groups))
+    assert grouped.value == alone.value
+    assert grouped.error == pytest.approx(alone.error * np.sqrt(5), rel=0.05)
+    perfect = np.r_[np.ones(100), np.full(100, np.nan)]
+    assert controlled_difference(perfect, np.ones(200), groups=groups).error > 0

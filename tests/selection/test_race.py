@@ -113,6 +113,22 @@ def test_a_gain_that_is_not_significant_is_not_chosen(backbone, extractor, truth
     assert any("not significantly better" in why for why in found.record["why"])
 
 
+def test_a_fold_that_diverged_first_is_reported(backbone, extractor, truths, monkeypatch):
+    truths |= {LAST: 0.4, ALL: 0.99}
+    predict, told = race.train_and_predict, []
+
+    def diverging(candidate, *parts, **others):
+        logits, trained = predict(candidate, *parts, **others)
+        return logits, replace(trained, rate_scale=0.1 if candidate.name == ALL else 1.0)
+
+    monkeypatch.setattr(race, "train_and_predict", diverging)
+    found = decide([backbone], drawn(150, noise=0.5), extractor=extractor, on_progress=told.append)
+    expected = "Fine-tuning all diverged in fold 1 and was trained again there with a tenth of its"
+    assert any(why.startswith(expected) for why in found.record["why"])
+    assert not any("last:1 diverged" in why for why in found.record["why"])
+    assert any(line.endswith("diverged first: a tenth of the rates") for line in told)
+
+
 def test_a_training_that_fails_is_left_and_not_the_run(backbone, extractor, truths):
     truths |= {LAST: TrainingError("The loss is nan. Lower the learning rate."), ALL: 0.99}
     found = decide([backbone], drawn(150, noise=0.5), extractor=extractor)

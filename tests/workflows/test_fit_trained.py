@@ -17,6 +17,7 @@ from headstart.models.saving import load
 from headstart.selection import expected_gain
 from headstart.selection.candidates import recipe_candidates
 from headstart.selection.probes import RaceContext
+from headstart.selection.rules import Scorer
 from headstart.training.optim import Training
 from headstart.workflows.events import EpochDone
 from headstart.workflows.fit import fit
@@ -74,7 +75,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(expected_gain, "with_epochs", lambda candidate, _: candidate)
     monkeypatch.setattr(expected_gain, "pretraining_is_useless", lambda *_: False)
     monkeypatch.setattr(expected_gain, "estimate_training", lambda *_: 0.01)
-    monkeypatch.setattr(expected_gain, "expected_gain", lambda _: 0.1)
+    monkeypatch.setattr(Scorer, "expected_gain", lambda *_: 0.1)
     monkeypatch.setattr(RaceContext, "measuring_pays", lambda *_: True)
 
 

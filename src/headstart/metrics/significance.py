@@ -2,21 +2,25 @@
 
 Such runs are not independent: different seeds split the same images again, or share one test set.
 `corrected_resampled` is for repeated splits, `hierarchical` for one test set.
+`controlled_difference` compares a method that was scored on some images with one that was scored
+on all of them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headstart.errors import UsageError
-from headstart.metrics.confidence_intervals import Difference, Interval
+from headstart.metrics.confidence_intervals import Difference, Groups, Interval, units
 
 __all__ = [
     "Contrast",
+    "controlled_difference",
     "corrected_resampled",
     "hierarchical",
     "holm",
@@ -260,6 +264,105 @@ def hierarchical(values: ArrayLike, draws: ArrayLike, *, units: int) -> Contrast
         freedom=total**2 / denominator if denominator > 0 else math.nan,
         method="bootstrap-seeds-and-images" if seeds > 1 else "bootstrap-images",
     )
+
+
+def controlled_difference(
+    values: ArrayLike,
+    against: ArrayLike,
+    *,
+    strata: ArrayLike | None = None,
+    groups: Groups = None,
+) -> Contrast:
+    """Estimate the gain over a method that was scored on more images: its score is a control.
+
+    The other method may have done well or badly on the shared images by chance. Its score on the
+    other images corrects that: the gain is f - b p - (1 - b) q, with the score f, the other
+    method's score p on the same images and q on the others. Every b is unbiased. The best b is
+    near 1 if the two are right on the same images, and smaller if they are not.
+
+    Parameters
+    ----------
+    values : array, shape (n,)
+        1 for correct, 0 for wrong, NaN for images that were not predicted.
+    against : array, shape (n,)
+        Of the other method, for all images.
+    strata : array, shape (n,), optional
+        Classes that count the same, as in balanced accuracy.
+    groups : n hashables, optional
+        Images of one group are not independent.
+
+    Returns
+    -------
+    Contrast
+        Value and standard error. The error counts half an image more in each cell of the table of
+        the two methods, because few images may all be correct by chance.
+
+    References
+    ----------
+    Cochran (1977), Sampling Techniques, sections 7.1 and 12.6 (regression estimator, double
+    sampling).
+
+    Examples
+    --------
+    >>> against = np.r_[np.zeros(6), np.ones(214)]  # six errors, all on the 40 shared images
+    >>> values = np.r_[np.zeros(4), np.ones(36), np.full(180, np.nan)]
+    >>> contrast = controlled_difference(values, against)
+    >>> round(contrast.value, 3)  # +0.050 on the shared images alone
+    -0.001
+    """
+    seen = ~np.isnan(np.asarray(values, dtype=np.float64))
+    f, p = np.asarray(values, np.float64)[seen], np.asarray(against, np.float64)
+    labels = np.zeros(len(p), dtype=np.intp) if strata is None else np.asarray(strata)
+    inside, outside = labels[seen], labels[~seen]
+    present = np.unique(inside)
+    tables = [_smoothed_table(f[inside == k], p[seen][inside == k]) for k in present]
+    n = np.array([np.count_nonzero(inside == k) for k in present])
+    m = np.array([np.count_nonzero(outside == k) for k in present])
+    own, other, shared = np.array([_moments(table) for table in tables]).T
+    share = 1.0
+    if m.all():  # else the other images say nothing about some class
+        share = float(((shared / n).sum() + (other / m).sum()) / ((other / n + other / m).sum()))
+    share = min(max(share, 0.0), 1.0)
+    size, count = 1 / len(present), dict(zip(present.tolist(), n.tolist(), strict=True))
+    residuals = f - share * p[seen]
+    terms = size * residuals / np.array([count[k] for k in inside.tolist()])
+    rest = 0.0
+    if share < 1:
+        rest = size * sum(float(p[~seen][outside == k].mean()) for k in present)
+    variance = (own - 2 * share * shared + share**2 * other) / n
+    variance = variance + (1 - share) ** 2 * other / np.maximum(m, 1)
+    total = float((size**2 * variance).sum())
+    seen_groups = None if groups is None else np.asarray(groups)[seen]
+    return Contrast(
+        value=float(terms.sum()) - (1 - share) * rest,
+        error=math.sqrt(total * _design_effect(terms, inside, seen_groups)),
+        freedom=math.inf,
+        method="control-variate",
+    )
+
+
+def _smoothed_table(values: Floats, against: Floats) -> Floats:
+    """Shares of images by the result of one method (rows) and the other, half an image added."""
+    counts = [[np.sum((values == a) & (against == b)) for b in (0, 1)] for a in (0, 1)]
+    table = np.array(counts) + 0.5
+    return np.asarray(table / table.sum())
+
+
+def _moments(table: Floats) -> tuple[float, float, float]:
+    """Variances of the two methods and their covariance, from a table of shares."""
+    own, other = float(table[1].sum()), float(table[:, 1].sum())
+    return own * (1 - own), other * (1 - other), float(table[1, 1]) - own * other
+
+
+def _design_effect(terms: Floats, strata: NDArray[Any], groups: Groups) -> float:
+    """Return how many times larger the variance of a sum is because of groups; at least 1."""
+    if groups is None:
+        return 1.0
+    centred = terms - np.array([terms[strata == k].mean() for k in strata])
+    codes, count = units(len(terms), groups)
+    single = float((centred**2).sum())
+    grouped = float((np.bincount(codes, centred, minlength=count) ** 2).sum())
+    return max(grouped / single, 1.0) if single > 0 else max(len(terms) / count, 1.0)
 
 
 def _variance(values: Floats) -> float:

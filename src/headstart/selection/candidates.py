@@ -96,6 +96,8 @@ class Candidate:
         validation images.
     trains : str
         Shares of the backbone that train, in words; empty for a probe.
+    rate_scale : float
+        Factor of the learning rates in the last training; below 1 if it had diverged first.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Candidate:
     method: Method
     alternatives: tuple[Method, ...] = ()
     trains: str = ""
+    rate_scale: float = 1.0
 
     @property
     def title(self) -> str:
@@ -388,7 +391,7 @@ def train_and_predict(
     array, shape (n, n_classes)
         Logits for ``test``.
     Candidate
-        With the selected learning rate and no alternatives.
+        With the selected learning rate, the factor of the rates, and no alternatives.
 
     Raises
     ------
@@ -417,7 +420,8 @@ def train_and_predict(
     _, method, model = max(trained, key=lambda result: result[0])  # ties: the lowest rate
     features = _pooled_features(model, test.samples, extractor, watch)
     logits = np.asarray(model.linear_head().logits(features), dtype=np.float64)
-    return logits, replace(candidate, method=method, alternatives=())
+    rate_scale = float(model.record.get("rate_scale", 1.0))
+    return logits, replace(candidate, method=method, alternatives=(), rate_scale=rate_scale)
 
 
 def train_on_holdout(

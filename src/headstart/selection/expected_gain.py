@@ -46,7 +46,7 @@ from headstart.selection.progress import (
     first_sentence,
     format_seconds,
 )
-from headstart.selection.rules import LEAST_GAIN, expected_gain
+from headstart.selection.rules import LEAST_GAIN
 from headstart.selection.trainings import (
     compare_with_probe,
     empty_scores,
@@ -316,10 +316,11 @@ def _within_budget(context: RaceContext, session: Session) -> Session:
 
 def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: TransferModel) -> None:
     """Note a training's score, and its gain over the probe on the same images."""
-    gain = compare_with_probe(context, entry, best, level=INTERVAL_LEVEL)
+    compare_with_probe(context, entry, best, level=INTERVAL_LEVEL)
     n_epochs = len(model.record["epochs"]) - 1
     retried = ", diverged first: a tenth of the rates" * (model.record.get("rate_scale", 1) < 1)
-    gained = _points(expected_gain(gain.interval))
+    entry.expected_gain = context.scorer.expected_gain(entry.values, best.values)
+    gained = _points(entry.expected_gain)
     entry.note(note=f"{n_epochs} epochs{retried}, expected gain {gained}")
     context.on_progress(
         f"{entry.candidate.name}: {format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
@@ -335,8 +336,8 @@ def _choose(
     """Choose the largest expected gain; of gains within half a point, the quickest candidate."""
     ready: dict[int, float] = {}
     for i, entry in enumerate(result.raced):
-        gain = 0.0 if entry.row.gain is None else expected_gain(entry.row.gain)
-        context.reasons.append(_explain(entry, best, gain))
+        gain = entry.expected_gain
+        context.reasons.append(_explain(context, entry, best, gain))
         if i < len(models) and models[i] is not None and gain > LEAST_GAIN:
             ready[i] = gain
     if not ready:
@@ -347,16 +348,21 @@ def _choose(
     return replace(result, winner=result.raced[index], trained=models[index])
 
 
-def _explain(entry: RaceEntry, best: RaceEntry, gain: float) -> str:
+def _explain(context: RaceContext, entry: RaceEntry, best: RaceEntry, gain: float) -> str:
     """Explain a training's part in the choice in one sentence."""
     name = capitalise(entry.row.name)
     if entry.row.gain is None:
         return f"{name} has no score: {entry.row.note}."
     verb = "is expected" if gain > LEAST_GAIN else "is not expected"
     proof = "" if entry.row.significant else ", not significantly different"
+    shared = np.full(best.values.shape, np.nan)
+    rows = context.scorer.predicted_rows(entry.values)
+    shared[rows] = best.values[rows]
+    scores = [context.scorer.score(values).value for values in (shared, best.values)]
     return (
         f"{name} {verb} to be better than the {best.row.name}: {format_gain(entry)} on "
-        f"{entry.row.images} held-out images{proof}, expected gain {_points(gain)}."
+        f"{entry.row.images} held-out images{proof}, expected gain {_points(gain)} (the "
+        f"{best.row.name} has {scores[0]:.3f} on these images and {scores[1]:.3f} on all)."
     )
 
 

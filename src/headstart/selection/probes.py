@@ -95,6 +95,8 @@ class RaceEntry:
         Estimated duration of the training on all images.
     title : str
         Name for progress, such as ``candidate 1 of 2: fine-tuning all stages``.
+    expected_gain : float
+        Gain over the probe that is expected on new images.
     """
 
     candidate: Candidate
@@ -103,6 +105,7 @@ class RaceEntry:
     last_fold_seconds: float = 0.0
     expected_full_seconds: float = 0.0
     title: str = ""
+    expected_gain: float = 0.0
 
     @classmethod
     def of(cls, candidate: Candidate, values: Floats, **fields: Any) -> RaceEntry:

@@ -362,6 +362,11 @@ def _train_fold(
         entry.note(note=note, seconds=entry.row.seconds + context.elapsed - start)
         return False
     entry.values[fold[1]] = context.scorer.correct(logits, fold[1])
+    if entry.candidate.rate_scale < 1:
+        context.reasons.append(
+            f"{capitalise(entry.candidate.name)} diverged in fold {fold_number} and was trained "
+            "again there with a tenth of its learning rates."
+        )
     entry.last_fold_seconds = (context.elapsed - start) / n_rates
     estimated_before = entry.row.estimated if fold_number > 1 else 0.0
     entry.note(
@@ -404,6 +409,8 @@ def _compare_folds(
     context.on_progress(
         f"{entry.candidate.name}, {format_folds(n_folds)} of {len(context.folds)}: "
         f"{format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
+        + ", diverged first: a tenth of the rates"
+        * (entry.candidate.rate_scale < 1)
     )
     return gain
 

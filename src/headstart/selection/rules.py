@@ -27,7 +27,7 @@ from headstart.metrics.confidence_intervals import (
     resamples,
     units,
 )
-from headstart.metrics.significance import Contrast, hierarchical
+from headstart.metrics.significance import Contrast, controlled_difference, hierarchical
 
 if TYPE_CHECKING:
     from headstart.data.dataset import Kind
@@ -42,9 +42,9 @@ __all__ = [
     "CandidateResult",
     "Scorer",
     "adjusted_level",
-    "expected_gain",
     "index_of_best_gain",
     "is_improvement",
+    "shrink_gain",
 ]
 
 Floats = NDArray[np.float64]
@@ -76,8 +76,9 @@ GAIN_SPREAD = 0.05
 
 RULE = (
     "The candidate that is expected to be best is chosen. A training is expected to be better than "
-    "the linear probe if its gain on held-out training images, shrunk towards zero because few "
-    "images decide, is above half a point. Pass --prove to leave the probe only for a candidate "
+    "the linear probe if its gain on held-out training images is above half a point: corrected by "
+    "the probe's score on all training images, and shrunk towards zero because few images decide. "
+    "Pass --prove to leave the probe only for a candidate "
     "that is significantly better."
 )
 
@@ -240,6 +241,31 @@ class Scorer:
         unknown = replace(interval, low=math.nan, high=math.nan)
         return Difference(interval=unknown, significant=False)
 
+    def expected_gain(self, values: Floats, against: Floats) -> float:
+        """Return the gain over another candidate that is expected on new images.
+
+        Chance on the few images that both have predicted is corrected by the other candidate's
+        score on all images (``controlled_difference``); the rest is shrunk (``shrink_gain``).
+        Mean average precision has no such correction.
+
+        Examples
+        --------
+        >>> scorer = Scorer(kind="multiclass", targets=np.zeros(220, dtype=int))
+        >>> against = np.arange(220) >= 6
+        >>> values = np.where(np.arange(220) < 40, np.arange(220) >= 4, np.nan)
+        >>> round(scorer.expected_gain(values, against), 3)
+        -0.001
+        """
+        ceiling = 1 - self.score(against).value
+        if self.kind == "multilabel":
+            gain = self.gain(values, against, level=0.95).interval
+            error = (gain.high - gain.low) / (2 * NORMAL_QUANTILE)
+            return shrink_gain(gain.value, error, ceiling)
+        contrast = controlled_difference(
+            values, against, strata=self.targets if self.weighted else None, groups=self.groups
+        )
+        return shrink_gain(contrast.value, contrast.error, ceiling)
+
     def undecidable_reason(self, values: Floats, level: float) -> str:
         """Explain why no candidate could be significantly better; empty if one could.
 
@@ -317,23 +343,22 @@ class Scorer:
         return hierarchical(observed, draws[None], units=count)
 
 
-def expected_gain(gain: Interval) -> float:
-    """Shrink an observed gain towards zero, the more the wider its 95 % interval is.
+def shrink_gain(gain: float, error: float, ceiling: float = math.inf) -> float:
+    """Shrink an observed gain towards zero, the more the larger its standard error is.
 
-    The mean of the posterior for a normal prior around 0 with standard deviation ``GAIN_SPREAD``.
-    Where the interval is unknown, nothing is expected.
+    The mean of the posterior for a normal prior around 0 with standard deviation ``GAIN_SPREAD``,
+    but at most ``ceiling``: no score is above 1. Where the error is unknown, nothing is expected.
 
     Examples
     --------
-    >>> wide = Interval(value=0.05, low=-0.05, high=0.15, method="paired")
-    >>> narrow = Interval(value=0.05, low=0.04, high=0.06, method="paired")
-    >>> round(expected_gain(wide), 3), round(expected_gain(narrow), 3)
-    (0.024, 0.049)
+    >>> round(shrink_gain(0.05, 0.05), 3), round(shrink_gain(0.05, 0.005), 3)
+    (0.025, 0.05)
+    >>> shrink_gain(0.05, 0.005, ceiling=0.03)
+    0.03
     """
-    error = (gain.high - gain.low) / (2 * NORMAL_QUANTILE)
-    if not math.isfinite(error + gain.value):
+    if not math.isfinite(error + gain):
         return 0.0
-    return gain.value * GAIN_SPREAD**2 / (GAIN_SPREAD**2 + error**2)
+    return min(gain * GAIN_SPREAD**2 / (GAIN_SPREAD**2 + error**2), ceiling)
 
 
 def is_improvement(difference: Difference) -> bool:
