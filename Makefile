@@ -1,13 +1,15 @@
 # Needs Python >= 3.11, make and a package index, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# Example dataset, folder and time budget of `make demo`; an empty budget is the default one.
+# Example dataset, folder and time budget of `make demo`. The budget limits the comparison of methods
+# for DEMO=scenes; an empty one is the default of `headstart fit`, 2m.
 # DEMO=boxes and DEMO=masks use small images and few epochs, to end within a minute on 2 cores.
 DEMO ?= scenes
 OUT ?= .demo/$(DEMO)
-BUDGET ?=
+BUDGET ?= 20s
 # Processes that run the tests: 2 take three quarters of the time of 1; each has to import torch.
 JOBS ?= 2
+TIME_scenes := about 20 seconds
 # Flags of the example datasets for detection and segmentation.
 SHORT_boxes := --size 128 --epochs 4
 SHORT_masks := --size 160 --epochs 5
@@ -27,7 +29,7 @@ help: ## List the commands.
 install: $(VENV)/.installed-dev ## Create the environment with everything a developer needs.
 
 demo: $(VENV)/.installed ## Train on embedded photographs, or DEMO=boxes or masks; downloads no images and no weights.
-	@echo "Training on demo:$(DEMO). This takes about a minute on 2 cores. The report is $(OUT)/report.html"
+	@echo "Training on demo:$(DEMO). This takes $(or $(TIME_$(DEMO)),up to a minute) on 2 cores. The report is $(OUT)/report.html"
 	$(BIN)/headstart fit demo:$(DEMO) --offline --out $(OUT) $(SHORT_$(DEMO)) $(if $(BUDGET),--budget $(BUDGET))
 
 test: install ## Run the tests and the examples in the docstrings.

@@ -46,6 +46,7 @@ def test_every_field_of_a_recipe_is_a_setting():
         "image_column": "file",
         "label_column": "class",
         "label_separator": ",",
+        "weight_column": "trust",
         "bad_files": "skip",
         "allow_overlap": True,
         "test_fraction": 0.5,

@@ -152,10 +152,16 @@ def test_the_commands_pass_every_setting_on(monkeypatch) -> None:
     monkeypatch.setattr("headstart.workflows.compare.compare", stop)
     words = "--task detection --size 64 --group-by g --masks m --images i --mask-threshold 9"
     words += " --class-level 2 --image-column a --label-column b --label-separator c"
+    words += " --weight-column w"
     words += " --bad-files skip --allow-overlap --test-fraction 0.3 --device cpu --offline --seed 7"
     expected = {"task": "detection", "size": 64, "group_by": "g", "masks": "m", "images": "i"}
     expected |= {"mask_threshold": 9, "class_level": 2, "image_column": "a", "label_column": "b"}
-    expected |= {"label_separator": "c", "bad_files": "skip", "allow_overlap": True}
+    expected |= {
+        "label_separator": "c",
+        "weight_column": "w",
+        "bad_files": "skip",
+        "allow_overlap": True,
+    }
     expected |= {"test_fraction": 0.3, "device": "cpu", "offline": True, "seed": 7}
     for verb, names in (("rank", RANK_SETTINGS), ("compare", COMPARE_SETTINGS)):
         own = ["--backbones", "resnet18"]

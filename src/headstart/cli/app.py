@@ -66,6 +66,7 @@ from headstart.cli.options import (
     TileSize,
     Track,
     Verbose,
+    WeightColumn,
     box_settings,
     open_cache,
     parse_bad_files,
@@ -140,6 +141,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
+    weight_column: WeightColumn = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     test_fraction: TestFraction = 0.2,
@@ -322,6 +324,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
+    weight_column: WeightColumn = None,
     bad_files: BadFiles = "error",
     allow_overlap: AllowOverlap = False,
     nms: NmsOverlap = None,
@@ -391,6 +394,7 @@ def data_check(  # noqa: PLR0913 - one argument a flag
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
+    weight_column: WeightColumn = None,
     out: Annotated[
         Path | None, typer.Option(help="CSV file, new, for all findings and their images.")
     ] = None,

@@ -67,6 +67,7 @@ __all__ = [
     "TileSize",
     "Track",
     "Verbose",
+    "WeightColumn",
     "box_settings",
     "open_cache",
     "parse_bad_files",
@@ -226,6 +227,13 @@ LabelSeparator = Annotated[
     typer.Option(
         help='Text between several labels in one cell of a table, such as ",". none: each cell is '
         "one label. Recognised without the flag: | and ; and lists."
+    ),
+]
+WeightColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the images' weights in a table: numbers of 0 or more, by which training "
+        "multiplies the loss of an image. Images of weight 0 are left out."
     ),
 ]
 BadFiles = Annotated[str, typer.Option(help="Files that cannot be decoded: error (stop) or skip.")]

@@ -23,6 +23,7 @@ from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.manifests import ReadOptions, tables_in
 from headstart.data.formats.voc import read_voc
+from headstart.data.formats.weight_cells import refuse_weights
 from headstart.data.formats.yolo import read_yolo
 from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions, ImageSettings
 from headstart.errors import DataError, LayoutError, UsageError
@@ -42,7 +43,9 @@ __all__ = [
 
 
 class SourceOptions(FolderOptions, ImageSettings, total=False):
-    """Keywords of `read_dataset` about folders and images."""
+    """Keywords of `read_dataset` about folders, images and weights."""
+
+    weight_column: str | None
 
 
 BoxFormat = Literal["coco", "voc", "yolo"]
@@ -52,6 +55,7 @@ READ_SETTINGS = (
     "image_column",
     "label_column",
     "label_separator",
+    "weight_column",
     "masks",
     "images",
     "mask_threshold",
@@ -271,7 +275,8 @@ def read_dataset(
         Fewer classes are an error; multilabel and detection data need only one.
     **source_options
         ``masks``, ``images``, ``mask_threshold`` and ``class_level`` of `FolderOptions`;
-        ``max_pixels`` and ``bits`` of `ImageOptions`.
+        ``max_pixels`` and ``bits`` of `ImageOptions`; ``weight_column``, the column of the images'
+        weights in the loss (images of weight 0 are left out).
 
     Returns
     -------
@@ -303,12 +308,14 @@ def read_dataset(
     >>> data.notes[0]
     'class folders, no splits'
     """
+    weight_column = source_options.pop("weight_column", None)
     image_options, folder_options = _split_options(source_options)
     named = folders.given_options(folder_options, source)
     options = ReadOptions(
         image_column=image_column,
         label_column=label_column,
         label_separator=label_separator,
+        weight_column=weight_column,
         group_by=group_by,
     )
     if isinstance(source, str) and source.startswith("demo:"):
@@ -336,6 +343,7 @@ def read_dataset(
             image=image_column,
             label=label_column,
             group=group_by,
+            weight=weight_column,
             separator=label_separator,
             labels_required=labels_required,
         )
@@ -406,6 +414,7 @@ def _read_path(
     if table is not None:
         columns = options.columns_of(table)
         if task_kind in {None, "detection"} and box_tables.box_columns(table):
+            refuse_weights(table, columns)
             annotations = box_tables.read_box_table(table, columns)
             data, keys = _to_detection(table.path.parent, annotations)
             return data, keys, columns.group is not None

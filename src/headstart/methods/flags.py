@@ -95,6 +95,7 @@ TAKEN = frozenset(
         "test_fraction",
         "track",
         "verbose",
+        "weight_column",
     ]
 )
 """Flags and keywords of a run, which no method of another package may use for a field."""

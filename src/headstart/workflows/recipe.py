@@ -67,6 +67,7 @@ SAMPLES: Mapping[str, Any] = {
     "image_column": "file",
     "label_column": "class",
     "label_separator": ",",
+    "weight_column": "weight",
     "max_risk": 0.02,
     "nms": 0.5,
     "offline": True,
@@ -119,6 +120,8 @@ class Recipe:
         Columns of a table, if their names are not among the usual ones.
     label_separator : str, optional
         Text between several labels in one cell of a table; ``none`` keeps each cell as one label.
+    weight_column : str, optional
+        Column of the images' weights in a table, 0 or more.
     bad_files : {"error", "skip"}
         Action for files that cannot be decoded.
     allow_overlap : bool
@@ -168,6 +171,7 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
+    weight_column: str | None = None
     bad_files: BadFiles = "error"
     allow_overlap: bool = False
     test_fraction: float = 0.2

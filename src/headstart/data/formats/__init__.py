@@ -3,7 +3,8 @@
 Read layouts.py (recognises the format of a folder), folders.py (images with masks, or else class
 folders), unread_formats.py (formats that are recognised and refused), split_folders.py (folders
 that are splits), class_folders.py (one folder per class), tables.py (CSV, TSV and Parquet),
-label_cells.py (labels in the cells of tables), split_columns.py (columns of yes and no),
+label_cells.py (labels in the cells of tables), weight_cells.py (weights in the cells),
+split_columns.py (columns of yes and no),
 manifests.py (tables that list images and labels), annotations.py (boxes of any format, in
 coordinates of the upright image), box_patterns.py (mistakes that most boxes of a file share),
 box_tables.py (tables of boxes), coco.py, voc.py, yolo.py, masks.py (images with masks) with

@@ -23,6 +23,7 @@ from headstart.data.formats.label_cells import WHOLE, is_missing, split_labels
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.split_columns import unused_columns, with_flag_columns
 from headstart.data.formats.tables import Columns, Table, split_name
+from headstart.data.formats.weight_cells import read_weights, without_zero_weights
 from headstart.errors import DataError, HeadstartError, LayoutError, LeakError
 from headstart.files import is_file
 
@@ -36,13 +37,16 @@ __all__ = [
 ]
 
 
+COLUMN_ROLES = ("image", "label", "split", "group", "weight")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
     """What the columns of a table mean, where their names or contents do not show it.
 
     Parameters
     ----------
-    image_column, label_column : str or None
+    image_column, label_column, weight_column : str or None
         Names of the columns.
     label_separator : str or None
         Text between the labels of a cell; ``none`` keeps each cell as one label.
@@ -53,17 +57,23 @@ class ReadOptions:
     image_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
+    weight_column: str | None = None
     group_by: str | None = None
 
     @property
     def names_columns(self) -> bool:
         """Whether a table is required, because its columns or cells are described."""
-        return any((self.image_column, self.label_column, self.label_separator))
+        columns = (self.image_column, self.label_column, self.weight_column)
+        return any((*columns, self.label_separator))
 
     def columns_of(self, table: Table) -> Columns:
         """Find the columns of a table, see `tables.find_columns`."""
         return tables.find_columns(
-            table, image=self.image_column, label=self.label_column, group=self.group_by
+            table,
+            image=self.image_column,
+            label=self.label_column,
+            group=self.group_by,
+            weight=self.weight_column,
         )
 
 
@@ -107,6 +117,7 @@ def read_manifest(
     """
     table, columns, flag_notes = with_flag_columns(table, columns)
     _require_columns(table, columns, labels_required)
+    table, weight_notes = without_zero_weights(table, columns)
     cells = table.columns[columns.label] if columns.label else [None] * len(table.lines)
     labels: list[Any] = [None] * len(cells)
     if columns.label:
@@ -128,11 +139,12 @@ def read_manifest(
     samples, keys = read_samples(table, columns, targets)
     samples, keys, n_repeated = _merge_repeated(samples, keys, kind)
     names = {name for s in samples for name in labels_of(s.target)}
-    roles = [(role, getattr(columns, role)) for role in ("image", "label", "split", "group")]
+    roles = [(role, getattr(columns, role)) for role in COLUMN_ROLES]
     notes = [
         f"{table.title or f'manifest {table.path.name}'}: "
         + ", ".join(f"{role} = column {name!r}" for role, name in roles if name is not None),
         *flag_notes,
+        *weight_notes,
         *_unused_note(table, columns),
         *([kind_note] if names else []),
         *([f"{n_repeated} repeated rows of the same image merged"] if n_repeated else []),
@@ -177,6 +189,7 @@ def read_samples(
     splits = _read_splits(table, columns.split)
     groups = table.columns[columns.group] if columns.group else [None] * len(keys)
     groups = [None if is_missing(group) else group for group in groups]
+    weights = read_weights(table, columns.weight)
     samples = [
         Sample(
             image=image,
@@ -184,9 +197,10 @@ def read_samples(
             split=split,
             group=None if group is None else str(group),
             title=None if isinstance(image, Path) else key,
+            weight=weight,
         )
-        for image, key, target, split, group in zip(
-            images, keys, targets, splits, groups, strict=True
+        for image, key, target, split, group, weight in zip(
+            images, keys, targets, splits, groups, weights, strict=True
         )
     ]
     return samples, keys
@@ -346,14 +360,14 @@ def _merge_repeated(
                 f"{sample.split}. Remove one of its rows."
             )
         same_label = kind == "multilabel" or previous.target == sample.target
-        if previous.group != sample.group or not same_label:
+        if (previous.group, previous.weight) != (sample.group, sample.weight) or not same_label:
             conflicts.append(key)
         elif kind == "multilabel":
             names = {*labels_of(previous.target), *labels_of(sample.target)}
             merged[position] = replace(previous, target=tuple(sorted(names, key=natural_key)))
     if conflicts:
         raise DataError(
-            f"Expected one label and one group per image, got {len(conflicts)} rows that "
+            f"Expected one label, group and weight per image, got {len(conflicts)} rows that "
             f"contradict an earlier row of the same image: {format_list(conflicts)}. Correct these "
             "rows. If an image can have several labels, separate them with '|' in one row."
         )

@@ -20,6 +20,7 @@ from headstart.data.formats.manifests import read_manifest
 from headstart.data.formats.pixels import image_bytes, split_stack, to_image
 from headstart.data.formats.tables import Columns, Table, split_name
 from headstart.data.formats.targets import is_dense_label, plain_labels, read_dense
+from headstart.data.formats.weight_cells import refuse_weights
 from headstart.errors import DataError, UsageError
 from headstart.runtime import available_memory
 
@@ -40,6 +41,7 @@ def read_object(
     image: str | None = None,
     label: str | None = None,
     group: str | None = None,
+    weight: str | None = None,
     separator: str | None = None,
     labels_required: bool = True,
 ) -> tuple[Dataset, tuple[str, ...], bool]:
@@ -53,7 +55,7 @@ def read_object(
         dataset of pairs that has a length, as torch's; or a dictionary of these with the keys
         train, val and test. An image is a path, the bytes of a file, a PIL image, or an array.
     task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None
-    image, label, group : str or None
+    image, label, group, weight : str or None
         Columns, if their names are not among the usual ones.
     separator : str or None
         Text between the labels of an image, see `label_cells.split_labels`.
@@ -84,10 +86,11 @@ def read_object(
     ({'cat': 2, 'dog': 2}, 'image 0')
     """
     table = _to_table(source, image, label)
-    columns = tables.find_columns(table, image=image, label=label, group=group)
+    columns = tables.find_columns(table, image=image, label=label, group=group, weight=weight)
     labels = table.columns[columns.label] if columns.label else []
     is_dense = any(map(is_dense_label, labels))
     if is_dense:
+        refuse_weights(table, columns)
         data, keys = read_dense(table, columns, task_kind)
     elif task_kind in DENSE:
         target = "boxes" if task_kind == "detection" else "masks"
@@ -201,9 +204,13 @@ def _join_splits(parts: Mapping[Any, Any], image: str | None, label: str | None)
         )
     joined: dict[str, list[Any]] = {role: [] for role in (*PAIRS, "split", "group")}
     names: list[str] = []
-    for key, part in parts.items():
-        table = _to_table(part, image, label)
-        columns = tables.find_columns(table, image=image, label=label)
+    read = {key: _to_table(part, image, label) for key, part in parts.items()}
+    roles = [tables.find_columns(table, image=image, label=label) for table in read.values()]
+    used = {name for found in roles for name in (found.image, found.label, found.group)}
+    shared = set.intersection(*(set(table.columns) for table in read.values()))
+    rest = sorted(shared - used - joined.keys())
+    joined |= {name: [] for name in rest}
+    for (key, table), columns in zip(read.items(), roles, strict=True):
         if columns.image is None:
             raise _no_column_error(f"{table.where} of the split {key!r}", table.columns, "images")
         count = len(table.lines)
@@ -211,6 +218,8 @@ def _join_splits(parts: Mapping[Any, Any], image: str | None, label: str | None)
         joined["label"] += table.columns[columns.label] if columns.label else [None] * count
         joined["group"] += table.columns[columns.group] if columns.group else [None] * count
         joined["split"] += [str(key)] * count
+        for name in rest:
+            joined[name] += table.columns[name]
         names += [f"{key}/{name}" for name in table.names]
     if not any(group is not None for group in joined["group"]):
         del joined["group"]

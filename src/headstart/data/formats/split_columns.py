@@ -31,6 +31,7 @@ _YES = frozenset(("1", "true", "yes", "t", "y"))
 _NO = frozenset(("0", "false", "no", "f", "n"))
 _UNCERTAIN = ("valid", "val", "validation", "is_holdout", "holdout")
 _FOLD_COLUMNS = ("fold", "folds", "kfold", "fold_id", "cv_fold", "usage", "dataset")
+_WEIGHTS = ("weight", "weights", "sample_weight")
 
 
 def with_flag_columns(table: Table, columns: Columns) -> tuple[Table, Columns, tuple[str, ...]]:
@@ -72,7 +73,7 @@ def with_flag_columns(table: Table, columns: Columns) -> tuple[Table, Columns, t
 
 
 def unused_columns(table: Table, columns: Columns) -> list[str]:
-    """Columns that look like splits or classes and are not used, to be named in a note.
+    """Columns that look like splits, classes or weights and are not used, to be named in a note.
 
     Examples
     --------
@@ -91,12 +92,13 @@ def unused_columns(table: Table, columns: Columns) -> list[str]:
             normalise_column(name) in _FLAGS
             or normalise_column(name) in _FOLD_COLUMNS
             or normalise_column(name) in _UNCERTAIN
+            or normalise_column(name) in _WEIGHTS
         )
     ]
 
 
 def _used(columns: Columns) -> set[str | None]:
-    return {columns.image, columns.label, columns.split, columns.group}
+    return {columns.image, columns.label, columns.split, columns.group, columns.weight}
 
 
 def _with_split(table: Table, columns: Columns) -> tuple[Table, Columns]:

@@ -236,13 +236,14 @@ class Columns:
 
     Parameters
     ----------
-    image, label, split, group : str or None
+    image, label, split, group, weight : str or None
     """
 
     image: str | None = None
     label: str | None = None
     split: str | None = None
     group: str | None = None
+    weight: str | None = None
 
 
 def split_name(text: str) -> SplitName | None:
@@ -257,26 +258,32 @@ def split_name(text: str) -> SplitName | None:
 
 
 def find_columns(
-    table: Table, *, image: str | None = None, label: str | None = None, group: str | None = None
+    table: Table,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    group: str | None = None,
+    weight: str | None = None,
 ) -> Columns:
     """Find the columns by the given names, or else by common names.
 
     Raises
     ------
     UnknownNameError
-        If ``image`` or ``label`` is given and there is no such column.
+        If ``image``, ``label`` or ``weight`` is given and there is no such column.
 
     Examples
     --------
     >>> table = Table(path=Path("a.csv"), columns={"File": [], "class": []}, lines=[])
     >>> find_columns(table)
-    Columns(image='File', label='class', split=None, group=None)
+    Columns(image='File', label='class', split=None, group=None, weight=None)
     """
     names = {normalise_column(name): name for name in table.columns}
-    for parameter, column in (("image_column", image), ("label_column", label)):
+    given = {"image_column": image, "label_column": label, "weight_column": weight}
+    for parameter, column in given.items():
         if column is not None and normalise_column(column) not in names:
             raise UnknownNameError(parameter, column, table.columns)
-    assigned = {normalise_column(column) for column in (image, label) if column is not None}
+    assigned = {normalise_column(column) for column in given.values() if column is not None}
 
     def find_common(candidates: Sequence[str]) -> str | None:
         return next((names[c] for c in candidates if c in names and c not in assigned), None)
@@ -288,6 +295,7 @@ def find_columns(
         group=(
             names.get(normalise_column(group)) if group is not None else find_common(_GROUP_COLUMNS)
         ),
+        weight=None if weight is None else names[normalise_column(weight)],
     )
 
 
