@@ -321,7 +321,7 @@ class TestManifests:
             (
                 "path,label,group\n1.jpg,a,p\n2.jpg,b,q\n1.jpg,a,q\n",
                 DataError,
-                "one group per image",
+                "group and weight per image",
             ),
             ("path,label,split\n1.jpg,a,train\n2.jpg,b,test\n1.jpg,a,test\n", LeakError, "one sp"),
             ("path,label\n1.jpg,a\n2.jpg,b,c\n", DataError, r"another number in 1 rows \(lines 3"),
