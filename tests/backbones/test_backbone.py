@@ -404,3 +404,20 @@ def test_weights_that_are_no_numbers_are_refused_on_loading(value):
     state[name][0] = value
     with pytest.raises(WeightsMismatchError, match="NaN or infinity in"):
         build_from_state(backbone.spec, state)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda name, t: t.to(torch.int8), "of type torch.int8 instead of torch.float32"),
+        (lambda name, t: t > 0, "of type torch.bool instead of torch.float32"),
+        (lambda name, t: -t, "have a variance below 0 in"),
+    ],
+)
+def test_weights_of_another_kind_are_refused_on_loading(change, reason):
+    backbone = load("embedded/efficientnet_lite0")
+    state = {name: tensor.clone() for name, tensor in backbone.trunk.state_dict().items()}
+    name = next(name for name in state if name.endswith("running_var"))
+    state[name] = change(name, state[name])
+    with pytest.raises(WeightsMismatchError, match=reason):
+        build_from_state(backbone.spec, state)

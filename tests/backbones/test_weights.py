@@ -482,3 +482,42 @@ def test_both_formats_hold_the_same(caches):
     )
     assert all(torch.equal(from_torch[key], from_safetensors[key]) for key in state)
     assert set(from_torch) == set(from_safetensors) == set(state)
+
+
+ODD_TENSORS = {
+    "sparse": (lambda w: w.to_sparse(), "is sparse_coo"),
+    "sparse rows": (lambda w: w.to_sparse_csr(), "is sparse_csr"),
+    "complex": (lambda w: w.to(torch.complex64), "has the type torch.complex64"),
+    "no values": (lambda w: w.to("meta"), "has no values"),
+    "terabytes in one value": (
+        lambda w: torch.zeros(1).expand(10**6, 10**6),
+        r"repeats its values to the shape \(1000000, 1000000\)",
+    ),
+    "a row many times": (
+        lambda w: w[0, :1].clone().expand(4, 3),
+        r"repeats its values to the shape \(4, 3\)",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_a_tensor_that_is_no_plain_array_is_refused(caches, kind):
+    make, reason = ODD_TENSORS[kind]
+    torch.save({"a": torch.zeros(2), "b": make(torch.ones(4, 3))}, caches / "odd.pth")
+    with pytest.raises(WeightsMismatchError, match=f"'b' {reason}"):
+        read_state(stored(caches / "odd.pth"), resolve("resnet18"))
+
+
+def test_a_part_of_a_larger_tensor_is_read(caches):
+    whole = torch.arange(12.0).reshape(4, 3)
+    torch.save({"row": whole[1], "turned": whole.T}, caches / "views.pth")
+    read = read_state(stored(caches / "views.pth"), resolve("resnet18"))
+    assert torch.equal(read["row"], whole[1])
+    assert torch.equal(read["turned"], whole.T)
+
+
+def test_a_name_with_and_without_the_prefix_is_refused(caches):
+    torch.save({"a": torch.zeros(2), "module.a": torch.ones(2)}, caches / "both.pth")
+    with pytest.raises(WeightsMismatchError, match=r"1 names both with and without `module\.`"):
+        read_state(stored(caches / "both.pth"), resolve("resnet18"))

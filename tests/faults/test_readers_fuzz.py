@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from headstart.backbones.catalog import resolve
+from headstart.backbones.weights import locate, read_state
 from headstart.cache import open_cache
 from headstart.data.readers import read_dataset
 from headstart.errors import MOST_CHARACTERS, HeadstartError
@@ -176,6 +179,24 @@ def a_checkpoint(root):
     return root / checkpoint.NAME
 
 
+def weights(name, save):
+    def make(root):
+        state = {"conv.weight": torch.ones(2, 3, 3, 3), "bn.weight": torch.ones(2)}
+        state["bn.num_batches_tracked"] = torch.tensor(7)
+        save(state, root / name)
+        return root / name
+
+    return make
+
+
+def read_weights(name):
+    def read(root):
+        spec = resolve(f"file:{root / name}@torchvision/resnet18")
+        assert read_state(locate(spec), spec)
+
+    return read
+
+
 def recipe(root):
     write_whole(root / "resolved.yaml", "backbone: resnet18\nbudget: 60\nseed: 1\ntask: auto\n")
     return root / "resolved.yaml"
@@ -193,6 +214,8 @@ FORMATS = {
     "model.json": (saved_model("model.json"), load),
     "model.safetensors": (saved_model("model.safetensors"), load),
     "checkpoint": (a_checkpoint, lambda root: checkpoint.read(root, identity={})),
+    "weights.pth": (weights("w.pth", torch.save), read_weights("w.pth")),
+    "weights.safetensors": (weights("w.safetensors", save_file), read_weights("w.safetensors")),
     "resolved.yaml": (recipe, lambda root: read_recipe(root / "resolved.yaml", {})),
 }
 

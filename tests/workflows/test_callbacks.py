@@ -214,3 +214,23 @@ def test_events_are_frozen_and_on_the_page() -> None:
         assert row is not None
         missing = [f.name for f in dataclasses.fields(event) if f"`{f.name}`" not in row[0]]
         assert not missing or "..." in row[0]
+
+
+def test_a_detector_resumes_only_with_the_same_choice_of_boxes(tmp_path) -> None:
+    def fit(**settings):
+        return headstart.fit(
+            "demo:boxes",
+            out=tmp_path / "run",
+            method="finetune",
+            train_from="head",
+            size=64,
+            epochs=2,
+            device="cpu",
+            callbacks=[lambda event: isinstance(event, EpochDone) and event.epoch.number == 1],
+            **settings,
+        )
+
+    fit()
+    for changed in ({"nms": 0.3}, {"max_boxes": 7}, {"class_agnostic_nms": True}):
+        with pytest.raises(UsageError, match="different box selection"):
+            fit(resume=True, **changed)

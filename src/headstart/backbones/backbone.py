@@ -409,18 +409,28 @@ def _require_finite(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> None:
                 f"The weights of {spec.name} have NaN or infinity in {name[:100]!r}. Pass "
                 "weights of a training that did not diverge, or copy the file again."
             )
+        if has_values and name.endswith("running_var") and (tensor < 0).any():
+            raise WeightsMismatchError(
+                f"The weights of {spec.name} have a variance below 0 in {name[:100]!r}: "
+                f"{tensor.min().item():.4g}. Copy the file again, or pass other weights."
+            )
 
 
 def _require_match(
     spec: BackboneSpec, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]
 ) -> None:
-    """Compare names and shapes; list the first differences and count the others."""
+    """Compare names, shapes and types; list the first differences and count the others."""
     faults = [f"missing {name}" for name in expected if name not in actual]
     faults += [f"unexpected {name}" for name in actual if name not in expected]
     faults += [
         f"{name} of shape {tuple(actual[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in actual and actual[name].shape != tensor.shape
+    ]
+    faults += [
+        f"{name} of type {actual[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in actual and actual[name].is_floating_point() != tensor.is_floating_point()
     ]
     if faults:
         rest = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""

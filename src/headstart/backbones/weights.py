@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +97,15 @@ def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
             f"Expected {file.path} to contain only tensors by name, got "
             f"{', '.join(other_keys[:5]) or 'nothing'}. Save only model.state_dict()."
         )
+    for name, tensor in loaded.items():
+        _require_plain(file, str(name), tensor)
     # DataParallel adds the prefix `module.` to all names.
     state = {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+    if len(state) < len(loaded):
+        raise WeightsMismatchError(
+            f"Expected {file.path} to contain each tensor once, got {len(loaded) - len(state)} "
+            "names both with and without `module.`. Save model.state_dict() of one model."
+        )
     if spec.source == "embedded":
         starts = LITE_STAGES[_plain_name(spec)]
         state = {_lite_timm_name(name, starts): tensor for name, tensor in state.items()}
@@ -105,6 +113,27 @@ def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
     }
+
+
+def _require_plain(file: WeightsFile, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is no plain array of numbers in the file."""
+    import torch
+
+    kind = ""
+    if tensor.layout != torch.strided:
+        kind = f"is {tensor.layout}".replace("torch.", "")
+    elif tensor.is_quantized or tensor.is_complex():
+        kind = f"has the type {tensor.dtype}"
+    elif tensor.is_meta:
+        kind = "has no values (device meta)"
+    # The strides of a repeated tensor are 0: a file of 1 KB can stand for terabytes.
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        kind = f"repeats its values to the shape {tuple(tensor.shape)}"
+    if kind:
+        raise WeightsMismatchError(
+            f"Expected {file.path} to contain plain tensors, but {name[:100]!r} {kind}. Save "
+            "model.state_dict() of a float model, with tensor.dequantize(), to_dense() or clone()."
+        )
 
 
 def _is_safetensors(file: WeightsFile) -> bool:
@@ -125,7 +154,9 @@ def _load_torch(file: WeightsFile) -> Mapping[str, Any]:
     import torch
 
     try:
-        loaded = torch.load(file.path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors, which are refused
+            loaded = torch.load(file.path, map_location="cpu", weights_only=True)
     # The unpickler can raise any exception on a damaged or malicious file.
     except Exception as error:
         raise _damaged_file_error(file, error) from error

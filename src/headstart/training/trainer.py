@@ -16,6 +16,7 @@ from headstart.data.splits import holdout
 from headstart.data.transforms.augment import Augmentation
 from headstart.distributed import broadcast_tensors, world_size
 from headstart.errors import UsageError
+from headstart.models.heads.detection_config import BoxSelection
 from headstart.models.heads.head import Head
 from headstart.models.tasks import DetectionTask, Task
 from headstart.models.transfer_model import TransferModel
@@ -213,7 +214,11 @@ def train_network(
         score=lambda: objective.score(predict()),
         start_epoch=network.set_training,
         identity=_identity(
-            input_source.backbone, first_head, (data, val), settings, identity or {}
+            input_source.backbone,
+            first_head,
+            (data, val),
+            settings,
+            {**_box_selection(objective), **(identity or {})},
         ),
     )
     found_rate = None
@@ -305,6 +310,12 @@ def _interpolated(start: NetworkState, end: NetworkState, share: float) -> Netwo
     )
     mixed = {name: value.numpy() for name, value in interpolate(first, last, share).items()}
     return interpolate(start[0], end[0], share), end[1].with_state(mixed)
+
+
+def _box_selection(objective: Objective) -> dict[str, Any]:
+    """Settings of boxes decide the best epoch; checkpoints do not name those of the default."""
+    selection = getattr(objective, "selection", BoxSelection())
+    return {} if selection == BoxSelection() else {"box selection": asdict(selection)}
 
 
 def _identity(
