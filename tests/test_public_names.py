@@ -53,6 +53,7 @@ PUBLIC = [
     "fit",
     "load",
     "plan",
+    "predict",
     "rank",
     "read_dataset",
     "save",

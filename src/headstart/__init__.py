@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from headstart.workflows.evaluate import evaluate
     from headstart.workflows.fit import fit
     from headstart.workflows.plan import plan
+    from headstart.workflows.predict import predict
     from headstart.workflows.rank import rank
     from headstart.workflows.recipe import Recipe
     from headstart.workflows.run import Run
@@ -79,6 +80,7 @@ _HOMES = {
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
     "plan": "headstart.workflows.plan",
+    "predict": "headstart.workflows.predict",
     "rank": "headstart.workflows.rank",
     "read_dataset": "headstart.data.readers",
     "save": "headstart.models.writing",
@@ -124,6 +126,7 @@ __all__ = [
     "fit",
     "load",
     "plan",
+    "predict",
     "rank",
     "read_dataset",
     "save",

@@ -14,6 +14,7 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.methods.flags import flags
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.explanations import explain_images
+from headstart.workflows.predict import PREDICT_SETTINGS
 from headstart.workflows.recipe import ComparisonRecipe, Recipe
 from headstart.workflows.verb_settings import (
     COMPARE_SETTINGS,
@@ -43,16 +44,15 @@ VERBS = {
         headstart.evaluate,
         {*READ_SETTINGS, "bad_files", "allow_overlap", "device", *BOXES},
     ),
-    "predict": (app_module.predict, TransferModel.predict, BOXES),
+    "predict": (app_module.predict, headstart.predict, set(PREDICT_SETTINGS)),
     "explain": (commands.explain, explain_images, set()),
 }
-# The model and the data have other names in Python; the files of predictions are of the command.
+# The model and the data have other names in Python; --format is `output` inside the command.
 RENAMED = {
     "evaluate": {"source": "data"},
     "explain": {"model": "model_folder"},
-    "predict": {"model": "self"},
+    "predict": {"output": "format"},
 }
-FILES = {"predict": {"output", "out", "ids"}}
 # A plan trains nothing, so limits on the training of a run have no flag.
 NO_FLAG = {"plan": {"max_risk", *BOXES}}
 
@@ -64,7 +64,7 @@ def names_of(function) -> set[str]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_flags_and_keywords_agree(verb: str) -> None:
     command, function, settings = VERBS[verb]
-    typed = names_of(command) - TERMINAL - FILES.get(verb, set())
+    typed = names_of(command) - TERMINAL
     typed = {RENAMED.get(verb, {}).get(name, name) for name in typed} - PYTHON
     keywords = (names_of(function) | settings) - PYTHON - NO_FLAG.get(verb, set())
     assert typed == keywords
@@ -76,6 +76,14 @@ def test_every_verb_that_reads_labels_takes_all_settings_of_reading(verb: str) -
     assert set(READ_SETTINGS) <= names_of(command)
     assert set(READ_SETTINGS) <= settings
     assert set(READ_SETTINGS) <= names_of(app_module.data_check)
+
+
+def test_the_model_predicts_with_the_same_words() -> None:
+    names = names_of(TransferModel.predict) | {"format", "out", "ids", *BOXES}
+    keywords = names_of(headstart.predict) | set(PREDICT_SETTINGS)
+    assert names - PYTHON == keywords - PYTHON - {"model"}
+    with pytest.raises(UnknownNameError, match=r"'thresold'. Did you mean 'threshold'"):
+        headstart.predict("runs/none", "x", thresold=0.5)
 
 
 @pytest.mark.parametrize("verb", ["fit", "plan", "compare", "rank", "evaluate"])

@@ -276,37 +276,26 @@ def predict(  # noqa: PLR0913 - one argument a flag
     """Predict classes, boxes or masks of images with a saved model."""
     from headstart.cli.tables import show_predictions
     from headstart.cli.terminal import plain_console
-    from headstart.data.prepare import readable_samples, to_samples
-    from headstart.models.coco_ids import read_coco_ids
-    from headstart.models.prediction_files import as_csv, require_format, write_predictions
+    from headstart.models.prediction_files import as_csv
     from headstart.models.prediction_files import as_json as predictions_as_json
-    from headstart.models.saving import load
+    from headstart.workflows.predict import PREDICT_SETTINGS, predict_images
 
-    fitted = load(model).with_selection(**box_settings(ctx))
-    output_format, classes = "json" if as_json else output, fitted.task.classes
-    require_format(output_format, fitted.task.name)
-    coco_ids = None if ids is None else read_coco_ids(ids, output_format)
+    settings = {name: ctx.params[name] for name in PREDICT_SETTINGS}
+    settings["bad_files"] = parse_bad_files(bad_files)
+    output = "json" if as_json else output
     with open_cache(temporary=False) as store:
-        samples = readable_samples(
-            to_samples(images),
-            cache=store,
-            bad_files=parse_bad_files(bad_files),
-            options=fitted.image_options.with_max_pixels(max_pixels),
+        found = predict_images(
+            model, images, format=output, out=out, ids=ids, cache=store, **settings
         )
-        predictions = fitted.predict_samples(
-            samples, cache=store, engine=engine, device=device, threshold=threshold, tile=tile
-        )
-    if output_format != "table" and (out is not None or output_format not in {"json", "csv"}):
-        pairs = zip(samples, predictions, strict=True)
-        out = out or Path("predictions")
-        folder = write_predictions(out, output_format, pairs, classes, coco_ids)
-        say(f"Wrote the predictions for {len(samples)} images to {folder}.")
-    elif output_format == "json":
-        emit(predictions_as_json(predictions, classes))
-    elif output_format == "csv":
-        echo(as_csv(predictions, classes), nl=False)
-    else:
-        show_predictions(plain_console(), predictions, classes)
+        if found.folder is not None:
+            found.write()
+            say(f"Wrote the predictions for {len(found.samples)} images to {found.folder}.")
+        elif output == "json":
+            emit(predictions_as_json(found.predictions, found.classes))
+        elif output == "csv":
+            echo(as_csv(found.predictions, found.classes), nl=False)
+        else:
+            show_predictions(plain_console(), found.predictions, found.classes)
 
 
 @app.command()

@@ -256,7 +256,7 @@ class TransferModel:
         threshold: float | None = None,
         tile: int = 0,
         max_pixels: int | None = None,
-        **selection: Any,
+        **settings: Any,
     ) -> list[Any]:
         """Predict the class, the objects or the mask of every image, in order.
 
@@ -279,8 +279,9 @@ class TransferModel:
             a larger image is split into; 0 reads every image at once.
         max_pixels : int, optional
             Largest width times height; by default that of the training.
-        **selection
-            Detection only: ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as `with_selection`.
+        **settings
+            ``format``, ``out`` and ``ids`` to write files, as `headstart.predict`. Detection only:
+            ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as `with_selection`.
 
         Returns
         -------
@@ -294,16 +295,11 @@ class TransferModel:
         UsageError
             If an argument is not for this task.
         """
-        model, cache = self.with_selection(**selection), cache or Cache()
-        options = self.image_options.with_max_pixels(max_pixels)
-        samples = readable_samples(
-            to_samples(images), cache=cache, bad_files=bad_files, options=options
-        )
-        return list(
-            model.predict_samples(
-                samples, cache=cache, engine=engine, device=device, threshold=threshold, tile=tile
-            )
-        )
+        import headstart  # the public function, as a user would call it: ARCHITECTURE.md, section 2
+
+        settings |= {"bad_files": bad_files, "engine": engine, "device": device}
+        settings |= {"threshold": threshold, "tile": tile, "max_pixels": max_pixels}
+        return headstart.predict(self, images, cache=cache, **settings)
 
     def embed(
         self,
