@@ -9,8 +9,9 @@ from PIL import Image
 
 from headstart.data.checks.boxes import clean_boxes
 from headstart.data.dataset import Boxes
+from headstart.data.formats.box_files import find_box_annotations
 from headstart.data.formats.layouts import list_folder
-from headstart.data.readers import find_box_annotations, read_dataset
+from headstart.data.readers import read_dataset
 from headstart.errors import DataError, HeadstartError, LayoutError, UsageError
 
 WIDTH, HEIGHT = 40, 20

@@ -10,33 +10,40 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Unpack
 
-from headstart.data.dataset import Boxes, Dataset, Kind, Sample
+from headstart.data.dataset import Dataset, Kind
 from headstart.data.demo import classification as demo
-from headstart.data.formats import box_tables, folders, layouts, manifests, objects, tables
-from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
-from headstart.data.formats.coco import read_coco
+from headstart.data.formats import (
+    box_tables,
+    folders,
+    layouts,
+    manifests,
+    metadata,
+    objects,
+    table_files,
+    tables,
+)
+from headstart.data.formats.box_files import (
+    BoxAnnotationFiles,
+    find_box_annotations,
+    no_boxes_error,
+    read_boxes,
+    to_detection,
+)
 from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.layouts import Listing, format_list
-from headstart.data.formats.manifests import ReadOptions, tables_in
-from headstart.data.formats.voc import read_voc
+from headstart.data.formats.manifests import ReadOptions
 from headstart.data.formats.weight_cells import refuse_weights
-from headstart.data.formats.yolo import read_yolo
 from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions, ImageSettings
 from headstart.errors import DataError, LayoutError, UsageError
 
 __all__ = [
     "READ_SETTINGS",
-    "BoxAnnotationFiles",
-    "BoxFormat",
     "SourceOptions",
-    "find_box_annotations",
     "list_images",
-    "no_boxes_error",
-    "read_boxes",
     "read_dataset",
     "with_image_options",
 ]
@@ -47,8 +54,6 @@ class SourceOptions(FolderOptions, ImageSettings, total=False):
 
     weight_column: str | None
 
-
-BoxFormat = Literal["coco", "voc", "yolo"]
 
 READ_SETTINGS = (
     "group_by",
@@ -64,177 +69,6 @@ READ_SETTINGS = (
     "bits",
 )
 """Arguments of `read_dataset` that a user sets: flags of commands and fields of a recipe."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoxAnnotationFiles:
-    """Annotation files of detection data.
-
-    Parameters
-    ----------
-    listing : Listing
-        Of the folder that contains images and annotations.
-    format : {"coco", "voc", "yolo"}
-    files : tuple of str
-        For COCO: the JSON files to read.
-    """
-
-    listing: Listing
-    format: BoxFormat
-    files: tuple[str, ...] = ()
-
-
-def find_box_annotations(path: Path, listing: Listing) -> BoxAnnotationFiles | None:
-    """Recognise detection data by the first bytes of its files; None if there are no boxes.
-
-    Parameters
-    ----------
-    path : Path
-        A folder, or a COCO file.
-    listing : Listing
-        Of the folder, or of the file alone.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> root = Path(tempfile.mkdtemp())
-    >>> for name, text in (("1.jpg", ""), ("1.txt", "0 0.5 0.5 0.1 0.1")):
-    ...     _ = (root / name).write_text(text)
-    >>> find_box_annotations(root, layouts.list_folder(root)).format
-    'yolo'
-    """
-    files = layouts.find_coco_files(listing)
-    if files and not path.is_dir():
-        image_listing = layouts.list_folder(path.parent)
-        if not image_listing.images:  # annotations/train.json, with the images in train/
-            image_listing = layouts.list_folder(path.absolute().parent.parent)
-        files = (path.absolute().relative_to(image_listing.root.absolute()).as_posix(),)
-        return BoxAnnotationFiles(listing=image_listing, format="coco", files=files)
-    if files:
-        return BoxAnnotationFiles(listing=listing, format="coco", files=files)
-    if layouts.find_voc_file(listing):
-        return BoxAnnotationFiles(listing=listing, format="voc")
-    if layouts.find_yolo_file(listing):
-        return BoxAnnotationFiles(listing=listing, format="yolo")
-    return None
-
-
-def no_boxes_error(path: Path) -> LayoutError:
-    """Error for data without boxes when the task is detection.
-
-    Examples
-    --------
-    >>> "COCO" in str(no_boxes_error(Path("photos")))
-    True
-    """
-    return LayoutError(
-        f"Expected boxes for detection in {str(path)!r}, got none. Add COCO annotations (a JSON "
-        "file with `images`, `annotations` and `categories`), Pascal VOC annotations (1.xml for "
-        "1.jpg) or YOLO labels (labels/1.txt for images/1.jpg), or remove --task detection."
-    )
-
-
-def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]:
-    """Read detection data.
-
-    Parameters
-    ----------
-    box_files : BoxAnnotationFiles
-        See `find_box_annotations`.
-
-    Returns
-    -------
-    Dataset
-        Examples sorted by relative path, each with `Boxes` in pixels of the upright image;
-        classes in the order of the files, without those that have no object.
-    tuple of str
-        The relative path of each example.
-
-    Raises
-    ------
-    DataError
-        If an annotation is damaged or contradicts another one.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> root = Path(tempfile.mkdtemp())
-    >>> head = "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
-    >>> tail = "<xmax>4</xmax><ymax>2</ymax></bndbox></object></annotation>"
-    >>> for name, text in (("1.jpg", ""), ("1.xml", head + tail)):
-    ...     _ = (root / name).write_text(text)
-    >>> data, _ = read_boxes(find_box_annotations(root, layouts.list_folder(root)))
-    >>> data.kind, data.samples[0].target.corners
-    ('detection', ((0.0, 0.0, 4.0, 2.0),))
-    """
-    root = box_files.listing.root
-    data, keys = _to_detection(root, _read_annotations(box_files))
-    unread_tables = tables_in(box_files.listing)
-    if unread_tables:
-        note = f"tables in the same folder not read: {format_list(unread_tables)}"
-        data = replace(data, notes=(*data.notes, note))
-    return data, keys
-
-
-def _to_detection(root: Path, annotations: Annotations) -> tuple[Dataset, tuple[str, ...]]:
-    """Turn annotations into a data set, in pixels of the upright images."""
-    items = sorted(annotations.items, key=lambda item: item.key)
-    converted = [_convert_boxes(root, item, annotations.relative) for item in items]
-    samples = tuple(
-        Sample(image=root / item.key, target=boxes, split=item.split, group=item.group)
-        for item, (boxes, _) in zip(items, converted, strict=True)
-    )
-    used = {name for boxes, _ in converted for name in boxes.labels}
-    classes = tuple(name for name in annotations.names if name in used)
-    unused = [name for name in annotations.names if name not in used]
-    notes = [
-        *annotations.notes,
-        "task: detection because the files contain boxes",
-        *_box_notes([boxes for boxes, _ in converted], sum(rotated for _, rotated in converted)),
-    ]
-    if unused:
-        notes.append(f"{len(unused)} classes without any object left out: {format_list(unused)}")
-    data = Dataset(
-        samples=samples,
-        classes=classes,
-        kind="detection",
-        notes=tuple(notes),
-        warnings=annotations.warnings,
-    )
-    return data, tuple(item.key for item in items)
-
-
-def _read_annotations(box_files: BoxAnnotationFiles) -> Annotations:
-    listing = box_files.listing
-    if box_files.format == "coco":
-        return read_coco(listing, box_files.files)
-    return read_voc(listing) if box_files.format == "voc" else read_yolo(listing)
-
-
-def _convert_boxes(root: Path, item: AnnotatedImage, relative: bool) -> tuple[Boxes, bool]:
-    # Without boxes, or without a stated size, the image header is not needed.
-    if not (item.boxes.labels if relative else item.boxes.size):
-        return item.boxes, False
-    return to_upright(item.boxes, quick_header(root / item.key), relative=relative)
-
-
-def _box_notes(boxes_by_image: Sequence[Boxes], n_rotated: int) -> list[str]:
-    n_objects = sum(len(boxes.labels) for boxes in boxes_by_image)
-    n_hard = sum(sum(boxes.hard) for boxes in boxes_by_image)
-    n_empty = sum(not boxes.labels for boxes in boxes_by_image)
-    notes = [f"{n_objects} objects in {len(boxes_by_image)} images"]
-    if n_empty:
-        notes.append(f"{n_empty} images without objects: used as negatives in training")
-    if n_hard:
-        notes.append(
-            f"{n_hard} objects are difficult or crowds: ignored in training and evaluation"
-        )
-    if n_rotated:
-        notes.append(
-            f"boxes of {n_rotated} images rotated by EXIF, because the files state the size before "
-            "rotation"
-        )
-    return notes
 
 
 def read_dataset(
@@ -407,31 +241,16 @@ def _read_path(
     unread_notes: tuple[str, ...] = ()
     if box_files is None and task_kind != "segmentation":
         if path.is_dir():
-            table, unread_notes = manifests.find_manifest(listing, options, labels_required)
+            table, unread_notes = table_files.find_manifest(listing, options, labels_required)
         else:
-            table = manifests.read_manifest_file(path)
-    has_groups = False
+            table = table_files.read_manifest_file(path, options)
     if table is not None:
-        columns = options.columns_of(table)
-        if task_kind in {None, "detection"} and box_tables.box_columns(table):
-            refuse_weights(table, columns)
-            annotations = box_tables.read_box_table(table, columns)
-            data, keys = _to_detection(table.path.parent, annotations)
-            return data, keys, columns.group is not None
-    if task_kind == "detection" and box_files is None:
+        data, keys, has_groups = _read_table(table, task_kind, options, labels_required)
+    elif task_kind == "detection" and box_files is None:
         raise no_boxes_error(path)
-    if table is not None:
-        data, keys = manifests.read_manifest(
-            table,
-            columns,
-            task_kind=task_kind,
-            labels_required=labels_required,
-            separator=options.label_separator,
-        )
-        has_groups = columns.group is not None
     elif box_files is not None:
         data, keys = read_boxes(box_files)
-        unread_notes = folders.mask_note(listing)
+        has_groups, unread_notes = False, folders.mask_note(listing)
     else:
         if options.names_columns:
             arguments = _format_arguments(**asdict(replace(options, group_by=None)))
@@ -440,7 +259,34 @@ def _read_path(
                 "the argument, or pass the path of the manifest."
             )
         data, keys = folders.read_folders(listing, task_kind, labels_required, named)
+        has_groups = False
     return replace(data, notes=(*data.notes, *unread_notes)), keys, has_groups
+
+
+def _read_table(
+    table: tables.Table, task_kind: Kind | None, options: ReadOptions, labels_required: bool
+) -> tuple[Dataset, tuple[str, ...], bool]:
+    """Read a table of boxes, or else of labels."""
+    columns = options.columns_of(table)
+    has_groups = columns.group is not None
+    if task_kind in {None, "detection"}:
+        if metadata.object_column(table):
+            refuse_weights(table, columns)
+            return *metadata.read_objects(table, columns, task_kind), has_groups
+        if box_tables.box_columns(table):
+            refuse_weights(table, columns)
+            annotations = box_tables.read_box_table(table, columns)
+            return *to_detection(table.path.parent, annotations), has_groups
+        if task_kind == "detection":
+            raise no_boxes_error(table.path)
+    data, keys = manifests.read_manifest(
+        table,
+        columns,
+        task_kind=task_kind,
+        labels_required=labels_required,
+        separator=options.label_separator,
+    )
+    return data, keys, has_groups
 
 
 def _load_demo(source: str, **arguments: str | None) -> Dataset:
@@ -514,7 +360,7 @@ def _box_files_for(
     if task_kind not in {None, "detection"} or options.names_columns:
         return None
     box_files = find_box_annotations(path, listing)
-    is_table = bool(tables_in(listing)) or Path(path).suffix.lower() == ".txt"
+    is_table = bool(table_files.tables_in(listing)) or Path(path).suffix.lower() == ".txt"
     if box_files is None and task_kind == "detection" and not is_table:
         raise no_boxes_error(path)
     return box_files

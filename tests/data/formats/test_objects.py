@@ -16,7 +16,7 @@ from torchvision.transforms import ToTensor
 
 from headstart.data import readers
 from headstart.data.checks.scan import scan
-from headstart.data.formats import objects
+from headstart.data.formats import objects, pixels
 from headstart.data.formats.objects import is_collection, object_name
 from headstart.data.images import decode
 from headstart.data.prepare import to_samples
@@ -288,7 +288,7 @@ def test_images_that_do_not_fit_into_memory_are_refused(
     source = Pairs(photos)
     monkeypatch.setattr(objects, "MEASURED", 3)
     read_dataset(source)
-    monkeypatch.setattr(objects, "available_memory", lambda: 2 * 6 * 12 * 16 * 3 - 1)
+    monkeypatch.setattr(pixels, "available_memory", lambda: 2 * 6 * 12 * 16 * 3 - 1)
     with pytest.raises(DataError, match="6 images of the Pairs need about"):
         read_dataset(source)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 from collections import Counter, defaultdict
@@ -22,6 +21,7 @@ from headstart.data.formats.annotations import (
     splits_by_folder,
 )
 from headstart.data.formats.box_patterns import require_plain_boxes
+from headstart.data.formats.image_names import InsideFolder
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.errors import DataError, LeakError
 from headstart.files import MOST_ANNOTATION_BYTES, read_bounded
@@ -71,7 +71,7 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
     """
     chosen, notes = _choose_files(listing, files)
     splits = splits_by_folder(_as_folders([file.name for file in chosen]))
-    is_inside = _InsideFolder(listing.root)
+    is_inside = InsideFolder(listing.root)
     items: dict[str, AnnotatedImage] = {}
     for file in chosen:
         notes += _file_notes(file)
@@ -297,40 +297,8 @@ def _normalise_path(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 
 
-class _InsideFolder:
-    """Check whether a file is inside a folder after links are resolved, cached per subfolder.
-
-    An annotation file must not make the program read files elsewhere on the disk.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.real = os.path.realpath(root)
-        self.is_inside: dict[str, bool] = {}
-
-    def __call__(self, key: str) -> bool:
-        if key.startswith(("/", "../")) or key[1:3] == ":/" or "\0" in key:
-            return False
-        folder = posixpath.dirname(key)
-        if folder not in self.is_inside:
-            self.is_inside[folder] = self._contains(self.root / folder)
-        path = self.root / key
-        is_link = os.path.islink(path)  # noqa: PTH114 - false, not an error, for impossible names
-        return self.is_inside[folder] and (not is_link or self._contains(path))
-
-    def relative(self, name: str) -> str | None:
-        """Return an absolute path relative to the folder; None for other paths."""
-        for root in (self.real, os.path.abspath(self.root)):  # noqa: PTH100 - keeps links
-            if name.startswith(f"{root.rstrip('/')}/"):
-                return name[len(root.rstrip("/")) + 1 :]
-        return None
-
-    def _contains(self, path: Path) -> bool:
-        return f"{os.path.realpath(path)}{os.sep}".startswith(f"{self.real.rstrip(os.sep)}{os.sep}")
-
-
 def _iterate_images(
-    file: _CocoFile, image_folder: str, split: SplitName | None, is_inside: _InsideFolder
+    file: _CocoFile, image_folder: str, split: SplitName | None, is_inside: InsideFolder
 ) -> Iterable[AnnotatedImage]:
     path = is_inside.root / file.name
     for identity, image in file.images.items():

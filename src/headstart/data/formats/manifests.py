@@ -1,13 +1,12 @@
 """Manifests: tables that list images and labels.
 
-`find_manifest` chooses the table of a folder; `read_manifest` turns a table and its columns into a
-`Dataset`. Python objects become such tables in objects.py.
+`read_manifest` turns a table and its columns into a `Dataset`. table_files.py chooses the table
+of a folder; Python objects become such tables in objects.py.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,24 +16,17 @@ from typing import Any
 from unicodedata import normalize
 
 from headstart.data.dataset import Dataset, Kind, Sample, SplitName, Target, labels_of
-from headstart.data.formats import class_folders, layouts, tables
-from headstart.data.formats.image_ids import find_by_id, is_id_column
+from headstart.data.formats import tables
+from headstart.data.formats.image_ids import find_by_id
 from headstart.data.formats.label_cells import WHOLE, is_missing, split_labels
-from headstart.data.formats.layouts import Listing, format_list, natural_key
+from headstart.data.formats.layouts import format_list, natural_key
 from headstart.data.formats.split_columns import unused_columns, with_flag_columns
 from headstart.data.formats.tables import Columns, Table, split_name
 from headstart.data.formats.weight_cells import read_weights, without_zero_weights
-from headstart.errors import DataError, HeadstartError, LayoutError, LeakError
+from headstart.errors import DataError, LayoutError, LeakError
 from headstart.files import is_file
 
-__all__ = [
-    "ReadOptions",
-    "find_manifest",
-    "read_manifest",
-    "read_manifest_file",
-    "read_samples",
-    "tables_in",
-]
+__all__ = ["ReadOptions", "read_manifest", "read_samples"]
 
 
 COLUMN_ROLES = ("image", "label", "split", "group", "weight")
@@ -141,7 +133,7 @@ def read_manifest(
     names = {name for s in samples for name in labels_of(s.target)}
     roles = [(role, getattr(columns, role)) for role in COLUMN_ROLES]
     notes = [
-        f"{table.title or f'manifest {table.path.name}'}: "
+        f"{table.title or table.place or f'manifest {table.path.name}'}: "
         + ", ".join(f"{role} = column {name!r}" for role, name in roles if name is not None),
         *flag_notes,
         *weight_notes,
@@ -372,84 +364,3 @@ def _merge_repeated(
             "rows. If an image can have several labels, separate them with '|' in one row."
         )
     return merged, merged_keys, len(samples) - len(merged)
-
-
-def tables_in(listing: Listing) -> list[str]:
-    """CSV, TSV and Parquet files directly in the folder; sample submissions are left out.
-
-    >>> tables_in(Listing(root=Path(), other_files=("labels.csv", "a/b.csv", "notes.txt")))
-    ['labels.csv']
-    """
-    return [
-        name
-        for name in listing.other_files
-        if "/" not in name
-        and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
-        and not re.match(r"sample[ _-]?submission", name, re.IGNORECASE)
-    ]
-
-
-def read_manifest_file(path: Path) -> tables.Table:
-    """Read the table at a path.
-
-    Raises
-    ------
-    LayoutError
-        If the file is no table.
-
-    Examples
-    --------
-    >>> read_manifest_file(Path("photos.zip"))
-    Traceback (most recent call last):
-    headstart.errors.LayoutError: ... Unpack it and pass the folder.
-    """
-    if path.suffix.lower() in layouts.MANIFEST_SUFFIXES | {".txt"}:
-        return tables.read_table(path)
-    listing = Listing(root=path.parent, other_files=(path.name,))
-    if path.suffix.lower() in {".json", ".xml"} and (error := layouts.other_task_error(listing)):
-        raise error
-    advice = (
-        "Unpack it and pass the folder"
-        if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
-        else "Pass the folder that contains the class folders, or a CSV, TSV or Parquet file"
-    )
-    raise LayoutError(f"Expected a folder or a manifest, got the file {str(path)!r}. {advice}.")
-
-
-def find_manifest(
-    listing: Listing, options: ReadOptions, labels_required: bool
-) -> tuple[tables.Table | None, tuple[str, ...]]:
-    """Read the only manifest of a folder; without one return notes on tables that are not read.
-
-    Raises
-    ------
-    LayoutError
-        If there are several tables, or the only one cannot be read.
-    """
-    names = tables_in(listing)
-    if not names:
-        return None, ()
-    has_class_folders = bool(class_folders.group_by_class(listing).classes)
-    if len(names) > 1:
-        if has_class_folders and not options.names_columns:
-            return None, (
-                f"tables in the folder of the class folders not read: {format_list(names)}",
-            )
-        raise LayoutError(
-            f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: "
-            f"{format_list(names)}. Pass the path of one of them, such as "
-            f"{str(listing.root / names[0])!r}."
-        )
-    try:
-        table = tables.read_table(listing.root / names[0])
-        columns = replace(options, group_by=None).columns_of(table)
-    except HeadstartError as error:
-        if not has_class_folders or options.names_columns:
-            raise
-        return None, (f"table {names[0]!r} not read: {error}",)
-    is_readable = columns.image and (columns.label or not labels_required)
-    if is_readable and not (has_class_folders and is_id_column(columns.image)):
-        return table, ()
-    if has_class_folders and not options.names_columns:
-        return None, (f"table {names[0]!r} not read: it has no columns for paths and labels",)
-    return table, ()

@@ -17,12 +17,11 @@ from headstart.data.dataset import DENSE, SPLITS, Dataset, Kind
 from headstart.data.formats import tables
 from headstart.data.formats.layouts import format_list
 from headstart.data.formats.manifests import read_manifest
-from headstart.data.formats.pixels import image_bytes, split_stack, to_image
+from headstart.data.formats.pixels import image_bytes, require_memory, split_stack, to_image
 from headstart.data.formats.tables import Columns, Table, split_name
 from headstart.data.formats.targets import is_dense_label, plain_labels, read_dense
 from headstart.data.formats.weight_cells import refuse_weights
 from headstart.errors import DataError, UsageError
-from headstart.runtime import available_memory
 
 __all__ = ["is_collection", "object_name", "read_object"]
 
@@ -30,8 +29,6 @@ PAIRS = ("image", "label")
 COLLECTIONS = ("images", "labels")
 MEASURED = 32
 """Images that are read before the memory of all of them is estimated."""
-SAFE_SHARE = 0.5
-"""Largest share of the free memory that the images of an object may take."""
 
 
 def read_object(
@@ -365,18 +362,8 @@ def _read_items(items: Iterable[Any], total: int, title: str) -> Iterator[Any]:
         values = item.values() if isinstance(item, Mapping) else item
         used += sum(map(image_bytes, values if isinstance(values, Iterable) else ()))
         if position + 1 == MEASURED:
-            _require_memory(used // MEASURED * total, total, title)
+            require_memory(used // MEASURED * total, total, title)
         yield item
-
-
-def _require_memory(needed: int, total: int, title: str) -> None:
-    free = available_memory()
-    if needed > SAFE_SHARE * free:
-        raise DataError(
-            f"The {total} images of {title} need about {needed / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free. Save them as files, one folder for each class, and "
-            "pass the folder."
-        )
 
 
 def _hugging_face_table(source: Any, image: str | None, label: str | None) -> Table:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.errors import UsageError
+from headstart.errors import DataError, UsageError
+from headstart.runtime import available_memory
 
-__all__ = ["image_bytes", "split_stack", "to_image"]
+__all__ = ["image_bytes", "require_memory", "split_stack", "to_image"]
 
 CHANNELS = (1, 3, 4)
+SAFE_SHARE = 0.5
+"""Largest share of the free memory that the images of an object may take."""
 
 
 def split_stack(images: Any, where: str) -> list[Any]:
@@ -172,3 +175,35 @@ def image_bytes(cell: Any) -> int:
     if hasattr(cell, "detach"):  # floats become 8 bits
         return int(cell.numel())
     return int(cell.nbytes) if isinstance(cell, np.ndarray) else 0
+
+
+def require_memory(needed: int, total: int, title: str) -> None:
+    """Refuse images in memory that need more than half of the free memory.
+
+    Parameters
+    ----------
+    needed : int
+        In bytes.
+    total : int
+        Number of images.
+    title : str
+        Words for the object in messages.
+
+    Raises
+    ------
+    DataError
+        If they need more.
+
+    Examples
+    --------
+    >>> require_memory(10**18, 5, "the list")
+    Traceback (most recent call last):
+    headstart.errors.DataError: The 5 images of the list need about 1000000000.0 GB of memory, ...
+    """
+    free = available_memory()
+    if needed > SAFE_SHARE * free:
+        raise DataError(
+            f"The {total} images of {title} need about {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free. Save them as files, one folder for each class, and "
+            "pass the folder."
+        )

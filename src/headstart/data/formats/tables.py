@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet tables, and the meaning of their columns.
+"""CSV, TSV, JSON lines and Parquet tables, and the meaning of their columns.
 
 `read_table` reads any table as columns of text; `find_columns` assigns their meaning.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "normalise_column",
     "read_table",
     "split_name",
+    "to_text",
 ]
 
 IMAGE_COLUMNS = (
@@ -102,28 +104,31 @@ class Table:
         Relative paths in the table start from the folder of this file.
     columns : dict of str to list
         All of one length; an empty cell is None. Images are paths, or images in memory.
-    lines : list of int
+    lines : sequence of int or str
         For a Python object: positions, from 0.
     title : str
         Words for a table that is no file, such as ``the DataFrame``.
     names : list of str
         Names of the rows, for images that have no path.
+    place : str
+        Words for several files that were joined, such as ``the metadata files``.
     """
 
     path: Path
     columns: dict[str, list[Any]]
-    lines: list[int]
+    lines: Sequence[int | str]
     title: str = ""
     names: list[str] = field(default_factory=list)
+    place: str = ""
 
     @property
     def where(self) -> str:
         """Words for the table in messages: its title, or its path in quotes."""
-        return self.title or repr(str(self.path))
+        return self.title or self.place or repr(str(self.path))
 
 
 def read_table(path: Path) -> Table:
-    r"""Read a CSV, TSV or Parquet file.
+    r"""Read a CSV, TSV, JSON lines or Parquet file.
 
     Raises
     ------
@@ -144,7 +149,41 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() in {".parquet", ".pq"}:
         return _read_parquet(path)
-    return _read_csv(path)
+    return _read_json_lines(path) if path.suffix.lower() == ".jsonl" else _read_csv(path)
+
+
+def _read_json_lines(path: Path) -> Table:
+    """Read one JSON object per line; their keys are the columns."""
+    try:
+        text = read_bounded(path, MOST_ANNOTATION_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise LayoutError(
+            f"Cannot read {str(path)!r} as JSON lines in UTF-8: {error}. Write one JSON object per "
+            "line, in the encoding UTF-8."
+        ) from error
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            row, problem = None, f"{type(error).__name__}: {error}"
+        else:
+            problem = f"a {type(row).__name__}"
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"Expected a JSON object in line {number} of {str(path)!r}, got {problem:.120}. "
+                "Correct or remove the line."
+            )
+        rows.append((number, row))
+    if not rows:
+        raise LayoutError(
+            f"Expected lines in {str(path)!r}, got an empty file. Write one JSON object per image."
+        )
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    columns = {name: [to_text(row.get(name)) for _, row in rows] for name in names}
+    return Table(path=path, columns=columns, lines=[number for number, _ in rows])
 
 
 def _read_csv(path: Path) -> Table:
@@ -217,12 +256,19 @@ def _read_parquet(path: Path) -> Table:
         raise LayoutError(
             f"Cannot read {str(path)!r} as a Parquet file: {error}. Write the file again."
         ) from error
-    columns = {name: [_to_text(value) for value in table[name].to_pylist()] for name in names}
+    columns = {name: [to_text(value) for value in table[name].to_pylist()] for name in names}
     return Table(path=path, columns=columns, lines=list(range(1, table.num_rows + 1)))
 
 
-def _to_text(value: Any) -> Any:
-    if value is None or isinstance(value, list):
+def to_text(value: Any) -> Any:
+    """Text of a value in a table; None for an empty one, lists and objects as they are.
+
+    Examples
+    --------
+    >>> to_text(3.0), to_text(" cat "), to_text(float("nan"))
+    ('3', 'cat', None)
+    """
+    if value is None or isinstance(value, list | Mapping):
         return value
     if isinstance(value, float):
         # pandas stores whole numbers as floats if one is missing: write 3.0 as 3.

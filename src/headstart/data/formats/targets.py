@@ -161,7 +161,7 @@ def read_dense(
             )
     samples, keys = read_samples(table, columns, targets)
     present = {name for target in targets for name in labels_of(target)}
-    note = f"{table.title}: task {kind} because the labels are {nouns[kind]}"
+    note = f"{table.title or table.where}: task {kind} because the labels are {nouns[kind]}"
     data = Dataset(
         samples=tuple(samples),
         classes=tuple(sorted(present, key=natural_key)),

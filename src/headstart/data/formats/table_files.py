@@ -1,0 +1,146 @@
+"""Table files of a folder: which of them list its images and labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from headstart.data.formats import class_folders, layouts, tables
+from headstart.data.formats.image_ids import is_id_column
+from headstart.data.formats.layouts import Listing, format_list
+from headstart.data.formats.manifests import ReadOptions
+from headstart.data.formats.metadata import find_metadata, object_column, read_metadata
+from headstart.data.formats.parquet_images import (
+    find_image_parquet,
+    has_images,
+    read_image_parquet,
+)
+from headstart.errors import HeadstartError, LayoutError
+
+__all__ = ["find_manifest", "read_manifest_file", "tables_in"]
+
+_NO_OPTIONS = ReadOptions()
+
+
+def tables_in(listing: Listing) -> list[str]:
+    """CSV, TSV and Parquet files directly in the folder; sample submissions are left out.
+
+    >>> tables_in(Listing(root=Path(), other_files=("labels.csv", "a/b.csv", "notes.txt")))
+    ['labels.csv']
+    """
+    return [
+        name
+        for name in listing.other_files
+        if "/" not in name
+        and Path(name).suffix.lower() in layouts.MANIFEST_SUFFIXES
+        and not re.match(r"sample[ _-]?submission", name, re.IGNORECASE)
+    ]
+
+
+def read_manifest_file(path: Path, options: ReadOptions = _NO_OPTIONS) -> tables.Table:
+    """Read the table at a path.
+
+    Raises
+    ------
+    LayoutError
+        If the file is no table.
+
+    Examples
+    --------
+    >>> read_manifest_file(Path("photos.zip"))
+    Traceback (most recent call last):
+    headstart.errors.LayoutError: ... Unpack it and pass the folder.
+    """
+    if path.suffix.lower() in layouts.MANIFEST_SUFFIXES | {".txt", ".jsonl"}:
+        if has_images(path):
+            return read_image_parquet(
+                path.parent, [path.name], options.image_column, options.label_column
+            )
+        return tables.read_table(path)
+    listing = Listing(root=path.parent, other_files=(path.name,))
+    if path.suffix.lower() in {".json", ".xml"} and (error := layouts.other_task_error(listing)):
+        raise error
+    advice = (
+        "Unpack it and pass the folder"
+        if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
+        else "Pass the folder that contains the class folders, or a CSV, TSV or Parquet file"
+    )
+    raise LayoutError(f"Expected a folder or a manifest, got the file {str(path)!r}. {advice}.")
+
+
+def find_manifest(
+    listing: Listing, options: ReadOptions, labels_required: bool
+) -> tuple[tables.Table | None, tuple[str, ...]]:
+    """Read the only manifest of a folder; without one return notes on tables that are not read.
+
+    Raises
+    ------
+    LayoutError
+        If there are several tables, or the only one cannot be read.
+    """
+    names = tables_in(listing)
+    metadata = find_metadata(listing)
+    shards = find_image_parquet(listing)
+    if not names and not metadata and not shards:
+        return None, ()
+    has_class_folders = bool(class_folders.group_by_class(listing).classes)
+    if shards and not has_class_folders:
+        columns = options.image_column, options.label_column
+        return read_image_parquet(listing.root, shards, *columns), ()
+    if metadata:
+        return _read_metadata(listing, metadata, options, labels_required and has_class_folders)
+    return _read_only_table(listing, names, options, labels_required, has_class_folders)
+
+
+def _read_only_table(
+    listing: Listing,
+    names: Sequence[str],
+    options: ReadOptions,
+    labels_required: bool,
+    has_class_folders: bool,
+) -> tuple[tables.Table | None, tuple[str, ...]]:
+    """Read the only table of a folder, unless class folders beside it have the labels."""
+    if not names:
+        return None, ()
+    if len(names) > 1:
+        if has_class_folders and not options.names_columns:
+            return None, (
+                f"tables in the folder of the class folders not read: {format_list(names)}",
+            )
+        raise LayoutError(
+            f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: "
+            f"{format_list(names)}. Pass the path of one of them, such as "
+            f"{str(listing.root / names[0])!r}."
+        )
+    try:
+        table = tables.read_table(listing.root / names[0])
+        columns = replace(options, group_by=None).columns_of(table)
+    except HeadstartError as error:
+        if not has_class_folders or options.names_columns:
+            raise
+        return None, (f"table {names[0]!r} not read: {error}",)
+    is_readable = columns.image and (columns.label or not labels_required)
+    if is_readable and not (has_class_folders and is_id_column(columns.image)):
+        return table, ()
+    if has_class_folders and not options.names_columns:
+        return None, (f"table {names[0]!r} not read: it has no columns for paths and labels",)
+    return table, ()
+
+
+def _read_metadata(
+    listing: Listing, names: tuple[str, ...], options: ReadOptions, needs_labels: bool
+) -> tuple[tables.Table | None, tuple[str, ...]]:
+    """Read metadata files; without labels in them, the class folders beside them are read."""
+    table = read_metadata(listing, names)
+    columns = replace(options, group_by=None).columns_of(table)
+    if needs_labels and not columns.label and not object_column(table):
+        return None, (f"{format_list(names)} not read: no column of labels or objects",)
+    other_tables = [name for name in tables_in(listing) if name not in names]
+    notes = [f"tables not read: {format_list(other_tables)}"] if other_tables else []
+    listed = {str(path) for path in table.columns["file_name"]}
+    n_unlisted = sum(key not in listed for key in listing.images)
+    if n_unlisted:
+        notes.append(f"{n_unlisted} images that the metadata do not list left out")
+    return table, tuple(notes)
