@@ -58,6 +58,7 @@ PUBLIC = [
     "read_dataset",
     "save",
     "show_progress",
+    "view_data",
 ]
 
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "PIL", "pyarrow", "huggingface_hub"}

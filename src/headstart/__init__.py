@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from headstart.workflows.rank import rank
     from headstart.workflows.recipe import Recipe
     from headstart.workflows.run import Run
+    from headstart.workflows.view import view_data
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ _HOMES = {
     "read_dataset": "headstart.data.readers",
     "save": "headstart.models.writing",
     "show_progress": "headstart.cli.progress",
+    "view_data": "headstart.workflows.view",
 }
 """Module of each public name. It is imported on first use, so that `import headstart` is fast."""
 
@@ -131,6 +133,7 @@ __all__ = [
     "read_dataset",
     "save",
     "show_progress",
+    "view_data",
 ]
 
 

@@ -132,7 +132,7 @@ def test_the_report_is_opened_on_terminals_only(console, monkeypatch):
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
     monkeypatch.delenv("CI", raising=False)
     assert not open_in_browser(Path("run"), console)
-    assert open_in_browser(Path("run"), watched)
+    assert open_in_browser(Path("run/report.html"), watched)
     assert opened == [Path("run/report.html").resolve().as_uri()]
     monkeypatch.setenv("CI", "1")
     assert not open_in_browser(Path("run"), watched)

@@ -88,6 +88,13 @@ def draw_photos(root: Path, seed: int, each: int) -> Path:
     return root
 
 
+def spoil(photos: Path) -> Path:
+    """A copy in another class and an unreadable file, so that the page has all its sections."""
+    (photos / "grey" / "copy.png").write_bytes((photos / "blue" / "00.png").read_bytes())
+    (photos / "grey" / "broken.png").write_bytes(b"<html>")
+    return photos
+
+
 def run_command(*words: object) -> None:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
@@ -115,10 +122,14 @@ def pages(folder: Path) -> dict[str, Path]:
     compared = ("--fractions", "0.5,1", "--backbones", tiny, "--out", folder / "compared")
     run_command("compare", photos, *methods, *compared, "--device", "cpu")
     torch.set_num_threads(threads)
+    run_command("data", "view", "demo:boxes", "--out", folder / "data.html")
+    run_command("data", "view", spoil(others), "--out", folder / "spoiled.html")
     names = ("classes", "boxes", "masks", "evaluated")
     return {name: folder / name / "report.html" for name in names} | {
         "compared": folder / "compared" / "compare.html",
         "explained": folder / "explained" / "index.html",
+        "data": folder / "data.html",
+        "spoiled": folder / "spoiled.html",
     }
 
 

@@ -20,7 +20,8 @@ import typer
 
 from headstart import __version__
 from headstart.cli.commands import COMMANDS, cache_app, plan
-from headstart.cli.findings import listed, require_new_file, write_findings
+from headstart.cli.data import data_app
+from headstart.cli.findings import listed
 from headstart.cli.options import (
     AllowOverlap,
     AsJson,
@@ -92,7 +93,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Check images and labels before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
@@ -177,7 +177,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     if open_report and not as_json:
         from headstart.cli.terminal import open_in_browser, plain_console
 
-        open_in_browser(run.folder, plain_console())
+        open_in_browser(run.folder / "report.html", plain_console())
     if run.interrupted:
         sys.exit(130)
     _check_lead(run, require_lead)
@@ -367,58 +367,6 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     if folder:
         files = ", ".join(sorted(path.name for path in folder.iterdir()))
         print_line(console, "[bold]Files[/] ", f"{folder}/: {files}")
-
-
-@data_app.command("check")
-def data_check(  # noqa: PLR0913 - one argument a flag
-    ctx: typer.Context,
-    source: Source,
-    group_by: GroupBy = None,
-    masks: MasksFolder = None,
-    images: ImagesFolder = None,
-    mask_threshold: MaskThreshold = None,
-    class_level: ClassLevel = None,
-    max_pixels: MaxPixels = None,
-    bits: Bits = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    label_separator: LabelSeparator = None,
-    weight_column: WeightColumn = None,
-    out: Annotated[
-        Path | None, typer.Option(help="CSV file, new, for all findings and their images.")
-    ] = None,
-    no_cache: NoCache = False,
-    as_json: AsJson = False,
-) -> None:
-    """Report unreadable images, duplicates, and leaks between splits.
-
-    Decodes every image. Prints at most 10 findings of a kind. The exit code is 2 if there is an
-    error.
-    """
-    from headstart.cli.tables import show_data, show_findings
-    from headstart.cli.terminal import plain_console, terminal
-    from headstart.data.prepare import inspect_dataset
-    from headstart.data.readers import read_dataset
-
-    require_new_file(out)
-    with open_cache(no_cache) as cache, terminal(as_json) as display:
-        data = read_dataset(source, **read_settings(ctx))
-        data, findings = inspect_dataset(data, cache=cache, progress=display.progress)
-    errors = sum(finding.severity == "error" for finding in findings)
-    write_findings(out, findings)
-    if as_json:
-        rows = [
-            {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
-            for f in findings
-        ]
-        emit({"images": len(data), "classes": data.counts(), "findings": rows})
-    else:
-        console = plain_console()
-        show_data(console, data, {"images": data})
-        rest_in = f"all in {out}" if out else "pass --out findings.csv for a file with all"
-        show_findings(console, findings, limit=200, rest_in=rest_in)
-    if errors:
-        raise typer.Exit(2)
 
 
 @app.command()

@@ -423,8 +423,8 @@ def _create_bars(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def open_in_browser(folder: Path, console: Console) -> bool:
-    """Open the report of a run in the browser; only on a terminal, and not in CI.
+def open_in_browser(page: Path, console: Console) -> bool:
+    """Open a page in the browser; only on a terminal, and not in CI.
 
     Returns
     -------
@@ -435,7 +435,7 @@ def open_in_browser(folder: Path, console: Console) -> bool:
         return False
     import webbrowser
 
-    return webbrowser.open((folder / "report.html").resolve().as_uri())
+    return webbrowser.open(page.resolve().as_uri())
 
 
 def plain_console() -> Console:

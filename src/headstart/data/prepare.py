@@ -44,6 +44,7 @@ from headstart.errors import DataError, UnknownNameError, UsageError
 __all__ = [
     "BadFiles",
     "PreparedData",
+    "examine_dataset",
     "group_duplicates",
     "inspect_dataset",
     "prepare",
@@ -169,11 +170,32 @@ def inspect_dataset(
     """
     if not isinstance(source, Dataset):
         source = read_dataset(source, group_by=group_by, **source_options)
-    data, records, findings, _ = _read_and_check(source, cache, group_by, progress)
+    data, _, findings = examine_dataset(source, cache=cache, progress=progress)
+    return data, findings
+
+
+def examine_dataset(
+    data: Dataset, *, cache: Cache, progress: Progress | None = None
+) -> tuple[Dataset, tuple[ImageRecord, ...], tuple[Finding, ...]]:
+    """Scan and check a data set; return it with clean boxes, its records and its findings.
+
+    Parameters
+    ----------
+    data : Dataset
+    cache : Cache
+        Stores the records of the scan.
+    progress : callable, optional
+
+    Returns
+    -------
+    Dataset, tuple of ImageRecord, tuple of Finding
+        One record for each example, unreadable ones included; errors come first.
+    """
+    data, records, findings, _ = _read_and_check(data, cache, None, progress)
     readable = data.subset(i for i, record in enumerate(records) if record.problem is None)
     with suppress(DataError):  # data that cannot be split have other findings
         findings = _with_rare_classes(findings, assign_splits(readable))
-    return data, findings
+    return data, records, findings
 
 
 def _with_rare_classes(findings: Iterable[Finding], data: Dataset) -> tuple[Finding, ...]:

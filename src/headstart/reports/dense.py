@@ -25,7 +25,14 @@ from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
 from headstart.reports.page import LIMITS, image_uri
 
-__all__ = ["RecallPlot", "dense_extras", "dense_page", "dense_values", "recall_plot"]
+__all__ = [
+    "RecallPlot",
+    "dense_extras",
+    "dense_page",
+    "dense_values",
+    "draw_truth",
+    "recall_plot",
+]
 
 DenseEvaluation = BoxEvaluation | MaskEvaluation
 
@@ -216,7 +223,7 @@ def _draw_examples(prepared: PreparedData, classes: Sequence[str]) -> list[Any]:
     train = prepared.train.samples
     annotated = [sample for sample in train if sample.target is not None]
     chosen = [annotated[i] for i in evenly_spaced(len(annotated), LIMITS["examples_drawn"])]
-    images = [(sample.name, _to_uri(_draw_truth(sample, classes))) for sample in chosen]
+    images = [(sample.name, _to_uri(draw_truth(sample, classes))) for sample in chosen]
     return [("images with their annotations", images)] if images else []
 
 
@@ -237,7 +244,7 @@ def _draw_worst(
             "prediction": None,
         }
         if samples:
-            values["truth"] = _to_uri(_draw_truth(samples[row], classes))
+            values["truth"] = _to_uri(draw_truth(samples[row], classes))
             values["prediction"] = _to_uri(_draw_prediction(evaluation, model, samples[row], row))
         worst.append(values)
     return worst
@@ -271,23 +278,44 @@ def _to_uri(pixels: NDArray[np.uint8] | None) -> str | None:
     return None if pixels is None else image_uri(pixels, quality=82)
 
 
-def _decode_image(sample: Sample) -> NDArray[np.uint8] | None:
-    """Decode an image with longer side ``IMAGE_SIDE``; None if it cannot be decoded."""
+def _decode_image(sample: Sample, side: int = IMAGE_SIDE) -> NDArray[np.uint8] | None:
+    """Decode an image with the longer side ``side``; None if it cannot be decoded."""
     try:
-        return resize_to_fit(
-            decode(sample.image, at_least=IMAGE_SIDE, options=sample.options), IMAGE_SIDE
-        )[0]
+        return resize_to_fit(decode(sample.image, at_least=side, options=sample.options), side)[0]
     except (UnreadableImageError, OSError):
         return None
 
 
-def _draw_truth(sample: Sample, classes: Sequence[str]) -> NDArray[np.uint8] | None:
-    """Draw the annotations of an image, boxes marked as difficult included."""
-    pixels, truth = _decode_image(sample), sample.target
+def draw_truth(
+    sample: Sample, classes: Sequence[str], side: int = IMAGE_SIDE
+) -> NDArray[np.uint8] | None:
+    """Draw the annotations of an image, boxes marked as difficult included.
+
+    Parameters
+    ----------
+    sample : Sample
+        Its target is `Boxes` or a `Mask`.
+    classes : sequence of str
+        Their order gives the colours.
+    side : int
+        Longer side of the drawing in pixels.
+
+    Returns
+    -------
+    array, uint8, shape (height, width, 3), or None
+        None if the image or its mask cannot be decoded.
+
+    Examples
+    --------
+    >>> boxes = Boxes(corners=((0.0, 0.0, 4.0, 2.0),), labels=("cell",))
+    >>> draw_truth(Sample(image=np.zeros((4, 8, 3), np.uint8), target=boxes), ["cell"]).shape
+    (240, 480, 3)
+    """
+    pixels, truth = _decode_image(sample, side), sample.target
     if pixels is None:
         return None
     if isinstance(truth, Boxes):
-        scale = IMAGE_SIDE / max(upright_size(sample.image))
+        scale = side / max(upright_size(sample.image))
         return draw_boxes(
             pixels, truth.array() * scale, class_indices(truth, classes), classes=classes
         )

@@ -59,15 +59,24 @@ LARGE = 288
 """Height in pixels of images that are worth enlarging, such as mistakes; never above their own."""
 
 
-def examples(data: Dataset) -> list[tuple[str, list[Sample]]]:
-    """Choose images of each class, evenly spaced over the data and deterministic."""
+def examples(
+    data: Dataset, *, most: int = LIMITS["examples"], each: int = LIMITS["examples_each"]
+) -> list[tuple[str, list[Sample]]]:
+    """Choose images of each class, evenly spaced over the data and deterministic.
+
+    Parameters
+    ----------
+    data : Dataset
+    most, each : int
+        Largest number of images in all, and of one class.
+    """
     by_class: dict[str, list[Sample]] = defaultdict(list)
     for sample in data.samples:
         for label in labels_of(sample.target):
             by_class[label].append(sample)
     present = [name for name in data.classes if by_class[name]]
-    chosen = [present[i] for i in evenly_spaced(len(present), LIMITS["examples"])]
-    n_each = min(LIMITS["examples_each"], LIMITS["examples"] // max(len(chosen), 1))
+    chosen = [present[i] for i in evenly_spaced(len(present), most)]
+    n_each = min(each, most // max(len(chosen), 1))
     return [(n, [by_class[n][i] for i in evenly_spaced(len(by_class[n]), n_each)]) for n in chosen]
 
 

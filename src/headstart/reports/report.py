@@ -7,14 +7,11 @@ bounded for any number of images and classes; where it shows a part only, it pri
 from __future__ import annotations
 
 import math
-import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from headstart.data.checks.images import Finding
 from headstart.data.dataset import SPLITS, SplitName
 from headstart.data.prepare import PreparedData
 from headstart.data.splits import evenly_spaced
@@ -26,6 +23,7 @@ from headstart.metrics.validation import to_jsonable
 from headstart.models.transfer_model import TransferModel
 from headstart.reports import charts
 from headstart.reports.classification import class_extras, class_page, class_values
+from headstart.reports.data_page import common_folder, group_findings
 from headstart.reports.dense import dense_extras, dense_page, dense_values
 from headstart.reports.first_screen import LINKS, N_WORST, headline, worst_confusion
 from headstart.reports.glossary import add_terms
@@ -87,9 +85,9 @@ def render_html(facts: Facts) -> str:
         n_first=N_WORST,
         links=LINKS,
         steps=_next_steps(facts),
-        findings=_group_findings(facts.prepared),
+        findings=group_findings(facts.prepared.findings),
         epochs=_epoch_values(facts.model.record),
-        root=_common_folder(facts.prepared),
+        root=common_folder(facts.prepared.data.samples),
         formats=Counter(record.format for record in decoded).most_common(4),
         sizes=[(record.width, record.height) for record in decoded],
         charts=charts,
@@ -254,27 +252,3 @@ def _count_classes(prepared: PreparedData) -> dict[str, Any]:
     if len(rows) > LIMITS["classes_in_full"]:
         rows.sort(key=lambda row: sum(row[1]))
     return {"rows": rows, "totals": totals, "top": max((max(row[1]) for row in rows), default=0)}
-
-
-def _group_findings(prepared: PreparedData) -> list[dict[str, Any]]:
-    """Group the findings by severity and kind, errors first."""
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
-    for finding in prepared.findings:
-        groups[finding.severity, finding.kind].append(finding)
-    order = ("error", "warning", "note")
-    by_severity = sorted(groups.items(), key=lambda group: order.index(group[0][0]))
-    return [
-        {"severity": severity, "kind": kind, "findings": findings}
-        for (severity, kind), findings in by_severity
-    ]
-
-
-def _common_folder(prepared: PreparedData) -> str:
-    """The folder that contains all images; the page prints paths relative to it."""
-    paths = [str(s.image) for s in prepared.data.samples if isinstance(s.image, Path)]
-    if not paths:
-        return ""
-    try:
-        return os.path.commonpath([Path(min(paths)).parent, Path(max(paths)).parent])
-    except ValueError:  # absolute and relative paths are mixed
-        return ""

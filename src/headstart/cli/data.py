@@ -1,0 +1,135 @@
+"""Commands ``data check`` and ``data view``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headstart.cli.findings import require_new_file, write_findings
+from headstart.cli.options import (
+    AsJson,
+    Bits,
+    ClassLevel,
+    GroupBy,
+    ImageColumn,
+    ImagesFolder,
+    LabelColumn,
+    LabelSeparator,
+    MasksFolder,
+    MaskThreshold,
+    MaxPixels,
+    NoCache,
+    Source,
+    WeightColumn,
+    open_cache,
+    read_settings,
+)
+from headstart.cli.output import emit, say
+
+__all__ = ["data_app"]
+
+data_app = typer.Typer(
+    help="Check, view and convert images and labels before training.", no_args_is_help=True
+)
+
+
+@data_app.command("check")
+def data_check(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
+    source: Source,
+    group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
+    weight_column: WeightColumn = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file, new, for all findings and their images.")
+    ] = None,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Report unreadable images, duplicates, and leaks between splits.
+
+    Decodes every image. Prints at most 10 findings of a kind. The exit code is 2 if there is an
+    error.
+    """
+    from headstart.cli.tables import show_data, show_findings
+    from headstart.cli.terminal import plain_console, terminal
+    from headstart.data.prepare import inspect_dataset
+    from headstart.data.readers import read_dataset
+
+    require_new_file(out)
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
+        data = read_dataset(source, **read_settings(ctx))
+        data, findings = inspect_dataset(data, cache=cache, progress=display.progress)
+    errors = sum(finding.severity == "error" for finding in findings)
+    write_findings(out, findings)
+    if as_json:
+        rows = [
+            {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": f.paths}
+            for f in findings
+        ]
+        emit({"images": len(data), "classes": data.counts(), "findings": rows})
+    else:
+        console = plain_console()
+        show_data(console, data, {"images": data})
+        rest_in = f"all in {out}" if out else "pass --out findings.csv for a file with all"
+        show_findings(console, findings, limit=200, rest_in=rest_in)
+    if errors:
+        raise typer.Exit(2)
+
+
+@data_app.command("view")
+def data_view(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
+    source: Source,
+    group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
+    weight_column: WeightColumn = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file, new. Default: runs/data-<name>.html.")
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser, on a terminal only.")
+    ] = False,
+    no_cache: NoCache = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page with samples, findings, sizes and similar images.
+
+    Decodes every image. The page is one file that works offline. It shows the boxes and masks of
+    some images, and similar images side by side.
+    """
+    from headstart.cli.terminal import open_in_browser, plain_console, terminal
+    from headstart.data.readers import read_dataset
+    from headstart.workflows.view import new_page_path, write_page
+
+    page = new_page_path(out, source)
+    with open_cache(no_cache) as cache, terminal(as_json) as display:
+        data = read_dataset(source, **read_settings(ctx))
+        command = shlex.join(["headstart", *sys.argv[1:]])
+        write_page(data, page, cache=cache, on_progress=display.progress, command=command)
+    if as_json:
+        emit({"page": str(page), "images": len(data)})
+        return
+    say(f"Wrote {page} ({page.stat().st_size / 1e6:.1f} MB).")
+    if open_page:
+        open_in_browser(page, plain_console())
