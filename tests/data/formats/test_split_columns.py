@@ -51,6 +51,7 @@ UNUSED = [
     ("validation", ["x", "y"]),
     ("holdout", ["1", "0"]),
     ("train", ["x", "y"]),
+    ("", ["train", "test"]),
 ]
 
 

@@ -93,6 +93,7 @@ def unused_columns(table: Table, columns: Columns) -> list[str]:
             or normalise_column(name) in _FOLD_COLUMNS
             or normalise_column(name) in _UNCERTAIN
             or normalise_column(name) in _WEIGHTS
+            or (not name.strip() and _are_splits(table.columns[name]))
         )
     ]
 
@@ -104,8 +105,8 @@ def _used(columns: Columns) -> set[str | None]:
 def _with_split(table: Table, columns: Columns) -> tuple[Table, Columns]:
     free = {normalise_column(name): name for name in table.columns if name not in _used(columns)}
     for candidate in _FOLD_COLUMNS:
-        cells = table.columns.get(free.get(candidate, ""), [])
-        if cells and all(isinstance(cell, str) and split_name(cell) for cell in cells):
+        cells = table.columns[free[candidate]] if candidate in free else []
+        if _are_splits(cells):
             return table, replace(columns, split=free[candidate])
     flags = {
         free[name]: values
@@ -120,6 +121,10 @@ def _with_split(table: Table, columns: Columns) -> tuple[Table, Columns]:
         replace(table, columns={**table.columns, title: splits}),
         replace(columns, split=title),
     )
+
+
+def _are_splits(cells: Sequence[Any]) -> bool:
+    return bool(cells) and all(isinstance(cell, str) and split_name(cell) for cell in cells)
 
 
 def _read_flags(cells: Sequence[Any]) -> list[bool] | None:
