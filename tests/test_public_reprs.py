@@ -49,6 +49,18 @@ def model():
     )
 
 
+def exported_model():
+    return headstart.ExportedModel(
+        path=Path("runs") / ("x" * 200) / "model.onnx",
+        task=ClassificationTask(classes=CLASSES),
+        preprocess=backbone().spec.preprocess,
+        takes_images=True,
+        record={"learned_from": ["0" * 16] * 5000},
+        description={"classes": CLASSES},
+        run=abs,
+    )
+
+
 def evaluation():
     probabilities = np.full((400, 300), 1 / 300)
     targets = np.arange(400) % 300
@@ -103,6 +115,7 @@ VALUES = {
         labels=np.zeros(900, np.intp),
     ),
     "Evaluation": evaluation,
+    "ExportedModel": exported_model,
     "Finetune": headstart.Finetune,
     "ImageClassifier": headstart.ImageClassifier,
     "ImageSegmenter": headstart.ImageSegmenter,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
+    from headstart.models.exported_model import ExportedModel
     from headstart.models.inference import Detections, Segmentation
     from headstart.models.saving import load
     from headstart.models.transfer_model import Prediction, TransferModel
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from headstart.workflows.adapt import adapt
     from headstart.workflows.compare import compare
     from headstart.workflows.evaluate import evaluate
+    from headstart.workflows.export import export
     from headstart.workflows.fit import fit
     from headstart.workflows.plan import plan
     from headstart.workflows.predict import predict
@@ -54,6 +56,7 @@ _HOMES = {
     "Dataset": "headstart.data.dataset",
     "Detections": "headstart.models.inference",
     "Evaluation": "headstart.evaluation.classification",
+    "ExportedModel": "headstart.models.exported_model",
     "Finetune": "headstart.methods.finetune",
     "HeadstartError": "headstart.errors",
     "ImageClassifier": "headstart.estimators",
@@ -78,6 +81,7 @@ _HOMES = {
     "adapt": "headstart.workflows.adapt",
     "compare": "headstart.workflows.compare",
     "evaluate": "headstart.workflows.evaluate",
+    "export": "headstart.workflows.export",
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
     "plan": "headstart.workflows.plan",
@@ -100,6 +104,7 @@ __all__ = [
     "Dataset",
     "Detections",
     "Evaluation",
+    "ExportedModel",
     "Finetune",
     "HeadstartError",
     "ImageClassifier",
@@ -125,6 +130,7 @@ __all__ = [
     "adapt",
     "compare",
     "evaluate",
+    "export",
     "fit",
     "load",
     "plan",

@@ -8,6 +8,7 @@ HeadstartError                      exit code
 │   ├── UnreadableImageError        2   an image that cannot be decoded
 │   ├── LeakError                   2   the same image on both sides of a split
 │   └── ModelFileError              2   a model folder that is damaged or unsafe to load
+├── ExportError                     2   a model that cannot be exported, or a file that disagrees
 ├── LeadError                       4   a model that is not better than the baselines, as required
 ├── TrainingError                   1   a failed training, such as a loss of NaN
 └── SetupError                      3   a problem with the machine: weights, packages, disk
@@ -31,6 +32,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "DataError",
+    "ExportError",
     "HeadstartError",
     "LayoutError",
     "LeadError",
@@ -141,6 +143,12 @@ class LeakError(DataError):
 
 class ModelFileError(DataError):
     """A model folder that is damaged, written by another program, or unsafe to load."""
+
+
+class ExportError(HeadstartError):
+    """A model that cannot be exported, or a file whose predictions differ from the model's."""
+
+    exit_code = 2
 
 
 class TrainingError(HeadstartError):

@@ -110,7 +110,7 @@ def test_formats_that_are_always_files_have_a_folder(saved, monkeypatch, tmp_pat
         with_selection=lambda **_: detector,
         predict_samples=lambda samples, **_: iter([boxes] * len(samples)),
     )
-    monkeypatch.setattr("headstart.workflows.predict.load", lambda _: detector)
+    monkeypatch.setattr("headstart.workflows.predict.open_model", lambda _: detector)
     monkeypatch.chdir(tmp_path)
     found = headstart.predict("model", image, format="coco", ids=tmp_path / "ids.json")
     assert found == [boxes]

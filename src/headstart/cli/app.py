@@ -336,9 +336,11 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     from headstart.cli.tables import show_evaluation, show_findings, show_mistakes
     from headstart.cli.terminal import plain_console, terminal
     from headstart.evaluation.summary import summarise
-    from headstart.workflows.evaluate import evaluate_model, write_report
+    from headstart.workflows.evaluate import evaluate_model, require_reportable, write_report
     from headstart.workflows.run_folder import choose_folder
 
+    if out is not None:
+        require_reportable(model)
     target = None if out is None else choose_folder(out, source)
     started_at = time.perf_counter()
     with open_cache(no_cache) as cache, terminal(as_json) as display:

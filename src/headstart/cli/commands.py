@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headstart.cli.adapt import adapt
+from headstart.cli.export import export
 from headstart.cli.options import (
     AllowOverlap,
     AsJson,
@@ -387,5 +388,6 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     compare,
     adapt,
     explain,
+    export,
 )
-"""Commands of this file and adapt.py, in the order of ``headstart --help``."""
+"""Commands of this file, adapt.py and export.py, in the order of ``headstart --help``."""

@@ -28,6 +28,7 @@ from headstart.errors import DataError, UnknownNameError, UnreadableImageError, 
 
 __all__ = [
     "BoxTruth",
+    "decode_sample",
     "digest_of",
     "load_batch",
     "load_boxes",
@@ -88,7 +89,7 @@ def load_pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     """
     if preprocess.canvas is not None:
         return load_canvas(sample, preprocess)
-    return preprocess.resize_and_crop(_decode_sample(sample))
+    return preprocess.resize_and_crop(decode_sample(sample))
 
 
 def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -104,13 +105,18 @@ def load_canvas(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     UnreadableImageError, DataError
         As ``load_pixels``.
     """
-    return preprocess.resize_only(_decode_sample(sample))
+    return preprocess.resize_only(decode_sample(sample))
 
 
-def _decode_sample(sample: Sample) -> NDArray[np.uint8]:
-    """Return all pixels of an image.
+def decode_sample(sample: Sample) -> NDArray[np.uint8]:
+    """Decode all pixels of one image, uint8, shape (H, W, 3).
 
     JPEGs are not decoded smaller: an array of the same photograph must give the same features.
+
+    Raises
+    ------
+    UnreadableImageError, DataError
+        As ``load_pixels``.
     """
     try:
         source = read_bytes(sample.image) if isinstance(sample.image, Path) else sample.image

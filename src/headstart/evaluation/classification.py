@@ -26,7 +26,7 @@ from headstart.evaluation.baselines import (
 )
 from headstart.evaluation.detection import BoxEvaluation, evaluate_boxes
 from headstart.evaluation.segmentation import MaskEvaluation, evaluate_masks
-from headstart.features.extractor import Extractor
+from headstart.features.extractor import Extractor, Progress
 from headstart.metrics import classification as metrics
 from headstart.metrics.classification import Reliability
 from headstart.metrics.confidence_intervals import (
@@ -35,6 +35,7 @@ from headstart.metrics.confidence_intervals import (
     proportion_interval,
 )
 from headstart.metrics.selective import SelectedThreshold, risk_coverage
+from headstart.models.exported_model import AnyModel, ExportedModel
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
@@ -46,6 +47,7 @@ __all__ = [
     "Evaluation",
     "evaluate",
     "evaluate_abstention",
+    "evaluate_exported",
     "evaluate_probabilities",
 ]
 
@@ -325,16 +327,41 @@ def evaluate(
         If there is no image, if an image has no label, several labels for a multiclass model, or
         an unknown class, or if the data belong to another task.
     """
-    if not len(data):
-        raise DataError(
-            f"Evaluation needs at least one image, got {len(data)}. Pass a folder with images."
-        )
     _require_matching_data(model, data)
     if model.task.kind == "detection":
         return evaluate_boxes(model, data, device=extractor.device, seed=seed)
     if model.task.kind == "segmentation":
         return evaluate_masks(model, data, device=extractor.device, seed=seed)
     return _evaluate_classes(model, data, extractor, train, seed)
+
+
+def evaluate_exported(
+    model: ExportedModel, data: Dataset, *, seed: int = 0, progress: Progress | None = None
+) -> AnyEvaluation:
+    """Evaluate an exported file on labelled images, as ``evaluate`` without training images.
+
+    Parameters
+    ----------
+    model : ExportedModel
+    data : Dataset
+    seed : int
+    progress : callable, optional
+
+    Raises
+    ------
+    DataError
+        As ``evaluate``.
+    """
+    _require_matching_data(model, data)
+    targets = _aligned_targets(model, data)
+    return evaluate_probabilities(
+        model.task,
+        model.predict_probabilities(data.samples, progress=progress),
+        targets,
+        names=tuple(sample.name for sample in data.samples),
+        groups=data.groups(),
+        seed=seed,
+    )
 
 
 def _evaluate_classes(
@@ -368,8 +395,12 @@ def _evaluate_classes(
     )
 
 
-def _require_matching_data(model: TransferModel, data: Dataset) -> None:
-    """Fail early if the data belong to another task or have classes that the model lacks."""
+def _require_matching_data(model: AnyModel, data: Dataset) -> None:
+    """Fail early if there is no image, or the task or the classes are not those of the model."""
+    if not len(data):
+        raise DataError(
+            f"Evaluation needs at least one image, got {len(data)}. Pass a folder with images."
+        )
     kind = model.task.kind
     if data.kind != kind and DENSE.count(data.kind) + DENSE.count(kind):
         raise DataError(
@@ -384,7 +415,7 @@ def _require_matching_data(model: TransferModel, data: Dataset) -> None:
         )
 
 
-def _aligned_targets(model: TransferModel, data: Dataset) -> Targets:
+def _aligned_targets(model: AnyModel, data: Dataset) -> Targets:
     """Return targets as indices of the model's classes."""
     for sample in data.samples:
         has_several_labels = isinstance(sample.target, tuple) and len(sample.target) != 1

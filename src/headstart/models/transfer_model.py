@@ -29,7 +29,15 @@ from headstart.models.writing import save
 if TYPE_CHECKING:
     from headstart.models.torch_module import ClassifierModule
 
-__all__ = ["AnyPrediction", "Prediction", "TransferModel", "predictions_csv", "predictions_json"]
+__all__ = [
+    "AnyPrediction",
+    "Prediction",
+    "TransferModel",
+    "align_classes",
+    "class_predictions",
+    "predictions_csv",
+    "predictions_json",
+]
 
 TaskT = TypeVar("TaskT", bound=Task)
 
@@ -218,22 +226,8 @@ class TransferModel:
         return LinearHead.random(self.backbone.width, len(train.classes), seed=seed)
 
     def align_classes(self, data: Dataset) -> Dataset:
-        """Return the same images with this model's classes, so that class indices agree.
-
-        Raises
-        ------
-        DataError
-            If the model predicts one class for each image, and an image has several labels or
-            none.
-        """
-        if self.task.kind == "multiclass":
-            for sample in data.samples:
-                if isinstance(sample.target, tuple) and len(sample.target) != 1:
-                    raise DataError(
-                        f"Expected one class for each image, got {list(sample.target)} for "
-                        f"{sample.name}. Use a model that was trained on several labels."
-                    )
-        return replace(data, classes=self.task.classes, kind=self.task.kind)
+        """Return the same images with this model's classes, as the function `align_classes`."""
+        return align_classes(self.task, data)
 
     def predict_probabilities(
         self, samples: Sequence[Sample], *, extractor: Extractor
@@ -362,6 +356,28 @@ class TransferModel:
 
         return headstart.evaluate(self, data, **settings)
 
+    def export(self, to: str = "onnx", **settings: Any) -> Any:
+        """Export the model as a file for another runtime, as `headstart.export`.
+
+        Parameters
+        ----------
+        to : {"onnx"}
+        **settings
+            ``out``, ``input`` and ``images``.
+
+        Returns
+        -------
+        Export
+
+        Raises
+        ------
+        UsageError, ExportError, SetupError
+            As `headstart.export`.
+        """
+        import headstart  # as `evaluate`
+
+        return headstart.export(self, to, **settings)
+
     def save(self, folder: str | Path) -> None:
         """Write the model into a folder: model.json and model.safetensors.
 
@@ -427,7 +443,9 @@ class TransferModel:
         else:
             engine = self._engine(engine, device)
             extractor = Extractor(cache=cache, engine=engine, device=device)
-            yield from self._classify(samples, extractor)
+            probabilities = self.predict_probabilities(samples, extractor=extractor)
+            task = self.require_task(ClassificationTask)
+            yield from class_predictions(task, samples, probabilities)
 
     def _require_task_arguments(
         self, engine: str | None, threshold: float | None, tile: int
@@ -453,24 +471,64 @@ class TransferModel:
                 f"Expected a threshold from 0 to 1, got {threshold}. Pass a score such as 0.5."
             )
 
-    def _classify(self, samples: Sequence[Sample], extractor: Extractor) -> Iterator[Prediction]:
-        task = self.require_task(ClassificationTask)
-        probabilities = self.predict_probabilities(samples, extractor=extractor)
-        abstains = task.abstains(probabilities)
-        flags = [None] * len(probabilities) if abstains is None else abstains.tolist()
-        rows = zip(samples, task.labels(probabilities), probabilities, flags, strict=True)
-        for sample, label, row, flag in rows:
-            yield Prediction(
-                name=sample.name,
-                label=label,
-                probability=float(row.max()),
-                probabilities=dict(zip(task.classes, map(float, row), strict=True)),
-                abstains=flag,
-            )
-
 
 AnyPrediction = Prediction | Detections | Segmentation
 """Prediction of a model for one image, by its task."""
+
+
+def align_classes(task: Task, data: Dataset) -> Dataset:
+    """Return the same images with a task's classes, so that class indices agree.
+
+    Raises
+    ------
+    DataError
+        If the task has one class for each image, and an image has several labels or none.
+
+    Examples
+    --------
+    >>> data = Dataset(samples=(Sample(image=b"", target="dog"),), classes=("dog",))
+    >>> align_classes(ClassificationTask(classes=("cat", "dog")), data).targets()
+    array([1])
+    """
+    if task.kind == "multiclass":
+        for sample in data.samples:
+            if isinstance(sample.target, tuple) and len(sample.target) != 1:
+                raise DataError(
+                    f"Expected one class for each image, got {list(sample.target)} for "
+                    f"{sample.name}. Use a model that was trained on several labels."
+                )
+    return replace(data, classes=task.classes, kind=task.kind)
+
+
+def class_predictions(
+    task: ClassificationTask, samples: Sequence[Sample], probabilities: NDArray[np.float64]
+) -> Iterator[Prediction]:
+    """Name the rows of probabilities: the label of each image, and whether the model abstains.
+
+    Parameters
+    ----------
+    task : ClassificationTask
+    samples : n samples
+    probabilities : array, shape (n, n_classes)
+
+    Examples
+    --------
+    >>> task = ClassificationTask(classes=("cat", "dog"))
+    >>> rows = class_predictions(task, [Sample(image=Path("a.jpg"))], np.array([[0.1, 0.9]]))
+    >>> [prediction.label for prediction in rows]
+    ['dog']
+    """
+    abstains = task.abstains(probabilities)
+    flags = [None] * len(probabilities) if abstains is None else abstains.tolist()
+    rows = zip(samples, task.labels(probabilities), probabilities, flags, strict=True)
+    for sample, label, row, flag in rows:
+        yield Prediction(
+            name=sample.name,
+            label=label,
+            probability=float(row.max()),
+            probabilities=dict(zip(task.classes, map(float, row), strict=True)),
+            abstains=flag,
+        )
 
 
 def predictions_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

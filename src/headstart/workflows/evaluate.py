@@ -25,11 +25,13 @@ from headstart.data.pixel_values import DEFAULT_OPTIONS
 from headstart.data.prepare import BadFiles, PreparedData
 from headstart.data.readers import READ_SETTINGS, read_dataset, with_image_options
 from headstart.errors import LeakError, UnknownNameError, UsageError
-from headstart.evaluation.classification import AnyEvaluation
+from headstart.evaluation.classification import AnyEvaluation, evaluate_exported
 from headstart.evaluation.classification import evaluate as evaluate_dataset
 from headstart.evaluation.summary import summarise
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor, Progress
+from headstart.models.exported_model import AnyModel, ExportedModel, open_model
+from headstart.models.graph_files import suffix_of
 from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.saving import load
 from headstart.models.transfer_model import TransferModel
@@ -42,6 +44,7 @@ __all__ = [
     "evaluate",
     "evaluate_model",
     "labelled_part",
+    "require_reportable",
     "short_digest",
     "write_report",
 ]
@@ -53,13 +56,13 @@ class EvaluatedModel:
 
     Parameters
     ----------
-    model : TransferModel
+    model : TransferModel or ExportedModel
     prepared : PreparedData
         All images are its test part.
     evaluation : Evaluation, BoxEvaluation or MaskEvaluation
     """
 
-    model: TransferModel
+    model: AnyModel
     prepared: PreparedData
     evaluation: AnyEvaluation
 
@@ -69,7 +72,7 @@ OPTIONS = ("allow_overlap", "bad_files", "device", *SELECTION_SETTINGS, *READ_SE
 
 
 def evaluate(  # noqa: PLR0913 - one argument a flag
-    model: TransferModel | str | Path,
+    model: AnyModel | str | Path,
     data: object,
     *,
     extractor: Extractor | None = None,
@@ -85,8 +88,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
 
     Parameters
     ----------
-    model : TransferModel, str or Path
-        A model, or the folder of a saved one.
+    model : TransferModel, ExportedModel, str or Path
+        A model, the folder of a saved one, or an exported file.
     data : str, Path, Dataset or object
         As for `headstart.fit`.
     extractor : Extractor, optional
@@ -138,6 +141,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
                 f"`train` ({len(train)} images) needs `extractor`. Pass extractor=..., or leave "
                 "`train` out."
             )
+        if out is not None:
+            require_reportable(model)
         target, started_at = None if out is None else choose_folder(out, data), perf_counter()
         with open_cache(cache, no_cache=no_cache) as store, shown(progress, None) as notify:
             evaluated = evaluate_model(
@@ -150,6 +155,11 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         raise UsageError(
             f"`extractor` needs a Dataset and no other settings, got {reprlib.repr(data)} and "
             f"{list(options)}. Leave `extractor` out."
+        )
+    if isinstance(model, ExportedModel):
+        raise UsageError(
+            f"`extractor` cannot be used with {model.path}, an exported file, which computes no "
+            "features. Leave `extractor` out."
         )
     loaded = model if isinstance(model, TransferModel) else load(model)
     return evaluate_dataset(loaded, data, extractor=extractor, train=train, seed=seed)
@@ -169,11 +179,19 @@ def write_report(
         Duration of the evaluation.
     command : str
         The command line, for the report.
+
+    Raises
+    ------
+    UsageError
+        If the model is an exported file.
     """
+    model = evaluated.model
+    if isinstance(model, ExportedModel):
+        raise _no_report_error(model.path)
     facts = Facts(
         name=evaluated.prepared.data.name,
         prepared=evaluated.prepared,
-        model=evaluated.model,
+        model=model,
         evaluation=evaluated.evaluation,
         summary=summarise(evaluated.evaluation),
         seconds={"evaluation": seconds},
@@ -182,8 +200,29 @@ def write_report(
     return write_evaluation(target, facts)
 
 
+def require_reportable(model: object) -> None:
+    """Refuse a report of an exported file before anything is evaluated.
+
+    Raises
+    ------
+    UsageError
+        If the model is an exported file, or its path.
+    """
+    if isinstance(model, ExportedModel):
+        raise _no_report_error(model.path)
+    if isinstance(model, str | Path) and suffix_of(Path(model)):
+        raise _no_report_error(Path(model))
+
+
+def _no_report_error(path: Path) -> UsageError:
+    return UsageError(
+        f"A report (--out) cannot be written for {path}, an exported file, which does not hold "
+        "the record of the training. Leave --out out, or pass the model folder."
+    )
+
+
 def evaluate_model(
-    model: TransferModel | str | Path,
+    model: AnyModel | str | Path,
     source: object,
     *,
     cache: Cache,
@@ -214,8 +253,8 @@ def evaluate_model(
     LeakError
         If the model was trained on some of these images.
     """
-    if not isinstance(model, TransferModel):
-        model = load(model)
+    if not isinstance(model, AnyModel):
+        model = open_model(model)
     selection = {name: settings.get(name) for name in SELECTION_SETTINGS}
     read_settings = {name: value for name, value in settings.items() if name not in selection}
     model, kind = model.with_selection(**selection), model.task.kind
@@ -229,15 +268,29 @@ def evaluate_model(
     data = labelled_part(source, kind, "test", cache=cache, bad_files=bad_files, **read_settings)
     if not allow_overlap:
         _require_unseen(model, data.samples)
-    engine = runnable_engine(model.engine, device=device)
-    extractor = Extractor(cache=cache, engine=engine, device=device, progress=on_progress)
     if on_progress is not None:
         on_progress(f"evaluating {len(data)} images", 0, 0)
-    evaluation = evaluate_dataset(model, data, extractor=extractor, seed=seed)
+    evaluation = _evaluate_model(model, data, cache, device, seed, on_progress)
     samples = tuple(replace(sample, split="test") for sample in data.samples)
     findings = _find_seen_copies(model, data.samples, cache)
     prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=findings)
     return EvaluatedModel(model=model, prepared=prepared, evaluation=evaluation)
+
+
+def _evaluate_model(
+    model: AnyModel,
+    data: Dataset,
+    cache: Cache,
+    device: str,
+    seed: int,
+    on_progress: Progress | None,
+) -> AnyEvaluation:
+    if isinstance(model, ExportedModel):
+        model.require_device(device)
+        return evaluate_exported(model, data, seed=seed, progress=on_progress)
+    engine = runnable_engine(model.engine, device=device)
+    extractor = Extractor(cache=cache, engine=engine, device=device, progress=on_progress)
+    return evaluate_dataset(model, data, extractor=extractor, seed=seed)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +341,7 @@ def short_digest(sample: Sample) -> str:
 
 
 def _find_seen_copies(
-    model: TransferModel, samples: Sequence[Sample], cache: Cache
+    model: AnyModel, samples: Sequence[Sample], cache: Cache
 ) -> tuple[Finding, ...]:
     """Warn of images that nearly repeat training images; identical ones are an error."""
     known = find_known_copies(
@@ -306,7 +359,7 @@ def _find_seen_copies(
     return (Finding(kind="near-duplicate", severity="warning", message=text, paths=names),)
 
 
-def _require_unseen(model: TransferModel, samples: Sequence[Sample]) -> None:
+def _require_unseen(model: AnyModel, samples: Sequence[Sample]) -> None:
     training_digests = set(model.record.get("learned_from", ()))
     overlap = [sample.name for sample in samples if short_digest(sample) in training_digests]
     if overlap:

@@ -12,10 +12,10 @@ from headstart.data.dataset import Sample
 from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import UnknownNameError, UsageError
 from headstart.models.coco_ids import CocoIds, read_coco_ids
+from headstart.models.exported_model import AnyModel, open_model
 from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.prediction_files import FORMATS, require_format, write_predictions
-from headstart.models.saving import load
-from headstart.models.transfer_model import AnyPrediction, TransferModel
+from headstart.models.transfer_model import AnyPrediction
 
 __all__ = ["PREDICT_SETTINGS", "PredictedImages", "predict", "predict_images"]
 
@@ -72,7 +72,7 @@ class PredictedImages:
 
 
 def predict(
-    model: TransferModel | str | Path,
+    model: AnyModel | str | Path,
     images: object,
     *,
     format: str = "table",  # noqa: A002 - the flag --format
@@ -85,8 +85,8 @@ def predict(
 
     Parameters
     ----------
-    model : TransferModel, str or Path
-        A model, or the folder of a saved one.
+    model : TransferModel, ExportedModel, str or Path
+        A model, the folder of a saved one, or an exported file.
     images : path, bytes, PIL image, array, or a sequence of these
         A folder stands for all images below it.
     format : str
@@ -141,7 +141,7 @@ def predict(
 
 
 def predict_images(
-    model: TransferModel | str | Path,
+    model: AnyModel | str | Path,
     images: object,
     *,
     cache: Cache,
@@ -167,8 +167,8 @@ def predict_images(
         If a setting does not fit the model's task, or ``out`` is set for a table.
     """
     selection = {name: options.pop(name) for name in SELECTION_SETTINGS if name in options}
-    loaded = model if isinstance(model, TransferModel) else load(model)
-    loaded = loaded.with_selection(**selection)
+    opened = model if isinstance(model, AnyModel) else open_model(model)
+    loaded = opened.with_selection(**selection)
     require_format(format, loaded.task.name)
     if out is not None and format == "table":
         formats = ", ".join(FORMATS[loaded.task.name][1:])

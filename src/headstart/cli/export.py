@@ -1,0 +1,68 @@
+"""Command ``export``: a model as a file for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from headstart.cli.options import AsJson, ModelFolder
+from headstart.cli.output import emit, say
+
+if TYPE_CHECKING:
+    from headstart.workflows.export import Export
+
+__all__ = ["export"]
+
+Format = Annotated[str, typer.Option(help="Format of the file: onnx.")]
+Out = Annotated[
+    Path | None, typer.Option(help="The new file. Default: model.onnx in the model's folder.")
+]
+Input = Annotated[
+    str,
+    typer.Option(
+        help="What the file takes. image: one image, uint8, of any size; the preprocessing is in "
+        "the file. batch: any number of images that are resized and normalised already."
+    ),
+]
+CheckImages = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Images or folders on which the file is compared with the model, in addition to the "
+        "built-in ones. Repeat the flag for several."
+    ),
+]
+
+
+def export(
+    model: ModelFolder,
+    to: Format = "onnx",
+    out: Out = None,
+    input: Input = "image",  # noqa: A002 - the flag's name
+    images: CheckImages = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a model as one file that runs without torch.
+
+    The file's predictions are compared with those of the model, on photographs of odd sizes and
+    modes; the result is in a .certificate.json beside the file. If they disagree, no file is kept
+    and the exit code is 2.
+    """
+    from headstart.cli.terminal import terminal
+    from headstart.workflows.export import export as run_export
+
+    with terminal(as_json) as display:
+        display.progress(f"exporting {model} to {to}", 0, 0)
+        exported = run_export(model, to, out=out, input=input, images=images)
+    if as_json:
+        emit(exported.as_dict())
+    else:
+        _print_export(exported)
+
+
+def _print_export(exported: Export) -> None:
+    megabytes = exported.path.stat().st_size / 1e6
+    say(exported.certificate.sentence())
+    say(f"Written: {exported.path} ({megabytes:.1f} MB) and {exported.certificate_path.name}")
+    say(f"Next: `headstart predict {exported.path} IMAGES`")

@@ -1,0 +1,223 @@
+"""Export a model as a file for another runtime, with a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headstart.backbones.freezing import fingerprint
+from headstart.cache import open_cache
+from headstart.data.dataset import Sample
+from headstart.data.prepare import readable_samples, to_samples
+from headstart.errors import SetupError, UnknownNameError, UsageError
+from headstart.exports.certificate import TOLERANCES, Certificate, certify
+from headstart.exports.check_images import check_images
+from headstart.features.extractor import Extractor
+from headstart.files import scratch_folder, write_whole
+from headstart.metrics.validation import json_text
+from headstart.models.exported_model import ExportedModel
+from headstart.models.graph_files import INPUTS, runtime_name, to_entries
+from headstart.models.saving import load
+from headstart.models.tasks import ClassificationTask
+from headstart.models.transfer_model import TransferModel
+from headstart.runtime import versions
+
+__all__ = ["FORMATS", "Export", "export"]
+
+FORMATS = {"onnx": ".onnx"}
+"""Ending of the file, by format."""
+DEFAULT_NAME = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An exported file and its certificate.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    certificate : Certificate
+    certificate_path : Path
+        The certificate as JSON, beside the file.
+    """
+
+    path: Path
+    certificate: Certificate
+    certificate_path: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all values as plain types, for JSON."""
+        return {
+            "file": str(self.path),
+            "bytes": self.path.stat().st_size,
+            "certificate_file": str(self.certificate_path),
+            "certificate": self.certificate.as_dict(),
+        }
+
+
+def export(
+    model: TransferModel | str | Path,
+    to: str = "onnx",
+    *,
+    out: str | Path | None = None,
+    input: str = "image",  # noqa: A002 - the flag's name
+    images: object = None,
+) -> Export:
+    """Export a classifier as one file, and check that its predictions are those of the model.
+
+    Parameters
+    ----------
+    model : TransferModel, str or Path
+        A model, or the folder of a saved one.
+    to : {"onnx"}
+        Format of the file.
+    out : str or Path, optional
+        The new file. By default ``model`` with the format's ending, in the model's folder, or in
+        the current folder for a model in memory.
+    input : {"image", "batch"}
+        ``image``: the file takes one image, uint8 of shape (height, width, 3) and any size, and
+        preprocesses it. ``batch``: the file takes normalised pixels, float32 of shape
+        (n, 3, height, width).
+    images : path, bytes, PIL image, array, or a sequence of these, optional
+        Images to check in addition to the photographs that are always checked.
+
+    Returns
+    -------
+    Export
+
+    Raises
+    ------
+    UsageError
+        If the model is not fitted, its task cannot be exported, or the file exists.
+    ExportError
+        If the network cannot be converted, or the file disagrees with the model. No file is kept.
+    MissingExtraError
+        If a package of the extra ``export`` is missing.
+    SetupError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> exported = export("runs/photos", to="onnx", out="photos.onnx")  # doctest: +SKIP
+    >>> exported.certificate.agrees  # doctest: +SKIP
+    True
+    """
+    if to not in FORMATS:
+        raise UnknownNameError("format", to, FORMATS)
+    if input not in INPUTS:
+        raise UnknownNameError("input", input, INPUTS)
+    path = _choose_path(model, to, out)
+    loaded = model if isinstance(model, TransferModel) else load(model)
+    content = _content(loaded, to, input)
+    try:
+        with scratch_folder(path.parent, path.name) as folder:
+            draft = folder / f"{DEFAULT_NAME}{FORMATS[to]}"
+            draft.write_bytes(content)
+            certificate = _certify(loaded, ExportedModel.open(draft), images)
+        certificate.require_agreement()
+        beside = path.with_name(f"{path.stem}.certificate.json")
+        write_whole(beside, json_text(certificate.as_dict(), indent=1))
+        write_whole(path, content)
+    except OSError as error:
+        raise SetupError(
+            f"Cannot write {path}: {error}. Free disk space, or pass another --out."
+        ) from error
+    return Export(path=path, certificate=certificate, certificate_path=beside)
+
+
+def _choose_path(model: TransferModel | str | Path, to: str, out: str | Path | None) -> Path:
+    suffix = FORMATS[to]
+    if out is None:
+        folder = Path() if isinstance(model, TransferModel) else Path(model)
+        path = folder / f"{DEFAULT_NAME}{suffix}"
+    else:
+        path = Path(out)
+        if path.suffix.lower() != suffix:
+            raise UsageError(
+                f"--out {str(out)!r} must end with {suffix}, the ending of the format {to}. Pass "
+                f"--out {str(path.with_suffix(suffix))!r}."
+            )
+    if path.exists():
+        raise UsageError(f"{path} exists already. Remove it, or pass another --out.")
+    if out is not None and not path.parent.is_dir():
+        raise UsageError(
+            f"The folder {str(path.parent)!r} of --out does not exist. Create it, or pass another "
+            "--out."
+        )
+    return path
+
+
+def _content(model: TransferModel, to: str, input_kind: str) -> bytes:
+    from headstart.exports.onnx_file import onnx_file
+
+    entries = to_entries(_describe(model, input_kind))
+    return onnx_file(model, entries, takes_images=input_kind == "image")
+
+
+def _describe(model: TransferModel, input_kind: str) -> dict[str, Any]:
+    """Everything that a file's user must know, as JSON values."""
+    record, spec = model.record, model.backbone.spec
+    kept = ("image_options", "learned_from", "training_descriptors")
+    return {
+        "task": model.task.as_dict(),
+        "classes": list(model.task.classes),
+        "preprocessing": spec.preprocess.as_dict(),
+        "input": input_kind,
+        "backbone": spec.name,
+        "licence": spec.licence,
+        "weights": dict(model.backbone.origin),
+        "weights_hash": _hash_weights(model),
+        "saved_with": versions(),
+        "record": {name: record[name] for name in kept if name in record},
+    }
+
+
+def _certify(model: TransferModel, exported: ExportedModel, images: object) -> Certificate:
+    """Compare both on drawn images and on the user's."""
+    task = model.require_task(ClassificationTask)
+    options = model.image_options
+    files = check_images(model.backbone.spec.preprocess.shape)
+    drawn = [Sample(image=content, title=name) for name, content in files.items()]
+    with open_cache(no_cache=True) as cache:
+        samples = readable_samples(
+            [*drawn, *(() if images is None else to_samples(images))],
+            cache=cache,
+            bad_files="error",
+            options=options,
+        )
+        extractor = Extractor(cache=cache, engine="fp32", device="cpu")
+        reference = model.predict_probabilities(samples, extractor=extractor)
+    return certify(
+        task,
+        [sample.name for sample in samples],
+        reference,
+        _worst_probabilities(exported, samples, reference),
+        runtime=runtime_name(exported.path),
+        tolerance=TOLERANCES["image" if exported.takes_images else "batch"],
+    )
+
+
+def _worst_probabilities(
+    exported: ExportedModel, samples: Sequence[Sample], reference: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Probabilities of the file; of batches and of single images those that differ more."""
+    together = exported.predict_probabilities(samples)
+    if exported.takes_images:
+        return together
+    alone = np.concatenate([exported.predict_probabilities([sample]) for sample in samples])
+    distances = [np.abs(values - reference).max(axis=1) for values in (alone, together)]
+    return np.where((distances[0] > distances[1])[:, None], alone, together)
+
+
+def _hash_weights(model: TransferModel) -> str:
+    """SHA-256 of all values of the backbone and the head."""
+    import torch
+
+    head = {f"head.{n}": torch.from_numpy(v) for n, v in model.require_head().state().items()}
+    return fingerprint({**{f"backbone.{n}": v for n, v in model.backbone.state.items()}, **head})
