@@ -41,6 +41,7 @@ def test_every_field_of_a_recipe_is_a_setting():
         "images": "photos",
         "mask_threshold": 128,
         "class_level": 1,
+        "label_from": "(.)",
         "max_pixels": 5,
         "bits": 12,
         "image_column": "file",

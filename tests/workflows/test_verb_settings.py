@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 import headstart
 from headstart.cli import app as app_module
 from headstart.cli import commands
+from headstart.cli import data as data_module
 from headstart.cli.app import app
 from headstart.data.readers import READ_SETTINGS
 from headstart.errors import UnknownNameError, UsageError
@@ -75,7 +76,7 @@ def test_every_verb_that_reads_labels_takes_all_settings_of_reading(verb: str) -
     command, _, settings = VERBS[verb]
     assert set(READ_SETTINGS) <= names_of(command)
     assert set(READ_SETTINGS) <= settings
-    assert set(READ_SETTINGS) <= names_of(app_module.data_check)
+    assert set(READ_SETTINGS) <= names_of(data_module.data_check)
 
 
 def test_the_model_predicts_with_the_same_words() -> None:
@@ -159,11 +160,17 @@ def test_the_commands_pass_every_setting_on(monkeypatch) -> None:
     monkeypatch.setattr("headstart.workflows.rank.rank", stop)
     monkeypatch.setattr("headstart.workflows.compare.compare", stop)
     words = "--task detection --size 64 --group-by g --masks m --images i --mask-threshold 9"
-    words += " --class-level 2 --image-column a --label-column b --label-separator c"
+    words += " --class-level 2 --label-from d --image-column a --label-column b --label-separator c"
     words += " --weight-column w"
     words += " --bad-files skip --allow-overlap --test-fraction 0.3 --device cpu --offline --seed 7"
     expected = {"task": "detection", "size": 64, "group_by": "g", "masks": "m", "images": "i"}
-    expected |= {"mask_threshold": 9, "class_level": 2, "image_column": "a", "label_column": "b"}
+    expected |= {
+        "mask_threshold": 9,
+        "class_level": 2,
+        "label_from": "d",
+        "image_column": "a",
+        "label_column": "b",
+    }
     expected |= {
         "label_separator": "c",
         "weight_column": "w",

@@ -41,6 +41,7 @@ __all__ = [
     "ImageColumn",
     "ImagesFolder",
     "LabelColumn",
+    "LabelFrom",
     "LabelSeparator",
     "MaskThreshold",
     "MasksFolder",
@@ -192,6 +193,14 @@ ClassLevel = Annotated[
         min=1,
         help="Level of the folders that are classes: 1 for the folders in the data, or in its "
         "splits; 2 for the folders in these.",
+    ),
+]
+LabelFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="Regular expression that finds the class in the relative path of each image: the "
+        "group called label, or the first group, such as '([a-z]+)_[0-9]+'.",
     ),
 ]
 MaxPixels = Annotated[

@@ -65,6 +65,7 @@ READ_SETTINGS = (
     "images",
     "mask_threshold",
     "class_level",
+    "label_from",
     "max_pixels",
     "bits",
 )
@@ -108,7 +109,8 @@ def read_dataset(
     min_classes : int
         Fewer classes are an error; multilabel and detection data need only one.
     **source_options
-        ``masks``, ``images``, ``mask_threshold`` and ``class_level`` of `FolderOptions`;
+        ``masks``, ``images``, ``mask_threshold``, ``class_level`` and ``label_from`` of
+        `FolderOptions`;
         ``max_pixels`` and ``bits`` of `ImageOptions`; ``weight_column``, the column of the images'
         weights in the loss (images of weight 0 are left out).
 

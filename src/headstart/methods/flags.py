@@ -68,6 +68,7 @@ TAKEN = frozenset(
         "images",
         "json",
         "label_column",
+        "label_from",
         "label_separator",
         "mask_threshold",
         "masks",

@@ -62,6 +62,7 @@ SAMPLES: Mapping[str, Any] = {
     "images": "images",
     "mask_threshold": 128,
     "class_level": 1,
+    "label_from": "([a-z]+)_",
     "max_pixels": 300_000_000,
     "bits": 12,
     "image_column": "file",
@@ -110,12 +111,11 @@ class Recipe:
         Folder of the masks and folder of the images, if the names in the data do not tell.
     mask_threshold : int, optional
         Values of masks from this on are the object, smaller ones the background.
-    class_level : int, optional
-        Level of the folders that are classes, from 1.
-    max_pixels : int, optional
-        Largest width times height of an image.
-    bits : int, optional
-        Bits that 16-bit images use, such as 12.
+    class_level, label_from : int, str, optional
+        Level of the folders that are classes, from 1; or a regular expression that finds the class
+        in the relative path of each image.
+    max_pixels, bits : int, optional
+        Largest width times height of an image; bits that 16-bit images use, such as 12.
     image_column, label_column : str, optional
         Columns of a table, if their names are not among the usual ones.
     label_separator : str, optional
@@ -166,6 +166,7 @@ class Recipe:
     images: str | None = None
     mask_threshold: int | None = None
     class_level: int | None = None
+    label_from: str | None = None
     max_pixels: int | None = None
     bits: int | None = None
     image_column: str | None = None

@@ -4,8 +4,9 @@ Read layouts.py (recognises the format of a folder), folders.py (images with mas
 folders), unread_formats.py (formats that are recognised and refused), split_folders.py (folders
 that are splits), class_folders.py (one folder per class), tables.py (CSV, TSV, JSON lines and
 Parquet), table_files.py (the tables of a folder), metadata.py (metadata files of Hugging Face
-image folders), parquet_images.py (images inside Parquet files), label_cells.py (labels in the
-cells of tables), weight_cells.py (weights in the cells), split_columns.py (columns of yes and no),
+image folders), parquet_images.py (images inside Parquet files), label_lists.py (lists of paths and
+labels), file_names.py (classes in the names of files), label_cells.py (labels in the cells of
+tables), weight_cells.py (weights in the cells), split_columns.py (columns of yes and no),
 manifests.py (tables that list images and labels), box_files.py (which annotation files a folder
 has), annotations.py (boxes of any format, in coordinates of the upright image), image_names.py
 (names of images in annotation files), box_patterns.py (mistakes that most boxes of a file share),

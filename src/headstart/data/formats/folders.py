@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.formats import class_folders, layouts, mask_pairs, masks
+from headstart.data.formats.file_names import read_names
 from headstart.data.formats.layouts import Listing
 from headstart.data.formats.mask_names import find_twins
 from headstart.data.formats.mask_pairs import MaskPairs
@@ -36,12 +37,15 @@ class FolderOptions(TypedDict, total=False):
         Values of masks from this on are the object, smaller ones the background.
     class_level : int or None
         Level of the folders that are classes: 1 for the folders in the source, or in its splits.
+    label_from : str or None
+        Regular expression that finds the class in the relative path of each image.
     """
 
     masks: str | None
     images: str | None
     mask_threshold: int | None
     class_level: int | None
+    label_from: str | None
 
 
 def given_options(options: FolderOptions, source: object) -> FolderOptions:
@@ -109,6 +113,15 @@ def read_folders(
     """
     mask_options = FolderOptions(**options)
     level = mask_options.pop("class_level", None)
+    if (pattern := mask_options.pop("label_from", None)) is not None:
+        if mask_options or level is not None:
+            other = FolderOptions(**options)
+            del other["label_from"]
+            raise UsageError(
+                f"--label-from {pattern!r} reads classes from paths, which does not fit "
+                f"{format_flags(other)}. Remove one of the flags."
+            )
+        return read_names(listing, pattern, task_kind)
     if mask_options and (level is not None or task_kind not in {None, "segmentation"}):
         reason = f"the task is {task_kind}" if level is None else "--class-level is for classes"
         raise UsageError(

@@ -9,6 +9,12 @@ from pathlib import Path
 
 from headstart.data.formats import class_folders, layouts, tables
 from headstart.data.formats.image_ids import is_id_column
+from headstart.data.formats.label_lists import (
+    find_label_lists,
+    is_label_list,
+    read_label_file,
+    read_label_lists,
+)
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.manifests import ReadOptions
 from headstart.data.formats.metadata import find_metadata, object_column, read_metadata
@@ -58,7 +64,7 @@ def read_manifest_file(path: Path, options: ReadOptions = _NO_OPTIONS) -> tables
             return read_image_parquet(
                 path.parent, [path.name], options.image_column, options.label_column
             )
-        return tables.read_table(path)
+        return read_label_file(path) if is_label_list(path) else tables.read_table(path)
     listing = Listing(root=path.parent, other_files=(path.name,))
     if path.suffix.lower() in {".json", ".xml"} and (error := layouts.other_task_error(listing)):
         raise error
@@ -84,7 +90,8 @@ def find_manifest(
     metadata = find_metadata(listing)
     shards = find_image_parquet(listing)
     if not names and not metadata and not shards:
-        return None, ()
+        lists = find_label_lists(listing)
+        return (read_label_lists(listing, lists) if lists else None), ()
     has_class_folders = bool(class_folders.group_by_class(listing).classes)
     if shards and not has_class_folders:
         columns = options.image_column, options.label_column
