@@ -22,9 +22,10 @@ from headstart.backbones.own_module import bind, randomise
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import UnknownNameError, UsageError, WeightsMismatchError
 from headstart.workflows.compare import compare
+from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.events import Noted
 from headstart.workflows.rank import rank
-from headstart.workflows.recipe import ComparisonRecipe, Recipe
+from headstart.workflows.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"size": 32, "mean": 0.5, "std": 0.5, "crop": 1}

@@ -19,7 +19,7 @@ from headstart.methods.finetune import Finetune
 from headstart.methods.flags import flags
 from headstart.training.losses.classification import Loss
 from headstart.training.optim import Training
-from headstart.workflows.recipe import Recipe, parse_duration
+from headstart.workflows.recipe import Recipe
 
 
 def run(capsys, *arguments):
@@ -281,7 +281,6 @@ def test_demo_writes_class_folders(capsys, tmp_path):
 def test_flags_agree_with_the_dataclasses():
     """One definition: a field of the recipe is a flag of the same default."""
     flags = {name: p.default for name, p in inspect.signature(cli.fit).parameters.items()}
-    flags["budget"] = parse_duration(flags["budget"])
     flags["rivals"] = tuple(flags["backbones"])  # the first of them is the backbone
     for field in dataclasses.fields(Recipe()):
         if field.name != "method":

@@ -154,9 +154,9 @@ def test_a_notebook_shows_one_display_that_is_updated(tmp_path, cache, notebook,
 
 def test_the_other_verbs_show_progress_in_a_notebook(tmp_path, cache, notebook):
     from headstart.workflows.compare import compare
+    from headstart.workflows.comparison_recipe import ComparisonRecipe
     from headstart.workflows.plan import plan
     from headstart.workflows.rank import rank
-    from headstart.workflows.recipe import ComparisonRecipe
 
     data, model = images(), run_probe(tmp_path, cache, progress=False).model
     assert notebook.contents == []

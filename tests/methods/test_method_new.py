@@ -18,8 +18,9 @@ from headstart.cli.app import main
 from headstart.methods import METHODS
 from headstart.methods.flags import flags, make_method
 from headstart.workflows.compare import compare
+from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.events import EpochDone
-from headstart.workflows.recipe import ComparisonRecipe, Recipe
+from headstart.workflows.recipe import Recipe
 
 MODULE = '''
 """Train the head alone, at one learning rate, from random values."""

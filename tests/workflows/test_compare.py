@@ -21,8 +21,9 @@ from headstart.evaluation.comparison import (
 )
 from headstart.metrics.confidence_intervals import Interval
 from headstart.workflows.compare import compare
+from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.events import Noted
-from headstart.workflows.recipe import ComparisonRecipe, Recipe, parse_method, with_steps
+from headstart.workflows.recipe import Recipe, parse_method, with_steps
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.methods.linear_probe import LinearProbe
 from headstart.models.saving import load
 from headstart.workflows.compare import compare
+from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.evaluate import evaluate
 from headstart.workflows.fit import fit
 from headstart.workflows.plan import plan
 from headstart.workflows.rank import rank
-from headstart.workflows.recipe import ComparisonRecipe, Recipe
+from headstart.workflows.recipe import Recipe
 
 FP32 = Recipe(engine="fp32", device="cpu", method=LinearProbe(folds=2))
 COLOURS = {"red": (200, 40, 40), "blue": (40, 40, 200)}

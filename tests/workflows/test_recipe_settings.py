@@ -157,7 +157,6 @@ def test_a_budget_is_a_text_or_seconds(budget):
         ({"allow_overlap": "no"}, "`allow_overlap` must be True or False, got 'no'"),
         ({"budget": "2x"}, "--budget must be a duration"),
         ({"budget": True}, "--budget must be a duration"),
-        ({"budget": None}, "--budget must be a duration"),
         ({"method": Finetune(), "epochs": 5}, r"Finetune\(\.\.\.\).*`epochs`.*method='finetune'"),
         ({"method": "auto", "epochs": 5}, "--method auto takes no flags of a method, got --epochs"),
         ({"backbone": "vgg16", "backbones": ["resnet18"]}, "--backbones vgg16,resnet18"),

@@ -15,8 +15,9 @@ from headstart.errors import UnknownNameError, UsageError
 from headstart.methods.flags import flags
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.explanations import explain_images
+from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.predict import PREDICT_SETTINGS
-from headstart.workflows.recipe import ComparisonRecipe, Recipe
+from headstart.workflows.recipe import Recipe
 from headstart.workflows.verb_settings import (
     COMPARE_SETTINGS,
     RANK_SETTINGS,

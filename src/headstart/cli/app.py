@@ -130,7 +130,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     out: RunFolder = None,
     backbone: Backbone = "embedded/efficientnet_lite0",
     backbones: Backbones = "",
-    budget: Budget = "2m",
+    budget: Budget = None,
     prove: Prove = False,
     group_by: GroupBy = None,
     masks: MasksFolder = None,

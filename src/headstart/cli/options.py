@@ -110,10 +110,11 @@ RequireLead = Annotated[
     ),
 ]
 Budget = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Time for comparing candidates and training the chosen one: 90s, 10m, 1h. 0: linear "
-        "probes only."
+        "probes only. Default: 2m for classes. For boxes and masks, fit compares candidates only "
+        "if it is given."
     ),
 ]
 Prove = Annotated[
@@ -128,7 +129,7 @@ Backbones = Annotated[
     str,
     typer.Option(
         help="Several backbones, separated by commas. The first is used unless another is "
-        "significantly better."
+        "significantly better. auto: the best two of those on this machine."
     ),
 ]
 HeadName = Annotated[

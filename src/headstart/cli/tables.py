@@ -195,6 +195,8 @@ def _format_time(record: Mapping[str, Any], planned: bool) -> str:
         return f"at most {record['estimated']:.0f} s{budget}"
     measured = record.get("measured", 0.0)
     measuring = f", {measured:.0f} s of it to measure this machine" if measured >= 1 else ""
+    if record["folds"] == 1:  # boxes or masks, which have no probe
+        return f"trainings in {record['seconds']:.0f} s{budget}{measuring}"
     if "probing" not in record:  # of an older run
         return f"in {record['seconds']:.0f} s{measuring}"
     training = record["seconds"] - record["probing"]

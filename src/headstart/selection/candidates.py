@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.rungs import Rung, find_rungs
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import DataError, TrainingError, UsageError
+from headstart.evaluation.classification import evaluate
 from headstart.features.extractor import Extractor, SplitPoint
 from headstart.methods.finetune import RECIPE, Finetune
 from headstart.methods.linear_probe import LinearProbe
@@ -98,6 +99,14 @@ class Candidate:
         Shares of the backbone that train, in words; empty for a probe.
     rate_scale : float
         Factor of the learning rates in the last training; below 1 if it had diverged first.
+    options : mapping
+        Of ``create_model``: for boxes and masks the head and the size.
+    epochs : pair of int
+        Smallest and largest number of epochs.
+    measured_as : Candidate, optional
+        Candidate whose measured time gives the estimate of this one.
+    relative_seconds : float
+        Time of this one, as a multiple of that.
     """
 
     name: str
@@ -107,12 +116,21 @@ class Candidate:
     alternatives: tuple[Method, ...] = ()
     trains: str = ""
     rate_scale: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: tuple[int, int] = (LEAST_EPOCHS, EPOCHS)
+    measured_as: Candidate | None = None
+    relative_seconds: float = 1.0
+
+    def start(self, data: Dataset) -> TransferModel:
+        """Create the untrained model."""
+        return create_model(self.backbone, data, **self.options)
 
     @property
     def title(self) -> str:
         """Name in a sentence; the name itself is short enough for a table."""
         train_from = getattr(self.method, "train_from", "")
-        return f"fine-tuning {RUNG_TITLES.get(train_from, '')}" if train_from else self.name
+        size = f" at {self.options['size']} pixels" if "size" in self.options else ""
+        return f"fine-tuning {RUNG_TITLES.get(train_from, '')}{size}" if train_from else self.name
 
     @property
     def megabytes(self) -> float:
@@ -330,7 +348,7 @@ def estimate_training_seconds(
     if plan is None:
         return seconds
     head = start.initial_head(data, seed=0)
-    image_cost = measure_image_costs(backbone, plan, head, data, extractor=extractor)
+    image_cost = measure_image_costs(start.backbone, plan, head, data, extractor=extractor)
     return seconds + n_predictions * image_cost.seconds
 
 
@@ -343,7 +361,9 @@ def method_to_record(method: Method) -> dict[str, Any]:
     """Return the settings that identify a training of a race; see ``method_from_record``."""
     field_names = ("train_from", "learning_rate", "seed")
     fields = {name: getattr(method, name) for name in field_names if hasattr(method, name)}
-    return {"name": method.name, **fields}
+    training = getattr(method, "training", ALL_EPOCHS)
+    has_epochs = training == Training(epochs=training.epochs, patience=0)
+    return {"name": method.name, **fields, **({"epochs": training.epochs} if has_epochs else {})}
 
 
 def method_from_record(values: Mapping[str, Any]) -> Method:
@@ -364,8 +384,11 @@ def method_from_record(values: Mapping[str, Any]) -> Method:
     fields = dict(values)
     try:
         method_class = classes[fields.pop("name")]
-        return method_class(**fields, training=ALL_EPOCHS)  # type: ignore[no-any-return]
-    except (KeyError, TypeError) as error:
+        training = ALL_EPOCHS
+        if "epochs" in fields:  # of a race for boxes or masks
+            training = Training(epochs=int(fields.pop("epochs")), patience=0)
+        return method_class(**fields, training=training)  # type: ignore[no-any-return]
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"The method that the race has chosen is damaged in the run's folder: {values}. "
             "Start again without --resume."
@@ -432,10 +455,18 @@ def train_on_holdout(
     extractor: Extractor,
     session: Session,
     watch: FoldWatch,
-) -> tuple[NDArray[np.float64], TransferModel]:
+    keeps_partial: bool = False,
+) -> tuple[Any, TransferModel]:
     """Train on some images and predict the held-out ones; the model may be kept.
 
-    The held-out images also calibrate the model's temperature.
+    The held-out images also calibrate the model's temperature, or a detector's thresholds. With
+    ``keeps_partial`` a training that was interrupted counts with its best epoch.
+
+    Returns
+    -------
+    array or AnyEvaluation
+        Logits for the held-out images; for boxes and masks their evaluation.
+    TransferModel
 
     Raises
     ------
@@ -446,10 +477,14 @@ def train_on_holdout(
     TrainingError
         If the training fails.
     """
-    start = create_model(candidate.backbone, train)
+    start = candidate.start(train)
     model = candidate.method.fit(start, train, held_out, extractor=extractor, session=session)
-    if model.record.get("interrupted"):
+    if model.record.get("interrupted") and not keeps_partial:
         raise KeyboardInterrupt
+    if train.is_dense:
+        if not keeps_partial:
+            watch.report_scoring(len(held_out))
+        return evaluate(model, held_out, extractor=extractor), model
     features = _pooled_features(model, held_out.samples, extractor, watch)
     return np.asarray(model.linear_head().logits(features), dtype=np.float64), model
 

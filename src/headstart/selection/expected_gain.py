@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ from headstart.selection.probes import (
 )
 from headstart.selection.progress import (
     BudgetUsedUpError,
+    FirstModel,
     FoldWatch,
     NextStep,
     RaceStoppedError,
@@ -46,7 +48,7 @@ from headstart.selection.progress import (
     first_sentence,
     format_seconds,
 )
-from headstart.selection.rules import LEAST_GAIN
+from headstart.selection.rules import LEAST_GAIN, adjusted_level
 from headstart.selection.trainings import (
     compare_with_probe,
     empty_scores,
@@ -61,12 +63,18 @@ __all__ = [
     "HoldoutResult",
     "PlannedTraining",
     "TrainedCandidate",
+    "choose_candidate",
     "choose_epochs",
     "plan_training",
+    "race_candidates",
     "race_on_holdout",
+    "train_candidate",
 ]
 
 INTERVAL_LEVEL = 0.95
+
+PROVED_COMPARISONS = 5
+"""Comparisons with the first training on boxes or masks, which share the error."""
 
 FINISHING_SHARE = 0.95
 """Share of the budget that is left which a training may fill by its estimate."""
@@ -103,13 +111,14 @@ class TrainedCandidate:
     rows : array, shape (n,)
         The held-out training images.
     logits : array, shape (n, n_classes)
+        For boxes and masks the evaluation on these images.
     source : FrozenBackbone
         The pretrained backbone, for images of its own size.
     """
 
     model: TransferModel
     rows: NDArray[np.intp]
-    logits: NDArray[np.float64]
+    logits: Any
     source: FrozenBackbone
 
     def calibrated_model(self, train: Dataset, max_risk: float | None) -> TransferModel:
@@ -132,39 +141,44 @@ class HoldoutResult:
 
     Parameters
     ----------
-    winner : RaceEntry
+    winner : RaceEntry or None
+        None if there is no probe and no training had a score.
     trained : TrainedCandidate or None
         The winner's trained model; None if a probe won.
     raced, skipped : list of RaceEntry
     """
 
-    winner: RaceEntry
+    winner: RaceEntry | None
     trained: TrainedCandidate | None
     raced: list[RaceEntry]
     skipped: list[RaceEntry]
 
 
-def choose_epochs(seconds: tuple[float, float], left: float) -> int:
+def choose_epochs(
+    seconds: tuple[float, float], left: float, epochs: tuple[int, int] = (LEAST_EPOCHS, EPOCHS)
+) -> int:
     """Choose the largest number of epochs that fits; 0 if not even the smallest does.
 
     Parameters
     ----------
     seconds : pair of float
-        Estimates for ``LEAST_EPOCHS`` and for ``EPOCHS`` epochs.
+        Estimates for the smallest and for the largest number of epochs.
     left : float
         Seconds that are left.
+    epochs : pair of int
+        Smallest and largest number.
 
     Examples
     --------
     >>> [choose_epochs((30.0, 80.0), left) for left in (25, 35, 52, 200)]
     [0, 3, 5, 8]
     """
-    least, most = seconds
+    (least, most), (fewest, all_epochs) = seconds, epochs
     if left < least:
         return 0
-    per_epoch = (most - least) / (EPOCHS - LEAST_EPOCHS)
+    per_epoch = (most - least) / max(all_epochs - fewest, 1)
     extra = math.inf if per_epoch <= 0 else (left - least) / per_epoch
-    return min(EPOCHS, LEAST_EPOCHS + int(min(extra, EPOCHS)))
+    return min(all_epochs, fewest + int(min(extra, all_epochs)))
 
 
 def plan_training(context: RaceContext, candidate: Candidate, left: float) -> PlannedTraining:
@@ -177,14 +191,15 @@ def plan_training(context: RaceContext, candidate: Candidate, left: float) -> Pl
         seconds = _holdout_seconds(context, candidate, train, held_out)
         epochs, text = 0, ""
     else:
+        fewest, all_epochs = candidate.epochs
         least, most = (
             _holdout_seconds(context, with_epochs(candidate, number), train, held_out)
-            for number in (LEAST_EPOCHS, EPOCHS)
+            for number in candidate.epochs
         )
-        epochs = choose_epochs((least, most), FINISHING_SHARE * left)
-        per_epoch = (most - least) / (EPOCHS - LEAST_EPOCHS)
-        seconds = least + per_epoch * max(epochs - LEAST_EPOCHS, 0)
-        candidate, text = with_epochs(candidate, epochs or EPOCHS), f"{epochs} epochs, "
+        epochs = choose_epochs((least, most), FINISHING_SHARE * left, candidate.epochs)
+        per_epoch = (most - least) / max(all_epochs - fewest, 1)
+        seconds = least + per_epoch * max(epochs - fewest, 0)
+        candidate, text = with_epochs(candidate, epochs or all_epochs), f"{epochs} epochs, "
     if seconds <= left and text != "0 epochs, ":
         return PlannedTraining(candidate=candidate, seconds=seconds, epochs=text)
     rejection = (
@@ -210,8 +225,11 @@ def race_on_holdout(context: RaceContext, best: RaceEntry) -> HoldoutResult:
         return result
     models: list[TrainedCandidate | None] = []
     with suppress(RaceStoppedError):
-        _race(context, best, result, models)
-    return _choose(context, best, result, models)
+        backbone = best.candidate.full_backbone
+        include_scratch = pretraining_is_useless(context, backbone)
+        candidates = recipe_candidates(backbone, context.seed, include_scratch=include_scratch)
+        race_candidates(context, candidates, best, result, models)
+    return choose_candidate(context, best, result, models)
 
 
 def _reason_for_no_training(context: RaceContext, best: RaceEntry) -> str:
@@ -227,16 +245,18 @@ def _reason_for_no_training(context: RaceContext, best: RaceEntry) -> str:
     return no_time_reason(context, best.candidate.full_backbone, n_trainings=1)
 
 
-def _race(
+def race_candidates(
     context: RaceContext,
-    best: RaceEntry,
+    candidates: Sequence[Candidate],
+    best: RaceEntry | None,
     result: HoldoutResult,
     models: list[TrainedCandidate | None],
 ) -> None:
-    """Append what was trained or skipped to the result, and the trained models."""
-    backbone: FrozenBackbone = best.candidate.full_backbone
-    include_scratch = pretraining_is_useless(context, backbone)
-    for candidate in recipe_candidates(backbone, context.seed, include_scratch=include_scratch):
+    """Append what was trained or skipped to the result, and the trained models.
+
+    Without a probe, ``best`` is None: the first training with a score takes its place.
+    """
+    for candidate in candidates:
         check_stop(context.stop)
         planned = plan_training(context, candidate, context.left)
         entry = RaceEntry.of(planned.candidate, empty_scores(context), state="promoted")
@@ -251,11 +271,19 @@ def _race(
         entry.note(estimated=planned.seconds)
         context.notify(NextStep(names=(entry.candidate.title,), seconds=planned.seconds))
         result.raced.append(entry)
-        models.append(_train(context, entry, best))
+        models.append(train_candidate(context, entry, best))
+        if best is None and models[-1] is not None:
+            best = entry
 
 
-def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCandidate | None:
-    """Train one candidate and compare it with the probe; None if the training failed."""
+def train_candidate(
+    context: RaceContext, entry: RaceEntry, best: RaceEntry | None
+) -> TrainedCandidate | None:
+    """Train one candidate and compare it with the best; None if the training failed.
+
+    Without a best one it is the first model: it trains at least one epoch, and counts with its best
+    epoch after Ctrl-C.
+    """
     fold = context.folds[0]
     train, held_out = split_fold(context, fold)
     start = context.elapsed
@@ -266,7 +294,9 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
         stop=context.stop,
         seconds_left=lambda: math.inf,  # the session's deadline ends the training
     )
-    session = _within_budget(context, watch.session(0))
+    session = _first_session(context, watch.step)
+    if best is not None:
+        session = _within_budget(context, watch.session(0))
     try:
         logits, model = train_on_holdout(
             entry.candidate,
@@ -275,6 +305,7 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
             extractor=context.extractor,
             session=session,
             watch=watch,
+            keeps_partial=best is None,
         )
     except (TrainingError, DataError) as error:
         note = first_sentence(str(error))
@@ -289,10 +320,28 @@ def _train(context: RaceContext, entry: RaceEntry, best: RaceEntry) -> TrainedCa
         entry.note(note=f"stopped by {context.stop.source}", seconds=context.elapsed - start)
         raise
     entry.note(seconds=context.elapsed - start)
-    entry.values[fold[1]] = context.scorer.correct(logits, fold[1])
-    _compare(context, entry, best, model)
+    context.scorer.record(entry.values, fold[1], logits)
+    if best is None:
+        _report_first_training(context, entry, model)
+    else:
+        _compare(context, entry, best, model)
     source = entry.candidate.full_backbone
     return TrainedCandidate(model=model, rows=fold[1], logits=logits, source=source)
+
+
+def _first_session(context: RaceContext, step: str) -> Session:
+    """Let the first training end with the budget, after one epoch at least, or after Ctrl-C."""
+
+    def on_epoch(epoch: Epoch, _: int) -> None:
+        if epoch.number:
+            context.stop.keep_model()
+
+    return Session(
+        on_epoch=on_epoch,
+        progress=lambda _, done, total: context.report(step, done, total),
+        deadline=time.perf_counter() + context.left,
+        stop=context.stop,
+    )
 
 
 def _within_budget(context: RaceContext, session: Session) -> Session:
@@ -314,31 +363,66 @@ def _within_budget(context: RaceContext, session: Session) -> Session:
     return replace(session, on_epoch=count, progress=report_step, deadline=deadline)
 
 
-def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: TransferModel) -> None:
-    """Note a training's score, and its gain over the probe on the same images."""
-    compare_with_probe(context, entry, best, level=INTERVAL_LEVEL)
-    n_epochs = len(model.record["epochs"]) - 1
-    retried = ", diverged first: a tenth of the rates" * (model.record.get("rate_scale", 1) < 1)
-    entry.expected_gain = context.scorer.expected_gain(entry.values, best.values)
-    gained = _points(entry.expected_gain)
-    entry.note(note=f"{n_epochs} epochs{retried}, expected gain {gained}")
-    context.on_progress(
-        f"{entry.candidate.name}: {format_gain(entry)} over the probe, {entry.row.seconds:.1f} s"
+def _report_first_training(context: RaceContext, entry: RaceEntry, model: TransferModel) -> None:
+    """Note the score of the first training where there is no probe; from now on it may be kept."""
+    context.stop.keep_model()
+    score, n_images = context.scorer.score(entry.values), len(context.folds[0][1])
+    entry.note(score=score, images=n_images, note=_format_epochs(model))
+    if entry.row.estimated:
+        context.training_pace = entry.row.seconds / entry.row.estimated
+    context.notify(
+        FirstModel(
+            measure=context.scorer.measure,
+            score=score,
+            images=n_images,
+            seconds=context.elapsed,
+            name=capitalise(entry.candidate.title),
+            source=f"on {n_images} held-out training images",
+        )
     )
 
 
-def _choose(
+def _format_epochs(model: TransferModel) -> str:
+    """Count the epochs of a training, and say if it had diverged first."""
+    n_epochs = len(model.record["epochs"]) - 1
+    retried = ", diverged first: a tenth of the rates" * (model.record.get("rate_scale", 1) < 1)
+    return f"{n_epochs} epoch{'s' * (n_epochs != 1)}{retried}"
+
+
+def _compare(context: RaceContext, entry: RaceEntry, best: RaceEntry, model: TransferModel) -> None:
+    """Note a training's score, and its gain over the probe on the same images."""
+    level = INTERVAL_LEVEL
+    if context.prove:  # boxes and masks: one test for each candidate
+        level = adjusted_level(1 - INTERVAL_LEVEL, PROVED_COMPARISONS)
+    compare_with_probe(context, entry, best, level=level)
+    entry.expected_gain = context.scorer.expected_gain(entry.values, best.values)
+    gained = _points(entry.expected_gain)
+    entry.note(note=f"{_format_epochs(model)}, expected gain {gained}")
+    reference = "first training" if context.train.is_dense else "probe"
+    context.on_progress(
+        f"{entry.candidate.name}: {format_gain(entry)} over the {reference}, "
+        f"{entry.row.seconds:.1f} s"
+    )
+
+
+def choose_candidate(
     context: RaceContext,
-    best: RaceEntry,
+    best: RaceEntry | None,
     result: HoldoutResult,
     models: Sequence[TrainedCandidate | None],
 ) -> HoldoutResult:
     """Choose the largest expected gain; of gains within half a point, the quickest candidate."""
     ready: dict[int, float] = {}
+    if best is None:
+        result = _with_reference(result, models)
+        best = result.winner
     for i, entry in enumerate(result.raced):
         gain = entry.expected_gain
+        if entry is best:
+            continue
         context.reasons.append(_explain(context, entry, best, gain))
-        if i < len(models) and models[i] is not None and gain > LEAST_GAIN:
+        is_proved = not context.prove or bool(entry.row.significant)
+        if i < len(models) and models[i] is not None and gain > LEAST_GAIN and is_proved:
             ready[i] = gain
     if not ready:
         return result
@@ -348,21 +432,28 @@ def _choose(
     return replace(result, winner=result.raced[index], trained=models[index])
 
 
-def _explain(context: RaceContext, entry: RaceEntry, best: RaceEntry, gain: float) -> str:
+def _with_reference(
+    result: HoldoutResult, models: Sequence[TrainedCandidate | None]
+) -> HoldoutResult:
+    """Let the first training with a score take the place of a probe."""
+    for entry, model in zip(result.raced, models, strict=False):
+        if model is not None:
+            return replace(result, winner=entry, trained=model)
+    return result
+
+
+def _explain(context: RaceContext, entry: RaceEntry, best: RaceEntry | None, gain: float) -> str:
     """Explain a training's part in the choice in one sentence."""
     name = capitalise(entry.row.name)
-    if entry.row.gain is None:
+    if entry.row.gain is None or best is None:
         return f"{name} has no score: {entry.row.note}."
     verb = "is expected" if gain > LEAST_GAIN else "is not expected"
     proof = "" if entry.row.significant else ", not significantly different"
-    shared = np.full(best.values.shape, np.nan)
-    rows = context.scorer.predicted_rows(entry.values)
-    shared[rows] = best.values[rows]
-    scores = [context.scorer.score(values).value for values in (shared, best.values)]
+    control = context.scorer.explain_control(entry.values, best.values, best.row.name)
     return (
         f"{name} {verb} to be better than the {best.row.name}: {format_gain(entry)} on "
-        f"{entry.row.images} held-out images{proof}, expected gain {_points(gain)} (the "
-        f"{best.row.name} has {scores[0]:.3f} on these images and {scores[1]:.3f} on all)."
+        f"{entry.row.images} held-out images{proof}, expected gain {_points(gain)}"
+        f"{control}."
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
-from headstart.data.splits import kfold, nested_fractions
+from headstart.data.splits import holdout, kfold, nested_fractions
 from headstart.errors import UsageError
 from headstart.features.engines import measuring_pays
 from headstart.features.extractor import Extractor
@@ -29,6 +29,7 @@ from headstart.selection.candidates import (
     probe_candidate,
     probe_depths,
 )
+from headstart.selection.object_scores import ObjectScorer
 from headstart.selection.progress import (
     BudgetUsedUpError,
     FirstModel,
@@ -38,6 +39,8 @@ from headstart.selection.progress import (
     check_stop,
 )
 from headstart.selection.rules import (
+    OBJECTS_PROVED_RULE,
+    OBJECTS_RULE,
     PROBES_ALPHA,
     PROVED_RULE,
     RULE,
@@ -165,6 +168,11 @@ class RaceContext:
         Seconds that all probes took, measuring included.
     prove : bool
         Leave the probe only if another candidate is significantly better.
+    training_pace : float
+        Actual over estimated duration of the first training on boxes or masks. It scales the later
+        estimates.
+    report : callable
+        As ``progress``, but it never ends the step.
     """
 
     train: Dataset
@@ -185,9 +193,18 @@ class RaceContext:
     n_probes: int = 0
     probing: float = 0.0
     prove: bool = False
+    training_pace: float = 1.0
+    report: Callable[[str, int, int], None] = lambda *_: None
 
     def __post_init__(self) -> None:
-        self.scorer, self.folds = _create_scorer_and_folds(self.train, self.seed)
+        self.scorer: Any
+        self.folds: Sequence[Fold]
+        if self.train.is_dense:
+            self.folds = [_fixed_holdout(self.train, self.seed)]
+            rows = self.folds[0][1]
+            self.scorer = ObjectScorer(held_out=self.train.subset(rows), rows=rows)
+        else:
+            self.scorer, self.folds = _create_scorer_and_folds(self.train, self.seed)
 
     @property
     def elapsed(self) -> float:
@@ -236,19 +253,15 @@ def create_context(
     Raises
     ------
     UsageError
-        If there is no backbone, or the data have boxes or masks.
+        If there is no backbone.
     DataError
         If a class has too few images or groups for two folds.
     """
     train, val = parts
     if not backbones:
         raise UsageError("Expected at least one backbone, got none. Pass --backbone NAME.")
-    if train.is_dense:
-        raise UsageError(
-            "The method can be chosen automatically only for image classification, but these "
-            f"labels are for {train.kind}. Pass --method finetune."
-        )
-    probe_candidate(backbones[0], "", seed).method.check(train)
+    if not train.is_dense:
+        probe_candidate(backbones[0], "", seed).method.check(train)
     stop, report = StopRequest(notify), extractor.progress
 
     def progress(step: str, done: int, total: int) -> None:
@@ -267,14 +280,19 @@ def create_context(
         stop=stop,
         progress=progress,
         prove=prove,
+        report=report or (lambda *_: None),
     )
 
 
 def race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[str, Any]:
-    """Return the result of a race as plain values."""
+    """Return the result of a race as plain values.
+
+    Boxes and masks have one fold, and the number of held-out images.
+    """
+    is_dense = context.train.is_dense
     return {
         "measure": context.scorer.measure,
-        "rule": PROVED_RULE if context.prove else RULE,
+        "rule": _rule(context),
         "why": list(context.reasons),
         "budget": context.budget,
         "estimated": context.estimated,
@@ -282,10 +300,16 @@ def race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[s
         "measured": context.measured,
         "probing": context.probing,
         "stopped": context.stop.is_requested,
-        "images": len(context.train),
+        "images": len(context.folds[0][1]) if is_dense else len(context.train),
         "folds": len(context.folds),
         "rows": [row.as_dict() for row in rows],
     }
+
+
+def _rule(context: RaceContext) -> str:
+    if context.train.is_dense:
+        return OBJECTS_PROVED_RULE if context.prove else OBJECTS_RULE
+    return PROVED_RULE if context.prove else RULE
 
 
 def run_probes(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[RaceEntry]:
@@ -518,6 +542,11 @@ def format_gain(entry: RaceEntry) -> str:
     """Format the gain and its interval."""
     gain = entry.row.gain
     return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else "not measured"
+
+
+def _fixed_holdout(data: Dataset, seed: int) -> Fold:
+    """Hold out a fifth of images with boxes or masks, in whole groups."""
+    return holdout(data.targets(), fraction=1 / N_FOLDS, blocks=data.groups(), seed=seed)
 
 
 def _create_scorer_and_folds(data: Dataset, seed: int) -> tuple[Scorer, Sequence[Fold]]:

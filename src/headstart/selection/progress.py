@@ -42,6 +42,10 @@ class FirstModel:
         Number of training images.
     seconds : float
         Since the start of the race.
+    name : str
+        Of the model.
+    source : str
+        Images of the score.
 
     Examples
     --------
@@ -56,15 +60,14 @@ images), ready.'
     score: Interval
     images: int
     seconds: float
+    name: str = "Linear classifier on frozen features"
+    source: str = "cross-validated on the training images"
 
     def sentence(self) -> str:
         """Describe the first model in one line; name the measure unless it is the accuracy."""
         measure = "" if self.measure == "accuracy" else f"{self.measure} "
         score = f"{self.score.value:.2f} [{self.score.low:.2f}, {self.score.high:.2f}]"
-        return (
-            f"Linear classifier on frozen features: {measure}{score} (cross-validated on the "
-            "training images), ready."
-        )
+        return f"{self.name}: {measure}{score} ({self.source}), ready."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,8 @@ class Decision:
         Plain values for the model's record and the report.
     trained : TrainedCandidate, optional
         The trained model, if the winner was trained on the images that were not held out.
+    size : int
+        Boxes and masks: longer side of the resized images; 0 for classes.
     """
 
     method: Method
@@ -87,6 +89,7 @@ class Decision:
     engine: str
     record: dict[str, Any]
     trained: TrainedCandidate | None = None
+    size: int = 0
 
 
 def decide(
@@ -127,7 +130,7 @@ def decide(
     KeyboardInterrupt
         After Ctrl-C before the first model, and after a second Ctrl-C.
     UsageError
-        If there is no backbone, or the data have boxes or masks.
+        If there is no backbone, or the data have boxes or masks (``decide_objects``).
     DataError
         If a class has too few images or groups for two folds.
 
@@ -187,7 +190,7 @@ def _decide(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> Decisi
         else:
             result = race_on_holdout(context, best)
             race_entries, rejected = result.raced, result.skipped
-            winner, trained = result.winner, result.trained
+            winner, trained = result.winner or best, result.trained
     if context.stop.is_requested:
         winner = winner if trained is not None else best  # else it must train on all images yet
         context.reasons.append(

@@ -10,6 +10,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
 from headstart.features.extractor import Extractor
 from headstart.selection.candidates import (
+    Candidate,
     estimate_feature_seconds,
     probe_candidate,
     probe_depths,
@@ -33,7 +34,7 @@ from headstart.selection.trainings import (
     skip_sentence,
 )
 
-__all__ = ["estimate_race"]
+__all__ = ["estimate_holdouts", "estimate_race"]
 
 
 def estimate_race(
@@ -69,8 +70,11 @@ def estimate_race(
     if elapsed + control_seconds <= context.budget:  # as for ``pretraining_is_useless``
         elapsed += control_seconds
     context.estimated = elapsed
-    estimate = _estimate_folds if prove else _estimate_holdouts
-    rows += estimate(context, backbones[0], elapsed)
+    if prove:
+        rows += _estimate_folds(context, backbones[0], elapsed)
+    else:
+        candidates = recipe_candidates(backbones[0], seed, include_scratch=False)
+        rows += estimate_holdouts(context, candidates, elapsed)
     context.reasons.append(
         "Trainings run only if the best probe misclassifies enough held-out images, and only while "
         + ("they gain and " if prove else "")
@@ -80,12 +84,12 @@ def estimate_race(
     return race_record(context, rows)
 
 
-def _estimate_holdouts(
-    context: RaceContext, backbone: FrozenBackbone, elapsed: float
+def estimate_holdouts(
+    context: RaceContext, candidates: Sequence[Candidate], elapsed: float
 ) -> list[CandidateResult]:
     """Estimate the trainings of a choice by expected gain: one each, while the budget lasts."""
     rows = []
-    for candidate in recipe_candidates(backbone, context.seed, include_scratch=False):
+    for candidate in candidates:
         planned = plan_training(context, candidate, context.budget - elapsed)
         row = RaceEntry.of(planned.candidate, empty_scores(context)).row
         if planned.rejection:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BUDGET",
     "LEAST_GAIN",
+    "OBJECTS_PROVED_RULE",
+    "OBJECTS_RULE",
     "PROBES_ALPHA",
     "PROVED_RULE",
     "RULE",
@@ -86,6 +88,18 @@ PROVED_RULE = (
     "A linear probe on the full backbone is chosen unless another candidate is significantly "
     "better on the same held-out training images. The chance of a wrong change is at most 5 % "
     "over all candidates and comparisons (paired intervals that share this error)."
+)
+
+OBJECTS_RULE = (
+    "The candidate that is expected to be best is chosen: the first training, unless the gain of "
+    "another one over it on held-out training images, shrunk towards zero because few images "
+    "decide, is above half a point. Pass --prove to leave the first only for a candidate that is "
+    "significantly better."
+)
+
+OBJECTS_PROVED_RULE = (
+    "The first training is chosen unless another one is significantly better on the same held-out "
+    "training images. The chance of a wrong change is at most 5 % over all candidates."
 )
 
 
@@ -201,6 +215,21 @@ class Scorer:
             return np.asarray(np.exp(-np.logaddexp(0.0, -logits)))
         targets = self.targets if rows is None else self.targets[rows]
         return np.asarray(logits.argmax(axis=1) == targets, dtype=np.float64)
+
+    def empty(self) -> Floats:
+        """Values of a candidate that has predicted no image yet."""
+        return np.full(self.targets.shape, np.nan)
+
+    def record(self, values: Floats, rows: NDArray[np.intp], logits: Floats) -> None:
+        """Enter the logits of a candidate for some images."""
+        values[rows] = self.correct(logits, rows)
+
+    def explain_control(self, values: Floats, against: Floats, name: str) -> str:
+        """Name the other candidate's scores on the shared images and on all, as a clause."""
+        shared, rows = self.empty(), self.predicted_rows(values)
+        shared[rows] = against[rows]
+        here, everywhere = self.score(shared).value, self.score(against).value
+        return f" (the {name} has {here:.3f} on these images and {everywhere:.3f} on all)"
 
     def score(self, values: Floats) -> Interval:
         """Compute the score with its 95 % interval.

@@ -15,6 +15,7 @@ from headstart.selection.candidates import (
     estimate_training_seconds,
     has_training_costs,
     rejection_reason,
+    with_epochs,
 )
 from headstart.selection.probes import Fold, RaceContext, RaceEntry
 from headstart.selection.progress import first_sentence, format_seconds
@@ -64,15 +65,22 @@ def estimate_training(
     context: RaceContext, candidate: Candidate, data: Dataset, n_predictions: int
 ) -> float:
     """Estimate the seconds of a training and of predictions; measuring has its own account."""
+    measured, factor = candidate, 1.0
+    if candidate.measured_as is not None:
+        epochs = candidate.method.training.epochs  # type: ignore[attr-defined]
+        measured = with_epochs(candidate.measured_as, epochs)
+        factor = candidate.relative_seconds * context.training_pace
     with context.measuring():
-        return estimate_training_seconds(
-            candidate,
+        seconds = estimate_training_seconds(
+            measured,
             data,
             context.val,
             n_predictions,
             extractor=context.extractor,
+            start=measured.start(data),
             pace=context.pace,
         )
+    return factor * seconds
 
 
 def split_fold(context: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
@@ -82,7 +90,8 @@ def split_fold(context: RaceContext, fold: Fold) -> tuple[Dataset, Dataset]:
 
 def empty_scores(context: RaceContext) -> NDArray[np.float64]:
     """Return an array for the results of every training image, without any."""
-    return np.full(context.scorer.targets.shape, np.nan)
+    values: NDArray[np.float64] = context.scorer.empty()
+    return values
 
 
 def skip_sentence(start: str, name: str, rejection: str, total_seconds: float) -> str:
@@ -122,7 +131,7 @@ def compare_with_probe(
 
     The entry gets the score and the gain. ``level`` is the confidence level of the comparison.
     """
-    gain = context.scorer.gain(entry.values, best.values, level=level)
+    gain: Difference = context.scorer.gain(entry.values, best.values, level=level)
     entry.note(
         images=len(context.scorer.predicted_rows(entry.values)),
         score=context.scorer.score(entry.values),

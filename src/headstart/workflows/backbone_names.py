@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
 from headstart.errors import UsageError
 
-__all__ = ["DEFAULT_BACKBONE", "are_backbones", "parse_backbones", "parse_names"]
+__all__ = ["AUTO", "DEFAULT_BACKBONE", "are_backbones", "parse_backbones", "parse_names"]
 
 DEFAULT_BACKBONE = "embedded/efficientnet_lite0"
+
+AUTO = "auto"
+"""Value of ``--backbones``: the backbones on this machine."""
 
 
 def are_backbones(value: object) -> bool:
@@ -65,18 +68,27 @@ def parse_backbones(
     ('resnet18', ())
     >>> parse_backbones("embedded/efficientnet_lite0", "vgg16,resnet18")
     ('vgg16', ('resnet18',))
+    >>> parse_backbones("embedded/efficientnet_lite0", "auto")
+    ('embedded/efficientnet_lite0', ('auto',))
     >>> parse_backbones("embedded/efficientnet_lite0", ["vgg16", "resnet18"])
     ('vgg16', ('resnet18',))
     """
     names = _backbone_names(backbones)
     if not backbones:
         return backbone, ()
+    if AUTO in names and len(names) > 1:
+        raise UsageError(
+            f"--backbones is {','.join(map(name_of, names))}, but {AUTO} stands alone: it takes "
+            f"the backbones on this machine. Pass --backbones {AUTO}, or names only."
+        )
     if backbone != DEFAULT_BACKBONE:
         names_text = backbones if isinstance(backbones, str) else ",".join(map(name_of, names))
         raise UsageError(
             f"--backbone and --backbones are both set, to {backbone} and {names_text}. Pass "
             f"--backbones {backbone},{names_text}."
         )
+    if AUTO in names:
+        return backbone, (AUTO,)
     first, *rivals = names or (backbone,)
     return first, tuple(rivals)
 

@@ -42,6 +42,7 @@ from headstart.training.interruption import StopRequest
 from headstart.training.job import Session
 from headstart.training.trainer import held_out
 from headstart.workflows.compare_files import append_result, read_results, write_tables
+from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.events import (
     DataReady,
     JsonLog,
@@ -53,7 +54,7 @@ from headstart.workflows.events import (
     shown,
 )
 from headstart.workflows.plan import PlannedTraining, describe_trainings
-from headstart.workflows.recipe import ComparisonRecipe, Recipe, parse_method, with_steps
+from headstart.workflows.recipe import Recipe, parse_method, with_steps
 from headstart.workflows.resolve import check_data, read_source, resolve_recipe
 from headstart.workflows.run_folder import (
     checkpoint_folder,
@@ -256,7 +257,7 @@ def train_on_split(
     name, trained, parts = "auto" if method is None else method.name, None, (split.train, split.val)
     if method is None:
         decision = decide(
-            [backbone], *parts, extractor=extractor, budget=recipe.budget, seed=split.seed
+            [backbone], *parts, extractor=extractor, budget=recipe.race_seconds, seed=split.seed
         )
         method, backbone, trained = decision.method, decision.backbone, decision.trained
     method.check(split.train)

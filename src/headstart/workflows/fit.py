@@ -29,6 +29,7 @@ from headstart.reports.report import Facts
 from headstart.runtime import cores, device, timed, versions
 from headstart.training.interruption import StopRequest, stop_sentences
 from headstart.training.job import Epoch, Session
+from headstart.workflows.auto_backbones import read_backbones
 from headstart.workflows.callbacks import Callbacks
 from headstart.workflows.evaluate import short_digest
 from headstart.workflows.events import (
@@ -286,7 +287,9 @@ def _choose(
     )
     resumes = context.resume and has_checkpoint(context.checkpoints)
     _begin(context, "reading the weights of the backbone")
-    backbones = [backbone.read() for backbone in located]
+    backbones, reasons = read_backbones(
+        located, recipe, prepared.train, context.cache, context.notify, resumes=resumes
+    )
     for note in filter(None, (backbone.note for backbone in backbones)):
         context.notify(Noted(text=note))
     with timed(context.seconds, "race" if recipe.method is None else "weights"):
@@ -297,6 +300,7 @@ def _choose(
             extractor=extractor,
             notify=context.notify,
             resume_from=context.checkpoints if resumes else None,
+            reasons=reasons,
         )
 
 
@@ -431,7 +435,10 @@ def _session(choice: Choice, start: TransferModel, context: _Context) -> Session
     measure = SELECTION_METRICS[start.task.kind]
     decision = choice.record.get("decision")
     # The budget of a race includes the training of its winner.
-    left = max(decision["budget"] - decision["seconds"], 0.0) if decision else None
+    left = None
+    if decision is not None:  # a training that is resumed has a budget of its own
+        spent = 0.0 if context.resume else decision["seconds"]
+        left = max(decision["budget"] - spent, 0.0)
 
     def on_epoch(epoch: Epoch, n_epochs: int) -> None:
         context.stop.keep_model()  # its weights are the best so far, or an older epoch's are

@@ -19,13 +19,16 @@ from headstart.selection.candidates import (
     estimate_feature_seconds,
     estimate_training_seconds,
 )
+from headstart.selection.object_race import estimate_objects
 from headstart.selection.race_estimate import estimate_race
 from headstart.selection.rules import CandidateResult
+from headstart.workflows.auto_backbones import read_backbones
 from headstart.workflows.events import DataReady, Decided, Observer, progress_of, shown
 from headstart.workflows.recipe import Recipe
 from headstart.workflows.resolve import (
     check_data,
     locate_backbones,
+    object_race,
     read_source,
     recipe_for,
     require_consistent,
@@ -36,6 +39,13 @@ __all__ = ["PlannedTraining", "describe_trainings", "plan"]
 
 ESTIMATE_FROM = 5000
 """Training images, in all trainings together, from which an estimate is worth its time."""
+
+
+RACE_HINT = (
+    "To compare rungs and image sizes on held-out training images, set a time limit: pass "
+    "`--budget 10m`."
+)
+"""For boxes and masks without a method and without a budget."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,25 +123,31 @@ def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) ->
     progress = progress_of(notify)
     located = locate_backbones(recipe)
     data = read_source(source, recipe)
-    recipe = resolve_recipe(recipe, data)
+    is_open, recipe = recipe.method is None, resolve_recipe(recipe, data)
     prepared = check_data(data, recipe, cache, progress)
     notify(DataReady(prepared=prepared, seconds=0.0))
     require_consistent(recipe, prepared.train, resume=False)
     engine = "fp32" if prepared.data.is_dense else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
-    backbones = [backbone.read() for backbone in located]
-    if recipe.method is None:
+    backbones, reasons = read_backbones(located, recipe, prepared.train, cache, notify)
+    if recipe.method is not None:
+        record = _plan_method(recipe, recipe.method, backbones[0], prepared, extractor)
+        if is_open:
+            record["why"].append(RACE_HINT)
+    elif prepared.train.is_dense:
+        parts = (prepared.train, prepared.val)
+        record = estimate_objects(backbones[0], parts, object_race(recipe), extractor=extractor)
+    else:
         record = estimate_race(
             backbones,
             prepared.train,
             prepared.val,
             extractor=extractor,
-            budget=recipe.budget,
+            budget=recipe.race_seconds,
             seed=recipe.seed,
             prove=recipe.prove,
         )
-    else:
-        record = _plan_method(recipe, recipe.method, backbones[0], prepared, extractor)
+    record["why"] = [*reasons, *record["why"]]
     notify(Decided(record=record))
     return record
 
@@ -173,7 +189,7 @@ def _estimate_trainings(
         if training.name in seconds:
             continue
         if training.method is None:  # a race ends within its budget
-            seconds[training.name] = recipe.budget
+            seconds[training.name] = recipe.race_seconds
             continue
         planned = _plan_training(
             recipe, training.method, training.backbone, training.parts, extractor=extractor

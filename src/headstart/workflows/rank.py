@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ from headstart.workflows.verb_settings import ranking_recipe, split_names
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MAX_IMAGES", "rank"]
+__all__ = ["MAX_IMAGES", "rank", "rank_located"]
 
 STOPPING = "Stopping. Features in the cache are kept."
 
@@ -168,14 +168,8 @@ def _rank(
     notify(DataReady(prepared=prepared, seconds=time.perf_counter() - started_at))
     images = _limit_images(prepared.train, max_images, recipe.seed)
     scorer = _Scorer(images, recipe, cache, notify, tuple(measures))
-    scored = []
     with StopRequest(notify, always_ends=STOPPING):
-        for backbone in (place.read() for place in located):
-            if backbone.note:
-                notify(Noted(text=backbone.note))
-            scored.append(scorer.score(backbone))
-            notify(Noted(text=_format_scored(scored[-1], measures[0], len(images))))
-    rows = rank_backbones(scored, measures[0], scorer.shared)
+        rows = scorer.rank(place.read() for place in located)
     groups = scorer.shared.groups
     return Ranking(
         name=prepared.data.name,
@@ -189,6 +183,30 @@ def _rank(
         sentences=(*summarise_ranking(rows, measures), *scorer.most_frequent_class(measures[0])),
         seconds=time.perf_counter() - started_at,
     )
+
+
+def rank_located(
+    backbones: Iterable[FrozenBackbone],
+    train: Dataset,
+    recipe: Recipe,
+    cache: Cache,
+    notify: Observer,
+) -> tuple[RankedBackbone, ...]:
+    """Order backbones by a linear probe on some training images, the best first.
+
+    Parameters
+    ----------
+    backbones : iterable of FrozenBackbone
+        The next one is requested when the one before is scored.
+    train : Dataset
+        Images with classes.
+    recipe : Recipe
+        Engine, device and seed.
+    cache : Cache
+    notify : callable
+    """
+    images = _limit_images(train, MAX_IMAGES, recipe.seed)
+    return _Scorer(images, recipe, cache, notify, (PROBE,)).rank(backbones)
 
 
 class _Scorer:
@@ -217,6 +235,7 @@ class _Scorer:
         measures: tuple[str, ...],
     ) -> None:
         self.data, self.recipe, self.measures = data, recipe, measures
+        self.notify = notify
         self.extractor = Extractor(
             cache=cache,
             engine="fp32" if data.is_dense else recipe.engine,
@@ -246,6 +265,17 @@ class _Scorer:
     def _kfold(self, n_folds: int) -> list[tuple[Rows, Rows]]:
         shared = self.shared
         return kfold(shared.targets, n_folds, blocks=shared.groups, seed=self.recipe.seed)
+
+    def rank(self, backbones: Iterable[FrozenBackbone]) -> tuple[RankedBackbone, ...]:
+        """Score the backbones one after the other, and order them by the first measure."""
+        scored = []
+        for backbone in backbones:
+            if backbone.note:
+                self.notify(Noted(text=backbone.note))
+            scored.append(self.score(backbone))
+            line = _format_scored(scored[-1], self.measures[0], len(self.data))
+            self.notify(Noted(text=line))
+        return rank_backbones(scored, self.measures[0], self.shared)
 
     def score(self, backbone: FrozenBackbone) -> RankedBackbone:
         """Score one backbone, and measure its costs."""

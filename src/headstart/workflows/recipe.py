@@ -1,4 +1,4 @@
-"""Settings of a run and of a comparison, as values."""
+"""Settings of a run, as a value."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from headstart.methods.plugin_methods import find_method
 from headstart.models.heads.detection_config import SELECTION_SETTINGS, BoxSelection
 from headstart.selection.rules import BUDGET
 from headstart.workflows.backbone_names import (
+    AUTO,
     DEFAULT_BACKBONE,
     are_backbones,
     parse_backbones,
@@ -31,7 +32,6 @@ from headstart.workflows.duration import parse_duration
 __all__ = [
     "DEFAULT_BACKBONE",
     "TASKS",
-    "ComparisonRecipe",
     "Recipe",
     "default_method",
     "make_recipe",
@@ -87,12 +87,13 @@ class Recipe:
         (`headstart.Backbone.from_module`).
     method : Method, optional
         Training method. By default a race chooses it for classes
-        (``headstart.selection.race``); for boxes and masks it is ``Finetune()``, which trains the
-        head and the backbone's last resolution.
+        (``headstart.selection.race``), and with a ``budget`` for boxes and masks. Without one it is
+        ``Finetune()`` for these, which trains the head and the backbone's last resolution.
     rivals : tuple of str
-        Other backbones that the race may choose.
-    budget : float
-        Seconds for the race and the training of its winner; 0 for linear probes only.
+        Other backbones that the race may choose; ``("auto",)`` for the best two on this machine.
+    budget : float, optional
+        Seconds for the race and the training of its winner; 0 for linear probes only. None is 120
+        for classes. Boxes and masks race only if it is set and not 0.
     prove : bool
         Keep the linear probe unless another candidate is significantly better. By default the
         candidate that is expected to be best is chosen.
@@ -156,7 +157,7 @@ class Recipe:
     backbone: str | FrozenBackbone = DEFAULT_BACKBONE
     method: Method | None = None
     rivals: tuple[str | FrozenBackbone, ...] = ()
-    budget: float = BUDGET
+    budget: float | None = None
     prove: bool = False
     task: str = "auto"
     head: str = "auto"
@@ -194,7 +195,7 @@ class Recipe:
             raise UnknownNameError("task", self.task, ["auto", *TASKS])
         if self.bad_files not in get_args(BadFiles):
             raise UnknownNameError("bad_files", self.bad_files, get_args(BadFiles))
-        if not self.budget >= 0:
+        if self.budget is not None and not self.budget >= 0:
             raise UsageError(f"`budget` must be 0 or more seconds, got {self.budget}.")
         if self.rivals and self.method is not None:
             raise UsageError(
@@ -218,6 +219,20 @@ class Recipe:
             )
 
     @property
+    def race_seconds(self) -> float:
+        """Budget of a race in seconds.
+
+        >>> Recipe().race_seconds, Recipe(budget=60).race_seconds
+        (120.0, 60)
+        """
+        return BUDGET if self.budget is None else self.budget
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the best two backbones on this machine race."""
+        return self.rivals == (AUTO,)
+
+    @property
     def selection(self) -> BoxSelection:
         """Non-maximum suppression and the largest number of boxes of a detector."""
         values = {name: getattr(self, name) for name in SELECTION_SETTINGS}
@@ -226,7 +241,7 @@ class Recipe:
     def resolved_for(self, data: Dataset) -> Recipe:
         """Return the recipe with the task of the data, and for boxes and masks with a method.
 
-        A race chooses the method for classes later.
+        A race chooses the method for classes later; with a budget for boxes and masks, too.
 
         Raises
         ------
@@ -260,12 +275,18 @@ class Recipe:
         method = self.method
         if method is None and data.is_dense:
             if self.rivals:
+                if self.is_auto:
+                    raise UsageError(
+                        f"--backbones auto needs classes of images, but {data.name!r} is for "
+                        f"{data.kind}. Name one backbone with --backbone, or use `headstart rank`."
+                    )
                 raise UsageError(
-                    f"A race needs classes of images, but {data.name!r} is for {data.kind} and "
-                    f"there are {len(self.rivals) + 1} backbones. Name one with --backbone, or use "
-                    "`headstart compare`."
+                    f"A race of backbones needs classes of images, but {data.name!r} is for "
+                    f"{data.kind} and there are {len(self.rivals) + 1} backbones. Name one with "
+                    "--backbone, or use `headstart compare`."
                 )
-            method = default_method(task, self.seed)
+            if not self.budget:  # a training usually takes longer than the budget of classes
+                method = default_method(task, self.seed)
         return replace(self, task=task, method=method)
 
     def as_dict(self) -> dict[str, Any]:
@@ -379,7 +400,7 @@ def make_recipe(
     first, rivals = parse_backbones(
         values.pop("backbone", DEFAULT_BACKBONE), values.pop("backbones", ())
     )
-    if "budget" in values:
+    if values.get("budget") is not None:
         values["budget"] = parse_duration(values["budget"])
     recipe = Recipe(**values, backbone=first, rivals=rivals)
     made = _make_method(method, flag_values, recipe, find_task, is_stored)
@@ -450,86 +471,6 @@ def default_method(task: str, seed: int = 0) -> Method:
     from headstart.methods.linear_probe import LinearProbe
 
     return LinearProbe(seed=seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonRecipe:
-    """Settings of a comparison.
-
-    Parameters
-    ----------
-    methods : tuple of str
-        ``scratch``, ``probe`` (for boxes and masks: the head alone) or ``finetune``, with options
-        if needed, as in ``finetune?train-from=all&epochs=5``; or ``auto``, the winner of a race on
-        the training images. The first is the reference.
-    backbones : tuple of str or torch.nn.Module
-    seeds : int
-        Number of repetitions, with seeds from the recipe's seed on.
-    fractions : tuple of float
-        Shares of the training images; each part contains the smaller ones.
-    folds : int, optional
-        Folds of one cross-validation per seed; 0 for one split per seed. By default 5 for fewer
-        than 200 images with classes, else 0. Ignored if the data has a test part.
-    epochs : int, optional
-        Epochs of every method that trains by gradient, unless its own options set them.
-    steps : int, optional
-        Steps of every method that trains by gradient, rounded to whole epochs; the same for any
-        number of images. Instead of ``epochs``.
-
-    Raises
-    ------
-    UsageError
-        If there is nothing to compare, or a name occurs twice.
-    """
-
-    methods: tuple[str, ...] = ("scratch", "probe", "finetune")
-    backbones: tuple[str | FrozenBackbone, ...] = (DEFAULT_BACKBONE,)
-    seeds: int = 5
-    fractions: tuple[float, ...] = (1.0,)
-    folds: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backbones", tuple(map(to_backbone, self.backbones)))
-        backbones = tuple(map(name_of, self.backbones))
-        for name, names in (("methods", self.methods), ("backbones", backbones)):
-            if not names or len(set(names)) < len(names):
-                raise UsageError(
-                    f"`{name}` must be one or more different names, got "
-                    f"{', '.join(names) or 'none'}."
-                )
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(
-                f"Both `epochs` ({self.epochs}) and `steps` ({self.steps}) are given. Remove one "
-                "of --epochs and --steps."
-            )
-        for name in ("epochs", "steps"):
-            limit = getattr(self, name)
-            if limit is not None and limit < 1:
-                raise UsageError(f"`{name}` must be 1 or more, got {limit}.")
-        if self.folds is not None and (self.folds < 0 or self.folds == 1):
-            raise UsageError(f"`folds` must be 2 or more, or 0 for none, got {self.folds}.")
-        if self.seeds < 1:
-            raise UsageError(f"`seeds` must be 1 or more, got {self.seeds}.")
-        if not self.fractions or not all(0 < share <= 1 for share in self.fractions):
-            raise UsageError(
-                f"`fractions` must be above 0 and at most 1, got {list(self.fractions)}."
-            )
-
-    def budget(self) -> str:
-        """Describe the budget of all trainings.
-
-        >>> ComparisonRecipe(steps=300).budget()
-        'at most 300 steps for methods that train by gradient, in whole epochs'
-        """
-        if self.steps is not None:
-            limit = f"{self.steps} step{'s' * (self.steps > 1)}"
-            return f"at most {limit} for methods that train by gradient, in whole epochs"
-        if self.epochs is not None:
-            limit = f"{self.epochs} epoch{'s' * (self.epochs > 1)}"
-            return f"at most {limit} for methods that train by gradient"
-        return "each method's own options and defaults"
 
 
 def parse_method(text: str, task: str, *, seed: int = 0, epochs: int | None = None) -> Method:

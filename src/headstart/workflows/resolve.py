@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone, name_of
@@ -32,12 +32,17 @@ from headstart.workflows.events import Decided, Noted, Observer
 from headstart.workflows.recipe import Recipe, default_method, make_recipe
 from headstart.workflows.run_folder import RACE, explain_write_errors
 
+if TYPE_CHECKING:
+    from headstart.selection.object_race import ObjectRace
+    from headstart.selection.race import Decision
+
 __all__ = [
     "Choice",
     "LocatedBackbone",
     "check_data",
     "choose",
     "locate_backbones",
+    "object_race",
     "read_source",
     "recipe_for",
     "require_consistent",
@@ -48,8 +53,8 @@ __all__ = [
 ]
 
 SEVERAL_PROCESSES = (
-    "Several processes cannot run a race, because their clocks differ. The method is a linear "
-    "probe; pass --method to choose another."
+    "Several processes cannot run a race, because their clocks differ. The method is {method}; "
+    "pass --method to choose another."
 )
 
 
@@ -101,6 +106,8 @@ class Choice:
 def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
     """Find the weights of the backbone, and of other backbones that a race may choose.
 
+    Empty for ``--backbones auto``.
+
     Raises
     ------
     UnknownNameError
@@ -108,6 +115,8 @@ def locate_backbones(recipe: Recipe) -> list[LocatedBackbone]:
     WeightsNotFoundError
         If its weights cannot be found.
     """
+    if recipe.is_auto:  # found later, when the images are known (auto_backbones.py)
+        return []
     backbones = (recipe.backbone, *recipe.rivals)
     known = [resolve(b, offline=recipe.offline) if isinstance(b, str) else b for b in backbones]
     return [
@@ -126,6 +135,7 @@ def choose(
     extractor: Extractor,
     notify: Observer,
     resume_from: Path | None = None,
+    reasons: Sequence[str] = (),
 ) -> Choice:
     """Take the recipe's method, or choose backbone and method by a race on the training images.
 
@@ -138,6 +148,8 @@ def choose(
     notify : callable
     resume_from : Path, optional
         Checkpoint folder of the training to resume; its race is not run again.
+    reasons : sequence of str
+        Why these backbones race, for the record.
 
     Raises
     ------
@@ -150,30 +162,76 @@ def choose(
     if resume_from is not None:
         return _saved_choice(recipe, backbones, prepared, extractor, resume_from)
     if world_size() > 1:
-        notify(Noted(text=SEVERAL_PROCESSES))
         method = default_method(recipe.task, recipe.seed)
+        notify(Noted(text=SEVERAL_PROCESSES.format(method=method.name)))
         return _choice(recipe, method, backbones[0], extractor)
-    from headstart.selection.race import decide, decide_with_proof
-
-    decision = (decide_with_proof if recipe.prove else decide)(
-        backbones,
-        prepared.train,
-        prepared.val,
-        extractor=extractor,
-        budget=recipe.budget,
-        seed=recipe.seed,
-        on_progress=lambda line: notify(Noted(text=line)),
-        notify=notify,
-    )
+    decision = _decide(recipe, backbones, prepared, extractor, notify)
     method, backbone, record = decision.method, decision.backbone, decision.record
+    record["why"] = [*reasons, *record["why"]]
     notify(Decided(record=record, backbone=backbone.spec.name, method=method))
     extractor = replace(extractor, engine=decision.engine)
+    recipe = replace(recipe, size=decision.size)
     chosen = _choice(recipe, method, backbone, extractor, {"decision": record})
     if decision.trained is None:
         return chosen
     model = decision.trained.calibrated_model(prepared.train, recipe.max_risk)
     # The comparison with a probe has the images at the size of the probes, whose features exist.
     return replace(chosen, backbone=decision.trained.source, model=model)
+
+
+def _decide(
+    recipe: Recipe,
+    backbones: Sequence[FrozenBackbone],
+    prepared: PreparedData,
+    extractor: Extractor,
+    notify: Observer,
+) -> Decision:
+    """Run the race of the task."""
+
+    def on_progress(line: str) -> None:
+        notify(Noted(text=line))
+
+    if prepared.train.is_dense:
+        from headstart.selection.object_race import decide_objects
+
+        parts, race = (prepared.train, prepared.val), object_race(recipe)
+        return decide_objects(
+            backbones[0],
+            parts,
+            race,
+            extractor=extractor,
+            on_progress=on_progress,
+            notify=notify,
+        )
+    from headstart.selection.race import decide, decide_with_proof
+
+    return (decide_with_proof if recipe.prove else decide)(
+        backbones,
+        prepared.train,
+        prepared.val,
+        extractor=extractor,
+        budget=recipe.race_seconds,
+        seed=recipe.seed,
+        on_progress=on_progress,
+        notify=notify,
+    )
+
+
+def object_race(recipe: Recipe) -> ObjectRace:
+    """Return the settings of a race for boxes or masks.
+
+    >>> object_race(Recipe(budget=60, size=640)).options["size"]
+    640
+    """
+    from headstart.selection.object_race import ObjectRace
+
+    names = ("head", "size", "offline", "selection")
+    return ObjectRace(
+        budget=recipe.race_seconds,
+        seed=recipe.seed,
+        prove=recipe.prove,
+        options={name: getattr(recipe, name) for name in names},
+    )
 
 
 def _choice(
@@ -204,6 +262,7 @@ def save_choice(choice: Choice, prepared: PreparedData, folder: Path) -> None:
         {
             "method": method_to_record(choice.method),
             "backbone": name_of(choice.recipe.backbone),
+            "size": choice.recipe.size,
             "engine": choice.extractor.engine,
             "identity": _race_identity(choice.recipe, choice.backbone, prepared),
             "record": choice.record,
@@ -242,6 +301,8 @@ def _saved_choice(
         method = method_from_record(saved["method"])
         engine, record, saved_identity = saved["engine"], dict(saved["record"]), saved["identity"]
         _use_current_names(record["decision"])
+        record["decision"].update(stopped=False)  # this run trains its candidate to the end
+        size = int(saved.get("size", recipe.size))
         identity = _race_identity(recipe, backbone, prepared)
         different = [part for part in identity if saved_identity[part] != identity[part]]
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -254,6 +315,7 @@ def _saved_choice(
             f"Cannot resume from {folder / RACE}: it was written for another "
             f"{', '.join(different)}. Pass the same settings as then, or start without --resume."
         )
+    recipe = replace(recipe, size=size)
     return _choice(recipe, method, backbone, replace(extractor, engine=engine), record)
 
 

@@ -12,7 +12,8 @@ from headstart.backbones.frozen import to_backbone
 from headstart.data.readers import READ_SETTINGS
 from headstart.errors import UnknownNameError, UsageError
 from headstart.workflows.backbone_names import parse_names
-from headstart.workflows.recipe import ComparisonRecipe, Recipe, make_recipe
+from headstart.workflows.comparison_recipe import ComparisonRecipe
+from headstart.workflows.recipe import Recipe, make_recipe
 
 __all__ = [
     "COMPARE_SETTINGS",
