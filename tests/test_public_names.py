@@ -50,6 +50,7 @@ PUBLIC = [
     "__version__",
     "adapt",
     "compare",
+    "convert_data",
     "evaluate",
     "export",
     "fit",

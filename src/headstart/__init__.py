@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headstart.training.regularisation.penalties import Regularisation
     from headstart.workflows.adapt import adapt
     from headstart.workflows.compare import compare
+    from headstart.workflows.convert import convert_data
     from headstart.workflows.evaluate import evaluate
     from headstart.workflows.export import export
     from headstart.workflows.fit import fit
@@ -80,6 +81,7 @@ _HOMES = {
     "UsageError": "headstart.errors",
     "adapt": "headstart.workflows.adapt",
     "compare": "headstart.workflows.compare",
+    "convert_data": "headstart.workflows.convert",
     "evaluate": "headstart.workflows.evaluate",
     "export": "headstart.workflows.export",
     "fit": "headstart.workflows.fit",
@@ -129,6 +131,7 @@ __all__ = [
     "__version__",
     "adapt",
     "compare",
+    "convert_data",
     "evaluate",
     "export",
     "fit",

@@ -48,3 +48,26 @@ def test_view_prints_one_json_document(photos, tmp_path, capsys):
     code, out, _ = run(capsys, "data", "view", photos, "--out", page, "--json")
     assert code == 0
     assert json.loads(out) == {"page": str(page), "images": 6}
+
+
+def test_convert_prints_what_is_not_kept_and_where(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    grouped = ("--group-by", r"(\d)\.png")
+    code, text, err = run(capsys, "data", "convert", photos, out, "--to", "folders", *grouped)
+    assert (code, err) == (0, "")
+    text = " ".join(text.split())
+    assert text.index("Not kept: 3 groups") < text.index("Wrote 6 images")
+    assert sorted(path.name for path in out.iterdir()) == ["cat", "dog"]
+    code, _, err = run(capsys, "data", "convert", photos, out, "--to", "folders")
+    assert code == 1
+    assert "nothing is overwritten. Pass a new folder." in err
+    code, _, err = run(capsys, "data", "convert", photos, tmp_path / "b", "--to", "yolo")
+    assert code == 1
+    assert "cannot hold one class per image. Pass --to folders or --to parquet." in err
+
+
+def test_convert_prints_one_json_document(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "data", "convert", photos, out, "--to", "parquet", "--json")
+    expected = {"folder": str(out), "format": "parquet", "images": 6, "not_kept": []}
+    assert (code, json.loads(text)) == (0, expected)

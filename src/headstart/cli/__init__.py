@@ -1,7 +1,7 @@
 """The command line: it parses arguments, calls a workflow and prints.
 
 Read app.py (fit, predict, evaluate, backbones, demo, doctor and the entry point), commands.py
-(plan, rank, compare, explain and cache), data.py (data check and data view), adapt.py (adapt),
+(plan, rank, compare, explain and cache), data.py (data check, view and convert), adapt.py (adapt),
 export.py (export), options.py (arguments and flags), tables.py (tables of results), findings.py
 (findings in files), terminal.py (progress and results of a run), heartbeat.py (progress while
 nothing is printed), progress.py (progress of a call from Python) and output.py (how a line is

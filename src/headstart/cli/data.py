@@ -1,4 +1,4 @@
-"""Commands ``data check`` and ``data view``."""
+"""Commands ``data check``, ``data view`` and ``data convert``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from headstart.cli.options import (
     MaxPixels,
     NoCache,
     Source,
+    Task,
     WeightColumn,
     open_cache,
     read_settings,
@@ -136,3 +137,58 @@ def data_view(  # noqa: PLR0913 - one argument a flag
     say(f"Wrote {page} ({page.stat().st_size / 1e6:.1f} MB).")
     if open_page:
         open_in_browser(page, plain_console())
+
+
+@data_app.command("convert")
+def data_convert(  # noqa: PLR0913 - one argument a flag
+    ctx: typer.Context,
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="Output folder, new or empty.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Format: coco (boxes, masks), yolo (boxes), folders (classes, masks) or parquet "
+            "(one or several labels per image)."
+        ),
+    ],
+    link: Annotated[
+        bool, typer.Option("--link", help="Make hard links instead of copies of the images.")
+    ] = False,
+    task: Task = "auto",
+    group_by: GroupBy = None,
+    masks: MasksFolder = None,
+    images: ImagesFolder = None,
+    mask_threshold: MaskThreshold = None,
+    class_level: ClassLevel = None,
+    max_pixels: MaxPixels = None,
+    bits: Bits = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
+    label_from: LabelFrom = None,
+    weight_column: WeightColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a data set in another format.
+
+    Images are copied without change. What the format cannot hold is printed before anything is
+    written. Nothing is overwritten.
+    """
+    from headstart.cli.terminal import terminal
+    from headstart.workflows.convert import convert_data
+
+    with terminal(as_json) as display:
+        converted = convert_data(
+            source,
+            out,
+            to=to,
+            link=link,
+            task=task,
+            observer=display,
+            progress=False,
+            **read_settings(ctx),
+        )
+    if as_json:
+        emit(converted.as_dict())
+    else:
+        say(f"Wrote {converted.images} images and their labels to {converted.folder}.")

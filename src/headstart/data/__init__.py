@@ -5,5 +5,6 @@ readers.py (from a source to a Dataset, by the formats in formats/), images.py a
 only decoders, with orientation.py, tiff.py and pixel_values.py), checks/ (unreadable files,
 duplicates, leaks), splits.py and stratify.py (train, validation and test parts), transforms/
 (preprocessing and augmentation), loader.py (batches), prepare.py (all of this in the order of a
-run), draw.py (boxes and masks drawn on images) and demo/ (embedded example sets).
+run), writing/ (data sets as files of other formats), draw.py (boxes and masks drawn on images) and
+demo/ (embedded example sets).
 """
