@@ -19,7 +19,7 @@ from headstart.methods.scratch import Scratch
 from headstart.selection.candidates import recipe_candidates
 from headstart.training.optim import Training
 from headstart.workflows.config import read_recipe
-from headstart.workflows.fit import fit
+from headstart.workflows.fit import KEYWORDS, fit
 from headstart.workflows.plan import plan
 from headstart.workflows.recipe import Recipe, make_recipe, parse_method
 
@@ -173,6 +173,24 @@ def test_wrong_settings_get_a_sentence_when_they_are_passed(settings, words, tmp
     with pytest.raises(UsageError, match=words):  # before the missing folder is looked at
         fit(tmp_path / "missing", out=tmp_path / "run", **settings)
     assert not list(tmp_path.iterdir())
+
+
+NUMBERS = (10**400, -(10**400), [10**400], "1e400", "9" * 5000, float("nan"), float("-inf"))
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: repr(value)[:12])
+def test_numbers_beyond_every_range_never_end_in_a_traceback(value):
+    names = {field.name for field in dataclasses.fields(Recipe)} | set(KEYWORDS)
+    names |= {flag.name for method in METHODS.values() for flag in flags(method)}
+    messages = {}
+    for name in sorted(names):
+        for method in ({}, {"method": "finetune"}):
+            try:
+                make_recipe({**method, name: value})
+            except HeadstartError as error:
+                messages[name, len(method)] = str(error)
+    assert len(messages) > len(names)
+    assert all(len(message) <= 1024 for message in messages.values())
 
 
 def test_a_recipe_takes_values_of_its_types_only():

@@ -11,6 +11,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from numbers import Integral, Real
@@ -491,17 +492,18 @@ def _value(flag: Flag, value: Any) -> Any:
 def _typed_value(flag: Flag, value: Any) -> Any:
     """Accept a value from Python, if it has the type of the field."""
     is_switch = isinstance(value, bool)
-    match flag.kind:
-        case "switch" if is_switch:
-            return value
-        case "integer" if isinstance(value, Integral) and not is_switch:
-            return int(value)
-        case "number" | "number or text" if isinstance(value, Real) and not is_switch:
-            return float(value)
-        case "numbers" if isinstance(value, Iterable):
-            numbers = tuple(value)
-            if all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers):
-                return tuple(float(number) for number in numbers)
+    with suppress(OverflowError):  # an integer above 1e308 is no float
+        match flag.kind:
+            case "switch" if is_switch:
+                return value
+            case "integer" if isinstance(value, Integral) and not is_switch:
+                return int(value)
+            case "number" | "number or text" if isinstance(value, Real) and not is_switch:
+                return float(value)
+            case "numbers" if isinstance(value, Iterable):
+                numbers = tuple(value)
+                if all(isinstance(n, Real) and not isinstance(n, bool) for n in numbers):
+                    return tuple(float(number) for number in numbers)
     raise _type_error(flag, value)
 
 

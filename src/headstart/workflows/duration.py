@@ -29,7 +29,8 @@ def parse_duration(duration: object) -> float:
         with suppress(ValueError):
             seconds = float(duration if unit is None else duration[:-1]) * (unit or 1.0)
     elif not isinstance(duration, bool) and isinstance(duration, Real):
-        seconds = float(duration)
+        with suppress(OverflowError):
+            seconds = float(duration)
     if not 0 <= seconds < float("inf"):
         raise UsageError(
             f"--budget must be a duration such as 90s, 10m or 1h, got {duration!r}. Write "
