@@ -36,6 +36,7 @@ from headstart.data.formats.box_files import (
 from headstart.data.formats.folders import FolderOptions
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.manifests import ReadOptions
+from headstart.data.formats.tool_formats import find_tool_files
 from headstart.data.formats.weight_cells import refuse_weights
 from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions, ImageSettings
 from headstart.errors import DataError, LayoutError, UsageError
@@ -251,7 +252,7 @@ def _read_path(
     elif task_kind == "detection" and box_files is None:
         raise no_boxes_error(path)
     elif box_files is not None:
-        data, keys = read_boxes(box_files)
+        data, keys = read_boxes(box_files, task_kind)
         has_groups, unread_notes = False, folders.mask_note(listing)
     else:
         if options.names_columns:
@@ -359,7 +360,9 @@ def _box_files_for(
     path: Path, listing: Listing, task_kind: Kind | None, options: ReadOptions
 ) -> BoxAnnotationFiles | None:
     """Find annotated boxes, unless another task or columns of a manifest are requested."""
-    if task_kind not in {None, "detection"} or options.names_columns:
+    if task_kind == "segmentation" or options.names_columns:
+        return None
+    if task_kind not in {None, "detection"} and not find_tool_files(listing):
         return None
     box_files = find_box_annotations(path, listing)
     is_table = bool(table_files.tables_in(listing)) or Path(path).suffix.lower() == ".txt"

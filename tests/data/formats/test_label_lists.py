@@ -26,7 +26,7 @@ def make(root: Path, **files: str) -> Path:
         ("pics/a/1.jpg;cat\npics/b/3.jpg;dog", ["cat", "dog"]),
         ('"pics/a/1.jpg" cat\n"pics/b/3.jpg" dog', ["cat", "dog"]),
         ("pics\\a\\1.jpg cat\npics\\b\\3.jpg dog", ["cat", "dog"]),
-        ("/home/me/pics/a/1.jpg cat\n/home/me/pics/b/3.jpg dog", ["cat", "dog"]),
+        ("/elsewhere/pics/a/1.jpg cat\n/elsewhere/pics/b/3.jpg dog", ["cat", "dog"]),
         ("./pics/a/1.jpg cat\n./pics/b/3.jpg dog", ["cat", "dog"]),
         ("a/1.jpg cat\nb/3.jpg dog", ["cat", "dog"]),
         ("1.jpg cat\n4 (1).jpg dog", ["cat", "dog"]),

@@ -5,7 +5,6 @@ import pytest
 from headstart.data.readers import read_dataset
 from headstart.errors import DataError, LayoutError
 
-CVAT = "<annotations><version>1.1</version><image id='0' name='1.jpg'><box/></image></annotations>"
 KITTI = "Car 0.00 0 -1.57 614.24 181.78 727.31 284.77 1.57 1.73 4.15 1.00 1.75 13.22 -1.62\n"
 
 
@@ -20,18 +19,18 @@ def make(root: Path, file: str, text: str) -> Path:
 @pytest.mark.parametrize(
     ("file", "text", "name"),
     [
-        ("a/1.json", '{"version": "5", "shapes": [], "imagePath": "1.jpg"}', "LabelMe"),
-        ("via.json", '{"1.jpg9": {"regions": [{"shape_attributes": {}}]}}', "VIA"),
-        ("via_project.json", '{"_via_settings": {}}', "VIA"),
-        ("a/via.csv", "filename,file_size,region_shape_attributes\n", "VIA"),
-        ("export.json", '[{"result": [{"from_name": "l", "to_name": "i"}]}]', "Label Studio"),
-        ("min.json", '[{"image": "1.jpg", "rectanglelabels": ["a"]}]', "Label Studio"),
-        ("ann/1.jpg.json", '{"objects": [{"classTitle": "car"}]}', "Supervisely"),
+        ("min.json", '[{"image": "1.jpg", "rectanglelabels": ["a"]}]', "Label Studio JSON-MIN"),
+        ("a/min.json", '[{"image": "1.jpg", "brushlabels": ["a"]}]', "Label Studio JSON-MIN"),
         ("datumaro.json", '{"info": {}, "categories": {}, "items": []}', "Datumaro"),
         ("c.json", '[{"image": "1.jpg", "annotations": [{"coordinates": {}}]}]', "CreateML"),
         ("lb.json", '[{"Labeled Data": "1.jpg"}]', "Labelbox"),
         ("bdd.json", '[{"labels": [{"box2d": {}}]}]', "BDD100K"),
-        ("annotations.xml", CVAT, "CVAT"),
+        (
+            "imglab.xml",
+            "<dataset><images><image><box top='1'/></image></images></dataset>",
+            "Imglab",
+        ),
+        ("city.json", '{"imgHeight": 9, "objects": [{"polygon": []}]}', "Cityscapes"),
         ("labels/1.txt", KITTI, "KITTI"),
         ("labels/1.txt", "1 1 9 1 9 9 1 9 plane 0\n", "DOTA"),
         ("labels/1.txt", "684,8,273,116,0,0,0,0\n", "VisDrone"),

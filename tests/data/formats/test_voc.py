@@ -6,7 +6,7 @@ import pytest
 
 from headstart.data.dataset import Boxes
 from headstart.data.formats.layouts import list_folder
-from headstart.data.formats.voc import read_voc, read_xml
+from headstart.data.formats.voc import read_voc, read_voc_file
 from headstart.errors import DataError, LeakError
 
 ONE = """  <object>
@@ -43,7 +43,7 @@ def found(annotations):
 
 def test_one_based_inclusive_corners_become_edges(tmp_path):
     put(tmp_path, {"a.xml": xml((1, 1, 20, 10), (3, 4, 5.5, 6), hard=1)})
-    boxes, name = read_xml(tmp_path / "a.xml")
+    boxes, name = read_voc_file(tmp_path / "a.xml")
     assert boxes == Boxes(
         corners=((0.0, 0.0, 20.0, 10.0), (2.0, 3.0, 5.5, 6.0)),
         labels=("cat", "cat"),
@@ -55,8 +55,8 @@ def test_one_based_inclusive_corners_become_edges(tmp_path):
 
 def test_a_size_of_zero_is_not_known(tmp_path):
     put(tmp_path, {"a.xml": xml(size=(0, 0)), "b.xml": "<annotation/>"})
-    assert read_xml(tmp_path / "a.xml") == (Boxes(), "x.jpg")
-    assert read_xml(tmp_path / "b.xml") == (Boxes(), "")
+    assert read_voc_file(tmp_path / "a.xml") == (Boxes(), "x.jpg")
+    assert read_voc_file(tmp_path / "b.xml") == (Boxes(), "")
 
 
 BOMB = '<!DOCTYPE bomb [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>\n<annotation>&b;</annotation>'
@@ -68,7 +68,7 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>\n<annotation>&
 def test_entities_are_refused_before_they_unfold(tmp_path, text, encoding):
     (tmp_path / "a.xml").write_bytes(text.encode(encoding))
     with pytest.raises(DataError, match=r"a\.xml.*got a DOCTYPE"):
-        read_xml(tmp_path / "a.xml")
+        read_voc_file(tmp_path / "a.xml")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_entities_are_refused_before_they_unfold(tmp_path, text, encoding):
 def test_damage_is_named_with_file_and_line(tmp_path, text, words):
     put(tmp_path, {"a.xml": text})
     with pytest.raises(DataError, match=rf"a\.xml' to be a Pascal VOC annotation, got .*{words}"):
-        read_xml(tmp_path / "a.xml")
+        read_voc_file(tmp_path / "a.xml")
 
 
 def test_lists_give_the_parts_and_leave_out_what_they_do_not_name(tmp_path):

@@ -1,6 +1,6 @@
 """Boxes of annotation files, and their conversion to coordinates of the upright image.
 
-The readers coco.py, voc.py and yolo.py return `Annotations`; none of them opens an image.
+The readers of box formats (coco.py, labelme.py, ...) return `Annotations`; none opens an image.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headstart.data.dataset import Boxes, SplitName
+from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.tables import split_name
 from headstart.data.images import ImageHeader, read_header_from_start
-from headstart.errors import UnreadableImageError
+from headstart.data.outlines import Outline
+from headstart.errors import DataError, UnreadableImageError
 
 __all__ = [
     "AnnotatedImage",
     "Annotations",
     "half_annotated",
     "is_background",
+    "join_images",
     "orient_boxes",
     "quick_header",
     "split_from_path",
@@ -49,12 +52,18 @@ class AnnotatedImage:
         In the coordinates of the file, with the image size if the file states it.
     split : {"train", "val", "test"} or None
     group : str or None
+    outlines : tuple of Outline or None
+        Of each box; None where the box is all that is known. Empty if no outline was read.
+    tags : tuple of str
+        Classes of the image as a whole.
     """
 
     key: str
     boxes: Boxes
     split: SplitName | None = None
     group: str | None = None
+    outlines: tuple[Outline | None, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +81,8 @@ class Annotations:
         What the user should check.
     relative : bool
         Whether corners are fractions of the width and height of the upright image.
+    boxes_are_regions : bool
+        Whether an object without an outline is its box, because a tool drew a rectangle.
     """
 
     items: tuple[AnnotatedImage, ...]
@@ -79,6 +90,7 @@ class Annotations:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     relative: bool = False
+    boxes_are_regions: bool = False
 
 
 def is_background(name: str) -> bool:
@@ -248,3 +260,66 @@ def quick_header(path: Path) -> ImageHeader | None:
         return read_header_from_start(path)
     except UnreadableImageError:
         return None
+
+
+def join_images(
+    listing: Listing,
+    items: Sequence[AnnotatedImage],
+    source: str,
+    *,
+    names: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    one_file_each: bool = False,
+) -> Annotations:
+    """Join the images of an annotation tool; folders name the splits, if they name several.
+
+    Parameters
+    ----------
+    listing : Listing
+    items : sequence of AnnotatedImage
+    source : str
+        Words for the files, such as ``LabelMe files``.
+    names : sequence of str
+        Classes in the order of the files; empty: by name.
+    notes : sequence of str
+    one_file_each : bool
+        Images in the same folders without a file have no objects; else they are left out.
+
+    Raises
+    ------
+    DataError
+        If an image occurs twice.
+    """
+    by_key: dict[str, AnnotatedImage] = {}
+    for item in items:
+        if item.key in by_key:
+            raise DataError(
+                f"Expected every image once in the {source} of {str(listing.root)!r}, got "
+                f"{item.key!r} twice. Remove one of its annotations."
+            )
+        by_key[item.key] = item
+    if by_key.keys().isdisjoint(listing.images):
+        raise DataError(
+            f"None of the {len(by_key)} images in the {source} (such as "
+            f"{next(iter(by_key), '')!r}) exists in {str(listing.root)!r}. Pass the folder that "
+            "contains both the images and the annotations."
+        )
+    rest = [key for key in listing.images if key not in by_key]
+    all_notes = [f"{source}: {len(items)} annotated images", *notes]
+    lack, use = f"no entry in the {source}", "left out"
+    if one_file_each:
+        folders = {posixpath.dirname(key) for key in by_key}
+        rest = [key for key in rest if posixpath.dirname(key) in folders]
+        by_key |= {key: AnnotatedImage(key=key, boxes=Boxes()) for key in rest}
+        lack, use = "no annotation file", "used as images without objects"
+    if rest:
+        all_notes.append(f"{len(rest)} images with {lack}, {use}: {format_list(rest)}")
+    splits = splits_by_folder(by_key)
+    labels = {label for item in by_key.values() for label in item.boxes.labels}
+    return Annotations(
+        items=tuple(replace(item, split=item.split or splits[key]) for key, item in by_key.items()),
+        names=tuple(dict.fromkeys([*names, *sorted(labels, key=natural_key)])),
+        notes=tuple(all_notes),
+        warnings=half_annotated(rest, len(rest) + len(items), lack, use),
+        boxes_are_regions=True,
+    )

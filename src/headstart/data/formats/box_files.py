@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from headstart.data.dataset import Boxes, Dataset, Sample
+from headstart.data.dataset import Boxes, Dataset, Kind, Sample
 from headstart.data.formats.annotations import AnnotatedImage, Annotations, quick_header, to_upright
 from headstart.data.formats.coco import read_coco
 from headstart.data.formats.layouts import (
@@ -17,22 +16,23 @@ from headstart.data.formats.layouts import (
     find_yolo_file,
     format_list,
     list_folder,
+    natural_key,
 )
 from headstart.data.formats.table_files import tables_in
+from headstart.data.formats.tool_formats import TOOL_READERS, find_tool_files
 from headstart.data.formats.voc import read_voc
 from headstart.data.formats.yolo import read_yolo
-from headstart.errors import LayoutError
+from headstart.errors import DataError, LayoutError
 
 __all__ = [
     "BoxAnnotationFiles",
-    "BoxFormat",
     "find_box_annotations",
     "no_boxes_error",
     "read_boxes",
     "to_detection",
 ]
 
-BoxFormat = Literal["coco", "voc", "yolo"]
+_SHOWN = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +43,31 @@ class BoxAnnotationFiles:
     ----------
     listing : Listing
         Of the folder that contains images and annotations.
-    format : {"coco", "voc", "yolo"}
+    format : str
+        "coco", "voc", "yolo", or a name of `tool_formats.TOOL_READERS`.
     files : tuple of str
-        For COCO: the JSON files to read.
+        The files to read; for VOC and YOLO empty.
     """
 
     listing: Listing
-    format: BoxFormat
+    format: str
     files: tuple[str, ...] = ()
 
 
 def find_box_annotations(path: Path, listing: Listing) -> BoxAnnotationFiles | None:
-    """Recognise detection data by the first bytes of its files; None if there are no boxes.
+    """Recognise annotations by the first bytes of their files; None if there are none.
 
     Parameters
     ----------
     path : Path
-        A folder, or a COCO file.
+        A folder, or an annotation file.
     listing : Listing
         Of the folder, or of the file alone.
+
+    Raises
+    ------
+    LayoutError
+        If there are annotations of several formats.
 
     Examples
     --------
@@ -72,20 +78,32 @@ def find_box_annotations(path: Path, listing: Listing) -> BoxAnnotationFiles | N
     >>> find_box_annotations(root, list_folder(root)).format
     'yolo'
     """
-    files = find_coco_files(listing)
-    if files and not path.is_dir():
-        image_listing = list_folder(path.parent)
-        if not image_listing.images:  # annotations/train.json, with the images in train/
-            image_listing = list_folder(path.absolute().parent.parent)
-        files = (path.absolute().relative_to(image_listing.root.absolute()).as_posix(),)
-        return BoxAnnotationFiles(listing=image_listing, format="coco", files=files)
-    if files:
-        return BoxAnnotationFiles(listing=listing, format="coco", files=files)
-    if find_voc_file(listing):
-        return BoxAnnotationFiles(listing=listing, format="voc")
-    if find_yolo_file(listing):
-        return BoxAnnotationFiles(listing=listing, format="yolo")
-    return None
+    formats: dict[str, tuple[str, ...]] = dict(find_tool_files(listing))
+    of_tools = {name for files in formats.values() for name in files}
+    if coco := tuple(name for name in find_coco_files(listing) if name not in of_tools):
+        formats["coco"] = coco
+    if voc := find_voc_file(listing):
+        formats["voc"] = (voc,)
+    if yolo := find_yolo_file(listing):
+        formats["yolo"] = (yolo,)
+    if len(formats) > 1:
+        sizes = ", ".join(
+            f"{_SHOWN.get(name, name)} ({files[0]!r})" for name, files in formats.items()
+        )
+        raise LayoutError(
+            f"Expected annotations of one format in {str(listing.root)!r}, got {sizes}. Move the "
+            "files of the others to another folder."
+        )
+    if not formats:
+        return None
+    name, files = next(iter(formats.items()))
+    if not path.is_dir():
+        listing = list_folder(path.parent)
+        if not listing.images:  # annotations/train.json, with the images in train/
+            listing = list_folder(path.absolute().parent.parent)
+        files = (path.absolute().relative_to(listing.root.absolute()).as_posix(),)
+    is_listed = name not in {"voc", "yolo"}
+    return BoxAnnotationFiles(listing=listing, format=name, files=files if is_listed else ())
 
 
 def no_boxes_error(path: Path) -> LayoutError:
@@ -99,23 +117,28 @@ def no_boxes_error(path: Path) -> LayoutError:
     return LayoutError(
         f"Expected boxes for detection in {str(path)!r}, got none. Add COCO annotations (a JSON "
         "file with `images`, `annotations` and `categories`), Pascal VOC annotations (1.xml for "
-        "1.jpg) or YOLO labels (labels/1.txt for images/1.jpg), or remove --task detection."
+        "1.jpg), YOLO labels (labels/1.txt for images/1.jpg), or the export of LabelMe, CVAT, VIA, "
+        "Label Studio or Supervisely, or remove --task detection."
     )
 
 
-def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]:
-    """Read detection data.
+def read_boxes(
+    box_files: BoxAnnotationFiles, task_kind: Kind | None = None
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Read detection data, or the classes of whole images that a tool stores.
 
     Parameters
     ----------
     box_files : BoxAnnotationFiles
         See `find_box_annotations`.
+    task_kind : {"detection", "multiclass", "multilabel"} or None
+        None: classes if there are no boxes, only tags of images.
 
     Returns
     -------
     Dataset
-        Examples sorted by relative path, each with `Boxes` in pixels of the upright image;
-        classes in the order of the files, without those that have no object.
+        For boxes, examples sorted by relative path, each with `Boxes` in pixels of the upright
+        image; classes in the order of the files, without those that have no object.
     tuple of str
         The relative path of each example.
 
@@ -137,8 +160,15 @@ def read_boxes(box_files: BoxAnnotationFiles) -> tuple[Dataset, tuple[str, ...]]
     ('detection', ((0.0, 0.0, 4.0, 2.0),))
     """
     root = box_files.listing.root
-    data, keys = to_detection(root, _read_annotations(box_files))
-    unread_tables = tables_in(box_files.listing)
+    annotations = _read_annotations(box_files)
+    has_boxes = any(item.boxes.labels for item in annotations.items)
+    has_tags = any(item.tags for item in annotations.items)
+    if task_kind not in {None, "detection"} or (task_kind is None and has_tags and not has_boxes):
+        return _to_classes(
+            root, annotations, task_kind, _SHOWN.get(box_files.format, box_files.format)
+        )
+    data, keys = to_detection(root, annotations)
+    unread_tables = [name for name in tables_in(box_files.listing) if name not in box_files.files]
     if unread_tables:
         note = f"tables in the same folder not read: {format_list(unread_tables)}"
         data = replace(data, notes=(*data.notes, note))
@@ -181,6 +211,12 @@ def to_detection(root: Path, annotations: Annotations) -> tuple[Dataset, tuple[s
         "task: detection because the files contain boxes",
         *_box_notes([boxes for boxes, _ in converted], sum(rotated for _, rotated in converted)),
     ]
+    n_outlines = sum(bool(outline) for item in items for outline in item.outlines)
+    if n_outlines:
+        notes.append(f"{n_outlines} objects are outlines, replaced by their bounding boxes")
+    n_tagged = sum(bool(item.tags) for item in items)
+    if n_tagged:
+        notes.append(f"classes of {n_tagged} images not read: --task classification reads them")
     if unused:
         notes.append(f"{len(unused)} classes without any object left out: {format_list(unused)}")
     data = Dataset(
@@ -197,7 +233,53 @@ def _read_annotations(box_files: BoxAnnotationFiles) -> Annotations:
     listing = box_files.listing
     if box_files.format == "coco":
         return read_coco(listing, box_files.files)
+    if reader := TOOL_READERS.get(box_files.format):
+        return reader(listing, box_files.files)
     return read_voc(listing) if box_files.format == "voc" else read_yolo(listing)
+
+
+def _to_classes(
+    root: Path, annotations: Annotations, task_kind: Kind | None, shown: str
+) -> tuple[Dataset, tuple[str, ...]]:
+    """Turn the tags of images into classes; images without a tag are left out."""
+    items = sorted((item for item in annotations.items if item.tags), key=lambda item: item.key)
+    if not items:
+        raise LayoutError(
+            f"Expected images for classification in {str(root)!r}, got {shown} annotations without "
+            "classes of images. Remove --task to read their objects, or pass --class-level 1 if "
+            "the folders are the classes."
+        )
+    is_multilabel = task_kind == "multilabel" or any(len(set(item.tags)) > 1 for item in items)
+    if is_multilabel and task_kind == "multiclass":
+        first = next(item for item in items if len(set(item.tags)) > 1)
+        raise DataError(
+            f"Expected one class for the image {first.key!r} in {str(root)!r}, got "
+            f"{format_list(first.tags)}. Remove --task, or keep one class."
+        )
+    kind: Kind = "multilabel" if is_multilabel else "multiclass"
+    samples = tuple(
+        Sample(
+            image=root / item.key,
+            target=tuple(sorted(set(item.tags), key=natural_key))
+            if is_multilabel
+            else item.tags[0],
+            split=item.split,
+            group=item.group,
+        )
+        for item in items
+    )
+    n_untagged = len(annotations.items) - len(items)
+    notes = [*annotations.notes, f"task: {kind} because the {shown} files have classes of images"]
+    if n_untagged:
+        notes.append(f"{n_untagged} images without a class left out")
+    names = {name for item in items for name in item.tags}
+    data = Dataset(
+        samples=samples,
+        classes=tuple(sorted(names, key=natural_key)),
+        kind=kind,
+        notes=tuple(notes),
+    )
+    return data, tuple(item.key for item in items)
 
 
 def _convert_boxes(root: Path, item: AnnotatedImage, relative: bool) -> tuple[Boxes, bool]:

@@ -14,18 +14,12 @@ __all__ = ["name_of_format", "unread_annotations_error"]
 
 # Name of a format, suffix of its files, and patterns that all occur in the beginning of a file.
 _FORMATS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("LabelMe", ".json", (r'"shapes"', r'"(?:imagePath|imageData|imageHeight)"')),
-    ("VGG Image Annotator (VIA)", ".json", (r'"shape_attributes"|"_via_',)),
-    ("VGG Image Annotator (VIA)", ".csv", (r"region_shape_attributes",)),
-    ("Label Studio", ".json", (r'"from_name"', r'"to_name"')),
-    ("Label Studio", ".json", (r'"(?:rectangle|polygon|brush)labels"',)),
-    ("Supervisely", ".json", (r'"objects"', r'"classTitle"')),
+    ("Label Studio JSON-MIN", ".json", (r'"(?:rectangle|polygon|brush|ellipse)labels"',)),
     ("Datumaro", ".json", (r'"items"', r'"(?:dm_format_version|categories)"')),
     ("CreateML", ".json", (r'"coordinates"', r'"annotations"', r'"image(?:filename)?"')),
     ("Labelbox", ".json", (r'"(?:Labeled Data|data_row)"',)),
     ("BDD100K", ".json", (r'"labels"', r'"box2d"|"poly2d"')),
     ("Cityscapes polygons", ".json", (r'"objects"', r'"polygon"', r'"imgHeight"')),
-    ("CVAT for images", ".xml", (r"<annotations>", r"<(?:image|track|meta|version)\b")),
     ("ImageJ or Imglab", ".xml", (r"<dataset>", r"<box\b")),
     ("KITTI", ".txt", (r"^\S+ -?[\d.]+ -?\d+ -?[\d.]+(?: -?[\d.]+){11}\s*$",)),
     ("DOTA", ".txt", (r"^(?:-?[\d.]+ ){8}\S+ \d\s*$",)),
@@ -40,9 +34,9 @@ def name_of_format(path: Path) -> str | None:
     --------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "1.json")
-    >>> _ = path.write_text('{"shapes": [], "imagePath": "1.jpg"}')
+    >>> _ = path.write_text('[{"image": "1.jpg", "annotations": [{"coordinates": {}}]}]')
     >>> name_of_format(path)
-    'LabelMe'
+    'CreateML'
     """
     suffix = path.suffix.lower()
     if not is_file(path):  # a pipe might never end
@@ -97,6 +91,6 @@ def unread_annotations_error(listing: Listing) -> LayoutError | None:
 def _unread_error(listing: Listing, name: str, found: str) -> LayoutError:
     return LayoutError(
         f"{str(listing.root / name)!r} looks like annotations ({found}), which are not read. "
-        "Convert them to COCO, Pascal VOC or YOLO for boxes, or to PNG masks. Pass --class-level 1 "
+        "Export them as COCO, Pascal VOC or YOLO, or as PNG masks. Pass --class-level 1 "
         "if the folders are the classes and these files do not matter."
     )

@@ -19,24 +19,18 @@ from headstart.data.formats.annotations import (
     splits_by_folder,
 )
 from headstart.data.formats.box_patterns import require_plain_boxes
+from headstart.data.formats.documents import read_xml
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.errors import DataError, LeakError
-from headstart.files import MOST_TEXT_BYTES, is_file, read_bounded, read_text
+from headstart.files import is_file, read_text
 
-__all__ = ["read_voc", "read_xml"]
+__all__ = ["read_voc", "read_voc_file"]
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _MASK_FOLDERS = frozenset(("segmentationclass", "segmentationobject"))
 
 
-class _Builder(ElementTree.TreeBuilder):
-    """Build a tree of elements and refuse entities: a few lines of them can fill the memory."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError(f"a DOCTYPE ({name})")
-
-
-def read_xml(path: Path) -> tuple[Boxes, str]:
+def read_voc_file(path: Path) -> tuple[Boxes, str]:
     """Read one annotation file.
 
     Pascal VOC counts pixels from 1 and includes the last pixel, so 1 is subtracted from left and
@@ -65,10 +59,10 @@ def read_xml(path: Path) -> tuple[Boxes, str]:
     >>> path = Path(tempfile.mkdtemp()) / "1.xml"
     >>> _ = path.write_text('''<annotation><object><name>cat</name><bndbox><xmin>1</xmin>
     ... <ymin>1</ymin><xmax>4</xmax><ymax>2</ymax></bndbox></object></annotation>''')
-    >>> read_xml(path)[0].corners
+    >>> read_voc_file(path)[0].corners
     ((0.0, 0.0, 4.0, 2.0),)
     """
-    root, content = _parse_xml(path)
+    root, content = read_xml(path, "Pascal VOC", "annotation")
     corners, labels, hard = [], [], []
     for number, element in enumerate(root.findall("object")):
         try:
@@ -86,21 +80,6 @@ def read_xml(path: Path) -> tuple[Boxes, str]:
         size=_parse_size(root),
     )
     return boxes, root.findtext("filename", "").strip()
-
-
-def _parse_xml(path: Path) -> tuple[ElementTree.Element, bytes]:
-    try:
-        content = read_bounded(path, MOST_TEXT_BYTES)
-        parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - refuses entities
-        parser.feed(content)
-        root: ElementTree.Element = parser.close()
-    except ElementTree.ParseError as error:
-        raise _voc_error(path, f"{error.msg.split(':')[0]} in line {error.position[0]}") from error
-    except (OSError, ValueError, LookupError) as error:
-        raise _voc_error(path, str(error)) from error
-    if root.tag != "annotation":
-        raise _voc_error(path, f"<{root.tag}> in line 1")
-    return root, content
 
 
 def _voc_error(path: Path, got: str) -> DataError:
@@ -166,7 +145,7 @@ def read_voc(listing: Listing) -> Annotations:
     other_xml = []
     for name in xml_files:
         if _is_annotation(listing.root / name):
-            annotations[name] = read_xml(listing.root / name)
+            annotations[name] = read_voc_file(listing.root / name)
         else:
             other_xml.append(name)
     images = [
