@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.outlines import OutlineMask
 from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions
 from headstart.errors import DataError, UnknownNameError, UsageError
 
@@ -162,8 +163,8 @@ class Mask:
 
     Parameters
     ----------
-    source : Path or array of int, shape (H, W) or (H, W, 3)
-        A file is read only when it is needed.
+    source : Path, array of int, shape (H, W) or (H, W, 3), or OutlineMask
+        A file is read, and an outline is drawn, only when it is needed.
     palette : Palette
     present : tuple of str
         Classes that occur in the mask, if it has been read.
@@ -171,7 +172,7 @@ class Mask:
         Width and height to which the mask is scaled by nearest neighbour; None: it is not scaled.
     """
 
-    source: Path | NDArray[Any]
+    source: Path | NDArray[Any] | OutlineMask
     palette: Palette
     present: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
@@ -476,6 +477,8 @@ def fingerprint_of(target: Target) -> str:
     source = target.source
     if isinstance(source, Path):
         shape, content = "", source.read_bytes()
+    elif isinstance(source, OutlineMask):
+        shape, content = "outlines", source.digest()
     else:
         shape, content = repr((source.shape, source.dtype.str)), source.tobytes()
     palette = f"Palette(codes={target.palette.codes!r}, ignored={target.palette.ignored!r})"

@@ -29,6 +29,7 @@ from headstart.data.images import (
     read_header,
 )
 from headstart.data.orientation import EXIF_TRANSFORMS
+from headstart.data.outlines import OutlineMask
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError
 
 __all__ = [
@@ -142,7 +143,7 @@ def mask_orientation(mask: Mask, image: Source) -> int:
         or image_header.width == image_header.height
     ):
         return 1
-    if isinstance(mask.source, np.ndarray):
+    if isinstance(mask.source, np.ndarray | OutlineMask):
         height, width = mask.source.shape[:2]
     else:
         mask_header = read_header(mask.source)
@@ -165,7 +166,7 @@ def class_counts(indices: NDArray[np.uint8], n_classes: int) -> NDArray[np.intp]
     return np.append(counts[:n_classes], counts[IGNORED])
 
 
-def read_raw_mask(source: Path | NDArray[Any]) -> RawMask:
+def read_raw_mask(source: Path | NDArray[Any] | OutlineMask) -> RawMask:
     """Read the codes of a mask without applying a palette.
 
     Raises
@@ -182,6 +183,8 @@ def read_raw_mask(source: Path | NDArray[Any]) -> RawMask:
     """
     if isinstance(source, np.ndarray):
         return RawMask(_require_mask_array(source))
+    if isinstance(source, OutlineMask):
+        return RawMask(source.draw())
     file_header = read_header(source)
     if file_header.width * file_header.height > MAX_PIXELS:
         raise _unreadable_mask_error(
@@ -414,7 +417,7 @@ def _map_to_classes(
 
 
 def _unknown_values_error(mask: Mask, raw: RawMask, indices: NDArray[np.uint8]) -> DataError:
-    name = "a mask array" if isinstance(mask.source, np.ndarray) else str(mask.source)
+    name = str(mask.source) if isinstance(mask.source, Path) else "a mask array"
     pixels = raw.values[indices == UNKNOWN]
     codes, counts = np.unique(pixels, axis=0 if pixels.ndim == 2 else None, return_counts=True)
     most_frequent = np.argsort(-counts)[:5]

@@ -21,6 +21,7 @@ from headstart.data.formats import (
     folders,
     layouts,
     manifests,
+    mask_pairs,
     metadata,
     objects,
     table_files,
@@ -253,7 +254,8 @@ def _read_path(
         raise no_boxes_error(path)
     elif box_files is not None:
         data, keys = read_boxes(box_files, task_kind)
-        has_groups, unread_notes = False, folders.mask_note(listing)
+        has_groups = False
+        unread_notes = () if task_kind == "segmentation" else folders.mask_note(listing)
     else:
         if options.names_columns:
             arguments = _format_arguments(**asdict(replace(options, group_by=None)))
@@ -360,8 +362,11 @@ def _box_files_for(
     path: Path, listing: Listing, task_kind: Kind | None, options: ReadOptions
 ) -> BoxAnnotationFiles | None:
     """Find annotated boxes, unless another task or columns of a manifest are requested."""
-    if task_kind == "segmentation" or options.names_columns:
+    if options.names_columns:
         return None
+    if task_kind == "segmentation":
+        has_masks = path.is_dir() and mask_pairs.find_mask_pairs(listing) is not None
+        return None if has_masks else find_box_annotations(path, listing)
     if task_kind not in {None, "detection"} and not find_tool_files(listing):
         return None
     box_files = find_box_annotations(path, listing)

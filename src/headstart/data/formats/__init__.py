@@ -13,8 +13,9 @@ has), annotations.py (boxes of any format, in coordinates of the upright image),
 box_tables.py (tables of boxes), coco.py, voc.py, yolo.py, tool_formats.py (files of annotation
 tools) with labelme.py, cvat.py, via.py, label_studio.py and supervisely.py, shapes.py (shapes that
 tools draw) with bitmaps.py (bitmaps inside annotation files), documents.py (safe parsing of JSON
-and XML), masks.py (images with masks) with mask_names.py, mask_pairs.py (which mask belongs to
-which image), mask_parts.py (several masks of an image) and class_maps.py (names of the classes of
-masks), image_ids.py (ids of images in tables), and objects.py (Python objects: data frames, pairs,
-arrays and datasets) with pixels.py (their images) and targets.py (their labels).
+and XML), outline_masks.py (masks drawn from outlines), masks.py (images with masks) with
+mask_names.py, mask_pairs.py (which mask belongs to which image), mask_parts.py (several masks of
+an image) and class_maps.py (names of the classes of masks), image_ids.py (ids of images in
+tables), and objects.py (Python objects: data frames, pairs, arrays and datasets) with pixels.py
+(their images) and targets.py (their labels).
 """

@@ -18,6 +18,7 @@ from headstart.data.formats.layouts import (
     list_folder,
     natural_key,
 )
+from headstart.data.formats.outline_masks import to_segmentation
 from headstart.data.formats.table_files import tables_in
 from headstart.data.formats.tool_formats import TOOL_READERS, find_tool_files
 from headstart.data.formats.voc import read_voc
@@ -125,14 +126,15 @@ def no_boxes_error(path: Path) -> LayoutError:
 def read_boxes(
     box_files: BoxAnnotationFiles, task_kind: Kind | None = None
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Read detection data, or the classes of whole images that a tool stores.
+    """Read boxes, masks drawn from outlines, or the classes of whole images that a tool stores.
 
     Parameters
     ----------
     box_files : BoxAnnotationFiles
         See `find_box_annotations`.
-    task_kind : {"detection", "multiclass", "multilabel"} or None
-        None: classes if there are no boxes, only tags of images.
+    task_kind : {"detection", "segmentation", "multiclass", "multilabel"} or None
+        For segmentation, masks are drawn from outlines. None: classes if there are no boxes, only
+        tags of images.
 
     Returns
     -------
@@ -160,13 +162,14 @@ def read_boxes(
     ('detection', ((0.0, 0.0, 4.0, 2.0),))
     """
     root = box_files.listing.root
-    annotations = _read_annotations(box_files)
+    annotations = _read_annotations(box_files, outlines=task_kind == "segmentation")
+    shown = _SHOWN.get(box_files.format, box_files.format)
+    if task_kind == "segmentation":
+        return to_segmentation(root, annotations, shown)
     has_boxes = any(item.boxes.labels for item in annotations.items)
     has_tags = any(item.tags for item in annotations.items)
     if task_kind not in {None, "detection"} or (task_kind is None and has_tags and not has_boxes):
-        return _to_classes(
-            root, annotations, task_kind, _SHOWN.get(box_files.format, box_files.format)
-        )
+        return _to_classes(root, annotations, task_kind, shown)
     data, keys = to_detection(root, annotations)
     unread_tables = [name for name in tables_in(box_files.listing) if name not in box_files.files]
     if unread_tables:
@@ -229,13 +232,15 @@ def to_detection(root: Path, annotations: Annotations) -> tuple[Dataset, tuple[s
     return data, tuple(item.key for item in items)
 
 
-def _read_annotations(box_files: BoxAnnotationFiles) -> Annotations:
+def _read_annotations(box_files: BoxAnnotationFiles, *, outlines: bool) -> Annotations:
     listing = box_files.listing
     if box_files.format == "coco":
-        return read_coco(listing, box_files.files)
+        return read_coco(listing, box_files.files, outlines=outlines)
     if reader := TOOL_READERS.get(box_files.format):
         return reader(listing, box_files.files)
-    return read_voc(listing) if box_files.format == "voc" else read_yolo(listing)
+    if box_files.format == "voc":
+        return read_voc(listing)
+    return read_yolo(listing, outlines=outlines)
 
 
 def _to_classes(

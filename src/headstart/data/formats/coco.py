@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.data.dataset import Boxes, SplitName
 from headstart.data.formats.annotations import (
     AnnotatedImage,
@@ -23,6 +25,9 @@ from headstart.data.formats.annotations import (
 from headstart.data.formats.box_patterns import require_plain_boxes
 from headstart.data.formats.image_names import InsideFolder
 from headstart.data.formats.layouts import Listing, format_list
+from headstart.data.formats.shapes import numbers
+from headstart.data.images import MAX_PIXELS
+from headstart.data.outlines import Bitmap, Outline, decode_run_lengths
 from headstart.errors import DataError, LeakError
 from headstart.files import MOST_ANNOTATION_BYTES, read_bounded
 
@@ -45,7 +50,7 @@ class _CocoFile:
     n_unlisted: int  # annotations of images that the file does not list
 
 
-def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
+def read_coco(listing: Listing, files: Sequence[str], *, outlines: bool = False) -> Annotations:
     """Read COCO files.
 
     Parameters
@@ -54,6 +59,8 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
         Of the folder that holds the images.
     files : sequence of str
         The JSON files, relative to that folder. Files without boxes are left out.
+    outlines : bool
+        Whether polygons and run lengths (``segmentation``) are read, too.
 
     Returns
     -------
@@ -77,7 +84,7 @@ def read_coco(listing: Listing, files: Sequence[str]) -> Annotations:
         notes += _file_notes(file)
         split = splits[f"{file.name}/"]
         folder = _find_image_folder(file, listing)
-        own_items = tuple(_iterate_images(file, folder, split, is_inside))
+        own_items = tuple(_iterate_images(file, folder, split, is_inside, outlines))
         where = f"the COCO file {str(listing.root / file.name)!r}"
         require_plain_boxes((item.boxes for item in own_items), where, "width and height")
         for item in own_items:
@@ -298,7 +305,11 @@ def _normalise_path(name: str) -> str:
 
 
 def _iterate_images(
-    file: _CocoFile, image_folder: str, split: SplitName | None, is_inside: InsideFolder
+    file: _CocoFile,
+    image_folder: str,
+    split: SplitName | None,
+    is_inside: InsideFolder,
+    outlines: bool,
 ) -> Iterable[AnnotatedImage]:
     path = is_inside.root / file.name
     for identity, image in file.images.items():
@@ -318,9 +329,13 @@ def _iterate_images(
         group = next(
             (image[field] for field in _GROUP_FIELDS if image.get(field) is not None), None
         )
+        entries = file.annotations.get(identity, [])
         yield AnnotatedImage(
             key=key,
-            boxes=_to_boxes(path, image, file.annotations.get(identity, []), file.names),
+            boxes=_to_boxes(path, image, entries, file.names),
+            outlines=tuple(_to_outline(path, image, entry) for entry in entries)
+            if outlines
+            else (),
             split=split,
             group=None if group is None else str(group),
         )
@@ -353,6 +368,30 @@ def _to_boxes(
         hard=tuple(hard) if any(hard) else (),
         size=(int(size[0] or 0), int(size[1] or 0)) if has_size else None,
     )
+
+
+def _to_outline(
+    path: Path, image: Mapping[str, Any], annotation: Mapping[str, Any]
+) -> Outline | None:
+    """Polygons or run lengths of an annotation; None if it has only a box."""
+    value = annotation.get("segmentation")
+    where = f"annotation {annotation.get('id')} of {image['file_name']!r} in {str(path)!r}"
+    if not value:
+        return None
+    if isinstance(value, dict):
+        counts, size = value.get("counts"), value.get("size")
+        sides = size if isinstance(size, list) and len(size) == 2 else [None, None]
+        height, width = (side if isinstance(side, int) else 0 for side in sides)
+        if not isinstance(counts, str | list) or not 0 < height * width <= MAX_PIXELS:
+            raise _coco_error(path, "`counts` and `size` of a mask", f"{size!r:.80} in {where}")
+        return Outline(bitmap=Bitmap.of(decode_run_lengths(counts, width, height)))
+    parts = value if isinstance(value, list) and isinstance(value[0], list) else [value]
+    polygons = []
+    for part in parts:
+        if not isinstance(part, list) or len(part) % 2 or len(part) < 4:
+            raise _coco_error(path, "polygons of x, y, x, y, ...", f"{part!r:.80} in {where}")
+        polygons.append(np.asarray(numbers(part, where)).reshape(-1, 2))
+    return Outline(polygons=tuple(polygons))
 
 
 def _is_set(annotation: Mapping[str, Any], field: str) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.data.dataset import SPLITS, Boxes, SplitName
 from headstart.data.formats.annotations import (
     AnnotatedImage,
@@ -21,6 +23,7 @@ from headstart.data.formats.annotations import (
 )
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.tables import split_name
+from headstart.data.outlines import Outline
 from headstart.errors import DataError
 from headstart.files import MOST_TEXT_BYTES, read_bounded, read_text, read_yaml
 
@@ -60,7 +63,7 @@ class _LabelRow:
         return len(self.values) > 4
 
 
-def read_yolo(listing: Listing) -> Annotations:
+def read_yolo(listing: Listing, *, outlines: bool = False) -> Annotations:
     """Read the labels in a folder and its subfolders.
 
     The label file of images/1.jpg is labels/1.txt; a text file beside the image is accepted, too.
@@ -68,6 +71,8 @@ def read_yolo(listing: Listing) -> Annotations:
     Parameters
     ----------
     listing : Listing
+    outlines : bool
+        Whether outlines are kept, as fractions.
 
     Returns
     -------
@@ -100,7 +105,10 @@ def read_yolo(listing: Listing) -> Annotations:
     splits = _find_splits(listing, label_files, class_names)
     items = tuple(
         AnnotatedImage(
-            key=key, boxes=_rows_to_boxes(rows.get(name, ()), classes, is_pose), split=splits[key]
+            key=key,
+            boxes=_rows_to_boxes(rows.get(name, ()), classes, is_pose),
+            outlines=_rows_to_outlines(rows.get(name, ())) if outlines and not is_pose else (),
+            split=splits[key],
         )
         for key, name in label_files.items()
     )
@@ -110,7 +118,7 @@ def read_yolo(listing: Listing) -> Annotations:
         else "no class names: the ids are used as names"
     )
     notes = [f"YOLO labels: {len(rows)} text files such as {next(iter(rows), '')!r}, {source}"]
-    notes += _label_notes(listing, label_files, rows, is_pose)
+    notes += _label_notes(listing, label_files, rows, is_pose, outlines)
     names = class_names.names.values() if class_names else ()
     background = [name for name in names if is_background(name)]
     if background:
@@ -134,6 +142,7 @@ def _label_notes(
     label_files: Mapping[str, str],
     rows: Mapping[str, Sequence[_LabelRow]],
     is_pose: bool,
+    outlines: bool,
 ) -> list[str]:
     notes = []
     unlabelled = _unlabelled_images(label_files, rows)
@@ -147,7 +156,7 @@ def _label_notes(
     n_long = sum(row.has_points for file_rows in rows.values() for row in file_rows)
     if n_long and is_pose:
         notes.append(f"{n_long} objects have key points, which are not used: only their boxes are")
-    elif n_long:
+    elif n_long and not outlines:
         notes.append(f"{n_long} objects are outlines, replaced by their bounding boxes")
     return notes
 
@@ -337,6 +346,13 @@ def _rows_to_boxes(rows: Sequence[_LabelRow], classes: Mapping[int, str], is_pos
     return Boxes(
         corners=tuple(_corners(row, is_pose) for row in rows),
         labels=tuple(classes[row.identity] for row in rows),
+    )
+
+
+def _rows_to_outlines(rows: Sequence[_LabelRow]) -> tuple[Outline | None, ...]:
+    return tuple(
+        Outline(polygons=(np.asarray(row.values).reshape(-1, 2),)) if row.has_points else None
+        for row in rows
     )
 
 
