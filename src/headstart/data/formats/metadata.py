@@ -1,4 +1,4 @@
-"""Metadata files of Hugging Face image folders: labels and objects of the images beside them."""
+"""Tables in the folders of the images: metadata of Hugging Face, and the CSV files of Roboflow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ from headstart.data.formats.tables import Columns, Table, normalise_column, read
 from headstart.data.formats.targets import plain_labels, read_dense
 from headstart.errors import DataError, HeadstartError, LayoutError
 
-__all__ = ["class_key", "find_metadata", "object_column", "read_metadata", "read_objects"]
+__all__ = [
+    "METADATA_NAMES",
+    "class_key",
+    "find_metadata",
+    "object_column",
+    "read_metadata",
+    "read_objects",
+]
 
-_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_ROBOFLOW_NAMES = ("_annotations.csv", "_classes.csv")
 _IMAGE = "file_name"
+_IMAGE_COLUMNS = (_IMAGE, "filename")
 _BOXES = ("bbox", "bboxes", "boxes", "box")
 _CLASSES = ("categories", "category", "labels", "label", "classes", "class", "category_id", "name")
 _MAX_COORDINATE = 1e9  # pixels; no image is as large
@@ -27,6 +36,9 @@ _MAX_COORDINATE = 1e9  # pixels; no image is as large
 
 def find_metadata(listing: Listing) -> tuple[str, ...]:
     """Find the metadata files of a folder: tables called metadata with a column file_name.
+
+    Roboflow calls them _annotations.csv (boxes) and _classes.csv (a column of 0 and 1 for each
+    class), with a column filename.
 
     Raises
     ------
@@ -39,7 +51,8 @@ def find_metadata(listing: Listing) -> tuple[str, ...]:
     >>> find_metadata(Listing(root=Path(), other_files=("labels.csv",)))
     ()
     """
-    names = [name for name in listing.other_files if posixpath.basename(name).lower() in _NAMES]
+    usual = (*METADATA_NAMES, *_ROBOFLOW_NAMES)
+    names = [name for name in listing.other_files if posixpath.basename(name).lower() in usual]
     chosen = [name for name in names if _has_file_names(listing, name)]
     folders: dict[str, str] = {}
     for name in chosen:
@@ -59,7 +72,7 @@ def _has_file_names(listing: Listing, name: str) -> bool:
         columns = read_table(listing.root / name).columns
     except HeadstartError:  # another kind of table: the search for a manifest reports it
         return False
-    return _IMAGE in map(normalise_column, columns)
+    return not set(_IMAGE_COLUMNS).isdisjoint(map(normalise_column, columns))
 
 
 def read_metadata(listing: Listing, names: Sequence[str]) -> Table:
@@ -86,7 +99,7 @@ def read_metadata(listing: Listing, names: Sequence[str]) -> Table:
         own = {
             column: cells
             for column, cells in table.columns.items()
-            if normalise_column(column) != _IMAGE
+            if normalise_column(column) not in _IMAGE_COLUMNS
         }
         if splits[name] is not None:
             own.setdefault("split", [splits[name]] * len(keys))
@@ -102,7 +115,8 @@ def read_metadata(listing: Listing, names: Sequence[str]) -> Table:
 
 def _image_keys(table: Table, folder: str, is_inside: InsideFolder) -> list[str]:
     """Path of each image, relative to the root of the listing."""
-    column = next((name for name in table.columns if normalise_column(name) == _IMAGE), None)
+    names = {normalise_column(name): name for name in table.columns}
+    column = next((names[name] for name in _IMAGE_COLUMNS if name in names), None)
     cells = table.columns[column] if column is not None else [None] * len(table.lines)
     keys = []
     for cell, line in zip(cells, table.lines, strict=True):

@@ -17,7 +17,12 @@ from headstart.data.formats.label_lists import (
 )
 from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.manifests import ReadOptions
-from headstart.data.formats.metadata import find_metadata, object_column, read_metadata
+from headstart.data.formats.metadata import (
+    METADATA_NAMES,
+    find_metadata,
+    object_column,
+    read_metadata,
+)
 from headstart.data.formats.parquet_images import (
     find_image_parquet,
     has_images,
@@ -28,6 +33,9 @@ from headstart.errors import HeadstartError, LayoutError
 __all__ = ["find_manifest", "read_manifest_file", "tables_in"]
 
 _NO_OPTIONS = ReadOptions()
+_ARCHIVES = frozenset(
+    (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
+)
 
 
 def tables_in(listing: Listing) -> list[str]:
@@ -70,7 +78,7 @@ def read_manifest_file(path: Path, options: ReadOptions = _NO_OPTIONS) -> tables
         raise error
     advice = (
         "Unpack it and pass the folder"
-        if path.suffix.lower() in {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"}
+        if path.suffix.lower() in _ARCHIVES
         else "Pass the folder that contains the class folders, or a CSV, TSV or Parquet file"
     )
     raise LayoutError(f"Expected a folder or a manifest, got the file {str(path)!r}. {advice}.")
@@ -142,7 +150,8 @@ def _read_metadata(
     """Read metadata files; without labels in them, the class folders beside them are read."""
     table = read_metadata(listing, names)
     columns = replace(options, group_by=None).columns_of(table)
-    if needs_labels and not columns.label and not object_column(table):
+    is_labelled = columns.label or object_column(table) or not names[0].endswith(METADATA_NAMES)
+    if needs_labels and not is_labelled:
         return None, (f"{format_list(names)} not read: no column of labels or objects",)
     other_tables = [name for name in tables_in(listing) if name not in names]
     notes = [f"tables not read: {format_list(other_tables)}"] if other_tables else []
