@@ -66,5 +66,7 @@ def test_expressions_that_do_not_fit(
 def test_it_needs_a_folder_with_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"label_from='.*' needs a folder of images"):
         read_dataset("demo:digits", label_from="(.)")
+    with pytest.raises(HeadstartError, match=r"no-such' does not exist"):
+        read_dataset(tmp_path / "no-such", label_from="(.)")
     with pytest.raises(HeadstartError, match="Expected images in"):
         read_dataset(tmp_path, label_from="(.)")

@@ -146,3 +146,16 @@ def test_rows_of_one_image_must_agree_across_files(tmp_path: Path) -> None:
     lines(tmp_path / "test/metadata.jsonl", {"file_name": "../train/a.png", "label": "x"})
     with pytest.raises(DataError, match="in one split, got test and train"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["file_name,label", '"file_name","label"', "\ufefffile_name;label", "File Name\tlabel"],
+)
+def test_headers_in_other_forms(tmp_path: Path, header: str) -> None:
+    images(tmp_path, "train/a.png", "test/b.png")
+    delimiter = next(sign for sign in ",;\t" if sign in header)
+    for split, name in (("train", "a"), ("test", "b")):
+        text = f"{header}\n{name}.png{delimiter}x{name}\n"
+        (tmp_path / split / "metadata.csv").write_text(text, encoding="utf-8")
+    assert labels(tmp_path) == {"train/a.png": ("xa", "train"), "test/b.png": ("xb", "test")}

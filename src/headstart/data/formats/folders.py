@@ -67,6 +67,9 @@ def given_options(options: FolderOptions, source: object) -> FolderOptions:
             raise UnknownNameError("setting", name, tuple(FolderOptions.__annotations__))
         if value is not None:
             given[name] = _checked(name, value)  # type: ignore[literal-required]  # known name
+    is_path = isinstance(source, str | os.PathLike) and not str(source).startswith("demo:")
+    if given and is_path and not Path(source).exists():  # type: ignore[arg-type]  # a path
+        raise layouts.path_not_found_error(Path(source))  # type: ignore[arg-type]
     if given and not (isinstance(source, str | os.PathLike) and Path(source).is_dir()):
         arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UsageError(

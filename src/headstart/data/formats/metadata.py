@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from headstart.data.formats.layouts import Listing, format_list
 from headstart.data.formats.tables import Columns, Table, normalise_column, read_table
 from headstart.data.formats.targets import plain_labels, read_dense
 from headstart.errors import DataError, HeadstartError, LayoutError
+from headstart.files import is_file
 
 __all__ = [
     "METADATA_NAMES",
@@ -31,6 +33,7 @@ _IMAGE = "file_name"
 _IMAGE_COLUMNS = (_IMAGE, "filename")
 _BOXES = ("bbox", "bboxes", "boxes", "box")
 _CLASSES = ("categories", "category", "labels", "label", "classes", "class", "category_id", "name")
+_START = 65536  # bytes that hold the header of a table
 _MAX_COORDINATE = 1e9  # pixels; no image is as large
 
 
@@ -66,12 +69,20 @@ def find_metadata(listing: Listing) -> tuple[str, ...]:
 
 
 def _has_file_names(listing: Listing, name: str) -> bool:
+    path = listing.root / name
     if name.lower().endswith(".jsonl"):
         return True
-    try:
-        columns = read_table(listing.root / name).columns
-    except HeadstartError:  # another kind of table: the search for a manifest reports it
-        return False
+    if name.lower().endswith(".csv"):  # the whole table is read once, later
+        if not is_file(path):  # a pipe might never end
+            return False
+        with path.open("rb") as file:
+            header = file.read(_START).decode("utf-8-sig", errors="replace").partition("\n")[0]
+        columns = [cell.strip().strip('"') for cell in re.split(r"[,;\t|]", header)]
+    else:
+        try:
+            columns = list(read_table(path).columns)
+        except HeadstartError:  # another kind of table: the search for a manifest reports it
+            return False
     return not set(_IMAGE_COLUMNS).isdisjoint(map(normalise_column, columns))
 
 
