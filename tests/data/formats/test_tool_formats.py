@@ -554,3 +554,24 @@ def test_labelme_is_read_as_supervision_reads_it(tmp_path: Path) -> None:
     assert isinstance(ours, Boxes)
     assert [theirs.classes[i] for i in boxes.class_id] == list(ours.labels)
     assert np.allclose(boxes.xyxy, ours.array())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_damaged_texts_are_refused_by_a_sentence(tmp_path: Path, name: str) -> None:
+    FORMATS[name](tmp_path)
+    suffixes = {".json", ".xml", ".csv"}
+    files = (path for path in tmp_path.rglob("*") if path.suffix in suffixes)
+    file = max(files, key=lambda path: path.stat().st_size)
+    text, rng = file.read_text(), np.random.default_rng(0)
+    parts = ["null", "{}", "[]", "1e999", "-5", "NaN", '"x"', "9" * 20, "", "\0", "<", ","]
+    messages = []
+    for _ in range(60):
+        start = int(rng.integers(len(text)))
+        end = start + int(rng.integers(8))
+        file.write_text(text[:start] + str(rng.choice(parts)) + text[end:])
+        try:
+            read_dataset(tmp_path, task_kind=("segmentation", None)[rng.integers(2)])
+        except HeadstartError as error:
+            messages.append(str(error))
+    assert len(messages) > 5
+    assert max(map(len, messages)) < 1500
