@@ -93,7 +93,8 @@ def read_dataset(
     source : str, Path or object
         A folder ``<class>/...`` or ``<train|val|test>/<class>/...``; a CSV, TSV or Parquet file,
         or the folder with exactly one of them; a folder with ``images/`` and ``masks/``, see
-        `mask_pairs.find_mask_pairs`; a folder with boxes (COCO, Pascal VOC, YOLO), or a COCO file;
+        `mask_pairs.find_mask_pairs`; a folder with boxes (COCO, Pascal VOC, YOLO, LabelMe, CVAT,
+        VIA, Label Studio, Supervisely), or the annotation file; lists of paths and labels;
         ``demo:<name>``. An object: a pandas DataFrame, a list of (image, label) pairs, arrays, a
         dataset of torch or Hugging Face; see `headstart.data.formats.objects.read_object`.
     task_kind : {"multiclass", "multilabel", "detection", "segmentation"} or None

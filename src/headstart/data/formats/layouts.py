@@ -67,8 +67,9 @@ _SUPPORTED_LAYOUTS = """
   masks             images/1.jpg              with splits   train/images/1.jpg
                     masks/1.png                             train/masks/1.png
                     classes.txt (one class per line: 'name', 'code name' or 'r g b name')
-  boxes             COCO (annotations.json), Pascal VOC (1.xml for 1.jpg) or
-                    YOLO (labels/1.txt for images/1.jpg)
+  boxes             COCO (annotations.json), Pascal VOC (1.xml for 1.jpg),
+                    YOLO (labels/1.txt for images/1.jpg), or an export of LabelMe,
+                    CVAT, VIA, Label Studio or Supervisely
   example data      demo:digits (no files needed)"""
 
 
