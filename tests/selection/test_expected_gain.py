@@ -23,8 +23,8 @@ from headstart.selection.candidates import (
     with_epochs,
 )
 from headstart.selection.expected_gain import choose_epochs
-from headstart.selection.probes import RaceContext
 from headstart.selection.race import decide
+from headstart.selection.race_context import RaceContext
 from headstart.selection.race_estimate import estimate_race
 from headstart.training.job import Epoch
 

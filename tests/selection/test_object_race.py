@@ -24,8 +24,8 @@ from headstart.selection.object_race import (
     image_sizes,
     object_candidates,
 )
-from headstart.selection.probes import RaceContext
 from headstart.selection.progress import FirstModel
+from headstart.selection.race_context import RaceContext
 
 FIRST, SMALL = "fine-tuning last:1 at 320 px", "fine-tuning last:1 at 224 px"
 ALL = "fine-tuning all at 320 px"
@@ -103,7 +103,7 @@ class Clock:
     def estimate(self, context, candidate, train, n_predictions):
         return self.per_epoch[candidate.name] * candidate.method.training.epochs
 
-    def train(self, candidate, train, held_out, *, extractor, session, watch, keeps_partial=False):
+    def train(self, candidate, train, held_out, *, extractor, session, watch):
         value = self.share.get(candidate.name, 0.5)
         if isinstance(value, Exception):
             raise value

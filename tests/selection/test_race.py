@@ -15,9 +15,9 @@ from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.selection import race, race_estimate, trainings
-from headstart.selection.probes import RaceContext
 from headstart.selection.progress import FirstModel
 from headstart.selection.race import decide_with_proof as decide
+from headstart.selection.race_context import RaceContext
 from headstart.selection.race_estimate import estimate_race
 from headstart.training.interruption import StopRequested
 
@@ -181,14 +181,14 @@ def test_without_time_only_probes_are_run(backbone, extractor):
 
 def test_of_very_many_images_only_the_first_probe_is_solved(backbone, extractor, monkeypatch):
     expected = itertools.chain([1e-3], itertools.repeat(1e6))
-    monkeypatch.setattr("headstart.selection.probes.probe_seconds", lambda *_: next(expected))
+    monkeypatch.setattr("headstart.selection.race_context.probe_seconds", lambda *_: next(expected))
     found = decide([backbone], drawn(60, noise=0), extractor=extractor)
     assert [row["name"] for row in found.record["rows"]] == ["linear probe"]
     assert sum(why.startswith("Skipped: linear probe") for why in found.record["why"]) == 2
 
 
 def test_what_the_first_probe_took_is_expected_of_the_others(backbone, extractor, monkeypatch):
-    monkeypatch.setattr("headstart.selection.probes.probe_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr("headstart.selection.race_context.probe_seconds", lambda *_: 1e-3)
     found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=0).record
     first, second, _ = (row["estimated"] for row in found["rows"])
     assert second > 2 * 1e-3  # a search takes longer than a thousandth of a second
@@ -222,7 +222,7 @@ def test_the_time_that_is_up_ends_the_race_between_folds(backbone, extractor, tr
     monkeypatch.setattr(RaceContext, "measuring_pays", lambda *_: True)
     seconds = itertools.count(0, 1.0)  # every look at the clock takes one
     monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: next(seconds)))
-    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=25)
+    found = decide([backbone], drawn(60, noise=0.5), extractor=extractor, budget=40)
     notes = [row["note"] for row in found.record["rows"] if row["name"] in (LAST, ALL)]
     assert any("the time was up" in note for note in notes), found.record
 

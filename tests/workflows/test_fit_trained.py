@@ -16,7 +16,7 @@ from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.models.saving import load
 from headstart.selection import expected_gain
 from headstart.selection.candidates import recipe_candidates
-from headstart.selection.probes import RaceContext
+from headstart.selection.race_context import RaceContext
 from headstart.selection.rules import Scorer
 from headstart.training.optim import Training
 from headstart.workflows.events import EpochDone

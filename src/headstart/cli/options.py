@@ -57,6 +57,7 @@ __all__ = [
     "OutputFormat",
     "Prove",
     "Quiet",
+    "RaceBudget",
     "RequireLead",
     "Resume",
     "RunFolder",
@@ -112,9 +113,17 @@ RequireLead = Annotated[
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Time for comparing candidates and training the chosen one: 90s, 10m, 1h. 0: linear "
+        help="Time for the whole run, from reading the images to the report: 90s, 10m, 1h. If "
+        "the features of the images alone take longer, one linear probe is fitted. 0: linear "
         "probes only. Default: 2m for classes. For boxes and masks, fit compares candidates only "
         "if it is given."
+    ),
+]
+RaceBudget = Annotated[
+    str | None,
+    typer.Option(
+        help="Time for each race of the method auto: 90s, 10m, 1h. 0: linear probes only. Default: "
+        "2m."
     ),
 ]
 Prove = Annotated[

@@ -455,12 +455,10 @@ def train_on_holdout(
     extractor: Extractor,
     session: Session,
     watch: FoldWatch,
-    keeps_partial: bool = False,
 ) -> tuple[Any, TransferModel]:
     """Train on some images and predict the held-out ones; the model may be kept.
 
-    The held-out images also calibrate the model's temperature, or a detector's thresholds. With
-    ``keeps_partial`` a training that was interrupted counts with its best epoch.
+    The held-out images also calibrate the model's temperature, or a detector's thresholds.
 
     Returns
     -------
@@ -479,10 +477,10 @@ def train_on_holdout(
     """
     start = candidate.start(train)
     model = candidate.method.fit(start, train, held_out, extractor=extractor, session=session)
-    if model.record.get("interrupted") and not keeps_partial:
+    if model.record.get("interrupted") and not watch.keeps_partial:
         raise KeyboardInterrupt
     if train.is_dense:
-        if not keeps_partial:
+        if not watch.keeps_partial:
             watch.report_scoring(len(held_out))
         return evaluate(model, held_out, extractor=extractor), model
     features = _pooled_features(model, held_out.samples, extractor, watch)

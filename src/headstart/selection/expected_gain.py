@@ -31,12 +31,7 @@ from headstart.selection.candidates import (
     train_on_holdout,
     with_epochs,
 )
-from headstart.selection.probes import (
-    RaceContext,
-    RaceEntry,
-    format_gain,
-    pretraining_is_useless,
-)
+from headstart.selection.probes import pretraining_is_useless
 from headstart.selection.progress import (
     BudgetUsedUpError,
     FirstModel,
@@ -48,6 +43,7 @@ from headstart.selection.progress import (
     first_sentence,
     format_seconds,
 )
+from headstart.selection.race_context import RaceContext, RaceEntry, format_gain
 from headstart.selection.rules import LEAST_GAIN, adjusted_level
 from headstart.selection.trainings import (
     compare_with_probe,
@@ -262,7 +258,7 @@ def race_candidates(
         entry = RaceEntry.of(planned.candidate, empty_scores(context), state="promoted")
         if planned.rejection:
             entry.note(state="left out", note=planned.rejection)
-            total = context.elapsed + planned.seconds if planned.seconds else 0.0
+            total = context.total(context.elapsed + planned.seconds) if planned.seconds else 0.0
             context.reasons.append(
                 skip_sentence("Skipped", candidate.name, planned.rejection, total)
             )
@@ -293,6 +289,7 @@ def train_candidate(
         progress=context.progress,
         stop=context.stop,
         seconds_left=lambda: math.inf,  # the session's deadline ends the training
+        keeps_partial=best is None,
     )
     session = _first_session(context, watch.step)
     if best is not None:
@@ -305,7 +302,6 @@ def train_candidate(
             extractor=context.extractor,
             session=session,
             watch=watch,
-            keeps_partial=best is None,
         )
     except (TrainingError, DataError) as error:
         note = first_sentence(str(error))

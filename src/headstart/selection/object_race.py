@@ -29,7 +29,15 @@ from headstart.selection.expected_gain import (
     race_candidates,
     train_candidate,
 )
-from headstart.selection.probes import (
+from headstart.selection.progress import (
+    NextStep,
+    RaceStoppedError,
+    TimeLimit,
+    capitalise,
+    format_seconds,
+)
+from headstart.selection.race import Decision
+from headstart.selection.race_context import (
     OnEvent,
     OnProgress,
     RaceContext,
@@ -37,10 +45,8 @@ from headstart.selection.probes import (
     create_context,
     race_record,
 )
-from headstart.selection.progress import NextStep, RaceStoppedError, capitalise, format_seconds
-from headstart.selection.race import Decision
 from headstart.selection.race_estimate import estimate_holdouts
-from headstart.selection.trainings import split_fold
+from headstart.selection.trainings import estimate_training, split_fold
 from headstart.training.optim import Training
 
 __all__ = ["ObjectRace", "decide_objects", "estimate_objects", "object_candidates"]
@@ -63,8 +69,8 @@ class ObjectRace:
 
     Parameters
     ----------
-    budget : float
-        Seconds.
+    budget : float or TimeLimit
+        Seconds, or the limit of the whole run.
     seed : int
     prove : bool
         Leave the first training only for one that is significantly better.
@@ -72,7 +78,7 @@ class ObjectRace:
         Of ``create_model``: head, size, offline and selection.
     """
 
-    budget: float
+    budget: float | TimeLimit
     seed: int = 0
     prove: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -190,6 +196,7 @@ def decide_objects(
         return _without_race(context, candidates[0])
     result = HoldoutResult(winner=None, trained=None, raced=[], skipped=[])
     models: list[TrainedCandidate | None] = []
+    measure_images(context, candidates[0])
     with context.stop:
         with suppress(RaceStoppedError):
             race_candidates(context, candidates, None, result, models)
@@ -223,6 +230,14 @@ def _create_context(
         notify or (lambda _: None),
         prove=settings.prove,
     )
+
+
+def measure_images(context: RaceContext, candidate: Candidate) -> None:
+    """Measure the seconds of a prediction, for the test images that follow the race."""
+    if context.later_images:
+        train, _ = split_fold(context, context.folds[0])
+        seconds = [estimate_training(context, candidate, train, n) for n in (0, 100)]
+        context.image_seconds = (seconds[1] - seconds[0]) / 100
 
 
 def _without_race(context: RaceContext, first: Candidate) -> Decision:
@@ -311,6 +326,7 @@ def estimate_objects(
     train, _ = split_fold(context, context.folds[0])
     candidates = object_candidates(backbone, train, settings)
     candidates[0].method.check(context.train)
+    measure_images(context, candidates[0])
     rows = estimate_holdouts(context, candidates, 0.0)
     if not any(row.estimated for row in rows):
         planned = _plan_fewest(context, candidates)
@@ -321,5 +337,6 @@ def estimate_objects(
             else row
             for row in rows
         ]
+    context.estimated += context.reserved
     context.reasons.append("Trainings run in this order while the budget lasts.")
     return race_record(context, rows)

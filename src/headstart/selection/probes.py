@@ -3,313 +3,69 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
-from headstart.data.splits import holdout, kfold, nested_fractions
-from headstart.errors import UsageError
-from headstart.features.engines import measuring_pays
+from headstart.data.splits import kfold, nested_fractions
 from headstart.features.extractor import Extractor
+from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.pretraining import random_like
-from headstart.runtime import cores
 from headstart.selection.candidates import (
     Candidate,
     estimate_feature_seconds,
     image_costs,
     known_feature_seconds,
-    measuring_seconds,
     probe_candidate,
     probe_depths,
 )
-from headstart.selection.object_scores import ObjectScorer
 from headstart.selection.progress import (
     BudgetUsedUpError,
     FirstModel,
     NextStep,
-    RaceEvent,
     RaceStoppedError,
-    check_stop,
+    format_seconds,
+)
+from headstart.selection.race_context import (
+    Floats,
+    Floats32,
+    Fold,
+    RaceContext,
+    RaceEntry,
+    create_scorer_and_folds,
+    format_gain,
 )
 from headstart.selection.rules import (
-    OBJECTS_PROVED_RULE,
-    OBJECTS_RULE,
     PROBES_ALPHA,
-    PROVED_RULE,
-    RULE,
-    CandidateResult,
     Scorer,
     adjusted_level,
     index_of_best_gain,
 )
-from headstart.training.interruption import StopRequest
-from headstart.training.penalty_search import Problem, search_penalty
-from headstart.training.time_estimate import probe_seconds
+from headstart.training.penalty_search import PENALTIES, Problem, search_penalty
 
 __all__ = [
-    "OnEvent",
-    "OnProgress",
-    "RaceContext",
-    "RaceEntry",
-    "create_context",
     "estimate_control_seconds",
-    "format_gain",
     "pretraining_is_useless",
-    "race_record",
     "run_probes",
     "select_best_probe",
 ]
 
-N_FOLDS = 5
+QUICK_FOLDS, QUICK_PENALTY = 2, 1e-3
+"""Of the linear probe where the features alone use up the budget. The penalty is one from the
+middle of the usual ones; it is not chosen."""
+
+WATCHED_IMAGES = 32
+"""Images after which the time of all features is estimated."""
 
 CONTROL_IMAGES = 500
 """Maximum number of training images for the control with random weights."""
 
 MIN_CONTROL_IMAGES = 200
 """Minimum number of training images for this control."""
-
-Floats = NDArray[np.float64]
-Floats32 = NDArray[np.float32]
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
-OnProgress = Callable[[str], None]
-OnEvent = Callable[[RaceEvent], None]
-
-
-@dataclass(kw_only=True, eq=False)
-class RaceEntry:
-    """State of one candidate during a race.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    values : array, shape (n,) or (n, n_classes)
-        Output of ``Scorer.correct`` for each image; NaN before the image is predicted.
-    row : CandidateResult
-    last_fold_seconds : float
-        Duration of one training on the last fold.
-    expected_full_seconds : float
-        Estimated duration of the training on all images.
-    title : str
-        Name for progress, such as ``candidate 1 of 2: fine-tuning all stages``.
-    expected_gain : float
-        Gain over the probe that is expected on new images.
-    """
-
-    candidate: Candidate
-    values: Floats
-    row: CandidateResult
-    last_fold_seconds: float = 0.0
-    expected_full_seconds: float = 0.0
-    title: str = ""
-    expected_gain: float = 0.0
-
-    @classmethod
-    def of(cls, candidate: Candidate, values: Floats, **fields: Any) -> RaceEntry:
-        """Create the entry of a candidate; ``fields`` are fields of its row."""
-        row = CandidateResult(
-            name=candidate.name,
-            backbone=candidate.backbone.spec.name,
-            stage=candidate.backbone.spec.until,
-            method=candidate.method.name,
-            megabytes=candidate.megabytes,
-            trains=candidate.trains,
-            **fields,
-        )
-        return cls(candidate=candidate, values=values, row=row)
-
-    def note(self, **changes: Any) -> None:
-        """Change fields of the row."""
-        self.row = replace(self.row, **changes)
-
-
-@dataclass(kw_only=True, eq=False)
-class RaceContext:
-    """Images, folds, clock and notes that all candidates share.
-
-    Parameters
-    ----------
-    train : Dataset
-    val : Dataset or None
-        Validation images for early stopping.
-    extractor : Extractor
-    budget : float
-        Seconds.
-    seed : int
-    on_progress : callable
-        Called with one line of text per step.
-    notify : callable
-        Called with the events of the race.
-    stop : StopRequest
-        Whether Ctrl-C was pressed after the first model.
-    progress : callable
-        Called with the name of a step, the amount done, and the total (0 if it is not known).
-        It ends the step after Ctrl-C.
-    started_at : float
-    reasons : list of str
-        Sentences that explain the decision.
-    estimated : float
-        Estimated seconds of the steps so far.
-    pace : float
-        Actual over estimated duration of the first probe. It scales the later estimates.
-    measured : float
-        Seconds spent on measuring this machine for the estimates.
-    image_seconds : float or None
-        Seconds per image of the first extraction; None if all features were cached.
-    n_probes : int
-        Number of probes that were planned.
-    probing : float
-        Seconds that all probes took, measuring included.
-    prove : bool
-        Leave the probe only if another candidate is significantly better.
-    training_pace : float
-        Actual over estimated duration of the first training on boxes or masks. It scales the later
-        estimates.
-    report : callable
-        As ``progress``, but it never ends the step.
-    """
-
-    train: Dataset
-    val: Dataset | None
-    extractor: Extractor
-    budget: float
-    seed: int
-    on_progress: Callable[[str], None]
-    notify: Callable[[RaceEvent], None]
-    stop: StopRequest
-    progress: Callable[[str, int, int], None]
-    started_at: float = field(default_factory=time.perf_counter)
-    reasons: list[str] = field(default_factory=list)
-    estimated: float = 0.0
-    pace: float = 1.0
-    measured: float = 0.0
-    image_seconds: float | None = None
-    n_probes: int = 0
-    probing: float = 0.0
-    prove: bool = False
-    training_pace: float = 1.0
-    report: Callable[[str, int, int], None] = lambda *_: None
-
-    def __post_init__(self) -> None:
-        self.scorer: Any
-        self.folds: Sequence[Fold]
-        if self.train.is_dense:
-            self.folds = [_fixed_holdout(self.train, self.seed)]
-            rows = self.folds[0][1]
-            self.scorer = ObjectScorer(held_out=self.train.subset(rows), rows=rows)
-        else:
-            self.scorer, self.folds = _create_scorer_and_folds(self.train, self.seed)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the race began."""
-        return time.perf_counter() - self.started_at
-
-    @property
-    def left(self) -> float:
-        """Seconds of the budget that are left."""
-        return max(self.budget - self.elapsed, 0.0)
-
-    def probe_seconds(self, n: int, width: int) -> float:
-        """Estimate the seconds of a probe on n images."""
-        return self.pace * probe_seconds(n, width, len(self.train.classes))
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Add the block's seconds to ``measured``, because no estimate contains them."""
-        start = self.elapsed
-        self.progress("measuring the speed of this machine", 0, 0)
-        yield
-        self.measured += self.elapsed - start
-
-    def measuring_pays(self, n_candidates: int) -> bool:
-        """Whether to measure the costs of ``n_candidates`` for the rest of the budget."""
-        return measuring_pays(self.expected_measuring(n_candidates), self.left)
-
-    def expected_measuring(self, n_candidates: int) -> float:
-        """Expected seconds of that measurement; 0 if nothing is known, as with cached features."""
-        return n_candidates * measuring_seconds(self.image_seconds or 0.0, cores())
-
-
-def create_context(
-    backbones: Sequence[FrozenBackbone],
-    parts: tuple[Dataset, Dataset | None],
-    extractor: Extractor,
-    budget: float,
-    seed: int,
-    on_progress: OnProgress | None,
-    notify: OnEvent,
-    *,
-    prove: bool = False,
-) -> RaceContext:
-    """Create the context of a race; refuse data that it cannot be run on.
-
-    Raises
-    ------
-    UsageError
-        If there is no backbone.
-    DataError
-        If a class has too few images or groups for two folds.
-    """
-    train, val = parts
-    if not backbones:
-        raise UsageError("Expected at least one backbone, got none. Pass --backbone NAME.")
-    if not train.is_dense:
-        probe_candidate(backbones[0], "", seed).method.check(train)
-    stop, report = StopRequest(notify), extractor.progress
-
-    def progress(step: str, done: int, total: int) -> None:
-        check_stop(stop)
-        if report is not None:
-            report(step, done, total)
-
-    return RaceContext(
-        train=train,
-        val=val,
-        extractor=replace(extractor, progress=progress),
-        budget=budget,
-        seed=seed,
-        on_progress=on_progress or (lambda _: None),
-        notify=notify,
-        stop=stop,
-        progress=progress,
-        prove=prove,
-        report=report or (lambda *_: None),
-    )
-
-
-def race_record(context: RaceContext, rows: Sequence[CandidateResult]) -> dict[str, Any]:
-    """Return the result of a race as plain values.
-
-    Boxes and masks have one fold, and the number of held-out images.
-    """
-    is_dense = context.train.is_dense
-    return {
-        "measure": context.scorer.measure,
-        "rule": _rule(context),
-        "why": list(context.reasons),
-        "budget": context.budget,
-        "estimated": context.estimated,
-        "seconds": context.elapsed,
-        "measured": context.measured,
-        "probing": context.probing,
-        "stopped": context.stop.is_requested,
-        "images": len(context.folds[0][1]) if is_dense else len(context.train),
-        "folds": len(context.folds),
-        "rows": [row.as_dict() for row in rows],
-    }
-
-
-def _rule(context: RaceContext) -> str:
-    if context.train.is_dense:
-        return OBJECTS_PROVED_RULE if context.prove else OBJECTS_RULE
-    return PROVED_RULE if context.prove else RULE
 
 
 def run_probes(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> list[RaceEntry]:
@@ -353,10 +109,10 @@ def _assess_backbone(context: RaceContext, backbone: FrozenBackbone) -> tuple[fl
         with context.measuring():
             expected = estimate_feature_seconds(backbone, train.samples, train, extractor=extractor)
     start = context.elapsed
-    if start + (expected or 0.0) <= context.budget:
+    if start + (expected or 0.0) <= context.limit:
         return expected, ""
     needed = f"its features need about {expected:.0f} s; " if expected else ""
-    minutes = math.ceil((start + (expected or start)) / 60)
+    minutes = math.ceil(context.total(start + (expected or start)) / 60)
     return expected, (
         f"Skipped: {name} ({needed}{context.left:.0f} s of the {context.budget:.0f} s budget "
         f"left). Try `--budget {minutes}m`."
@@ -374,7 +130,9 @@ def _probe_stages(
     train, ends = context.train, probe_depths(backbone)
     expected = known_feature_seconds(backbone, train.samples, train, extractor=context.extractor)
     start = context.elapsed
-    extractor = _limited(context) if entries else context.extractor
+    extractor = _limited(context) if entries else _watched(context)
+    if not entries and expected is not None and 0 < context.limit < expected:
+        hurry(context, expected)
     try:
         features, n_computed = extractor.stage_features(backbone, train.samples, ends)
     except BudgetUsedUpError:
@@ -386,11 +144,15 @@ def _probe_stages(
     seconds = context.elapsed - start
     if not entries and n_computed:
         context.image_seconds = seconds / n_computed
+    if not entries and context.budget > 0 and not context.is_hurried and context.left <= 0:
+        hurry(context, seconds)
     # Without measured times the features count with the time that they took.
     shares = seconds / len(ends), (seconds if expected is None else expected) / len(ends)
     for end in reversed(ends):
         candidate = probe_candidate(backbone, end, context.seed, with_backbone=with_backbone)
         is_first = not entries
+        if is_first and context.is_hurried:
+            candidate = replace(candidate, method=_quick_probe(context.seed))
         entry = _probe(context, candidate, features[end], shares, is_first=is_first)
         if entry is None:
             continue
@@ -413,17 +175,21 @@ def _probe(
     """
     train, start = context.train, context.elapsed
     expected = context.probe_seconds(len(train), candidate.backbone.width)
-    if not is_first and 0 < context.budget < start + expected:  # with very many images
+    if not is_first and context.is_hurried:
+        return None
+    if not is_first and context.budget > 0 and context.limit < start + expected:
         context.reasons.append(
             f"Skipped: {candidate.name} (needs about {expected:.0f} s; {context.left:.0f} s of "
             f"the {context.budget:.0f} s budget left). Try "
-            f"`--budget {math.ceil((start + expected) / 60)}m`."
+            f"`--budget {math.ceil(context.total(start + expected) / 60)}m`."
         )
         return None
     context.progress(f"fitting the {candidate.name}", 0, 0)
-    values = _probe_out_of_fold(train, features, context.folds, context.scorer)
+    penalties = (QUICK_PENALTY,) if context.is_hurried else PENALTIES
+    values = _probe_out_of_fold(train, features, context.folds, context.scorer, penalties)
     if is_first:
-        context.pace = (context.elapsed - start) / expected
+        context.first_probe_seconds = context.elapsed - start
+        context.pace = 1.0 if context.is_hurried else context.first_probe_seconds / expected
     return RaceEntry.of(
         candidate,
         values,
@@ -451,6 +217,43 @@ def _report_first_answer(context: RaceContext, entry: RaceEntry, ends: Sequence[
     seconds = sum(context.probe_seconds(len(context.train), width) for width in widths)
     names = tuple(f"linear probe at {end}" for end in reversed(ends))
     context.notify(NextStep(names=names, seconds=seconds))
+
+
+def hurry(context: RaceContext, seconds: float) -> None:
+    """Run the fewest steps from now on, because the features alone use up the budget; say so."""
+    context.is_hurried = True
+    groups, targets = context.train.groups(), context.train.targets()
+    context.folds = kfold(targets, QUICK_FOLDS, blocks=groups, seed=context.seed)
+    minutes = math.ceil(max(context.total(seconds) * 1.5, 60) / 60)
+    sentence = (
+        f"The features of {len(context.train)} training images take about "
+        f"{format_seconds(seconds)}; {format_seconds(context.limit)} of the "
+        f"{format_seconds(context.budget)} budget are left for the race. Only one linear probe is "
+        f"fitted, with a fixed penalty and {QUICK_FOLDS} folds. Try `--budget {minutes}m`."
+    )
+    context.reasons.append(sentence)
+    context.on_progress(sentence)
+
+
+def _quick_probe(seed: int) -> LinearProbe:
+    return LinearProbe(folds=QUICK_FOLDS, penalties=(QUICK_PENALTY,), seed=seed)
+
+
+def _watched(context: RaceContext) -> Extractor:
+    """Extractor that estimates the time of all features from its first images."""
+    start: dict[str, tuple[int, float]] = {}
+
+    def progress(step: str, done: int, total: int) -> None:
+        context.progress(step, done, total)
+        first_done, started_at = start.setdefault(step, (done, context.elapsed))
+        n_images = done - first_done
+        if context.is_hurried or not context.budget or n_images < WATCHED_IMAGES:
+            return
+        expected = (context.elapsed - started_at) * (total - first_done) / n_images
+        if started_at + expected > context.limit:
+            hurry(context, expected)
+
+    return replace(context.extractor, progress=progress)
 
 
 def _limited(context: RaceContext) -> Extractor:
@@ -500,11 +303,11 @@ def pretraining_is_useless(context: RaceContext, backbone: FrozenBackbone) -> bo
         rows = nested_fractions(train.targets(), (share,), blocks=train.groups(), seed=context.seed)
         train = train.subset(rows[share])
     start = context.elapsed
-    if start + expected_seconds > context.budget:  # no training would fit into the budget either
+    if start + expected_seconds > context.limit:  # no training would fit into the budget either
         return False
     context.estimated += expected_seconds
     context.progress("comparing the pretrained weights with random weights", 0, 0)
-    scorer, folds = _create_scorer_and_folds(train, context.seed)
+    scorer, folds = create_scorer_and_folds(train, context.seed)
     learned_correct, random_correct = (
         _probe_out_of_fold(
             train,
@@ -538,29 +341,16 @@ def estimate_control_seconds(context: RaceContext, backbone: FrozenBackbone) -> 
     return feature_seconds + 2 * context.probe_seconds(count, backbone.width)
 
 
-def format_gain(entry: RaceEntry) -> str:
-    """Format the gain and its interval."""
-    gain = entry.row.gain
-    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain else "not measured"
-
-
-def _fixed_holdout(data: Dataset, seed: int) -> Fold:
-    """Hold out a fifth of images with boxes or masks, in whole groups."""
-    return holdout(data.targets(), fraction=1 / N_FOLDS, blocks=data.groups(), seed=seed)
-
-
-def _create_scorer_and_folds(data: Dataset, seed: int) -> tuple[Scorer, Sequence[Fold]]:
-    groups, targets = data.groups(), data.targets()
-    problem = Problem.of(targets, n_classes=len(data.classes), kind=data.kind)
-    weighted = problem.is_weighted("auto")  # as every candidate is trained
-    scorer = Scorer(kind=data.kind, targets=targets, groups=groups, weighted=weighted)
-    return scorer, kfold(targets, N_FOLDS, blocks=groups, seed=seed)
-
-
 def _probe_out_of_fold(
-    data: Dataset, features: Any, folds: Sequence[Fold], scorer: Scorer
+    data: Dataset,
+    features: Any,
+    folds: Sequence[Fold],
+    scorer: Scorer,
+    penalties: Sequence[float] = PENALTIES,
 ) -> Floats:
     """Cross-validate a probe and score its held-out predictions."""
     problem = Problem.of(scorer.targets, n_classes=len(data.classes), kind=data.kind)
-    search = search_penalty(features, problem, folds, weighted=problem.is_weighted("auto"))
+    search = search_penalty(
+        features, problem, folds, penalties=penalties, weighted=problem.is_weighted("auto")
+    )
     return scorer.correct(np.asarray(search.held_out, dtype=np.float64))

@@ -21,6 +21,7 @@ __all__ = [
     "NextStep",
     "RaceEvent",
     "RaceStoppedError",
+    "TimeLimit",
     "capitalise",
     "check_stop",
     "first_sentence",
@@ -100,6 +101,24 @@ class NextStep:
         return f"Next: {' and '.join(self.names)}{folds}{about}."
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimeLimit:
+    """Time budget of a run, of which a race is a part.
+
+    Parameters
+    ----------
+    seconds : float
+    started_at : float, optional
+        Time, as of ``time.perf_counter``, when the run began; None if it begins with the race.
+    later_images : int
+        Test images, which are computed after the race.
+    """
+
+    seconds: float
+    started_at: float | None = None
+    later_images: int = 0
+
+
 RaceEvent = FirstModel | NextStep | StopRequested
 
 
@@ -137,6 +156,8 @@ class FoldWatch:
     stop : StopRequest
     seconds_left : callable
         Seconds of the budget that are left for this fold.
+    keeps_partial : bool
+        Whether a training that Ctrl-C has stopped counts with its best epoch.
     """
 
     step: str
@@ -144,6 +165,7 @@ class FoldWatch:
     progress: Progress
     stop: StopRequest
     seconds_left: Callable[[], float]
+    keeps_partial: bool = False
 
     def session(self, number: int) -> Session:
         """Make the callbacks of the training with this number, from 0.

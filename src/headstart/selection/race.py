@@ -14,7 +14,7 @@ from typing import Any
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Dataset
-from headstart.errors import DataError, TrainingError
+from headstart.errors import DataError, TrainingError, UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.method import Method
 from headstart.metrics.confidence_intervals import Difference
@@ -23,7 +23,20 @@ from headstart.selection.candidates import (
     training_candidates,
 )
 from headstart.selection.expected_gain import TrainedCandidate, race_on_holdout
-from headstart.selection.probes import (
+from headstart.selection.probes import pretraining_is_useless, run_probes, select_best_probe
+from headstart.selection.progress import (
+    BudgetUsedUpError,
+    FoldWatch,
+    NextStep,
+    RaceStoppedError,
+    TimeLimit,
+    capitalise,
+    check_stop,
+    first_sentence,
+    format_folds,
+    format_seconds,
+)
+from headstart.selection.race_context import (
     Fold,
     OnEvent,
     OnProgress,
@@ -31,21 +44,7 @@ from headstart.selection.probes import (
     RaceEntry,
     create_context,
     format_gain,
-    pretraining_is_useless,
     race_record,
-    run_probes,
-    select_best_probe,
-)
-from headstart.selection.progress import (
-    BudgetUsedUpError,
-    FoldWatch,
-    NextStep,
-    RaceStoppedError,
-    capitalise,
-    check_stop,
-    first_sentence,
-    format_folds,
-    format_seconds,
 )
 from headstart.selection.rules import (
     BUDGET,
@@ -98,7 +97,7 @@ def decide(
     val: Dataset | None = None,
     *,
     extractor: Extractor,
-    budget: float = BUDGET,
+    budget: float | TimeLimit = BUDGET,
     seed: int = 0,
     on_progress: OnProgress | None = None,
     notify: OnEvent | None = None,
@@ -114,8 +113,9 @@ def decide(
     val : Dataset, optional
         Validation images for early stopping. By default, a share of the training images.
     extractor : Extractor
-    budget : float
-        Seconds for the race and the training of its winner, from the start of the race. 0 runs
+    budget : float or TimeLimit
+        Seconds for the race and the training of its winner, from the start of the race, or the
+        limit of the whole run. 0 runs
         only the probes on the first backbone, whose features come from one pass.
     seed : int
         Seed of folds and trainings.
@@ -142,6 +142,7 @@ def decide(
     >>> decide([backbone], data, extractor=Extractor(cache=cache)).method.name  # doctest: +SKIP
     'linear-probe'
     """
+    _require_classes(train)
     context = create_context(
         backbones, (train, val), extractor, budget, seed, on_progress, notify or (lambda _: None)
     )
@@ -154,7 +155,7 @@ def decide_with_proof(
     val: Dataset | None = None,
     *,
     extractor: Extractor,
-    budget: float = BUDGET,
+    budget: float | TimeLimit = BUDGET,
     seed: int = 0,
     on_progress: OnProgress | None = None,
     notify: OnEvent | None = None,
@@ -164,6 +165,7 @@ def decide_with_proof(
     Trainings race fold by fold, and the winner is trained on all images afterwards. The parameters
     and exceptions are those of ``decide``.
     """
+    _require_classes(train)
     context = create_context(
         backbones,
         (train, val),
@@ -175,6 +177,14 @@ def decide_with_proof(
         prove=True,
     )
     return _decide(context, backbones)
+
+
+def _require_classes(train: Dataset) -> None:
+    if train.is_dense:
+        raise UsageError(
+            f"A race of linear probes needs classes of images, but these labels are for "
+            f"{train.kind}. Call `decide_objects`, or pass --method finetune."
+        )
 
 
 def _decide(context: RaceContext, backbones: Sequence[FrozenBackbone]) -> Decision:
@@ -337,7 +347,7 @@ def _train_fold(
         return False
     # The winner is trained on all images afterwards, which must fit into the budget too.
     needed = expected_seconds + max(other.expected_full_seconds for other in active)
-    if context.elapsed + needed > context.budget:
+    if context.elapsed + needed > context.limit:
         entry.note(note=_time_up_note(context, needed, fold_number))
         return False
     start = context.elapsed
@@ -347,7 +357,7 @@ def _train_fold(
         progress=context.progress,
         stop=context.stop,
         # Without time for the final training the result of this fold would be of no use.
-        seconds_left=lambda: context.budget - context.elapsed - entry.expected_full_seconds,
+        seconds_left=lambda: context.limit - context.elapsed - entry.expected_full_seconds,
     )
     try:
         logits, entry.candidate = train_and_predict(

@@ -12,20 +12,16 @@ from headstart.features.extractor import Extractor
 from headstart.selection.candidates import (
     Candidate,
     estimate_feature_seconds,
+    image_costs,
     probe_candidate,
     probe_depths,
     recipe_candidates,
     training_candidates,
 )
 from headstart.selection.expected_gain import plan_training
-from headstart.selection.probes import (
-    RaceContext,
-    RaceEntry,
-    create_context,
-    estimate_control_seconds,
-    race_record,
-)
-from headstart.selection.progress import capitalise, format_seconds
+from headstart.selection.probes import estimate_control_seconds
+from headstart.selection.progress import TimeLimit, capitalise, format_seconds
+from headstart.selection.race_context import RaceContext, RaceEntry, create_context, race_record
 from headstart.selection.rules import BUDGET, CandidateResult
 from headstart.selection.trainings import (
     all_folds_seconds,
@@ -43,7 +39,7 @@ def estimate_race(
     val: Dataset | None = None,
     *,
     extractor: Extractor,
-    budget: float = BUDGET,
+    budget: float | TimeLimit = BUDGET,
     seed: int = 0,
     prove: bool = False,
 ) -> dict[str, Any]:
@@ -64,10 +60,12 @@ def estimate_race(
     context = create_context(
         backbones, (train, val), extractor, budget, seed, None, lambda _: None, prove=prove
     )
+    if context.later_images:
+        context.image_seconds = image_costs(backbones[0], train, extractor).seconds
     rows = _estimate_probes(context, backbones)
     elapsed = sum(row.estimated for row in rows)
     control_seconds = estimate_control_seconds(context, backbones[0])
-    if elapsed + control_seconds <= context.budget:  # as for ``pretraining_is_useless``
+    if elapsed + control_seconds <= context.limit:  # as for ``pretraining_is_useless``
         elapsed += control_seconds
     context.estimated = elapsed
     if prove:
@@ -81,6 +79,7 @@ def estimate_race(
         + "the budget lasts. Training another backbone, or training from scratch, takes a "
         "different time."
     )
+    context.estimated += context.reserved
     return race_record(context, rows)
 
 
@@ -90,10 +89,10 @@ def estimate_holdouts(
     """Estimate the trainings of a choice by expected gain: one each, while the budget lasts."""
     rows = []
     for candidate in candidates:
-        planned = plan_training(context, candidate, context.budget - elapsed)
+        planned = plan_training(context, candidate, context.limit - elapsed)
         row = RaceEntry.of(planned.candidate, empty_scores(context)).row
         if planned.rejection:
-            total = elapsed + planned.seconds if planned.seconds else 0.0
+            total = context.total(elapsed + planned.seconds) if planned.seconds else 0.0
             context.reasons.append(
                 skip_sentence("Would be skipped", candidate.name, planned.rejection, total)
             )
@@ -120,7 +119,7 @@ def _estimate_folds(
             )
             rows.append(entry.row)
             if rejection:
-                total = elapsed + fold_seconds + full_seconds if full_seconds else 0.0
+                total = context.total(elapsed + fold_seconds + full_seconds) if full_seconds else 0
                 context.reasons.append(
                     skip_sentence("Would be skipped", candidate.name, rejection, total)
                 )
@@ -138,7 +137,7 @@ def _estimate_folds(
             context.estimated += folds_seconds
             break
     if longest_training:
-        context.estimated = min(context.estimated + longest_training, context.budget)
+        context.estimated = min(context.estimated + longest_training, context.limit)
     return rows
 
 

@@ -17,8 +17,8 @@ from headstart.selection.candidates import (
     rejection_reason,
     with_epochs,
 )
-from headstart.selection.probes import Fold, RaceContext, RaceEntry
 from headstart.selection.progress import first_sentence, format_seconds
+from headstart.selection.race_context import Fold, RaceContext, RaceEntry
 
 __all__ = [
     "all_folds_seconds",
@@ -51,10 +51,10 @@ def assess_candidate(
         1 + len(candidate.alternatives)
     )
     full_seconds = estimate_training(context, candidate, context.train, 0)
-    if elapsed + fold_seconds + full_seconds > context.budget:
+    if elapsed + fold_seconds + full_seconds > context.limit:
         rejection = (
             f"needs about {format_seconds(fold_seconds + full_seconds)}; "
-            f"{format_seconds(max(context.budget - elapsed, 0.0))} of the "
+            f"{format_seconds(max(context.limit - elapsed, 0.0))} of the "
             f"{format_seconds(context.budget)} budget left"
         )
         candidate_entry.note(state="left out", note=rejection)
@@ -113,14 +113,17 @@ def no_time_reason(context: RaceContext, backbone: FrozenBackbone, n_trainings: 
     """
     if context.budget <= 0:
         return "Skipped all trainings: the time budget is 0 s. Try `--budget 2m`."
+    if context.is_hurried:
+        return "Skipped all trainings: the features alone use up the budget."
     is_remembered = has_training_costs(backbone, context.train, context.extractor)
     if is_remembered or context.measuring_pays(n_trainings):
         return ""
+    needed = context.elapsed + 10 * context.expected_measuring(n_trainings)
     return (
         f"Skipped all trainings: {format_seconds(context.left)} of the "
         f"{format_seconds(context.budget)} budget left, of which measuring the speed of this "
         "machine would take more than a tenth. Try `--budget "
-        f"{math.ceil((context.elapsed + 10 * context.expected_measuring(n_trainings)) / 60)}m`."
+        f"{math.ceil(context.total(needed) / 60)}m`."
     )
 
 

@@ -97,6 +97,7 @@ class _Context:
     checkpoints: Path
     resume: bool
     stop: StopRequest
+    started_at: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -301,6 +302,7 @@ def _choose(
             notify=context.notify,
             resume_from=context.checkpoints if resumes else None,
             reasons=reasons,
+            started_at=context.started_at,
         )
 
 
@@ -437,8 +439,8 @@ def _session(choice: Choice, start: TransferModel, context: _Context) -> Session
     # The budget of a race includes the training of its winner.
     left = None
     if decision is not None:  # a training that is resumed has a budget of its own
-        spent = 0.0 if context.resume else decision["seconds"]
-        left = max(decision["budget"] - spent, 0.0)
+        left = decision.get("left", decision["budget"] - decision["seconds"])
+        left = decision["budget"] if context.resume else max(left, 0.0)
 
     def on_epoch(epoch: Epoch, n_epochs: int) -> None:
         context.stop.keep_model()  # its weights are the best so far, or an older epoch's are

@@ -33,6 +33,7 @@ from headstart.workflows.resolve import (
     recipe_for,
     require_consistent,
     resolve_recipe,
+    time_limit,
 )
 
 __all__ = ["PlannedTraining", "describe_trainings", "plan"]
@@ -130,20 +131,23 @@ def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) ->
     engine = "fp32" if prepared.data.is_dense else recipe.engine
     extractor = Extractor(cache=cache, engine=engine, device=recipe.device, progress=progress)
     backbones, reasons = read_backbones(located, recipe, prepared.train, cache, notify)
+    limit = time_limit(recipe, prepared)
     if recipe.method is not None:
         record = _plan_method(recipe, recipe.method, backbones[0], prepared, extractor)
         if is_open:
             record["why"].append(RACE_HINT)
     elif prepared.train.is_dense:
         parts = (prepared.train, prepared.val)
-        record = estimate_objects(backbones[0], parts, object_race(recipe), extractor=extractor)
+        record = estimate_objects(
+            backbones[0], parts, object_race(recipe, limit), extractor=extractor
+        )
     else:
         record = estimate_race(
             backbones,
             prepared.train,
             prepared.val,
             extractor=extractor,
-            budget=recipe.race_seconds,
+            budget=limit,
             seed=recipe.seed,
             prove=recipe.prove,
         )

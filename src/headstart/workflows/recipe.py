@@ -92,8 +92,8 @@ class Recipe:
     rivals : tuple of str
         Other backbones that the race may choose; ``("auto",)`` for the best two on this machine.
     budget : float, optional
-        Seconds for the race and the training of its winner; 0 for linear probes only. None is 120
-        for classes. Boxes and masks race only if it is set and not 0.
+        Seconds for a run with a race, from reading the images to the report; 0 for linear probes
+        only. None is 120 for classes. Boxes and masks race only if it is set and not 0.
     prove : bool
         Keep the linear probe unless another candidate is significantly better. By default the
         candidate that is expected to be best is chosen.

@@ -34,6 +34,7 @@ from headstart.workflows.run_folder import RACE, explain_write_errors
 
 if TYPE_CHECKING:
     from headstart.selection.object_race import ObjectRace
+    from headstart.selection.progress import TimeLimit
     from headstart.selection.race import Decision
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "resolve_recipe",
     "save_choice",
     "task_of_source",
+    "time_limit",
 ]
 
 SEVERAL_PROCESSES = (
@@ -136,6 +138,7 @@ def choose(
     notify: Observer,
     resume_from: Path | None = None,
     reasons: Sequence[str] = (),
+    started_at: float | None = None,
 ) -> Choice:
     """Take the recipe's method, or choose backbone and method by a race on the training images.
 
@@ -150,6 +153,8 @@ def choose(
         Checkpoint folder of the training to resume; its race is not run again.
     reasons : sequence of str
         Why these backbones race, for the record.
+    started_at : float, optional
+        Time, as of ``time.perf_counter``, when the run began: the budget counts from then.
 
     Raises
     ------
@@ -165,7 +170,8 @@ def choose(
         method = default_method(recipe.task, recipe.seed)
         notify(Noted(text=SEVERAL_PROCESSES.format(method=method.name)))
         return _choice(recipe, method, backbones[0], extractor)
-    decision = _decide(recipe, backbones, prepared, extractor, notify)
+    limit = time_limit(recipe, prepared, started_at)
+    decision = _decide(recipe, backbones, prepared, extractor, notify, limit)
     method, backbone, record = decision.method, decision.backbone, decision.record
     record["why"] = [*reasons, *record["why"]]
     notify(Decided(record=record, backbone=backbone.spec.name, method=method))
@@ -185,6 +191,7 @@ def _decide(
     prepared: PreparedData,
     extractor: Extractor,
     notify: Observer,
+    limit: TimeLimit,
 ) -> Decision:
     """Run the race of the task."""
 
@@ -194,7 +201,7 @@ def _decide(
     if prepared.train.is_dense:
         from headstart.selection.object_race import decide_objects
 
-        parts, race = (prepared.train, prepared.val), object_race(recipe)
+        parts, race = (prepared.train, prepared.val), object_race(recipe, limit)
         return decide_objects(
             backbones[0],
             parts,
@@ -210,24 +217,31 @@ def _decide(
         prepared.train,
         prepared.val,
         extractor=extractor,
-        budget=recipe.race_seconds,
+        budget=limit,
         seed=recipe.seed,
         on_progress=on_progress,
         notify=notify,
     )
 
 
-def object_race(recipe: Recipe) -> ObjectRace:
-    """Return the settings of a race for boxes or masks.
+def time_limit(
+    recipe: Recipe, prepared: PreparedData, started_at: float | None = None
+) -> TimeLimit:
+    """Return the time limit of a run: its test images are computed after the race."""
+    from headstart.selection.progress import TimeLimit
 
-    >>> object_race(Recipe(budget=60, size=640)).options["size"]
-    640
-    """
+    return TimeLimit(
+        seconds=recipe.race_seconds, started_at=started_at, later_images=len(prepared.test)
+    )
+
+
+def object_race(recipe: Recipe, limit: TimeLimit) -> ObjectRace:
+    """Return the settings of a race for boxes or masks."""
     from headstart.selection.object_race import ObjectRace
 
     names = ("head", "size", "offline", "selection")
     return ObjectRace(
-        budget=recipe.race_seconds,
+        budget=limit,
         seed=recipe.seed,
         prove=recipe.prove,
         options={name: getattr(recipe, name) for name in names},
