@@ -12,7 +12,7 @@ from headstart.features.extractor import Extractor
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.selection import expected_gain as gains
-from headstart.selection.progress import TimeLimit
+from headstart.selection.progress import FirstModel, TimeLimit
 from headstart.selection.race import decide
 from headstart.selection.race_context import (
     FINISHING_SECONDS,
@@ -89,7 +89,7 @@ def test_features_that_use_up_the_budget_are_reported_and_one_probe_is_fitted(
     backbone, extractor, monkeypatch
 ):
     """The clock moves with the images: 200 of them take 20 s, the budget is 8 s."""
-    clock, told = [0.0], []
+    clock, told, events = [0.0], [], []
 
     def tick(step, done, total):
         clock[0] = 0.1 * done if total == 200 else clock[0]
@@ -97,8 +97,14 @@ def test_features_that_use_up_the_budget_are_reported_and_one_probe_is_fitted(
     monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: clock[0]))
     watched = replace(extractor, progress=tick)
     found = decide(
-        [backbone], drawn(200, noise=0.3), extractor=watched, budget=8.0, on_progress=told.append
+        [backbone],
+        drawn(200, noise=0.3),
+        extractor=watched,
+        budget=8.0,
+        on_progress=told.append,
+        notify=events.append,
     )
+    assert [type(event) for event in events] == [FirstModel]
     assert isinstance(found.method, LinearProbe)
     assert (found.method.folds, len(found.method.penalties)) == (2, 1)
     (row,) = found.record["rows"]

@@ -212,6 +212,8 @@ def _report_first_answer(context: RaceContext, entry: RaceEntry, ends: Sequence[
                 seconds=context.elapsed,
             )
         )
+    if context.is_hurried:  # no other probe follows
+        return
     backbone = entry.candidate.full_backbone
     widths = [backbone.until(end).width for end in ends]
     seconds = sum(context.probe_seconds(len(context.train), width) for width in widths)
