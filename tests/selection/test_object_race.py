@@ -16,6 +16,7 @@ from headstart.features.extractor import Extractor
 from headstart.methods.finetune import Finetune
 from headstart.methods.pretraining import SMALL_ARCHITECTURE, random_backbone
 from headstart.selection import expected_gain as gains
+from headstart.selection import object_race
 from headstart.selection.candidates import method_from_record, method_to_record
 from headstart.selection.object_race import (
     ObjectRace,
@@ -24,7 +25,7 @@ from headstart.selection.object_race import (
     image_sizes,
     object_candidates,
 )
-from headstart.selection.progress import FirstModel
+from headstart.selection.progress import FirstModel, TimeLimit
 from headstart.selection.race_context import RaceContext
 
 FIRST, SMALL = "fine-tuning last:1 at 320 px", "fine-tuning last:1 at 224 px"
@@ -124,6 +125,7 @@ def clock(monkeypatch, backbone):
     }
     clock = Clock(per_epoch, Evaluations(backbone, masks(4)))
     monkeypatch.setattr(gains, "estimate_training", clock.estimate)
+    monkeypatch.setattr(object_race, "estimate_training", clock.estimate)
     monkeypatch.setattr(gains, "train_on_holdout", clock.train)
     monkeypatch.setattr(RaceContext, "elapsed", property(lambda self: clock.now))
     return clock
@@ -252,6 +254,13 @@ def test_too_few_images_for_a_holdout_have_no_race(backbone, extractor):
     found = race(backbone, extractor, data=masks(2))
     assert found.trained is None
     assert found.record["why"][0].startswith("No race: 2 training images are too few")
+
+
+def test_time_for_the_test_images_and_the_report_is_reserved(backbone, extractor, clock):
+    """1.0 s an epoch, 30 s: 5 have passed and 3 are reserved; predictions cost nothing here."""
+    limit = TimeLimit(seconds=30.0, later_images=10)
+    race(backbone, extractor, budget=limit)
+    assert clock.log[0][:2] == (FIRST, int(0.95 * (30 - 5 - 3)))
 
 
 def test_a_method_of_the_race_is_read_from_its_record(backbone):

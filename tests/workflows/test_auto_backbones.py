@@ -10,6 +10,7 @@ from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.errors import UsageError, WeightsMismatchError
 from headstart.methods.pretraining import random_like
+from headstart.selection import expected_gain
 from headstart.workflows import auto_backbones
 from headstart.workflows.auto_backbones import backbones_on_disk, read_backbones
 from headstart.workflows.fit import fit
@@ -108,10 +109,10 @@ def test_without_a_budget_the_default_backbone_is_used(cache):
 
 
 def test_a_run_and_its_plan_race_them(on_disk, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_backbones, "RANKING_SHARE", 100.0)
-    planned = plan(drawn(), recipe(budget=1.0), cache=cache)
+    monkeypatch.setattr(expected_gain, "race_candidates", lambda *_: None)
+    planned = plan(drawn(), recipe(budget=60.0), cache=cache)
     assert planned["why"][0].startswith("--backbones auto: 3 backbones")
-    run = fit(drawn(), recipe(budget=1.0), out=tmp_path / "run", cache=cache)
+    run = fit(drawn(), recipe(budget=60.0), out=tmp_path / "run", cache=cache)
     decision = run.model.record["decision"]
     assert decision["why"][0].startswith("--backbones auto: 3 backbones")
     probed = {row["backbone"].split("&until")[0] for row in decision["rows"]}

@@ -225,7 +225,8 @@ class RaceContext:
         if not self.later_images:
             return 0.0
         images = self.later_images * LATER_PASSES * (self.image_seconds or 0.0)
-        fixed = min(FINISHING_SECONDS, FINISHING_SHARE * self.budget)
+        seconds = FINISHING_SECONDS * (2 if self.train.is_dense else 1)  # figures of images
+        fixed = min(seconds, FINISHING_SHARE * self.budget)
         return fixed + images + 2 * self.first_probe_seconds
 
     def total(self, elapsed: float) -> float:

@@ -132,7 +132,7 @@ def _sentences(
     sentences = [first]
     if reader.skipped:
         sentences.append(
-            f"--backbones auto: not scored, because a quarter of the budget was used up: "
+            f"--backbones auto: not scored, to use at most a quarter of the budget: "
             f"{', '.join(reader.skipped)}. Pass a longer --budget, or name them with --backbones."
         )
     if reader.unreadable:
