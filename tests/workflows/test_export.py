@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import headstart
-from headstart.errors import DataError, ExportError, SetupError, UsageError
+from headstart.errors import DataError, ExportError, ModelFileError, SetupError, UsageError
 from headstart.models.exported_model import ExportedModel
 from headstart.workflows import export as verb
 
@@ -22,7 +22,7 @@ def test_the_file_and_its_certificate(classifier: Any, tmp_path: Path) -> None:
     extra = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     exported = headstart.export(tmp_path / "run", images=[extra])
     assert exported.path == tmp_path / "run" / "model.onnx"
-    certificate = json.loads((tmp_path / "run" / "model.certificate.json").read_text())
+    certificate = json.loads((tmp_path / "run" / "model.onnx.certificate.json").read_text())
     assert certificate == exported.certificate.as_dict()
     assert certificate["agrees"]
     assert certificate["runtime"].startswith("ONNX Runtime ")
@@ -51,6 +51,7 @@ def test_wrong_arguments(classifier: Any, tmp_path: Path) -> None:
     for settings, message in (
         ({"to": "tflite"}, "Unknown format: 'tflite'"),
         ({"input": "video"}, "Unknown input: 'video'"),
+        ({"to": "openvino", "input": "image"}, "--to openvino cannot hold the preprocessing"),
         ({"out": tmp_path / "m.bin"}, r"must end with .onnx.*m.onnx"),
         ({"out": tmp_path / "no" / "m.onnx"}, "does not exist"),
     ):
@@ -72,3 +73,30 @@ def test_a_full_disk_is_named(
     with pytest.raises(SetupError, match="No space left"):
         classifier.export(out=tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["openvino", "pt2"])
+def test_other_formats(classifier: Any, tmp_path: Path, to: str) -> None:
+    if to == "openvino":
+        pytest.importorskip("openvino")
+    path = tmp_path / f"m{verb.FORMATS[to][-1]}"
+    exported = classifier.export(to, out=path)
+    names = sorted(
+        [*(f"m{ending}" for ending in verb.FORMATS[to]), f"{path.name}.certificate.json"]
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert exported.certificate.largest_difference < 1e-4
+    assert exported.certificate.runtime.split()[0] == {"openvino": "OpenVINO", "pt2": "PyTorch"}[to]
+    if to == "pt2":
+        with pytest.raises(UsageError, match="may run code"):
+            headstart.predict(path, np.zeros((8, 8, 3), np.uint8))
+        return
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    (expected,), (actual,) = classifier.predict(pixels), headstart.predict(path, pixels)
+    assert actual.label == expected.label
+    assert actual.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
+    with pytest.raises(UsageError, match=r"m\.(xml|bin) exists already"):
+        classifier.export(to, out=path)
+    path.write_text("<net>")
+    with pytest.raises(ModelFileError, match="OpenVINO cannot read it"):
+        headstart.predict(path, pixels)

@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-Format = Annotated[str, typer.Option(help="Format of the file: onnx.")]
+Format = Annotated[
+    str, typer.Option(help="Format of the file: onnx, openvino or pt2 (torch.export).")
+]
 Out = Annotated[
-    Path | None, typer.Option(help="The new file. Default: model.onnx in the model's folder.")
+    Path | None,
+    typer.Option(
+        help="The new file. Default: model.onnx, model.xml or model.pt2 in the model's folder."
+    ),
 ]
 Input = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="What the file takes. image: one image, uint8, of any size; the preprocessing is in "
-        "the file. batch: any number of images that are resized and normalised already."
+        "the file. batch: any number of images that are resized and normalised already. Default: "
+        "image for onnx, batch for the others."
     ),
 ]
 CheckImages = Annotated[
@@ -39,11 +45,11 @@ def export(
     model: ModelFolder,
     to: Format = "onnx",
     out: Out = None,
-    input: Input = "image",  # noqa: A002 - the flag's name
+    input: Input = None,  # noqa: A002 - the flag's name
     images: CheckImages = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a model as one file that runs without torch.
+    """Export a classifier as a file that runs without Headstart.
 
     The file's predictions are compared with those of the model, on photographs of odd sizes and
     modes; the result is in a .certificate.json beside the file. If they disagree, no file is kept
@@ -65,4 +71,5 @@ def _print_export(exported: Export) -> None:
     megabytes = exported.path.stat().st_size / 1e6
     say(exported.certificate.sentence())
     say(f"Written: {exported.path} ({megabytes:.1f} MB) and {exported.certificate_path.name}")
-    say(f"Next: `headstart predict {exported.path} IMAGES`")
+    if exported.path.suffix != ".pt2":
+        say(f"Next: `headstart predict {exported.path} IMAGES`")

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from headstart.backbones.freezing import freeze
@@ -17,7 +18,7 @@ from headstart.features.engines import CONVERSION_ERRORS
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 
-__all__ = ["BATCH", "OUTPUTS", "ClassNetwork", "converting", "network_of"]
+__all__ = ["BATCH", "OUTPUTS", "ClassNetwork", "converting", "network_of", "traced_program"]
 
 BATCH = "pixels"
 """Name of the network's input: float32 (n, 3, height, width), normalised."""
@@ -63,6 +64,30 @@ def network_of(model: TransferModel) -> ClassNetwork:
             f"{' or '.join(OUTPUTS)}. Use `headstart predict` with the model folder."
         )
     return ClassNetwork(model)
+
+
+def traced_program(model: TransferModel, target: str) -> torch.export.ExportedProgram:
+    """Trace a model's network with torch.export, for any number of images.
+
+    Parameters
+    ----------
+    model : TransferModel
+    target : str
+        Format of the file, for messages.
+
+    Raises
+    ------
+    UsageError
+        If the model is not fitted, or its task cannot be exported.
+    ExportError
+        If the network cannot be traced.
+    """
+    network, spec = network_of(model), model.backbone.spec
+    example = torch.zeros(2, 3, *spec.preprocess.shape)
+    with converting(spec.name, target), torch.no_grad():
+        return torch.export.export(
+            network, (example,), dynamic_shapes=({0: torch.export.Dim("images", min=1)},)
+        )
 
 
 @contextlib.contextmanager

@@ -97,8 +97,25 @@ class ExportedModel:
         MissingExtraError
             If the runtime is not installed.
         """
-        path = Path(path)
-        run, entries = open_graph(path)
+        return cls.of(Path(path), *open_graph(Path(path)))
+
+    @classmethod
+    def of(cls, path: Path, run: Run, entries: Mapping[str, str]) -> ExportedModel:
+        """Build the model of a file that is open already.
+
+        Parameters
+        ----------
+        path : Path
+        run : callable
+            From an image or a batch to one row for each image.
+        entries : mapping of str to str
+            Metadata of the file.
+
+        Raises
+        ------
+        ModelFileError
+            If the metadata are not a valid description.
+        """
         description = read_description(path, entries)
         return cls(
             path=path,

@@ -36,7 +36,12 @@ INPUTS = ("image", "batch")
 Run = Callable[[NDArray[Any]], NDArray[Any]]
 """From an image or a batch to the file's output, one row for each image."""
 
-_READERS = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+_RUNTIMES = {
+    ".onnx": ("ONNX Runtime", "onnxruntime"),
+    ".xml": ("OpenVINO", "openvino"),
+    ".pt2": ("PyTorch", "torch"),
+}
+"""Runtime and its package, by the ending of the file."""
 
 
 def suffix_of(path: Path) -> str:
@@ -46,7 +51,7 @@ def suffix_of(path: Path) -> str:
     ('.onnx', '')
     """
     suffix = path.suffix.lower()
-    return suffix if suffix in _READERS else ""
+    return suffix if suffix in _RUNTIMES else ""
 
 
 def to_entries(description: Mapping[str, Any]) -> dict[str, str]:
@@ -104,8 +109,8 @@ def runtime_name(path: Path) -> str:
     """Return the name and version of the runtime that reads a file."""
     from importlib.metadata import version
 
-    name = _READERS[suffix_of(path)]
-    return f"{name} {version(name.replace(' ', '').lower())}"
+    name, package = _RUNTIMES[suffix_of(path)]
+    return f"{name} {version(package)}"
 
 
 def open_graph(path: Path) -> tuple[Run, dict[str, str]]:
@@ -117,8 +122,16 @@ def open_graph(path: Path) -> tuple[Run, dict[str, str]]:
         If the runtime cannot read the file.
     MissingExtraError
         If the runtime is not installed.
+    UsageError
+        If it is a .pt2 file.
     """
-    return _open_onnx(path)
+    suffix = suffix_of(path)
+    if suffix == ".pt2":
+        raise UsageError(
+            f"{path} is a file for torch.export.load, which may run code of the file, so Headstart "
+            "does not open it. Pass the model folder, or a file of --to onnx or openvino."
+        )
+    return _open_openvino(path) if suffix == ".xml" else _open_onnx(path)
 
 
 def _open_onnx(path: Path) -> tuple[Run, dict[str, str]]:
@@ -141,6 +154,30 @@ def _open_onnx(path: Path) -> tuple[Run, dict[str, str]]:
 
     def run(pixels: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(session.run(None, {name: pixels})[0])
+
+    return run, metadata
+
+
+def _open_openvino(path: Path) -> tuple[Run, dict[str, str]]:
+    from headstart.features.graphs import has_openvino, openvino_core
+
+    if not has_openvino():
+        raise MissingExtraError("openvino", extra="openvino")
+    section = PREFIX.rstrip("/")
+    # Some processors compute in bfloat16 by default.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cores()}
+    try:
+        graph = openvino_core().read_model(path)
+        has_entries = graph.has_rt_info([section])
+        entries = graph.get_rt_info([section]).value if has_entries else {}
+        metadata = {f"{PREFIX}{name}": str(value) for name, value in entries.items()}
+        compiled = openvino_core().compile_model(graph, "CPU", settings)
+    except Exception as error:  # as ONNX Runtime's
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise _damaged_error(path, f"OpenVINO cannot read it ({first_line})") from error
+
+    def run(pixels: NDArray[Any]) -> NDArray[Any]:
+        return np.array(compiled([pixels])[0])
 
     return run, metadata
 

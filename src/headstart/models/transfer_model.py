@@ -361,7 +361,7 @@ class TransferModel:
 
         Parameters
         ----------
-        to : {"onnx"}
+        to : {"onnx", "openvino", "pt2"}
         **settings
             ``out``, ``input`` and ``images``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from headstart.runtime import versions
 
 __all__ = ["FORMATS", "Export", "export"]
 
-FORMATS = {"onnx": ".onnx"}
-"""Ending of the file, by format."""
+FORMATS = {"onnx": (".onnx",), "openvino": (".bin", ".xml"), "pt2": (".pt2",)}
+"""Endings of the files, by format. The last one is the file that a runtime opens."""
 DEFAULT_NAME = "model"
 
 
@@ -66,7 +66,7 @@ def export(
     to: str = "onnx",
     *,
     out: str | Path | None = None,
-    input: str = "image",  # noqa: A002 - the flag's name
+    input: str | None = None,  # noqa: A002 - the flag's name
     images: object = None,
 ) -> Export:
     """Export a classifier as one file, and check that its predictions are those of the model.
@@ -75,15 +75,16 @@ def export(
     ----------
     model : TransferModel, str or Path
         A model, or the folder of a saved one.
-    to : {"onnx"}
-        Format of the file.
+    to : {"onnx", "openvino", "pt2"}
+        Format of the file: for ONNX Runtime, for OpenVINO (a second file, .bin, has the weights),
+        or a program for ``torch.export.load``.
     out : str or Path, optional
         The new file. By default ``model`` with the format's ending, in the model's folder, or in
         the current folder for a model in memory.
-    input : {"image", "batch"}
-        ``image``: the file takes one image, uint8 of shape (height, width, 3) and any size, and
-        preprocesses it. ``batch``: the file takes normalised pixels, float32 of shape
-        (n, 3, height, width).
+    input : {"image", "batch"}, optional
+        ``image``, only with "onnx" and its default: the file takes one image, uint8 of shape
+        (height, width, 3) and any size, and preprocesses it. ``batch``, the default of the other
+        formats: the file takes normalised pixels, float32 of shape (n, 3, height, width).
     images : path, bytes, PIL image, array, or a sequence of these, optional
         Images to check in addition to the photographs that are always checked.
 
@@ -110,20 +111,25 @@ def export(
     """
     if to not in FORMATS:
         raise UnknownNameError("format", to, FORMATS)
-    if input not in INPUTS:
-        raise UnknownNameError("input", input, INPUTS)
+    takes_images = _takes_images(to, input)
     path = _choose_path(model, to, out)
     loaded = model if isinstance(model, TransferModel) else load(model)
-    content = _content(loaded, to, input)
+    entries = to_entries(_describe(loaded, "image" if takes_images else "batch"))
+    contents = _contents(loaded, to, entries, takes_images=takes_images)
+    beside = path.with_name(f"{path.name}.certificate.json")
     try:
         with scratch_folder(path.parent, path.name) as folder:
-            draft = folder / f"{DEFAULT_NAME}{FORMATS[to]}"
-            draft.write_bytes(content)
-            certificate = _certify(loaded, ExportedModel.open(draft), images)
+            for suffix, content in contents.items():
+                (folder / f"{DEFAULT_NAME}{suffix}").write_bytes(content)
+            draft = _open_draft(folder / f"{DEFAULT_NAME}{path.suffix.lower()}", entries)
+            certificate = _certify(loaded, draft, images)
         certificate.require_agreement()
-        beside = path.with_name(f"{path.stem}.certificate.json")
-        write_whole(beside, json_text(certificate.as_dict(), indent=1))
-        write_whole(path, content)
+        _write_all(
+            {
+                beside: json_text(certificate.as_dict(), indent=1).encode(),
+                **{path.with_suffix(suffix): content for suffix, content in contents.items()},
+            }
+        )
     except OSError as error:
         raise SetupError(
             f"Cannot write {path}: {error}. Free disk space, or pass another --out."
@@ -131,8 +137,38 @@ def export(
     return Export(path=path, certificate=certificate, certificate_path=beside)
 
 
+def _takes_images(to: str, input_kind: str | None) -> bool:
+    if input_kind is not None and input_kind not in INPUTS:
+        raise UnknownNameError("input", input_kind, INPUTS)
+    if input_kind == "image" and to != "onnx":
+        raise UsageError(
+            f"`input` is 'image', but a file of --to {to} cannot hold the preprocessing. Pass "
+            "--input batch, or --to onnx."
+        )
+    return input_kind == "image" or (input_kind is None and to == "onnx")
+
+
+def _write_all(files: Mapping[Path, bytes]) -> None:
+    """Write all files, or none of them."""
+    try:
+        for path, content in files.items():
+            write_whole(path, content)
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _open_draft(path: Path, entries: Mapping[str, str]) -> ExportedModel:
+    if path.suffix != ".pt2":
+        return ExportedModel.open(path)
+    from headstart.exports.torch_file import open_torch_file
+
+    return ExportedModel.of(path, *open_torch_file(path, entries))
+
+
 def _choose_path(model: TransferModel | str | Path, to: str, out: str | Path | None) -> Path:
-    suffix = FORMATS[to]
+    suffix = FORMATS[to][-1]
     if out is None:
         folder = Path() if isinstance(model, TransferModel) else Path(model)
         path = folder / f"{DEFAULT_NAME}{suffix}"
@@ -143,8 +179,11 @@ def _choose_path(model: TransferModel | str | Path, to: str, out: str | Path | N
                 f"--out {str(out)!r} must end with {suffix}, the ending of the format {to}. Pass "
                 f"--out {str(path.with_suffix(suffix))!r}."
             )
-    if path.exists():
-        raise UsageError(f"{path} exists already. Remove it, or pass another --out.")
+    for ending in FORMATS[to]:
+        if path.with_suffix(ending).exists():
+            raise UsageError(
+                f"{path.with_suffix(ending)} exists already. Remove it, or pass another --out."
+            )
     if out is not None and not path.parent.is_dir():
         raise UsageError(
             f"The folder {str(path.parent)!r} of --out does not exist. Create it, or pass another "
@@ -153,11 +192,21 @@ def _choose_path(model: TransferModel | str | Path, to: str, out: str | Path | N
     return path
 
 
-def _content(model: TransferModel, to: str, input_kind: str) -> bytes:
+def _contents(
+    model: TransferModel, to: str, entries: Mapping[str, str], *, takes_images: bool
+) -> dict[str, bytes]:
+    """Contents of the files by their endings."""
+    if to == "openvino":
+        from headstart.exports.openvino_file import openvino_files
+
+        return openvino_files(model, entries)
+    if to == "pt2":
+        from headstart.exports.torch_file import torch_file
+
+        return {".pt2": torch_file(model, entries)}
     from headstart.exports.onnx_file import onnx_file
 
-    entries = to_entries(_describe(model, input_kind))
-    return onnx_file(model, entries, takes_images=input_kind == "image")
+    return {".onnx": onnx_file(model, entries, takes_images=takes_images)}
 
 
 def _describe(model: TransferModel, input_kind: str) -> dict[str, Any]:
