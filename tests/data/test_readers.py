@@ -270,7 +270,7 @@ class TestManifests:
         assert [s.image for s in data.samples] == [tmp_path / "set/im/1.jpg", other]
 
     def test_missing_files_in_one_error(self, tmp_path: Path) -> None:
-        make(tmp_path, "im/0.jpg", "1.jpg")
+        make(tmp_path, "im/0.jpg", "in/0.jpg", "1.jpg")
         rows = "".join(f"{n}.jpg,a\n" for n in range(10))
         with pytest.raises(DataError) as error:
             read_dataset(table(tmp_path, "path,label\n" + rows))
@@ -360,7 +360,7 @@ class TestManifests:
     def test_folder_with_two_manifests(self, tmp_path: Path) -> None:
         make(tmp_path, "1.jpg")
         table(tmp_path, "path,label\n1.jpg,a\n", "x.csv")
-        table(tmp_path, "path,label\n1.jpg,b\n", "y.tsv")
+        table(tmp_path, "path\tlabel\n1.jpg\tb\n", "y.tsv")
         with pytest.raises(LayoutError, match=r"one manifest.*'x.csv', 'y.tsv'"):
             read_dataset(tmp_path)
 

@@ -79,6 +79,11 @@ HOT = [
     ("rust,scab,is_valid", ["1,0,0", "0,1,1"], ["rust", "scab"]),
     ("rust,scab,fold", ["1,0,0", "0,1,1"], ["rust", "scab"]),
     ("label,rust,scab", ["x,1,0", "y,0,1"], ["x", "y"]),
+    ("MEL,NV,BCC", ["0.0,1.0,0.0", "1.0,0.0,0.0"], ["NV", "MEL"]),
+    ("rust,scab", ["TRUE,FALSE", "FALSE,TRUE"], ["rust", "scab"]),
+    ("No Finding,Mass", ["1,0", "0,1", "0,0"], [("No Finding",), ("Mass",), ()]),
+    ("rust,scab,group", ["1,0,a", "0,1,b"], ["rust", "scab"]),
+    ("a,b,width,height", ["1,0,64,64", "0,1,32,64"], ["a", "b"]),
 ]
 
 
@@ -105,3 +110,20 @@ def test_columns_that_are_no_classes_need_a_name(tmp_path, names):
 def test_empty_columns_at_the_end_are_left_out(tmp_path, end):
     data = read(tmp_path, f"label{end}", [f"a{end}", f"b{end}"])
     assert data.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "bool", "uint8", "str"])
+@pytest.mark.parametrize("is_multi", [False, True])
+def test_columns_of_classes_in_other_tables(tmp_path, dtype, is_multi):
+    """Parquet files and data frames keep the types of their columns."""
+    pd = pytest.importorskip("pandas")
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    marks = {"rust": [1, 0, 1 if is_multi else 0], "scab": [0, 1, 1]}
+    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(3)], **marks})
+    frame = frame.astype(dict.fromkeys(marks, dtype))
+    frame.to_parquet(tmp_path / "t.parquet")
+    expected = [("rust",), ("scab",), ("rust", "scab")] if is_multi else ["rust", "scab", "scab"]
+    frame["image"] = [str(tmp_path / name) for name in frame["image"]]
+    for source in (tmp_path, tmp_path / "t.parquet", frame):
+        assert [sample.target for sample in read_dataset(source).samples] == expected

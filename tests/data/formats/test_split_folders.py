@@ -4,7 +4,7 @@ import pytest
 
 from headstart.data.formats.split_folders import split_and_rest
 from headstart.data.readers import read_dataset
-from headstart.errors import LayoutError
+from headstart.errors import HeadstartError, LayoutError
 
 
 def make(root: Path, *folders: str) -> Path:
@@ -233,3 +233,47 @@ def test_words_that_are_no_splits_stay_classes(tmp_path, names, classes):
     data = read_dataset(tmp_path)
     assert data.classes == classes
     assert {sample.split for sample in data.samples} == {None}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/images/cat/1.jpg", "train/images/dog/2.jpg"),
+        ("train/images/cat/1.jpg", "train/images/dog/2.jpg", "test/images/cat/3.jpg"),
+        ("train/imgs/cat/1.jpg", "val/imgs/dog/2.jpg", "val/imgs/cat/2.jpg"),
+        ("Training/data/cat/1.jpg", "Training/data/dog/1.jpg", "Testing/data/dog/1.jpg"),
+        ("train/photos/cat/a/1.jpg", "train/photos/dog/1.jpg", "test/photos/dog/1.jpg"),
+        ("train/images/cat/1.jpg", "valid/pictures/dog/1.jpg", "valid/pictures/cat/2.jpg"),
+    ],
+)
+def test_a_folder_of_images_in_each_split_is_no_class(names, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = read_dataset(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert [s.split for s in data.samples] == [
+        "train" if s.image.relative_to(tmp_path).parts[0].lower().startswith("train")
+        else "val" if "val" in s.image.relative_to(tmp_path).parts[0] else "test"
+        for s in data.samples
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/images/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg"),  # images is a class here
+        ("train/images/cat/1.jpg", "train/images/2.jpg", "train/masks/cat/1.jpg"),
+        ("train/images/cat/1.jpg", "test/cat/2.jpg", "test/dog/2.jpg"),  # one split only
+        ("train/fruits/cat/1.jpg", "test/fruits/dog/2.jpg"),
+    ],
+)
+def test_other_folders_in_splits_stay_what_they_are(names, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    try:
+        classes = read_dataset(tmp_path, min_classes=1).classes
+    except HeadstartError:
+        return
+    assert classes != ("cat", "dog")

@@ -14,8 +14,10 @@ from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.split_folders import (
     find_split_folders,
     innermost_folder,
+    split_and_rest,
     split_class_names,
     splits_inside_classes,
+    subfolder_names,
 )
 from headstart.data.masks import distinct_values, read_raw_mask
 from headstart.errors import DataError, LayoutError
@@ -77,6 +79,8 @@ def group_by_class(listing: Listing, class_level: int | None = None) -> ClassFol
         if tops
         else {innermost_folder(listing, ""): None}
     )
+    if tops and class_level is None:
+        roots = _below_containers(listing, roots)
     with_other_files = {
         name[:i] for name in listing.other_files for i, char in enumerate(name) if char == "/"
     }
@@ -122,6 +126,30 @@ def group_by_class(listing: Listing, class_level: int | None = None) -> ClassFol
         outside=tuple(outside),
         subfolders={name: frozenset(names) for name, names in subfolders.items()},
     )
+
+
+def _below_containers(
+    listing: Listing, roots: dict[str, SplitName | None]
+) -> dict[str, SplitName | None]:
+    """Step into ``train/images`` where every split has one such folder, and the classes are in it.
+
+    The name of the folder has no meaning of its own, such as images, photos or data.
+    """
+    inner: dict[str, SplitName | None] = {}
+    names: set[str] = set()
+    for root, split in roots.items():
+        children = subfolder_names(listing.images, root)
+        if not children:  # an empty split folder
+            inner[root] = split
+            continue
+        child = next(iter(children))
+        path = f"{root}/{child}"
+        direct = any(key.rpartition("/")[0] in {root, path} for key in listing.images)
+        if len(children) != 1 or direct or split_and_rest(child) != (None, ""):
+            return roots
+        inner[path] = split
+        names |= subfolder_names(listing.images, path)
+    return inner if len(names) > 1 else roots
 
 
 def _divide(

@@ -140,6 +140,7 @@ def read_manifest(
         *_unused_note(table, columns),
         *([kind_note] if names else []),
         *([f"{n_repeated} repeated rows of the same image merged"] if n_repeated else []),
+        *_subfolder_note(table, samples, keys),
     ]
     n_empty = sum(target == () for target in targets)
     if n_empty:
@@ -152,6 +153,22 @@ def read_manifest(
         notes=tuple(notes),
     )
     return data, tuple(keys)
+
+
+def _subfolder_note(table: Table, samples: Sequence[Sample], keys: Sequence[str]) -> list[str]:
+    """Name an image that was found in a subfolder by its file name."""
+    found = [
+        (key, sample.image)
+        for sample, key in zip(samples, keys, strict=True)
+        if isinstance(sample.image, Path)
+        and sample.image.name == key  # of an id, the suffix is missing, too
+        and sample.image.parent != table.path.parent
+    ]
+    if not found or table.title:
+        return []
+    key, path = found[0]
+    shown = path.relative_to(table.path.parent).as_posix()
+    return [f"{len(found)} images found by name in subfolders, such as {shown!r} for {key!r}"]
 
 
 def _unused_note(table: Table, columns: Columns) -> list[str]:
@@ -259,7 +276,9 @@ def _resolve_images(table: Table, cells: Sequence[Any], keys: Sequence[str]) -> 
     ]
     if not missing:
         return images
-    if not table.title and (by_id := find_by_id(folder, table.path.name, missing)):
+    by_id = {} if table.title else find_by_id(folder, table.path.name, missing)
+    missing = [key for key in missing if key not in by_id]
+    if not missing:
         return [by_id.get(key, image) for key, image in zip(keys, images, strict=True)]
     name = missing[0].rsplit("/", 1)[-1]
     subfolder = next((p for p in sorted(folder.glob("*/")) if is_file(p / name)), None)

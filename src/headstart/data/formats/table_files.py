@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from headstart.data.formats import class_folders, layouts, tables
-from headstart.data.formats.image_ids import is_id_column
+from headstart.data.formats import box_tables, class_folders, layouts, tables
+from headstart.data.formats.image_ids import is_id_column, share_of_ids
 from headstart.data.formats.label_lists import (
     find_label_lists,
     is_label_list,
@@ -28,6 +28,8 @@ from headstart.data.formats.parquet_images import (
     has_images,
     read_image_parquet,
 )
+from headstart.data.formats.split_columns import with_flag_columns
+from headstart.data.formats.split_folders import split_and_rest
 from headstart.errors import HeadstartError, LayoutError
 
 __all__ = ["find_manifest", "read_manifest_file", "tables_in"]
@@ -36,6 +38,8 @@ _NO_OPTIONS = ReadOptions()
 _ARCHIVES = frozenset(
     (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 )
+SHARE_OF_IDS = 0.5
+"""Share of the cells of a column ``id`` that are names of files, so that it names images."""
 
 
 def tables_in(listing: Listing) -> list[str]:
@@ -100,13 +104,69 @@ def find_manifest(
     if not names and not metadata and not shards:
         lists = find_label_lists(listing)
         return (read_label_lists(listing, lists) if lists else None), ()
-    has_class_folders = bool(class_folders.group_by_class(listing).classes)
+    found = class_folders.group_by_class(listing).classes
+    has_class_folders = bool(found)
     if shards and not has_class_folders:
         columns = options.image_column, options.label_column
         return read_image_parquet(listing.root, shards, *columns), ()
     if metadata:
         return _read_metadata(listing, metadata, options, labels_required and has_class_folders)
+    if len(found) < 2 and labels_required:  # a single folder such as train/ is no class
+        is_plain = all(split_and_rest(name)[1] == "" for name in found)
+        chosen = _labelled_table(listing, names, options, is_plain=is_plain and has_class_folders)
+        if chosen is not None:
+            return chosen
     return _read_only_table(listing, names, options, labels_required, has_class_folders)
+
+
+def _labelled_table(
+    listing: Listing, names: Sequence[str], options: ReadOptions, *, is_plain: bool
+) -> tuple[tables.Table, tuple[str, ...]] | None:
+    """Read the only table with images and labels; None if there is none.
+
+    Beside train.csv there is often a test.csv without labels. Numbers in a column ``id`` count as
+    images if at least half of them are names of files. With ``is_plain``, where the only folder is
+    one such as train/, a table of its images without labels is returned, too: it is an error.
+
+    Raises
+    ------
+    LayoutError
+        If there are several such tables.
+    """
+    labelled, unlabelled = {}, {}
+    for name in names:
+        try:
+            table = tables.read_table(listing.root / name)
+            columns = replace(options, group_by=None).columns_of(table)
+            _, columns, _ = with_flag_columns(table, columns)
+        except HeadstartError:
+            continue
+        if columns.image is None:
+            continue
+        ids = map(str, table.columns[columns.image])
+        has_images = share_of_ids(listing, ids) >= SHARE_OF_IDS
+        if columns.label or box_tables.box_columns(table):
+            if has_images or not is_id_column(columns.image):
+                labelled[name] = table
+        elif has_images and is_plain:
+            unlabelled[name] = table
+    if len(labelled) > 1:
+        raise _several_tables_error(listing, list(labelled))
+    labelled = labelled or unlabelled
+    if len(labelled) != 1:
+        return None
+    ((name, table),) = labelled.items()
+    others = [other for other in names if other != name]
+    if not others:
+        return table, ()
+    return table, (f"tables without images and labels not read: {format_list(others)}",)
+
+
+def _several_tables_error(listing: Listing, names: Sequence[str]) -> LayoutError:
+    return LayoutError(
+        f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: {format_list(names)}. "
+        f"Pass the path of one of them, such as {str(listing.root / names[0])!r}."
+    )
 
 
 def _read_only_table(
@@ -124,11 +184,7 @@ def _read_only_table(
             return None, (
                 f"tables in the folder of the class folders not read: {format_list(names)}",
             )
-        raise LayoutError(
-            f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: "
-            f"{format_list(names)}. Pass the path of one of them, such as "
-            f"{str(listing.root / names[0])!r}."
-        )
+        raise _several_tables_error(listing, names)
     try:
         table = tables.read_table(listing.root / names[0])
         columns = replace(options, group_by=None).columns_of(table)
