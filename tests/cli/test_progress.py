@@ -1,8 +1,12 @@
 """Progress of a call from Python: in a terminal, in a notebook, and elsewhere."""
 
 import io
+import itertools
+import re
 import sys
+import time
 import types
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from headstart.data.checks.images import Finding
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.prepare import PreparedData
 from headstart.errors import UsageError
+from headstart.selection.progress import NextStep
 from headstart.training.job import Epoch
 from headstart.workflows.events import DataReady, Decided, EpochDone, Noted, Progressed, shown
 
@@ -228,6 +233,33 @@ def test_a_long_step_is_not_drawn_for_every_image(notebook):
         for done in range(5000):
             observer(Progressed(step="features", done=done, total=5000))
     assert 2 <= len(notebook.contents) < 100
+
+
+def test_a_notebook_never_stands_still(notebook):
+    """A step without an event for 3 s: its line moves, from a thread in the context of the cell."""
+    cell = ContextVar("cell")
+    cell.set("the cell")
+    seen, update = [], notebook.update
+
+    def note(content, *, raw):
+        seen.append((time.monotonic(), cell.get("another")))
+        update(content, raw=raw)
+
+    notebook.update = note
+    with show_progress() as observer:
+        observer(Progressed(step="features", done=3, total=8))
+        started_at = time.monotonic()
+        time.sleep(3.5)
+        ended_at = time.monotonic()
+        observer(NextStep(names=("fine-tuning all",), seconds=9.0))
+    times = [started_at, *(at for at, _ in seen if started_at < at < ended_at), ended_at]
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 2
+    assert {where for _, where in seen} == {"the cell"}
+    texts = [content["text/plain"] for content in notebook.contents]
+    assert texts[0] == "features: 3/8"
+    assert any(re.fullmatch(r"features: 3/8, [23] s so far", text) for text in texts)
+    assert texts[-2].endswith("fine-tuning all, about 9 s …")
+    assert "so far" not in texts[-1]
 
 
 def test_many_lines_stay_few(notebook):

@@ -251,6 +251,18 @@ def test_an_out_that_is_no_name_is_said_before_anything_is_done(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"out": 5}, r"`out` must be a path, got 5. Pass out='runs/photos'"),
+        ({"observer": 3}, r"`observer` must be a function of one event, got 3"),
+    ],
+)
+def test_wrong_types_are_said_before_the_images_are_read(settings, message):
+    with pytest.raises(UsageError, match=message):
+        fit("nowhere", FP32, **settings)
+
+
 def test_a_wrong_device_is_said_before_the_images_are_read(tmp_path):
     with pytest.raises(UnknownNameError, match="device"):
         fit(tmp_path / "nothing", Recipe(device="tpu"), out=tmp_path / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 
 __all__ = ["Heartbeat"]
 
@@ -33,7 +34,10 @@ class Heartbeat:
     def __init__(self, beat: Callable[[], None], *, seconds: float = 0.25) -> None:
         self._beat, self._seconds = beat, seconds
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="headstart progress", daemon=True)
+        # The context holds the cell of a notebook below which the calls may print.
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name="headstart progress", daemon=True
+        )
 
     def _run(self) -> None:
         while not self._ended.wait(self._seconds):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,17 @@ from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from headstart.cli.heartbeat import Heartbeat
 from headstart.cli.output import print_line, printable
-from headstart.cli.terminal import SafeConsole, Terminal, format_epoch, prints_epoch
+from headstart.cli.terminal import (
+    IDLE_SECONDS,
+    LONG_STEP_SECONDS,
+    WORKING,
+    SafeConsole,
+    Terminal,
+    format_epoch,
+    prints_epoch,
+)
 from headstart.errors import UsageError
 
 if TYPE_CHECKING:
@@ -165,20 +175,24 @@ class TerminalDisplay:
 class NotebookDisplay:
     """Show the events of a call below the cell of a notebook; the lines stay in the notebook.
 
-    It needs no widgets: the display of IPython is updated in place.
+    It needs no widgets: the display of IPython is updated in place, at least every 2 s.
     """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._step: Progressed | None = None
         self._handle: Any = None
-        self._drawn_at = 0.0
+        self._drawn_at = self._began_at = time.perf_counter()
+        self._lock = threading.RLock()
 
     @contextmanager
     def running(self) -> Iterator[NotebookDisplay]:
         """Yield the display; at the end, remove the progress bar and show the time."""
         started_at = time.perf_counter()
         outcome = "Stopped by an error"
+        heartbeat = Heartbeat(self._beat)
+        self._begin(WORKING)
+        heartbeat.start()
         try:
             yield self
             outcome = "Done"
@@ -186,23 +200,45 @@ class NotebookDisplay:
             outcome = "Interrupted"
             raise
         finally:
-            self._step = None
-            self._lines.append(f"{outcome} after {time.perf_counter() - started_at:.1f} s.")
-            self._draw()
+            heartbeat.stop()
+            with self._lock:
+                self._step = None
+                self._lines.append(f"{outcome} after {time.perf_counter() - started_at:.1f} s.")
+                self._draw()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        from headstart.selection.progress import NextStep
         from headstart.workflows.events import Progressed
 
-        if isinstance(event, Progressed):
-            is_new = self._step is None or self._step.step != event.step
-            self._step = event
-            if is_new or time.perf_counter() - self._drawn_at > REDRAW_SECONDS:
+        with self._lock:
+            if isinstance(event, Progressed):
+                is_new = self._step is None or self._step.step != event.step
+                if is_new:
+                    self._began_at = time.perf_counter()
+                self._step = event
+                if is_new or time.perf_counter() - self._drawn_at > REDRAW_SECONDS:
+                    self._draw()
+            elif lines := event_lines(event):
+                self._lines += lines
+                self._begin(
+                    lines[0].removeprefix("Next: ").rstrip(".")
+                    if isinstance(event, NextStep)
+                    else WORKING
+                )
                 self._draw()
-        elif lines := event_lines(event):
-            self._lines += lines
-            self._step = None
-            self._draw()
+
+    def _begin(self, name: str) -> None:
+        """Note what is done until the next event."""
+        from headstart.workflows.events import Progressed
+
+        self._step, self._began_at = Progressed(step=name, done=0, total=0), time.perf_counter()
+
+    def _beat(self) -> None:
+        """Draw the current step and its time again, if nothing was drawn for some time."""
+        with self._lock:
+            if self._step and time.perf_counter() - self._drawn_at > IDLE_SECONDS:
+                self._draw()
 
     def _draw(self) -> None:
         """Show the lines and the current step, in place of what was shown before."""
@@ -220,11 +256,11 @@ class NotebookDisplay:
             return f"<div>{lines}</div>"
         done, total = self._step.done, self._step.total
         amount = f' value="{done}" max="{total}"' if total else ""
-        text = escape(_format_step(self._step))
+        text = escape(self._step_text(self._step))
         return f"<div>{lines}<div><progress{amount}></progress> {text}</div></div>"
 
     def _text(self) -> str:
-        step = [] if self._step is None else [_format_step(self._step)]
+        step = [] if self._step is None else [self._step_text(self._step)]
         return "\n".join([*map(printable, self._shown()), *step])
 
     def _shown(self) -> list[str]:
@@ -232,7 +268,9 @@ class NotebookDisplay:
         before = [f"… {n_before} lines before"] if n_before > 0 else []
         return [*before, *self._lines[-NOTEBOOK_LINES:]]
 
-
-def _format_step(event: Progressed) -> str:
-    amount = f": {event.done}/{event.total}" if event.total else " …"
-    return printable(f"{event.step}{amount}")
+    def _step_text(self, event: Progressed) -> str:
+        """Describe the current step, with its time if it is long."""
+        amount = f": {event.done}/{event.total}" if event.total else " …"
+        seconds = time.perf_counter() - self._began_at
+        so_far = f", {seconds:.0f} s so far" if seconds > LONG_STEP_SECONDS else ""
+        return printable(f"{event.step}{amount}{so_far}")

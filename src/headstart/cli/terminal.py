@@ -416,7 +416,7 @@ def _create_bars(console: Console) -> Progress:
         def render(self, task: Task) -> Text:
             if task.total is None or task.finished or task.time_remaining is None:
                 return Text(f"{task.elapsed or 0:.0f} s")
-            return Text(f"-{task.time_remaining:.0f} s")
+            return Text(f"{task.time_remaining:.0f} s left")
 
     bars = (BarColumn(),) if is_wide else ()
     columns = SpinnerColumn(), TextColumn("{task.description}"), *bars, Amount(), Clock()

@@ -10,7 +10,7 @@ from headstart.distributed import world_size
 from headstart.errors import UsageError
 from headstart.training.interruption import StopRequest
 from headstart.training.job import Stop
-from headstart.workflows.events import EpochDone, Event, Observer
+from headstart.workflows.events import EpochDone, Event, Observer, require_observer
 
 __all__ = ["Callbacks"]
 
@@ -35,7 +35,7 @@ class Callbacks:
     Raises
     ------
     UsageError
-        If a callback is neither.
+        If a callback is neither, or the observer is no function.
 
     Examples
     --------
@@ -54,6 +54,7 @@ class Callbacks:
                 f"`callbacks` must be a list, got {reprlib.repr(callbacks)}. Pass a list such as "
                 "callbacks=[callback]."
             )
+        require_observer(observer)
         self._callbacks = tuple(callbacks)
         self._observer = observer
         self.stop: StopRequest | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, Self
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.prepare import PreparedData
 from headstart.distributed import is_main
+from headstart.errors import UsageError
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import EngineChoice
 from headstart.methods.method import Method, Outline
@@ -34,6 +36,7 @@ __all__ = [
     "Progressed",
     "notify_both",
     "progress_of",
+    "require_observer",
     "shown",
 ]
 
@@ -201,6 +204,27 @@ def notify_both(first: Observer, second: Observer | None) -> Observer:
     return notify
 
 
+def require_observer(observer: object) -> None:
+    """Refuse an observer that cannot be called.
+
+    Raises
+    ------
+    UsageError
+        If it is neither None nor a function.
+
+    Examples
+    --------
+    >>> require_observer(3)
+    Traceback (most recent call last):
+    headstart.errors.UsageError: `observer` must be a function of one event, got 3. Pass ...
+    """
+    if observer is not None and not callable(observer):
+        raise UsageError(
+            f"`observer` must be a function of one event, got {reprlib.repr(observer)}. Pass a "
+            "function, such as observer=print."
+        )
+
+
 @contextmanager
 def shown(progress: bool | None, observer: Observer | None) -> Iterator[Observer]:
     """Yield an observer that shows the progress of a call and passes the events on.
@@ -215,7 +239,7 @@ def shown(progress: bool | None, observer: Observer | None) -> Iterator[Observer
     Raises
     ------
     UsageError
-        If ``progress`` is not True, False or None.
+        If ``progress`` is not True, False or None, or the observer is no function.
 
     Examples
     --------
@@ -225,6 +249,7 @@ def shown(progress: bool | None, observer: Observer | None) -> Iterator[Observer
     """
     import headstart
 
+    require_observer(observer)
     with headstart.show_progress(progress if is_main() else False) as display:
         yield notify_both(display or (lambda _: None), observer)
 

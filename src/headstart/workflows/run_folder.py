@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -76,10 +77,12 @@ def choose_folder(out: str | Path | None, source: object) -> Path:
     Raises
     ------
     UsageError
-        If ``out`` does not end with a name, as "." and "..".
+        If ``out`` is no path, or does not end with a name, as "." and "..".
     """
     if out is None:
         return Path("runs") / slug(source)
+    if not isinstance(out, str | Path):
+        raise UsageError(f"`out` must be a path, got {reprlib.repr(out)}. Pass out='runs/photos'.")
     path = Path(out)
     if path.name in {"", ".."}:
         raise UsageError(
