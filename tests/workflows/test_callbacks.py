@@ -24,6 +24,7 @@ from headstart.workflows.events import (
     Noted,
     Planned,
     Progressed,
+    shown,
 )
 from headstart.workflows.run_folder import checkpoint_folder
 
@@ -234,3 +235,10 @@ def test_a_detector_resumes_only_with_the_same_choice_of_boxes(tmp_path) -> None
     for changed in ({"nms": 0.3}, {"max_boxes": 7}, {"class_agnostic_nms": True}):
         with pytest.raises(UsageError, match="different box selection"):
             fit(resume=True, **changed)
+
+
+def test_an_observer_that_is_no_function_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"`observer` must be a function of one event, got 3"):
+        Callbacks((), 3)
+    with pytest.raises(UsageError, match="observer=print"), shown(False, "print"):
+        pass

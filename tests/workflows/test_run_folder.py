@@ -167,3 +167,8 @@ def test_a_name_that_another_run_takes_at_the_last_moment_costs_no_run(tmp_path,
     assert published == tmp_path / "run-2"
     assert (published / "model.json").read_text() == "ours"
     assert (tmp_path / "run" / "model.json").read_text() == "theirs"
+
+
+def test_a_folder_that_is_no_path_is_refused():
+    with pytest.raises(UsageError, match=r"`out` must be a path, got 5. Pass out='runs/photos'"):
+        run_folder.choose_folder(5, "photos")
