@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.data.images import decode, upright_size
+from headstart.data.image_sizes import upright_size
+from headstart.data.images import decode
 from headstart.errors import UnreadableImageError
 
 

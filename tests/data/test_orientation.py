@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from headstart.data.images import decode, read_header, read_header_from_start, upright_size
+from headstart.data.image_sizes import read_header_from_start, upright_size
+from headstart.data.images import decode, read_header
 from headstart.data.orientation import info_orientation, split_jpeg, without_png_text
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,8 @@ from headstart.cli.options import (
     Backbone,
     Backbones,
     BadFiles,
+    BandRange,
+    Bands,
     Bits,
     Budget,
     ClassAgnosticNms,
@@ -52,6 +54,7 @@ from headstart.cli.options import (
     ModelFolder,
     NmsOverlap,
     NoCache,
+    NoData,
     Offline,
     OpenReport,
     OutputFormat,
@@ -69,6 +72,7 @@ from headstart.cli.options import (
     Track,
     Verbose,
     WeightColumn,
+    Window,
     box_settings,
     open_cache,
     parse_bad_files,
@@ -140,6 +144,10 @@ def fit(  # noqa: PLR0913 - one argument a flag
     label_from: LabelFrom = None,
     max_pixels: MaxPixels = None,
     bits: Bits = None,
+    window: Window = None,
+    bands: Bands = None,
+    band_range: BandRange = None,
+    no_data: NoData = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -313,6 +321,10 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     label_from: LabelFrom = None,
     max_pixels: MaxPixels = None,
     bits: Bits = None,
+    window: Window = None,
+    bands: Bands = None,
+    band_range: BandRange = None,
+    no_data: NoData = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -420,47 +432,6 @@ def backbones(as_json: AsJson = False) -> None:
         emit(rows)
     else:
         show_backbones(plain_console(), rows)
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Output folder.")],
-    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "symbols",
-    as_json: AsJson = False,
-) -> None:
-    """Write an embedded example dataset as class folders."""
-    from headstart.data.demo.classification import write
-
-    write(name, folder)
-    if as_json:
-        emit({"folder": str(folder), "name": name})
-    else:
-        say(f"Wrote {folder}. Next: `headstart fit {folder}`")
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Show versions, device, arithmetic, cache and network policy."""
-    from headstart.cache import Cache
-    from headstart.features.engines import available_engines
-    from headstart.runtime import device, machine, versions
-
-    target, store = device(), Cache()
-    stats = store.stats()
-    facts: dict[str, Any] = {
-        **versions(),
-        **machine(target).as_dict(),
-        "engines": ", ".join(available_engines(target)),
-        "cache": f"{stats.folder} ({stats.bytes / 1e6:.0f} of {stats.budget / 1e6:.0f} MB)",
-        "offline": os.environ.get("HEADSTART_OFFLINE") == "1",
-    }
-    if store.notes:
-        facts["cache notes"] = " ".join(store.notes)
-    if as_json:
-        emit(facts)
-        return
-    for name, value in facts.items():
-        echo(f"{name:<12} {value}")
 
 
 for command in COMMANDS:

@@ -1,7 +1,8 @@
-"""Commands ``cache``, ``plan``, ``rank``, ``compare`` and ``explain``."""
+"""Commands ``cache``, ``plan``, ``rank``, ``compare``, ``explain``, ``demo`` and ``doctor``."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from headstart.cli.options import (
     AsJson,
     Backbone,
     BadFiles,
+    BandRange,
+    Bands,
     Bits,
     Budget,
     ClassLevel,
@@ -35,6 +38,7 @@ from headstart.cli.options import (
     MethodName,
     ModelFolder,
     NoCache,
+    NoData,
     Offline,
     Prove,
     Quiet,
@@ -46,6 +50,7 @@ from headstart.cli.options import (
     TestFraction,
     Verbose,
     WeightColumn,
+    Window,
     open_cache,
     parse_detail,
     run_recipe,
@@ -56,7 +61,7 @@ from headstart.cli.output import echo, emit, say
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
 
-__all__ = ["COMMANDS", "cache_app", "compare", "explain", "plan", "rank"]
+__all__ = ["COMMANDS", "cache_app", "compare", "demo", "doctor", "explain", "plan", "rank"]
 
 cache_app = typer.Typer(help="Show or clear the cache of features and scans.", no_args_is_help=True)
 
@@ -178,6 +183,10 @@ def compare(  # noqa: PLR0913 - one argument a flag
     label_from: LabelFrom = None,
     max_pixels: MaxPixels = None,
     bits: Bits = None,
+    window: Window = None,
+    bands: Bands = None,
+    band_range: BandRange = None,
+    no_data: NoData = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -248,6 +257,10 @@ def plan(  # noqa: PLR0913 - one argument a flag
     label_from: LabelFrom = None,
     max_pixels: MaxPixels = None,
     bits: Bits = None,
+    window: Window = None,
+    bands: Bands = None,
+    band_range: BandRange = None,
+    no_data: NoData = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -298,6 +311,10 @@ def rank(  # noqa: PLR0913 - one argument a flag
     label_from: LabelFrom = None,
     max_pixels: MaxPixels = None,
     bits: Bits = None,
+    window: Window = None,
+    bands: Bands = None,
+    band_range: BandRange = None,
+    no_data: NoData = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
@@ -387,6 +404,45 @@ def explain(
         raise typer.Exit(2)
 
 
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "symbols",
+    as_json: AsJson = False,
+) -> None:
+    """Write an embedded example dataset as class folders."""
+    from headstart.data.demo.classification import write
+
+    write(name, folder)
+    if as_json:
+        emit({"folder": str(folder), "name": name})
+    else:
+        say(f"Wrote {folder}. Next: `headstart fit {folder}`")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, device, arithmetic, cache and network policy."""
+    from headstart.cache import Cache
+    from headstart.features.engines import available_engines
+    from headstart.runtime import device, machine, versions
+
+    target, store = device(), Cache()
+    stats = store.stats()
+    facts: dict[str, Any] = {
+        **versions(),
+        **machine(target).as_dict(),
+        "engines": ", ".join(available_engines(target)),
+        "cache": f"{stats.folder} ({stats.bytes / 1e6:.0f} of {stats.budget / 1e6:.0f} MB)",
+        "offline": os.environ.get("HEADSTART_OFFLINE") == "1",
+    }
+    if store.notes:
+        facts["cache notes"] = " ".join(store.notes)
+    if as_json:
+        emit(facts)
+        return
+    for name, value in facts.items():
+        echo(f"{name:<12} {value}")
+
+
 COMMANDS: tuple[Callable[..., Any], ...] = (
     plan,
     rank,
@@ -394,5 +450,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     adapt,
     explain,
     export,
+    demo,
+    doctor,
 )
 """Commands of this file, adapt.py and export.py, in the order of ``headstart --help``."""

@@ -229,6 +229,34 @@ Bits = Annotated[
         help="Bits that the values of 16-bit images use, such as 12 for values up to 4095.",
     ),
 ]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        help="DICOM images: center and width of the values that are shown, such as 40,400. "
+        "Default: the window in the file.",
+    ),
+]
+Bands = Annotated[
+    str | None,
+    typer.Option(
+        help="TIFF: bands that become red, green and blue, counted from 1, such as 4,3,2; one "
+        "band is grey.",
+    ),
+]
+BandRange = Annotated[
+    str | None,
+    typer.Option(
+        help="With --bands: values of black and white, such as 0,3000, or percentiles of every "
+        "image and band. Default: 2%,98%.",
+    ),
+]
+NoData = Annotated[
+    float | None,
+    typer.Option(
+        help="With --bands: value of pixels without data, which become black. Default: the tag "
+        "GDAL_NODATA.",
+    ),
+]
 ImagesFolder = Annotated[
     str | None,
     typer.Option("--images", help="Folder of the images that have masks, if names do not tell."),

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data import tiff
+from headstart.data.bands import bands_to_rgb, decode_bands
+from headstart.data.dicom import DicomHeader, decode_dicom, is_dicom, read_dicom_header
 from headstart.data.orientation import (
     EXIF_TRANSFORMS,
     info_orientation,
@@ -43,8 +45,8 @@ from headstart.data.pixel_values import (
     grey_to_rgb,
     scale_to_8_bits,
 )
-from headstart.errors import UnreadableImageError
-from headstart.files import is_file, read_bounded
+from headstart.errors import UnreadableImageError, UsageError
+from headstart.files import read_bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,9 +65,7 @@ __all__ = [
     "open_image",
     "read_bytes",
     "read_header",
-    "read_header_from_start",
     "unreadable_reason",
-    "upright_size",
 ]
 
 Source: TypeAlias = "str | Path | bytes | NDArray[Any] | Image"
@@ -74,7 +74,6 @@ Source: TypeAlias = "str | Path | bytes | NDArray[Any] | Image"
 # Formats of photographs. Left out on purpose: EPS (runs Ghostscript), TGA (has no signature, so
 # any text may be taken for it), ICO (does not state the size of the image in it).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "QOI")
-_HEADER_BYTES = 65_536  # contain nearly every header, so that the rest need not be read
 
 # Texts of Pillow's errors for TIFFs that are whole, but of a kind that it does not read.
 _UNSUPPORTED_TIFF = (
@@ -86,6 +85,8 @@ _UNSUPPORTED_TIFF = (
     "string index out of range",
     "not identified by this driver",
 )
+
+_NO_BANDS: dict[str, Any] = {"band_range": None, "no_data": None}
 
 _KNOWN_SIGNATURES = {
     b"<!doctype html": "an HTML page",
@@ -161,17 +162,18 @@ def digest(source: Source, options: ImageOptions = DEFAULT_OPTIONS) -> str:
     >>> digest(b"bytes of a file")[:12]
     'f875b6c3a4f8'
     """
-    identity = _content_digest(source)
+    identity = _content_digest(source, options)
     if not options.identity:
         return identity
     return hashlib.sha256(f"{identity} {options.identity}".encode()).hexdigest()
 
 
-def _content_digest(source: Source) -> str:
+def _content_digest(source: Source, options: ImageOptions) -> str:
     from PIL.Image import Image
 
     if isinstance(source, np.ndarray):
-        check_array(source)
+        if options.bands is None:
+            check_array(source)
         content = np.ascontiguousarray(source).tobytes()
         return hashlib.sha256(
             f"array {source.dtype.str} {source.shape} ".encode() + content
@@ -224,6 +226,8 @@ def decode(
     """
     from PIL.Image import Image
 
+    if isinstance(source, np.ndarray | Image) and options.bands is not None:
+        return _decode_array_bands(source, options)
     if isinstance(source, np.ndarray):
         return array_to_rgb(source, options)
     if isinstance(source, Image):
@@ -239,7 +243,12 @@ def decode_file(
     count_frames: bool = False,
 ) -> tuple[ImageHeader, Pixels]:
     """Decode a file and return header and pixels; ``n_frames`` is 1 unless frames are counted."""
-    opened = _open(read_bytes(source), source)
+    data = read_bytes(source)
+    if options.bands is not None:
+        return _decode_file_bands(data, source, options)
+    if is_dicom(data):
+        return _decode_dicom(data, source, options)
+    opened = _open(data, source)
     image_header = _to_header(opened)  # first: decoding may reduce the size
     pixels = _decode_opened(opened, source, at_least, options)
     if count_frames:
@@ -255,8 +264,67 @@ def read_header(source: str | Path | bytes) -> ImageHeader:
     >>> read_header(b"P5 2 1 255 \x00\xff")  # doctest: +NORMALIZE_WHITESPACE
     ImageHeader(format='PPM', width=2, height=1, mode='L', exif_orientation=1, n_frames=1)
     """
-    opened = _open(read_bytes(source), source)
+    data = read_bytes(source)
+    if is_dicom(data):
+        try:
+            return _from_dicom(read_dicom_header(data))
+        except UnreadableImageError as error:
+            raise _unreadable_error(source, str(error)) from None
+    if tiff.is_unsupported(data) and (size := tiff.upright_size(data)):
+        return _header_of_bands(data, size)  # decoding says why, if no bands are named
+    opened = _open(data, source)
     return replace(_to_header(opened), n_frames=_count_frames(opened))
+
+
+def _decode_dicom(data: bytes, source: object, options: ImageOptions) -> tuple[ImageHeader, Pixels]:
+    try:
+        header, pixels = decode_dicom(data, options)
+    except UnreadableImageError as error:
+        raise _unreadable_error(source, str(error)) from None
+    return _from_dicom(header), pixels
+
+
+def _from_dicom(header: DicomHeader) -> ImageHeader:
+    return ImageHeader(format="DICOM", exif_orientation=1, **header._asdict())
+
+
+def _decode_file_bands(
+    data: bytes, source: object, options: ImageOptions
+) -> tuple[ImageHeader, Pixels]:
+    """Decode the bands that the options name; the channels of other files are their bands."""
+    if not data.startswith((b"II", b"MM")):
+        header, pixels = decode_file(data, options=replace(options, bands=None, **_NO_BANDS))
+        try:
+            return header, bands_to_rgb(pixels, options)
+        except UnreadableImageError as error:
+            raise _unreadable_error(source, str(error)) from None
+    try:
+        pixels = decode_bands(data, options)
+    except UnreadableImageError as error:
+        raise _unreadable_error(source, str(error)) from None
+    height, width = pixels.shape[:2]
+    image_header = _header_of_bands(data, (width, height))
+    are_pages = max(options.band_numbers) > 1 and image_header.mode.startswith("1 band ")
+    return (replace(image_header, n_frames=1) if are_pages else image_header), pixels
+
+
+def _header_of_bands(data: bytes, size: tuple[int, int]) -> ImageHeader:
+    return ImageHeader(
+        format="TIFF",
+        width=size[0],
+        height=size[1],
+        mode=str(tiff.describe_tiff(data)).split(",")[0],
+        exif_orientation=1,
+        n_frames=tiff.count_pages(data),
+    )
+
+
+def _decode_array_bands(source: NDArray[Any] | Image, options: ImageOptions) -> Pixels:
+    no_data = None if isinstance(source, np.ndarray) else _tiff_tag(source, tiff.NO_DATA)
+    try:
+        return bands_to_rgb(np.asarray(source), options, no_data=tiff.parse_no_data(no_data))
+    except UnreadableImageError as error:
+        raise UsageError(f"The image has {error}. Pass an image of the bands.") from None
 
 
 def open_image(data: bytes, source: object) -> Image:
@@ -350,10 +418,12 @@ def _header_error(source: object, name: str, data: bytes, error: Exception) -> U
 
 
 def _unsupported_tiff_error(source: object, kind: str) -> UnreadableImageError:
+    flag = "" if "complex" in kind else f"--bands {'1' if kind[:2] in {'1 ', '2 '} else '3,2,1'}"
     return _unreadable_error(
         source,
-        f"a TIFF of a kind that is not supported ({kind})",
-        "Convert it to 8-bit RGB or grey",
+        f"a TIFF of a kind that is not supported {f'without {flag} ' if flag else ''}({kind})",
+        f"{f'Pass {flag} to choose the bands, or convert' if flag else 'Convert'} it to 8-bit RGB "
+        "or grey",
     )
 
 
@@ -412,13 +482,11 @@ def _decode_opened(
 ) -> Pixels:
     image, orientation = opened.image, opened.orientation
     width, height = image.size
-    if width * height > options.max_pixels:
-        raise _unreadable_error(
-            source,
-            f"{width} x {height} pixels, which is above the limit of {options.max_pixels} "
-            f"(--max-pixels {width * height} allows it)",
-            "Pass the flag, or make the image smaller",
-        )
+    try:
+        options.require_pixels(width, height)
+    except UnreadableImageError as error:
+        advice = "Pass the flag, or make the image smaller"
+        raise _unreadable_error(source, str(error), advice) from None
     try:
         if at_least is not None and image.format in {"JPEG", "MPO"}:
             scale = 2 * at_least / min(width, height)
@@ -439,7 +507,7 @@ def _to_rgb(opened: _Opened, options: ImageOptions) -> Pixels:
     image.load()
     if image.mode[0] in "IF":  # 16 bits, 32 bits, floating point
         white = 1 if image.mode == "F" else 4095 if is_packed else options.white
-        values = _within_range(np.asarray(image), white)
+        values = _within_range(np.asarray(image), white, is_tiff=image.format == "TIFF")
         return grey_to_rgb(scale_to_8_bits(white - values if opened.is_inverted else values, white))
     if rawmode is not None and opened.data and "transparency" not in image.info:
         values = _within_range(_deep_values(opened, rawmode), options.white)
@@ -454,9 +522,10 @@ def _to_rgb(opened: _Opened, options: ImageOptions) -> Pixels:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _within_range(values: NDArray[Any], white: int) -> NDArray[Any]:
+def _within_range(values: NDArray[Any], white: int, *, is_tiff: bool = False) -> NDArray[Any]:
     if not (values.min() >= 0 and values.max() <= white):  # false for NaN, too
-        raise UnreadableImageError(f"values outside 0 to {white} (rescale them)")
+        remedy = "rescale them, or pass --bands 1" if is_tiff else "rescale them"
+        raise UnreadableImageError(f"values outside 0 to {white} ({remedy})")
     return values
 
 
@@ -494,87 +563,3 @@ def _describe_content(data: bytes) -> str:
         return "a file of zeros"
     readable = data[:512].isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in data[:512])
     return "a text file" if readable else "a file of an unknown format"
-
-
-def upright_size(source: Source) -> tuple[int, int]:
-    r"""Height and width of the upright image, after its EXIF rotation.
-
-    Parameters
-    ----------
-    source : Path, str, bytes, array or PIL image
-        Of a file only the header is read.
-
-    Returns
-    -------
-    (int, int)
-        In pixels.
-
-    Raises
-    ------
-    UnreadableImageError
-        If the source is not a readable image.
-
-    Examples
-    --------
-    >>> upright_size(b"P5 2 1 255 \x00\xff"), upright_size(np.zeros((3, 4, 3)))
-    ((1, 2), (3, 4))
-    """
-    if isinstance(source, bytes):
-        image_header = read_header(source)
-        return image_header.height, image_header.width
-    if isinstance(source, str | os.PathLike):
-        image_header = read_header_from_start(source)
-        return image_header.height, image_header.width
-    if isinstance(source, np.ndarray):
-        return source.shape[0], source.shape[1]
-    height, width = decode(source).shape[:2]
-    return height, width
-
-
-def read_header_from_start(source: str | os.PathLike[str]) -> ImageHeader:
-    """Read the header of an image file from its first 64 KB, or else from the whole file.
-
-    Raises
-    ------
-    UnreadableImageError
-        If the file is not a readable image.
-
-    Examples
-    --------
-    >>> read_header_from_start("no-such.jpg")
-    Traceback (most recent call last):
-    headstart.errors.UnreadableImageError: Expected no-such.jpg to be a readable image, got \
-no such file. Replace it or remove it.
-    """
-    path = Path(source)
-    start = _read_start(path)
-    if start is not None:
-        try:
-            image_header = read_header(start)
-        except UnreadableImageError:  # the header of a TIFF may be at the end of the file
-            return read_header(path)
-        if image_header.format == "PNG":  # the orientation may be behind the pixels
-            return _with_png_orientation(image_header, path)
-        return image_header
-    return read_header(path)
-
-
-def _with_png_orientation(image_header: ImageHeader, path: Path) -> ImageHeader:
-    with path.open("rb") as file:
-        orientation = png_orientation(file)
-    sides = image_header.width, image_header.height
-    if (orientation > 4) != (image_header.exif_orientation > 4):
-        sides = sides[::-1]
-    return replace(image_header, width=sides[0], height=sides[1], exif_orientation=orientation)
-
-
-def _read_start(path: Path) -> bytes | None:
-    """Read the first bytes of a file; None if the file is not longer, or cannot be read."""
-    if not is_file(path):  # a pipe might never end
-        return None
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HEADER_BYTES)
-    except (OSError, ValueError):  # `read_header` raises the error with the reason
-        return None
-    return start if len(start) == _HEADER_BYTES else None

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.dataset import Boxes, Mask, Sample
-from headstart.data.images import decode, digest, read_bytes, upright_size
+from headstart.data.image_sizes import upright_size
+from headstart.data.images import decode, digest, read_bytes
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.data.transforms.augment import Augmentation, augment
 from headstart.data.transforms.geometric import (

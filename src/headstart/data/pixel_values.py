@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypedDict
@@ -9,7 +10,7 @@ from typing import Any, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.errors import UsageError
+from headstart.errors import UnreadableImageError, UsageError
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -36,6 +37,10 @@ class ImageSettings(TypedDict, total=False):
 
     max_pixels: int | None
     bits: int | None
+    window: str | None
+    bands: str | None
+    band_range: str | None
+    no_data: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,17 @@ class ImageOptions:
     bits : int or None
         Bits that the values of 16-bit images use, 9 to 16, such as 12 for values up to 4095.
         None: 16, unless the file states 12.
+    window : str or None
+        Center and width of the values of DICOM images that are shown, such as ``"40,400"``. None:
+        the window in the file.
+    bands : str or None
+        Bands of TIFF images, and channels of arrays, that become red, green and blue, counted
+        from 1, such as ``"4,3,2"``; one number is grey. None: the channels of the image.
+    band_range : str or None
+        Values of black and white in every band, such as ``"0,3000"``, or percentiles of each band
+        of an image, such as ``"2%,98%"``, which is the default.
+    no_data : float or None
+        Value of pixels without data. None: the one in the file, if there is one.
 
     Raises
     ------
@@ -63,6 +79,10 @@ class ImageOptions:
 
     max_pixels: int = MAX_PIXELS
     bits: int | None = None
+    window: str | None = None
+    bands: str | None = None
+    band_range: str | None = None
+    no_data: float | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (("max_pixels", 1, MOST_IMAGE_BYTES), ("bits", 9, 16)):
@@ -73,6 +93,18 @@ class ImageOptions:
                     f"`{name}` must be a whole number from {low} to {high}, got {value!r}. Pass "
                     f"--{name.replace('_', '-')} with such a number."
                 )
+        _ = self.window_numbers, self.band_numbers, self.band_ends  # fail on an invalid value
+        is_number = isinstance(self.no_data, int | float) and not isinstance(self.no_data, bool)
+        if self.no_data is not None and not (is_number and math.isfinite(self.no_data)):
+            raise UsageError(
+                f"`no_data` must be a number, got {self.no_data!r}. Pass --no-data VALUE; NaN and "
+                "infinity never count as data."
+            )
+        if self.bands is None and (self.band_range, self.no_data) != (None, None):
+            raise UsageError(
+                f"`band_range` {self.band_range!r} and `no_data` {self.no_data!r} need bands. Pass "
+                "--bands, such as --bands 3,2,1, or remove them."
+            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -95,12 +127,89 @@ class ImageOptions:
     @property
     def identity(self) -> str:
         """Text of the settings that change pixels; empty if all have their defaults."""
-        return "" if self.bits is None else f"bits={self.bits}"
+        names = ("bits", "window", "bands", "band_range", "no_data")
+        texts = {name: getattr(self, name) for name in names}
+        return " ".join(f"{name}={value}" for name, value in texts.items() if value is not None)
+
+    @property
+    def window_numbers(self) -> tuple[float, float] | None:
+        """Center and width of the window of DICOM images.
+
+        >>> ImageOptions(window="40,400").window_numbers
+        (40.0, 400.0)
+        """
+        if self.window is None:
+            return None
+        numbers = _numbers_in(self.window)
+        if len(numbers) != 2 or numbers[1] < 1:
+            raise UsageError(
+                "`window` must be a center and a width of at least 1, such as '40,400', got "
+                f"{self.window!r}. Pass --window CENTER,WIDTH."
+            )
+        return numbers[0], numbers[1]
+
+    @property
+    def band_numbers(self) -> tuple[int, ...]:
+        """Numbers of the bands that are shown, one or three; empty if none are named.
+
+        >>> ImageOptions(bands="4,3,2").band_numbers
+        (4, 3, 2)
+        """
+        if self.bands is None:
+            return ()
+        numbers = _numbers_in(self.bands)
+        if len(numbers) not in {1, 3} or not all(n >= 1 and n == int(n) for n in numbers):
+            raise UsageError(
+                "`bands` must be one or three numbers from 1, such as '4,3,2', got "
+                f"{self.bands!r}. Pass --bands RED,GREEN,BLUE or --bands GREY."
+            )
+        return tuple(map(int, numbers))
+
+    @property
+    def band_ends(self) -> tuple[float, float, bool]:
+        """Values of black and white, and whether they are percentiles.
+
+        >>> ImageOptions(bands="1", band_range="2%,98%").band_ends
+        (2.0, 98.0, True)
+        """
+        text = "2%,98%" if self.band_range is None else self.band_range
+        numbers = _numbers_in(text.replace("%", "") if isinstance(text, str) else text)
+        are_percentiles = isinstance(text, str) and text.count("%") == 2
+        is_valid = len(numbers) == 2 and numbers[0] < numbers[1] and str(text).count("%") in {0, 2}
+        if not is_valid or (are_percentiles and not 0 <= numbers[0] < numbers[1] <= 100):
+            raise UsageError(
+                "`band_range` must be two values, such as '0,3000', or two percentiles, such as "
+                f"'2%,98%', got {self.band_range!r}. Pass --band-range BLACK,WHITE."
+            )
+        return numbers[0], numbers[1], are_percentiles
+
+    def require_pixels(self, width: int, height: int) -> None:
+        """Refuse an image above the limit of pixels.
+
+        Raises
+        ------
+        UnreadableImageError
+            If it is larger; the message is the reason.
+        """
+        if width * height > self.max_pixels:
+            raise UnreadableImageError(
+                f"{width} x {height} pixels, which is above the limit of {self.max_pixels} "
+                f"(--max-pixels {width * height} allows it)"
+            )
 
     @property
     def white(self) -> int:
         """Value of white in 16-bit images."""
         return (1 << (self.bits or 16)) - 1
+
+
+def _numbers_in(text: object) -> list[float]:
+    """Finite numbers of a text such as ``"40,400"``; none if one of them is no number."""
+    try:
+        numbers = [float(part) for part in str(text).split(",")]
+    except ValueError:
+        return []
+    return numbers if isinstance(text, str) and all(map(math.isfinite, numbers)) else []
 
 
 DEFAULT_OPTIONS = ImageOptions()

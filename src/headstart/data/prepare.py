@@ -210,6 +210,7 @@ def _read_and_check(
     data = source if isinstance(source, Dataset) else read_dataset(source, group_by=group_by)
     on_scan = None if progress is None else (lambda done, total: progress("scan", done, total))
     records = scan(data.samples, cache=cache, progress=on_scan)
+    data = _group_patients(data, records)
     unclean = data
     data, box_findings = clean_boxes(data, records)
     mask_findings = check_masks(data, records)
@@ -222,6 +223,23 @@ def _read_and_check(
         *mask_findings,
     )
     return data, records, tuple(sorted(findings, key=lambda f: f.severity != "error")), copies
+
+
+def _group_patients(data: Dataset, records: Sequence[ImageRecord]) -> Dataset:
+    """Group the DICOM images of a patient, if the user names no groups."""
+    patients = dict.fromkeys(record.patient for record in records if record.patient is not None)
+    if not patients or any(sample.group is not None for sample in data.samples):
+        return data
+    if len(patients) == 1:
+        note = "groups: none, because all DICOM files have the same patient id"
+        return replace(data, notes=(*data.notes, note))
+    names = {patient: f"patient {number}" for number, patient in enumerate(patients, 1)}
+    samples = tuple(
+        sample if record.patient is None else replace(sample, group=names[record.patient])
+        for sample, record in zip(data.samples, records, strict=True)
+    )
+    note = f"groups: {len(names)} patients, from the ids in the DICOM files"
+    return replace(data, samples=samples, notes=(*data.notes, note))
 
 
 def _pairs_to_group(

@@ -70,6 +70,10 @@ READ_SETTINGS = (
     "label_from",
     "max_pixels",
     "bits",
+    "window",
+    "bands",
+    "band_range",
+    "no_data",
 )
 """Arguments of `read_dataset` that a user sets: flags of commands and fields of a recipe."""
 
@@ -113,8 +117,7 @@ def read_dataset(
         Fewer classes are an error; multilabel and detection data need only one.
     **source_options
         ``masks``, ``images``, ``mask_threshold``, ``class_level`` and ``label_from`` of
-        `FolderOptions`;
-        ``max_pixels`` and ``bits`` of `ImageOptions`; ``weight_column``, the column of the images'
+        `FolderOptions`; the fields of `ImageOptions`; ``weight_column``, the column of the images'
         weights in the loss (images of weight 0 are left out).
 
     Returns
@@ -351,7 +354,7 @@ def _list_images_at(path: Path) -> Iterable[Path]:
         return [path / name for name in listing.images]
     if not path.exists():
         raise layouts.path_not_found_error(path)
-    if path.suffix and not layouts.is_image(path.name):
+    if path.suffix and not (layouts.is_image(path.name) or layouts.is_dicom_file(path)):
         raise LayoutError(
             f"Expected an image, got {str(path)!r}. Pass files with an image suffix (.jpg, .png, "
             "...) or a folder."

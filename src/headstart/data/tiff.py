@@ -11,13 +11,18 @@ __all__ = [
     "describe_tiff",
     "is_unsupported",
     "minimum_is_black",
+    "parse_no_data",
     "read_tags",
+    "upright_size",
 ]
 
-MOST_BANDS = 6  # that Pillow decodes
+MOST_BANDS = 4  # of which it is clear which are red, green and blue
+NO_DATA = 42113  # GDAL_NODATA
+_INKS = 5  # photometric kind of CMYK, which may have transparency as its fifth band
 MOST_PAGES = 10_000
 MOST_VALUES = 64  # of a tag; longer ones, such as the offsets of strips, are not read
 PHOTOMETRIC = 262
+ORIENTATION = 274
 _KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _COMPRESSIONS = {
     1: "none", 2: "CCITT", 3: "CCITT G3", 4: "CCITT G4", 5: "LZW", 6: "old JPEG", 7: "JPEG",
@@ -147,7 +152,33 @@ def is_unsupported(data: bytes) -> bool:
     n_bands = tags.first(277, 1)
     in_planes = n_bands > 1 and tags.first(284, 1) == 2
     is_raw = tags.first(259, 1) == 1
-    return n_bands > MOST_BANDS or (in_planes and is_raw and tags.first(258, 1) > 8)
+    most = MOST_BANDS + (tags.first(PHOTOMETRIC, 1) == _INKS)
+    return n_bands > most or (in_planes and is_raw and tags.first(258, 1) > 8)
+
+
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    r"""Width and height of the first page after its rotation; None if the header is damaged.
+
+    >>> upright_size(b"no TIFF") is None
+    True
+    """
+    tags = read_tags(data)
+    if tags is None or not (tags.first(256, 0) and tags.first(257, 0)):
+        return None
+    size = tags.first(256, 0), tags.first(257, 0)
+    return size[::-1] if tags.first(ORIENTATION, 1) in range(5, 9) else size
+
+
+def parse_no_data(text: object) -> float | None:
+    """Value of the tag GDAL_NODATA; None if it is missing or no number.
+
+    >>> parse_no_data("-9999 "), parse_no_data("none")
+    (-9999.0, None)
+    """
+    try:
+        return None if text is None else float(str(text).strip(" \0"))
+    except ValueError:
+        return None
 
 
 def describe_tiff(data: bytes) -> str | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headstart.backbones.freezing import freeze
 from headstart.data.dataset import Sample
 from headstart.data.draw import resize_to_fit
-from headstart.data.images import upright_size
+from headstart.data.image_sizes import upright_size
 from headstart.data.loader import load_pixels
 from headstart.data.transforms.preprocess import LONGEST_SIDE, Preprocess
 from headstart.errors import UnknownNameError, UsageError

@@ -52,6 +52,8 @@ TAKEN = frozenset(
         "backbone",
         "backbones",
         "bad_files",
+        "band_range",
+        "bands",
         "bits",
         "budget",
         "cache",
@@ -79,6 +81,7 @@ TAKEN = frozenset(
         "method",
         "nms",
         "no_cache",
+        "no_data",
         "observer",
         "offline",
         "open",
@@ -98,6 +101,7 @@ TAKEN = frozenset(
         "track",
         "verbose",
         "weight_column",
+        "window",
     ]
 )
 """Flags and keywords of a run, which no method of another package may use for a field."""

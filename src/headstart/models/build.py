@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.backbones.spec import Stage
 from headstart.data.dataset import Dataset, Kind
-from headstart.data.images import upright_size
+from headstart.data.image_sizes import upright_size
 from headstart.data.loader import load_boxes
 from headstart.data.transforms.preprocess import canvas_for
 from headstart.errors import UnknownNameError, UsageError

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from headstart.backbones.freezing import freeze
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import CLASSES_SHOWN, Sample, brief, html_table
-from headstart.data.images import Pixels, decode, upright_size
+from headstart.data.image_sizes import upright_size
+from headstart.data.images import Pixels, decode
 from headstart.data.loader import load_batch, map_bounded
 from headstart.data.transforms.preprocess import Placement
 from headstart.data.transforms.tiling import blend, tiles

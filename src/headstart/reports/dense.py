@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import Boxes, Sample
 from headstart.data.draw import draw_boxes, draw_mask, hex_colours, is_background, resize_to_fit
-from headstart.data.images import decode, upright_size
+from headstart.data.image_sizes import upright_size
+from headstart.data.images import decode
 from headstart.data.prepare import PreparedData
 from headstart.data.splits import evenly_spaced
 from headstart.errors import DataError, HeadstartError, UnreadableImageError

@@ -109,10 +109,10 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         Folder to write the report and the predictions to; an existing folder is never changed.
     **options
         ``group_by``, ``image_column``, ``label_column``, ``label_separator``, ``masks``,
-        ``images``, ``mask_threshold``, ``class_level``, ``label_from``,
-        ``max_pixels``, ``bits``, ``bad_files``,
-        ``allow_overlap``, ``device`` and, for boxes, ``nms``, ``class_agnostic_nms`` and
-        ``max_boxes``, as on the command line.
+        ``images``, ``mask_threshold``, ``class_level``, ``label_from``, ``max_pixels``, ``bits``,
+        ``window``, ``bands``, ``band_range``, ``no_data``, ``bad_files``, ``allow_overlap``,
+        ``device`` and, for boxes, ``nms``, ``class_agnostic_nms`` and ``max_boxes``, as on the
+        command line.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone, name_of, to_backbone
 from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset, Kind
-from headstart.data.images import upright_size
+from headstart.data.image_sizes import upright_size
 from headstart.data.loader import load_batch
 from headstart.data.splits import kfold, nested_fractions
 from headstart.data.transforms.preprocess import canvas_for

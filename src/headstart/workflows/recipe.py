@@ -65,6 +65,10 @@ SAMPLES: Mapping[str, Any] = {
     "label_from": "([a-z]+)_",
     "max_pixels": 300_000_000,
     "bits": 12,
+    "window": "40,400",
+    "bands": "4,3,2",
+    "band_range": "2%,98%",
+    "no_data": -9999,
     "image_column": "file",
     "label_column": "class",
     "label_separator": ",",
@@ -115,8 +119,8 @@ class Recipe:
     class_level, label_from : int, str, optional
         Level of the folders that are classes, from 1; or a regular expression that finds the class
         in the relative path of each image.
-    max_pixels, bits : int, optional
-        Largest width times height of an image; bits that 16-bit images use, such as 12.
+    max_pixels, bits, window, bands, band_range, no_data : optional
+        How images are decoded: see `headstart.data.pixel_values.ImageOptions`.
     image_column, label_column : str, optional
         Columns of a table, if their names are not among the usual ones.
     label_separator : str, optional
@@ -170,6 +174,10 @@ class Recipe:
     label_from: str | None = None
     max_pixels: int | None = None
     bits: int | None = None
+    window: str | None = None
+    bands: str | None = None
+    band_range: str | None = None
+    no_data: float | None = None
     image_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None

@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from headstart.cache import Cache, key
 from headstart.data.dataset import Sample
+from headstart.data.dicom import patient_hash
 from headstart.data.images import (
     ImageHeader,
     Pixels,
     decode,
     decode_file,
     digest,
+    read_bytes,
     unreadable_reason,
 )
 from headstart.errors import UnreadableImageError
@@ -58,6 +60,8 @@ class ImageRecord:
         Reason why the image cannot be used.
     n_frames : int
         Pages or frames of the file, of which the first is used.
+    patient : str or None
+        Keyed hash of the patient's id in a DICOM file; never written, see `dicom.patient_hash`.
     """
 
     digest: str
@@ -71,6 +75,7 @@ class ImageRecord:
     sketch: bytes = b""
     problem: str | None = None
     n_frames: int = 1
+    patient: str | None = None
 
 
 def scan(
@@ -135,7 +140,10 @@ def _scan_batch(
         readable = {k: _to_bytes(record) for k, record in computed.items() if not record.problem}
         cache.put_many(readable, kind="scan")
     records = {key: _from_bytes(value) for key, value in stored.items()} | computed
-    return [records.get(key, identity) for key, identity in zip(keys, identities, strict=True)]
+    return [
+        replace(records[key], patient=identity.patient) if key in records else identity
+        for key, identity in zip(keys, identities, strict=True)
+    ]
 
 
 def _identify_all(samples: Sequence[Sample]) -> list[ImageRecord]:
@@ -143,8 +151,11 @@ def _identify_all(samples: Sequence[Sample]) -> list[ImageRecord]:
 
 
 def _identify(sample: Sample) -> ImageRecord:
+    source = sample.image
     try:
-        return ImageRecord(digest=digest(sample.image, sample.options))
+        source = read_bytes(source) if isinstance(source, Path) else source
+        patient = patient_hash(source) if isinstance(source, bytes) else None
+        return ImageRecord(digest=digest(source, sample.options), patient=patient)
     except UnreadableImageError as error:
         return ImageRecord(digest="", problem=unreadable_reason(error))
 
@@ -201,11 +212,11 @@ def _signature(pixels: Pixels) -> tuple[int, bytes, bytes]:
 def _cache_key(record: ImageRecord, max_pixels: int) -> bytes:
     from PIL import __version__
 
-    return key("scan", 3, __version__, SHORT_SIDE, max_pixels, record.digest)
+    return key("scan", 4, __version__, SHORT_SIDE, max_pixels, record.digest)
 
 
 def _to_bytes(record: ImageRecord) -> bytes:
-    texts = {"thumbnail": record.thumbnail.hex(), "sketch": record.sketch.hex()}
+    texts = {"thumbnail": record.thumbnail.hex(), "sketch": record.sketch.hex(), "patient": None}
     return json.dumps(asdict(record) | texts).encode()
 
 

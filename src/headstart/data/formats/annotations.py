@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from headstart.data.dataset import Boxes, SplitName
 from headstart.data.formats.layouts import Listing, format_list, natural_key
 from headstart.data.formats.tables import split_name
-from headstart.data.images import ImageHeader, read_header_from_start
+from headstart.data.image_sizes import read_header_from_start
+from headstart.data.images import ImageHeader
 from headstart.data.outlines import Outline
 from headstart.errors import DataError, UnreadableImageError
 

@@ -1,6 +1,7 @@
 """Folder listing, recognition of data formats, and the errors for unsupported layouts.
 
-Images are recognised by file name only; of annotation files the first bytes are read.
+Images are recognised by file name, and DICOM files without a suffix by their first bytes; of
+annotation files the first bytes are read, too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
+from headstart.data.dicom import is_dicom
 from headstart.errors import DataError, LayoutError
 from headstart.files import is_file
 
@@ -25,6 +27,7 @@ __all__ = [
     "find_voc_file",
     "find_yolo_file",
     "format_list",
+    "is_dicom_file",
     "is_image",
     "list_folder",
     "natural_key",
@@ -39,9 +42,11 @@ IMAGE_SUFFIXES = frozenset(
     (
         ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff",
         ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif", ".heic", ".heif",
+        ".dcm", ".dicom",
     )
 )
 # fmt: on
+_NO_SUFFIX = re.compile(r"|\.\d+")
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".parquet", ".pq"))
 
 # Files and folders of operating systems, network disks and tools, in lower case.
@@ -81,7 +86,7 @@ class Listing:
     ----------
     root : Path
     images : tuple of str
-        Files with an image suffix.
+        Files with an image suffix, and DICOM files without a suffix.
     other_files : tuple of str
         All other files, except hidden ones.
     folders : tuple of str
@@ -110,6 +115,25 @@ def is_image(name: str) -> bool:
     (True, False)
     """
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file without a suffix, or with a number as in ``1.2.840``, has DICOM's mark.
+
+    Examples
+    --------
+    >>> is_dicom_file(Path("notes.txt"))
+    False
+    """
+    if not _NO_SUFFIX.fullmatch(path.suffix) or path.name.upper() == "DICOMDIR":
+        return False
+    if not is_file(path):  # a pipe might never end
+        return False
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False
 
 
 def natural_key(text: str) -> tuple[object, ...]:
@@ -169,7 +193,8 @@ def list_folder(root: Path) -> Listing:
         for entry in _folder_entries(root / folder):
             name = f"{folder}{entry.name}"
             if not _is_folder(entry):
-                (images if is_image(name) else other_files).append(name)
+                is_read = is_image(name) or is_dicom_file(Path(entry.path))
+                (images if is_read else other_files).append(name)
                 continue
             identity = _folder_identity(Path(entry.path))
             link_depth = parent_link_depth + entry.is_symlink()
