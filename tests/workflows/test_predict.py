@@ -126,3 +126,20 @@ def test_predictions_are_computed_when_they_are_read(saved, tmp_path) -> None:
         found.write()  # nothing to write
         assert isinstance(next(found.predictions), Prediction)
     assert isinstance(saved.model, TransferModel)
+
+
+def test_frames_that_are_left_out_are_reported(saved, tmp_path) -> None:
+    """The text goes to the other channel, so that JSON and CSV stay whole."""
+    pages = [Image.new("RGB", (40, 40), (value,) * 3) for value in (5, 90, 200)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "one.tif")
+    for flags in ([], ["--json"], ["--format", "csv"]):
+        words = ["predict", str(saved.run), str(tmp_path), *flags]
+        result = CliRunner().invoke(app, words)
+        assert "1 files have several pages or frames" in " ".join(result.stderr.split())
+        assert "2 are left out" in " ".join(result.stderr.split())
+        assert "left out" not in result.stdout
+    assert len(json.loads(CliRunner().invoke(app, [*words[:3], "--json"]).stdout)) == 2
+    found = predict_images(saved.model, tmp_path / "pages.tif", cache=Cache())
+    assert [finding.kind for finding in found.findings] == ["several-frames"]
+    assert not predict_images(saved.model, tmp_path / "one.tif", cache=Cache()).findings

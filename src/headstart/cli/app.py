@@ -306,6 +306,8 @@ def predict(  # noqa: PLR0913 - one argument a flag
             echo(as_csv(found.predictions, found.classes), nl=False)
         else:
             show_predictions(plain_console(), found.predictions, found.classes)
+        for finding in found.findings:
+            say(f"headstart: {finding.message}.", err=True)
 
 
 @app.command()

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.outlines import OutlineMask
-from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions
+from headstart.data.pixel_values import DEFAULT_OPTIONS, MAX_PIXELS, ImageOptions
 from headstart.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -170,12 +170,15 @@ class Mask:
         Classes that occur in the mask, if it has been read.
     size : (int, int) or None
         Width and height to which the mask is scaled by nearest neighbour; None: it is not scaled.
+    max_pixels : int
+        Largest width times height of a file; a larger one is refused before it is decoded.
     """
 
     source: Path | NDArray[Any] | OutlineMask
     palette: Palette
     present: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __repr__(self) -> str:
         source = self.source

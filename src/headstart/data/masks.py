@@ -23,6 +23,7 @@ from headstart.data.dataset import IGNORED, Code, Mask, Palette
 from headstart.data.images import (
     MAX_PIXELS,
     ImageHeader,
+    ImageOptions,
     Source,
     open_image,
     read_bytes,
@@ -99,7 +100,7 @@ def decode_mask(mask: Mask, classes: Sequence[str], *, orientation: int = 1) -> 
     >>> decode_mask(Mask(source=np.array([[0, 7, 255]]), palette=codes), ["leaf", "ground"])
     array([[  1,   0, 255]], dtype=uint8)
     """
-    raw = read_raw_mask(mask.source)
+    raw = read_raw_mask(mask.source, mask.max_pixels)
     indices = codes_to_indices(raw, mask.palette)
     if (indices == UNKNOWN).any():
         raise _unknown_values_error(mask, raw, indices)
@@ -166,8 +167,16 @@ def class_counts(indices: NDArray[np.uint8], n_classes: int) -> NDArray[np.intp]
     return np.append(counts[:n_classes], counts[IGNORED])
 
 
-def read_raw_mask(source: Path | NDArray[Any] | OutlineMask) -> RawMask:
+def read_raw_mask(
+    source: Path | NDArray[Any] | OutlineMask, max_pixels: int = MAX_PIXELS
+) -> RawMask:
     """Read the codes of a mask without applying a palette.
+
+    Parameters
+    ----------
+    source : Path or array
+    max_pixels : int
+        Largest width times height of a file.
 
     Raises
     ------
@@ -186,12 +195,10 @@ def read_raw_mask(source: Path | NDArray[Any] | OutlineMask) -> RawMask:
     if isinstance(source, OutlineMask):
         return RawMask(source.draw())
     file_header = read_header(source)
-    if file_header.width * file_header.height > MAX_PIXELS:
-        raise _unreadable_mask_error(
-            source,
-            f"{file_header.width} x {file_header.height} pixels, which is above the limit of "
-            f"{MAX_PIXELS}",
-        )
+    try:
+        ImageOptions(max_pixels=max_pixels).require_pixels(file_header.width, file_header.height)
+    except UnreadableImageError as error:
+        raise _unreadable_mask_error(source, str(error)) from None
     if file_header.mode == "F":
         raise _unreadable_mask_error(
             source, "floating-point values, which cannot be codes of classes"

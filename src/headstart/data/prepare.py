@@ -26,6 +26,7 @@ from headstart.data.checks.images import (
     check,
     find_duplicates,
     find_rare_classes,
+    find_several_frames,
     is_frame,
     join_messages,
     keep_readable,
@@ -47,6 +48,7 @@ __all__ = [
     "examine_dataset",
     "group_duplicates",
     "inspect_dataset",
+    "inspect_samples",
     "prepare",
     "readable_samples",
     "to_samples",
@@ -363,10 +365,28 @@ def readable_samples(
 
     ``options`` replace those of the samples, unless they have their defaults.
     """
+    return inspect_samples(samples, cache=cache, bad_files=bad_files, options=options)[0]
+
+
+def inspect_samples(
+    samples: Sequence[Sample],
+    *,
+    cache: Cache,
+    bad_files: BadFiles,
+    options: ImageOptions = DEFAULT_OPTIONS,
+) -> tuple[tuple[Sample, ...], tuple[Finding, ...]]:
+    """Return the samples of `readable_samples`, and the files whose later frames are left out.
+
+    Examples
+    --------
+    >>> inspect_samples((), cache=Cache(), bad_files="skip")
+    ((), ())
+    """
     _require_policy(bad_files)
     data = with_image_options(Dataset(samples=tuple(samples), classes=()), options)
     records = scan(data.samples, cache=cache)
-    return keep_readable(data, records, bad_files=bad_files)[0].samples
+    readable, records = keep_readable(data, records, bad_files=bad_files)
+    return readable.samples, tuple(find_several_frames(readable, records))
 
 
 def group_duplicates(data: Dataset, duplicates: Iterable[Iterable[int]]) -> Dataset:

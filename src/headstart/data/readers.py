@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Unpack
 
-from headstart.data.dataset import Dataset, Kind
+from headstart.data.dataset import Dataset, Kind, Mask
 from headstart.data.demo import classification as demo
 from headstart.data.formats import (
     box_tables,
@@ -176,6 +176,7 @@ def read_dataset(
             options=options,
             labels_required=labels_required,
             named=named,
+            max_pixels=image_options.max_pixels,
         )
         name, where = path.absolute().name or data.name, repr(str(path))
     else:
@@ -225,8 +226,13 @@ def with_image_options(data: Dataset, options: ImageOptions) -> Dataset:
     """
     if options == DEFAULT_OPTIONS:
         return data
-    samples = tuple(replace(sample, options=options) for sample in data.samples)
-    return replace(data, samples=samples)
+    samples = (
+        replace(sample, target=replace(sample.target, max_pixels=options.max_pixels))
+        if isinstance(sample.target, Mask)
+        else sample
+        for sample in data.samples
+    )
+    return replace(data, samples=tuple(replace(sample, options=options) for sample in samples))
 
 
 def _read_path(
@@ -237,13 +243,15 @@ def _read_path(
     options: ReadOptions,
     labels_required: bool,
     named: FolderOptions,
+    max_pixels: int,
 ) -> tuple[Dataset, tuple[str, ...], bool]:
     """Read a folder or a file.
 
     Returns the data, the relative path of each example, and whether a column names the groups.
     """
     if named:
-        return *folders.read_folders(listing, task_kind, labels_required, named), False
+        data, keys = folders.read_folders(listing, task_kind, labels_required, named, max_pixels)
+        return data, keys, False
     box_files = _box_files_for(path, listing, task_kind, options)
     table: tables.Table | None = None
     unread_notes: tuple[str, ...] = ()
@@ -267,7 +275,7 @@ def _read_path(
                 f"Expected a manifest for {arguments}, got {str(path)!r} without one. Remove "
                 "the argument, or pass the path of the manifest."
             )
-        data, keys = folders.read_folders(listing, task_kind, labels_required, named)
+        data, keys = folders.read_folders(listing, task_kind, labels_required, named, max_pixels)
         has_groups = False
     return replace(data, notes=(*data.notes, *unread_notes)), keys, has_groups
 

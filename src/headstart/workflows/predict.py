@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart.cache import Cache, open_cache
+from headstart.data.checks.images import Finding
 from headstart.data.dataset import Sample
-from headstart.data.prepare import BadFiles, readable_samples, to_samples
+from headstart.data.prepare import BadFiles, inspect_samples, to_samples
 from headstart.errors import UnknownNameError, UsageError
 from headstart.models.coco_ids import CocoIds, read_coco_ids
 from headstart.models.exported_model import AnyModel, open_model
@@ -49,6 +50,8 @@ class PredictedImages:
     folder : Path or None
         Folder for the files; None if no files are requested.
     ids : CocoIds or None
+    findings : tuple of Finding
+        Files of which pages or frames are left out.
     """
 
     samples: tuple[Sample, ...]
@@ -57,6 +60,7 @@ class PredictedImages:
     format: str = "table"
     folder: Path | None = None
     ids: CocoIds | None = None
+    findings: tuple[Finding, ...] = ()
 
     def write(self, kept: list[AnyPrediction] | None = None) -> None:
         """Write the predictions to the folder, and add them to a list, if one is passed."""
@@ -177,7 +181,7 @@ def predict_images(
             f"of {formats}, or remove --out."
         )
     coco_ids = None if ids is None else read_coco_ids(Path(ids), format)
-    samples = readable_samples(
+    samples, findings = inspect_samples(
         to_samples(images),
         cache=cache,
         bad_files=bad_files,
@@ -190,6 +194,7 @@ def predict_images(
         format=format,
         folder=_folder(format, out),
         ids=coco_ids,
+        findings=findings,
     )
 
 

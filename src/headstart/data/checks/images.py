@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "find_duplicates",
     "find_rare_classes",
+    "find_several_frames",
     "is_frame",
     "join_messages",
     "keep_readable",
@@ -202,7 +203,7 @@ def check(
             *_find_missing_classes(dataset, records),
             *_find_empty_splits(dataset, records),
             *_find_dark_images(dataset, records),
-            *_find_several_frames(dataset, records),
+            *find_several_frames(dataset, records),
         ]
     )
 
@@ -422,7 +423,16 @@ def _find_dark_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Itera
         yield Finding(kind="16-bit-dark", severity="warning", message=text, paths=paths)
 
 
-def _find_several_frames(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+def find_several_frames(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
+    """Report files of which pages or frames are left out.
+
+    Examples
+    --------
+    >>> data = Dataset(samples=(Sample(image=b"", title="a.gif"),), classes=())
+    >>> record = ImageRecord(digest="", n_frames=3)
+    >>> [finding.kind for finding in find_several_frames(data, [record])]
+    ['several-frames']
+    """
     rows = [i for i, record in enumerate(records) if record.n_frames > 1]
     if rows:
         paths = tuple(dataset.samples[i].name for i in rows)

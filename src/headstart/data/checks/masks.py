@@ -159,7 +159,9 @@ def _measure(sample: Sample, classes: Sequence[str]) -> _MaskStatistics:
     except UnreadableImageError as error:
         return _MaskStatistics(counts=zeros, kind="mask-unreadable", problem=str(error))
     except DataError as error:
-        height, width = read_raw_mask(sample.target.source).values.shape[:2]
+        height, width = read_raw_mask(sample.target.source, sample.target.max_pixels).values.shape[
+            :2
+        ]
         size = (width, height)
         return _MaskStatistics(counts=zeros, size=size, kind="mask-values", problem=str(error))
     height, width = indices.shape

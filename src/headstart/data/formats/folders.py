@@ -14,6 +14,7 @@ from headstart.data.formats.layouts import Listing
 from headstart.data.formats.mask_names import find_twins
 from headstart.data.formats.mask_pairs import MaskPairs
 from headstart.data.formats.unread_formats import unread_annotations_error
+from headstart.data.pixel_values import MAX_PIXELS
 from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
 
 __all__ = [
@@ -103,9 +104,13 @@ def format_flags(options: FolderOptions) -> str:
 
 
 def read_folders(
-    listing: Listing, task_kind: Kind | None, labels_required: bool, options: FolderOptions
+    listing: Listing,
+    task_kind: Kind | None,
+    labels_required: bool,
+    options: FolderOptions,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Dataset, tuple[str, ...]]:
-    """Read images with masks, or else class folders.
+    """Read images with masks of at most ``max_pixels`` pixels, or else class folders.
 
     Raises
     ------
@@ -139,6 +144,7 @@ def read_folders(
                 pairs,
                 labels_required=labels_required,
                 threshold=options.get("mask_threshold"),
+                max_pixels=max_pixels,
             )
         if task_kind == "segmentation" or mask_options:
             raise layouts.no_masks_error(listing)

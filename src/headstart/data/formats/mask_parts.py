@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from headstart.data.dataset import IGNORED
 from headstart.data.formats.mask_names import folder_role, pairing_name
 from headstart.data.masks import read_raw_mask
+from headstart.data.pixel_values import MAX_PIXELS
 from headstart.errors import DataError
 
 __all__ = ["MAX_BYTES", "are_numbered", "merge_masks", "parts_by_place"]
@@ -118,7 +119,9 @@ def _may_be_classes(parts: Mapping[str, Sequence[str]]) -> bool:
     return any(len(names) > 1 for names in images.values())
 
 
-def merge_masks(paths: Sequence[Path], threshold: int | None = None) -> NDArray[np.uint8]:
+def merge_masks(
+    paths: Sequence[Path], threshold: int | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Unite the masks of the objects of an image.
 
     Parameters
@@ -126,6 +129,8 @@ def merge_masks(paths: Sequence[Path], threshold: int | None = None) -> NDArray[
     paths : sequence of Path
     threshold : int or None
         Values of this and above are the object; by default all but 0.
+    max_pixels : int
+        Largest width times height of a mask.
 
     Returns
     -------
@@ -141,7 +146,7 @@ def merge_masks(paths: Sequence[Path], threshold: int | None = None) -> NDArray[
     """
     merged: NDArray[np.bool_] | None = None
     for path in paths:
-        values = read_raw_mask(path).values
+        values = read_raw_mask(path, max_pixels).values
         grey = values.max(axis=2) if values.ndim == 3 else values
         n_values = len(np.unique(grey))
         if threshold is None and n_values > 2:

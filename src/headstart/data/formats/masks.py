@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from headstart.data.masks import (
     palette_codes,
     read_raw_mask,
 )
+from headstart.data.pixel_values import MAX_PIXELS
 from headstart.errors import DataError, LayoutError, UnreadableImageError
 from headstart.files import read_text
 from headstart.runtime import cores
@@ -46,6 +48,7 @@ def read_mask_pairs(
     *,
     labels_required: bool = True,
     threshold: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Dataset, tuple[str, ...]]:
     """Read images with masks. Every mask is opened once to find the classes that it contains.
 
@@ -58,6 +61,8 @@ def read_mask_pairs(
         False: images in folders without any mask are read, too.
     threshold : int or None
         Values of this and above are the object, all others the background.
+    max_pixels : int
+        Largest width times height of a mask.
 
     Returns
     -------
@@ -77,16 +82,17 @@ def read_mask_pairs(
     """
     keys = sorted([*pairs.masks, *pairs.missing, *([] if labels_required else pairs.unlabelled)])
     names = sorted(set(pairs.masks.values()))
-    sources = _mask_sources(listing, pairs, threshold)
-    values = dict(zip(names, _mask_values([sources[name] for name in names]), strict=True))
+    sources = _mask_sources(listing, pairs, threshold, max_pixels)
+    found = _mask_values([sources[name] for name in names], max_pixels)
+    values = dict(zip(names, found, strict=True))
     readable = [mask_values for mask_values in values.values() if mask_values is not None]
     if not readable:
-        read_raw_mask(listing.root / names[0])  # raises the error that explains why
+        read_raw_mask(listing.root / names[0], max_pixels)  # raises the error that explains why
     maps = find_class_map(listing)
     class_map = read_class_map(listing.root / maps[0]) if maps else None
     paths = [listing.root / name for name in names if values[name] is not None]
     if threshold is None:
-        _refuse_altered_values(class_map, readable, paths)
+        _refuse_altered_values(class_map, readable, paths, max_pixels)
         palette, palette_notes = _find_palette(class_map, readable)
     else:
         palette, palette_notes = _threshold_palette(class_map, threshold)
@@ -113,7 +119,7 @@ def read_mask_pairs(
 
 
 def _mask_sources(
-    listing: Listing, pairs: MaskPairs, threshold: int | None
+    listing: Listing, pairs: MaskPairs, threshold: int | None, max_pixels: int
 ) -> dict[str, MaskSource]:
     """Files of the masks; if some images have several masks, the union for each image."""
     if not pairs.parts:
@@ -123,9 +129,9 @@ def _mask_sources(
     for image, name in pairs.masks.items():
         paths = [listing.root / part for part in pairs.parts.get(image, (name,))]
         try:
-            merged = merge_masks(paths, threshold)
+            merged = merge_masks(paths, threshold, max_pixels)
         except UnreadableImageError:
-            sources[name] = next((path for path in paths if not _is_readable(path)), paths[0])
+            sources[name] = next((p for p in paths if not _is_readable(p, max_pixels)), paths[0])
             continue
         sources[name] = merged
         n_bytes += merged.nbytes
@@ -137,18 +143,19 @@ def _mask_sources(
     return sources
 
 
-def _is_readable(path: Path) -> bool:
-    return _distinct_values_or_none(path) is not None
+def _is_readable(path: Path, max_pixels: int) -> bool:
+    return _distinct_values_or_none(path, max_pixels) is not None
 
 
-def _mask_values(paths: Sequence[MaskSource]) -> list[RawMask | None]:
+def _mask_values(paths: Sequence[MaskSource], max_pixels: int) -> list[RawMask | None]:
     with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(_distinct_values_or_none, paths, chunksize=8))
+        limits = repeat(max_pixels, len(paths))
+        return list(pool.map(_distinct_values_or_none, paths, limits, chunksize=8))
 
 
-def _distinct_values_or_none(path: MaskSource) -> RawMask | None:
+def _distinct_values_or_none(path: MaskSource, max_pixels: int) -> RawMask | None:
     try:
-        return distinct_values(read_raw_mask(path))
+        return distinct_values(read_raw_mask(path, max_pixels))
     except UnreadableImageError:  # the data checks report it, with the name of the file
         return None
 
@@ -181,14 +188,14 @@ def _threshold_palette(
 
 
 def _refuse_altered_values(
-    class_map: ClassMap | None, values: Sequence[RawMask], paths: Sequence[Path]
+    class_map: ClassMap | None, values: Sequence[RawMask], paths: Sequence[Path], max_pixels: int
 ) -> None:
     """Refuse values that compression or smoothing made: they would become classes."""
     has_two_names = class_map is not None and class_map.in_order and len(class_map.codes) == 2
     codes = _all_codes(values)
     if len(codes) <= 2 or not (class_map is None or has_two_names):
         return
-    share = _share_near_ends(paths) if _may_be_smoothed(codes) else 0.0
+    share = _share_near_ends(paths, max_pixels) if _may_be_smoothed(codes) else 0.0
     lossy = next((path for v, path in zip(values, paths, strict=True) if v.lossy), None)
     if share >= _NEAR_ENDS:
         raise DataError(
@@ -214,11 +221,11 @@ def _may_be_smoothed(codes: set[Code]) -> bool:
     return any(255 - _NEAR <= grey < 255 for grey in greys) or (255 in greys and len(between) > 2)
 
 
-def _share_near_ends(paths: Sequence[Path]) -> float:
+def _share_near_ends(paths: Sequence[Path], max_pixels: int) -> float:
     """Share of the pixels near 0 and near 255 in the first masks; 0 if one of the ends is empty."""
     counts = np.zeros(256, dtype=np.intp)
     for path in paths[:20]:
-        values = read_raw_mask(path).values
+        values = read_raw_mask(path, max_pixels).values
         grey = values if values.ndim == 2 else values.mean(axis=2)
         counts += np.bincount(np.clip(grey, 0, 255).astype(np.uint8).ravel(), minlength=256)
     low, high = counts[: _NEAR + 1].sum(), counts[255 - _NEAR :].sum()
