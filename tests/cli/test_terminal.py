@@ -164,6 +164,8 @@ def test_findings_can_be_shown_in_full(console):
     shown = " ".join(text(console).split())
     kind = findings(1)[0].kind
     assert f"… and 20 more findings (20 {kind}): all in findings.csv" in shown
+    assert show_findings(console, findings(30)) == 25
+    assert show_findings(console, findings(3)) == 0
 
 
 @pytest.mark.parametrize(

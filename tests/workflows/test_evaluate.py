@@ -126,5 +126,9 @@ def test_copies_of_training_images_are_a_warning(cache, tmp_path):
     assert len(found) >= 3  # one of them may be a test image
     assert finding.message.startswith(f"{len(found)} of 12 images are nearly the same as training")
     assert (finding.kind, finding.severity) == ("near-duplicate", "warning")
+    shown = headstart.evaluate(run.model, tmp_path / "others", cache=cache, progress=False)
+    assert shown.findings == (finding,)
+    assert f"warning: {finding.message}" in repr(shown)
+    assert f"<p>warning: {finding.message}</p>" in shown._repr_html_()
     older = replace(run.model, record={**run.model.record, "training_descriptors": ""})
     assert evaluate_model(older, tmp_path / "others", cache=cache).prepared.findings == ()

@@ -326,8 +326,8 @@ def show_findings(
     limit: int = FINDING_LINES,
     rest_in: str = "",
     nothing: str = "no unreadable files, no duplicates, no leaks",
-) -> None:
-    """Print the first findings of the checks, errors before warnings and notes.
+) -> int:
+    """Print the first findings of the checks, errors before warnings; return how many are left.
 
     Parameters
     ----------
@@ -357,6 +357,7 @@ def show_findings(
         print_line(console, "  ", text, style="dim")
     if not findings and nothing:
         console.print(f"  {nothing}", style="dim")
+    return hidden.total()
 
 
 def _short_message(finding: Finding) -> str:

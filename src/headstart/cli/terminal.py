@@ -114,6 +114,7 @@ class Terminal:
         self._heartbeat = Heartbeat(self._beat)
         self._printed_at = time.monotonic()
         self._current: _Step | None = None
+        self._n_hidden = 0
 
     def __enter__(self) -> Self:
         self._heartbeat.start()
@@ -275,7 +276,7 @@ class Terminal:
             parts["val"] = prepared.val
         parts["test"] = prepared.test
         show_data(self.console, prepared.data, parts)
-        show_findings(self.console, prepared.findings)
+        self._n_hidden = show_findings(self.console, prepared.findings)
 
     def _print_plan(self, plan: Planned) -> None:
         spec, weights = plan.backbone.spec, plan.backbone.origin
@@ -328,6 +329,9 @@ class Terminal:
             f"{event.folder}/: model.safetensors, model.json, report.html, predictions.csv, "
             "card.md, …",
         )
+        if self._n_hidden:
+            text = f"{self._n_hidden} more than printed above; all in {event.folder}/report.json"
+            self._print("[bold]Findings[/] ", text)
 
 
 def prints_epoch(epoch: Epoch, n_epochs: int) -> bool:

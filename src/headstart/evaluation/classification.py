@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.checks.images import Finding, findings_text
 from headstart.data.dataset import DENSE, Dataset, brief
 from headstart.errors import DataError
 from headstart.evaluation.baselines import (
@@ -193,6 +194,8 @@ class Evaluation:
         Number of groups, if the images have groups. Whole groups are resampled.
     abstention : Abstention or None
         Coverage and risk, if a maximum risk was requested.
+    findings : tuple of Finding
+        Warnings about the images, such as near duplicates of training images.
     """
 
     task: ClassificationTask
@@ -205,12 +208,13 @@ class Evaluation:
     baselines: tuple[Baseline, ...] = ()
     n_groups: int | None = None
     abstention: Abstention | None = None
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{key} {interval}" for key, interval in self.metrics.items())
         return (
             f"Evaluation({len(self.names)} images, {len(self.task.classes)} classes: "
-            f"{brief(self.task.classes)}\n  {scores})"
+            f"{brief(self.task.classes)}\n  {scores}{findings_text(self.findings)})"
         )
 
     def _repr_html_(self) -> str:
@@ -230,6 +234,7 @@ class Evaluation:
             f"<table><tr><th>score</th><th>value [95 % interval]</th></tr>{scores}</table>"
             "<table><tr><th>class</th><th>images</th><th>recall [95 % interval]</th></tr>"
             f"{classes}</table>{rest}"
+            + "".join(f"<p>{escape(f.severity)}: {escape(f.message)}</p>" for f in self.findings)
         )
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.checks.images import Finding, findings_text
 from headstart.data.dataset import Boxes, Dataset, brief, html_table
 from headstart.errors import DataError, UnknownNameError
 from headstart.evaluation.baselines import Baseline
@@ -101,6 +102,8 @@ class BoxEvaluation:
         Number of groups, if the images have groups. Whole groups are resampled.
     baselines : tuple of Baseline
         Empty: there is no simple rule for detection.
+    findings : tuple of Finding
+        Warnings about the images, such as near duplicates of training images.
     """
 
     task: DetectionTask
@@ -114,18 +117,20 @@ class BoxEvaluation:
     objects: dict[str, int]
     n_groups: int | None = None
     baselines: tuple[Baseline, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{key} {interval}" for key, interval in self.metrics.items())
         return (
             f"BoxEvaluation({len(self.names)} images, {len(self.task.classes)} classes: "
-            f"{brief(self.task.classes)}\n  {scores})"
+            f"{brief(self.task.classes)}\n  {scores}{findings_text(self.findings)})"
         )
 
     def _repr_html_(self) -> str:
         """Return the scores as a table, for a notebook."""
         title = f"{len(self.names)} test images, {len(self.task.classes)} classes"
-        return html_table(title, {key: str(score) for key, score in self.metrics.items()})
+        scores = {key: str(score) for key, score in self.metrics.items()}
+        return html_table(title, scores | {f.severity: f.message for f in self.findings})
 
     @property
     def confusion(self) -> NDArray[np.intp]:

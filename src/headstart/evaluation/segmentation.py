@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from headstart.data.checks.images import Finding, findings_text
 from headstart.data.dataset import Dataset, Mask, Sample, brief, html_table
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.errors import DataError
@@ -91,6 +92,8 @@ class MaskEvaluation:
         Score of one class for all pixels, and the model's lead over it.
     n_groups : int or None
         Number of groups, if the images have groups. Whole groups are resampled.
+    findings : tuple of Finding
+        Warnings about the images, such as near duplicates of training images.
     """
 
     task: SegmentationTask
@@ -100,18 +103,20 @@ class MaskEvaluation:
     per_class: tuple[PixelRow, ...]
     baselines: tuple[Baseline, ...] = ()
     n_groups: int | None = None
+    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{key} {interval}" for key, interval in self.metrics.items())
         return (
             f"MaskEvaluation({len(self.names)} images, {len(self.task.classes)} classes: "
-            f"{brief(self.task.classes)}\n  {scores})"
+            f"{brief(self.task.classes)}\n  {scores}{findings_text(self.findings)})"
         )
 
     def _repr_html_(self) -> str:
         """Return the scores as a table, for a notebook."""
         title = f"{len(self.names)} test images, {len(self.task.classes)} classes"
-        return html_table(title, {key: str(score) for key, score in self.metrics.items()})
+        scores = {key: str(score) for key, score in self.metrics.items()}
+        return html_table(title, scores | {f.severity: f.message for f in self.findings})
 
     @property
     def confusion(self) -> Counts:

@@ -36,7 +36,7 @@ from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.saving import load
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.report import Facts
-from headstart.workflows.events import progress_of, shown
+from headstart.workflows.events import Noted, progress_of, shown
 from headstart.workflows.run_folder import choose_folder, write_evaluation
 
 __all__ = [
@@ -149,6 +149,8 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
             evaluated = evaluate_model(
                 model, data, cache=store, seed=seed, on_progress=progress_of(notify), **options
             )
+            for finding in evaluated.prepared.findings:
+                notify(Noted(text=f"{finding.severity}: {finding.message}"))
         if target is not None:
             write_report(evaluated, target, perf_counter() - started_at)
         return evaluated.evaluation
@@ -275,6 +277,7 @@ def evaluate_model(
     samples = tuple(replace(sample, split="test") for sample in data.samples)
     findings = _find_seen_copies(model, data.samples, cache)
     prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=findings)
+    evaluation = replace(evaluation, findings=findings)
     return EvaluatedModel(model=model, prepared=prepared, evaluation=evaluation)
 
 

@@ -210,6 +210,7 @@ def test_only_numbered_names_are_frames():
     [
         ("smaller", True), ("mirrored", True), ("upside down", True), ("rotated 90", True),
         ("rotated 180", True), ("rotated 270", True), ("transposed", True), ("transversed", True),
+        ("crop 5 %", True), ("crop 8 %", True), ("crop 12 %", True), ("crop 16 %", True),
         (None, False),
     ],
 )  # fmt: skip
@@ -221,6 +222,23 @@ def test_copies_of_known_images_are_recognised(originals, name, is_known):
     tested = [*originals[24:], *(map(change, originals[:4]) if is_known else ())]
     found = find_known_copies(scan([Sample(image=encoded(image, 60)) for image in tested]), looks)
     assert found == ([6, 7, 8, 9] if is_known else [])
+
+
+def test_a_smooth_image_has_the_frequencies_that_it_was_made_from():
+    known = np.random.default_rng(0).normal(size=(5, 63)).astype(np.float32)
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    again = module._unit(module._frequencies(module._smooth_images(known), module.FULL))
+    assert (again * known).sum(axis=1).min() > 0.995
+
+
+def test_crops_of_images_that_are_all_alike_need_more_to_match(originals):
+    """Of radiographs, the lowest frequencies are the same in all of them."""
+    common, rng = np.random.default_rng(0).normal(size=63), np.random.default_rng(1)
+    known = (common + 0.3 * rng.normal(size=(40, 63))).astype(np.float32)
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    others = (common + 0.3 * rng.normal(size=(40, 63))).astype(np.float32)
+    assert not module._are_crops_of(module._smooth_images(others), known).any()
+    assert module._are_crops_of(module._smooth_images(known), known).all()
 
 
 @pytest.mark.parametrize("looks", ["", "AAAA", "A" * 84, "x"])

@@ -42,6 +42,10 @@ MIN_MATCH_ALIKE = 0.92  # in a set whose images are all alike, such as radiograp
 ALIKE = 0.5  # wrong candidates per image from which the images of a set are all alike
 MAX_LINKED = 24  # images that are linked by copies; more have the same scene, not one source
 MIN_KNOWN = 0.98  # correlation with a stored descriptor
+KNOWN_FREQUENCIES = 5  # per axis, in which crops of known images are searched
+MIN_KNOWN_CROP = 0.97  # correlation of these
+MIN_KNOWN_CROP_ALIKE = 0.985  # of all frequencies, in a set whose images are all alike
+MAX_UNRELATED = 0.3  # median correlation of two known images that are not all alike
 MIN_BLOCKS = 6  # of 16 blocks of the image that must have contrast
 BLACK, WHITE = 3, 252  # grey levels that may be clipped
 FULL = (0.0, 1.0, 0.0, 1.0)
@@ -155,7 +159,8 @@ def find_known_copies(records: Sequence[ImageRecord], packed: str) -> list[int]:
     """Find the images that nearly repeat others, of which only the descriptors are known.
 
     Copies of another size, quality or (slightly) brightness are found, mirrored and rotated ones,
-    and images of which the known one is a crop.
+    images of which the known one is a crop, and crops of a known image, with at least 80 % of its
+    sides. For the crops, a smooth image is made from the descriptor of the known one.
 
     Parameters
     ----------
@@ -176,17 +181,44 @@ def find_known_copies(records: Sequence[ImageRecord], packed: str) -> list[int]:
         return []
     known = values[: len(values) // n_values * n_values].reshape(-1, n_values).astype(np.float32)
     known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-6)
-    found: list[int] = []
-    if not len(known):
-        return found
+    if not len(known) or not len(rows):
+        return []
+    is_found = _are_crops_of(sketches, known)
     for start in range(0, len(rows), BLOCK // 4):
         descriptors = _all_descriptors(sketches[start : start + BLOCK // 4])
         vectors = descriptors.reshape(-1, n_values)
         parts = (known[i : i + CLUSTER_SIZE] for i in range(0, len(known), CLUSTER_SIZE))
         best = np.max([(vectors @ part.T).max(axis=1) for part in parts], axis=0)
         is_known = np.reshape(best, descriptors.shape[:2]).max(axis=1) >= MIN_KNOWN
-        found += [int(rows[start + i]) for i in np.flatnonzero(is_known)]
-    return found
+        is_found[start : start + BLOCK // 4] |= is_known
+    return [int(row) for row in rows[is_found]]
+
+
+def _are_crops_of(sketches: Floats, known: Floats) -> NDArray[np.bool_]:
+    """Whether each image, (n, 32, 32), is a crop of one with a known descriptor, (m, 63)."""
+    unrelated = known[:CLUSTER_SIZE] @ known[:CLUSTER_SIZE].T
+    pairs = unrelated[np.triu_indices(len(unrelated), 1)]
+    are_alike = bool(len(pairs)) and float(np.median(pairs)) > MAX_UNRELATED
+    n, least = (
+        (FREQUENCIES, MIN_KNOWN_CROP_ALIKE) if are_alike else (KNOWN_FREQUENCIES, MIN_KNOWN_CROP)
+    )
+    wanted = _unit(_frequencies(sketches, FULL)[:, :n, :n])
+    best = np.zeros(len(sketches), dtype=np.float32)
+    for start in range(0, len(known), CLUSTER_SIZE):
+        images = _smooth_images(known[start : start + CLUSTER_SIZE])
+        for window in _WINDOWS:
+            shown = _unit(_frequencies(images, window)[:, :n, :n])
+            best = np.maximum(best, (wanted @ shown.T).max(axis=1))
+    return best >= least
+
+
+def _smooth_images(descriptors: Floats) -> Floats:
+    """Images (n, 32, 32) of the frequencies in descriptors (n, 63); their mean is 0."""
+    values = np.pad(descriptors, ((0, 0), (1, 0))).reshape(-1, FREQUENCIES, FREQUENCIES)
+    k = np.arange(FREQUENCIES)[:, None]
+    waves = np.cos(np.pi * k * (np.arange(SKETCH_SIDE) + 0.5) / SKETCH_SIDE)
+    waves = (waves * np.where(k == 0, np.sqrt(0.5), 1.0)).astype(np.float32)
+    return np.asarray(waves.T @ values @ waves, dtype=np.float32)
 
 
 def _usable_sketches(records: Sequence[ImageRecord]) -> tuple[Indices, Floats]:

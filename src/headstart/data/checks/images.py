@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -28,6 +28,7 @@ __all__ = [
     "find_duplicates",
     "find_rare_classes",
     "find_several_frames",
+    "findings_text",
     "is_frame",
     "join_messages",
     "keep_readable",
@@ -421,6 +422,17 @@ def _find_dark_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Itera
             "--bits 10)"
         )
         yield Finding(kind="16-bit-dark", severity="warning", message=text, paths=paths)
+
+
+def findings_text(findings: Iterable[Finding]) -> str:
+    r"""Lines of text for findings, each after a line break; empty if there are none.
+
+    Examples
+    --------
+    >>> findings_text([Finding(kind="leak", severity="error", message="a leak")])
+    '\n  error: a leak'
+    """
+    return "".join(f"\n  {finding.severity}: {finding.message}" for finding in findings)
 
 
 def find_several_frames(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
