@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import IGNORED, Boxes, Dataset, Mask
 from headstart.data.draw import is_background
-from headstart.data.images import upright_size
+from headstart.data.image_sizes import upright_size
 from headstart.data.writing.image_files import ImageFile
 from headstart.data.writing.mask_folders import decode_for_image
 from headstart.files import output_path, write_whole

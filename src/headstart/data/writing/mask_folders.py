@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headstart.data.dataset import Dataset, Mask, Sample
 from headstart.data.draw import class_colours
-from headstart.data.images import upright_size
+from headstart.data.image_sizes import upright_size
 from headstart.data.masks import decode_mask, mask_orientation
 from headstart.data.writing.image_files import ImageFile
 from headstart.errors import DataError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.dataset import SPLITS, Boxes, Dataset
-from headstart.data.images import upright_size
+from headstart.data.image_sizes import upright_size
 from headstart.data.writing.image_files import ImageFile
 from headstart.files import output_path, write_whole
 
