@@ -245,7 +245,7 @@ def test_palettes():
         ("1.2.840.10008.1.2.4.80", "JPEG-LS Lossless Image Compression"),
         ("1.2.840.10008.1.2.4.81", "pip install pyjpegls"),
         ("1.2.840.10008.1.2.4.201", "pip install pylibjpeg pylibjpeg-openjpeg"),
-        ("1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.202, run pip"),
+        ("1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.202 (run pip"),
         ("1.2.840.10008.1.2.4.203", "High-Throughput JPEG 2000"),
         ("1.2.840.10008.1.2.4.100", "MPEG2"),
         ("1.2.840.10008.1.2.4.102", "save it without compression"),

@@ -52,7 +52,7 @@ def decode_bands(data: bytes, options: ImageOptions) -> Pixels:
     tags = tiff.read_tags(data)
     kind = tiff.describe_tiff(data)
     if tags is None or kind is None:
-        raise UnreadableImageError("a damaged TIFF header")
+        raise UnreadableImageError(f"a damaged TIFF header in {len(data)} bytes (replace it)")
     options.require_pixels(tags.first(256, 0), tags.first(257, 0))
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -66,7 +66,7 @@ def decode_bands(data: bytes, options: ImageOptions) -> Pixels:
                 f"a TIFF that needs the package imagecodecs (run pip install imagecodecs): {kind}"
             )
             raise UnreadableImageError(reason) from error
-        raise UnreadableImageError(f"damaged TIFF data ({reason})") from error
+        raise UnreadableImageError(f"damaged TIFF data (replace it): {reason}") from error
     pixels = bands_to_rgb(values, options, no_data=no_data)
     if tags.first(tiff.PHOTOMETRIC, 1) == 0:
         pixels = 255 - pixels
@@ -112,10 +112,12 @@ def bands_to_rgb(
     layers = values[:, :, None] if values.ndim == 2 else values
     numbers = options.band_numbers
     if layers.dtype.kind not in "uifb":
-        raise UnreadableImageError(f"bands of {layers.dtype}, which are no real numbers")
+        raise UnreadableImageError(
+            f"bands of {layers.dtype}, which are no real numbers (convert them)"
+        )
     if max(numbers) > layers.shape[2]:
         raise UnreadableImageError(
-            f"{layers.shape[2]} bands, where --bands names band {max(numbers)}"
+            f"{layers.shape[2]} bands, where --bands names band {max(numbers)} (pass other numbers)"
         )
     missing = no_data if options.no_data is None else options.no_data
     scaled = {band: _scaled(layers[:, :, band - 1], options, missing) for band in {*numbers}}
@@ -172,4 +174,6 @@ def _equal_pages(file: TiffFile, first: TiffPage) -> list[Any]:
 
 def _require_size(n_bytes: int) -> None:
     if n_bytes > MOST_BYTES:
-        raise UnreadableImageError(f"{n_bytes} bytes of pixels, above the limit of {MOST_BYTES}")
+        raise UnreadableImageError(
+            f"{n_bytes} bytes of pixels, above the limit of {MOST_BYTES} (split the image)"
+        )

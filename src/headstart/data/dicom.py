@@ -194,7 +194,7 @@ def _quiet_pydicom() -> Iterator[None]:
 
 def _damaged(error: Exception) -> UnreadableImageError:
     """Error without the text of pydicom's, which may quote personal values."""
-    return UnreadableImageError(f"damaged DICOM data ({type(error).__name__})")
+    return UnreadableImageError(f"damaged DICOM data, {type(error).__name__} (replace the file)")
 
 
 def _read(data: bytes, keywords: list[str], *, with_pixels: bool = True) -> Dataset:
@@ -228,7 +228,7 @@ def _name_of(identifier: Any) -> str:
 def _header_of(dataset: Dataset) -> DicomHeader:
     if "Rows" not in dataset or "Columns" not in dataset:
         kind = _name_of(dataset.get("SOPClassUID"))
-        raise UnreadableImageError(f"a DICOM file without an image ({kind})")
+        raise UnreadableImageError(f"a DICOM file without an image, {kind} (remove it)")
     try:
         width, height = int(dataset.Columns), int(dataset.Rows)
         n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))
@@ -237,7 +237,7 @@ def _header_of(dataset: Dataset) -> DicomHeader:
     except Exception as error:  # noqa: BLE001 - as above
         raise _damaged(error) from None
     if not (width and height):
-        raise UnreadableImageError(f"a DICOM image of {width} x {height} pixels")
+        raise UnreadableImageError(f"a DICOM image of {width} x {height} pixels (remove it)")
     return DicomHeader(width, height, mode, n_frames)
 
 
@@ -268,7 +268,9 @@ def _decoder_of(syntax: Any) -> Callable[..., Any]:
     from pydicom.pixels.decoders.base import get_decoder
 
     if syntax is None:
-        raise UnreadableImageError("a DICOM file that does not name its transfer syntax")
+        raise UnreadableImageError(
+            f"a DICOM file whose transfer syntax is {syntax} (save it again)"
+        )
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
@@ -279,12 +281,11 @@ def _decoder_of(syntax: Any) -> Callable[..., Any]:
 
 
 def _undecodable(syntax: Any) -> UnreadableImageError:
-    package = _PACKAGES.get(str(syntax))
-    remedy = f"run pip install {package}" if package else "save it without compression"
-    return UnreadableImageError(
-        f"a DICOM image whose transfer syntax pydicom does not decode here ({_name_of(syntax)}, "
-        f"{remedy})"
-    )
+    package, name = _PACKAGES.get(str(syntax)), _name_of(syntax)
+    reason = f"a DICOM image whose transfer syntax pydicom does not decode here: {name}"
+    if package is None:
+        return UnreadableImageError(f"{reason} (save it without compression)")
+    return UnreadableImageError(f"{reason} (run pip install {package})")
 
 
 def _find(dataset: Dataset, keyword: str, group: str) -> Any:
@@ -367,7 +368,7 @@ def _apply_window(
     smallest = 1 if function == "LINEAR" else 0
     if not (width >= smallest and width > 0):
         raise UnreadableImageError(
-            f"a DICOM image with a window of width {width:g} (--window CENTER,WIDTH names another)"
+            f"a DICOM image with a window of width {width:g} (pass --window CENTER,WIDTH)"
         )
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))

@@ -524,8 +524,8 @@ def _to_rgb(opened: _Opened, options: ImageOptions) -> Pixels:
 
 def _within_range(values: NDArray[Any], white: int, *, is_tiff: bool = False) -> NDArray[Any]:
     if not (values.min() >= 0 and values.max() <= white):  # false for NaN, too
-        remedy = "rescale them, or pass --bands 1" if is_tiff else "rescale them"
-        raise UnreadableImageError(f"values outside 0 to {white} ({remedy})")
+        flag = ", or pass --bands 1" if is_tiff else ""
+        raise UnreadableImageError(f"values outside 0 to {white} (rescale them{flag})")
     return values
 
 

@@ -194,7 +194,7 @@ class ImageOptions:
         if width * height > self.max_pixels:
             raise UnreadableImageError(
                 f"{width} x {height} pixels, which is above the limit of {self.max_pixels} "
-                f"(--max-pixels {width * height} allows it)"
+                f"(--max-pixels {width * height} allows it, or use a smaller image)"
             )
 
     @property
