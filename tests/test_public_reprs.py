@@ -11,6 +11,7 @@ from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
+from headstart.data.checks.images import Finding
 from headstart.data.dataset import brief, fingerprint_of
 from headstart.data.prepare import PreparedData
 from headstart.evaluation.classification import evaluate_probabilities
@@ -177,9 +178,12 @@ def test_evaluations_of_boxes_and_masks_are_short():
     for kind in (BoxEvaluation, MaskEvaluation):
         values = {field.name: (0,) * 9000 for field in dataclasses.fields(kind)}
         values |= {"task": DetectionTask(classes=CLASSES), "metrics": {"map": 0.5}}
+        values["findings"] = (Finding(kind="leak", severity="error", message="a leak"),) * 900
         text = repr(kind(**values))
         assert "300 classes" in text
         assert "map 0.5" in text
+        assert "error: a leak" in text
+        assert "and 897 more" in text
         assert len(text) < LONGEST
 
 
@@ -322,6 +326,7 @@ def test_html_for_evaluations_of_boxes_and_masks():
     for kind in (BoxEvaluation, MaskEvaluation):
         values = {field.name: (0,) * 9000 for field in dataclasses.fields(kind)}
         values |= {"task": DetectionTask(classes=CLASSES), "metrics": {SCRIPT: 0.5}}
+        values["findings"] = (Finding(kind="leak", severity="error", message=SCRIPT),)
         html = kind(**values)._repr_html_()
         assert "9000 test images, 300 classes" in html
         assert "<script" not in html

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -424,15 +424,17 @@ def _find_dark_images(dataset: Dataset, records: Sequence[ImageRecord]) -> Itera
         yield Finding(kind="16-bit-dark", severity="warning", message=text, paths=paths)
 
 
-def findings_text(findings: Iterable[Finding]) -> str:
-    r"""Lines of text for findings, each after a line break; empty if there are none.
+def findings_text(findings: Sequence[Finding]) -> str:
+    r"""Lines of text for the first findings, each after a line break; empty if there are none.
 
     Examples
     --------
     >>> findings_text([Finding(kind="leak", severity="error", message="a leak")])
     '\n  error: a leak'
     """
-    return "".join(f"\n  {finding.severity}: {finding.message}" for finding in findings)
+    lines = [f"\n  {finding.severity}: {finding.message}" for finding in findings[:3]]
+    more = [f"\n  and {len(findings) - 3} more"] if len(findings) > 3 else []
+    return "".join([*lines, *more])
 
 
 def find_several_frames(dataset: Dataset, records: Sequence[ImageRecord]) -> Iterator[Finding]:
