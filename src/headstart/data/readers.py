@@ -220,7 +220,8 @@ def with_image_options(data: Dataset, options: ImageOptions) -> Dataset:
 
     Examples
     --------
-    >>> data = Dataset(samples=(Sample(image=b""),), classes=())
+    >>> from headstart.data.dataset import Sample
+    >>> data = Dataset(samples=(Sample(image=b"", target=0),), classes=("leaf",))
     >>> with_image_options(data, ImageOptions(bits=12)).samples[0].options.bits
     12
     """

@@ -283,7 +283,7 @@ class Scorer:
         >>> against = np.arange(220) >= 6
         >>> values = np.where(np.arange(220) < 40, np.arange(220) >= 4, np.nan)
         >>> round(scorer.expected_gain(values, against), 3)
-        -0.001
+        0.003
         """
         ceiling = 1 - self.score(against).value
         if self.kind == "multilabel":

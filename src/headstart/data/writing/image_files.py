@@ -161,6 +161,7 @@ def image_bytes(sample: Sample) -> bytes:
 
     Examples
     --------
+    >>> import numpy as np
     >>> image_bytes(Sample(image=np.zeros((2, 2, 3), np.uint8)))[1:4]
     b'PNG'
     """
