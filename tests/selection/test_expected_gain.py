@@ -117,7 +117,9 @@ def test_a_gain_need_not_be_significant_and_the_reason_says_so(backbone, extract
     assert 0 < row["gain"]["value"] < 0.2
     assert not row["significant"]
     assert found.method.train_from == "all"
-    assert any("not significantly different, expected gain +" in w for w in found.record["why"])
+    (why,) = (w for w in found.record["why"] if w.startswith(f"F{ALL[1:]} is expected"))
+    assert "points): measured +" in why
+    assert "on the same 40 held-out images, not significantly different" in why
 
 
 def test_without_an_expected_gain_the_probe_stays(backbone, extractor, clock):

@@ -447,9 +447,8 @@ def _explain(context: RaceContext, entry: RaceEntry, best: RaceEntry | None, gai
     proof = "" if entry.row.significant else ", not significantly different"
     control = context.scorer.explain_control(entry.values, best.values, best.row.name)
     return (
-        f"{name} {verb} to be better than the {best.row.name}: {format_gain(entry)} on "
-        f"{entry.row.images} held-out images{proof}, expected gain {_points(gain)}"
-        f"{control}."
+        f"{name} {verb} to be better than the {best.row.name} ({_points(gain)}): measured "
+        f"{format_gain(entry)} on the same {entry.row.images} held-out images{proof}{control}."
     )
 
 
