@@ -5,7 +5,6 @@ Every command parses its arguments, calls one function of the Python API and pri
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shlex
@@ -81,6 +80,7 @@ from headstart.cli.options import (
     run_recipe,
 )
 from headstart.cli.output import echo, emit, print_line, say, use_safe_streams, use_utf8_names
+from headstart.cli.parser_errors import explain_parser_error
 from headstart.errors import DataError, HeadstartError, SetupError
 
 if TYPE_CHECKING:
@@ -455,10 +455,11 @@ def main() -> None:
     except HeadstartError as error:
         code = _print_error(str(error), error.exit_code)
     except _ParserError as error:
-        message = io.StringIO()
-        error.show(message)  # type: ignore[attr-defined]
-        echo(message.getvalue().rstrip(), err=True)  # laid out by the parser
-        code = 1
+        if type(error).__name__ == "NoArgsIsHelpError":
+            echo(str(error.format_message()), err=True)  # type: ignore[attr-defined]
+            code = 1
+        else:
+            code = _print_error(explain_parser_error(error, sys.argv[1:]), 1)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except UnicodeEncodeError as error:
