@@ -8,6 +8,7 @@ demo:scenes` runs first, in a temporary folder.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 IMAGES = Path(__file__).parent / "images"
 SIZE = (1100, 900)
 MAX_BYTES = 150_000
+RAW = argparse.RawDescriptionHelpFormatter
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -53,9 +55,14 @@ def reduce_colours(source: Path, target: Path) -> int:
 
 def main() -> None:
     """Write docs/images/report.png."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("report", nargs="?", type=Path, help="page to draw; default: run the demo")
+    report = parser.parse_args().report
+    if report is not None and not report.is_file():
+        parser.error(f"{report} is no file. Pass the report.html of a run.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        page = Path(sys.argv[1]) if len(sys.argv) > 1 else run_demo(folder)
+        page = report or run_demo(folder)
         take_screenshot(page, folder / "page.png", folder)
         IMAGES.mkdir(exist_ok=True)
         size = reduce_colours(folder / "page.png", IMAGES / "report.png")

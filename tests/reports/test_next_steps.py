@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,20 @@ def test_a_stopped_training_comes_first() -> None:
     found = steps(record=record, diagnostics=Diagnostics(label_errors=(DOUBT,)))
     assert found[0].command == COMMAND + " --resume"
     assert not any("longer" in step.text for step in found)
+
+
+def test_a_stopped_race_comes_first_with_the_command_to_repeat() -> None:
+    found = steps(record={"decision": {"stopped": True, "why": []}})
+
+    assert found[0].text.startswith("Compare all candidates: the race was stopped by hand")
+    assert found[0].command == COMMAND
+
+
+def test_a_baseline_without_a_mistake_is_no_reason_to_look_for_another_backbone() -> None:
+    rival = baseline("5-nearest neighbours", 0.0, 0.1, significant=False)
+    perfect = replace(rival, accuracy=Interval(value=1.0, low=0.8, high=1.0, method=""))
+
+    assert not any("nearest" in step.text for step in steps(evaluation(baselines=(perfect,))))
 
 
 def test_there_are_at_most_four_and_every_link_has_a_text() -> None:

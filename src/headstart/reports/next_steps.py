@@ -150,6 +150,12 @@ def _wilson_size(score: Interval, precision: float) -> int:
 
 
 def _finish_training(record: Mapping[str, Any], command: str) -> Step | None:
+    if (record.get("decision") or {}).get("stopped"):
+        return Step(
+            text="Compare all candidates: the race was stopped by hand, and this is the best "
+            "model so far.",
+            command=command,
+        )
     if not record.get("interrupted"):
         return None
     return Step(
@@ -159,8 +165,11 @@ def _finish_training(record: Mapping[str, Any], command: str) -> Step | None:
 
 
 def _beat_baselines(baselines: Sequence[Baseline]) -> Step | None:
-    """Report the best baseline that the model is not significantly better than."""
-    rivals = [each for each in baselines if not _is_beaten(each)]
+    """Report the best baseline that the model is not significantly better than.
+
+    A baseline without a mistake is left out: no model can be better.
+    """
+    rivals = [each for each in baselines if not _is_beaten(each) and each.accuracy.value < 1]
     if not rivals:
         return None
     rival = max(rivals, key=lambda baseline: baseline.accuracy.value)
