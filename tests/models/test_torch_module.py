@@ -55,8 +55,25 @@ def test_it_predicts_what_the_model_predicts(backbone, pixels, kind, tmp_path):
     assert np.ptp(wanted, axis=1).max() > 0.1  # no constant answers
     channels_last = resized(backbone, pixels)
     channels_first = channels_last.permute(0, 3, 1, 2)
+    module = model.torch(resize=False)
     for batch in (channels_last, channels_first, channels_last / 255, channels_first / 255):
-        np.testing.assert_allclose(model.torch()(batch).numpy(), wanted, atol=1e-4)
+        np.testing.assert_allclose(module(batch).numpy(), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape", [(210, 250), (250, 210), (100, 90), (161, 160), (30, 400), (400, 30), (160, 160)]
+)
+def test_images_of_any_size_are_resized_as_in_predict(backbone, shape, tmp_path):
+    """uint8 is equal; floating point is resized without rounding."""
+    images = np.random.default_rng(1).integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    model = classifier(backbone)
+    predictions = model.predict(images, cache=Cache(tmp_path), device="cpu")
+    wanted = np.array([list(p.probabilities.values()) for p in predictions])
+    batch = torch.from_numpy(images)
+    np.testing.assert_allclose(model.torch()(batch).numpy(), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        model.torch()(batch.permute(0, 3, 1, 2) / 255).numpy(), wanted, atol=0.02
+    )
 
 
 def test_it_is_frozen_and_moves_as_one(backbone, pixels):
@@ -81,14 +98,20 @@ def test_it_owns_its_parameters(backbone):
 @pytest.mark.parametrize(
     "batch",
     [
-        torch.zeros(2, 3, 8, 9),
+        torch.zeros(2, 4, 8, 9),
+        torch.zeros(0, 3, 8, 9),
         torch.zeros(3, 160, 160),
         torch.zeros(1, 3, 160, 160, dtype=torch.int64),
     ],
 )
 def test_other_shapes_and_types_are_refused(backbone, batch):
-    with pytest.raises(UsageError, match="Resize and convert them first"):
+    with pytest.raises(UsageError, match="Convert them first"):
         classifier(backbone).torch()(batch)
+
+
+def test_without_resizing_another_size_is_refused(backbone):
+    with pytest.raises(UsageError, match="without resize=False"):
+        classifier(backbone).torch(resize=False)(torch.zeros(2, 3, 8, 9))
 
 
 def test_only_a_fitted_classifier_has_a_module(backbone):

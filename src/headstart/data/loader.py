@@ -24,7 +24,8 @@ from headstart.data.transforms.geometric import (
     transform_pixels,
     view_rng,
 )
-from headstart.data.transforms.preprocess import Placement, Preprocess
+from headstart.data.transforms.placement import Placement
+from headstart.data.transforms.preprocess import Preprocess
 from headstart.errors import DataError, UnknownNameError, UnreadableImageError, UsageError
 
 __all__ = [

@@ -20,7 +20,7 @@ from headstart.backbones.spec import Stage
 from headstart.data.dataset import Dataset, Kind
 from headstart.data.image_sizes import upright_size
 from headstart.data.loader import load_boxes
-from headstart.data.transforms.preprocess import canvas_for
+from headstart.data.transforms.placement import canvas_for
 from headstart.errors import UnknownNameError, UsageError
 from headstart.models.heads.detection import BoxHead
 from headstart.models.heads.detection_config import (

@@ -22,7 +22,7 @@ from headstart.data.dataset import CLASSES_SHOWN, Sample, brief, html_table
 from headstart.data.image_sizes import upright_size
 from headstart.data.images import Pixels, decode
 from headstart.data.loader import load_batch, map_bounded
-from headstart.data.transforms.preprocess import Placement
+from headstart.data.transforms.placement import Placement
 from headstart.data.transforms.tiling import blend, tiles
 from headstart.errors import UsageError
 from headstart.models.heads.detection_config import BoxSelection

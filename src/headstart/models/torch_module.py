@@ -19,21 +19,30 @@ __all__ = ["ClassifierModule"]
 class ClassifierModule(nn.Module):
     """Backbone, head, preprocessing and calibration of a classifier in one module.
 
-    The parameters are copies, and frozen. Resizing is not inside: the input has the model's input
-    size, as ``Preprocess.resize_and_crop`` returns it.
+    The parameters are copies, and frozen.
 
     Parameters
     ----------
     backbone : FrozenBackbone
     head : LinearHead
     task : ClassificationTask
+    resize : bool
+        Resize and cut images as ``Preprocess.resize_and_crop`` does. Without it, images have the
+        model's input size.
     """
 
-    def __init__(self, backbone: FrozenBackbone, head: LinearHead, task: ClassificationTask):
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        head: LinearHead,
+        task: ClassificationTask,
+        *,
+        resize: bool = True,
+    ):
         super().__init__()
-        preprocess = backbone.spec.preprocess
+        preprocess = self.preprocess = backbone.spec.preprocess
         self.backbone, self.head = copy.deepcopy(backbone.module), head.module()
-        self.size, self.classes = preprocess.shape, task.classes
+        self.size, self.classes, self.resize = preprocess.shape, task.classes, resize
         self.temperature, self.is_multilabel = task.temperature, task.kind == "multilabel"
         self.mean: Tensor
         self.std: Tensor
@@ -48,7 +57,7 @@ class ClassifierModule(nn.Module):
         ----------
         images : tensor
             uint8 of shape (n, 3, H, W) or (n, H, W, 3), or floating point of these shapes with
-            values from 0 to 1. H and W are ``size``.
+            values from 0 to 1. All images of a batch have one size.
 
         Returns
         -------
@@ -59,17 +68,23 @@ class ClassifierModule(nn.Module):
         UsageError
             If the images have another shape or type.
         """
-        height, width = self.size
-        if tuple(images.shape[1:]) == (height, width, 3):
-            images = images.permute(0, 3, 1, 2)
         is_uint8 = images.dtype == torch.uint8
-        if tuple(images.shape[1:]) != (3, height, width) or not (
-            is_uint8 or images.is_floating_point()
-        ):
+        shape = tuple(images.shape)
+        is_batch = len(shape) == 4 and 3 in (shape[1], shape[3]) and images.numel() > 0
+        if not is_batch or not (is_uint8 or images.is_floating_point()):
             raise UsageError(
-                f"Expected images of shape (n, 3, {height}, {width}) or (n, {height}, {width}, 3), "
-                f"uint8 or float from 0 to 1, got {images.dtype} of shape {tuple(images.shape)}. "
-                "Resize and convert them first."
+                "Expected images of shape (n, 3, H, W) or (n, H, W, 3), uint8 or float from 0 to "
+                f"1, got {images.dtype} of shape {shape}. Convert them first."
+            )
+        if shape[1] != 3:
+            images = images.permute(0, 3, 1, 2)
+        if self.resize:
+            images = self.preprocess.resize_and_crop_batch(images)
+        elif tuple(images.shape[2:]) != self.size:
+            height, width = self.size
+            raise UsageError(
+                f"Expected images of {height} x {width} pixels, got {tuple(images.shape[2:])}. Use "
+                "`model.torch()` without resize=False."
             )
         x = images.to(self.mean.dtype) / 255 if is_uint8 else images.to(self.mean.dtype)
         features = self.backbone((x - self.mean) / self.std)

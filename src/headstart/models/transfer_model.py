@@ -395,11 +395,15 @@ class TransferModel:
         """
         save(self, folder)
 
-    def torch(self) -> ClassifierModule:
+    def torch(self, *, resize: bool = True) -> ClassifierModule:
         """Return a torch module from pixels to probabilities, for your own torch code.
 
-        Normalisation and calibration are inside; images must have the model's input size
-        (``model.backbone.spec.preprocess.resize_and_crop`` returns it).
+        Preprocessing and calibration are inside.
+
+        Parameters
+        ----------
+        resize : bool
+            Take images of any size. Without it, images have the model's input size already.
 
         Raises
         ------
@@ -409,7 +413,7 @@ class TransferModel:
         head, task = self.linear_head(), self.require_task(ClassificationTask)
         from headstart.models.torch_module import ClassifierModule
 
-        return ClassifierModule(self.backbone, head, task)
+        return ClassifierModule(self.backbone, head, task, resize=resize)
 
     def _engine(self, engine: str | None, device: str) -> str:
         return engine or runnable_engine(self.engine, device=device)

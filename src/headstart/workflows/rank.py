@@ -17,7 +17,7 @@ from headstart.data.dataset import Dataset, Kind
 from headstart.data.image_sizes import upright_size
 from headstart.data.loader import load_batch
 from headstart.data.splits import kfold, nested_fractions
-from headstart.data.transforms.preprocess import canvas_for
+from headstart.data.transforms.placement import canvas_for
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features.engines import CPU_BATCH, compile_engine
 from headstart.features.extractor import Extractor

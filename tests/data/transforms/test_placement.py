@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from headstart.data.dataset import IGNORED
-from headstart.data.transforms.preprocess import Placement, canvas_for
+from headstart.data.transforms.placement import Placement, canvas_for
 from headstart.errors import UsageError
 
 SIZES = [(480, 640), (37, 300), (300, 37), (20, 20), (1, 1), (8, 4000)]
