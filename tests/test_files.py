@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from headstart.data.dataset import Sample
 from headstart.errors import UsageError
 from headstart.evaluation.explain import Explanation
-from headstart.files import csv_text, file_stems, output_path, safe_part, write_whole
+from headstart.files import csv_text, file_stems, hold_lock, output_path, safe_part, write_whole
 from headstart.models.inference import Detections, Segmentation
 from headstart.models.prediction_files import FORMATS, write_predictions
 from headstart.models.transfer_model import Prediction
@@ -217,3 +218,30 @@ def test_a_line_break_in_a_name_does_not_break_the_table():
 @pytest.mark.parametrize("number", ["-0.5", "+1", "-1e-3", "-inf", "nan", "0.25"])
 def test_a_number_stays_a_number(number):
     assert csv_text(["x"], [(number,), (float(number),)]).splitlines()[1] == number
+
+
+def test_a_folder_that_disappears_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    """Two processes: one removes its empty folder while the other's mkdir looks at it."""
+    real, removals = Path.is_dir, []
+
+    def removed(self, **options):
+        if self.name == "run.partial" and not removals:
+            removals.append(self)
+            self.rmdir()
+        return real(self, **options)
+
+    (tmp_path / "run.partial").mkdir()
+    monkeypatch.setattr(Path, "is_dir", removed)
+    with hold_lock(tmp_path / "run.partial" / "in-use"):
+        assert (tmp_path / "run.partial" / "in-use").is_file()
+    assert removals
+
+
+def test_a_file_where_the_folder_of_a_lock_belongs_is_an_error(tmp_path):
+    (tmp_path / "run.partial").write_text("mine")
+    with (
+        pytest.raises((FileExistsError, NotADirectoryError)),
+        hold_lock(tmp_path / "run.partial" / "in-use"),
+    ):
+        pass
+    assert (tmp_path / "run.partial").read_text() == "mine"

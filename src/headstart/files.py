@@ -422,12 +422,14 @@ def _acquire(path: Path) -> BaseFileLock:
     from filelock import FileLock
 
     for attempt in range(MAX_ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=LOCK_SECONDS)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(poll_interval=0.02)
             path.write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
-        except FileNotFoundError:  # the process that ended has just removed the folder
+        except (FileNotFoundError, FileExistsError):
+            # The process that ended has just removed the folder; mkdir raises FileExistsError if
+            # that happens after it met the folder and before it looks at its type.
             if attempt == MAX_ATTEMPTS - 1:
                 raise
         else:
