@@ -239,7 +239,7 @@ def check_command(command: str, *, is_run: bool) -> None:
         scripts = [a for a in arguments if a.endswith(".py") and "/" in a]
         assert all((ROOT / script).is_file() for script in scripts), command
     else:
-        assert program in {"cd", "mlflow", "tensorboard"}, f"no check for: {command}"
+        assert program in {"cd", "curl", "mlflow", "tensorboard"}, f"no check for: {command}"
 
 
 # ------------------------------------------------------------------------- sets, models, folders

@@ -443,7 +443,7 @@ RULES = [
     Rule(
         name="network",
         find=uses(*NETWORK),
-        only_in=("backbones/downloads.py",),
+        only_in=("backbones/downloads.py", "serving/server.py"),
         breaks=(
             ("data/readers.py", "from urllib.request import urlopen"),
             ("reports/report.py", "import requests"),

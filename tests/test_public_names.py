@@ -60,6 +60,7 @@ PUBLIC = [
     "rank",
     "read_dataset",
     "save",
+    "serve",
     "show_progress",
     "view_data",
 ]

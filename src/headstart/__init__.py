@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from headstart.workflows.rank import rank
     from headstart.workflows.recipe import Recipe
     from headstart.workflows.run import Run
+    from headstart.workflows.serve import serve
     from headstart.workflows.view import view_data
 
 __version__ = "0.1.0"
@@ -91,6 +92,7 @@ _HOMES = {
     "rank": "headstart.workflows.rank",
     "read_dataset": "headstart.data.readers",
     "save": "headstart.models.writing",
+    "serve": "headstart.workflows.serve",
     "show_progress": "headstart.cli.progress",
     "view_data": "headstart.workflows.view",
 }
@@ -141,6 +143,7 @@ __all__ = [
     "rank",
     "read_dataset",
     "save",
+    "serve",
     "show_progress",
     "view_data",
 ]

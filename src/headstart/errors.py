@@ -11,6 +11,7 @@ HeadstartError                      exit code
 ├── ExportError                     2   a model that cannot be exported, or a file that disagrees
 ├── LeadError                       4   a model that is not better than the baselines, as required
 ├── TrainingError                   1   a failed training, such as a loss of NaN
+├── RequestError                    1   a request that the server refuses
 └── SetupError                      3   a problem with the machine: weights, packages, disk
     ├── WeightsNotFoundError        3   weights that are neither on disk nor downloadable
     ├── WeightsMismatchError        3   weights with an unexpected hash or unexpected shapes
@@ -39,6 +40,7 @@ __all__ = [
     "LeakError",
     "MissingExtraError",
     "ModelFileError",
+    "RequestError",
     "SetupError",
     "TrainingError",
     "UnknownNameError",
@@ -153,6 +155,29 @@ class ExportError(HeadstartError):
 
 class TrainingError(HeadstartError):
     """A failed training, such as a loss that is no longer a finite number."""
+
+
+class RequestError(HeadstartError):
+    """A request that the server refuses.
+
+    Parameters
+    ----------
+    message : str
+    status : int
+        HTTP status of the response.
+    retry_after : int or None
+        Seconds after which the client may try again.
+
+    Examples
+    --------
+    >>> RequestError("The body is empty. Send an image.").status
+    400
+    """
+
+    def __init__(self, message: str, *, status: int = 400, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
 
 
 class LeadError(HeadstartError):

@@ -57,6 +57,7 @@ from headstart.cli.options import (
 )
 from headstart.cli.options import Backbones as Rivals
 from headstart.cli.output import echo, emit, say
+from headstart.cli.serve import serve
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
@@ -450,7 +451,8 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     adapt,
     explain,
     export,
+    serve,
     demo,
     doctor,
 )
-"""Commands of this file, adapt.py and export.py, in the order of ``headstart --help``."""
+"""Commands of this file, adapt.py, export.py and serve.py, in the order of ``headstart --help``."""
