@@ -32,6 +32,7 @@ example, allow research only.
 WEIGHTS = {
     "embedded": "the file LICENSE in the package {package}; its metadata states none",
     "torchvision": "torchvision's repository; weights may have further terms, from their data",
+    "other": "the repository of the weights' authors",
     "timm": "timm's table of pretrained weights (`pretrained_cfg`), as installed",
 }
 

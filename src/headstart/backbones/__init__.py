@@ -1,6 +1,7 @@
 """Pretrained networks: names, weights, stages and freezing.
 
-Read catalog.py (the names and the table of backbones), timm_config.py (backbones from a config of
+Read catalog.py (the names and the table of backbones), domains.py (weights of other domains, and
+the names of their tensors), timm_config.py (backbones from a config of
 timm), spec.py (the specification of a backbone), weights.py (find, verify and read files),
 downloads.py (bounded, verified downloads), stages.py (the stages of each family of networks),
 backbone.py (the module, run stage by stage), rungs.py (how much of a backbone can train, by

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from headstart import plugins
+from headstart.backbones.domains import domain_specs
 from headstart.backbones.spec import IMAGENET, RGB, BackboneSpec, Option, Stage
 from headstart.backbones.timm_config import spec_from_config, spec_from_hub_config
 from headstart.data.transforms.preprocess import Preprocess
@@ -91,6 +92,12 @@ TIMM = (
         "bicubic", HALF, "ImageNet-21k, then ImageNet-1k"),
     Row("vit_small_patch16_224", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 88.2, 248, 224,
         "bicubic", HALF, "ImageNet-21k, then ImageNet-1k"),
+    Row("mobilenetv3_large_100.miil_in21k", "timm/mobilenetv3_large_100.miil_in21k", 75.0, 256, 224,
+        "bilinear", ((0.0,) * 3, (1.0,) * 3), "ImageNet-21k"),
+    Row("tf_efficientnetv2_s.in21k", "timm/tf_efficientnetv2_s.in21k", 193.0, 300, 300,
+        "bicubic", HALF, "ImageNet-21k"),
+    Row("convnext_tiny.fb_in22k", "timm/convnext_tiny.fb_in22k", 178.0, 256, 224,
+        "bicubic", data="ImageNet-22k"),
     Row("tf_efficientnet_lite0", "timm/tf_efficientnet_lite0.in1k", 18.8, 256, 224, "bicubic",
         HALF),
 )
@@ -164,6 +171,13 @@ STAGES: Mapping[str, str] = {
     "timm/mobilenetv2_100":
         "stem 32/2 stage1 16/2 stage2 24/4 stage3 32/8 stage4 64/16 stage5 96/16 "
         "stage6 160/32 stage7 320/32 conv_head 1280/32 = 1280",
+    "timm/mobilenetv3_large_100":
+        "stem 16/2 stage1 16/2 stage2 24/4 stage3 40/8 stage4 80/16 stage5 112/16 "
+        "stage6 160/32 stage7 960/32 = 1280",
+    "timm/tf_efficientnetv2_s":
+        "stem 24/2 stage1 24/2 stage2 48/4 stage3 64/8 stage4 128/16 stage5 160/16 "
+        "stage6 256/32 conv_head 1280/32 = 1280",
+    "timm/resnet18": "stem 64/4 layer1 64/4 layer2 128/8 layer3 256/16 layer4 512/32 = 512",
     "timm/convnext_tiny": "stem 96/4 stage1 96/4 stage2 192/8 stage3 384/16 stage4 768/32 = 768",
     "timm/vit_tiny_patch16_224":
         "patches 192/16 blocks1 192/16 blocks2 192/16 blocks3 192/16 blocks4 192/16 "
@@ -219,6 +233,7 @@ def table() -> dict[str, BackboneSpec]:
     rows = [_embedded_spec(row, sha256) for row, sha256 in EMBEDDED.items()]
     rows += [_spec_from_row("torchvision", row) for row in TORCHVISION]
     rows += [_spec_from_row("timm", row) for row in TIMM]
+    rows.extend(domain_specs())
     return {row.name: _with_stages(row) for row in rows}
 
 

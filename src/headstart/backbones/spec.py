@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGENET", "RGB", "BackboneSpec", "Option", "Origin", "Source", "Stage", "WeightsFile"]
 
-Source = Literal["embedded", "torchvision", "timm", "hf", "file", "module"]
+Source = Literal["embedded", "torchvision", "timm", "hf", "other", "file", "module"]
 Origin = Literal["path", "cache", "mirror", "hub", "package"]
 Option = str | int | float | bool
 RGB = tuple[float, float, float]
@@ -50,8 +50,9 @@ class BackboneSpec:
     ----------
     name : str
         A name that ``resolve`` accepts, such as ``"torchvision/resnet18"``.
-    source : {"embedded", "torchvision", "timm", "hf", "file", "module"}
-        Origin of the weights; ``module`` is a network of the user's own.
+    source : {"embedded", "torchvision", "timm", "hf", "other", "file", "module"}
+        Origin of the weights; ``other`` stands for the authors of a row in
+        ``headstart.backbones.domains``, ``module`` for a network of the user's own.
     architecture : str
         Library and name of the network, such as ``"timm/tf_efficientnet_lite0"``.
     preprocess : Preprocess
@@ -82,6 +83,9 @@ class BackboneSpec:
     until : str
         Last stage of the backbone, whose output is pooled by the spatial mean; empty for the
         complete network with its own pooling.
+    layout : str
+        Naming of the tensors in the file, as in ``headstart.backbones.domains``; empty if it is
+        that of the library.
     build : callable, optional
         Builds the plain network if it is the user's own; it is never saved. Its
         ``model_options`` are the names of the stages with the submodules that end them.
@@ -118,6 +122,7 @@ class BackboneSpec:
     width: int = 0
     model_options: tuple[tuple[str, Option], ...] = ()
     until: str = ""
+    layout: str = ""
     build: Callable[[], nn.Module] | None = field(default=None, compare=False, repr=False)
 
     def ending_at(self, stage: str) -> Self:
@@ -178,8 +183,9 @@ class BackboneSpec:
         """Return a dictionary that JSON can store."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         del values["build"]
-        if not self.until:  # earlier releases, which do not know `until`, can read such models
-            del values["until"]
+        for name in ("until", "layout"):  # earlier releases, which do not know them, can read it
+            if not values[name]:
+                del values[name]
         return values | {
             "preprocess": self.preprocess.as_dict(),
             "stages": [[stage.name, stage.channels, stage.stride] for stage in self.stages],

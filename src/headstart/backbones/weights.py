@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.backbones.domains import rename_tensors
 from headstart.backbones.downloads import (
     DownloadError,
     download,
@@ -109,6 +110,7 @@ def read_state(file: WeightsFile, spec: BackboneSpec) -> dict[str, Tensor]:
     if spec.source == "embedded":
         starts = LITE_STAGES[_plain_name(spec)]
         state = {_lite_timm_name(name, starts): tensor for name, tensor in state.items()}
+    state = rename_tensors(spec.layout, state)
     return {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
