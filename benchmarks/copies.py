@@ -6,9 +6,14 @@ quality 30. Recall is the share of the added images that are found with their or
 counts every other pair as wrong, also the copies that the set has itself; these are printed.
 
     python benchmarks/copies.py FOLDER ... [--cold]
+    python benchmarks/copies.py FOLDER ... --known 300
 
 Cost is the processor time of the search for the whole set with its copies. ``--cold`` measures the
 processor time of `fit` with a linear probe and an empty cache, for the same number of images.
+
+``--known`` measures the search of `evaluate`, which has only the descriptors of training images:
+that many images are left out of the set, three times. Printed are the crops of the others that are
+found, and the left-out images and crops of them that are found by mistake.
 """
 
 import argparse
@@ -21,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 import headstart
-from headstart.data.checks.copies import find_copies
+from headstart.data.checks.copies import find_copies, find_known_copies, pack_descriptors
 from headstart.data.checks.images import find_duplicates
 from headstart.data.checks.scan import scan
 from headstart.data.dataset import Sample
@@ -113,12 +118,44 @@ def cold_run(folder: Path) -> None:
     print(f"{folder.name}: {seconds:.1f} s of processor time for a cold run", flush=True)
 
 
+def crop_file(path: Path, rng: np.random.Generator) -> Sample:
+    buffer = io.BytesIO()
+    with Image.open(path) as image:
+        crop(image.convert("RGB"), rng).save(buffer, "JPEG", quality=90)
+    return Sample(image=buffer.getvalue())
+
+
+def measure_known(folder: Path, n: int) -> None:
+    """Print how many crops of known images are found by the descriptors alone."""
+    paths, counts = list_images(folder), np.zeros(3, dtype=int)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        order = [paths[row] for row in rng.permutation(len(paths))]
+        known, others = order[:-n], order[-n:]
+        packed = pack_descriptors(scan([Sample(image=path) for path in known]))
+        tests = (
+            [crop_file(path, rng) for path in known[:n]],
+            [Sample(image=path) for path in others],
+            [crop_file(path, rng) for path in others],
+        )
+        counts += [len(find_known_copies(scan(samples), packed)) for samples in tests]
+    print(
+        f"{folder.name}: found {counts[0]} of {3 * n} crops of known images, {counts[1]} of "
+        f"{3 * n} other images, {counts[2]} of {3 * n} crops of these",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--known", type=int, default=0, metavar="N")
     options = parser.parse_args()
     for folder in options.folders:
+        if options.known:
+            measure_known(folder, options.known)
+            continue
         measure(folder)
         if options.cold:
             cold_run(folder)

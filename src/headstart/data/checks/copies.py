@@ -44,7 +44,8 @@ MAX_LINKED = 24  # images that are linked by copies; more have the same scene, n
 MIN_KNOWN = 0.98  # correlation with a stored descriptor
 KNOWN_FREQUENCIES = 5  # per axis, in which crops of known images are searched
 MIN_KNOWN_CROP = 0.97  # correlation of these
-MIN_KNOWN_CROP_ALIKE = 0.985  # of all frequencies, in a set whose images are all alike
+ALIKE_FREQUENCIES = 6  # in a set whose images are all alike; a crop needs higher ones of its image
+MIN_KNOWN_CROP_ALIKE = 0.988  # of these, on a finer grid of windows
 MAX_UNRELATED = 0.3  # median correlation of two known images that are not all alike
 MIN_BLOCKS = 6  # of 16 blocks of the image that must have contrast
 BLACK, WHITE = 3, 252  # grey levels that may be clipped
@@ -199,14 +200,14 @@ def _are_crops_of(sketches: Floats, known: Floats) -> NDArray[np.bool_]:
     unrelated = known[:CLUSTER_SIZE] @ known[:CLUSTER_SIZE].T
     pairs = unrelated[np.triu_indices(len(unrelated), 1)]
     are_alike = bool(len(pairs)) and float(np.median(pairs)) > MAX_UNRELATED
-    n, least = (
-        (FREQUENCIES, MIN_KNOWN_CROP_ALIKE) if are_alike else (KNOWN_FREQUENCIES, MIN_KNOWN_CROP)
-    )
+    n, least, windows = KNOWN_FREQUENCIES, MIN_KNOWN_CROP, _WINDOWS
+    if are_alike:
+        n, least, windows = ALIKE_FREQUENCIES, MIN_KNOWN_CROP_ALIKE, _fine_windows()
     wanted = _unit(_frequencies(sketches, FULL)[:, :n, :n])
     best = np.zeros(len(sketches), dtype=np.float32)
     for start in range(0, len(known), CLUSTER_SIZE):
         images = _smooth_images(known[start : start + CLUSTER_SIZE])
-        for window in _WINDOWS:
+        for window in windows:
             shown = _unit(_frequencies(images, window)[:, :n, :n])
             best = np.maximum(best, (wanted @ shown.T).max(axis=1))
     return best >= least
@@ -248,10 +249,21 @@ def _to_copy(first: int, second: int, kind: int, window: Floats, match: float) -
 # ------------------------------------------------------------------------------- candidates
 
 
-def _crop_windows() -> tuple[tuple[float, float, float, float], ...]:
+Window = tuple[float, float, float, float]
+
+
+def _fine_windows() -> tuple[Window, ...]:
+    """Windows for images that are all alike: 7 sizes at 7 x 7 places, and the whole image."""
+    steps = tuple(i / 6 for i in range(7))
+    return _crop_windows(tuple(0.8 + 0.15 * step for step in steps), steps)
+
+
+def _crop_windows(
+    sizes: Sequence[float] = (0.95, 0.9, 0.85, 0.8), places: Sequence[float] = (0.0, 0.5, 1.0)
+) -> tuple[Window, ...]:
     """The whole image, and windows of 80 to 95 % of each side: top, bottom, left, right."""
-    places = product((0.95, 0.9, 0.85, 0.8), (0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
-    crops = [(y * (1 - s), y * (1 - s) + s, x * (1 - s), x * (1 - s) + s) for s, y, x in places]
+    grid = product(sizes, places, places)
+    crops = [(y * (1 - s), y * (1 - s) + s, x * (1 - s), x * (1 - s) + s) for s, y, x in grid]
     return (FULL, *crops)
 
 
