@@ -106,6 +106,7 @@ def create_app(service: Service, *, style: str = "") -> FastAPI:
     app.add_exception_handler(Exception, _fail)
     _add_predictions(app, service)
     _add_states(app, service)
+    _add_page(app, "/", read_page("page.html", style))
     _add_page(app, "/docs", read_page("docs.html", style))
     app.add_middleware(_Measured, metrics=service.metrics, paths=_paths(app))
     return app
@@ -113,7 +114,7 @@ def create_app(service: Service, *, style: str = "") -> FastAPI:
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
     async def predict(request: Request) -> Response:
-        """Predict one or several images; the answer is that of `headstart predict --json`."""
+        """Predict one or several images; as headstart predict --json."""
         return await service.predict(request)
 
     async def overlay(request: Request) -> Response:

@@ -18,10 +18,10 @@ from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import AnyPrediction, TransferModel
 from headstart.serving.predictor import Predictor
 
-__all__ = ["LONG_SIDE", "draw_prediction", "overlay_of"]
+__all__ = ["LONG_SIDES", "draw_prediction", "overlay_of"]
 
-LONG_SIDE = 1024
-"""Longest side of a drawing in pixels."""
+LONG_SIDES = 480, 1024
+"""Least and most pixels of the longer side of a drawing, so that labels can be read."""
 
 
 def overlay_of(
@@ -73,7 +73,7 @@ def _draw(predictor: Predictor, sample: Sample, label: str | None, device: str) 
 
 
 def draw_prediction(sample: Sample, prediction: AnyPrediction, classes: Sequence[str]) -> bytes:
-    """Draw boxes or a mask on an image of at most ``LONG_SIDE`` pixels, and encode it as PNG.
+    """Draw boxes or a mask on an image, resized to ``LONG_SIDES``, and encode it as PNG.
 
     Parameters
     ----------
@@ -88,9 +88,8 @@ def draw_prediction(sample: Sample, prediction: AnyPrediction, classes: Sequence
     """
     from PIL import Image
 
-    image, scale = decode_sample(sample), 1.0
-    if max(image.shape[:2]) > LONG_SIDE:
-        image, scale = resize_to_fit(image, LONG_SIDE)
+    decoded = decode_sample(sample)
+    image, scale = resize_to_fit(decoded, int(np.clip(max(decoded.shape[:2]), *LONG_SIDES)))
     if isinstance(prediction, Segmentation):
         size = image.shape[1], image.shape[0]
         mask = Image.fromarray(prediction.mask).resize(size, Image.Resampling.NEAREST)
