@@ -3,52 +3,54 @@
 from __future__ import annotations
 
 import http.client
-import os
-import re
+import importlib.util
+import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-START = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from headstart.cli.app import main; sys.argv[0] = 'headstart'; main()"
-)
+import headstart
+
+ROOT = Path(__file__).parents[2]
+REQUESTS = 2000
 Start = Callable[..., tuple["subprocess.Popen[str]", int]]
 
 
+def read_benchmark() -> Any:
+    """The load of benchmarks/serving.py, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location("serving", ROOT / "benchmarks" / "serving.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["serving"] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    return module
+
+
+serving = read_benchmark()
+
+
 @pytest.fixture
-def start(classifier: Any, tmp_path: Path) -> Iterator[Start]:
-    """Start a server of a tiny model on any free port; return the process and the port."""
+def model(tmp_path: Path) -> Path:
+    return Path(serving.save_tiny(tmp_path / "tiny"))
+
+
+@pytest.fixture
+def start(model: Path) -> Iterator[Start]:
+    """Start a server on any free port; return the process and the port."""
     processes = []
-    classifier.save(tmp_path / "cats")
 
     def begin(*flags: str) -> tuple[subprocess.Popen[str], int]:
-        words = [
-            sys.executable,
-            "-c",
-            START,
-            "serve",
-            str(tmp_path / "cats"),
-            "--port",
-            "0",
-            *flags,
-        ]
-        process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
-        )
+        process, port = serving.start_server(model, "--port", "0", *flags)
         processes.append(process)
-        assert process.stdout is not None
-        address = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
-        assert address is not None
-        return process, int(address[1])
+        return process, port
 
     yield begin
     for process in processes:
@@ -56,17 +58,8 @@ def start(classifier: Any, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def draw_image(tmp_path: Path) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    return (tmp_path / "a.png").read_bytes()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_request_that_has_begun_finish(
-    start: Start, tmp_path: Path, number: signal.Signals
-) -> None:
-    content = draw_image(tmp_path)
+def test_ctrl_c_lets_the_request_that_has_begun_finish(start: Start) -> None:
+    (content,) = serving.draw_images(1)
     process, port = start()
     client, late = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
     client.putrequest("POST", "/predict")
@@ -74,7 +67,7 @@ def test_a_signal_lets_the_request_that_has_begun_finish(
     client.putheader("Content-Length", str(len(content)))
     client.endheaders(content[:100])
     time.sleep(0.3)  # until the server has read the first part
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     with pytest.raises(ConnectionRefusedError):  # no new connections
         late.request("GET", "/healthz")
@@ -86,3 +79,38 @@ def test_a_signal_lets_the_request_that_has_begun_finish(
     printed, _ = process.communicate(timeout=10)
     assert process.returncode == 0
     assert "All requests that had begun are answered" in printed
+
+
+def test_many_clients_lose_nothing_while_the_model_changes(start: Start, model: Path) -> None:
+    images = serving.draw_images()
+    old = serving.predictions_of(model, images)
+    process, port = start("--queue", "24")  # fewer than the clients: some are asked to wait
+    loaded = headstart.load(model)
+    new = replace(loaded, task=replace(loaded.task, classes=tuple("vwxyz")))
+    renamed = [dict(zip("vwxyz", row.values(), strict=True)) for row in old]
+    memory = []
+
+    def change(number: int) -> None:
+        if number == REQUESTS // 4:
+            new.save(model)
+        if number % (REQUESTS // 4) == REQUESTS // 8:
+            memory.append(serving.memory(process))
+
+    load = serving.send_load(
+        port,
+        images,
+        lambda image, row: row["probabilities"] in (old[image], renamed[image]),
+        requests=REQUESTS,
+        on_request=change,
+    )
+    assert (load.right, load.wrong) == (REQUESTS, [])
+    assert max(memory) < 1.15 * memory[0], memory
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    assert serving.ask(client, 0, images[0])[0] == 200
+    client.request("GET", "/models")
+    (described,) = json.loads(client.getresponse().read())
+    client.close()
+    assert (described["version"], described["classes"]) == (2, list("vwxyz"))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 0
