@@ -13,7 +13,9 @@ from PIL import Image
 import headstart
 from headstart.cache import Cache
 from headstart.data.dataset import Sample
+from headstart.data.readers import read_dataset
 from headstart.errors import UnreadableImageError, UsageError
+from headstart.models.build import create_model
 from headstart.models.exported_model import ExportedModel
 from headstart.models.prediction_files import as_json
 from headstart.serving.predictor import Predictor
@@ -58,6 +60,22 @@ def test_answers_are_those_of_predict(
             assert row["label"] == expected["label"]
         else:
             assert row == expected
+
+
+@pytest.mark.parametrize("head", ["ssdlite", "fpn"])
+def test_boxes_and_masks_are_those_of_predict(
+    classifier: Any, files: dict[str, bytes], head: str
+) -> None:
+    demo = {"ssdlite": "demo:boxes", "fpn": "demo:masks"}[head]
+    data = read_dataset(demo).subset(range(2))
+    model = create_model(classifier.backbone, data, head=head, size=64, seed=1)
+    predictor = Predictor.of(model, cache=Cache(), max_pixels=10**6)
+    samples = [predictor.sample(name, content) for name, content in files.items()]
+    expected = headstart.predict(model, [sample.image for sample in samples])
+    for answer, alone in zip(predictor(samples), expected, strict=True):
+        row, other = (as_json([one], model.task.classes)[0] for one in (answer, alone))
+        assert row == {**other, "image": row["image"]}
+    assert all(row.name == name for row, name in zip(predictor(samples), files, strict=True))
 
 
 def test_a_damaged_image_does_not_affect_the_others(

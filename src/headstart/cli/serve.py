@@ -12,6 +12,8 @@ from headstart.cli.output import say
 
 __all__ = ["serve"]
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 Models = Annotated[
     list[str],
     typer.Argument(
@@ -74,6 +76,12 @@ def serve(  # noqa: PLR0913 - one argument a flag
 
     def announce(address: str) -> None:
         say(f"Serving {', '.join(models)} at {address} (endpoints: {address}/docs). Stop: Ctrl-C.")
+        if api_key_file is None and host not in LOOPBACK:
+            say(
+                f"Everybody who reaches {host} can send images. Pass --api-key-file to require a "
+                "key.",
+                err=True,
+            )
 
     run_serve(
         models,

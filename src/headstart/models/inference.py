@@ -32,7 +32,7 @@ from headstart.runtime import cores, device, use_one_thread
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Detections", "Segmentation", "detect", "segment"]
+__all__ = ["Detections", "Network", "Segmentation", "build_network", "detect", "segment"]
 
 BATCH_SIZE = 8
 
@@ -42,6 +42,9 @@ instead of the logits, to save memory."""
 
 Decode = Callable[[Any, "list[Tensor]"], list[Any]]
 """From a head's module and the backbone's maps to one prediction for each image."""
+
+Network = Callable[[NDArray[np.uint8], Decode], list[Any]]
+"""From canvases (n, H, W, 3) to one prediction for each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,6 +133,7 @@ def detect(
     *,
     selection: BoxSelection | None = None,
     device: str = "auto",
+    network: Network | None = None,
 ) -> list[Detections]:
     """Detect objects in images, in order.
 
@@ -143,6 +147,8 @@ def detect(
     selection : BoxSelection, optional
         Non-maximum suppression and the largest number of boxes for an image.
     device : str
+    network : callable, optional
+        From `build_network`, for many calls; by default it is built anew.
 
     Raises
     ------
@@ -150,8 +156,9 @@ def detect(
         If an image cannot be decoded.
     """
     detections = []
+    network = network or build_network(backbone, head, device)
     decode_maps = partial(_decode_objects, selection=selection or BoxSelection())
-    outputs = _run_on_canvases(backbone, head, samples, device, decode_maps)
+    outputs = _run_on_canvases(backbone, network, samples, decode_maps)
     for sample, placement, (canvas_boxes, scores, labels) in outputs:
         boxes = placement.boxes_to_image(canvas_boxes)
         # A box in the padding beside the image has no area in the image: drop it.
@@ -176,6 +183,7 @@ def segment(
     *,
     tile: int = 0,
     device: str = "auto",
+    network: Network | None = None,
 ) -> Iterator[Segmentation]:
     """Predict the class of every pixel, image after image, in order.
 
@@ -191,6 +199,8 @@ def segment(
         They overlap by a quarter. By default every image is resized as a whole, which can lose
         small details. Pass the longer side of the training images.
     device : str
+    network : callable, optional
+        As for `detect`.
 
     Raises
     ------
@@ -204,26 +214,25 @@ def segment(
             f"Expected `tile` to be at least 0 pixels, got {tile}. Pass 0 to read each image at "
             "once, or a side such as 512."
         )
+    network = network or build_network(backbone, head, device)
     if tile:
-        network = _build_network(backbone, head, device)
         for sample in samples:
             mask = _segment_tiles(backbone, network, sample, tile)
             yield Segmentation(name=sample.name, mask=mask)
         return
-    outputs = _run_on_canvases(backbone, head, samples, device, _compute_logits)
+    outputs = _run_on_canvases(backbone, network, samples, _compute_logits)
     for sample, placement, logits in outputs:
         yield Segmentation(name=sample.name, mask=_logits_to_mask(logits, placement))
 
 
 def _run_on_canvases(
     backbone: FrozenBackbone,
-    head: Head,
+    network: Network,
     samples: Sequence[Sample],
-    device_name: str,
     decode_maps: Decode,
 ) -> Iterator[tuple[Sample, Placement, Any]]:
     """Run the network on every image: the sample, its placement on the canvas, its prediction."""
-    preprocess, network = backbone.spec.preprocess, _build_network(backbone, head, device_name)
+    preprocess = backbone.spec.preprocess
     batches = [samples[at : at + BATCH_SIZE] for at in range(0, len(samples), BATCH_SIZE)]
     load = partial(load_batch, preprocess=preprocess)
     with ThreadPoolExecutor(cores(), initializer=use_one_thread) as executor:
@@ -233,10 +242,16 @@ def _run_on_canvases(
                 yield sample, preprocess.placement(*upright_size(sample.image)), prediction
 
 
-def _build_network(
-    backbone: FrozenBackbone, head: Head, device_name: str
-) -> Callable[[NDArray[np.uint8], Decode], list[Any]]:
-    """Build the function from canvases (n, H, W, 3) to one prediction for each."""
+def build_network(backbone: FrozenBackbone, head: Head, device_name: str) -> Network:
+    """Build the function from canvases (n, H, W, 3) to one prediction for each.
+
+    Parameters
+    ----------
+    backbone : FrozenBackbone
+    head : Head
+        For detection or segmentation.
+    device_name : str
+    """
     import copy
 
     import torch
@@ -256,7 +271,7 @@ def _build_network(
 
 def _segment_tiles(
     backbone: FrozenBackbone,
-    network: Callable[[NDArray[np.uint8], Decode], list[Any]],
+    network: Network,
     sample: Sample,
     tile: int,
 ) -> Pixels:

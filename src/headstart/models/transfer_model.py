@@ -22,7 +22,7 @@ from headstart.files import csv_text
 from headstart.models.heads.detection_config import SELECTION_SETTINGS
 from headstart.models.heads.head import Head
 from headstart.models.heads.linear import LinearHead
-from headstart.models.inference import Detections, Segmentation, detect, segment
+from headstart.models.inference import Detections, Network, Segmentation, detect, segment
 from headstart.models.tasks import ClassificationTask, DetectionTask, Task
 from headstart.models.writing import save
 
@@ -427,12 +427,21 @@ class TransferModel:
         device: str = "auto",
         threshold: float | None = None,
         tile: int = 0,
+        network: Network | None = None,
     ) -> Iterator[AnyPrediction]:
-        """Predict as ``predict``, for samples that were read already; masks one at a time."""
+        """Predict as ``predict``, for samples that were read already; masks one at a time.
+
+        For boxes and masks, ``network`` is what `build_network` returns, for many calls.
+        """
         self._require_task_arguments(engine, threshold, tile)
         if self.task.kind == "segmentation":
             yield from segment(
-                self.backbone, self.require_head(), samples, tile=tile, device=device
+                self.backbone,
+                self.require_head(),
+                samples,
+                tile=tile,
+                device=device,
+                network=network,
             )
         elif isinstance(self.task, DetectionTask):
             least = self.task.thresholds if threshold is None else threshold
@@ -442,6 +451,7 @@ class TransferModel:
                 samples,
                 selection=self.task.selection,
                 device=device,
+                network=network,
             )
             yield from (detection.above(least) for detection in detections)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from headstart.errors import HeadstartError, UnreadableImageError
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor, SplitPoint
 from headstart.models.exported_model import AnyModel, ExportedModel
+from headstart.models.inference import build_network
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import AnyPrediction, TransferModel, class_predictions
 
@@ -110,10 +112,12 @@ def _classify(
 def _predict_samples(model: AnyModel, *, cache: Cache, device: str) -> Predict:
     if isinstance(model, ExportedModel):
         model.require_device(device)
+        settings: dict[str, Any] = {}
     else:
-        model.require_head()
+        network = build_network(model.backbone, model.require_head(), device)
+        settings = {"network": network}
 
     def predict(samples: Sequence[Sample]) -> list[AnyPrediction]:
-        return list(model.predict_samples(samples, cache=cache, device=device))
+        return list(model.predict_samples(samples, cache=cache, device=device, **settings))
 
     return predict
