@@ -328,7 +328,7 @@ class _Run:
         self.trace.add(total / n_images)
         if np.isfinite(total) or not self._may_retry:
             self._move()
-        self.optimiser.zero_grad()
+        self.plain_optimiser.zero_grad()
         self.history.steps += 1
         self.loss_sum += total
         self.skip += 1
@@ -339,26 +339,38 @@ class _Run:
 
     def _move(self) -> None:
         """Change the parameters along their gradients."""
+        from torch.nn.utils import clip_grad_norm_
+
         if self.settings.clip:
-            self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimiser.step()
+            if self.accelerator.scaler:
+                self.accelerator.unscale_gradients(self.optimiser)
+            clip_grad_norm_(self.parameters, self.settings.clip)
+        (self.optimiser if self.accelerator.scaler else self.plain_optimiser).step()
 
     def _gradients(self, rows: Rows, batch: NDArray[Any], n_images: int) -> float:
         """Add up gradients of the global batch's mean loss; return the sum of the losses here."""
         total = 0.0
-        chunks = np.array_split(np.arange(len(rows)), min(self.parts, max(1, len(rows))))
-        for part, chunk in enumerate(chunks):
-            if not len(chunk):
-                continue
+        for part, (chunk_rows, chunk) in enumerate(self._chunks(rows, batch)):
             self._set_seed(_generator_seed(self.seed, self.history.steps, part, rank()))
             with self.accelerator.autocast():
-                loss = self.job.loss(rows[chunk], batch[chunk], self.history.steps)
+                loss = self.job.loss(chunk_rows, chunk, self.history.steps)
             value = float(loss.detach())
             if not (np.isfinite(value) or self._may_retry or self.job.watch):
-                raise self._not_finite(value, rows[chunk], batch[chunk])
-            self.accelerator.backward(loss * (len(chunk) * world_size() / n_images))
-            total += value * len(chunk)
+                raise self._not_finite(value, chunk_rows, chunk)
+            scaled = loss * (len(chunk_rows) * world_size() / n_images)
+            # Accelerate's own backward and step look for packages in the file system every time.
+            (
+                self.accelerator.scaler.scale(scaled) if self.accelerator.scaler else scaled
+            ).backward()
+            total += value * len(chunk_rows)
         return total
+
+    def _chunks(self, rows: Rows, batch: NDArray[Any]) -> list[tuple[Rows, NDArray[Any]]]:
+        """Parts of a batch that fit into memory; none if this process has no image."""
+        if self.parts == 1:
+            return [(rows, batch)] if len(rows) else []
+        parts = np.array_split(np.arange(len(rows)), min(self.parts, max(1, len(rows))))
+        return [(rows[part], batch[part]) for part in parts if len(part)]
 
     def _set_seed(self, number: int) -> None:
         """Seed only the generator in use: seeding all of them takes as long as a step."""
@@ -372,7 +384,7 @@ class _Run:
 
     def _halve_parts(self, size: int, error: RuntimeError) -> None:
         """After running out of memory: compute the same step in twice as many parts."""
-        self.optimiser.zero_grad()
+        self.plain_optimiser.zero_grad()
         if self.parts >= size:
             raise SetupError(
                 "Out of memory with a single image at a time. Train fewer stages (--train-from) "
