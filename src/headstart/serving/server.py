@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import socket
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,10 +172,12 @@ def run_server(
         port = bound.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         on_start(f"http://{host}:{port}")
-        try:
+        # Pillow warns about damaged files, in texts with numbers of the file: clients could fill
+        # the log, and the memory of Python's list of warnings that were shown.
+        with suppress(KeyboardInterrupt), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             uvicorn.Server(config).run(sockets=[bound])
-        except KeyboardInterrupt:
-            return  # the signal, raised again after everything has ended
+            # A signal is raised again, as KeyboardInterrupt, after everything has ended.
 
 
 def _bind(settings: Settings) -> socket.socket:
