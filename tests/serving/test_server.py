@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -11,6 +13,27 @@ from fastapi import FastAPI
 
 from headstart.serving.requests import Limits
 from headstart.serving.server import Settings, run_server
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "timm", "sklearn", "matplotlib", "safetensors"):
+    sys.modules[name] = None
+from pathlib import Path
+from fastapi.testclient import TestClient
+from headstart.cache import Cache
+from headstart.serving.requests import Limits
+from headstart.serving.server import Settings, build_app
+app = build_app({"cats": Path(sys.argv[1])}, Settings(), Limits(), cache=Cache())
+with TestClient(app) as client:
+    answer = client.post("/predict", content=b"P5 2 1 255 \\x00\\xff")
+    print(answer.status_code, answer.json()[0]["label"])
+"""
+
+
+def test_an_exported_file_is_served_without_torch(exported_files: Any) -> None:
+    words = [sys.executable, "-c", WITHOUT_TORCH, str(exported_files["image"])]
+    printed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert printed.stdout[:4] == "200 ", printed.stderr
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

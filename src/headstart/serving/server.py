@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from headstart.cache import Cache
 from headstart.errors import SetupError, UsageError
 from headstart.models.exported_model import AnyModel
+from headstart.models.transfer_model import TransferModel
 from headstart.runtime import cores, use_one_thread
 from headstart.serving.app import create_app
 from headstart.serving.batcher import Batcher
@@ -124,11 +125,12 @@ def build_app(
         )
 
     store = ModelStore(paths, prepare, metrics.count_reload)
+    needs_torch = any(isinstance(one.predictor.model, TransferModel) for one in store.models())
     batcher = Batcher(
         workers=cores(),
         size=settings.batch,
         capacity=limits.queue,
-        prepare_thread=use_one_thread,
+        prepare_thread=use_one_thread if needs_torch else (lambda: None),
         on_batch=metrics.count_batch,
     )
     metrics.watch_queue(lambda: len(batcher))
