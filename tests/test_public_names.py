@@ -63,6 +63,7 @@ PUBLIC = [
     "serve",
     "show_progress",
     "view_data",
+    "watch",
 ]
 
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "scipy", "PIL", "pyarrow", "huggingface_hub"}

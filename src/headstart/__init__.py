@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from headstart.workflows.run import Run
     from headstart.workflows.serve import serve
     from headstart.workflows.view import view_data
+    from headstart.workflows.watch import watch
 
 __version__ = "0.1.0"
 
@@ -95,6 +96,7 @@ _HOMES = {
     "serve": "headstart.workflows.serve",
     "show_progress": "headstart.cli.progress",
     "view_data": "headstart.workflows.view",
+    "watch": "headstart.workflows.watch",
 }
 """Module of each public name. It is imported on first use, so that `import headstart` is fast."""
 
@@ -146,6 +148,7 @@ __all__ = [
     "serve",
     "show_progress",
     "view_data",
+    "watch",
 ]
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 import headstart
 from headstart.cache import Cache
-from headstart.data.dataset import Sample
 from headstart.data.readers import read_dataset
 from headstart.errors import UnreadableImageError, UsageError
 from headstart.models.build import create_model
 from headstart.models.exported_model import ExportedModel
 from headstart.models.prediction_files import as_json
 from headstart.serving.predictor import Predictor
+from headstart.serving.requests import MOST_PIXELS, Limits
+from headstart.serving.server import Settings, build_app
 
 
 def encode(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
@@ -99,9 +102,14 @@ def test_an_unfitted_model_is_refused(classifier: Any) -> None:
         Predictor.of(unfitted, cache=Cache(), max_pixels=100)
 
 
-def test_the_model_keeps_a_lower_limit(classifier: Any) -> None:
-    from dataclasses import replace
-
+def test_limits_of_pixels(classifier: Any, tmp_path: Path) -> None:
     small = replace(classifier, record={"image_options": {"max_pixels": 50}})
-    assert Predictor.of(small, cache=Cache(), max_pixels=100).options.max_pixels == 50
-    assert Sample(image=b"").options.max_pixels > 100
+    assert Predictor.of(small, cache=Cache()).options.max_pixels == 50
+    assert Predictor.of(small, cache=Cache(), max_pixels=100).options.max_pixels == 100
+    for model, name in ((small, "small"), (classifier, "large")):
+        model.save(tmp_path / name)
+    paths = {name: tmp_path / name for name in ("small", "large")}
+    for given, expected in ((None, [50, MOST_PIXELS]), (10**9, [10**9, 10**9])):
+        app = build_app(paths, Settings(), Limits(max_pixels=given), cache=Cache())
+        with TestClient(app) as client:
+            assert [one["max_pixels"] for one in client.get("/models").json()] == expected

@@ -58,6 +58,7 @@ from headstart.cli.options import (
 from headstart.cli.options import Backbones as Rivals
 from headstart.cli.output import echo, emit, say
 from headstart.cli.serve import serve
+from headstart.cli.watch import watch
 
 if TYPE_CHECKING:
     from headstart.evaluation.comparison import Comparison
@@ -452,7 +453,8 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     explain,
     export,
     serve,
+    watch,
     demo,
     doctor,
 )
-"""Commands of this file, adapt.py, export.py and serve.py, in the order of ``headstart --help``."""
+"""Commands of this file and of those with their names, in the order of ``headstart --help``."""

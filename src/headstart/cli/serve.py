@@ -39,10 +39,10 @@ Batch = Annotated[int, typer.Option(help="Most images that are predicted togethe
 MaxBody = Annotated[int, typer.Option(help="Largest body of a request, in MB.")]
 MaxImages = Annotated[int, typer.Option(help="Most images in one request.")]
 PixelLimit = Annotated[
-    int,
+    int | None,
     typer.Option(
         help="Largest width times height of an image. Larger ones are refused before they are "
-        "decoded."
+        "decoded. Default: 50000000, or that of the training, if it is less."
     ),
 ]
 Timeout = Annotated[
@@ -63,7 +63,7 @@ def serve(  # noqa: PLR0913 - one argument a flag
     device: Device = "auto",
     max_body: MaxBody = 32,
     max_images: MaxImages = 64,
-    max_pixels: PixelLimit = 50_000_000,
+    max_pixels: PixelLimit = None,
     timeout: Timeout = 30.0,
     queue: Queue = 256,
 ) -> None:

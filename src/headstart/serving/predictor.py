@@ -45,7 +45,7 @@ class Predictor:
 
     @classmethod
     def of(
-        cls, model: AnyModel, *, cache: Cache, max_pixels: int, device: str = "auto"
+        cls, model: AnyModel, *, cache: Cache, max_pixels: int | None = None, device: str = "auto"
     ) -> Predictor:
         """Prepare a model: compile its network, and run it once on a grey image.
 
@@ -54,8 +54,8 @@ class Predictor:
         model : TransferModel or ExportedModel
         cache : Cache
             Keeps converted networks; no predictions are stored.
-        max_pixels : int
-            Largest width times height of an image, if the model has no lower limit.
+        max_pixels : int, optional
+            Largest width times height of an image; by default that of the training.
         device : str
 
         Raises
@@ -63,8 +63,7 @@ class Predictor:
         UsageError
             If the model is not fitted, or does not run on the device.
         """
-        limit = min(max_pixels, model.image_options.max_pixels)
-        options = model.image_options.with_max_pixels(limit)
+        options = model.image_options.with_max_pixels(max_pixels)
         if isinstance(model, TransferModel) and isinstance(model.task, ClassificationTask):
             predict = _classify(model, model.task, cache=cache, device=device)
         else:

@@ -15,10 +15,12 @@ from headstart.errors import RequestError, UnknownNameError, UsageError
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-__all__ = ["Limits", "Upload", "is_key", "parse_body"]
+__all__ = ["MOST_PIXELS", "Limits", "Upload", "is_key", "parse_body"]
 
 JSON_EXAMPLE = '{"images": [{"name": "cat.jpg", "data": "<base64>"}]}'
 MOST_NAME_CHARACTERS = 500
+MOST_PIXELS = 50_000_000
+"""Largest width times height of an image by default: three bytes for each are in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,9 @@ class Limits:
         Largest body of a request in megabytes.
     max_images : int
         Most images in one request.
-    max_pixels : int
-        Largest width times height of an image.
+    max_pixels : int or None
+        Largest width times height of an image. None: ``MOST_PIXELS``, or that of the training, if
+        it is less.
     timeout : float
         Most seconds for receiving a body, and again for its predictions.
     queue : int
@@ -51,14 +54,14 @@ class Limits:
 
     max_body: int = 32
     max_images: int = 64
-    max_pixels: int = 50_000_000
+    max_pixels: int | None = None
     timeout: float = 30.0
     queue: int = 256
 
     def __post_init__(self) -> None:
         for name in ("max_body", "max_images", "max_pixels", "timeout", "queue"):
             value = getattr(self, name)
-            if not value >= 1:
+            if value is not None and not value >= 1:
                 raise UsageError(
                     f"`{name}` must be at least 1, got {value!r}. Pass --{name.replace('_', '-')} "
                     "with a larger number."

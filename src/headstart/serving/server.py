@@ -23,7 +23,7 @@ from headstart.serving.batcher import Batcher
 from headstart.serving.metrics import Metrics
 from headstart.serving.model_store import ModelStore
 from headstart.serving.predictor import Predictor
-from headstart.serving.requests import Limits
+from headstart.serving.requests import MOST_PIXELS, Limits
 from headstart.serving.service import Service
 
 __all__ = ["Settings", "build_app", "read_keys", "run_server"]
@@ -120,9 +120,8 @@ def build_app(
     metrics = Metrics()
 
     def prepare(model: AnyModel) -> Predictor:
-        return Predictor.of(
-            model, cache=cache, max_pixels=limits.max_pixels, device=settings.device
-        )
+        most = limits.max_pixels or min(MOST_PIXELS, model.image_options.max_pixels)
+        return Predictor.of(model, cache=cache, max_pixels=most, device=settings.device)
 
     store = ModelStore(paths, prepare, metrics.count_reload)
     needs_torch = any(isinstance(one.predictor.model, TransferModel) for one in store.models())
