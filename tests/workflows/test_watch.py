@@ -64,3 +64,23 @@ def test_wrong_arguments(classifier: Any, tmp_path: Path) -> None:
     for name in ("every", "idle"):
         with pytest.raises(UsageError, match=rf"`{name}` must be above 0 seconds, got 0\."):
             headstart.watch(classifier, tmp_path, **{name: 0})
+
+
+def test_frames_of_a_video(classifier: Any, tmp_path: Path) -> None:
+    import av
+
+    path, drawn = tmp_path / "clip.mkv", []
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=4)  # without loss
+        stream.width, stream.height, stream.pix_fmt = 50, 40, "bgr0"
+        for number in range(8):
+            drawn.append(np.asarray(Image.open(draw(tmp_path / "in.png", number))))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(drawn[-1], format="rgb24")))
+        container.mux(stream.encode(None))
+    rows = list(headstart.watch(classifier, path, every=1.0))
+    assert [row.pop("seconds") for row in rows] == [0.0, 1.0]
+    alone = [headstart.predict(classifier, drawn[number])[0] for number in (0, 4)]
+    expected = as_json(alone, classifier.task.classes)
+    assert rows == [{**row, "name": str(path)} for row in expected]
+    with pytest.raises(UsageError, match=r"`idle` 3 is for folders"):
+        headstart.watch(classifier, path, idle=3)

@@ -1,4 +1,4 @@
-"""Command ``watch``: predictions of a folder that grows."""
+"""Command ``watch``: predictions of a folder that grows, or of a video."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from headstart.cli.output import echo, say
 
 __all__ = ["watch"]
 
-Folder = Annotated[Path, typer.Argument(help="Folder that gets images.")]
-Every = Annotated[float, typer.Option(help="Seconds between two looks at the folder.")]
+Growing = Annotated[Path, typer.Argument(help="Folder that gets images, or a video file.")]
+Every = Annotated[
+    float, typer.Option(help="Seconds between two looks at the folder, or two frames of the video.")
+]
 Idle = Annotated[
     float | None,
-    typer.Option(help="End after so many seconds without a new image. Default: never."),
+    typer.Option(
+        help="Folders only: end after so many seconds without a new image. Default: never."
+    ),
 ]
 
 
 def watch(
     model: ModelFolder,
-    folder: Folder,
+    source: Growing,
     every: Every = 1.0,
     idle: Idle = None,
     device: Device = "auto",
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Predict the images of a folder, and each new one, until Ctrl-C.
+    """Predict the images of a folder, and each new one, until Ctrl-C; or the frames of a video.
 
     Prints one line of JSON for each image, as predict --json; for an image that cannot be read, its
     name and the error. A file is read when its size and time have not changed for one look.
@@ -39,7 +43,7 @@ def watch(
     number = 0
     try:
         for row in run_watch(
-            model, folder, every=every, idle=idle, device=device, max_pixels=max_pixels
+            model, source, every=every, idle=idle, device=device, max_pixels=max_pixels
         ):
             echo(json_text(row))
             number += 1

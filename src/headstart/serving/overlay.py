@@ -16,7 +16,7 @@ from headstart.models.inference import Detections, Segmentation
 from headstart.models.prediction_files import encode_png
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import AnyPrediction, TransferModel
-from headstart.serving.predictor import Predictor
+from headstart.serving.predictor import Predictor, require_predictions
 
 __all__ = ["LONG_SIDES", "draw_prediction", "overlay_of"]
 
@@ -66,10 +66,8 @@ def _draw(predictor: Predictor, sample: Sample, label: str | None, device: str) 
         return encode_png(Image.fromarray(drawing))
     if label is not None:
         raise UsageError(f"`label` {label!r} needs a classifier. Leave it out.")
-    (answer,) = predictor([sample])
-    if isinstance(answer, HeadstartError):
-        raise answer
-    return draw_prediction(sample, answer, model.task.classes)
+    (prediction,) = require_predictions(predictor([sample]))
+    return draw_prediction(sample, prediction, model.task.classes)
 
 
 def draw_prediction(sample: Sample, prediction: AnyPrediction, classes: Sequence[str]) -> bytes:

@@ -20,7 +20,7 @@ from headstart.models.inference import build_network
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import AnyPrediction, TransferModel, class_predictions
 
-__all__ = ["Answer", "Predictor"]
+__all__ = ["Answer", "Predictor", "require_predictions"]
 
 Answer = AnyPrediction | HeadstartError
 """Prediction of an image, or the reason why there is none."""
@@ -87,6 +87,27 @@ class Predictor:
     def sample(self, name: str, content: bytes) -> Sample:
         """Return the sample of an image file."""
         return Sample(image=content, title=name, options=self.options)
+
+
+def require_predictions(answers: Sequence[Answer]) -> list[AnyPrediction]:
+    """Return the predictions, if there is one for every image.
+
+    Raises
+    ------
+    HeadstartError
+        The error of the first image that has one.
+
+    Examples
+    --------
+    >>> require_predictions([])
+    []
+    """
+    predictions: list[AnyPrediction] = []
+    for answer in answers:
+        if isinstance(answer, HeadstartError):
+            raise answer
+        predictions.append(answer)
+    return predictions
 
 
 def _classify(

@@ -1,4 +1,4 @@
-"""Predict the images of a folder that grows."""
+"""Predict the images of a folder that grows, or the frames of a video."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from headstart.cache import open_cache
 from headstart.data.dataset import Sample
 from headstart.data.formats.layouts import list_folder
+from headstart.data.video import VIDEO_SUFFIXES, is_video, video_frames
 from headstart.errors import HeadstartError, LayoutError, UsageError
 from headstart.models.exported_model import AnyModel, open_model
 from headstart.models.prediction_files import as_json
-from headstart.serving.predictor import Predictor
+from headstart.serving.predictor import Predictor, require_predictions
 
 __all__ = ["GrowingFolder", "watch"]
 
@@ -71,25 +72,26 @@ class GrowingFolder:
 
 def watch(
     model: AnyModel | str | Path,
-    folder: str | Path,
+    source: str | Path,
     *,
     every: float = 1.0,
     idle: float | None = None,
     device: str = "auto",
     max_pixels: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Predict every image of a folder, and those that are added or changed later.
+    """Predict every image of a folder, and those that are added later; or frames of a video.
 
     Parameters
     ----------
     model : TransferModel, ExportedModel, str or Path
         A model, the folder of a saved one, or an exported file.
-    folder : str or Path
-        Its images are predicted first. Subfolders count, hidden files do not.
+    source : str or Path
+        A folder, whose images are predicted first; subfolders count, hidden files do not. Or a
+        video file.
     every : float
-        Seconds between two looks at the folder.
+        Seconds between two looks at the folder, or between two frames of the video.
     idle : float, optional
-        End after so many seconds without a new image; by default it does not end.
+        Folders only: end after so many seconds without a new image; by default it does not end.
     device : str
     max_pixels : int, optional
         Largest width times height; by default that of the training.
@@ -98,13 +100,16 @@ def watch(
     ------
     dict
         The row of ``predict --json``, or ``name`` and ``error`` of an image that cannot be read.
+        A row of a video has also the ``seconds`` from its start.
 
     Raises
     ------
     LayoutError
-        If there is no such folder.
+        If there is no such folder or video.
+    UnreadableImageError
+        If the video is damaged.
     UsageError
-        If a number of seconds is not above 0.
+        If a number of seconds is not above 0, or ``idle`` is set for a video.
 
     Examples
     --------
@@ -117,10 +122,33 @@ def watch(
                 f"`{name}` must be above 0 seconds, got {seconds}. Pass --{name} with a larger "
                 "number."
             )
-    if not Path(folder).is_dir():
-        raise LayoutError(f"There is no folder {str(folder)!r}. Create it, or check the path.")
+    path = Path(source)
+    if not path.is_dir() and not (path.is_file() and is_video(path)):
+        endings = ", ".join(VIDEO_SUFFIXES)
+        raise LayoutError(
+            f"There is no folder and no video {str(source)!r}. Create it, or pass a folder, or a "
+            f"file that ends with {endings}."
+        )
+    if idle is not None and path.is_file():
+        raise UsageError(f"`idle` {idle} is for folders, and {path} is a video. Remove --idle.")
     opened = model if isinstance(model, AnyModel) else open_model(model)
-    return _watch(opened, Path(folder), every, idle, (device, max_pixels))
+    settings = (device, max_pixels)
+    if path.is_file():
+        return _predict_video(opened, path, every, settings)
+    return _watch(opened, path, every, idle, settings)
+
+
+def _predict_video(
+    model: AnyModel, path: Path, every: float, settings: tuple[str, int | None]
+) -> Iterator[dict[str, Any]]:
+    device, max_pixels = settings
+    classes = tuple(model.task.classes)
+    with open_cache(None) as cache:
+        predictor = Predictor.of(model, cache=cache, max_pixels=max_pixels, device=device)
+        for seconds, pixels in video_frames(path, every=every, options=predictor.options):
+            answers = predictor([Sample(image=pixels, title=str(path))])
+            for row in as_json(require_predictions(answers), classes):
+                yield {"seconds": round(seconds, 3), **row}
 
 
 def _watch(
