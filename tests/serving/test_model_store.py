@@ -50,6 +50,17 @@ def test_a_changed_model_is_loaded_again(classifier: Any, prepare: Any, tmp_path
     assert store.find("a").predictor.model.task.classes == ("p", "q", "r")
 
 
+def test_a_link_to_another_folder(classifier: Any, prepare: Any, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "first")
+    rename(classifier, "x", "y", "z").save(tmp_path / "second")
+    (tmp_path / "current").symlink_to(tmp_path / "first")
+    store = ModelStore({"a": tmp_path / "current"}, prepare)
+    (tmp_path / "next").symlink_to(tmp_path / "second")
+    (tmp_path / "next").replace(tmp_path / "current")
+    store.refresh()
+    assert store.find("a").as_dict()["classes"] == ["x", "y", "z"]
+
+
 def test_a_folder_that_is_gone_keeps_its_model(
     classifier: Any, prepare: Any, tmp_path: Path
 ) -> None:

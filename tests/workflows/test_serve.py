@@ -23,6 +23,8 @@ def test_names_of_models(tmp_path: Path) -> None:
         "a=b": tmp_path / "a=b",
         "y": Path("runs/y/m.onnx"),
     }
+    (tmp_path / "current").symlink_to(tmp_path / "a=b")
+    assert list(model_paths(tmp_path / "current")) == ["current"]
     with pytest.raises(UsageError, match=r"'cats' stands for cats and b/cats\. Write one"):
         model_paths(["cats", "b/cats"])
     with pytest.raises(UsageError, match="without a model"):

@@ -117,6 +117,6 @@ def _split(word: str | Path) -> tuple[str, Path]:
     name, sign, path = str(word).partition("=")
     if sign and name and "/" not in name and not Path(word).exists():
         return name, Path(path)
-    resolved = Path(word).resolve()
-    is_file = resolved.suffix.lower() in {".onnx", ".xml"}
-    return (resolved.parent.name if is_file else resolved.name), Path(word)
+    absolute = Path(word).absolute()  # a link keeps its name: it may point to a new version later
+    is_file = absolute.suffix.lower() in {".onnx", ".xml"}
+    return (absolute.parent.name if is_file else absolute.name), Path(word)
