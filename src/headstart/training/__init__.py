@@ -7,5 +7,6 @@ score of each task), losses/, optim.py, lr_finder.py, samplers.py, inputs.py and
 activation_cache.py (outputs of frozen stages), profiler.py and time_estimate.py (cost of a
 training), checkpoint.py and interruption.py, mixup.py, regularisation/, weight_averaging.py,
 adapters.py, logistic_regression.py (the solver of the linear probe), descent.py (its descent for
-large problems) and penalty_search.py (its cross-validation).
+large problems), penalty_search.py (its cross-validation) and few_shot_heads.py (heads in closed
+form).
 """
