@@ -26,6 +26,7 @@ PUBLIC = [
     "Detections",
     "Evaluation",
     "ExportedModel",
+    "FewShot",
     "Finetune",
     "HeadstartError",
     "ImageClassifier",

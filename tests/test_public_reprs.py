@@ -117,6 +117,7 @@ VALUES = {
     ),
     "Evaluation": evaluation,
     "ExportedModel": exported_model,
+    "FewShot": headstart.FewShot,
     "Finetune": headstart.Finetune,
     "ImageClassifier": headstart.ImageClassifier,
     "ImageSegmenter": headstart.ImageSegmenter,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headstart.errors import DataError, HeadstartError, SetupError, TrainingError, UsageError
     from headstart.estimators import ImageClassifier, ImageSegmenter, ObjectDetector
     from headstart.evaluation.classification import Evaluation
+    from headstart.methods.few_shot import FewShot
     from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
@@ -60,6 +61,7 @@ _HOMES = {
     "Detections": "headstart.models.inference",
     "Evaluation": "headstart.evaluation.classification",
     "ExportedModel": "headstart.models.exported_model",
+    "FewShot": "headstart.methods.few_shot",
     "Finetune": "headstart.methods.finetune",
     "HeadstartError": "headstart.errors",
     "ImageClassifier": "headstart.estimators",
@@ -111,6 +113,7 @@ __all__ = [
     "Detections",
     "Evaluation",
     "ExportedModel",
+    "FewShot",
     "Finetune",
     "HeadstartError",
     "ImageClassifier",

@@ -32,7 +32,7 @@ def other(flag, value):
         case "switch":
             return (not value), (not value)
         case "integer":
-            return str(value + 2), value + 2
+            return str((value or 0) + 2), (value or 0) + 2
         case "numbers":
             return "0.5,0.25", (0.5, 0.25)
         case "number" | "number or text":

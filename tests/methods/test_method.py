@@ -18,6 +18,7 @@ from headstart.data.dataset import Dataset, Sample
 from headstart.data.transforms.augment import Augmentation
 from headstart.data.transforms.preprocess import Preprocess
 from headstart.features.extractor import Extractor
+from headstart.methods.few_shot import FewShot
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.methods.scratch import Scratch
@@ -132,9 +133,22 @@ METHODS = {
     "views": Finetune(augmentation=replace(LIGHT, views=2), training=SHORT),
     "endless": Finetune(augmentation=LIGHT, training=SHORT),
     "scratch": Scratch(training=SHORT),
+    "few-shot": FewShot(),
+    "shots": FewShot(shots=2),
 }
+FROZEN = ("probe", "few-shot", "shots")
 MULTILABEL = ("probe", "last", "lora", "mixup", "focal", "average", "scratch")
-ON_EFFICIENTNET = ("probe", "last", "all", "lora", "norm", "train", "adapt", "stoch norm")
+ON_EFFICIENTNET = (
+    "probe",
+    "few-shot",
+    "last",
+    "all",
+    "lora",
+    "norm",
+    "train",
+    "adapt",
+    "stoch norm",
+)
 CASES = [("resnet", how) for how in METHODS] + [("efficientnet", how) for how in ON_EFFICIENTNET]
 
 
@@ -187,7 +201,7 @@ def test_the_model_given_stays_as_it_was(backbones, fitted, network, how):
     model = fitted(network, how)
     assert fingerprint(backbone.state) == before
     assert fingerprint(backbone.module.trunk.state_dict()) == before
-    if how != "probe":
+    if how not in FROZEN:
         own = {v.data_ptr() for v in backbone.state.values()}
         own |= {v.data_ptr() for v in backbone.module.state_dict().values()}
         assert not own & {model.backbone.state[k].data_ptr() for k in inner(model, backbone.module)}
@@ -196,7 +210,7 @@ def test_the_model_given_stays_as_it_was(backbones, fitted, network, how):
 @pytest.mark.parametrize(("network", "how"), CASES)
 def test_what_is_constant_is_so_bit_for_bit_and_the_rest_moves(backbones, fitted, network, how):
     backbone, model = backbones[network], fitted(network, how)
-    if how == "probe":
+    if how in FROZEN:
         assert model.backbone is backbone
         return
     plan, moves = stages(model, backbone.module)
@@ -267,7 +281,9 @@ def test_several_labels_in_groups(backbones, extractor, how):
     assert (np.abs(chances.sum(axis=1) - 1) > 1e-3).any()
 
 
-@pytest.mark.parametrize("how", ["probe", "last", "train", "sampling", "adjusted", "scratch"])
+@pytest.mark.parametrize(
+    "how", ["probe", "few-shot", "last", "train", "sampling", "adjusted", "scratch"]
+)
 def test_a_class_without_held_out_images(backbones, extractor, how):
     train, val = coloured(24, 0), coloured(8, 1, classes=CLASSES[:2])
     assert "red" not in {sample.target for sample in val.samples}

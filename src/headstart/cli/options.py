@@ -95,7 +95,8 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         help="auto (compares candidates on held-out training images; the default for "
-        "classification), linear-probe, finetune (the default for boxes and masks) or scratch."
+        "classification), linear-probe, finetune (the default for boxes and masks), scratch or "
+        "few-shot."
     ),
 ]
 RunFolder = Annotated[Path | None, typer.Option(help="Output folder. Default: runs/<name>.")]

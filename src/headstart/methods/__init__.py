@@ -1,9 +1,9 @@
 """Training methods. One file per method, one contract.
 
-Read method.py (the contract), linear_probe.py, finetune.py and scratch.py (the methods),
-pretraining.py (train the weights of a backbone), flags.py (the methods' fields as command-line
-flags), plugin_methods.py (methods of other packages) and adaptation/ (methods for a new domain
-without labels, with a contract of their own).
+Read method.py (the contract), linear_probe.py, finetune.py, scratch.py and few_shot.py (the
+methods), pretraining.py (train the weights of a backbone), flags.py (the methods' fields as
+command-line flags), plugin_methods.py (methods of other packages) and adaptation/ (methods for a
+new domain without labels, with a contract of their own).
 
 ``METHODS`` is the table of Headstart's own methods by name. It is filled on first use, so that a
 run imports only its own method.
@@ -25,11 +25,17 @@ METHODS: Mapping[str, type[Method]]
 
 @cache
 def _table() -> Mapping[str, type[Method]]:
+    from headstart.methods.few_shot import FewShot
     from headstart.methods.finetune import Finetune
     from headstart.methods.linear_probe import LinearProbe
     from headstart.methods.scratch import Scratch
 
-    return {"linear-probe": LinearProbe, "finetune": Finetune, "scratch": Scratch}
+    return {
+        "linear-probe": LinearProbe,
+        "finetune": Finetune,
+        "scratch": Scratch,
+        "few-shot": FewShot,
+    }
 
 
 def __getattr__(name: str) -> Any:

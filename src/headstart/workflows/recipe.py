@@ -449,6 +449,8 @@ def _make_method(
         probes = all("linear-probe" in flag.methods for flag in used)
         task = _find_task(recipe, find_task) if tunes and probes else "classification"
         method = "finetune" if tunes and not probes else default_method(task).name
+        if not tunes and not probes and all("few-shot" in flag.methods for flag in used):
+            method = "few-shot"
     if method == "finetune" and not is_stored and not flag_values.keys() >= RECIPE.keys():
         flag_values = with_measured_recipe(flag_values, _find_task(recipe, find_task))
     return make_method(method, flag_values, seed=recipe.seed)
