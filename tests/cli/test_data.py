@@ -71,3 +71,41 @@ def test_convert_prints_one_json_document(photos, tmp_path, capsys):
     code, text, _ = run(capsys, "data", "convert", photos, out, "--to", "parquet", "--json")
     expected = {"folder": str(out), "format": "parquet", "images": 6, "not_kept": []}
     assert (code, json.loads(text)) == (0, expected)
+
+
+@pytest.fixture
+def outlines(tmp_path: Path) -> Path:
+    """COCO annotations with polygons: boxes, or masks with --task segmentation."""
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    images, objects = [], []
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 40, "height": 40})
+        polygon = [5, 5, 25, 5, 25, 25, 5, 25]
+        entry = {"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20]}
+        objects.append(entry | {"segmentation": [polygon], "area": 400, "iscrowd": 0})
+    document = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cell"}]}
+    (folder / "annotations.json").write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"), [((), "detection"), (("--task", "segmentation"), "segmentation")]
+)
+def test_check_and_view_read_the_labels_for_a_task(outlines, tmp_path, capsys, flags, kind):
+    code, text, _ = run(capsys, "data", "check", outlines, *flags)
+    assert code == 0
+    assert kind in text
+    page = tmp_path / "page.html"
+    code, _, err = run(capsys, "data", "view", outlines, "--out", page, *flags)
+    assert (code, err) == (0, "")
+    assert kind in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize("verb", ["check", "view"])
+def test_an_unknown_task_is_named(photos, capsys, verb):
+    code, _, err = run(capsys, "data", verb, photos, "--task", "boxes")
+    assert code == 1
+    assert "Unknown task: 'boxes'" in err

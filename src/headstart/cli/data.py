@@ -47,6 +47,7 @@ data_app = typer.Typer(
 def data_check(  # noqa: PLR0913 - one argument a flag
     ctx: typer.Context,
     source: Source,
+    task: Task = "auto",
     group_by: GroupBy = None,
     masks: MasksFolder = None,
     images: ImagesFolder = None,
@@ -77,11 +78,11 @@ def data_check(  # noqa: PLR0913 - one argument a flag
     from headstart.cli.tables import show_data, show_findings
     from headstart.cli.terminal import plain_console, terminal
     from headstart.data.prepare import inspect_dataset
-    from headstart.data.readers import read_dataset
+    from headstart.data.readers import kind_of_task, read_dataset
 
     require_new_file(out)
     with open_cache(no_cache) as cache, terminal(as_json) as display:
-        data = read_dataset(source, **read_settings(ctx))
+        data = read_dataset(source, task_kind=kind_of_task(task), **read_settings(ctx))
         data, findings = inspect_dataset(data, cache=cache, progress=display.progress)
     errors = sum(finding.severity == "error" for finding in findings)
     write_findings(out, findings)
@@ -104,6 +105,7 @@ def data_check(  # noqa: PLR0913 - one argument a flag
 def data_view(  # noqa: PLR0913 - one argument a flag
     ctx: typer.Context,
     source: Source,
+    task: Task = "auto",
     group_by: GroupBy = None,
     masks: MasksFolder = None,
     images: ImagesFolder = None,
@@ -135,12 +137,12 @@ def data_view(  # noqa: PLR0913 - one argument a flag
     some images, and similar images side by side.
     """
     from headstart.cli.terminal import open_in_browser, plain_console, terminal
-    from headstart.data.readers import read_dataset
+    from headstart.data.readers import kind_of_task, read_dataset
     from headstart.workflows.view import new_page_path, write_page
 
     page = new_page_path(out, source)
     with open_cache(no_cache) as cache, terminal(as_json) as display:
-        data = read_dataset(source, **read_settings(ctx))
+        data = read_dataset(source, task_kind=kind_of_task(task), **read_settings(ctx))
         command = shlex.join(["headstart", *sys.argv[1:]])
         write_page(data, page, cache=cache, on_progress=display.progress, command=command)
     if as_json:

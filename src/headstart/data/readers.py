@@ -40,15 +40,19 @@ from headstart.data.formats.manifests import ReadOptions
 from headstart.data.formats.tool_formats import find_tool_files
 from headstart.data.formats.weight_cells import refuse_weights
 from headstart.data.pixel_values import DEFAULT_OPTIONS, ImageOptions, ImageSettings
-from headstart.errors import DataError, LayoutError, UsageError
+from headstart.errors import DataError, LayoutError, UnknownNameError, UsageError
 
 __all__ = [
     "READ_SETTINGS",
     "SourceOptions",
+    "kind_of_task",
     "list_images",
     "read_dataset",
     "with_image_options",
 ]
+
+
+TASK_NAMES = ("auto", "classification", "detection", "segmentation")
 
 
 class SourceOptions(FolderOptions, ImageSettings, total=False):
@@ -76,6 +80,33 @@ READ_SETTINGS = (
     "no_data",
 )
 """Arguments of `read_dataset` that a user sets: flags of commands and fields of a recipe."""
+
+
+def kind_of_task(task: str) -> Kind | None:
+    """Return what ``task_kind`` of `read_dataset` is for a task of the command line.
+
+    Parameters
+    ----------
+    task : {"auto", "classification", "detection", "segmentation"}
+
+    Returns
+    -------
+    str or None
+        None where the data decide, also between one label and several labels of an image.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such task.
+
+    Examples
+    --------
+    >>> kind_of_task("segmentation"), kind_of_task("auto")
+    ('segmentation', None)
+    """
+    if task not in TASK_NAMES:
+        raise UnknownNameError("task", task, TASK_NAMES)
+    return task if task in {"detection", "segmentation"} else None  # type: ignore[return-value]
 
 
 def read_dataset(

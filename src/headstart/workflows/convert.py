@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from headstart.data.dataset import Dataset, labels_of
 from headstart.data.formats.layouts import format_list
-from headstart.data.readers import READ_SETTINGS, read_dataset
+from headstart.data.readers import READ_SETTINGS, kind_of_task, read_dataset
 from headstart.data.writing.class_folders import class_folders, write_class_folders
 from headstart.data.writing.coco import coco_folders, write_coco
 from headstart.data.writing.image_files import ImageFile, copy_images, name_images
@@ -26,7 +26,6 @@ from headstart.data.writing.yolo import write_yolo, yolo_folders
 from headstart.errors import DataError, HeadstartError, UnknownNameError, UsageError
 from headstart.models.prediction_files import atomic_folder
 from headstart.workflows.events import Noted, Observer, progress_of, shown
-from headstart.workflows.recipe import TASKS
 
 __all__ = ["ConvertedData", "convert_data"]
 
@@ -163,11 +162,9 @@ def _read(source: object, task: str, settings: Mapping[str, Any]) -> Dataset:
                 name,
                 (*READ_SETTINGS, "link", "observer", "out", "progress", "task", "to"),
             )
-    if task not in {"auto", *TASKS}:
-        raise UnknownNameError("task", task, ["auto", *TASKS])
+    kind = kind_of_task(task)
     if isinstance(source, Dataset):
         return source
-    kind: Any = task if task in {"detection", "segmentation"} else None
     return read_dataset(source, task_kind=kind, min_classes=1, **settings)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset
 from headstart.data.prepare import Progress, examine_dataset
-from headstart.data.readers import READ_SETTINGS, read_dataset
+from headstart.data.readers import READ_SETTINGS, kind_of_task, read_dataset
 from headstart.errors import UnknownNameError, UsageError
 from headstart.files import write_whole
 from headstart.reports.data_page import render_data_page
@@ -23,6 +23,7 @@ def view_data(
     source: object,
     out: str | Path | None = None,
     *,
+    task: str = "auto",
     cache: Cache | bool | None = None,
     no_cache: bool = False,
     progress: bool | None = None,
@@ -39,6 +40,8 @@ def view_data(
         As for `headstart.fit`.
     out : str or Path, optional
         HTML file, which must be new; by default ``runs/data-<name>.html``, or the next free name.
+    task : {"auto", "classification", "detection", "segmentation"}
+        Read the labels for this task, where they serve for several.
     cache : Cache or bool, optional
         Stores the scan of the images; by default the user's cache, False for an empty one.
     no_cache : bool
@@ -69,10 +72,13 @@ def view_data(
     """
     for name in settings:
         if name not in READ_SETTINGS:
-            known = (*READ_SETTINGS, "cache", "no_cache", "out", "progress")
+            known = (*READ_SETTINGS, "cache", "no_cache", "out", "progress", "task")
             raise UnknownNameError("setting", name, known)
-    target = new_page_path(out, source)
-    data = source if isinstance(source, Dataset) else read_dataset(source, **settings)
+    target, kind = new_page_path(out, source), kind_of_task(task)
+    if isinstance(source, Dataset):
+        data = source
+    else:
+        data = read_dataset(source, task_kind=kind, **settings)
     with open_cache(cache, no_cache=no_cache) as store, shown(progress, None) as notify:
         write_page(data, target, cache=store, on_progress=progress_of(notify))
     return target
