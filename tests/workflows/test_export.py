@@ -87,6 +87,10 @@ def test_other_formats(classifier: Any, tmp_path: Path, to: str) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == names
     assert exported.certificate.largest_difference < 1e-4
     assert exported.certificate.runtime.split()[0] == {"openvino": "OpenVINO", "pt2": "PyTorch"}[to]
+    assert exported.files[0] == path
+    written = [file for file in tmp_path.iterdir() if file != exported.certificate_path]
+    assert sorted(exported.files) == sorted(written)
+    assert exported.as_dict()["bytes"] == sum(file.stat().st_size for file in written)
     if to == "pt2":
         with pytest.raises(UsageError, match="may run code"):
             headstart.predict(path, np.zeros((8, 8, 3), np.uint8))

@@ -68,8 +68,8 @@ def export(
 
 
 def _print_export(exported: Export) -> None:
-    megabytes = exported.path.stat().st_size / 1e6
+    names = ", ".join([str(exported.path), *(file.name for file in exported.files[1:])])
     say(exported.certificate.sentence())
-    say(f"Written: {exported.path} ({megabytes:.1f} MB) and {exported.certificate_path.name}")
+    say(f"Written: {names} ({exported.size / 1e6:.1f} MB) and {exported.certificate_path.name}")
     if exported.path.suffix != ".pt2":
         say(f"Next: `headstart predict {exported.path} IMAGES`")

@@ -51,11 +51,23 @@ class Export:
     certificate: Certificate
     certificate_path: Path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that a runtime needs: ``path``, and for OpenVINO the .bin with the weights."""
+        beside = (self.path.with_suffix(ending) for ending in _endings(self.path)[:-1])
+        return (self.path, *beside)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all ``files`` together."""
+        return sum(file.stat().st_size for file in self.files)
+
     def as_dict(self) -> dict[str, Any]:
         """Return all values as plain types, for JSON."""
         return {
             "file": str(self.path),
-            "bytes": self.path.stat().st_size,
+            "files": [str(file) for file in self.files],
+            "bytes": self.size,
             "certificate_file": str(self.certificate_path),
             "certificate": self.certificate.as_dict(),
         }
@@ -135,6 +147,11 @@ def export(
             f"Cannot write {path}: {error}. Free disk space, or pass another --out."
         ) from error
     return Export(path=path, certificate=certificate, certificate_path=beside)
+
+
+def _endings(path: Path) -> tuple[str, ...]:
+    """Endings of all files of the format to which ``path`` belongs."""
+    return next(endings for endings in FORMATS.values() if endings[-1] == path.suffix.lower())
 
 
 def _takes_images(to: str, input_kind: str | None) -> bool:
