@@ -82,7 +82,7 @@ def test_ctrl_c_lets_the_request_that_has_begun_finish(start: Start) -> None:
 
 
 def test_many_clients_lose_nothing_while_the_model_changes(start: Start, model: Path) -> None:
-    images = serving.draw_images()
+    images = serving.draw_images(16)
     old = serving.predictions_of(model, images)
     process, port = start("--queue", "24")  # fewer than the clients: some are asked to wait
     loaded = headstart.load(model)
