@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from headstart.data.formats import box_tables, class_folders, layouts, tables
 from headstart.data.formats.image_ids import is_id_column, share_of_ids
@@ -150,22 +151,59 @@ def _labelled_table(
                 labelled[name] = table
         elif has_images and is_plain:
             unlabelled[name] = table
+    chosen = labelled or unlabelled
     if len(labelled) > 1:
-        raise _several_tables_error(listing, list(labelled))
-    labelled = labelled or unlabelled
-    if len(labelled) != 1:
+        table = _join_splits(listing, labelled)
+    elif len(chosen) == 1:
+        ((_, table),) = chosen.items()
+    else:
         return None
-    ((name, table),) = labelled.items()
-    others = [other for other in names if other != name]
-    if not others:
-        return table, ()
-    return table, (f"tables without images and labels not read: {format_list(others)}",)
+    others = [other for other in names if other not in chosen]
+    return table, _note_unread(others)
+
+
+def _note_unread(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (f"tables without images and labels not read: {format_list(names)}",)
+
+
+def _join_splits(listing: Listing, named: Mapping[str, tables.Table]) -> tables.Table:
+    """Join tables such as train.csv and test.csv.
+
+    Raises
+    ------
+    LayoutError
+        If two names do not stand for two splits, or if the tables have other columns, or one for
+        splits.
+    """
+    parts = [split_and_rest(Path(name).stem) for name in named]
+    splits = [split for split, _ in parts if split is not None]
+    headers = {tuple(table.columns) for table in named.values()}
+    has_own_splits = any(name.strip().lower() in {"split", "set"} for name in next(iter(headers)))
+    are_splits = len(set(splits)) == len(named) and len({rest for _, rest in parts}) == 1
+    if not are_splits or len(headers) > 1 or has_own_splits:
+        raise _several_tables_error(listing, list(named))
+    columns: dict[str, list[Any]] = {
+        name: [value for table in named.values() for value in table.columns[name]]
+        for name in next(iter(headers))
+    }
+    sizes = [len(table.lines) for table in named.values()]
+    columns["split"] = [
+        split for split, size in zip(splits, sizes, strict=True) for _ in range(size)
+    ]
+    lines = [f"{name}:{line}" for name, table in named.items() for line in table.lines]
+    place = f"the tables {format_list(list(named))} of {str(listing.root)!r}"
+    return tables.Table(
+        path=listing.root / next(iter(named)), columns=columns, lines=lines, place=place
+    )
 
 
 def _several_tables_error(listing: Listing, names: Sequence[str]) -> LayoutError:
     return LayoutError(
         f"Expected one manifest in {str(listing.root)!r}, got {len(names)}: {format_list(names)}. "
-        f"Pass the path of one of them, such as {str(listing.root / names[0])!r}."
+        f"Pass the path of one of them, such as {str(listing.root / names[0])!r}. Tables that are "
+        "named after splits, such as train.csv and test.csv, are joined if their columns agree."
     )
 
 
