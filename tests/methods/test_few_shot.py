@@ -112,7 +112,7 @@ def test_every_head_recognises_new_images(start, extractor, head):
 def test_one_image_of_each_class_is_enough(start, extractor):
     model = FewShot(shots=1).fit(start, part(12), extractor=extractor)
     few = model.record["few_shot"]
-    assert (few["head"], few["heads"], few["held_out_images"]) == ("simple-shot", [], 0)
+    assert (few["head"], few["heads"], few["held_out_images"]) == ("cosine", [], 0)
     assert model.task.temperature == 1.0
 
 

@@ -22,7 +22,7 @@ from headstart.training.time_estimate import extraction_seconds, probe_seconds
 
 __all__ = ["FewShot"]
 
-FewShotHead = Literal["auto", "simple-shot", "euclidean", "cosine", "shrunken-centroids", "lda"]
+FewShotHead = Literal["auto", "cosine", "simple-shot", "euclidean", "shrunken-centroids", "lda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class FewShot:
     shots : int or None
         Training images of each class, drawn by the seed; the others are not used. None uses all.
     few_shot_head : str
-        Head: auto (chosen by leaving images out), simple-shot, euclidean, cosine,
+        Head: auto (chosen by leaving images out), cosine, simple-shot, euclidean,
         shrunken-centroids or lda.
     seed : int
         Decides which images are drawn. Nothing else is random.

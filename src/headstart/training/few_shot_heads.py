@@ -262,9 +262,9 @@ def _solve(factor: Floats, rows: Floats, ridge: float) -> Floats:
 
 
 HEADS: Mapping[str, Callable[[NDArray[np.floating[Any]], Targets], Affine]] = {
+    "cosine": nearest_cosine,
     "simple-shot": simple_shot,
     "euclidean": nearest_prototype,
-    "cosine": nearest_cosine,
     "shrunken-centroids": shrunken_centroids,
     "lda": lda,
 }
