@@ -50,6 +50,7 @@ PUBLIC = [
     "UsageError",
     "__version__",
     "adapt",
+    "bench",
     "compare",
     "convert_data",
     "evaluate",

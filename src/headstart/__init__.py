@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from headstart.training.optim import Training
     from headstart.training.regularisation.penalties import Regularisation
     from headstart.workflows.adapt import adapt
+    from headstart.workflows.bench import bench
     from headstart.workflows.compare import compare
     from headstart.workflows.convert import convert_data
     from headstart.workflows.evaluate import evaluate
@@ -84,6 +85,7 @@ _HOMES = {
     "TransferModel": "headstart.models.transfer_model",
     "UsageError": "headstart.errors",
     "adapt": "headstart.workflows.adapt",
+    "bench": "headstart.workflows.bench",
     "compare": "headstart.workflows.compare",
     "convert_data": "headstart.workflows.convert",
     "evaluate": "headstart.workflows.evaluate",
@@ -137,6 +139,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "adapt",
+    "bench",
     "compare",
     "convert_data",
     "evaluate",

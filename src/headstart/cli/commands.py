@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headstart.cli.adapt import adapt
+from headstart.cli.bench import bench
 from headstart.cli.export import export
 from headstart.cli.options import (
     AllowOverlap,
@@ -452,6 +453,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     adapt,
     explain,
     export,
+    bench,
     serve,
     watch,
     demo,
