@@ -54,6 +54,7 @@ PUBLIC = [
     "compare",
     "convert_data",
     "evaluate",
+    "evaluate_episodes",
     "export",
     "fit",
     "load",

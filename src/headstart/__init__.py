@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from headstart.workflows.bench import bench
     from headstart.workflows.compare import compare
     from headstart.workflows.convert import convert_data
+    from headstart.workflows.episodes import evaluate_episodes
     from headstart.workflows.evaluate import evaluate
     from headstart.workflows.export import export
     from headstart.workflows.fit import fit
@@ -89,6 +90,7 @@ _HOMES = {
     "compare": "headstart.workflows.compare",
     "convert_data": "headstart.workflows.convert",
     "evaluate": "headstart.workflows.evaluate",
+    "evaluate_episodes": "headstart.workflows.episodes",
     "export": "headstart.workflows.export",
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
@@ -143,6 +145,7 @@ __all__ = [
     "compare",
     "convert_data",
     "evaluate",
+    "evaluate_episodes",
     "export",
     "fit",
     "load",

@@ -20,6 +20,7 @@ import typer
 from headstart import __version__
 from headstart.cli.commands import COMMANDS, cache_app, plan
 from headstart.cli.data import data_app
+from headstart.cli.episodes import print_episodes
 from headstart.cli.findings import listed
 from headstart.cli.options import (
     AllowOverlap,
@@ -36,6 +37,8 @@ from headstart.cli.options import (
     Config,
     Device,
     Engine,
+    Episodes,
+    EpisodeShots,
     GroupBy,
     HeadName,
     ImageColumn,
@@ -70,6 +73,7 @@ from headstart.cli.options import (
     TileSize,
     Track,
     Verbose,
+    Ways,
     WeightColumn,
     Window,
     box_settings,
@@ -336,6 +340,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     nms: NmsOverlap = None,
     class_agnostic_nms: ClassAgnosticNms = None,
     max_boxes: MaxBoxes = None,
+    episodes: Episodes = None,
+    ways: Ways = 5,
+    shots: EpisodeShots = 1,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder for report.html, report.json and the predictions."),
@@ -350,6 +357,9 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     Prints the scores, the most frequent confusions and the worst images. Images that the model was
     trained on are refused, unless --allow-overlap is set.
     """
+    if episodes is not None:
+        print_episodes(ctx, model, source)
+        return
     from headstart.cli.tables import show_evaluation, show_findings, show_mistakes
     from headstart.cli.terminal import plain_console, terminal
     from headstart.evaluation.summary import summarise

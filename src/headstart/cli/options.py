@@ -36,6 +36,8 @@ __all__ = [
     "Detail",
     "Device",
     "Engine",
+    "EpisodeShots",
+    "Episodes",
     "GroupBy",
     "HeadName",
     "ImageColumn",
@@ -326,6 +328,14 @@ ClassAgnosticNms = Annotated[
         help="For boxes: compare boxes of all classes in the suppression. Default: as in the "
         "model; only boxes of the same class.",
     ),
+]
+Episodes = Annotated[
+    int | None,
+    typer.Option(help="Evaluate few-shot heads on this many episodes of classes that are new."),
+]
+Ways = Annotated[int, typer.Option(help="Classes of an episode.")]
+EpisodeShots = Annotated[
+    int, typer.Option("--shots", help="Training images of each class of an episode.")
 ]
 MaxBoxes = Annotated[
     int | None,

@@ -64,6 +64,7 @@ TAKEN = frozenset(
         "config",
         "device",
         "engine",
+        "episodes",
         "group_by",
         "head",
         "help",
@@ -100,6 +101,7 @@ TAKEN = frozenset(
         "test_fraction",
         "track",
         "verbose",
+        "ways",
         "weight_column",
         "window",
     ]
