@@ -38,8 +38,8 @@ Source = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        help="auto, or one or more of adabn, coral, dan, mcc, dann, self-training, shot and "
-        "tent, separated by commas."
+        help="auto, or one or more of adabn, coral, dan, jan, mcc, afn, dann, cdan, cdan-e, bsp, "
+        "mdd, self-training, shot and tent, separated by commas."
     ),
 ]
 EvaluateOn = Annotated[

@@ -25,7 +25,8 @@ from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.training.optim import Training
 
-NAMES = ["adabn", "coral", "dan", "mcc", "dann", "self-training", "shot", "tent"]
+NAMES = ["adabn", "coral", "dan", "jan", "mcc", "afn", "dann", "cdan", "cdan-e", "bsp", "mdd"]
+NAMES += ["self-training", "shot", "tent"]
 CLASSES = ("lie", "stand", "lean")
 
 

@@ -1,8 +1,8 @@
 """Domain adaptation: a trained classifier and unlabelled target images in, a new model out.
 
 Read contract.py (the contract), paired_training.py (training on batches of both domains),
-statistics.py (AdaBN), alignment.py (Deep CORAL, DAN, MCC, DANN), self_training.py (pseudo-labels)
-and source_free.py (SHOT, TENT).
+statistics.py (AdaBN), alignment.py (Deep CORAL, DAN, JAN, MCC, AFN), adversarial.py
+(DANN, CDAN, CDAN+E, BSP, MDD), self_training.py (pseudo-labels) and source_free.py (SHOT, TENT).
 
 ``ADAPTATIONS`` is the table of the methods by name. It is filled on first use.
 """
@@ -23,7 +23,8 @@ ADAPTATIONS: Mapping[str, type[AdaptationMethod]]
 
 @cache
 def _table() -> Mapping[str, type[AdaptationMethod]]:
-    from headstart.methods.adaptation.alignment import Dan, Dann, DeepCoral, Mcc
+    from headstart.methods.adaptation.adversarial import Bsp, Cdan, CdanE, Dann, Mdd
+    from headstart.methods.adaptation.alignment import Afn, Dan, DeepCoral, Jan, Mcc
     from headstart.methods.adaptation.self_training import SelfTraining
     from headstart.methods.adaptation.source_free import Shot, Tent
     from headstart.methods.adaptation.statistics import AdaBN
@@ -32,8 +33,14 @@ def _table() -> Mapping[str, type[AdaptationMethod]]:
         AdaBN,
         DeepCoral,
         Dan,
+        Jan,
         Mcc,
+        Afn,
         Dann,
+        Cdan,
+        CdanE,
+        Bsp,
+        Mdd,
         SelfTraining,
         Shot,
         Tent,

@@ -1,8 +1,8 @@
-"""Alignment of the two domains' features: Deep CORAL, DAN, MCC and DANN."""
+"""Alignment of the two domains' features: Deep CORAL, DAN, JAN, MCC and AFN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,25 +12,21 @@ from headstart.methods.adaptation.paired_training import (
     DomainBatch,
     GradientAdaptation,
     PairedTraining,
+    require_source,
 )
 from headstart.models.transfer_model import TransferModel
 from headstart.training.losses.alignment import (
     class_confusion,
     deep_coral,
-    domain_loss,
+    joint_mmd,
     multi_kernel_mmd,
-    reversal_factor,
-    reverse_gradient,
+    stepwise_feature_norm,
 )
-from headstart.training.network import Outputs
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["Dan", "Dann", "DeepCoral", "Mcc"]
-
-PERFECT, CHECKED_STEPS = 0.01, 50
-"""A discriminator whose loss stays below this for so many steps has no gradient left to reverse."""
+__all__ = ["Afn", "Dan", "DeepCoral", "Jan", "Mcc"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +51,7 @@ class DeepCoral(GradientAdaptation):
         """Return the gap of the covariances as the loss."""
 
         def loss(batch: DomainBatch) -> Tensor:
-            source = _require_source(batch)
+            source = require_source(batch)
             return self.weight * deep_coral(source.logits, batch.target.logits)
 
         return PairedTraining(loss=loss)
@@ -83,7 +79,7 @@ class Dan(GradientAdaptation):
         """Return the discrepancies of features and logits as the loss."""
 
         def loss(batch: DomainBatch) -> Tensor:
-            source, target = _require_source(batch), batch.target
+            source, target = require_source(batch), batch.target
             features = multi_kernel_mmd(source.pooled, target.pooled)
             return self.weight * (features + multi_kernel_mmd(source.logits, target.logits))
 
@@ -131,84 +127,82 @@ class Mcc(GradientAdaptation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dann(GradientAdaptation):
-    """Train features from which a discriminator cannot separate the domains.
-
-    The discriminator has two layers and no BatchNorm: in a mix of both domains, BatchNorm would
-    show it the domain of a batch, and on small networks prevent the adaptation.
-
-    Parameters
-    ----------
-    hidden : int
-        Width of the discriminator's hidden layer.
+class Jan(GradientAdaptation):
+    """Align the joint distribution of features and predictions, by one discrepancy.
 
     Reference
     ---------
-    Ganin et al., Domain-adversarial training of neural networks, JMLR 2016.
+    Long et al., Deep transfer learning with joint adaptation networks, ICML 2017.
 
     Examples
     --------
-    >>> Dann().hidden
-    256
+    >>> Jan().name
+    'jan'
     """
 
-    name: ClassVar[str] = "dann"
+    name: ClassVar[str] = "jan"
     needs_source: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
 
-    hidden: int = 256
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the discrepancy of features and probabilities together as the loss."""
+
+        def loss(batch: DomainBatch) -> Tensor:
+            source, target = (
+                [outputs.pooled.float(), outputs.logits.float().softmax(dim=1)]
+                for outputs in (require_source(batch), batch.target)
+            )
+            return self.weight * joint_mmd(source, target)
+
+        return PairedTraining(loss=loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Afn(GradientAdaptation):
+    """Enlarge the norms of the features of both domains, step by step.
+
+    Parameters
+    ----------
+    weight : float
+        Factor of the term, as in the paper.
+    step : float
+        How much larger every norm becomes.
+
+    Raises
+    ------
+    UsageError
+        If ``step`` is not positive.
+
+    Reference
+    ---------
+    Xu et al., Larger norm more transferable, ICCV 2019 (SAFN).
+
+    Examples
+    --------
+    >>> Afn().step
+    1.0
+    """
+
+    name: ClassVar[str] = "afn"
+    needs_source: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+
+    weight: float = 0.05
+    step: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden < 1:
-            raise UsageError(f"`hidden` must be 1 or more, got {self.hidden}.")
+        if not 0 < self.step < math.inf:
+            raise UsageError(f"`step` must be a positive number, got {self.step}. Pass 1.")
 
     def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
-        """Return the loss of a discriminator whose gradient is reversed, and the discriminator."""
-        discriminator = self._discriminator(model.backbone.width)
-        losses: list[float] = []
+        """Return the gap of the norms of both domains as the loss."""
 
         def loss(batch: DomainBatch) -> Tensor:
-            factor = reversal_factor(batch.progress)
-            logits = [
-                discriminator(reverse_gradient(outputs.pooled, factor))
-                for outputs in (_require_source(batch), batch.target)
+            norms = [
+                stepwise_feature_norm(outputs.pooled.float(), step=self.step)
+                for outputs in (require_source(batch), batch.target)
             ]
-            value = domain_loss(*logits)
-            losses.append(float(value.detach()))
-            return self.weight * value
+            return self.weight * (norms[0] + norms[1])
 
-        return PairedTraining(
-            loss=loss, discriminator=discriminator, problem=_describe_discriminator(losses)
-        )
-
-    def _discriminator(self, width: int) -> nn.Module:
-        import torch
-        from torch import nn
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return nn.Sequential(
-                nn.Linear(width, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1)
-            )
-
-
-def _require_source(batch: DomainBatch) -> Outputs:
-    if batch.source is None:
-        raise UsageError(f"Expected outputs of source images, got {batch.source}. Pass a source.")
-    return batch.source
-
-
-def _describe_discriminator(losses: list[float]) -> Callable[[], str]:
-    """Make the function that notices a discriminator that separates the domains perfectly."""
-
-    def problem() -> str:
-        recent = losses[-CHECKED_STEPS:]
-        if len(recent) < CHECKED_STEPS or max(recent) >= PERFECT:
-            return ""
-        return (
-            f"The discriminator separates the domains without error (loss below {PERFECT} for "
-            f"{CHECKED_STEPS} steps), so its gradient aligns nothing."
-        )
-
-    return problem
+        return PairedTraining(loss=loss)

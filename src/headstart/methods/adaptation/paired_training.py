@@ -44,6 +44,7 @@ __all__ = [
     "GradientAdaptation",
     "PairedTraining",
     "record_adaptation",
+    "require_source",
     "train_on_domains",
 ]
 
@@ -239,6 +240,19 @@ def record_adaptation(
         **values,
     }
     return replace(model, record={**model.record, "adaptation": record})
+
+
+def require_source(batch: DomainBatch) -> Outputs:
+    """Return the outputs of the source images of a batch.
+
+    Raises
+    ------
+    UsageError
+        If the batch has none.
+    """
+    if batch.source is None:
+        raise UsageError(f"Expected outputs of source images, got {batch.source}. Pass a source.")
+    return batch.source
 
 
 def _estimate_on_target(network: Network, inputs: Inputs, n: int) -> None:
