@@ -100,3 +100,13 @@ def test_other_values_are_refused(wrong) -> None:
         scores.class_separation([[1.0]], [[0.5, 0.5], [0.5, 0.5]])
     with pytest.raises(UsageError, match="temperature"):
         scores.neighbourhood_density([[0.5, 0.5]])
+
+
+def test_an_estimate_far_from_the_target_is_marked() -> None:
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(size=(80, 3)), rng.normal(6, 1, size=(80, 3))
+    val = rng.normal(size=(40, 3))
+    wrong = np.arange(40) % 4 == 0
+    for target, covers in ((near, True), (far, False)):
+        risk = scores.deep_embedded_validation(wrong, scores.density_ratios(near, target, val))
+        assert risk.covers_target is covers

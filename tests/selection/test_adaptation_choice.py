@@ -1,5 +1,7 @@
 """The choice between models without labels: what is accepted, and which one."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from headstart.metrics.target_free import EmbeddedRisk
@@ -54,6 +56,17 @@ def test_more_errors_on_the_weighted_source_are_an_objection() -> None:
     assert objections(start, better).startswith("The estimated error on the target is signif")
     slightly = scored(predictions(6.0, noise=0.2), 0.11)  # not significantly
     assert objections(start, slightly) == ""
+
+
+def test_an_estimate_without_source_images_near_the_target_is_not_used() -> None:
+    start, better = scored(predictions(1.0), 0.1), scored(predictions(6.0, noise=0.2), 0.4)
+    for far in (start, better):
+        risk = far.risk._replace(mean_weight=0.4)
+        other = replace(far, risk=risk)
+        pair = (other, better) if far is start else (start, other)
+        assert objections(*pair) == ""
+    worse = replace(start, risk=start.risk._replace(value=-9.0, mean_weight=0.4))
+    assert choose_adapted([worse, better]) == 1  # its estimate would win
 
 
 def test_the_gain_follows_the_seed_and_contains_its_value() -> None:

@@ -114,6 +114,20 @@ def test_a_model_without_a_gain_is_kept(model: TransferModel, cache: Cache, tmp_
     assert decision["results"][1]["objections"]
 
 
+def test_source_images_are_scored_with_statistics_of_the_source(
+    model: TransferModel, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = call(model, cache, method="adabn")
+    monkeypatch.setattr("headstart.workflows.adapt._statistics_differ", lambda *_: False)
+    mixed = call(model, cache, method="adabn")
+    first, second = (r.results[1].scores for r in (tried, mixed))
+    risk = "deep_embedded_validation"
+    assert {k: v for k, v in first.items() if k != risk} == {
+        k: v for k, v in second.items() if k != risk
+    }
+    assert abs(first[risk]) < abs(second[risk])  # target statistics do not fit the source
+
+
 def test_auto_tries_the_cheap_methods_first(model: TransferModel, cache: Cache) -> None:
     events: list[Any] = []
     tried = call(model, cache, observer=events.append)

@@ -34,15 +34,26 @@ both counted without the first."""
 MOST_IMAGES = 2000
 """Images whose pairs are compared: all pairs of more need too much memory."""
 
+LEAST_WEIGHT = 0.8
+"""Smallest mean density ratio at which source images count as images of the target's kind."""
+
 
 class EmbeddedRisk(NamedTuple):
     """Estimated error on the target, with the terms of each source image.
 
     ``value``: the estimate with its control variate. ``terms``: (n,), their mean is the value.
+    ``mean_weight``: mean of the density ratios, 1 in expectation. Far below 1, most of the target
+    has no source images near it, and the estimate says nothing about the target.
     """
 
     value: float
     terms: Floats
+    mean_weight: float = 1.0
+
+    @property
+    def covers_target(self) -> bool:
+        """Whether the mean weight is near enough to 1 for the estimate to be used."""
+        return self.mean_weight >= LEAST_WEIGHT
 
 
 def mean_entropy(probabilities: ArrayLike) -> float:
@@ -272,7 +283,7 @@ def deep_embedded_validation(losses: ArrayLike, ratios: ArrayLike) -> EmbeddedRi
     # The mean of the weights is 1 in expectation: it reduces the variance as a control variate.
     slope = -float(np.cov(weighted, weight, ddof=1)[0, 1]) / variance if variance > 1e-12 else 0.0
     terms = weighted + slope * (weight - 1)
-    return EmbeddedRisk(float(terms.mean()), terms)
+    return EmbeddedRisk(float(terms.mean()), terms, float(weight.mean()))
 
 
 def _row_entropies(p: NDArray[Any]) -> Floats:

@@ -122,6 +122,7 @@ def list_objections(start: TargetScores, adapted: TargetScores, gain: Interval) 
 
     It is accepted if the mutual information is significantly higher, most of the criteria of
     ``STRUCTURE`` are higher, and the estimated error on the target is not significantly higher.
+    The error is compared only if the source images cover the target in the features of both.
 
     Parameters
     ----------
@@ -145,8 +146,9 @@ def list_objections(start: TargetScores, adapted: TargetScores, gain: Interval) 
     if 2 * len(better) <= len(STRUCTURE):
         worse = ", ".join(name.replace("_", " ") for name in STRUCTURE if name not in better)
         objections.append(f"Most criteria of the predictions are not better: {worse}.")
-    if start.risk is not None and adapted.risk is not None:
-        terms = adapted.risk.terms - start.risk.terms
+    risks = [s.risk for s in (start, adapted) if s.risk is not None and s.risk.covers_target]
+    if len(risks) == 2:
+        terms = risks[1].terms - risks[0].terms
         error = 1.96 * float(terms.std(ddof=1)) / math.sqrt(len(terms))
         if float(terms.mean()) - error > 0:
             objections.append(
@@ -178,7 +180,7 @@ def choose_adapted(scores: Sequence[TargetScores]) -> int:
     1
     """
     columns = [[s.values[name] for s in scores] for name in ("mutual_information", *STRUCTURE)]
-    risks = [s.risk.value for s in scores if s.risk is not None]
+    risks = [s.risk.value for s in scores if s.risk is not None and s.risk.covers_target]
     if len(risks) == len(scores):
         columns.append([-risk for risk in risks])
     table = np.array(columns)

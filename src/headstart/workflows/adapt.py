@@ -402,14 +402,27 @@ class _AdaptRun:
         probabilities = _probabilities(model, features)
         risk: EmbeddedRisk | None = None
         if self.val is not None and self.domains.source is not None:
+            backbone = self._for_source(model).backbone
             train, val = (
-                self.extractor.features(model.backbone, data.samples).values
+                self.extractor.features(backbone, data.samples).values
                 for data in (self.domains.source, self.val)
             )
             wrong = _probabilities(model, val).argmax(axis=1) != self.val.targets()
             ratios = density_ratios(train, features, val)
             risk = deep_embedded_validation(wrong.astype(np.float64), ratios)
         return score_target(probabilities, features, risk)
+
+    def _for_source(self, model: TransferModel) -> TransferModel:
+        """Return the model as it applies to source images.
+
+        BatchNorm statistics of the target do not fit source images: there the model has statistics
+        of the source training images, so that features of both domains are comparable.
+        """
+        if self.domains.source is None or not _statistics_differ(self.model, model):
+            return model
+        images = Domains(target=self.domains.source.samples)
+        adapted: Adapted = ADAPTATIONS["adabn"]().adapt(model, images, extractor=self.extractor)
+        return adapted.model
 
     def _oracle(self, model: TransferModel) -> Interval | None:
         """Accuracy on the labelled target images, which never decides anything."""
@@ -462,6 +475,16 @@ class _AdaptRun:
             "mmd": mmd(*parts),
             "frechet_distance": frechet_distance(*parts),
         }
+
+
+def _statistics_differ(first: TransferModel, second: TransferModel) -> bool:
+    """Whether the means or variances of BatchNorm layers are different."""
+    state = second.backbone.state
+    return any(
+        not bool((value == state[name]).all())
+        for name, value in first.backbone.state.items()
+        if name.endswith((".running_mean", ".running_var"))
+    )
 
 
 def _evenly(samples: Sequence[Sample]) -> list[Sample]:
