@@ -198,3 +198,17 @@ def test_a_cache_that_cannot_be_written_keeps_its_folder_until_it_is_closed(tmp_
     cache.close()
     assert [path for path in tmp_path.iterdir() if path.name != "locked"] == []
     assert isinstance(cache.folder, Path)
+
+
+def test_a_young_empty_folder_for_temporary_files_stays(tmp_path, monkeypatch):
+    """Another process may have just made it, and be about to write into it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    young, old = tmp_path / "headstart-tests-ab12cd34", tmp_path / "headstart-tests-ef56gh78"
+    for folder in (young, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with scratch_folder():
+        pass
+    assert young.is_dir()
+    assert not old.exists()

@@ -322,7 +322,10 @@ def _sweep_one(entry: os.DirEntry[str], *, is_new: bool) -> None:
         return
     folder = Path(entry.path)
     if SCRATCH_NAME.search(folder.name) and not any(folder.iterdir()):
-        folder.rmdir()  # its process was killed before it was locked, or while it was removed
+        # Its process was killed before it was locked, or while it was removed. In the folder for
+        # temporary files, a young one may be of a process that has just made it.
+        if folder.name.startswith(".") or time.time() - facts.st_mtime >= NEW_SECONDS:
+            folder.rmdir()
         return
     path = folder / SCRATCH_LOCK
     if path.is_symlink() or not path.is_file():
