@@ -16,6 +16,7 @@ from headstart.methods.flags import flags
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.explanations import explain_images
 from headstart.workflows.comparison_recipe import ComparisonRecipe
+from headstart.workflows.evaluate import EPISODE_OPTIONS
 from headstart.workflows.predict import PREDICT_SETTINGS
 from headstart.workflows.recipe import Recipe
 from headstart.workflows.verb_settings import (
@@ -44,7 +45,7 @@ VERBS = {
     "evaluate": (
         app_module.evaluate,
         headstart.evaluate,
-        {*READ_SETTINGS, "bad_files", "allow_overlap", "device", *BOXES},
+        {*READ_SETTINGS, "bad_files", "allow_overlap", "device", *BOXES, *EPISODE_OPTIONS},
     ),
     "predict": (app_module.predict, headstart.predict, set(PREDICT_SETTINGS)),
     "explain": (commands.explain, explain_images, set()),
@@ -185,3 +186,12 @@ def test_the_commands_pass_every_setting_on(monkeypatch) -> None:
         assert {name: arrived[name] for name in expected} == expected
         assert set(names) <= set(arrived)
         arrived.clear()
+
+
+@pytest.mark.parametrize("name", EPISODE_OPTIONS)
+def test_keywords_of_episodes_belong_to_a_function_of_their_own(name: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"`{name}`=3 is a setting of `headstart.evaluate_episodes`"
+    ):
+        headstart.evaluate("runs/none", "x", **{name: 3})
+    assert name in names_of(headstart.evaluate_episodes)

@@ -41,7 +41,7 @@ def bench(
     images: Timed = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Measure models on the CPU: time for one image, throughput, size on disk and score.
+    """Measure time, throughput, size and score of models on the CPU.
 
     The time is that from an image file in memory to the prediction: decoding and preprocessing are
     included. Models and runtimes take turns.

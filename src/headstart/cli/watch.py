@@ -32,10 +32,11 @@ def watch(
     device: Device = "auto",
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Predict the images of a folder, and each new one, until Ctrl-C; or the frames of a video.
+    """Predict new images of a folder, or the frames of a video.
 
-    Prints one line of JSON for each image, as predict --json; for an image that cannot be read, its
-    name and the error. A file is read when its size and time have not changed for one look.
+    Ends at Ctrl-C, or with the video. Prints one line of JSON for each image, as predict --json;
+    for an image that cannot be read, its name and the error. A file is read when its size and time
+    have not changed for one look.
     """
     from headstart.metrics.validation import json_text
     from headstart.workflows.watch import watch as run_watch

@@ -70,6 +70,9 @@ class EvaluatedModel:
 OPTIONS = ("allow_overlap", "bad_files", "device", *SELECTION_SETTINGS, *READ_SETTINGS)
 """Settings of an evaluation that decide what is read, and where it runs."""
 
+EPISODE_OPTIONS = ("episodes", "ways", "shots")
+"""Flags of the command that are keywords of `headstart.evaluate_episodes`."""
+
 
 def evaluate(  # noqa: PLR0913 - one argument a flag
     model: AnyModel | str | Path,
@@ -131,11 +134,7 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
     >>> print(evaluation.metrics["accuracy"])  # doctest: +SKIP
     0.833 [0.746, 0.895]
     """
-    for name in options:
-        if name not in OPTIONS:
-            raise UnknownNameError(
-                "setting", name, (*OPTIONS, "cache", "no_cache", "out", "progress", "seed")
-            )
+    _require_options(options)
     if extractor is None:
         if train is not None:
             raise UsageError(
@@ -166,6 +165,19 @@ def evaluate(  # noqa: PLR0913 - one argument a flag
         )
     loaded = model if isinstance(model, TransferModel) else load(model)
     return evaluate_dataset(loaded, data, extractor=extractor, train=train, seed=seed)
+
+
+def _require_options(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name in EPISODE_OPTIONS:
+            raise UsageError(
+                f"`{name}`={value!r} is a setting of `headstart.evaluate_episodes`. Use that "
+                "function, or remove the setting."
+            )
+        if name not in OPTIONS:
+            raise UnknownNameError(
+                "setting", name, (*OPTIONS, "cache", "no_cache", "out", "progress", "seed")
+            )
 
 
 def write_report(
