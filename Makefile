@@ -35,7 +35,7 @@ demo: $(VENV)/.installed ## Train on embedded photographs, or DEMO=boxes or mask
 test: install ## Run the tests and the examples in the docstrings.
 	$(BIN)/python -m pytest -n $(JOBS)
 
-faults: install ## Try 100,000 damaged inputs, kills, failing calls and signals; prints the counts.
+faults: install ## Try 154,000 damaged inputs, kills, failing calls and signals; prints the counts.
 	FAULTS=long $(BIN)/python -m pytest tests/faults
 
 lint: install ## Check style, types, the direction of imports, the house rules and the pins.
