@@ -55,6 +55,7 @@ PUBLIC = [
     "convert_data",
     "evaluate",
     "evaluate_episodes",
+    "explain",
     "export",
     "fit",
     "load",

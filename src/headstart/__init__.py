@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from headstart.workflows.convert import convert_data
     from headstart.workflows.episodes import evaluate_episodes
     from headstart.workflows.evaluate import evaluate
+    from headstart.workflows.explain import explain
     from headstart.workflows.export import export
     from headstart.workflows.fit import fit
     from headstart.workflows.plan import plan
@@ -91,6 +92,7 @@ _HOMES = {
     "convert_data": "headstart.workflows.convert",
     "evaluate": "headstart.workflows.evaluate",
     "evaluate_episodes": "headstart.workflows.episodes",
+    "explain": "headstart.workflows.explain",
     "export": "headstart.workflows.export",
     "fit": "headstart.workflows.fit",
     "load": "headstart.models.saving",
@@ -146,6 +148,7 @@ __all__ = [
     "convert_data",
     "evaluate",
     "evaluate_episodes",
+    "explain",
     "export",
     "fit",
     "load",

@@ -14,7 +14,6 @@ from headstart.data.readers import READ_SETTINGS
 from headstart.errors import UnknownNameError, UsageError
 from headstart.methods.flags import flags
 from headstart.models.transfer_model import TransferModel
-from headstart.reports.explanations import explain_images
 from headstart.workflows.comparison_recipe import ComparisonRecipe
 from headstart.workflows.evaluate import EPISODE_OPTIONS
 from headstart.workflows.predict import PREDICT_SETTINGS
@@ -48,12 +47,11 @@ VERBS = {
         {*READ_SETTINGS, "bad_files", "allow_overlap", "device", *BOXES, *EPISODE_OPTIONS},
     ),
     "predict": (app_module.predict, headstart.predict, set(PREDICT_SETTINGS)),
-    "explain": (commands.explain, explain_images, set()),
+    "explain": (commands.explain, headstart.explain, set()),
 }
 # The model and the data have other names in Python; --format is `output` inside the command.
 RENAMED = {
     "evaluate": {"source": "data"},
-    "explain": {"model": "model_folder"},
     "predict": {"output": "format"},
 }
 # A plan trains nothing, so limits on the training of a run have no flag.

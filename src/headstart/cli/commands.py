@@ -385,10 +385,10 @@ def explain(
 
     The exit code is 2 if an image cannot be read; the other images are drawn.
     """
-    from headstart.reports.explanations import explain_images
+    from headstart.workflows.explain import explain
 
-    checked_method: Any = method  # explain_images raises on an unknown name
-    rows, unreadable = explain_images(
+    checked_method: Any = method  # explain raises on an unknown name
+    rows, unreadable = explain(
         model,
         images,
         out=out,

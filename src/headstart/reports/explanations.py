@@ -6,85 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from headstart.cache import Cache
-from headstart.data.checks.images import keep_readable, scan
-from headstart.data.dataset import Dataset, Sample
+from headstart.data.dataset import Sample
 from headstart.data.images import decode
-from headstart.data.prepare import to_samples
-from headstart.data.readers import with_image_options
 from headstart.evaluation.explain import (
     LONG_SIDE,
-    ExplainMethod,
     Explanation,
     draw_heat_map,
-    explain,
 )
 from headstart.files import file_stems, write_whole
 from headstart.metrics.validation import json_text
 from headstart.models.prediction_files import atomic_folder, encode_png, write_images
-from headstart.models.saving import load
 from headstart.reports.page import page_template
 
-__all__ = ["explain_images", "explanation_rows", "write_explanations"]
-
-
-def explain_images(
-    model_folder: str | Path,
-    images: object,
-    *,
-    out: str | Path,
-    method: ExplainMethod = "grad-cam",
-    label: str | None = None,
-    device: str = "auto",
-    max_pixels: int | None = None,
-    cache: Cache | None = None,
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Draw which image regions the predictions of a saved classifier depend on.
-
-    Parameters
-    ----------
-    model_folder : str or Path
-    images : path, bytes, PIL image, array, or a sequence of these
-        A folder means all images below it.
-    out : str or Path
-        Output folder, new or empty.
-    method, label, device
-        As for ``headstart.evaluation.explain.explain``.
-    max_pixels : int, optional
-        Largest width times height of an image; by default that of the training.
-    cache : Cache, optional
-        Stores which files can be decoded; by default the user's cache.
-
-    Returns
-    -------
-    list of dict, tuple of str
-        A row for each image, and a message for each image that cannot be read.
-
-    Raises
-    ------
-    DataError
-        If there are no images, or none can be read.
-    UsageError, UnknownNameError
-        As ``headstart.evaluation.explain.explain``.
-
-    Examples
-    --------
-    >>> explain_images("runs/photos", "photos/new", out="maps")  # doctest: +SKIP
-    """
-    model = load(model_folder)
-    data = Dataset(samples=to_samples(images), classes=())
-    data = with_image_options(data, model.image_options.with_max_pixels(max_pixels))
-    records = scan(data.samples, cache=cache or Cache())
-    readable = keep_readable(data, records, bad_files="skip")[0].samples
-    problems = tuple(
-        f"{sample.name}: {record.problem}"
-        for sample, record in zip(data.samples, records, strict=True)
-        if record.problem is not None
-    )
-    explanations = explain(model, readable, method=method, label=label, device_name=device)
-    title = Path(model_folder).resolve().name
-    pairs = zip(readable, explanations, strict=True)
-    return write_explanations(Path(out), pairs, title=title, unreadable=problems), problems
+__all__ = ["explanation_rows", "write_explanations"]
 
 
 def write_explanations(
