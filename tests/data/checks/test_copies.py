@@ -111,6 +111,16 @@ def test_images_with_few_details_match_nothing(image):
         assert find_copies(records) == []
 
 
+@pytest.mark.parametrize("side", [4, 6, 8])
+def test_enlarged_images_of_few_pixels_match_nothing(side):
+    rng = np.random.default_rng(side)
+    drawn = rng.integers(0, 255, (side, side))
+    variants = [np.clip(drawn + rng.normal(0, 6, drawn.shape), 0, 255) for _ in range(6)]
+    images = [Image.fromarray(one.astype(np.uint8)).resize((96, 96)) for one in variants]
+    records = scan([Sample(image=encoded(image)) for image in images])
+    assert find_copies(records) == []
+
+
 def test_clusters_find_what_the_comparison_of_all_pairs_finds(originals, monkeypatch):
     changed = [change(originals[i]) for i, (change, _) in enumerate(CHANGES.values())]
     records = scan([Sample(image=encoded(image)) for image in [*originals, *changed]])

@@ -28,6 +28,8 @@ Indices = NDArray[np.intp]
 
 MIN_SIDE = 64  # pixels; smaller images have too few details to be recognised by
 MIN_CONTRAST = 6.0  # standard deviation of grey levels
+MIN_DETAIL = 0.001  # share of the contrast in details; enlarged and blurred images have less
+DETAIL_FREQUENCY = 8  # cycles per image from which a pattern is a detail
 FREQUENCIES = 8  # per axis
 CELLS = 16  # per axis, from which the frequencies are computed
 MIN_SCORE = 0.87  # correlation of two descriptors
@@ -231,8 +233,26 @@ def _usable_sketches(records: Sequence[ImageRecord]) -> tuple[Indices, Floats]:
     rows = np.asarray(list(first.values()), dtype=np.intp)
     values = np.frombuffer(b"".join(records[i].sketch for i in rows), np.uint8)
     sketches = values.reshape(-1, SKETCH_SIDE, SKETCH_SIDE).astype(np.float32)
-    has_contrast = sketches.std(axis=(1, 2)) >= MIN_CONTRAST
-    return rows[has_contrast], sketches[has_contrast]
+    usable = sketches.std(axis=(1, 2)) >= MIN_CONTRAST
+    usable[usable] = _detail(sketches[usable]) >= MIN_DETAIL
+    return rows[usable], sketches[usable]
+
+
+def _detail(sketches: Floats) -> Floats:
+    """Share of the contrast of each sketch (n, side, side) at high frequencies, from 0 to 1.
+
+    An image of 8 x 8 pixels that was enlarged has none: two such images of one class agree by
+    chance. The window keeps the borders from looking like details.
+    """
+    window = np.outer(np.hanning(SKETCH_SIDE), np.hanning(SKETCH_SIDE))
+    centred = sketches - sketches.mean(axis=(1, 2), keepdims=True)
+    power = np.abs(np.fft.rfft2(centred * window)) ** 2
+    power[:, :, 1:-1] *= 2  # rfft2 leaves out the mirrored half
+    rows = np.abs(np.fft.fftfreq(SKETCH_SIDE, 1 / SKETCH_SIDE))
+    columns = np.arange(SKETCH_SIDE // 2 + 1)
+    is_detail = np.maximum(rows[:, None], columns) >= DETAIL_FREQUENCY
+    total = np.maximum(power.sum(axis=(1, 2)), np.finfo(float).tiny)
+    return np.asarray((power * is_detail).sum(axis=(1, 2)) / total, dtype=np.float32)
 
 
 def _to_copy(first: int, second: int, kind: int, window: Floats, match: float) -> Copy:
