@@ -263,6 +263,16 @@ def test_no_cache_keeps_nothing(photos, capsys, tmp_path):
     assert json.loads(out)["kinds"] == {}
 
 
+def test_the_table_of_backbones_breaks_no_word_at_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = json.loads(run(capsys, "backbones", "--json")[1])
+    _, table, _ = run(capsys, "backbones")
+    assert max(map(len, table.splitlines())) <= 80
+    words = set(table.split())
+    for row in rows:
+        assert {row["name"], *row["trained_on"].split()} <= words, row
+
+
 def test_the_lists_are_there(capsys):
     _, out, _ = run(capsys, "backbones", "--json")
     assert "embedded/efficientnet_lite0" in [row["name"] for row in json.loads(out)]

@@ -170,7 +170,7 @@ def test_the_other_verbs_show_progress_in_a_notebook(tmp_path, cache, notebook):
         "evaluating 20 images": lambda: model.evaluate(data, cache=cache, allow_overlap=True),
         "Data: ": lambda: plan(data, PROBE, cache=cache),
         "Note: ": lambda: rank(data, [PROBE.backbone], recipe=PROBE, cache=cache, measure=("knn",)),
-        "trainings": lambda: compare(
+        "training 1 of 1: ": lambda: compare(
             data, trials, recipe=PROBE, out=tmp_path / "compared", cache=cache
         ),
     }

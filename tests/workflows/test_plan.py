@@ -7,6 +7,7 @@ import pytest
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.methods.finetune import Finetune
+from headstart.methods.linear_probe import LinearProbe
 from headstart.workflows import plan
 from headstart.workflows.plan import PlannedTraining, describe_trainings
 from headstart.workflows.recipe import Recipe
@@ -47,9 +48,14 @@ def test_many_images_are_estimated_once_for_each_kind(estimated):
     assert len(estimated) == 2
 
 
-def test_few_images_are_not_worth_an_estimate(estimated):
-    assert describe(trainings(100, 10, method=Finetune())) == "10 trainings will run: 5 seeds."
+def test_probes_of_few_images_are_not_worth_an_estimate(estimated):
+    assert describe(trainings(100, 10, method=LinearProbe())) == "10 trainings will run: 5 seeds."
     assert estimated == []
+
+
+def test_one_training_with_steps_is_estimated(estimated):
+    text = describe([*trainings(10, 2, method=LinearProbe()), *trainings(10, 1, method=Finetune())])
+    assert text == "3 trainings will run in at most about 2 min: 5 seeds."
 
 
 def test_a_race_takes_its_budget(estimated):
@@ -59,4 +65,5 @@ def test_a_race_takes_its_budget(estimated):
 
 
 def test_one_training_is_singular(estimated):
-    assert describe(trainings(10, 1)) == "1 training will run: 5 seeds."
+    planned = trainings(10, 1, method=LinearProbe())
+    assert describe(planned) == "1 training will run: 5 seeds."

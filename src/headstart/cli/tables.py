@@ -506,8 +506,8 @@ def show_backbones(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
         As ``headstart backbones --json`` prints them.
     """
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("backbone", "px", "MB", "top-1", "here", "licence", "trained on"):
-        is_number = title in {"px", "MB", "top-1"}
+    for title in ("backbone", "px", "MB", "top1", "here", "licence", "trained on"):
+        is_number = title in {"px", "MB", "top1"}
         table.add_column(
             title,
             justify="right" if is_number else "left",
@@ -522,7 +522,7 @@ def show_backbones(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
             f"{row['megabytes']:.0f}" if row["megabytes"] else "–",
             f"{row['imagenet_top1']:.1f}" if row["imagenet_top1"] else "–",
             "yes" if row["on_disk"] else "no",
-            escape(row["licence"] or "not stated"),
+            escape((row["licence"] or "not stated").removesuffix("-Clause")),
             escape(row["trained_on"] or "unknown"),
         )
     console.print(table, highlight=False)

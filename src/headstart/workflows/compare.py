@@ -75,7 +75,8 @@ RESULTS_FILE = "trainings.jsonl"
 """Finished trainings of a comparison that is not complete, one JSON line each."""
 STOPPING = "Stopping. Finished trainings are kept; pass --resume to continue."
 RESULTS_DELETED = (
-    "Deleted {count} finished trainings in {folder}, and started again. Pass --resume to keep them."
+    "Deleted the finished trainings in {folder} ({count}), and started again. Pass --resume to "
+    "keep them."
 )
 RESULTS_REUSED = "Reused {reused} of {total} trainings from {path}."
 
@@ -123,6 +124,12 @@ class _Job:
     method_name: str
     method: Method | None
     key: str
+
+    def title(self, folds: int) -> str:
+        """Name the training for people: backbone, method, seed, fold and share of the images."""
+        split = self.split
+        part = f"seed {split.seed}, fold {split.fold + 1}" if folds else f"seed {split.seed}"
+        return f"{self.backbone} {self.method_name}, {part}, {split.fraction:.0%}"
 
 
 def compare(  # noqa: PLR0913 - one argument a setting
@@ -447,19 +454,22 @@ class _Trainings:
         for number, job in enumerate(jobs, start=1):
             result = saved.get(job.key)
             if result is None:
+                step = f"training {number} of {len(jobs)}: {job.title(self.folds)}"
+                self.notify(Progressed(step=step, done=number - 1, total=len(jobs)))
                 result = self._train(job)
                 append_result(path, job.key, result)
                 for note in result.notes:
                     self.notify(Noted(text=f"{job.method_name}, seed {job.split.seed}: {note}"))
                 if number % max(1, len(jobs) // REPORTED_LINES) == 0 or number == len(jobs):
-                    line = _format_result(result, number, len(jobs), self.folds)
-                    self.notify(Noted(text=line))
+                    cached = " (features cached)" * result.cached
+                    line = f"{result.score} in {result.seconds:.1f} s{cached}"
+                    count = f"{number}/{len(jobs)} {job.title(self.folds)}"
+                    self.notify(Noted(text=f"{count}: {line}"))
             results.append(replace(result, method=job.method_name, backbone=job.backbone))
-            self.notify(Progressed(step="trainings", done=number, total=len(jobs)))
         return tuple(results), sum(result.seconds for result in reused)
 
     def _announce(self, jobs: list[_Job]) -> None:
-        """Report how many trainings will run, and how long if there are many."""
+        """Report how many trainings will run, and how long unless they are quick."""
         trainings = [
             PlannedTraining(
                 backbone=self.backbones[job.backbone],
@@ -470,6 +480,7 @@ class _Trainings:
             for job in jobs
         ]
         about = self._describe_split()
+        self.notify(Progressed(step="estimating the time", done=0, total=0))
         for text in describe_trainings(trainings, self.recipe, self.cache, about=about):
             self.notify(Noted(text=text))
         if self.trials.seeds < FEW_SEEDS:
@@ -544,14 +555,6 @@ class _Trainings:
         if self.folds:
             return f"{self.folds}-fold cross-validation, {seeds}"
         return f"a new split per seed, {self.recipe.test_fraction:.0%} test images, {seeds}"
-
-
-def _format_result(result: TrainingResult, number: int, total: int, folds: int) -> str:
-    part = f"seed {result.seed}, fold {result.fold + 1}" if folds else f"seed {result.seed}"
-    return (
-        f"{number}/{total} {result.backbone} {result.method}, {part}, {result.fraction:.0%}: "
-        f"{result.score} in {result.seconds:.1f} s{' (features cached)' * result.cached}"
-    )
 
 
 def _identity_of(sample: Sample) -> tuple[Any, ...]:

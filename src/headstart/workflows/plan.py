@@ -39,7 +39,7 @@ from headstart.workflows.resolve import (
 __all__ = ["PlannedTraining", "describe_trainings", "plan"]
 
 ESTIMATE_FROM = 5000
-"""Training images, in all trainings together, from which an estimate is worth its time."""
+"""Training images of trainings without steps, from which an estimate is worth its time."""
 
 
 RACE_HINT = (
@@ -159,7 +159,9 @@ def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) ->
 def describe_trainings(
     trainings: Sequence[PlannedTraining], recipe: Recipe, cache: Cache, *, about: str
 ) -> tuple[str, ...]:
-    """Describe in sentences how many trainings will run, and how long if there are many.
+    """Describe in a sentence how many trainings will run, and how long unless they are quick.
+
+    Quick are methods without steps, such as linear probes, on few images.
 
     Parameters
     ----------
@@ -176,7 +178,8 @@ def describe_trainings(
     ('0 trainings will run: 3 seeds.',)
     """
     count, duration = len(trainings), ""
-    if sum(len(training.parts[0]) for training in trainings) >= ESTIMATE_FROM:
+    has_steps = any(one.method is None or one.method.resumes for one in trainings)
+    if has_steps or sum(len(one.parts[0]) for one in trainings) >= ESTIMATE_FROM:
         seconds = _estimate_trainings(trainings, recipe, cache)
         duration = f" in at most about {_format_seconds(seconds)}"
     return (f"{count} training{'s' * (count != 1)} will run{duration}: {about}.",)
