@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := $(shell test -t 2 || echo --quiet)
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install demo test faults lint bench docs clean
+.PHONY: help install demo test faults lint bench ray docs clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands.
@@ -49,6 +49,10 @@ bench: install ## Measure speed; needs images of your own, see benchmarks/.
 	@set -e; for script in $(wildcard benchmarks/*.py); do \
 	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 	$(BIN)/python -m pytest -m bench || test $$? -eq 5  # 5: no test carries the mark
+
+ray: install ## Install Ray, and run the tests that start it, one after the other.
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[ray]'
+	$(BIN)/python -m pytest -m ray
 
 docs: install ## Build the pages and the API reference into site/; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -432,13 +432,13 @@ RULES = [
     Rule(
         name="processes",
         find=uses("torch.distributed"),
-        only_in=("distributed.py",),
+        only_in=("distributed/processes.py",),
         breaks=(
             ("training/engine.py", "import torch.distributed as dist"),
             ("metrics/classification.py", "from torch import distributed"),
             ("metrics/classification.py", "import torch\ntorch.distributed.get_rank()"),
         ),
-        keeps=(("distributed.py", "import torch.distributed"),),
+        keeps=(("distributed/processes.py", "import torch.distributed"),),
     ),
     Rule(
         name="network",

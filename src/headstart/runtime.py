@@ -25,6 +25,7 @@ __all__ = [
     "threads",
     "timed",
     "use_one_thread",
+    "use_threads",
     "versions",
 ]
 
@@ -132,6 +133,16 @@ def _processor(device_name: str) -> str:
         amx = " amx" if "amx_bf16" in fields.get("flags", "") else ""
         return fields.get("model name", platform.machine()) + amx  # ARM lists no model name
     return platform.processor() or platform.machine()
+
+
+def use_threads(count: int) -> None:
+    """Compute each layer on this number of threads.
+
+    >>> use_threads(threads())
+    """
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def use_one_thread() -> None:

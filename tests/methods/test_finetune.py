@@ -209,7 +209,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headstart import distributed
+from headstart.distributed import processes as distributed
 from headstart.models import saving as model_folder
 from headstart.backbones.backbone import load
 from headstart.backbones.catalog import resolve

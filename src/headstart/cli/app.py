@@ -58,6 +58,7 @@ from headstart.cli.options import (
     NoCache,
     NoData,
     Offline,
+    On,
     OpenReport,
     OutputFormat,
     Prove,
@@ -170,6 +171,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     no_cache: NoCache = False,
     resume: Resume = False,
     track: Track = "",
+    on: On = "",
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -186,7 +188,14 @@ def fit(  # noqa: PLR0913 - one argument a flag
     """
     detail = parse_detail(quiet, verbose)
     run = _run_fit(
-        ctx, out=out, track=track, no_cache=no_cache, resume=resume, as_json=as_json, detail=detail
+        ctx,
+        out=out,
+        on=on,
+        track=track,
+        no_cache=no_cache,
+        resume=resume,
+        as_json=as_json,
+        detail=detail,
     )
     if open_report and not as_json:
         from headstart.cli.terminal import open_in_browser, plain_console
@@ -201,6 +210,7 @@ def _run_fit(
     ctx: typer.Context,
     *,
     out: Path | None,
+    on: str,
     track: str,
     no_cache: bool,
     resume: bool,
@@ -215,7 +225,7 @@ def _run_fit(
         display = stack.enter_context(terminal(as_json, detail))
         if os.environ.get("RANK", "0") == "0":
             display.progress("loading libraries", 0, 0)
-        from headstart.distributed import is_main, processes
+        from headstart.distributed.processes import is_main, processes
         from headstart.workflows.events import Noted
         from headstart.workflows.fit import fit as run_fit
         from headstart.workflows.tracking import tracked
@@ -235,6 +245,7 @@ def _run_fit(
             progress=False,
             command=command,
             resume=resume,
+            on=on,
         )
         if as_json and is_main():
             emit({"folder": str(run.folder), "summary": run.summary, **run.evaluation.as_dict()})

@@ -41,6 +41,7 @@ from headstart.cli.options import (
     NoCache,
     NoData,
     Offline,
+    On,
     Prove,
     Quiet,
     RaceBudget,
@@ -202,6 +203,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
     seed: Seed = 0,
     no_cache: NoCache = False,
     resume: Resume = False,
+    on: On = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -226,6 +228,7 @@ def compare(  # noqa: PLR0913 - one argument a flag
             progress=False,
             command=shlex.join(["headstart", *sys.argv[1:]]),
             resume=resume,
+            on=on,
         )
     _print_comparison(comparison, folder, brief=quiet, as_json=as_json)
 
@@ -330,6 +333,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     offline: Offline = None,
     seed: Seed = 0,
     no_cache: NoCache = False,
+    on: On = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -354,6 +358,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
             cache=cache,
             observer=display,
             progress=False,
+            on=on,
         )
         if not as_json:
             show_ranking(display.console, ranking, brief=quiet)

@@ -351,6 +351,14 @@ Track = Annotated[
         "written."
     ),
 ]
+On = Annotated[
+    str,
+    typer.Option(
+        help="Compute on a Ray cluster: ray for the cores of this machine, ray:ADDRESS to join "
+        "one.",
+        metavar="ray[:ADDRESS]",
+    ),
+]
 Offline = Annotated[
     bool | None,
     typer.Option("--offline", help="Never use the network. Same as HEADSTART_OFFLINE=1."),

@@ -17,6 +17,7 @@ from headstart.cache import Cache, key
 from headstart.data.dataset import Sample
 from headstart.data.loader import digest_of, load_batch, map_bounded
 from headstart.data.transforms.preprocess import Preprocess
+from headstart.distributed.ray import is_on, map_tasks
 from headstart.errors import SetupError, UnknownNameError
 from headstart.features.engines import (
     ENGINES,
@@ -38,6 +39,8 @@ COMMIT_EVERY = 1024
 COMMIT_BYTES = 128_000_000
 """Images, or bytes, between two commits to the cache. A kill loses at most these. Before each
 commit the weights are hashed, so that no features of a changed backbone are stored."""
+SHARD_BATCHES = 16
+"""Batches in one task on a Ray cluster: enough that the time to send it does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,8 +418,12 @@ class Extractor:
         uncommitted: dict[bytes, bytes] = {}
         n_done = 0
         run_batch = partial(_load_and_run, compiled, backbone.spec.preprocess, split_point, unique)
+        if is_on():
+            outputs = _map_shards(_Shared(backbone, split_point, self.device), unique, batches)
+        else:
+            outputs = self._map_batches(run_batch, batches)
         try:
-            for batch, rows in zip(batches, self._map_batches(run_batch, batches), strict=True):
+            for batch, rows in zip(batches, outputs, strict=True):
                 for i, row in zip(batch, rows, strict=True):
                     entries = split_point.cache_entries(backbone, unique[i], row)
                     uncommitted.update({k: value.tobytes() for k, value in entries.items()})
@@ -444,6 +451,50 @@ class Extractor:
             compiled.require_unchanged(weights_before)
             self.cache.put_many(entries, kind="features")
             entries.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """What a worker of a cluster needs to compute the values of any image."""
+
+    backbone: FrozenBackbone
+    split_point: SplitPoint
+    device: str
+
+
+def _map_shards(
+    shared: _Shared, unique: list[Sample], batches: list[list[int]]
+) -> Iterator[NDArray[np.float32]]:
+    """Compute the batches in the workers of a cluster, some in a task, in their order."""
+    shards = (
+        [[unique[i] for i in batch] for batch in batches[at : at + SHARD_BATCHES]]
+        for at in range(0, len(batches), SHARD_BATCHES)
+    )
+    for outputs in map_tasks(_run_shard, _prepare_worker, shared, shards):
+        yield from outputs
+
+
+def _prepare_worker(shared: _Shared) -> Callable[[list[Sample]], NDArray[np.float32]]:
+    """Compile the engine in a worker; with one thread, as each thread of one process has."""
+    use_one_thread()
+    split_point = shared.split_point
+    compiled = compile_engine(
+        shared.backbone.module,
+        split_point.engine,
+        device=device(shared.device),
+        stop=split_point.stop,
+        taps=split_point.taps,
+        ends=split_point.ends,
+        cache=Cache(),
+    )
+    preprocess = shared.backbone.spec.preprocess
+    return lambda batch: compiled(split_point.pixels(batch, preprocess))
+
+
+def _run_shard(
+    compute: Callable[[list[Sample]], NDArray[np.float32]], batches: list[list[Sample]]
+) -> list[NDArray[np.float32]]:
+    return [compute(batch) for batch in batches]
 
 
 def _load_and_run(

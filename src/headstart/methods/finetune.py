@@ -15,7 +15,7 @@ from headstart.backbones.rungs import format_shares
 from headstart.data.dataset import DENSE, Dataset, Kind, html_fields
 from headstart.data.splits import kfold
 from headstart.data.transforms.augment import Augmentation
-from headstart.distributed import main_first
+from headstart.distributed.processes import main_first
 from headstart.errors import UnknownNameError, UsageError
 from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.methods.method import (

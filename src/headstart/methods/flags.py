@@ -85,6 +85,7 @@ TAKEN = frozenset(
         "no_data",
         "observer",
         "offline",
+        "on",
         "open",
         "open_report",
         "out",

@@ -16,7 +16,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Sample
 from headstart.data.transforms.augment import Augmentation
-from headstart.distributed import is_main, sum_scalar
+from headstart.distributed.processes import is_main, sum_scalar
 from headstart.errors import SetupError
 from headstart.features.extractor import Extractor, SplitPoint, View
 from headstart.models.heads.head import Head

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.data.loader import map_bounded
-from headstart.distributed import (
+from headstart.distributed.processes import (
     broadcast_tensors,
     is_main,
     local_rows,

@@ -20,7 +20,7 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.dataset import Sample
 from headstart.data.loader import digest_of, load_canvas, load_pixels, view_of
 from headstart.data.transforms.augment import Augmentation
-from headstart.distributed import main_first
+from headstart.distributed.processes import main_first
 from headstart.features.engines import CPU_BATCH, GPU_BATCH, CompiledEngine
 from headstart.features.extractor import Activations, Extractor, SplitPoint, View
 from headstart.runtime import available_memory, cores, device, use_one_thread

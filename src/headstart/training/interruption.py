@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from headstart.distributed import world_size
+from headstart.distributed.processes import world_size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from headstart.data.dataset import Dataset, Sample, fingerprint_of
 from headstart.data.loader import digest_of
 from headstart.data.splits import holdout
 from headstart.data.transforms.augment import Augmentation
-from headstart.distributed import broadcast_tensors, world_size
+from headstart.distributed.processes import broadcast_tensors, world_size
 from headstart.errors import UsageError
 from headstart.models.heads.detection_config import BoxSelection
 from headstart.models.heads.head import Head

@@ -12,7 +12,7 @@ from headstart.backbones.spec import BackboneSpec
 from headstart.backbones.weights import is_on_disk, locate
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset
-from headstart.distributed import world_size
+from headstart.distributed.processes import world_size
 from headstart.errors import SetupError
 from headstart.selection.ranking import RankedBackbone
 from headstart.selection.scores import PROBE

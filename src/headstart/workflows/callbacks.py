@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from headstart.distributed import world_size
+from headstart.distributed.processes import world_size
 from headstart.errors import UsageError
 from headstart.training.interruption import StopRequest
 from headstart.training.job import Stop

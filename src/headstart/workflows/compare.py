@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from headstart.backbones.frozen import FrozenBackbone, name_of
 from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.data.splits import nested_fractions, repeated_splits
+from headstart.distributed.ray import cluster, is_on, map_tasks
 from headstart.errors import DataError
 from headstart.evaluation.classification import evaluate
 from headstart.evaluation.comparison import (
@@ -36,7 +37,7 @@ from headstart.metrics.confidence_intervals import units
 from headstart.models.build import create_model
 from headstart.models.transfer_model import TransferModel
 from headstart.reports.comparison import draw_comparison, render_page
-from headstart.runtime import device
+from headstart.runtime import device, threads, use_threads
 from headstart.selection.race import decide
 from headstart.training.interruption import StopRequest
 from headstart.training.job import Session
@@ -144,6 +145,7 @@ def compare(  # noqa: PLR0913 - one argument a setting
     command: str = "",
     resume: bool = False,
     no_cache: bool = False,
+    on: str = "",
     **settings: Any,
 ) -> tuple[Comparison, Path]:
     """Train every method on every backbone, seed and fraction, and report the differences.
@@ -169,6 +171,8 @@ def compare(  # noqa: PLR0913 - one argument a setting
     command : str
     resume : bool
         Reuse the finished trainings in ``<out>.partial/``.
+    on : str
+        ``ray`` or ``ray:ADDRESS``: run the trainings as tasks on a Ray cluster.
     **settings
         Lists may be texts with commas, as on the command line: ``fractions="0.5,1"``.
 
@@ -205,6 +209,7 @@ def compare(  # noqa: PLR0913 - one argument a setting
         log = stack.enter_context(JsonLog(folder / "log.jsonl"))
         notify = notify_both(log, stack.enter_context(shown(progress, observer)))
         stack.enter_context(StopRequest(notify, always_ends=STOPPING))
+        stack.enter_context(cluster(on, progress_of(notify)))
         trainings = _Trainings(source, trials, recipe, store, notify)
         if not resume and (count := len(dict(read_results(results_path)))):
             notify(Noted(text=RESULTS_DELETED.format(count=count, folder=checkpoints)))
@@ -451,12 +456,13 @@ class _Trainings:
             self.notify(Noted(text=text))
         self._announce([job for job in jobs if job.key not in saved])
         results = []
+        trained = self._train_all([job for job in jobs if job.key not in saved])
         for number, job in enumerate(jobs, start=1):
             result = saved.get(job.key)
             if result is None:
                 step = f"training {number} of {len(jobs)}: {job.title(self.folds)}"
                 self.notify(Progressed(step=step, done=number - 1, total=len(jobs)))
-                result = self._train(job)
+                result = replace(next(trained), method=job.method_name, backbone=job.backbone)
                 append_result(path, job.key, result)
                 for note in result.notes:
                     self.notify(Noted(text=f"{job.method_name}, seed {job.split.seed}: {note}"))
@@ -486,15 +492,16 @@ class _Trainings:
         if self.trials.seeds < FEW_SEEDS:
             self.notify(Noted(text=TOO_FEW_SEEDS.format(seeds=self.trials.seeds)))
 
-    def _train(self, job: _Job) -> TrainingResult:
-        result = train_on_split(
-            job.split,
-            job.method,
-            backbone=self.backbones[job.backbone],
-            recipe=self.recipe,
-            cache=self.cache,
-        )
-        return replace(result, method=job.method_name, backbone=job.backbone)
+    def _train_all(self, jobs: list[_Job]) -> Iterator[TrainingResult]:
+        """Run the trainings one after the other here, or several at once on a cluster.
+
+        A task uses as many threads as this process would, because they change how sums are
+        rounded.
+        """
+        shared = (self.backbones, self.recipe, self.cache, threads())
+        if is_on():
+            return map_tasks(_train, _with_same_threads, shared, jobs, cores=threads())
+        return (_train(shared, job) for job in jobs)
 
     def _require_enough_images(self, name: str, split: Split) -> None:
         """Fail early if a method cannot learn from its images, before others train for hours."""
@@ -555,6 +562,21 @@ class _Trainings:
         if self.folds:
             return f"{self.folds}-fold cross-validation, {seeds}"
         return f"a new split per seed, {self.recipe.test_fraction:.0%} test images, {seeds}"
+
+
+_Shared = tuple[dict[str, FrozenBackbone], Recipe, Cache, int]
+"""Backbones, settings, cache and number of threads of all trainings."""
+
+
+def _with_same_threads(shared: _Shared) -> _Shared:
+    use_threads(shared[-1])
+    return shared
+
+
+def _train(shared: _Shared, job: _Job) -> TrainingResult:
+    backbones, recipe, cache, _ = shared
+    backbone = backbones[job.backbone]
+    return train_on_split(job.split, job.method, backbone=backbone, recipe=recipe, cache=cache)
 
 
 def _identity_of(sample: Sample) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.data.prepare import PreparedData
-from headstart.distributed import is_main
+from headstart.distributed.processes import is_main
 from headstart.errors import UsageError
 from headstart.evaluation.classification import AnyEvaluation
 from headstart.features.engines import EngineChoice

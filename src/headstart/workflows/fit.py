@@ -12,7 +12,8 @@ from typing import Any
 from headstart.cache import Cache, open_cache
 from headstart.data.checks.copies import pack_descriptors
 from headstart.data.prepare import PreparedData
-from headstart.distributed import is_main, main_first, processes
+from headstart.distributed.processes import is_main, main_first, processes
+from headstart.distributed.ray import cluster
 from headstart.evaluation.baselines import PROBE
 from headstart.evaluation.fold_gap import explain_fold_gap
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
@@ -79,7 +80,7 @@ __all__ = ["Run", "fit", "slug"]
 
 KEYWORDS = (
     *("cache", "callbacks", "no_cache", "observer", "out", "progress", "require_lead"),
-    *("resume", "track"),
+    *("resume", "track", "on"),
 )
 """Keywords of `fit` beside the settings, for the message about an unknown one."""
 
@@ -122,6 +123,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
     command: str = "",
     resume: bool = False,
     track: str = "",
+    on: str = "",
     no_cache: bool = False,
     require_lead: bool = False,
     **settings: Any,
@@ -160,6 +162,8 @@ def fit(  # noqa: PLR0913 - one argument a flag
         ``<out>.partial/``; without any, the training starts from the beginning.
     track : str
         Log to ``tensorboard``, ``mlflow``, or both with a comma.
+    on : str
+        ``ray`` or ``ray:ADDRESS``: compute features on a Ray cluster.
     no_cache : bool
         Use an empty cache, which is deleted at the end.
     require_lead : bool
@@ -200,6 +204,7 @@ def fit(  # noqa: PLR0913 - one argument a flag
         processes(recipe.device),
         open_cache(cache, no_cache=no_cache) as store,
         shown(progress, listeners) as shown_events,
+        cluster(on, progress_of(shown_events)),
         tracked(track, source, recipe, out=out, beside=shown_events) as notify,
     ):
         listeners.require_one_process()
@@ -217,17 +222,15 @@ def fit(  # noqa: PLR0913 - one argument a flag
             choice = _choose(recipe, located, prepared, context)
             with _locked_checkpoints(choice, prepared, context):
                 start = _create_start(choice, prepared, context)
-                plan = _plan(choice, start, prepared, context)
-                output.notify(plan)
+                output.notify(plan := _plan(choice, start, prepared, context))
                 _extract_features(choice, start, prepared, context)
-                session = _session(choice, start, context)
                 with _fitting(plan, context):
                     model = choice.trained_model(start) or choice.method.fit(
                         start,
                         prepared.train,
                         prepared.val,
                         extractor=choice.extractor,
-                        session=session,
+                        session=_session(choice, start, context),
                     )
                 stop.keep_model()
                 run = _evaluate(choice, start, model, prepared, context)

@@ -18,6 +18,7 @@ from headstart.data.image_sizes import upright_size
 from headstart.data.loader import load_batch
 from headstart.data.splits import kfold, nested_fractions
 from headstart.data.transforms.placement import canvas_for
+from headstart.distributed.ray import cluster
 from headstart.errors import DataError, UnknownNameError, UsageError
 from headstart.features.engines import CPU_BATCH, compile_engine
 from headstart.features.extractor import Extractor
@@ -81,6 +82,7 @@ def rank(  # noqa: PLR0913 - one argument a flag
     observer: Observer | None = None,
     progress: bool | None = None,
     no_cache: bool = False,
+    on: str = "",
     **settings: Any,
 ) -> Ranking:
     """Score backbones on training images, and order them by score.
@@ -111,6 +113,8 @@ def rank(  # noqa: PLR0913 - one argument a flag
         Show progress; None does so in a terminal and in a notebook only.
     no_cache : bool
         Use an empty cache, which is deleted at the end.
+    on : str
+        ``ray`` or ``ray:ADDRESS``: compute features on a Ray cluster.
     **settings
         Instead of a recipe: ``group_by``, ``masks``, ``engine``, ``seed`` and the other flags.
 
@@ -138,7 +142,11 @@ def rank(  # noqa: PLR0913 - one argument a flag
     """
     recipe, measures = ranking_recipe(recipe, settings), split_names(measure, "measure")
     names = parse_names(backbones) if isinstance(backbones, str) else backbones
-    with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
+    with (
+        open_cache(cache, no_cache=no_cache) as store,
+        shown(progress, observer) as notify,
+        cluster(on, progress_of(notify)),
+    ):
         return _rank(source, names, recipe, measures or DEFAULTS, max_images, store, notify)
 
 

@@ -20,7 +20,7 @@ from headstart.data.dataset import DENSE, Dataset, fingerprint_of
 from headstart.data.loader import digest_of
 from headstart.data.prepare import PreparedData, prepare
 from headstart.data.readers import READ_SETTINGS, read_dataset
-from headstart.distributed import world_size
+from headstart.distributed.processes import world_size
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor, Progress
 from headstart.files import write_whole

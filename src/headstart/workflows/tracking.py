@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from headstart.backbones.weights import is_offline
-from headstart.distributed import is_main
+from headstart.distributed.processes import is_main
 from headstart.errors import MissingExtraError, UnknownNameError, UsageError
 from headstart.workflows.events import (
     DataReady,

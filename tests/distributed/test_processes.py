@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import distributed
+from headstart.distributed import processes as distributed
 from headstart.errors import SetupError, UnknownNameError
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -79,7 +79,7 @@ def test_processes_are_left_behind_the_block_by_who_joined_them(monkeypatch, joi
 def test_without_a_launcher_torch_is_not_imported():
     code = (
         "import sys\n"
-        "from headstart import distributed as d\n"
+        "from headstart.distributed import processes as d\n"
         "d.start(); d.barrier(); d.local_rows([1]); d.sum_scalar(1.0); d.mean_gradients([])\n"
         "with d.main_first(): d.rank()\n"
         "d.stop()\n"
@@ -149,7 +149,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from headstart import distributed as d
+from headstart.distributed import processes as d
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
