@@ -134,7 +134,7 @@ def clock(monkeypatch, backbone):
 def race(backbone, extractor, *, data=None, budget=1000.0, **settings):
     events = settings.pop("events", [])
     return decide_objects(
-        backbone,
+        backbone if isinstance(backbone, list) else [backbone],
         (data or masks(60), None),
         ObjectRace(budget=budget, **settings),
         extractor=extractor,
@@ -147,7 +147,7 @@ def rows(found):
 
 
 def test_candidates_are_the_rungs_at_two_sizes_the_default_first(backbone):
-    candidates = object_candidates(backbone, masks(48), ObjectRace(budget=1, seed=3))
+    candidates = object_candidates([backbone], masks(48), ObjectRace(budget=1, seed=3))
     assert [c.name for c in candidates][:2] == [FIRST, "fine-tuning last:2 at 320 px"]
     assert [c.options["size"] for c in candidates] == [320, 320, 320, 224, 224, 224]
     assert candidates[0].measured_as is None
@@ -156,6 +156,45 @@ def test_candidates_are_the_rungs_at_two_sizes_the_default_first(backbone):
     assert {c.method.training.patience for c in candidates} == {0}
     assert all(3 <= c.epochs[0] < c.epochs[1] for c in candidates)
     assert image_sizes(96) == (96,)
+
+
+@pytest.fixture
+def two(backbone):
+    """The same network under two names."""
+    other = replace(backbone, spec=replace(backbone.spec, name="second"))
+    return [replace(backbone, spec=replace(backbone.spec, name="first")), other]
+
+
+def test_backbones_take_turns_and_each_is_measured(two):
+    candidates = object_candidates(two, masks(48), ObjectRace(budget=1))
+    names = [c.name for c in candidates]
+    assert names[:3] == [
+        "fine-tuning last:1 of first at 320 px",
+        "fine-tuning last:1 of second at 320 px",
+        "fine-tuning last:2 of first at 320 px",
+    ]
+    title = "fine-tuning the last resolution (last:1) of second at 320 pixels"
+    assert candidates[1].title == title
+    assert [c.options["size"] for c in candidates] == [320] * 6 + [224] * 6
+    assert [c.backbone.spec.name for c in candidates] == ["first", "second"] * 6
+    assert [c.measured_as for c in candidates[:2]] == [None, None]
+    assert {c.measured_as.backbone.spec.name for c in candidates[3::2]} == {"second"}
+
+
+def test_the_best_backbone_is_chosen_with_its_weights(two, extractor, clock):
+    for rung, size in itertools.product(("last:1", "last:2", "all"), (320, 224)):
+        for one in two:
+            name = f"fine-tuning {rung} of {one.spec.name} at {size} px"
+            clock.per_epoch[name] = clock.per_epoch[f"fine-tuning {rung} at {size} px"]
+    clock.share = {"fine-tuning last:1 of second at 320 px": 0.9}
+    found = race(two, extractor)
+    assert found.backbone.spec.name == "second"
+    assert found.trained is not None
+    assert len(rows(found)) == 12
+    quick = "fine-tuning last:1 of second at 224 px"
+    clock.per_epoch[quick] = 0.1
+    found = race(two, extractor, budget=0.5)
+    assert [name for name, row in rows(found).items() if row["state"] == "chosen"] == [quick]
 
 
 def test_the_best_of_all_is_chosen_and_its_weights_are_the_model(backbone, extractor, clock):
@@ -192,7 +231,7 @@ def test_proof_keeps_the_first_unless_another_is_significantly_better(backbone, 
 
 
 def test_the_budget_scales_the_epochs_and_skips_what_does_not_fit(backbone, extractor, clock):
-    most = object_candidates(backbone, masks(48), ObjectRace(budget=1))[0].epochs[1]
+    most = object_candidates([backbone], masks(48), ObjectRace(budget=1))[0].epochs[1]
     found = race(backbone, extractor, budget=5.0 + 0.8 * most)
     assert clock.log[0][:2] == (FIRST, int(0.95 * 0.8 * most))
     assert clock.now <= 5.0 + 0.8 * most
@@ -239,11 +278,11 @@ def test_ctrl_c_keeps_the_best_so_far(backbone, extractor, clock, monkeypatch):
 
 def test_the_plan_has_the_candidates_and_what_would_be_skipped(backbone, extractor, clock):
     settings = ObjectRace(budget=1e6)
-    found = estimate_objects(backbone, (masks(60), None), settings, extractor=extractor)
+    found = estimate_objects([backbone], (masks(60), None), settings, extractor=extractor)
     assert all(row["estimated"] for row in found["rows"])
     assert len(found["rows"]) == 6
     short = replace(settings, budget=0.5)
-    found = estimate_objects(backbone, (masks(60), None), short, extractor=extractor)
+    found = estimate_objects([backbone], (masks(60), None), short, extractor=extractor)
     assert [row["name"] for row in found["rows"] if row["estimated"]] == [SMALL]
     assert any("expect a poor model" in why for why in found["why"])
 
@@ -264,7 +303,7 @@ def test_time_for_the_test_images_and_the_report_is_reserved(backbone, extractor
 
 
 def test_a_method_of_the_race_is_read_from_its_record(backbone):
-    method = object_candidates(backbone, boxes(10), ObjectRace(budget=1, seed=2))[1].method
+    method = object_candidates([backbone], boxes(10), ObjectRace(budget=1, seed=2))[1].method
     assert isinstance(method, Finetune)
     assert method_from_record(json.loads(json.dumps(method_to_record(method)))) == method
 

@@ -1,7 +1,7 @@
 """A recipe is a value: written down and read back, it is the same."""
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import yaml
@@ -59,12 +59,9 @@ def test_a_negative_seed_is_refused():
         Recipe(seed=-1)
 
 
-def test_backbones_race_without_a_method_and_for_classes_only():
+def test_backbones_race_without_a_method():
     with pytest.raises(UsageError, match="name one backbone"):
         Recipe(method=LinearProbe(), rivals=("resnet18",))
-    boxes = Dataset(samples=(), classes=("a",), kind="detection")
-    with pytest.raises(UsageError, match="headstart compare"):
-        Recipe(rivals=("resnet18",)).resolved_for(boxes)
     with pytest.raises(UsageError, match="budget"):
         Recipe(budget=-1)
 
@@ -102,3 +99,11 @@ def test_data_of_another_task_are_refused_with_what_they_are_and_why(kind):
     for task in set(TASKS) - {task_of(data)}:
         with pytest.raises(UsageError, match=rf"{task}.*{kind} \(as the folders say\)"):
             Recipe(task=task).resolved_for(data)
+
+
+def test_several_backbones_for_boxes_need_a_budget():
+    data = Dataset(samples=(), classes=("cell",), kind="detection", name="cells")
+    several = Recipe(rivals=("resnet18",))
+    with pytest.raises(UsageError, match=r"2 backbones for detection .* --budget 20m"):
+        several.resolved_for(data)
+    assert replace(several, budget=60.0).resolved_for(data).method is None

@@ -105,6 +105,8 @@ class Candidate:
         Smallest and largest number of epochs.
     measured_as : Candidate, optional
         Candidate whose measured time gives the estimate of this one.
+    with_backbone : bool
+        Whether several backbones race, so that the title names this one.
     relative_seconds : float
         Time of this one, as a multiple of that.
     """
@@ -120,6 +122,7 @@ class Candidate:
     epochs: tuple[int, int] = (LEAST_EPOCHS, EPOCHS)
     measured_as: Candidate | None = None
     relative_seconds: float = 1.0
+    with_backbone: bool = False
 
     def start(self, data: Dataset) -> TransferModel:
         """Create the untrained model."""
@@ -130,7 +133,9 @@ class Candidate:
         """Name in a sentence; the name itself is short enough for a table."""
         train_from = getattr(self.method, "train_from", "")
         size = f" at {self.options['size']} pixels" if "size" in self.options else ""
-        return f"fine-tuning {RUNG_TITLES.get(train_from, '')}{size}" if train_from else self.name
+        backbone = f" of {self.full_backbone.spec.name}" if self.with_backbone else ""
+        title = f"fine-tuning {RUNG_TITLES.get(train_from, '')}{backbone}{size}"
+        return title if train_from else self.name
 
     @property
     def megabytes(self) -> float:

@@ -1,4 +1,4 @@
-"""Race for boxes and masks: rungs and image sizes, scored on one fixed hold-out.
+"""Race for boxes and masks: backbones, rungs and image sizes, scored on one fixed hold-out.
 
 It is the race of `expected_gain` with other candidates and another score. No linear probe exists
 for boxes and masks, so the first training takes its place.
@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from headstart.backbones.frozen import FrozenBackbone
@@ -98,49 +99,70 @@ def image_sizes(size: int) -> tuple[int, ...]:
 
 
 def object_candidates(
-    backbone: FrozenBackbone, train: Dataset, settings: ObjectRace
+    backbones: Sequence[FrozenBackbone], train: Dataset, settings: ObjectRace
 ) -> tuple[Candidate, ...]:
     """List the trainings that race, in their order: the default one first.
 
-    Every rung at the requested size comes before the smaller size. All epochs run along a cosine,
+    The backbones take turns: the first rung of each, then the second of each. Every rung at the
+    requested size comes before the smaller size. All epochs run along a cosine,
     and the last one is kept: the best of many epochs on the few images of the hold-out would have
     too high a score.
 
     Parameters
     ----------
-    backbone : FrozenBackbone
+    backbones : sequence of FrozenBackbone
+        The first one is the default.
     train : Dataset
         Images that a candidate trains on.
     settings : ObjectRace
     """
     most = Training().for_kind(train.kind).for_images(len(train)).epochs
     fewest = min(most, max(FEWEST_EPOCHS, math.ceil(FEWEST_SHARE * most)))
+    one_of_several = len(backbones) > 1
+    by_backbone = [
+        _candidates_of(backbone, settings, (fewest, most), with_backbone=one_of_several)
+        for backbone in backbones
+    ]
+    in_turns = [one for turn in zip_longest(*by_backbone) for one in turn if one is not None]
+    largest = image_sizes(int(settings.options.get("size", 0)))[0]
+    return tuple(sorted(in_turns, key=lambda candidate: candidate.options["size"] != largest))
+
+
+def _candidates_of(
+    backbone: FrozenBackbone,
+    settings: ObjectRace,
+    epochs: tuple[int, int],
+    *,
+    with_backbone: bool,
+) -> list[Candidate]:
+    """List the trainings of one backbone; the seconds of the others follow from the first one's."""
     rungs = [rung for rung in find_rungs(backbone.module) if rung.name != "head"]
     sizes = image_sizes(int(settings.options.get("size", 0)))
-    first: Candidate | None = None
-    candidates = []
+    of_backbone = f" of {backbone.spec.name}" if with_backbone else ""
+    candidates: list[Candidate] = []
     for size in sizes:
         for rung in rungs:
             relative = (size / sizes[0]) ** 2 * _cost(rung) / _cost(rungs[0])
             method = Finetune(
                 train_from=rung.name,
-                training=Training(epochs=most, patience=0),
+                training=Training(epochs=epochs[1], patience=0),
                 seed=settings.seed,
             )
-            candidate = Candidate(
-                name=f"fine-tuning {rung.name} at {size} px",
-                backbone=backbone,
-                full_backbone=backbone,
-                method=method,
-                trains=rung.shares,
-                options={**settings.options, "size": size, "seed": settings.seed},
-                epochs=(fewest, most),
-                measured_as=first,
-                relative_seconds=relative,
+            candidates.append(
+                Candidate(
+                    name=f"fine-tuning {rung.name}{of_backbone} at {size} px",
+                    backbone=backbone,
+                    full_backbone=backbone,
+                    method=method,
+                    trains=rung.shares,
+                    options={**settings.options, "size": size, "seed": settings.seed},
+                    epochs=epochs,
+                    measured_as=candidates[0] if candidates else None,
+                    relative_seconds=relative,
+                    with_backbone=with_backbone,
+                )
             )
-            first = first or candidate
-            candidates.append(candidate)
-    return tuple(candidates)
+    return candidates
 
 
 def _cost(rung: Rung) -> float:
@@ -149,7 +171,7 @@ def _cost(rung: Rung) -> float:
 
 
 def decide_objects(
-    backbone: FrozenBackbone,
+    backbones: Sequence[FrozenBackbone],
     parts: tuple[Dataset, Dataset | None],
     settings: ObjectRace,
     *,
@@ -157,14 +179,15 @@ def decide_objects(
     on_progress: OnProgress | None = None,
     notify: OnEvent | None = None,
 ) -> Decision:
-    """Choose rung and image size for boxes or masks by a race on the training images.
+    """Choose backbone, rung and image size for boxes or masks by a race on the training images.
 
     The weights of the winner are the model. The first training runs at least one epoch; Ctrl-C
     after that keeps the best candidate so far.
 
     Parameters
     ----------
-    backbone : FrozenBackbone
+    backbones : sequence of FrozenBackbone
+        The first one is the default.
     parts : pair of Dataset
         Training images, and validation images or None.
     settings : ObjectRace
@@ -186,11 +209,11 @@ def decide_objects(
     Examples
     --------
     >>> race = ObjectRace(budget=600)
-    >>> decide_objects(backbone, (train, None), race, extractor=extractor)  # doctest: +SKIP
+    >>> decide_objects([backbone], (train, None), race, extractor=extractor)  # doctest: +SKIP
     """
-    context = _create_context(backbone, parts, settings, extractor, on_progress, notify)
+    context = _create_context(backbones, parts, settings, extractor, on_progress, notify)
     train, _ = split_fold(context, context.folds[0])
-    candidates = object_candidates(backbone, train, settings)
+    candidates = object_candidates(backbones, train, settings)
     candidates[0].method.check(context.train)
     if rejection_reason(candidates[0], [train]):
         return _without_race(context, candidates[0])
@@ -213,7 +236,7 @@ def decide_objects(
 
 
 def _create_context(
-    backbone: FrozenBackbone,
+    backbones: Sequence[FrozenBackbone],
     parts: tuple[Dataset, Dataset | None],
     settings: ObjectRace,
     extractor: Extractor,
@@ -221,7 +244,7 @@ def _create_context(
     notify: OnEvent | None = None,
 ) -> RaceContext:
     return create_context(
-        [backbone],
+        backbones,
         parts,
         extractor,
         settings.budget,
@@ -295,7 +318,7 @@ def _train_fewest(
 
 def _plan_fewest(context: RaceContext, candidates: Sequence[Candidate]) -> PlannedTraining:
     """Plan the quickest candidate for the epochs that fit, one at least, and say so."""
-    quickest = min(candidates, key=lambda candidate: candidate.relative_seconds)
+    quickest = min(candidates, key=lambda one: plan_training(context, one, 0.0).seconds)
     planned = plan_training(context, quickest, 0.0)
     seconds = planned.seconds / quickest.epochs[0]
     n_epochs = max(1, min(quickest.epochs[0], int(context.left / max(seconds, 1e-9))))
@@ -309,7 +332,7 @@ def _plan_fewest(context: RaceContext, candidates: Sequence[Candidate]) -> Plann
 
 
 def estimate_objects(
-    backbone: FrozenBackbone,
+    backbones: Sequence[FrozenBackbone],
     parts: tuple[Dataset, Dataset | None],
     settings: ObjectRace,
     *,
@@ -322,9 +345,9 @@ def estimate_objects(
     dict
         Same form as ``Decision.record``.
     """
-    context = _create_context(backbone, parts, settings, extractor)
+    context = _create_context(backbones, parts, settings, extractor)
     train, _ = split_fold(context, context.folds[0])
-    candidates = object_candidates(backbone, train, settings)
+    candidates = object_candidates(backbones, train, settings)
     candidates[0].method.check(context.train)
     measure_images(context, candidates[0])
     rows = estimate_holdouts(context, candidates, 0.0)

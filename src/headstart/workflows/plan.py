@@ -138,9 +138,7 @@ def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) ->
             record["why"].append(RACE_HINT)
     elif prepared.train.is_dense:
         parts = (prepared.train, prepared.val)
-        record = estimate_objects(
-            backbones[0], parts, object_race(recipe, limit), extractor=extractor
-        )
+        record = estimate_objects(backbones, parts, object_race(recipe, limit), extractor=extractor)
     else:
         record = estimate_race(
             backbones,

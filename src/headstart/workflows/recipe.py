@@ -288,11 +288,11 @@ class Recipe:
                         f"--backbones auto needs classes of images, but {data.name!r} is for "
                         f"{data.kind}. Name one backbone with --backbone, or use `headstart rank`."
                     )
-                raise UsageError(
-                    f"A race of backbones needs classes of images, but {data.name!r} is for "
-                    f"{data.kind} and there are {len(self.rivals) + 1} backbones. Name one with "
-                    "--backbone, or use `headstart compare`."
-                )
+                if not self.budget:
+                    raise UsageError(
+                        f"A race of {len(self.rivals) + 1} backbones for {data.kind} needs a time "
+                        "limit. Pass --budget 20m, or name one backbone with --backbone."
+                    )
             if not self.budget:  # a training usually takes longer than the budget of classes
                 method = default_method(task, self.seed)
         return replace(self, task=task, method=method)

@@ -203,7 +203,7 @@ def _decide(
 
         parts, race = (prepared.train, prepared.val), object_race(recipe, limit)
         return decide_objects(
-            backbones[0],
+            backbones,
             parts,
             race,
             extractor=extractor,
