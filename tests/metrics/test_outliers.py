@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import comb
 from typing import get_args
 
 import numpy as np
@@ -13,7 +15,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from headstart.errors import DataError, UnknownNameError, UsageError
-from headstart.metrics.outliers import OutlierDetector, OutlierMethod, nearest_neighbours
+from headstart.metrics.outliers import (
+    OutlierDetector,
+    OutlierMethod,
+    excess_p_value,
+    nearest_neighbours,
+)
 
 METHODS: tuple[OutlierMethod, ...] = get_args(OutlierMethod)
 
@@ -173,3 +180,19 @@ def test_what_is_invalid_is_refused() -> None:
         OutlierDetector.fit(train[0])
     with pytest.raises(DataError, match="two images"):
         OutlierDetector.fit(train[:1])
+
+
+@pytest.mark.parametrize(("n_new", "rank", "n_known"), [(3, 2, 4), (4, 4, 4), (2, 1, 5)])
+def test_the_excess_is_counted_over_all_orders(n_new: int, rank: int, n_known: int) -> None:
+    total = n_new + n_known
+    orders = [set(places) for places in combinations(range(total), n_known)]
+    for above in range(n_new + 1):
+        count = 0
+        for places in orders:
+            limit = sorted(places)[rank - 1]
+            count += sum(i > limit for i in range(total) if i not in places) >= above
+        wanted = count / comb(total, n_known)
+        assert excess_p_value(above, n_new, rank, n_known) == pytest.approx(wanted, rel=1e-9)
+    for wrong in ((0, n_new, 0, n_known), (0, n_new, n_known + 1, n_known), (9, 2, 1, 1)):
+        with pytest.raises(UsageError, match="rank"):
+            excess_p_value(*wrong)

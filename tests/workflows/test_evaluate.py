@@ -132,3 +132,29 @@ def test_copies_of_training_images_are_a_warning(cache, tmp_path):
     assert f"<p>warning: {finding.message}</p>" in shown._repr_html_()
     older = replace(run.model, record={**run.model.record, "training_descriptors": ""})
     assert evaluate_model(older, tmp_path / "others", cache=cache).prepared.findings == ()
+
+
+def test_images_of_another_domain_name_the_command_that_adapts(cache, tmp_path):
+    rng = np.random.default_rng(5)
+    photos, same = draw(tmp_path / "photos", 25, 2), draw(tmp_path / "same", 6, 3)
+    bars = tmp_path / "striped images"
+    for name, low in (("dark", 0), ("bright", 150)):
+        (bars / name).mkdir(parents=True)
+        for i in range(8):
+            rows = (
+                low + 100 * (np.arange(40)[:, None] // (3 + i) % 2) + rng.integers(0, 5, (40, 40))
+            )
+            pixels = np.stack([rows, rows // 2, np.zeros_like(rows)], axis=2).astype(np.uint8)
+            Image.fromarray(pixels).save(bars / name / f"{i}.png")
+    settings = {"method": "linear-probe", "folds": 3, "engine": "fp32", "test_fraction": 0.2}
+    run = headstart.fit(photos, out=tmp_path / "run", cache=cache, device="cpu", **settings)
+    assert evaluate_model(run.folder, same, cache=cache, device="cpu").prepared.findings == ()
+    evaluated = evaluate_model(run.folder, bars, cache=cache, device="cpu")
+    (finding,) = evaluated.prepared.findings
+    assert (finding.kind, finding.severity) == ("other-domain", "warning")
+    assert finding.message.startswith("100 % of the 16 images are unlike the training images")
+    assert finding.message.endswith(f"headstart adapt {run.folder} --target '{bars}'")
+    data = read_dataset(bars)
+    (finding,) = evaluate_model(run.model, data, cache=cache, device="cpu").prepared.findings
+    assert finding.message.endswith("headstart adapt MODEL --target FOLDER")
+    assert "domain_reference" not in (run.folder / "report.json").read_text()

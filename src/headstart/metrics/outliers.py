@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headstart.errors import DataError, UnknownNameError, UsageError
 
-__all__ = ["OutlierDetector", "OutlierMethod", "nearest_neighbours"]
+__all__ = ["OutlierDetector", "OutlierMethod", "excess_p_value", "nearest_neighbours"]
 
 OutlierMethod = Literal["knn", "mahalanobis", "relative_mahalanobis"]
 METHODS = "knn", "mahalanobis", "relative_mahalanobis"
@@ -209,6 +209,51 @@ def nearest_neighbours(
     cosines = unit_queries @ _normalise_rows(_check_features(train_features)).T
     rows = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
     return rows, np.take_along_axis(cosines, rows, axis=1)
+
+
+def excess_p_value(above: int, n_new: int, rank: int, n_known: int) -> float:
+    """Probability that so many new scores exceed a known score, if all have one distribution.
+
+    The number of new scores above the ``rank``-th smallest of the known scores has a beta-binomial
+    distribution, whatever the distribution of the scores is.
+
+    Parameters
+    ----------
+    above : int
+        Number of new scores above the known score of that rank.
+    n_new : int
+    rank : int
+        From 1 to ``n_known``.
+    n_known : int
+
+    Returns
+    -------
+    float
+        The probability of ``above`` or more.
+
+    Raises
+    ------
+    UsageError
+        If ``rank`` is not from 1 to ``n_known``, or ``above`` not from 0 to ``n_new``.
+
+    Reference
+    ---------
+    Wilks, Statistical prediction with special reference to the problem of tolerance limits,
+    Annals of Mathematical Statistics 1942, section 4.
+
+    Examples
+    --------
+    >>> excess_p_value(1, 1, 1, 1)  # one new score is above one known score
+    0.5
+    """
+    from scipy.stats import betabinom
+
+    if not 1 <= rank <= n_known or not 0 <= above <= n_new:
+        raise UsageError(
+            f"Expected `rank` from 1 to {n_known} and `above` from 0 to {n_new}, got {rank} and "
+            f"{above}. Pass counts of the same scores."
+        )
+    return float(betabinom.sf(above - 1, n_new, n_known - rank + 1, rank))
 
 
 def _check_features(values: ArrayLike) -> Floats:

@@ -16,6 +16,7 @@ from headstart.data.dataset import SPLITS, SplitName
 from headstart.data.prepare import PreparedData
 from headstart.data.splits import evenly_spaced
 from headstart.evaluation.classification import AnyEvaluation, Evaluation
+from headstart.evaluation.domain_shift import REFERENCE
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
 from headstart.evaluation.insight import Diagnostics
 from headstart.metrics.confidence_intervals import Interval
@@ -127,7 +128,7 @@ def render_json(facts: Facts) -> dict[str, Any]:
             "record": {
                 name: value
                 for name, value in model.record.items()
-                if name not in {"learned_from", "training_descriptors"}
+                if name not in {"learned_from", "training_descriptors", REFERENCE}
             },
         },
         "evaluation": numbers,

@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +28,7 @@ from headstart.data.readers import READ_SETTINGS, read_dataset, with_image_optio
 from headstart.errors import LeakError, UnknownNameError, UsageError
 from headstart.evaluation.classification import AnyEvaluation, evaluate_exported
 from headstart.evaluation.classification import evaluate as evaluate_dataset
+from headstart.evaluation.domain_shift import REFERENCE, measure_shift
 from headstart.evaluation.summary import summarise
 from headstart.features.engines import runnable_engine
 from headstart.features.extractor import Extractor, Progress
@@ -268,6 +270,7 @@ def evaluate_model(
     LeakError
         If the model was trained on some of these images.
     """
+    place = model if isinstance(model, str | Path) else None
     if not isinstance(model, AnyModel):
         model = open_model(model)
     selection = {name: settings.get(name) for name in SELECTION_SETTINGS}
@@ -275,6 +278,7 @@ def evaluate_model(
     model, kind = model.with_selection(**selection), model.task.kind
     if on_progress is not None:
         on_progress("reading the images", 0, 0)
+    given = source
     if isinstance(source, Dataset):  # decode the images as in training
         if all(sample.options == DEFAULT_OPTIONS for sample in source.samples):
             source = with_image_options(source, model.image_options)
@@ -287,7 +291,10 @@ def evaluate_model(
         on_progress(f"evaluating {len(data)} images", 0, 0)
     evaluation = _evaluate_model(model, data, cache, device, seed, on_progress)
     samples = tuple(replace(sample, split="test") for sample in data.samples)
-    findings = _find_seen_copies(model, data.samples, cache)
+    findings = (
+        *_find_seen_copies(model, data.samples, cache),
+        *_find_other_domain(model, data.samples, cache, device, (place, given)),
+    )
     prepared = PreparedData(data=replace(data, samples=samples), records=(), findings=findings)
     evaluation = replace(evaluation, findings=findings)
     return EvaluatedModel(model=model, prepared=prepared, evaluation=evaluation)
@@ -373,6 +380,34 @@ def _find_seen_copies(
         f"{', '.join(names[:3])}. The score may be too high: remove these images."
     )
     return (Finding(kind="near-duplicate", severity="warning", message=text, paths=names),)
+
+
+def _find_other_domain(
+    model: AnyModel,
+    samples: Sequence[Sample],
+    cache: Cache,
+    device: str,
+    places: tuple[str | Path | None, object],
+) -> tuple[Finding, ...]:
+    """Warn of images unlike the training images, and name the command that adapts the model."""
+    if isinstance(model, ExportedModel) or REFERENCE not in model.record:
+        return ()
+    engine = runnable_engine(model.engine, device=device)
+    extractor = Extractor(cache=cache, engine=engine, device=device)
+    features = extractor.features(model.backbone, samples).values  # cached by the evaluation
+    shift = measure_shift(model.record[REFERENCE], features, model.backbone)
+    if shift is None or not shift.is_other_domain:
+        return ()
+    folder = "MODEL" if places[0] is None else quote(str(places[0]))
+    is_folder = isinstance(places[1], str | Path) and Path(places[1]).is_dir()
+    target = quote(str(places[1])) if is_folder else "FOLDER"
+    text = (
+        f"{100 * shift.share:.0f} % of the {len(samples)} images are unlike the training images; of images "
+        f"of the same domain {100 * shift.expected:.0f} % would be. These are probably images of another "
+        "domain (another camera, light, style or kind of object). Adapt the model to them: "
+        f"headstart adapt {folder} --target {target}"
+    )
+    return (Finding(kind="other-domain", severity="warning", message=text),)
 
 
 def _require_unseen(model: AnyModel, samples: Sequence[Sample]) -> None:

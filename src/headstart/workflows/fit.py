@@ -14,10 +14,13 @@ from headstart.data.checks.copies import pack_descriptors
 from headstart.data.prepare import PreparedData
 from headstart.distributed.processes import is_main, main_first, processes
 from headstart.distributed.ray import cluster
+from headstart.errors import HeadstartError
 from headstart.evaluation.baselines import PROBE
+from headstart.evaluation.domain_shift import REFERENCE, make_reference
+from headstart.evaluation.embeddings import EmbeddedDataset
 from headstart.evaluation.fold_gap import explain_fold_gap
 from headstart.evaluation.forgetting import Forgetting, summarise_forgetting
-from headstart.evaluation.insight import diagnose
+from headstart.evaluation.insight import MAX_RECOMPUTED_IMAGES, diagnose
 from headstart.evaluation.summary import summarise
 from headstart.evaluation.transfer_gain import evaluate_with_transfer_gain
 from headstart.features.engines import EngineChoice
@@ -489,6 +492,7 @@ def _evaluate(
             diagnostics = diagnose(
                 start.backbone, model, prepared, evaluation, extractor=extractor, seed=seed
             )
+            model = _with_reference(model, prepared, extractor)
     return Run(
         folder=Path(),
         model=model,
@@ -504,6 +508,23 @@ def _evaluate(
         diagnostics=diagnostics,
         interrupted=bool(stop_sentences(context.stop, model.record)),
     )
+
+
+def _with_reference(
+    model: TransferModel, prepared: PreparedData, extractor: Extractor
+) -> TransferModel:
+    """Return a classifier with what `evaluate` needs to recognise images of another domain."""
+    if model.task.kind != "multiclass":
+        return model
+    own = replace(extractor, engine=model.engine)  # its features of these images are cached
+    try:
+        embedded = EmbeddedDataset.of(
+            model.backbone, prepared, own, max_train=MAX_RECOMPUTED_IMAGES
+        )
+        reference = make_reference(embedded, model.backbone)
+    except HeadstartError:  # such as features that are not finite; the model is complete without
+        reference = {}
+    return replace(model, record={**model.record, REFERENCE: reference}) if reference else model
 
 
 def _write(run: Run, output: _Output, target: Path, command: str) -> Run:

@@ -45,7 +45,7 @@ FindingKind = Literal[
     "mask-turned",
     "mask-ignored", "mask-background", "mask-binary", "mask-dominant",
     "box-size", "box-outside", "box-empty", "box-repeated", "box-turned", "box-none",
-    "half-annotated",
+    "half-annotated", "other-domain",
 ]  # fmt: skip
 
 Indices = NDArray[np.intp]
