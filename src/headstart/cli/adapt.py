@@ -32,14 +32,15 @@ Source = Annotated[
     str | None,
     typer.Option(
         help="Labelled images of the model's own domain, as for `fit`. Without them only "
-        "adabn, shot and tent can run."
+        "adabn, mixed-bn, shot and tent can run."
     ),
 ]
 Methods = Annotated[
     str,
     typer.Option(
-        help="auto, or one or more of adabn, coral, dan, jan, mcc, afn, dann, cdan, cdan-e, bsp, "
-        "mdd, self-training, shot and tent, separated by commas."
+        help="auto, or one or more of adabn, mixed-bn, coral, dan, jan, mcc, afn, dann, cdan, "
+        "cdan-e, bsp, mdd, adda, mcd, self-training, mean-teacher, fixmatch, shot and tent, "
+        "separated by commas."
     ),
 ]
 EvaluateOn = Annotated[

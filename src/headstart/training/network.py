@@ -220,12 +220,16 @@ class Network:
         return [*groups, {"params": list(self.layer.parameters()), "lr": head_rate}]
 
     def frozen_copy(self) -> Callable[[Tensor], Outputs]:
-        """Return a constant copy of the current network, the reference of regularisers."""
+        """Return the outputs of a constant copy of the current network, for regularisers."""
+        return self.constant_copy().outputs
+
+    def constant_copy(self) -> Network:
+        """Return a copy of the current network, in inference mode and without gradients."""
         reference = copy.copy(self)
         reference.backbone = freeze(copy.deepcopy(self.backbone))
         reference.layer = freeze(copy.deepcopy(self.layer))
         reference._learning = False
-        return reference.outputs
+        return reference
 
     def state(self) -> dict[str, Tensor]:
         """Tensors of the backbone by the library's names, on the CPU."""

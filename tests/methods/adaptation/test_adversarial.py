@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy, softplus
 
 from headstart.backbones.backbone import Backbone
 from headstart.backbones.frozen import FrozenBackbone
 from headstart.errors import UsageError
 from headstart.methods.adaptation.adversarial import (
+    Adda,
     Bsp,
     Cdan,
     CdanE,
     Dann,
+    Mcd,
     Mdd,
     _describe_discriminator,
 )
@@ -23,7 +26,12 @@ from headstart.methods.adaptation.paired_training import DomainBatch
 from headstart.models.heads.linear import LinearHead
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.training.losses.alignment import batch_spectral_penalty, reversal_factor
+from headstart.training.losses.adversarial import (
+    classifier_discrepancy,
+    domain_loss,
+    reversal_factor,
+)
+from headstart.training.losses.alignment import batch_spectral_penalty
 from headstart.training.network import Outputs
 
 WIDTH, PROGRESS = 6, 0.3
@@ -106,6 +114,52 @@ def test_the_adversary_of_mdd_has_an_output_for_each_class() -> None:
     assert loss_of(Mdd())[2][-1].out_features == 3
 
 
+def test_adda_trains_the_discriminator_on_labels_and_the_backbone_on_inverted_ones() -> None:
+    parts = Adda(weight=2.0).describe_training(model_with(3), Domains(target=()))
+    assert parts.is_source_constant
+    assert not parts.trains_head
+    source, target = outputs(5, 0), outputs(7, 1)
+    batch = DomainBatch(source=source, target=target, target_rows=np.arange(7), progress=PROGRESS)
+    adversary: Any = parts.discriminator
+    weights = list(adversary.parameters())
+    wanted = torch.autograd.grad(
+        domain_loss(adversary(source.pooled), adversary(target.pooled)), weights
+    )
+    (inverted,) = torch.autograd.grad(2 * softplus(-adversary(target.pooled)).mean(), target.pooled)
+    found = torch.autograd.grad(parts.loss(batch), [*weights, target.pooled])
+    for ours, theirs in zip(found, [*wanted, inverted], strict=True):
+        assert ours.abs().max() > 0
+        assert torch.allclose(ours, theirs, atol=1e-7)
+    with pytest.raises(UsageError, match="never trains the head"):
+        Adda(train_from="head")
+
+
+def test_mcd_makes_the_classifiers_disagree_and_the_features_agree() -> None:
+    model = model_with(3)
+    parts = Mcd(weight=3.0).describe_training(model, Domains(target=()))
+    first, second = model.linear_head().module(), parts.discriminator
+    assert second is not None
+    source, target, labels = outputs(5, 0), outputs(7, 1), torch.tensor([0, 1, 2, 0, 1])
+    batch = DomainBatch(
+        source=source,
+        target=target,
+        target_rows=np.arange(7),
+        progress=PROGRESS,
+        labels=labels,
+        classify=first,
+    )
+    weights = [*first.parameters(), *second.parameters()]
+    assert not torch.equal(weights[0], weights[2])
+    gap = 3 * classifier_discrepancy(first(target.pooled), second(target.pooled))
+    named = cross_entropy(second(source.pooled), labels)
+    wanted = torch.autograd.grad(named - gap, weights, retain_graph=True)  # step B
+    (closer,) = torch.autograd.grad(gap, target.pooled)  # step C
+    found = torch.autograd.grad(parts.loss(batch), [*weights, target.pooled])
+    factor = reversal_factor(PROGRESS)
+    for ours, theirs in zip(found, [*wanted, factor * closer], strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("method", "values"),
     [
@@ -114,6 +168,8 @@ def test_the_adversary_of_mdd_has_an_output_for_each_class() -> None:
         (Bsp, {"spectral_weight": float("nan")}),
         (Mdd, {"margin": 0.0}),
         (Mdd, {"strength": -0.1}),
+        (Adda, {"hidden": 0}),
+        (Mcd, {"noise": 0.0}),
     ],
 )
 def test_values_out_of_range_are_refused(method: Any, values: dict[str, float]) -> None:

@@ -14,8 +14,9 @@ from headstart.backbones.frozen import FrozenBackbone
 from headstart.cache import Cache
 from headstart.data.dataset import Dataset, Sample
 from headstart.features.extractor import Extractor
-from headstart.methods.adaptation.adversarial import CdanE
+from headstart.methods.adaptation.adversarial import Adda, CdanE
 from headstart.methods.adaptation.alignment import DeepCoral, Mcc
+from headstart.methods.adaptation.consistency import MeanTeacher
 from headstart.methods.adaptation.contract import Domains
 from headstart.methods.adaptation.paired_training import PairedTraining, train_on_domains
 from headstart.methods.adaptation.self_training import pseudo_labels
@@ -52,7 +53,11 @@ def domains() -> Domains:
     return Domains(source=source, target=tuple(samples[24:]))
 
 
-@pytest.mark.parametrize("method", [DeepCoral(training=SHORT), CdanE(training=SHORT)])
+@pytest.mark.parametrize(
+    "method",
+    [method(training=SHORT) for method in (DeepCoral, CdanE, Adda, MeanTeacher)],
+    ids=lambda method: method.name,
+)
 def test_a_stopped_training_ends_with_the_same_bits(
     method: Any, model: TransferModel, domains: Domains, extractor: Extractor, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from headstart.data.dataset import Sample
 from headstart.errors import UsageError
 from headstart.features.extractor import Extractor
 from headstart.methods.adaptation.contract import Domains
-from headstart.methods.adaptation.statistics import AdaBN
+from headstart.methods.adaptation.statistics import AdaBN, MixedBN, mix_statistics
 from headstart.models.heads.linear import LinearHead
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
@@ -61,3 +61,25 @@ def test_a_backbone_without_batch_norm_is_refused(extractor: Extractor) -> None:
     with pytest.raises(UsageError, match=r"has none\. Pass --method shot"):
         AdaBN().adapt(model, Domains(target=images(9)), extractor=extractor)
     assert replace(AdaBN()) == AdaBN()
+
+
+def test_mixed_statistics_lie_between_those_of_both_domains(extractor: Extractor) -> None:
+    model = model_of(nn.Conv2d(3, 4, 3, 2, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    domains = Domains(target=images(40, 0.5, 80))
+    alone = AdaBN().adapt(model, domains, extractor=extractor).model.backbone.state
+    start = model.backbone.state
+    for prior in (0, 40, 120):
+        mixed = MixedBN(prior=prior).adapt(model, domains, extractor=extractor).model
+        share = 40 / (prior + 40)
+        assert mixed.record["adaptation"]["target_share"] == share
+        for name, value in mixed.backbone.state.items():
+            wanted = start[name].double()
+            if name.endswith(("mean", "var")):
+                wanted = (1 - share) * wanted + share * alone[name].double()
+            assert value.numpy() == pytest.approx(wanted.numpy(), rel=1e-5, abs=1e-6)
+    assert mix_statistics(start, alone, 0.0).keys() == start.keys()
+    with pytest.raises(UsageError, match=r"prior.*-1"):
+        MixedBN(prior=-1)
+    plain = model_of(nn.Conv2d(3, 4, 3, 2), nn.ReLU())
+    with pytest.raises(UsageError, match="Method mixed-bn needs BatchNorm"):
+        MixedBN().adapt(plain, domains, extractor=extractor)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headstart.errors import UsageError
 from headstart.metrics.domain_distance import coral_distance
+from headstart.training.losses import adversarial
 from headstart.training.losses import alignment as losses
 
 
@@ -83,7 +84,7 @@ PAIRS: list[Callable[[Tensor, Tensor], Tensor]] = [
     losses.deep_coral,
     losses.multi_kernel_mmd,
     losses.batch_spectral_penalty,
-    losses.classifier_discrepancy,
+    adversarial.classifier_discrepancy,
 ]
 
 
@@ -97,7 +98,7 @@ def test_a_distance_is_symmetric_and_ignores_the_order(loss: Any) -> None:
 def test_equal_sets_have_distance_zero_or_less() -> None:
     a = drawn(6, 4, 0)
     assert float(losses.deep_coral(a, a)) == 0
-    assert float(losses.classifier_discrepancy(a, a)) == 0
+    assert float(adversarial.classifier_discrepancy(a, a)) == 0
     assert float(losses.multi_kernel_mmd(a, a)) < 0  # unbiased: no pair of an image with itself
 
 
@@ -143,13 +144,13 @@ def both(loss: Any) -> Any:
 GRADIENTS = {
     "coral": both(losses.deep_coral),
     "bsp": both(losses.batch_spectral_penalty),
-    "mcd": both(losses.classifier_discrepancy),
+    "mcd": both(adversarial.classifier_discrepancy),
     "mcc": losses.class_confusion,
     "im": losses.information_loss,
     "tent": lambda x: losses.entropies(x).mean(),
     "hafn": losses.hard_feature_norm,
-    "dann": lambda x: losses.domain_loss(x[:4, 0], x[4:, 0]),
-    "mdd": both(lambda a, b: losses.adversary_of_margins((a.detach(), a), (b.detach(), b))),
+    "dann": lambda x: adversarial.domain_loss(x[:4, 0], x[4:, 0]),
+    "mdd": both(lambda a, b: adversarial.adversary_of_margins((a.detach(), a), (b.detach(), b))),
 }
 
 
@@ -216,10 +217,10 @@ def test_margins_are_those_of_the_paper() -> None:
     agree = -np.log(softmax(f)[np.arange(5), h.argmax(1)]).mean()
     disagree = -np.log(1 - softmax(e)[np.arange(6), g.argmax(1)]).mean()
     pair = [torch.tensor(v) for v in (h, f, g, e)]
-    value = losses.adversary_of_margins((pair[0], pair[1]), (pair[2], pair[3]), margin=4.0)
+    value = adversarial.adversary_of_margins((pair[0], pair[1]), (pair[2], pair[3]), margin=4.0)
     assert float(value) == pytest.approx(4 * agree + disagree, rel=1e-10)
     sure = torch.tensor([[200.0, 0.0]])
-    assert math.isfinite(float(losses.adversary_of_margins((sure, sure), (sure, sure))))
+    assert math.isfinite(float(adversarial.adversary_of_margins((sure, sure), (sure, sure))))
 
 
 def test_feature_norms_grow_by_their_gradient() -> None:
@@ -241,14 +242,14 @@ def test_spectral_penalty_is_that_of_numpy() -> None:
 
 def test_the_gradient_is_reversed_and_the_value_exact() -> None:
     x = drawn(4, 3, 0).requires_grad_()
-    y = losses.reverse_gradient(x, 0.3)
+    y = adversarial.reverse_gradient(x, 0.3)
     assert torch.equal(y, x)
     (y * 2).sum().backward()
     assert x.grad.flatten().tolist() == pytest.approx([-0.6] * 12)
 
 
 def test_the_schedule_rises_from_zero() -> None:
-    values = [losses.reversal_factor(p / 10, highest=0.5) for p in range(11)]
+    values = [adversarial.reversal_factor(p / 10, highest=0.5) for p in range(11)]
     assert values[0] == 0
     assert values == sorted(values)
     assert values[-1] == pytest.approx(0.5, abs=1e-4)
@@ -258,19 +259,19 @@ def test_the_domain_loss_weights_domains_alike_and_images_by_certainty() -> None
     s, t = drawn(3, 1, 0), drawn(8, 1, 1)
     sigmoid = 1 / (1 + np.exp(-s.numpy())), 1 / (1 + np.exp(-t.numpy()))
     expected = -(np.log(sigmoid[0]).mean() + np.log(1 - sigmoid[1]).mean()) / 2
-    assert float(losses.domain_loss(s, t)) == pytest.approx(expected)
+    assert float(adversarial.domain_loss(s, t)) == pytest.approx(expected)
     logits = drawn(8, 4, 2)
     raw = 1 + np.exp(-entropy(softmax(logits.numpy())))
-    weights = losses.entropy_weights(logits)
+    weights = adversarial.entropy_weights(logits)
     assert weights.numpy() == pytest.approx(raw / raw.mean())
-    weighted = losses.domain_loss(s, t, target_weights=weights)
+    weighted = adversarial.domain_loss(s, t, target_weights=weights)
     second = (-np.log(1 - sigmoid[1][:, 0]) * raw / raw.mean()).mean()
     assert float(weighted) == pytest.approx((-np.log(sigmoid[0]).mean() + second) / 2)
 
 
 def test_conditional_features_are_the_outer_product() -> None:
     f, p = drawn(3, 4, 0).requires_grad_(), drawn(3, 2, 1).requires_grad_()
-    value = losses.conditional_features(f, p)
+    value = adversarial.conditional_features(f, p)
     expected = np.einsum("nk,nd->nkd", p.detach().numpy(), f.detach().numpy()).reshape(3, 8)
     assert value.detach().numpy() == pytest.approx(expected)
     value.sum().backward()

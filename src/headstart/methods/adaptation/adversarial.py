@@ -1,7 +1,8 @@
-"""Adaptation against an adversary with a reversed gradient: DANN, CDAN, CDAN+E, BSP and MDD."""
+"""Adaptation against an adversary: DANN, CDAN, CDAN+E, BSP, MDD, ADDA and MCD."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,21 +17,23 @@ from headstart.methods.adaptation.paired_training import (
 )
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.training.losses.alignment import (
+from headstart.training.losses.adversarial import (
     adversary_of_margins,
-    batch_spectral_penalty,
+    classifier_discrepancy,
     conditional_features,
     domain_loss,
     entropy_weights,
+    inverted_domain_loss,
     reversal_factor,
     reverse_gradient,
 )
+from headstart.training.losses.alignment import batch_spectral_penalty
 from headstart.training.network import Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Bsp", "Cdan", "CdanE", "Dann", "Mdd"]
+__all__ = ["Adda", "Bsp", "Cdan", "CdanE", "Dann", "Mcd", "Mdd"]
 
 PERFECT, CHECKED_STEPS = 0.01, 50
 """A discriminator whose loss stays below this for so many steps has no gradient left to reverse."""
@@ -266,6 +269,131 @@ class Mdd(GradientAdaptation):
             return self.weight * adversary_of_margins(source, target, margin=self.margin)
 
         return PairedTraining(loss=loss, discriminator=adversary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adda(GradientAdaptation):
+    """Train a target backbone whose features a discriminator takes for those of the source model.
+
+    The source images pass through the source model, which stays as it is, and so does the head.
+
+    Parameters
+    ----------
+    hidden : int
+        Width of the discriminator's hidden layer.
+
+    Reference
+    ---------
+    Tzeng et al., Adversarial discriminative domain adaptation, CVPR 2017, equation 9.
+
+    Examples
+    --------
+    >>> Adda().name
+    'adda'
+    """
+
+    name: ClassVar[str] = "adda"
+    needs_source: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_hidden(self.hidden)
+        self.require_stages()
+
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the losses of the discriminator and of the target backbone, and the former."""
+        discriminator = _make_adversary(model.backbone.width, self.hidden, 1, seed=self.seed)
+        losses: list[float] = []
+
+        def loss(batch: DomainBatch) -> Tensor:
+            from torch.func import functional_call
+
+            source, target = (o.pooled.float() for o in (require_source(batch), batch.target))
+            value = domain_loss(discriminator(source.detach()), discriminator(target.detach()))
+            losses.append(float(value.detach()))
+            constant = {k: v.detach() for k, v in discriminator.named_parameters()}
+            logits = functional_call(discriminator, constant, (target,))
+            return value + self.weight * inverted_domain_loss(logits)
+
+        return PairedTraining(
+            loss=loss,
+            trains_head=False,
+            discriminator=discriminator,
+            problem=_describe_discriminator(losses),
+            is_source_constant=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mcd(GradientAdaptation):
+    """Train two classifiers to disagree on the target, and the backbone to make them agree.
+
+    Both train on the labels of the source. The paper takes three steps in turn; here a reversed
+    gradient does the same in one.
+
+    Parameters
+    ----------
+    noise : float
+        The second classifier starts as the head with normal noise, this share of the standard
+        deviation of its weights.
+
+    Raises
+    ------
+    UsageError
+        If ``noise`` is not positive.
+
+    Reference
+    ---------
+    Saito et al., Maximum classifier discrepancy for unsupervised domain adaptation, CVPR 2018,
+    equations 4 to 9.
+
+    Examples
+    --------
+    >>> Mcd().noise
+    0.5
+    """
+
+    name: ClassVar[str] = "mcd"
+    needs_source: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+
+    noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.noise < math.inf:
+            raise UsageError(f"`noise` must be a positive number, got {self.noise}. Pass 0.5.")
+
+    def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
+        """Return the discrepancy with a reversed gradient, and the second classifier."""
+        second = _make_noisy(model.linear_head().module(), self.noise, seed=self.seed)
+
+        def loss(batch: DomainBatch) -> Tensor:
+            from torch.nn.functional import cross_entropy
+
+            if batch.classify is None or batch.labels is None:
+                raise UsageError("Expected labels and a head, got None. Pass a source.")
+            pooled = reverse_gradient(batch.target.pooled.float(), reversal_factor(batch.progress))
+            gap = classifier_discrepancy(batch.classify(pooled), second(pooled))
+            logits = second(require_source(batch).pooled.float())
+            return cross_entropy(logits, batch.labels) - self.weight * gap
+
+        return PairedTraining(loss=loss, discriminator=second)
+
+
+def _make_noisy(layer: nn.Module, noise: float, *, seed: int) -> nn.Module:
+    """Add normal noise to the weights of a layer, in place."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in layer.parameters():
+            scale = float(value.std()) if value.numel() > 1 else 0.0
+            value.add_(noise * scale * torch.randn(value.shape, generator=draw))
+    return layer
 
 
 def _require_hidden(hidden: int) -> None:

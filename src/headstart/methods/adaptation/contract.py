@@ -139,7 +139,7 @@ def require_adaptable(model: TransferModel, domains: Domains, method: Any) -> Li
     if source is None and method.needs_source:
         raise DataError(
             f"Method {method.name} needs labelled source images, got none. Pass --source FOLDER, "
-            "or a method without them: adabn, shot or tent."
+            "or a method without them: adabn, mixed-bn, shot or tent."
         )
     if source is not None and source.classes != model.task.classes:
         raise DataError(

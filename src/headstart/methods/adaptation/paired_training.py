@@ -33,6 +33,7 @@ from headstart.runtime import device, threads, versions
 from headstart.training.engine import train
 from headstart.training.inputs import Inputs, InputSource
 from headstart.training.job import Job, Rows, Score, Session
+from headstart.training.losses.consistency import teacher_decay
 from headstart.training.network import Network, Outputs, find_split_point
 from headstart.training.optim import Training
 
@@ -56,6 +57,7 @@ class DomainBatch:
     Parameters
     ----------
     target : Outputs
+        Of the strong views, for a method with views.
     target_rows : array of int
         Numbers of the target images.
     progress : float
@@ -64,6 +66,10 @@ class DomainBatch:
         None for methods without source images.
     labels : tensor or None
         Of the source images.
+    plain : Outputs or None
+        Of the same target images without augmentation, constants; for a method with views.
+    classify : callable, optional
+        The head, from pooled features to logits.
     """
 
     target: Outputs
@@ -71,6 +77,8 @@ class DomainBatch:
     progress: float
     source: Outputs | None = None
     labels: Tensor | None = None
+    plain: Outputs | None = None
+    classify: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,6 +99,15 @@ class PairedTraining:
         target images.
     problem : callable, optional
         Returns why the training must stop, in a sentence, or "".
+    is_source_constant : bool
+        Whether the source passes through a constant copy of the start network, and its labels are
+        not trained on.
+    views : Augmentation, optional
+        Strong views of the target images. Then ``DomainBatch.plain`` has the outputs for the
+        images as they are.
+    teacher_decay : float
+        Above 0, ``DomainBatch.plain`` comes from a running average of the weights, which is the
+        adapted model, too.
     """
 
     loss: Callable[[DomainBatch], Tensor]
@@ -99,6 +116,9 @@ class PairedTraining:
     discriminator: nn.Module | None = None
     before_epoch: Callable[[int, NDArray[Any], NDArray[Any]], None] | None = None
     problem: Callable[[], str] = field(default=lambda: "")
+    is_source_constant: bool = False
+    views: Augmentation | None = None
+    teacher_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +179,20 @@ class GradientAdaptation:
                     "there to choose an epoch. Leave it out."
                 )
 
+    def require_stages(self) -> None:
+        """Refuse to train the head alone, for a method that never trains the head.
+
+        Raises
+        ------
+        UsageError
+            If ``train_from`` is "head".
+        """
+        if self.train_from == "head":
+            raise UsageError(
+                f"`train_from` is {self.train_from!r}, but this method never trains the head. Pass "
+                "--train-from last:1."
+            )
+
     def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
         """Return the method's loss, and what it trains."""
         raise NotImplementedError(f"{type(self).__name__} must define `describe_training`.")
@@ -206,6 +240,8 @@ def train_on_domains(
     run = _DomainRun(method, model, domains, training, extractor)
     history = train(run.job(), run.settings, seed=method.seed, session=session)
     network = run.network
+    if run.teacher is not None:
+        network.load(run.teacher.network.state(), run.teacher.network.head)
     network.require_unchanged()
     if any(row.batch_norm == "train" for row in run.plan.rows):
         _estimate_on_target(network, run.target, len(domains.target))
@@ -265,6 +301,35 @@ def _estimate_on_target(network: Network, inputs: Inputs, n: int) -> None:
     network.adapt(lambda part: inputs.fetch(1, part), n)
 
 
+class _Teacher:
+    """A network with a running average of another one's weights."""
+
+    def __init__(self, network: Network, decay: float) -> None:
+        from torch import nn
+
+        self.network, self.decay, self._last_step = network.constant_copy(), decay, 0
+        self.values = nn.Module()  # the same memory as buffers, which checkpoints include
+        for number, value in enumerate(self._tensors(self.network)):
+            self.values.register_buffer(f"value{number}", value)
+
+    @staticmethod
+    def _tensors(network: Network) -> list[Tensor]:
+        states = network.backbone.state_dict(), network.layer.state_dict()
+        return [value for state in states for value in state.values()]
+
+    def follow(self, network: Network, step: int) -> None:
+        """Move the average towards a network, once for each step."""
+        if step == self._last_step:
+            return
+        self._last_step = step
+        share = 1 - teacher_decay(step, self.decay)
+        for own, other in zip(self._tensors(self.network), self._tensors(network), strict=True):
+            if own.is_floating_point():
+                own.lerp_(other, share)  # equal values stay equal
+            else:
+                own.copy_(other)
+
+
 class _DomainRun:
     """A network, the inputs of both domains, and the state of the training."""
 
@@ -297,6 +362,9 @@ class _DomainRun:
         def read(samples: Sequence[Sample]) -> Inputs:
             return inputs.of(samples, Augmentation(), epochs=1)
 
+        self.source_network = None
+        if training.is_source_constant:
+            self.source_network = self.network.constant_copy()
         self.target = read(domains.target)
         self.source = None if domains.source is None else read(domains.source.samples)
         n_source = 0 if domains.source is None else len(domains.source)
@@ -306,6 +374,12 @@ class _DomainRun:
         self.reason = ""
         self.start_classes = 0.0
         self.network.adapt(lambda rows: self.target.fetch(1, rows), len(domains.target))
+        self.strong: Inputs | None = None
+        if training.views is not None:
+            views = training.views
+            self.strong = inputs.of(domains.target, views, epochs=self.settings.epochs)
+        decay = training.teacher_decay
+        self.teacher = _Teacher(self.network, decay) if decay else None
         self.order = lru_cache(maxsize=8)(self._order)
 
     def job(self) -> Job:
@@ -316,6 +390,8 @@ class _DomainRun:
         groups = self.network.parameter_groups(self.method.learning_rate)
         if not self.training.trains_head:
             groups = groups[:-1]  # the last group is the head's
+        if self.teacher is not None:
+            modules["teacher"] = self.teacher.values  # checkpoints include it
         discriminator = self.training.discriminator
         if discriminator is not None:
             modules["discriminator"] = discriminator.to(self.network.device)
@@ -344,11 +420,13 @@ class _DomainRun:
         return np.resize(target, self.n), np.resize(source, self.n) if len(source) else source
 
     def _fetch(self, epoch: int, pairs: Rows) -> NDArray[Any]:
-        """Inputs of pairs, shape (n, 1 or 2, ...): the target first, then the source."""
+        """Inputs of pairs, (n, 1 to 3, ...): target, source and strong views of the target."""
         target, source = self.order(epoch)
         parts = [self.target.fetch(1, target[pairs])]
         if self.source is not None:
             parts.append(self.source.fetch(1, source[pairs]))
+        if self.strong is not None:
+            parts.append(self.strong.fetch(epoch, target[pairs]))
         return np.stack(parts, axis=1)
 
     def _loss(self, pairs: Rows, batch: NDArray[Any], step: int) -> Tensor:
@@ -359,23 +437,37 @@ class _DomainRun:
             rows[pairs] if len(rows) else rows for rows in self.order(1 + step // self.per_epoch)
         )
         network = self.network
+        inputs = [network.tensor(batch[:, i]) for i in range(batch.shape[1])]
         # One pass for each domain: BatchNorm in training mode never sees a mix of both.
-        outputs = [network.outputs(network.tensor(batch[:, i])) for i in range(batch.shape[1])]
-        labels = None
+        target = network.outputs(inputs[0] if self.strong is None else inputs[-1])
+        source, labels = None, None
         if self.domains.source is not None:
+            source = (self.source_network or network).outputs(inputs[1])
             labels = torch.from_numpy(self._labels[source_rows]).to(network.device)
         value = self.training.loss(
             DomainBatch(
-                target=outputs[0],
+                target=target,
                 target_rows=target_rows,
                 progress=step / (self.settings.epochs * self.per_epoch),
-                source=outputs[1] if labels is not None else None,
+                source=source,
                 labels=labels,
+                plain=None if self.strong is None else self._plain_outputs(inputs[0], step),
+                classify=network.layer,
             )
         )
-        if labels is None:
+        if source is None or labels is None or self.source_network is not None:
             return value
-        return cross_entropy(outputs[1].logits.float(), labels) + value
+        return cross_entropy(source.logits.float(), labels) + value
+
+    def _plain_outputs(self, inputs: Tensor, step: int) -> Outputs:
+        """Outputs for the target images as they are, of the teacher or the network; constants."""
+        import torch
+
+        with torch.no_grad():
+            if self.teacher is None:
+                return self.network.outputs(inputs)
+            self.teacher.follow(self.network, step)
+            return self.teacher.network.outputs(inputs)
 
     @property
     def _labels(self) -> NDArray[np.intp]:

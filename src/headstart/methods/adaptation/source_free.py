@@ -57,7 +57,7 @@ class Shot(GradientAdaptation):
         super().__post_init__()
         if self.label_weight < 0:
             raise UsageError(f"`label_weight` must be 0 or more, got {self.label_weight}.")
-        _require_stages(self)
+        self.require_stages()
 
     def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
         """Return the information loss and the loss on centroid labels, for the backbone alone."""
@@ -109,7 +109,7 @@ class Tent(GradientAdaptation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_stages(self)
+        self.require_stages()
 
     def describe_training(self, model: TransferModel, domains: Domains) -> PairedTraining:
         """Return the entropy as the loss, for scales and shifts alone."""
@@ -118,14 +118,6 @@ class Tent(GradientAdaptation):
             return self.weight * entropies(batch.target.logits.float()).mean()
 
         return PairedTraining(loss=loss, only="norm", trains_head=False)
-
-
-def _require_stages(method: GradientAdaptation) -> None:
-    if method.train_from == "head":
-        raise UsageError(
-            f"`train_from` is {method.train_from!r}, but this method never trains the head. Pass "
-            "--train-from last:1."
-        )
 
 
 def centroid_labels(pooled: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[np.intp]:
