@@ -401,9 +401,10 @@ def _find_other_domain(
     folder = "MODEL" if places[0] is None else quote(str(places[0]))
     is_folder = isinstance(places[1], str | Path) and Path(places[1]).is_dir()
     target = quote(str(places[1])) if is_folder else "FOLDER"
+    share, expected = 100 * shift.share, 100 * shift.expected
     text = (
-        f"{100 * shift.share:.0f} % of the {len(samples)} images are unlike the training images; of images "
-        f"of the same domain {100 * shift.expected:.0f} % would be. These are probably images of another "
+        f"{share:.0f} % of the {len(samples)} images are unlike the training images; of images "
+        f"of the same domain {expected:.0f} % would be. These are probably images of another "
         "domain (another camera, light, style or kind of object). Adapt the model to them: "
         f"headstart adapt {folder} --target {target}"
     )
