@@ -203,7 +203,8 @@ def test_the_command_writes_a_model_and_says_when_nothing_is_better(
     document = json.loads(result.stdout)
     assert result.exit_code == (0 if document["is_better"] else 4)
     folder = Path(document["folder"])
-    files = {"model.json", "model.safetensors", "report.json", "report.md"}
+    files = {"model.json", "model.safetensors", "card.md"}
+    files |= {f"report.{ending}" for ending in ("html", "json", "md")}
     assert {path.name for path in folder.iterdir()} == files
     report = (folder / "report.md").read_text()
     assert "oracle, never used to choose" in report

@@ -135,5 +135,5 @@ def _print_adaptation(adaptation: Adaptation, *, as_json: bool) -> None:
     for result in adaptation.results:
         if result.oracle is not None:
             say(f"Accuracy of {result.method} (oracle, never used to choose): {result.oracle}")
-    files = "model.json, model.safetensors, report.json, report.md"
+    files = "model.json, model.safetensors, report.html, report.json, report.md, card.md"
     say(f"Written: {adaptation.folder}/: {files}")

@@ -26,6 +26,7 @@ __all__ = [
     "find_nearest_images",
     "find_outliers",
     "map_images",
+    "project_to_plane",
 ]
 
 MAX_IMAGES = 20_000
@@ -261,7 +262,7 @@ def map_images(
     is_correct = [*correct[test_rows].tolist(), *(None for _ in train_rows)]
     if len(rows) < 3 or not np.ptp(embedded.values[rows], axis=0).any():
         return (), ""
-    positions, method = _project_to_plane(embedded.values[rows], seed)
+    positions, method = project_to_plane(embedded.values[rows], seed)
     low, high = positions.min(axis=0), positions.max(axis=0)
     scaled = (positions - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
     return tuple(
@@ -277,8 +278,27 @@ def map_images(
     ), method
 
 
-def _project_to_plane(values: NDArray[np.floating[Any]], seed: int) -> tuple[Floats, str]:
-    """Return two coordinates per image, and the name of the method."""
+def project_to_plane(values: NDArray[np.floating[Any]], seed: int) -> tuple[Floats, str]:
+    """Map features to two dimensions.
+
+    Parameters
+    ----------
+    values : array, shape (n, d)
+        At least three rows that differ.
+    seed : int
+
+    Returns
+    -------
+    positions : array, shape (n, 2)
+    method : str
+        "t-SNE", or "PCA" for fewer than 30 images.
+
+    Examples
+    --------
+    >>> positions, method = project_to_plane(np.eye(4), 0)
+    >>> positions.shape, method
+    ((4, 2), 'PCA')
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headstart.cache import Cache, open_cache
 from headstart.data.dataset import Dataset, Sample, html_table
 from headstart.data.prepare import BadFiles, readable_samples, to_samples
 from headstart.errors import DataError, TrainingError, UnknownNameError, UsageError
 from headstart.evaluation.classification import evaluate as evaluate_dataset
+from headstart.evaluation.domain_change import (
+    ClassMove,
+    DomainMap,
+    class_gaps,
+    find_moves,
+    map_domains,
+)
 from headstart.features.extractor import Extractor
 from headstart.files import output_path, write_whole
 from headstart.methods.adaptation import ADAPTATIONS
@@ -33,6 +41,11 @@ from headstart.models.saving import load
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.models.writing import save
+from headstart.reports.adaptation import (
+    render_adaptation,
+    render_adaptation_card,
+    render_adaptation_text,
+)
 from headstart.selection.adaptation_choice import (
     TargetScores,
     choose_adapted,
@@ -175,6 +188,10 @@ class Adaptation:
     seconds : float
     folder : Path or None
         Where the model was written.
+    moves : tuple of ClassMove
+        Classes before and after; empty if the source model is kept.
+    maps : mapping
+        Of both domains before and after; empty without source images.
     """
 
     model: TransferModel
@@ -184,6 +201,8 @@ class Adaptation:
     summary: tuple[str, ...]
     seconds: float
     folder: Path | None = None
+    moves: tuple[ClassMove, ...] = ()
+    maps: Mapping[str, DomainMap] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Adaptation({self.chosen!r}, {len(self.results) - 1} methods tried)"
@@ -205,6 +224,7 @@ class Adaptation:
             "summary": list(self.summary),
             "results": [result.as_dict() for result in self.results],
             "distances": {key: dict(value) for key, value in self.distances.items()},
+            "moves": [asdict(move) for move in self.moves],
             "seconds": self.seconds,
         }
 
@@ -307,6 +327,7 @@ class _AdaptRun:
     ) -> None:
         self.model, self.settings, self.notify, self.cache = model, settings, notify, cache
         self.started_at = time.perf_counter()
+        self.computed: dict[TransferModel, tuple[NDArray[Any], NDArray[Any]]] = {}
         self.extractor = Extractor(
             cache=cache, engine="fp32", device=settings.device, progress=progress_of(notify)
         )
@@ -447,6 +468,8 @@ class _AdaptRun:
             results=(source, *(entry.result for entry in tried)),
             distances=self._distances(model),
             summary=(),
+            moves=self._moves(model),
+            maps=self._maps(model),
             seconds=time.perf_counter() - self.started_at,
         )
         adaptation = replace(adaptation, summary=_summarise(adaptation))
@@ -465,11 +488,46 @@ class _AdaptRun:
             distances["after"] = self._distance(model)
         return distances
 
+    def _moves(self, model: TransferModel) -> tuple[ClassMove, ...]:
+        """Compare the predictions on the target before and after."""
+        if model is self.model:
+            return ()
+        names, gaps, predicted = model.task.classes, [], []
+        for each in (self.model, model):
+            source, target = self._features(each)
+            predicted.append(_probabilities(each, target).argmax(axis=1))
+            if self.val is not None:
+                rows = self.val.targets(), predicted[-1]
+                gaps.append(class_gaps((source, target), rows, len(names)))
+        return find_moves(names, (predicted[0], predicted[1]), (gaps[0], gaps[1]) if gaps else None)
+
+    def _maps(self, model: TransferModel) -> dict[str, DomainMap]:
+        """Map both domains before and after."""
+        if self.val is None:
+            return {}
+        moments = {"before": self.model} | ({} if model is self.model else {"after": model})
+        labels, maps = [str(sample.target) for sample in self.val.samples], {}
+        for moment, each in moments.items():
+            features = self._features(each)
+            predicted = _probabilities(each, features[1]).argmax(axis=1)
+            names = [each.task.classes[number] for number in predicted]
+            maps[moment] = map_domains(features, (labels, names), self.settings.seed)
+        return {moment: each for moment, each in maps.items() if each.points}
+
+    def _features(self, model: TransferModel) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Features of the source validation images and of the target, as the model applies."""
+        if model not in self.computed:
+            val = () if self.val is None else self.val.samples
+            backbones = self._for_source(model).backbone, model.backbone
+            source, target = (
+                self.extractor.features(backbone, samples).values
+                for backbone, samples in zip(backbones, (val, self.domains.target), strict=True)
+            )
+            self.computed[model] = source, target
+        return self.computed[model]
+
     def _distance(self, model: TransferModel) -> dict[str, float]:
-        parts = [
-            self.extractor.features(model.backbone, _evenly(samples)).values
-            for samples in (self.val.samples if self.val else (), self.domains.target)
-        ]
+        parts = [values[_evenly(len(values))] for values in self._features(model)]
         return {
             "proxy_a_distance": proxy_a_distance(*parts, seed=self.settings.seed).value,
             "mmd": mmd(*parts),
@@ -487,10 +545,9 @@ def _statistics_differ(first: TransferModel, second: TransferModel) -> bool:
     )
 
 
-def _evenly(samples: Sequence[Sample]) -> list[Sample]:
-    """At most 500 of the samples, evenly spaced."""
-    count = min(len(samples), MOST_FOR_DISTANCE)
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+def _evenly(n: int) -> NDArray[np.intp]:
+    """At most 500 of n rows, evenly spaced."""
+    return np.linspace(0, n - 1, min(n, MOST_FOR_DISTANCE)).round().astype(np.intp)
 
 
 def _probabilities(model: TransferModel, features: Any) -> Floats:
@@ -519,33 +576,21 @@ def _summarise(adaptation: Adaptation) -> tuple[str, ...]:
 
 
 def _write(adaptation: Adaptation, target: Path) -> Adaptation:
-    """Write the model, report.json and report.md into a new folder."""
+    """Write the model, the reports and the model card into a new folder."""
+    document = {
+        **adaptation.as_dict(),
+        "maps": {moment: each.as_dict() for moment, each in adaptation.maps.items()},
+    }
+    oracles = [str(result.oracle or "") for result in adaptation.results]
+    values, model = {**document, "oracles": oracles}, adaptation.model
     with temporary_folder(target) as folder:
         with explain_write_errors(target):
             save(adaptation.model, folder)
             for name, text in {
-                "report.json": json_text(adaptation.as_dict(), indent=1),
-                "report.md": _report(adaptation),
+                "report.json": json_text(document, indent=1),
+                "report.html": render_adaptation(values, model),
+                "report.md": render_adaptation_text(values, model),
+                "card.md": render_adaptation_card(values, model),
             }.items():
                 write_whole(output_path(folder, name), text)
         return replace(adaptation, folder=publish_folder(folder, target))
-
-
-def _report(adaptation: Adaptation) -> str:
-    """Report as Markdown: the choice, the scores of each model and the distances."""
-    names = list(adaptation.results[0].scores)
-    titles = [name.replace("_", " ") for name in names]
-    has_oracle = any(result.oracle for result in adaptation.results)
-    head = ["model", *titles, *(["accuracy (oracle, never used to choose)"] if has_oracle else [])]
-    lines = ["# Adaptation", "", *adaptation.summary, ""]
-    lines += [f"| {' | '.join(head)} | decision |", "|---" * (len(head) + 1) + "|"]
-    for result in adaptation.results:
-        cells = [f"{result.scores[name]:.4f}" for name in names]
-        cells += [str(result.oracle)] if has_oracle else []
-        is_chosen = result.method == adaptation.chosen
-        decision = "chosen" if is_chosen else " ".join(result.objections) or "-"
-        lines.append(f"| {result.method} | {' | '.join(cells)} | {decision} |")
-    for moment, distances in adaptation.distances.items():
-        values = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in distances.items())
-        lines += ["", f"Distance of source and target {moment}: {values}."]
-    return "\n".join(lines) + "\n"
