@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 
 from headstart.cache import Cache
+from headstart.data.checks.domains import REFERENCES
 from headstart.data.dataset import Dataset, Sample
 from headstart.methods.finetune import Finetune
 from headstart.methods.linear_probe import LinearProbe
 from headstart.workflows import plan
-from headstart.workflows.plan import PlannedTraining, describe_trainings
+from headstart.workflows.plan import PlannedTraining, describe_trainings, suggest_weights
 from headstart.workflows.recipe import Recipe
 
 
@@ -62,6 +63,21 @@ def test_a_race_takes_its_budget(estimated):
     text = describe(trainings(1000, 10), Recipe(budget=9.0))
     assert text == "10 trainings will run in at most about 90 s: 5 seeds."
     assert estimated == []
+
+
+def test_images_like_radiographs_name_their_weights(monkeypatch):
+    prepared = SimpleNamespace(records=(), train=SimpleNamespace(is_dense=False))
+    assert suggest_weights(prepared, Recipe()) == ()
+    found = REFERENCES[0], 0.948
+    monkeypatch.setattr(plan, "find_image_domain", lambda records: found)
+    (text,) = suggest_weights(prepared, Recipe(backbone="torchvision/resnet18"))
+    assert text.startswith("95 % of the images look like chest X-rays.")
+    assert "better: xray/densenet121, xray/densenet121.nih, xray/chexnet." in text
+    assert text.endswith("To compare, pass `--backbones torchvision/resnet18,xray/densenet121`.")
+    (text,) = suggest_weights(prepared, Recipe(method=LinearProbe()))
+    assert text.endswith("Pass `--backbone xray/densenet121`.")
+    assert suggest_weights(prepared, Recipe(backbone="xray/chexnet")) == ()
+    assert suggest_weights(prepared, Recipe(rivals=("xray/densenet121",))) == ()
 
 
 def test_one_training_is_singular(estimated):

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headstart.backbones.frozen import FrozenBackbone
+from headstart.backbones.domains import domain_specs
+from headstart.backbones.frozen import FrozenBackbone, name_of
 from headstart.cache import Cache, open_cache
+from headstart.data.checks.domains import find_image_domain
 from headstart.data.dataset import Dataset
 from headstart.data.prepare import PreparedData
 from headstart.features.extractor import Extractor
@@ -36,7 +38,7 @@ from headstart.workflows.resolve import (
     time_limit,
 )
 
-__all__ = ["PlannedTraining", "describe_trainings", "plan"]
+__all__ = ["PlannedTraining", "describe_trainings", "plan", "suggest_weights"]
 
 ESTIMATE_FROM = 5000
 """Training images of trainings without steps, from which an estimate is worth its time."""
@@ -149,9 +151,38 @@ def _plan_run(source: object, recipe: Recipe, cache: Cache, notify: Observer) ->
             seed=recipe.seed,
             prove=recipe.prove,
         )
-    record["why"] = [*reasons, *record["why"]]
+    record["why"] = [*reasons, *record["why"], *suggest_weights(prepared, recipe)]
     notify(Decided(record=record))
     return record
+
+
+def suggest_weights(prepared: PreparedData, recipe: Recipe) -> tuple[str, ...]:
+    """Name weights of the images' own domain, if there are any that are not chosen.
+
+    Parameters
+    ----------
+    prepared : PreparedData
+    recipe : Recipe
+
+    Returns
+    -------
+    tuple of str
+        One sentence, or none.
+    """
+    found = find_image_domain(prepared.records)
+    chosen = [name_of(backbone) for backbone in (recipe.backbone, *recipe.rivals)]
+    if found is None or any(name.startswith(found[0].prefix) for name in chosen):
+        return ()
+    reference, share = found
+    names = [spec.name for spec in domain_specs() if spec.name.startswith(reference.prefix)]
+    advice = f"Pass `--backbone {names[0]}`."
+    if recipe.method is None and not prepared.train.is_dense:
+        advice = f"To compare, pass `--backbones {chosen[0]},{names[0]}`."
+    text = (
+        f"{100 * share:.0f} % of the images look like {reference.name}. Weights trained on such "
+        f"images may fit better: {', '.join(names)}. {advice}"
+    )
+    return (text,)
 
 
 def describe_trainings(
