@@ -162,6 +162,23 @@ def test_large_problems_choose_the_penalty_of_their_first_fold(large):
     assert 3 <= len(losses) < 11
 
 
+def test_the_fit_on_all_rows_starts_at_the_mean_of_the_folds(large, monkeypatch):
+    """It is a long solve: from the first fold alone it needs as many steps as a fold."""
+    steps, original = [], penalty_search.solve_path
+
+    def counted(*arguments, **options):
+        for solution in original(*arguments, **options):
+            steps.append(solution.iterations)
+            yield solution
+
+    monkeypatch.setattr(penalty_search, "solve_path", counted)
+    features, targets = clouds(n=400, d=100, k=20, noise=3.0)
+    problem = Problem.of(targets, n_classes=20, kind="multiclass")
+    search_penalty(features, problem, folds_of(targets, 5), penalties=[1e-5])
+    _, *others, on_all, _ = steps
+    assert on_all < 0.8 * np.mean(others)
+
+
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_passes_over_the_features_do_not_grow_with_the_classes(monkeypatch, loss):
     """The time was the cube of the classes, because each needed more steps of the solver."""
