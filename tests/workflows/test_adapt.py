@@ -23,7 +23,8 @@ from headstart.features.extractor import Extractor
 from headstart.methods.linear_probe import LinearProbe
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
-from headstart.workflows.adapt import AUTO, Adaptation
+from headstart.workflows.adapt import AUTO
+from headstart.workflows.adaptation import Adaptation
 from headstart.workflows.events import EpochDone
 
 CLASSES = ("lean", "lie", "stand")
@@ -142,14 +143,31 @@ def test_auto_tries_the_cheap_methods_first(model: TransferModel, cache: Cache) 
     assert [r.method for r in hurried.results] == ["source", "adabn"]  # one is always tried
 
 
-def test_ctrl_c_writes_nothing(model: TransferModel, cache: Cache, tmp_path: Path) -> None:
+def test_ctrl_c_writes_no_model_and_resume_continues(
+    model: TransferModel, cache: Cache, tmp_path: Path
+) -> None:
     def press(event: Any) -> None:
         if isinstance(event, EpochDone) and event.epoch.number == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        call(model, cache, method="mcc", epochs=2, observer=press, out=tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    settings = {"method": "mcc,adabn", "epochs": 3, "out": tmp_path / "out"}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            call(model, cache, observer=press, **settings)
+        files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+        assert files == {str(Path("out.partial", "mcc", "checkpoint.safetensors"))}
+    events: list[Any] = []
+    with pytest.raises(UsageError, match=r"settings"):  # the checkpoint of another run
+        call(model, cache, resume=True, **{**settings, "epochs": 2})
+    resumed = call(model, cache, resume=True, observer=events.append, **settings)
+    epochs = [event.epoch.number for event in events if isinstance(event, EpochDone)]
+    assert epochs == [2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    whole = call(model, cache, **{**settings, "out": None})
+    for first, second in zip(whole.results, resumed.results, strict=True):
+        assert first.scores == second.scores
+    with pytest.raises(UsageError, match="as --out"):
+        call(model, cache, resume=True)
     quick = call(model, cache=False, method="adabn", source=None, no_cache=True)
     assert quick.results[1].seconds > 0
 

@@ -14,6 +14,7 @@ from headstart.cli.options import (
     ModelFolder,
     NoCache,
     Quiet,
+    Resume,
     Seed,
     Verbose,
     open_cache,
@@ -23,7 +24,7 @@ from headstart.cli.options import (
 from headstart.cli.output import emit, say
 
 if TYPE_CHECKING:
-    from headstart.workflows.adapt import Adaptation
+    from headstart.workflows.adaptation import Adaptation
 
 __all__ = ["adapt"]
 
@@ -86,6 +87,7 @@ def adapt(  # noqa: PLR0913 - one argument a flag
     bad_files: BadFiles = "error",
     device: Device = "auto",
     seed: Seed = 0,
+    resume: Resume = False,
     no_cache: NoCache = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -120,6 +122,7 @@ def adapt(  # noqa: PLR0913 - one argument a flag
             bad_files=parse_bad_files(bad_files),
             device=device,
             seed=seed,
+            resume=resume,
         )
     _print_adaptation(adaptation, as_json=as_json)
     if not adaptation.is_better:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headstart.cache import Cache, open_cache
-from headstart.data.dataset import Dataset, Sample, html_table
-from headstart.data.prepare import BadFiles, readable_samples, to_samples
+from headstart.data.dataset import Dataset, Sample
+from headstart.data.prepare import readable_samples, to_samples
 from headstart.errors import DataError, TrainingError, UnknownNameError, UsageError
 from headstart.evaluation.classification import evaluate as evaluate_dataset
 from headstart.evaluation.domain_change import (
@@ -56,180 +57,34 @@ from headstart.selection.adaptation_choice import (
 from headstart.training.interruption import StopRequest
 from headstart.training.job import Epoch, Session
 from headstart.training.trainer import held_out
-from headstart.workflows.duration import parse_duration
+from headstart.workflows.adaptation import (
+    SOURCE,
+    Adaptation,
+    AdaptationResult,
+    AdaptSettings,
+)
 from headstart.workflows.evaluate import labelled_part
 from headstart.workflows.events import EpochDone, Noted, Observer, progress_of, shown
-from headstart.workflows.run_folder import explain_write_errors, publish_folder, temporary_folder
+from headstart.workflows.run_folder import (
+    checkpoint_folder,
+    delete_checkpoint,
+    explain_write_errors,
+    locked,
+    publish_folder,
+    temporary_folder,
+)
 
-__all__ = ["AdaptSettings", "Adaptation", "AdaptationResult", "adapt"]
+__all__ = ["adapt"]
 
 AUTO = ("adabn", "coral", "shot", "dann")
 """Methods of ``auto``, the cheap ones first; the last one trains against a discriminator."""
 
+CHECKPOINT_DELETED = (
+    "Deleted the checkpoints in {folder}, and started again. Pass --resume to continue from them."
+)
+
 MOST_FOR_DISTANCE = 500
 MEASURE = "mutual information"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptSettings:
-    """Settings of an adaptation.
-
-    Parameters
-    ----------
-    budget : str or float
-        Time for all methods, such as 90s or 5m, or seconds. A method that has begun finishes its
-        epoch.
-    train_from : str, optional
-        First stage that trains; by default each method's own.
-    learning_rate : float, optional
-    epochs : int
-        0 chooses by the number of images.
-    batch_norm : str, optional
-        frozen, train or adapt, for the stages that train.
-    bad_files : {"error", "skip"}
-    device : str
-    seed : int
-
-    Raises
-    ------
-    UsageError
-        If a value is out of its range.
-    """
-
-    budget: str | float = "5m"
-    train_from: str | None = None
-    learning_rate: float | None = None
-    epochs: int = 0
-    batch_norm: str | None = None
-    bad_files: BadFiles = "error"
-    device: str = "auto"
-    seed: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """The budget in seconds."""
-        return parse_duration(self.budget)
-
-    def method(self, name: str) -> Any:
-        """Create a method with these settings; those that it does not have are left out.
-
-        Raises
-        ------
-        UnknownNameError
-            If there is no such method.
-        """
-        if name not in ADAPTATIONS:
-            raise UnknownNameError("method", name, ("auto", *ADAPTATIONS))
-        method: Any = ADAPTATIONS[name]()
-        known = {field.name for field in fields(method)}
-        values: dict[str, Any] = {
-            key: getattr(self, key)
-            for key in ("train_from", "learning_rate", "batch_norm", "seed")
-            if key in known and getattr(self, key) is not None
-        }
-        if self.epochs and "training" in known:
-            values["training"] = replace(method.training, epochs=self.epochs)
-        return replace(method, **values)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AdaptationResult:
-    """One method: its scores, and the reasons against it.
-
-    Parameters
-    ----------
-    method : str
-        "source" for the model before the adaptation.
-    scores : mapping of str to float
-        Label-free criteria on the target.
-    gain : Interval or None
-        Of the mutual information over the source model, paired; None for the source model.
-    objections : tuple of str
-        Why the model is not accepted; empty if it is.
-    seconds : float
-    oracle : Interval or None
-        Accuracy on labelled target images, if there are any. Never used to choose.
-    """
-
-    method: str
-    scores: Mapping[str, float]
-    gain: Interval | None = None
-    objections: tuple[str, ...] = ()
-    seconds: float = 0.0
-    oracle: Interval | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "method": self.method,
-            "scores": dict(self.scores),
-            "information_gain": None if self.gain is None else self.gain.as_dict(),
-            "objections": list(self.objections),
-            "seconds": self.seconds,
-            "oracle_accuracy": None if self.oracle is None else self.oracle.as_dict(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Adaptation:
-    """What ``adapt`` returns.
-
-    Parameters
-    ----------
-    model : TransferModel
-        The chosen model, or the source model if none was accepted.
-    chosen : str
-        Name of the method, or "source".
-    results : tuple of AdaptationResult
-        The source model first.
-    distances : mapping
-        Between source and target before and after; empty without source images.
-    summary : tuple of str
-    seconds : float
-    folder : Path or None
-        Where the model was written.
-    moves : tuple of ClassMove
-        Classes before and after; empty if the source model is kept.
-    maps : mapping
-        Of both domains before and after; empty without source images.
-    """
-
-    model: TransferModel
-    chosen: str
-    results: tuple[AdaptationResult, ...]
-    distances: Mapping[str, Mapping[str, float]]
-    summary: tuple[str, ...]
-    seconds: float
-    folder: Path | None = None
-    moves: tuple[ClassMove, ...] = ()
-    maps: Mapping[str, DomainMap] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        return f"Adaptation({self.chosen!r}, {len(self.results) - 1} methods tried)"
-
-    def _repr_html_(self) -> str:
-        rows = {r.method: " ".join(r.objections) or "accepted" for r in self.results[1:]}
-        return html_table(f"Adaptation: {self.chosen}", rows)
-
-    @property
-    def is_better(self) -> bool:
-        """Whether an adapted model was chosen."""
-        return self.chosen != SOURCE
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "chosen": self.chosen,
-            "is_better": self.is_better,
-            "summary": list(self.summary),
-            "results": [result.as_dict() for result in self.results],
-            "distances": {key: dict(value) for key, value in self.distances.items()},
-            "moves": [asdict(move) for move in self.moves],
-            "seconds": self.seconds,
-        }
-
-
-SOURCE = "source"
 
 
 def adapt(
@@ -269,8 +124,8 @@ def adapt(
         Show progress; None does so in a terminal and in a notebook only.
     **settings
         Fields of `AdaptSettings`: ``budget``, ``train_from``, ``learning_rate``, ``epochs``,
-        ``batch_norm``, ``bad_files``, ``device`` and ``seed``; ``observer`` and ``no_cache``, as
-        for `headstart.fit`.
+        ``batch_norm``, ``bad_files``, ``device``, ``seed`` and ``resume``; ``observer`` and
+        ``no_cache``, as for `headstart.fit`.
 
     Raises
     ------
@@ -294,11 +149,48 @@ def adapt(
             raise UnknownNameError("setting", name, names)
     chosen = AdaptSettings(**settings)
     methods = _parse_methods(method, chosen)
+    if chosen.resume and out is None:
+        raise UsageError(
+            "`resume` is True, but there is no output folder, beside which checkpoints are. Pass "
+            "the folder of the stopped run as --out."
+        )
     loaded = model if isinstance(model, TransferModel) else load(model)
     with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
         run = _AdaptRun(loaded, chosen, store, notify)
-        run.read(target, source, evaluate_on)
-        return run.finish(run.try_methods(methods, is_auto=method == "auto"), out)
+        with _checkpoints(out, chosen, methods, notify) as folder:
+            run.read(target, source, evaluate_on)
+            tried = run.try_methods(methods, folder, is_auto=method == "auto")
+            adaptation = run.finish(tried, out)
+            _delete_checkpoints(folder, methods)
+    return adaptation
+
+
+@contextmanager
+def _checkpoints(
+    out: str | Path | None, settings: AdaptSettings, methods: Sequence[Any], notify: Observer
+) -> Iterator[Path | None]:
+    """Lock the folder of checkpoints beside the output; without --resume delete older ones."""
+    if out is None:
+        yield None
+        return
+    folder = checkpoint_folder(Path(out))
+    with locked(folder):
+        if not settings.resume and _delete_checkpoints(folder, methods):
+            notify(Noted(text=CHECKPOINT_DELETED.format(folder=folder)))
+        try:
+            yield folder
+        finally:  # an empty folder of a method says nothing
+            for method in methods:
+                with suppress(OSError):
+                    (folder / method.name).rmdir()
+
+
+def _delete_checkpoints(folder: Path | None, methods: Sequence[Any]) -> bool:
+    """Delete the checkpoints of all methods; return whether there were any."""
+    if folder is None:
+        return False
+    deleted = [delete_checkpoint(folder / method.name) for method in methods]
+    return any(deleted)
 
 
 def _parse_methods(text: str, settings: AdaptSettings) -> list[Any]:
@@ -360,7 +252,9 @@ class _AdaptRun:
             )
         return self.model.align_classes(data)
 
-    def try_methods(self, methods: Sequence[Any], *, is_auto: bool) -> list[_Tried]:
+    def try_methods(
+        self, methods: Sequence[Any], checkpoints: Path | None, *, is_auto: bool
+    ) -> list[_Tried]:
         """Adapt by each method, until the budget is used up."""
         deadline = self.started_at + self.settings.seconds
         tried: list[_Tried] = []
@@ -375,16 +269,32 @@ class _AdaptRun:
                     )
                     self.notify(Noted(text=text))
                     continue
-                session = Session(on_epoch=self._report_epoch, deadline=deadline, stop=stop)
+                session = self._session(method, checkpoints, deadline, stop)
                 try:
                     tried.append(self._try_method(method, session))
                 except UsageError as error:  # such as a backbone without BatchNorm
-                    if not is_auto:
-                        raise
+                    if not is_auto or (session.folder is not None and session.resume):
+                        raise  # also a checkpoint of another run
                     self.notify(Noted(text=f"Skipped: {method.name}. {error}"))
                 except TrainingError as error:
                     self.notify(Noted(text=f"Failed: {method.name}. {error}"))
         return tried
+
+    def _session(
+        self, method: Any, checkpoints: Path | None, deadline: float, stop: StopRequest
+    ) -> Session:
+        folder = None
+        if checkpoints is not None and method.resumes:
+            folder = checkpoints / method.name
+            with explain_write_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        return Session(
+            on_epoch=self._report_epoch,
+            folder=folder,
+            resume=self.settings.resume,
+            deadline=deadline,
+            stop=stop,
+        )
 
     def _report_epoch(self, epoch: Epoch, n_epochs: int) -> None:
         self.notify(EpochDone(epoch=epoch, n_epochs=n_epochs, measure=MEASURE))

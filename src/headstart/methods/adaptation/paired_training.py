@@ -238,6 +238,8 @@ def train_on_domains(
         As ``require_adaptable``; if the backbone has no such stage or parameters.
     """
     run = _DomainRun(method, model, domains, training, extractor)
+    if session is not None and session.resume:
+        run.score()  # the classes that the source model uses, before the checkpoint is loaded
     history = train(run.job(), run.settings, seed=method.seed, session=session)
     network = run.network
     if run.teacher is not None:
@@ -404,7 +406,7 @@ class _DomainRun:
             order=lambda epoch: np.arange(self.n),
             fetch=self._fetch,
             loss=self._loss,
-            score=self._score,
+            score=self.score,
             start_epoch=self._start_epoch,
             identity=self._identity(),
             watch=self._watch,
@@ -494,7 +496,7 @@ class _DomainRun:
         task = replace(self.model.require_task(ClassificationTask), temperature=1.0)
         return task.probabilities(logits)
 
-    def _score(self) -> Score:
+    def score(self) -> Score:
         """Mutual information on the target; also notices when one class takes over."""
         logits = self._predict()[0]
         if not np.isfinite(logits).all():
