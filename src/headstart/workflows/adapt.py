@@ -151,8 +151,8 @@ def adapt(
     methods = _parse_methods(method, chosen)
     if chosen.resume and out is None:
         raise UsageError(
-            f"`resume` is {chosen.resume}, but `out` is {out}: the checkpoints are beside the output "
-            "folder. Pass the folder of the stopped run as --out."
+            f"`resume` is {chosen.resume}, but `out` is {out}: the checkpoints are beside the "
+            "output folder. Pass the folder of the stopped run as --out."
         )
     loaded = model if isinstance(model, TransferModel) else load(model)
     with open_cache(cache, no_cache=no_cache) as store, shown(progress, observer) as notify:
