@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,15 @@ def test_wrong_input_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         call(model, cache, **settings)
+
+
+@pytest.mark.parametrize("kind", ["fcos", "fpn"])
+def test_boxes_and_masks_are_refused_before_anything_is_read(
+    model: TransferModel, cache: Cache, kind: str
+) -> None:
+    dense = replace(model, head=SimpleNamespace(kind=kind))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=rf"Expected a classifier, got a model.*'{kind}'"):
+        call(dense, cache, target="a folder that is not there", source="neither")
 
 
 def test_classes_that_the_model_does_not_know_are_refused(

@@ -227,6 +227,7 @@ class _AdaptRun:
     def read(self, target: object, source: object, evaluate_on: object) -> None:
         """Read the images, and score the source model."""
         bad_files = self.settings.bad_files
+        self.model.linear_head()  # refuse boxes and masks before the images are read
         progress_of(self.notify)("reading the images", 0, 0)
         images = readable_samples(to_samples(target), cache=self.cache, bad_files=bad_files)
         samples: Sequence[Sample] = [replace(sample, target=None) for sample in images]
