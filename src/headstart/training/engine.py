@@ -269,10 +269,12 @@ class _Run:
 
     def end(self) -> History:
         """Load the weights to keep: the last epoch's, the best one's, or an average of epochs."""
-        diverged = describe_divergence(self.history.epochs, self.history.best)
+        diverged = ""
+        if self.job.watch is None:  # a job with a watcher stops itself when it diverges
+            diverged = describe_divergence(self.history.epochs, self.history.best)
         if self.failure and self._may_retry:
             self.history.notes.append(f"{self.failure} {NOT_TRIED_AGAIN}")
-        elif diverged and self.job.watch is None:
+        elif diverged:
             self.history.notes.append(diverged)
         if self._keeps_last() and not diverged:
             if self.settings.ema:

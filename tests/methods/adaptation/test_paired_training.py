@@ -92,6 +92,21 @@ def test_one_class_that_takes_over_stops_the_method(
     assert adapted.history.steps < 40 * 3
 
 
+def test_the_last_epoch_is_kept_though_the_entropy_rises(
+    model: TransferModel, domains: Domains, extractor: Extractor
+) -> None:
+    head = model.linear_head()
+    confident = replace(head, weight=300 * head.weight, bias=0 * head.bias)
+    model = replace(model, head=confident)
+    method = Shot(training=replace(SHORT, epochs=6, schedule="constant"), learning_rate=0.05)
+    alone = replace(domains, source=None)
+    parts = PairedTraining(loss=lambda batch: batch.target.logits.square().mean())
+    history = train_on_domains(method, model, alone, parts, extractor=extractor).history
+    assert history.epochs[-1].held_out_loss > 2 * history.epochs[0].held_out_loss
+    assert history.epochs[-1].score <= history.epochs[0].score
+    assert history.best == 6
+
+
 def test_a_loss_that_is_no_number_is_reported(
     model: TransferModel, domains: Domains, extractor: Extractor
 ) -> None:
