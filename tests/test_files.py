@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from headstart.data.dataset import Sample
+from headstart.data.dataset import Boxes, Dataset, Mask, Palette, Sample
 from headstart.errors import UsageError
 from headstart.evaluation.explain import Explanation
 from headstart.files import csv_text, file_stems, hold_lock, output_path, safe_part, write_whole
@@ -21,7 +21,9 @@ from headstart.models.inference import Detections, Segmentation
 from headstart.models.prediction_files import FORMATS, write_predictions
 from headstart.models.transfer_model import Prediction
 from headstart.reports.explanations import write_explanations
+from headstart.workflows.convert import convert_data
 from headstart.workflows.run_folder import slug
+from headstart.workflows.view import view_data
 
 BAD = [
     "<..",
@@ -170,6 +172,60 @@ def test_no_heat_map_leaves_the_output_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "victim.png"]
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page
+
+
+def data_of(task, titles, classes):
+    """A data set in memory: image i has the title and the class of number i."""
+    targets = list(classes)
+    if task == "detection":
+        corner, whole = ((1.0, 2.0, 7.0, 7.0),), {"hard": (False,), "size": (8, 8)}
+        targets = [Boxes(corners=corner, labels=(name,), **whole) for name in classes]
+    if task == "segmentation":
+        palette = Palette(codes=tuple(enumerate(classes)))
+        codes = range(len(classes))
+        targets = [Mask(source=np.full((8, 8), code, np.uint8), palette=palette) for code in codes]
+    images = np.random.default_rng(0).integers(0, 256, (len(titles), 8, 8, 3), dtype=np.uint8)
+    samples = [
+        Sample(image=image, title=title, target=target)
+        for image, title, target in zip(images, titles, targets, strict=True)
+    ]
+    kind = "multiclass" if task == "classification" else task
+    return Dataset(samples=tuple(samples), classes=classes, kind=kind)
+
+
+GOOD = tuple(f"n{number}" for number in range(len(BAD)))
+BAD_CLASSES = tuple(name or "no name" for name in BAD)
+WRITTEN = [
+    ("classification", "folders"),
+    ("classification", "parquet"),
+    ("detection", "coco"),
+    ("detection", "yolo"),
+    ("segmentation", "coco"),
+    ("segmentation", "folders"),
+]
+
+
+@pytest.mark.parametrize(("task", "to"), [*WRITTEN, *((task, "page") for task in FORMATS)])
+@pytest.mark.parametrize(("titles", "classes"), [(BAD, GOOD), (GOOD, BAD_CLASSES)])
+def test_no_data_set_leaves_the_output_folder(task, to, titles, classes, tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "run").mkdir(parents=True)
+    for victim in ("victim.png", "victim.txt", "run/victim.png", "data.yaml"):
+        (outside / victim).write_text("the user's file")
+    before, data = tree(outside), data_of(task, titles, classes)
+    out = outside / "run" / ("out.html" if to == "page" else "out")
+    if to == "page":
+        view_data(data, out, no_cache=True, progress=False)
+        page = out.read_text(encoding="utf-8")
+        assert "<img src=x" not in page
+        assert "\x1b" not in page
+    else:
+        convert_data(data, out, to=to, progress=False)
+        for path in out.rglob("*"):
+            assert_safe(path.name)
+    written = tree(outside)
+    assert {path for path in written if path.parts[:2] != ("run", out.name)} == set(before)
+    assert {path: written[path] for path in before} == before
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if "\0" not in name and len(name) < 4000])

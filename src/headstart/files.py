@@ -40,6 +40,7 @@ __all__ = [
     "is_file",
     "lock_file",
     "output_path",
+    "printable",
     "publish_scratch",
     "read_bounded",
     "read_text",
@@ -57,6 +58,10 @@ LONGEST_STEM = 1_000
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 """Names of devices on Windows, with any suffix."""
 WRITTEN_SUFFIX = re.compile(r"\.(?:png|txt|json|csv|html|jpg)$", re.IGNORECASE)
+# Control characters but tab and line end, and marks that change the direction of the text.
+CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
+)
 MOST_YAML_BYTES = 1_000_000
 MOST_TEXT_BYTES = 100_000_000
 """Largest list of names or labels; a million lines have about 50 MB."""
@@ -355,6 +360,22 @@ def _remove_scratch(folder: Path) -> None:
                 path.unlink(missing_ok=True)
         (folder / SCRATCH_LOCK).unlink(missing_ok=True)
         folder.rmdir()
+
+
+def printable(text: str) -> str:
+    r"""Show control characters as escapes, so that a terminal does not obey them.
+
+    Examples
+    --------
+    >>> printable("cat\x1b[2J")
+    'cat\\x1b[2J'
+    """
+    return CONTROL.sub(lambda match: _as_escape(match.group()), text)
+
+
+def _as_escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def csv_text(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

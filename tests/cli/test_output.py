@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.cli.output import print_line, printable, use_safe_streams, wrap
+from headstart.cli.output import print_line, use_safe_streams, wrap
 from headstart.cli.terminal import SafeConsole, Terminal
+from headstart.files import printable
 from headstart.workflows.events import Noted, Progressed
 
 NAMES = ("日本🍕", "red\x1b[31m\x1b]0;title\x07")

@@ -14,6 +14,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from headstart.files import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,6 @@ __all__ = [
     "echo",
     "emit",
     "print_line",
-    "printable",
     "say",
     "use_safe_streams",
     "use_utf8_names",
@@ -43,11 +44,6 @@ SPELLINGS = {
     "’": "'",
 }
 """Signs that Headstart prints itself, and their spelling in ASCII."""
-
-# Control characters but tab and line end, and marks that change the direction of the text.
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
-)
 
 _UNITS = (
     "%|ms|s|min|m|h|B|kB|MB|GB|KiB|MiB|GiB|pixels?|images?|epochs?|steps?|points?|seconds?|"
@@ -97,22 +93,6 @@ def use_utf8_names() -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     environment = {"PYTHONIOENCODING": encoding, **os.environ, "PYTHONUTF8": "1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606
-
-
-def printable(text: str) -> str:
-    r"""Show control characters as escapes, so that a terminal does not obey them.
-
-    Examples
-    --------
-    >>> printable("cat\x1b[2J")
-    'cat\\x1b[2J'
-    """
-    return _CONTROL.sub(lambda match: _escape(match.group()), text)
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def wrap(text: str, width: int, *, first: int = 0, hanging: int = 0) -> list[str]:

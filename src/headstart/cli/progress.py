@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from headstart.cli.heartbeat import Heartbeat
-from headstart.cli.output import print_line, printable
+from headstart.cli.output import print_line
 from headstart.cli.terminal import (
     IDLE_SECONDS,
     LONG_STEP_SECONDS,
@@ -27,6 +27,7 @@ from headstart.cli.terminal import (
     prints_epoch,
 )
 from headstart.errors import UsageError
+from headstart.files import printable
 
 if TYPE_CHECKING:
     from headstart.workflows.events import DataReady, Event, Observer, Progressed

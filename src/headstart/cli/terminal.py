@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.segment import Segment
 
 from headstart.cli.heartbeat import Heartbeat
-from headstart.cli.output import print_line, printable
+from headstart.cli.output import print_line
 from headstart.cli.tables import (
     show_data,
     show_decision,
@@ -28,6 +28,7 @@ from headstart.cli.tables import (
     show_summary,
     stage_table,
 )
+from headstart.files import printable
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType

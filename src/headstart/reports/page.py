@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from headstart.data.dataset import Dataset, Sample, labels_of
 from headstart.data.images import decode
 from headstart.data.splits import evenly_spaced
 from headstart.errors import UnreadableImageError
+from headstart.files import printable
 from headstart.reports import charts
 from headstart.reports.glossary import link_term
 from headstart.runtime import cores
@@ -147,7 +148,13 @@ def page_template(name: str) -> Template:
     """
     from urllib.parse import quote
 
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
+
+    class SafeTemplate(Template):
+        """A template whose text does no harm in a terminal, whatever a name contains."""
+
+        def render(self, *args: Any, **kwargs: Any) -> str:
+            return printable(super().render(*args, **kwargs))
 
     environment = Environment(
         loader=PackageLoader("headstart.reports"),
@@ -156,6 +163,7 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.template_class = SafeTemplate
     environment.filters.update(
         address=quote,
         amount=_format_count,

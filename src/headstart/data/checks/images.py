@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import pairwise
 from typing import Literal
 
@@ -343,7 +344,7 @@ def _is_series(names: Sequence[str]) -> bool:
     parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL) for name in names]
     if not all(parts) or len({(part[1], part[3]) for part in parts if part}) > 1:
         return False
-    numbers = sorted(int(part[2]) for part in parts if part)
+    numbers = sorted(Decimal(part[2]) for part in parts if part)  # int() has a limit
     return all(after - before <= MAX_STEP for before, after in pairwise(numbers))
 
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -143,9 +144,12 @@ def natural_key(text: str) -> tuple[object, ...]:
     --------
     >>> sorted(["class10", "Class1", "class2"], key=natural_key)
     ['Class1', 'class2', 'class10']
+    >>> sorted(["8" * 5000, "7"], key=natural_key) == ["7", "8" * 5000]
+    True
     """
     parts = re.split(r"(\d+)", text)
-    numbers = (int(part) if i % 2 else part.casefold() for i, part in enumerate(parts))
+    # int() refuses more than 4,300 digits.
+    numbers = (Decimal(part) if i % 2 else part.casefold() for i, part in enumerate(parts))
     return (tuple(numbers), text)
 
 
