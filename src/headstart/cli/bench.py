@@ -20,7 +20,7 @@ Labelled = Annotated[
     Path | None, typer.Option(help="Labelled images, as for evaluate, for the scores.")
 ]
 Formats = Annotated[
-    str, typer.Option(help="Runtimes, with commas between them: torch, onnx, openvino.")
+    str, typer.Option(help="Runtimes, with commas between them: torch, onnx, onnx-int8, openvino.")
 ]
 Target = Annotated[
     str | None,
@@ -32,6 +32,11 @@ Timed = Annotated[
     int, typer.Option(help="Images that are timed for each model and runtime, at least 20.")
 ]
 
+Int8 = Annotated[
+    Path | None,
+    typer.Option(help="Labelled images for onnx-int8, as for export: they calibrate the file."),
+]
+
 
 def bench(
     models: Models,
@@ -39,6 +44,7 @@ def bench(
     formats: Formats = "torch,onnx",
     target: Target = None,
     images: Timed = 100,
+    int8: Int8 = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure time, throughput, size and score of models on the CPU.
@@ -54,6 +60,7 @@ def bench(
         formats=formats,
         target=target,
         images=images,
+        int8=int8,
         progress=False if as_json else None,
     )
     if as_json:

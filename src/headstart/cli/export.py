@@ -40,6 +40,21 @@ CheckImages = Annotated[
     ),
 ]
 
+Int8 = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write 8-bit integers. Labelled images: training images of the model calibrate the "
+        "file, the others compare its accuracy with float32. Only with --to onnx."
+    ),
+]
+AllowLoss = Annotated[
+    bool,
+    typer.Option(
+        "--allow-loss",
+        help="Keep an 8-bit file that loses more than 1 point of accuracy beyond chance.",
+    ),
+]
+
 
 def export(
     model: ModelFolder,
@@ -47,6 +62,8 @@ def export(
     out: Out = None,
     input: Input = None,  # noqa: A002 - the flag's name
     images: CheckImages = None,
+    int8: Int8 = None,
+    allow_loss: AllowLoss = False,
     as_json: AsJson = False,
 ) -> None:
     """Export a classifier as a file that runs without Headstart.
@@ -60,7 +77,9 @@ def export(
 
     with terminal(as_json) as display:
         display.progress(f"exporting {model} to {to}", 0, 0)
-        exported = run_export(model, to, out=out, input=input, images=images)
+        exported = run_export(
+            model, to, out=out, input=input, images=images, int8=int8, allow_loss=allow_loss
+        )
     if as_json:
         emit(exported.as_dict())
     else:
@@ -70,6 +89,8 @@ def export(
 def _print_export(exported: Export) -> None:
     names = ", ".join([str(exported.path), *(file.name for file in exported.files[1:])])
     say(exported.certificate.sentence())
+    for sentence in () if exported.int8 is None else exported.int8.sentences():
+        say(sentence)
     say(f"Written: {names} ({exported.size / 1e6:.1f} MB) and {exported.certificate_path.name}")
     if exported.path.suffix != ".pt2":
         say(f"Next: `headstart predict {exported.path} IMAGES`")

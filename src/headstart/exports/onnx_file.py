@@ -21,7 +21,13 @@ MOST_BYTES = 2_000_000_000
 """Protocol buffers, the format of ONNX files, hold at most 2 GB."""
 
 
-def onnx_file(model: TransferModel, entries: Mapping[str, str], *, takes_images: bool) -> bytes:
+def onnx_file(
+    model: TransferModel,
+    entries: Mapping[str, str],
+    *,
+    takes_images: bool,
+    network: ModelProto | None = None,
+) -> bytes:
     """Write a model as the content of one ONNX file.
 
     Parameters
@@ -33,6 +39,8 @@ def onnx_file(model: TransferModel, entries: Mapping[str, str], *, takes_images:
     takes_images : bool
         Put the preprocessing into the graph: the input is then ``image``, uint8 (height, width, 3)
         of any size. Otherwise the input is ``pixels``, float32 (n, 3, height, width), normalised.
+    network : ModelProto, optional
+        The network's graph, if it was converted before.
 
     Raises
     ------
@@ -46,7 +54,7 @@ def onnx_file(model: TransferModel, entries: Mapping[str, str], *, takes_images:
     _require_packages()
     import onnx
 
-    graph = convert(model)
+    graph = convert(model) if network is None else _copy(network)
     if takes_images:
         graph = _with_preprocessing(graph, model.backbone.spec.preprocess)
     onnx.helper.set_model_props(graph, dict(entries))
@@ -94,6 +102,12 @@ def convert(model: TransferModel) -> ModelProto:
     if program is None:
         raise ExportError(f"{spec.name} cannot be exported to onnx. Export it with --to pt2.")
     return _without_traces(program.model_proto)
+
+
+def _copy(graph: ModelProto) -> ModelProto:
+    copy = type(graph)()
+    copy.CopyFrom(graph)
+    return copy
 
 
 def _without_traces(graph: ModelProto) -> ModelProto:

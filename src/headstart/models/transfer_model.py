@@ -363,7 +363,7 @@ class TransferModel:
         ----------
         to : {"onnx", "openvino", "pt2"}
         **settings
-            ``out``, ``input`` and ``images``.
+            ``out``, ``input``, ``images``, ``int8`` and ``allow_loss``.
 
         Returns
         -------

@@ -9,5 +9,6 @@ compare_files.py (files of a comparison), resolve.py (settings that the data dec
 auto_backbones.py (backbones on this machine), events.py (events and the log), callbacks.py
 (functions that get the events and may stop the run), run.py (what ``fit`` returns), run_folder.py
 (the files of a run) and tracking.py (TensorBoard and MLflow).
-lead.py holds the requirement that a model beats the baselines.
+lead.py holds the requirement that a model beats the baselines, quantise.py the part of an export
+with 8-bit integers.
 """

@@ -28,12 +28,13 @@ from headstart.runtime import machine
 from headstart.serving.predictor import Predictor, require_predictions
 from headstart.workflows.evaluate import evaluate_model
 from headstart.workflows.events import Observer, Progressed, shown
-from headstart.workflows.export import export
+from headstart.workflows.export import FORMATS, Export, export
 
 __all__ = ["BENCH_FORMATS", "Bench", "Measurement", "bench", "parse_target"]
 
-BENCH_FORMATS = ("torch", "onnx", "openvino")
+BENCH_FORMATS = ("torch", "onnx", "onnx-int8", "openvino")
 """Runtimes that can be measured: those that ``headstart predict`` can use."""
+INT8 = "onnx-int8"
 BATCH = 16
 """Images that are predicted together to measure the throughput."""
 SMALLER = "headstart fit TRAINING_IMAGES --backbone torchvision/mobilenet_v3_small"
@@ -152,6 +153,7 @@ def bench(
     formats: str | Sequence[str] = ("torch", "onnx"),
     target: str | float | None = None,
     images: int = 100,
+    int8: object = None,
     cache: Cache | bool | None = None,
     progress: bool | None = None,
 ) -> Bench:
@@ -164,11 +166,14 @@ def bench(
     data : str, Path, Dataset or object, optional
         Labelled images, as for `headstart.evaluate`, for the scores.
     formats : str or sequence of str
-        Of "torch", "onnx" and "openvino"; a text has commas between them.
+        Of "torch", "onnx", "onnx-int8" and "openvino"; a text has commas between them.
     target : str or float, optional
         Largest accepted time for an image: "20ms", "0.5s", or milliseconds.
     images : int
         Images that are timed for each model and runtime, at least 20.
+    int8 : str, Path, Dataset or object, optional
+        Labelled images for "onnx-int8", as for `headstart.export`. Any loss is accepted: pass
+        ``data`` to see it.
     cache : Cache or bool, optional
         By default the user's; False for an empty one.
     progress : bool, optional
@@ -197,6 +202,7 @@ def bench(
     """
     folders = [models] if isinstance(models, (str, Path)) else list(models)
     names = _split_formats(formats)
+    _require_int8_images(names, int8)
     limit = None if target is None else parse_target(target)
     if not folders:
         raise UsageError(f"`models` is {models!r}. Pass at least one model folder.")
@@ -205,7 +211,7 @@ def bench(
     with (
         open_cache(cache) as store,
         shown(progress, None) as notify,
-        _opened(folders, names, notify) as opened,
+        _opened(folders, names, int8, notify) as opened,
     ):
         scores: list[tuple[str, Interval]] = []
         for name, _, model, _ in opened:
@@ -276,7 +282,7 @@ Opened = tuple[str, str, AnyModel, int]
 
 @contextmanager
 def _opened(
-    folders: Sequence[str | Path], formats: Sequence[str], notify: Observer
+    folders: Sequence[str | Path], formats: Sequence[str], int8: object, notify: Observer
 ) -> Iterator[list[Opened]]:
     """Export each model to each format in a temporary folder, and open all of them."""
     with scratch_folder(name="bench") as scratch:
@@ -290,10 +296,24 @@ def _opened(
                     opened.append((str(folder), kind, model, size))
                     continue
                 notify(Progressed(step=f"exporting {folder} to {kind}", done=0, total=0))
-                suffix = {"onnx": ".onnx", "openvino": ".xml"}[kind]
-                exported = export(model, kind, out=scratch / f"{number}{suffix}")
+                exported = _export(model, kind, scratch / f"{number}-{kind}", int8)
                 opened.append((str(folder), kind, ExportedModel.open(exported.path), exported.size))
         yield opened
+
+
+def _export(model: TransferModel, kind: str, path: Path, int8: object) -> Export:
+    if kind == INT8:
+        return export(model, "onnx", out=f"{path}.onnx", int8=int8, allow_loss=True)
+    return export(model, kind, out=f"{path}{FORMATS[kind][-1]}")
+
+
+def _require_int8_images(formats: Sequence[str], int8: object) -> None:
+    if (INT8 in formats) != (int8 is not None):
+        raise UsageError(
+            f"--formats is {','.join(formats)!r}, and --int8 "
+            f"{'is missing' if int8 is None else 'is given'}. Pass both {INT8} in --formats and "
+            "--int8 IMAGES (labelled images for the calibration), or neither."
+        )
 
 
 def _require_formats(model: TransferModel, folder: str | Path, formats: Sequence[str]) -> None:

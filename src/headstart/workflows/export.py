@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ from headstart.models.saving import load
 from headstart.models.tasks import ClassificationTask
 from headstart.models.transfer_model import TransferModel
 from headstart.runtime import versions
+from headstart.workflows.quantise import Int8Check, choose_images, int8_file
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 __all__ = ["FORMATS", "Export", "export"]
 
@@ -43,13 +47,17 @@ class Export:
     path : Path
         The file.
     certificate : Certificate
+        With ``int8``: that of the same file in float32.
     certificate_path : Path
         The certificate as JSON, beside the file.
+    int8 : Int8Check, optional
+        Accuracy before and after, if the file has 8-bit integers.
     """
 
     path: Path
     certificate: Certificate
     certificate_path: Path
+    int8: Int8Check | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -70,6 +78,7 @@ class Export:
             "bytes": self.size,
             "certificate_file": str(self.certificate_path),
             "certificate": self.certificate.as_dict(),
+            **({} if self.int8 is None else {"int8": self.int8.as_dict()}),
         }
 
 
@@ -80,6 +89,8 @@ def export(
     out: str | Path | None = None,
     input: str | None = None,  # noqa: A002 - the flag's name
     images: object = None,
+    int8: object = None,
+    allow_loss: bool = False,
 ) -> Export:
     """Export a classifier as one file, and check that its predictions are those of the model.
 
@@ -99,6 +110,12 @@ def export(
         formats: the file takes normalised pixels, float32 of shape (n, 3, height, width).
     images : path, bytes, PIL image, array, or a sequence of these, optional
         Images to check in addition to the photographs that are always checked.
+    int8 : str, Path, Dataset or object, optional
+        Labelled images, as for `headstart.fit`: the file gets 8-bit integers. Training images of
+        the model calibrate it; its accuracy is compared with float32 on the others. Only with
+        "onnx".
+    allow_loss : bool
+        Accept an 8-bit file that loses more than 1 point of accuracy beyond chance.
 
     Returns
     -------
@@ -109,7 +126,10 @@ def export(
     UsageError
         If the model is not fitted, its task cannot be exported, or the file exists.
     ExportError
-        If the network cannot be converted, or the file disagrees with the model. No file is kept.
+        If the network cannot be converted, the file disagrees with the model, or 8-bit integers
+        lose too much. No file is kept.
+    DataError
+        If the images cannot be used.
     MissingExtraError
         If a package of the extra ``export`` is missing.
     SetupError
@@ -124,21 +144,30 @@ def export(
     if to not in FORMATS:
         raise UnknownNameError("format", to, FORMATS)
     takes_images = _takes_images(to, input)
+    _require_int8_format(to, int8, allow_loss)
     path = _choose_path(model, to, out)
     loaded = model if isinstance(model, TransferModel) else load(model)
     entries = to_entries(_describe(loaded, "image" if takes_images else "batch"))
-    contents = _contents(loaded, to, entries, takes_images=takes_images)
+    labelled = None if int8 is None else choose_images(loaded, int8)
+    network = None if labelled is None else _convert(loaded)
+    contents = _contents(loaded, to, entries, takes_images=takes_images, network=network)
     beside = path.with_name(f"{path.name}.certificate.json")
+    check: Int8Check | None = None
     try:
         with scratch_folder(path.parent, path.name) as folder:
             for suffix, content in contents.items():
                 (folder / f"{DEFAULT_NAME}{suffix}").write_bytes(content)
             draft = _open_draft(folder / f"{DEFAULT_NAME}{path.suffix.lower()}", entries)
             certificate = _certify(loaded, draft, images)
-        certificate.require_agreement()
+            certificate.require_agreement()
+            if labelled is not None and network is not None:
+                contents[path.suffix.lower()], check = int8_file(
+                    loaded, network, entries, labelled, draft, folder=folder, allow_loss=allow_loss
+                )
+        exported = Export(path=path, certificate=certificate, certificate_path=beside, int8=check)
         _write_all(
             {
-                beside: json_text(certificate.as_dict(), indent=1).encode(),
+                beside: json_text(_certificate_record(exported), indent=1).encode(),
                 **{path.with_suffix(suffix): content for suffix, content in contents.items()},
             }
         )
@@ -146,7 +175,32 @@ def export(
         raise SetupError(
             f"Cannot write {path}: {error}. Free disk space, or pass another --out."
         ) from error
-    return Export(path=path, certificate=certificate, certificate_path=beside)
+    return exported
+
+
+def _certificate_record(exported: Export) -> dict[str, Any]:
+    """The certificate as plain types; with 8-bit integers also their own rule and numbers."""
+    record = exported.certificate.as_dict()
+    return record if exported.int8 is None else {**record, "int8": exported.int8.as_dict()}
+
+
+def _require_int8_format(to: str, int8: object, allow_loss: bool) -> None:
+    if int8 is not None and to != "onnx":
+        raise UsageError(
+            f"`int8` writes a file for ONNX Runtime, but `to` is {to!r}. Pass --to onnx, or leave "
+            "--int8 out."
+        )
+    if allow_loss and int8 is None:
+        raise UsageError(
+            f"`allow_loss` is {allow_loss}, but `int8` is {int8}. Pass --int8 IMAGES too, or leave "
+            "--allow-loss out."
+        )
+
+
+def _convert(model: TransferModel) -> ModelProto:
+    from headstart.exports import onnx_file
+
+    return onnx_file.convert(model)
 
 
 def _endings(path: Path) -> tuple[str, ...]:
@@ -210,7 +264,12 @@ def _choose_path(model: TransferModel | str | Path, to: str, out: str | Path | N
 
 
 def _contents(
-    model: TransferModel, to: str, entries: Mapping[str, str], *, takes_images: bool
+    model: TransferModel,
+    to: str,
+    entries: Mapping[str, str],
+    *,
+    takes_images: bool,
+    network: ModelProto | None,
 ) -> dict[str, bytes]:
     """Contents of the files by their endings."""
     if to == "openvino":
@@ -223,7 +282,8 @@ def _contents(
         return {".pt2": torch_file(model, entries)}
     from headstart.exports.onnx_file import onnx_file
 
-    return {".onnx": onnx_file(model, entries, takes_images=takes_images)}
+    content = onnx_file(model, entries, takes_images=takes_images, network=network)
+    return {".onnx": content}
 
 
 def _describe(model: TransferModel, input_kind: str) -> dict[str, Any]:
