@@ -53,6 +53,7 @@ PUBLIC = [
     "bench",
     "compare",
     "convert_data",
+    "distill",
     "evaluate",
     "evaluate_episodes",
     "explain",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from headstart.workflows.bench import bench
     from headstart.workflows.compare import compare
     from headstart.workflows.convert import convert_data
+    from headstart.workflows.distill import distill
     from headstart.workflows.episodes import evaluate_episodes
     from headstart.workflows.evaluate import evaluate
     from headstart.workflows.explain import explain
@@ -90,6 +91,7 @@ _HOMES = {
     "bench": "headstart.workflows.bench",
     "compare": "headstart.workflows.compare",
     "convert_data": "headstart.workflows.convert",
+    "distill": "headstart.workflows.distill",
     "evaluate": "headstart.workflows.evaluate",
     "evaluate_episodes": "headstart.workflows.episodes",
     "explain": "headstart.workflows.explain",
@@ -146,6 +148,7 @@ __all__ = [
     "bench",
     "compare",
     "convert_data",
+    "distill",
     "evaluate",
     "evaluate_episodes",
     "explain",

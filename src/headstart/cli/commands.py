@@ -13,6 +13,7 @@ import typer
 
 from headstart.cli.adapt import adapt
 from headstart.cli.bench import bench
+from headstart.cli.distill import distill
 from headstart.cli.export import export
 from headstart.cli.options import (
     AllowOverlap,
@@ -456,6 +457,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     rank,
     compare,
     adapt,
+    distill,
     explain,
     export,
     bench,

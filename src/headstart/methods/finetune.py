@@ -44,6 +44,12 @@ from headstart.training.objectives import FitHead, Objective
 from headstart.training.optim import Training
 from headstart.training.penalty_search import Problem, search_penalty
 from headstart.training.regularisation.penalties import Regularisation
+from headstart.training.regularisation.teacher import (
+    Distillation,
+    Teacher,
+    open_teacher,
+    read_teacher,
+)
 from headstart.training.regularisation.terms import penalty_factory
 from headstart.training.settings import Settings, SharedSettings
 from headstart.training.trainer import (
@@ -130,6 +136,8 @@ class Finetune(SharedSettings):
     activation_cache : {"auto", "on", "off"}
         Cache the outputs of constant stages. ``auto`` does where it saves time; the result is the
         same.
+    distillation : Distillation
+        A trained model whose outputs the network learns, too.
     regularisation : Regularisation
         Penalties that keep the network near its start.
     wise_ft : float
@@ -168,6 +176,7 @@ class Finetune(SharedSettings):
     dropout: float = 0.0
     activation_cache: ActivationCacheMode = "auto"
     regularisation: Regularisation = field(default_factory=Regularisation)
+    distillation: Distillation = field(default_factory=Distillation)
     wise_ft: float = 1.0
 
     @classmethod
@@ -200,6 +209,11 @@ class Finetune(SharedSettings):
         for name in ("dropout", "stoch_norm"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"`{name}` must be from 0 to below 1, got {getattr(self, name)}.")
+        if (self.mixup or self.cutmix) and not self.distillation.is_off:
+            raise UsageError(
+                f"`mixup` is {self.mixup} and `cutmix` is {self.cutmix}, but the outputs of the "
+                "teacher are those of whole images. Leave out --mixup, --cutmix or --teacher."
+            )
         if self.lora_rank < 1:
             raise UsageError(f"`lora_rank` must be 1 or more, got {self.lora_rank}.")
         averages = self.wise_ft < 1 or self.training.ema or self.training.soup
@@ -218,10 +232,14 @@ class Finetune(SharedSettings):
         ------
         DataError
             If fewer than two classes have images, or a class has them in one group only.
+        ModelFileError, UsageError
+            If there is no such teacher, or it has other classes.
         """
         require_fitting(self, train)
         # One image per class is for validation, and the probe needs two folds of the others.
         require_two_of_each(train, least=3 if self._fits_head(train) else 2)
+        if not self.distillation.is_off:
+            open_teacher(self.distillation, train)
 
     def outline(self, model: TransferModel, train: Dataset, *, extractor: Extractor) -> Outline:
         """Describe what would train.
@@ -293,14 +311,15 @@ class Finetune(SharedSettings):
             storage=cache_plan.storage,
             seed=self.seed,
         )
+        teacher = read_teacher(self.distillation, train, extractor)
         output = train_network(
             network,
             objective,
             settings,
             input_source=input_source,
             session=session,
-            identity=self._identity(model),
-            penalty=penalty_factory(network, backbone, train, self.regularisation),
+            identity=self._identity(model, teacher),
+            penalty=penalty_factory(network, backbone, train, self.regularisation, teacher),
         )
         state = self._merged_state(network, output.state)
         return trained_model(
@@ -402,9 +421,10 @@ class Finetune(SharedSettings):
         network = backbone.copy(), plan, head
         return adapt_statistics(source, network, train.samples, self.augmentation)
 
-    def _identity(self, model: TransferModel) -> dict[str, Any]:
+    def _identity(self, model: TransferModel, teacher: Teacher | None) -> dict[str, Any]:
         """Name what decides the training: the weights before any statistics were adapted."""
-        return {"method": resume_identity(self), "weights": model.backbone.identity.hex()}
+        values = {"method": resume_identity(self), "weights": model.backbone.identity.hex()}
+        return values if teacher is None else {**values, "teacher": teacher.fingerprint}
 
     def _cache_plan(
         self,

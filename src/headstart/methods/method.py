@@ -174,6 +174,8 @@ def resume_identity(method: Any) -> dict[str, Any]:
     values = described(method)
     if "activation_cache" in values:  # its name in checkpoints that were saved before it changed
         values["boundary_cache"] = values.pop("activation_cache")
+    if not values.get("distillation", {}).get("teacher"):  # checkpoints without it do not name it
+        values.pop("distillation", None)
     return values
 
 

@@ -4,7 +4,7 @@ Read backbone_names.py (names of backbones), duration.py (durations), recipe.py 
 run), comparison_recipe.py (those of a comparison), config.py (the same from a file),
 verb_settings.py (settings of comparisons and rankings), fit.py, predict.py, evaluate.py,
 episodes.py (few-shot heads), plan.py, compare.py, rank.py, explain.py, export.py, bench.py,
-serve.py, watch.py, adapt.py with adaptation.py, view.py and convert.py (the verbs),
+serve.py, watch.py, adapt.py with adaptation.py, distill.py, view.py and convert.py (the verbs),
 compare_files.py (files of a comparison), resolve.py (settings that the data decide),
 auto_backbones.py (backbones on this machine), events.py (events and the log), callbacks.py
 (functions that get the events and may stop the run), run.py (what ``fit`` returns), run_folder.py

@@ -29,6 +29,7 @@ from headstart.training.regularisation.penalties import (
     lwf,
     relation,
 )
+from headstart.training.regularisation.teacher import Teacher, teacher_term
 from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ term needs the source, it does not run; then the network's own outputs are passe
 
 
 def penalty_factory(
-    network: Network, backbone: FrozenBackbone, train: Dataset, settings: Regularisation
+    network: Network,
+    backbone: FrozenBackbone,
+    train: Dataset,
+    settings: Regularisation,
+    teacher: Teacher | None = None,
 ) -> Callable[[Inputs], Penalty] | None:
     """Make a function that creates the penalty of a training.
 
@@ -76,12 +81,14 @@ def penalty_factory(
     train : Dataset
         The training images.
     settings : Regularisation
+    teacher : Teacher, optional
+        Adds the distance to the outputs of a teacher.
 
     Returns
     -------
     callable or None
-        None if every penalty is off. Penalties are differentiable scalars; no gradient flows into
-        the source.
+        None if every penalty is off and there is no teacher. Penalties are differentiable scalars;
+        no gradient flows into the source.
 
     Raises
     ------
@@ -105,7 +112,7 @@ def penalty_factory(
     >>> callable(penalty_factory(network, backbone, data, Regularisation(l2_sp=0.1)))
     True
     """
-    if settings.is_off:
+    if settings.is_off and teacher is None:
         return None
     _require_possible(network, train, settings)
     needing_classifier = [n for n in ("ewc", "lwf", "co_tuning") if getattr(settings, n)]
@@ -123,6 +130,8 @@ def penalty_factory(
         )
         network.set_inference()
         terms = [make_term(context) for names, make_term in _TERMS if context.uses(*names)]
+        if teacher is not None:
+            terms.append(teacher_term(teacher, network.device))
         return _add_terms(context, terms)
 
     return make_penalty
