@@ -51,6 +51,7 @@ def test_both_students_are_runs_and_the_gain_is_paired(data, teacher, tmp_path):
     assert headstart.load(found.alone.folder).record["method"]["distillation"]["teacher"] == ""
     stored = json.loads((found.run.folder / "distill.json").read_text())
     assert stored["sentences"] == list(found.sentences)
+    assert found.n_seen == 0  # the same split
     assert "significant" in found.sentences[1]
     assert "teacher" in found.sentences[0]
 
@@ -66,3 +67,10 @@ def test_the_command_refuses_other_classes_before_training(teacher, tmp_path):
     result = CliRunner().invoke(app, [*map(str, given), "--offline"])
     assert "does not know the classes" in str(result.exception)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_teacher_that_has_seen_the_test_images_is_named(data, teacher, tmp_path):
+    settings = {"train_from": "head", "epochs": 1, "offline": True, "seed": 1}
+    found = headstart.distill(teacher, str(data), STUDENT, out=tmp_path / "s", **settings)
+    assert 0 < found.n_seen <= len(found.run.prepared.test)
+    assert f"trained on {found.n_seen} of these images" in found.sentences[-1]

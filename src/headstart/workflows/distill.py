@@ -20,6 +20,7 @@ from headstart.metrics.confidence_intervals import proportion_interval as accura
 from headstart.metrics.validation import json_text
 from headstart.models.transfer_model import TransferModel
 from headstart.training.regularisation.teacher import Distillation, open_teacher
+from headstart.workflows.evaluate import short_digest
 from headstart.workflows.events import Noted, Observer, shown
 from headstart.workflows.fit import fit
 from headstart.workflows.run import Run
@@ -46,6 +47,8 @@ class Distilled:
         Accuracy of the distilled student minus that of the student alone, paired by image.
     megabytes : pair of float
         Size of the teacher's and the student's backbone in float32.
+    n_seen : int
+        Number of test images that the teacher was trained on.
     """
 
     run: Run
@@ -53,6 +56,7 @@ class Distilled:
     teacher: Interval
     gain: Interval
     megabytes: tuple[float, float]
+    n_seen: int = 0
 
     @property
     def helps(self) -> bool:
@@ -70,10 +74,15 @@ class Distilled:
         scores = f"student with the teacher {accuracy[0]}, student alone {accuracy[1]}"
         interval = f"[{self.gain.low:+.3f}, {self.gain.high:+.3f}]"
         sizes = f"{self.megabytes[1]:.1f} MB, the teacher's {self.megabytes[0]:.1f} MB"
+        seen = (
+            f"The teacher was trained on {self.n_seen} of these images: the accuracies may be "
+            "too high. Train it on the same data with the same --seed and --test-fraction."
+        )
         return (
             f"Accuracy on {n} test images: teacher {self.teacher}, {scores}.",
             f"With the teacher minus alone: {self.gain.value:+.3f} {interval}, {verdict}.",
             f"The student's backbone has {sizes}.",
+            *((seen,) if self.n_seen else ()),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,6 +95,7 @@ class Distilled:
             "gain": self.gain.as_dict(),
             "helps": self.helps,
             "megabytes": list(self.megabytes),
+            "test_images_seen_by_teacher": self.n_seen,
         }
 
 
@@ -177,6 +187,7 @@ def distill(  # noqa: PLR0913 - one argument a flag
         alone = fit(data, out=target.with_name(f"{target.name}-alone"), **common)
         test = run.prepared.test
         model, order = open_teacher(teaching, test)
+        learned_from = set(model.record.get("learned_from", ()))
         correct = _correct(model, order, test, Extractor(cache=store, engine="fp32"))
         distilled = Distilled(
             run=run,
@@ -184,6 +195,7 @@ def distill(  # noqa: PLR0913 - one argument a flag
             teacher=accuracy_interval(correct, test.groups()),
             gain=_gain(run, alone),
             megabytes=(_megabytes(model), _megabytes(run.model)),
+            n_seen=sum(short_digest(sample) in learned_from for sample in test.samples),
         )
         write_whole(run.folder / "distill.json", json_text(distilled.as_dict(), indent=1))
     return distilled
