@@ -91,6 +91,14 @@ def test_stems_are_safe_and_differ(names):
         assert len(stem.encode()) <= 1100
 
 
+@pytest.mark.parametrize("names", [["/"], ["/", "/"], ["//", "a"], [""], ["", "."]])
+def test_names_without_a_last_part_get_one(names):
+    stems = file_stems(names)
+    assert len(set(stems)) == len(names)
+    for part in "/".join(stems).split("/"):
+        assert_safe(part)
+
+
 def test_ordinary_names_stay_as_they_are():
     names = ["a/leaf 1.jpg", "a/b/größe-2.png", "a/b/it's (3).tif"]
     assert file_stems(names) == ("leaf 1", "b/größe-2", "b/it's (3)")

@@ -139,7 +139,9 @@ def file_stems(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _clean_stem(path: Path) -> str:
-    parts = [safe_part(part) for part in path.with_suffix("").parts]
+    # The name "/" leaves an empty path.
+    named = path.with_suffix("").parts if path.name else ("_",)
+    parts = [safe_part(part) for part in named]
     # A folder "1.png" would be in the way of the file "1.png" of an image "1".
     folders = [WRITTEN_SUFFIX.sub(lambda m: m.group().replace(".", "_"), p) for p in parts[:-1]]
     stem = "/".join([*folders, *parts[-1:]])

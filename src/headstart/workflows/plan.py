@@ -207,7 +207,9 @@ def describe_trainings(
     ('0 trainings will run: 3 seeds.',)
     """
     count, duration = len(trainings), ""
-    has_steps = any(one.method is None or one.method.resumes for one in trainings)
+    has_steps = any(
+        one.method.resumes if one.method else recipe.race_seconds > 0 for one in trainings
+    )
     if has_steps or sum(len(one.parts[0]) for one in trainings) >= ESTIMATE_FROM:
         seconds = _estimate_trainings(trainings, recipe, cache)
         duration = f" in at most about {_format_seconds(seconds)}"
