@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from headstart.data.dataset import html_fields
 from headstart.errors import UsageError
+from headstart.training.losses.distillation import kd
 from headstart.training.weight_averaging import at_least_float32
 
 if TYPE_CHECKING:
@@ -316,14 +317,10 @@ def lwf(logits: Tensor, old_logits: Tensor, temperature: float = 2.0) -> Tensor:
     >>> lwf(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])).abs() < 1e-6
     tensor(True)
     """
-    from torch.nn.functional import kl_div
-
     _require_same_shape(logits, old_logits)
     if not temperature > 0:
         raise UsageError(f"`temperature` must be above 0, got {temperature}. The usual value is 2.")
-    new = (at_least_float32(logits) / temperature).log_softmax(dim=1)
-    old = (at_least_float32(old_logits.detach()) / temperature).log_softmax(dim=1)
-    return kl_div(new, old, log_target=True, reduction="batchmean") * temperature**2
+    return kd(logits, old_logits, temperature)
 
 
 def _channel_distances(new: Tensor, old: Tensor) -> Tensor:
